@@ -1,0 +1,35 @@
+"""The errors minires raises on purpose: each says what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+
+class MiniresError(ValueError):
+    """Base of every error that a user can cause and mend.
+
+    ``where`` is the path of the layer in which it happened; a module fills it in when the error
+    passes through, so an operation need not know who called it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" if self.where else self.message
+
+
+class ShapeError(MiniresError):
+    """An array has the wrong rank, shape or dtype for an operation."""
+
+
+class DataError(MiniresError):
+    """A data set or a picture cannot be read or used."""
+
+
+class CheckpointError(MiniresError):
+    """A weight file or checkpoint is damaged or belongs to another model."""
+
+
+class ConfigError(MiniresError):
+    """A name or an option is unknown or does not fit."""

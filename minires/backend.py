@@ -1,0 +1,301 @@
+"""Arrays and devices: the only file that imports CuPy or Numba, and the one pool of threads.
+
+Three things live here:
+
+* **array modules.** ``array_module(x)`` is ``numpy`` or ``cupy``, so that one piece of plain code (the
+  specification of an operation) runs on either kind of array.
+* **kernels.** ``@kernel`` marks a function over NumPy arrays that Numba compiles on its first call, without
+  Python's global lock. ``fast(x)`` says whether such a kernel may be used: Numba is installed, the array is
+  a NumPy array, and nobody asked for the plain code with ``with specification():``.
+* **threads.** ``parallel_for(task, n)`` cuts ``range(n)`` into one shard per thread. Inside it every matrix
+  product runs on one thread: two layers of threads would fight for the same cores, which was measured to
+  cost a factor of two to five.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from minires.errors import ConfigError
+
+Array = Any  # a numpy.ndarray or a cupy.ndarray; the two share their interface
+
+
+# ---------------------------------------------------------------------------------------------- devices
+
+
+@functools.cache
+def cupy() -> ModuleType:
+    """The CuPy module. Raises: ConfigError that says what is missing and how to get it."""
+    if importlib.util.find_spec("cupy") is None:
+        raise ConfigError(
+            "a GPU was asked for, but CuPy is not installed. "
+            "Install it with pip install 'minires[cuda12]' (or cuda13), or use device='cpu'"
+        )
+    module = importlib.import_module("cupy")
+    try:
+        count = module.cuda.runtime.getDeviceCount()
+    except Exception as error:  # CuPy raises its own type, which is only known once it is imported
+        raise ConfigError(
+            f"a GPU was asked for, but CUDA does not answer ({error}); use device='cpu'"
+        ) from error
+    if count == 0:
+        raise ConfigError("a GPU was asked for, but this machine has none; use device='cpu'")
+    return module
+
+
+def _is_numpy(array: Array) -> bool:
+    return isinstance(array, np.ndarray | np.generic)
+
+
+def array_module(*arrays: Array) -> Any:
+    """``cupy`` if any of ``arrays`` lies on a GPU, else ``numpy``."""
+    return np if all(_is_numpy(array) for array in arrays) else cupy()
+
+
+def device_of(array: Array) -> str:
+    """``"cpu"``, ``"cuda:0"``, ``"cuda:1"``, ..."""
+    return "cpu" if _is_numpy(array) else f"cuda:{array.device.id}"
+
+
+def to_device(array: Array, device: str) -> Array:
+    """``array`` on ``device`` (``"cpu"``, ``"cuda"``, ``"cuda:1"``); the same object if it is there already.
+
+    Raises: ConfigError for an unknown device, and where a GPU is asked for and there is none.
+    """
+    kind, _, index = device.partition(":")
+    if device == "cpu":
+        return array if _is_numpy(array) else cupy().asnumpy(array)
+    if kind != "cuda" or (index and not index.isdigit()):
+        raise ConfigError(f"unknown device {device!r}; use 'cpu', 'cuda' or 'cuda:1'")
+    with cupy().cuda.Device(int(index or 0)):
+        return cupy().asarray(array)
+
+
+# ---------------------------------------------------------------------------------------------- kernels
+
+HAS_NUMBA = importlib.util.find_spec("numba") is not None
+
+
+class _Mode(threading.local):
+    specification = False
+
+
+_mode = _Mode()
+
+
+@contextmanager
+def specification() -> Iterator[None]:
+    """Run every operation as its plain array code, without fused kernels, inside this block."""
+    before, _mode.specification = _mode.specification, True
+    try:
+        yield
+    finally:
+        _mode.specification = before
+
+
+def fast(*arrays: Array) -> bool:
+    """Whether the Numba kernels may be used on these arrays."""
+    return HAS_NUMBA and not _mode.specification and all(_is_numpy(array) for array in arrays)
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile ``function`` with Numba on its first call (importing Numba only then), free of the global lock.
+
+    The compiled code is kept on disk, so that the second run of a program starts at once.
+    """
+    lock = threading.Lock()
+    compiled: Callable[..., Any] | None = None
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        nonlocal compiled
+        if compiled is None:
+            with lock:
+                if compiled is None:
+                    numba = importlib.import_module("numba")
+                    compiled = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+        return compiled(*arguments)
+
+    return call
+
+
+# ---------------------------------------------------------------------------------------------- threads
+
+
+def _available_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Pool:
+    """Threads that wait for shards. The caller works on the first shard itself, so a pool of n has n - 1."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        for _ in range(size - 1):
+            threading.Thread(target=self._work, name="minires", daemon=True).start()
+
+    def _work(self) -> None:
+        _inside.yes = True
+        while (task := self.tasks.get()) is not None:
+            task()
+
+    def close(self) -> None:
+        for _ in range(self.size - 1):
+            self.tasks.put(None)
+
+
+class _Inside(threading.local):
+    yes = False  # in a shard already: a parallel_for in it runs in place
+
+
+_inside = _Inside()
+_pool: _Pool | None = None
+_pool_lock = threading.Lock()
+
+
+def threads() -> int:
+    """How many threads the operations use: set_threads(), else MINIRES_THREADS, else the cores at hand."""
+    return _get_pool().size
+
+
+def set_threads(count: int) -> None:
+    """Use ``count`` threads from now on. Raises: ConfigError if it is not at least 1."""
+    global _pool
+    if count < 1:
+        raise ConfigError(f"the number of threads must be at least 1, not {count}")
+    with _pool_lock:
+        if _pool is not None:
+            _pool.close()
+        _pool = _Pool(count)
+
+
+def _get_pool() -> _Pool:
+    if _pool is None:
+        asked = os.environ.get("MINIRES_THREADS", "")
+        if asked and not asked.isdigit():
+            raise ConfigError(f"MINIRES_THREADS must be a whole number of threads, not {asked!r}")
+        set_threads(int(asked) if asked else _available_cores())
+    assert _pool is not None
+    return _pool
+
+
+def _forget_pool() -> None:
+    """A forked child has no threads but its own: it starts a pool of its own when it needs one."""
+    global _pool
+    _pool = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+class _SingleThreadedBlas:
+    """While any thread is inside, each BLAS call runs on one thread; afterwards the setting is as before."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.before: list[int] = []
+
+    @functools.cached_property
+    def libraries(self) -> list[Any]:
+        from threadpoolctl import ThreadpoolController
+
+        return ThreadpoolController().select(user_api="blas").lib_controllers
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.inside == 0:
+                self.before = [library.get_num_threads() for library in self.libraries]
+                for library in self.libraries:
+                    library.set_num_threads(1)
+            self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                for library, count in zip(self.libraries, self.before, strict=True):
+                    library.set_num_threads(count)
+
+
+_single_threaded_blas = _SingleThreadedBlas()
+
+
+def shards(n: int, grain: int = 1) -> list[tuple[int, int]]:
+    """``range(n)`` in nearly equal parts, at most one per thread, none (but a lone one) under ``grain``."""
+    count = max(1, min(threads(), n // max(1, grain)))
+    edges = [n * part // count for part in range(count + 1)]
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+def parallel_for(task: Callable[[int, int], None], n: int, grain: int = 1) -> None:
+    """Call ``task(start, stop)`` on the shards of ``range(n)``, one thread each, and wait for all of them.
+
+    ``grain`` is the least work worth a thread of its own. An exception in a shard is raised here.
+    """
+    parts = [(0, n)] if _inside.yes else shards(n, grain)
+    parallel_calls([functools.partial(task, *part) for part in parts])
+
+
+def parallel_calls(calls: list[Callable[[], None]]) -> None:
+    """Run ``calls`` at once, the first on this thread, the others on the pool; wait for all of them.
+
+    Matrix products inside them use one thread each, except where there is only one call: then BLAS may
+    use its own threads.
+    """
+    if len(calls) == 1 or _inside.yes:
+        for call in calls:
+            call()
+        return
+    pool = _get_pool()
+    done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def guarded(call: Callable[[], None]) -> None:
+        try:
+            call()
+        except BaseException as error:
+            done.put(error)
+        else:
+            done.put(None)
+
+    with _single_threaded_blas:
+        for call in calls[1:]:
+            pool.tasks.put(functools.partial(guarded, call))
+        _inside.yes = True
+        try:
+            guarded(calls[0])
+        finally:
+            _inside.yes = False
+        errors = [error for _ in calls if (error := done.get()) is not None]
+    if errors:
+        raise errors[0]
+
+
+def add(a: Array, b: Array, out: Array | None = None) -> Array:
+    """``a + b`` of two arrays of one shape, on all threads where they are NumPy arrays."""
+    if not (_is_numpy(a) and a.flags.c_contiguous and b.flags.c_contiguous):
+        return array_module(a, b).add(a, b, out=out)
+    out = np.empty_like(a) if out is None else out
+    flat_a, flat_b, flat_out = a.reshape(-1), b.reshape(-1), out.reshape(-1)
+
+    def task(start: int, stop: int) -> None:
+        np.add(flat_a[start:stop], flat_b[start:stop], out=flat_out[start:stop])
+
+    parallel_for(task, flat_a.size, grain=32768)
+    return out

@@ -1,0 +1,70 @@
+"""What every operation asks of its inputs, and the sentences it says when they do not fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minires.errors import ShapeError
+from minires.tensor import Tensor
+
+FLOATS = ("float32", "float64")
+
+
+def as_tensor(x: Any) -> Tensor:
+    """``x`` itself if it is a Tensor, else a Tensor of it that needs no gradient."""
+    return x if isinstance(x, Tensor) else Tensor(x)
+
+
+def same_floats(op: str, **tensors: Tensor | None) -> None:
+    """All tensors given are float32, or all are float64, and all lie on one device.
+
+    Raises: ShapeError that names the odd one.
+    """
+    first: tuple[str, Tensor] | None = None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.dtype.name not in FLOATS:
+            raise ShapeError(
+                f"{op}: {name} is {tensor.dtype}, but float32 or float64 is needed. "
+                "Convert it first, pictures for example with x.astype('float32') / 255"
+            )
+        if first is None:
+            first = (name, tensor)
+        elif tensor.dtype != first[1].dtype:
+            raise ShapeError(
+                f"{op}: {first[0]} is {first[1].dtype} but {name} is {tensor.dtype}. "
+                "Convert one of them; minires never changes a dtype silently"
+            )
+        elif tensor.device != first[1].device:
+            raise ShapeError(
+                f"{op}: {first[0]} is on {first[1].device} but {name} on {tensor.device}; use .to()"
+            )
+
+
+def rank(op: str, name: str, x: Tensor, axes: str) -> None:
+    """``x`` has one axis per letter group of ``axes``, for example ``"(N, H, W, C)"``.
+
+    Raises: ShapeError with the shape found.
+    """
+    wanted = axes.count(",") + 1
+    if x.ndim != wanted:
+        raise ShapeError(f"{op}: {name} must be {axes}, {wanted} axes, but its shape is {x.shape}")
+
+
+def pair(op: str, name: str, value: Any, *, least: int = 1) -> tuple[int, int]:
+    """An int, or a pair of ints (height, width), as a pair.
+
+    Raises: ShapeError if it is neither, or below ``least``.
+    """
+    both = (value, value) if isinstance(value, int) else value
+    try:
+        height, width = both
+        good = int(height) == height >= least and int(width) == width >= least
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ShapeError(
+            f"{op}: {name} must be a whole number of at least {least}, or a pair of them, not {value!r}"
+        )
+    return int(height), int(width)

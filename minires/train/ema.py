@@ -1,0 +1,80 @@
+"""A running average of a model's weights, which often tests better than the weights themselves.
+
+After each step, for every parameter and every floating-point buffer ``w`` with average ``a``:
+``a <- a + (1 - d) (w - a)``, where ``d = min(decay, (1 + t) / (10 + t))`` at update ``t = 1, 2, ...``: the
+early weights, which are far from the later ones, are forgotten quickly.
+
+Source: Polyak & Juditsky 1992; the growing decay is TensorFlow's ``ExponentialMovingAverage``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from minires import backend
+from minires.backend import Array
+from minires.errors import CheckpointError, ConfigError
+
+
+class EMA:
+    """An exponential moving average of the weights of ``model``.
+
+    Raises: ConfigError if ``decay`` is not from 0 up to, but not including, 1.
+    """
+
+    def __init__(self, model: Any, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise ConfigError(f"ema: the decay is {decay}; it must be at least 0 and below 1")
+        self.model = model
+        self.decay = decay
+        self.updates = 0
+        self.averages: dict[str, Array] = {path: array.copy() for path, array in _weights(model).items()}
+
+    def update(self) -> None:
+        """Take in the weights as they are now; call it after each step of the optimiser."""
+        self.updates += 1
+        share = 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for path, array in _weights(self.model).items():
+            average = self.averages[path]
+            average += share * (array - average)
+
+    @contextmanager
+    def swap(self) -> Iterator[None]:
+        """Give the model the averaged weights inside this block, and its own again after it."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Give copies of the averages by path, and the number of updates."""
+        state = {path: np.array(backend.to_device(a, "cpu")) for path, a in self.averages.items()}
+        return state | {"updates": np.array(self.updates, np.int64)}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continue from a ``state_dict``. Raises: CheckpointError if it belongs to another model."""
+        shapes = {path: a.shape for path, a in self.averages.items()} | {"updates": ()}
+        for path in shapes | dict(state):
+            if path not in state or shapes.get(path) != state[path].shape:
+                found = state[path].shape if path in state else "missing"
+                raise CheckpointError(
+                    f"averaged weights: {path} is {found}, the model has {shapes.get(path, 'no such array')}")
+        for path, average in self.averages.items():
+            average[...] = backend.to_device(np.array(state[path]), backend.device_of(average))
+        self.updates = int(state["updates"])
+
+    def _exchange(self) -> None:
+        for path, array in _weights(self.model).items():
+            own = array.copy()
+            array[...] = self.averages[path]
+            self.averages[path][...] = own
+
+
+def _weights(model: Any) -> dict[str, Array]:
+    weights = {path: parameter.data for path, parameter in model.named_parameters()}
+    return weights | {path: array for path, array in model.named_buffers() if array.dtype.kind == "f"}

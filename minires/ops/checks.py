@@ -68,3 +68,32 @@ def pair(op: str, name: str, value: Any, *, least: int = 1) -> tuple[int, int]:
             f"{op}: {name} must be a whole number of at least {least}, or a pair of them, not {value!r}"
         )
     return int(height), int(width)
+
+
+def border(
+    op: str, size: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]
+) -> None:
+    """No window of a pool may lie in the border alone: padding is less than the kernel on every side.
+
+    Raises: ShapeError with the numbers.
+    """
+    if max(rows) >= size[0] or max(columns) >= size[1]:
+        raise ShapeError(
+            f"{op}: padding {rows[0]}, {rows[1]} (top, bottom) and {columns[0]}, {columns[1]} (left, right) "
+            f"must be smaller than the kernel {size[0]}x{size[1]}"
+        )
+
+
+def axes(op: str, axis: int | tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:
+    """One axis, several, or None (all of them), counted from the front and in order.
+
+    Raises: ShapeError if an axis does not exist or is named twice.
+    """
+    wanted = tuple(range(ndim)) if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
+    found = {a % ndim for a in wanted if isinstance(a, int) and -ndim <= a < ndim}
+    if len(found) != len(wanted):
+        raise ShapeError(
+            f"{op}: axis={axis} does not fit a tensor of {ndim} axes; each must be a whole number "
+            f"from {-ndim} to {ndim - 1}, named once"
+        )
+    return tuple(sorted(found))

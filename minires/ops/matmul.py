@@ -1,0 +1,70 @@
+"""Matrix product, of two matrices or of two stacks of matrices.
+
+    y = a @ b
+    da = dy @ b^T
+    db = a^T @ dy
+
+Shapes: a (..., M, K), b (..., K, P) -> y (..., M, P). The leading axes are broadcast as in NumPy, so one
+matrix meets every matrix of a stack; its gradient is then summed over the stack.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minires import backend
+from minires.backend import Array
+from minires.errors import ShapeError
+from minires.ops import checks
+from minires.ops.arithmetic import unbroadcast
+from minires.tensor import Tensor, record
+
+
+def _forward(xp: Any, a: Array, b: Array) -> Array:
+    return xp.matmul(a, b)
+
+
+def _backward_a(xp: Any, dy: Array, a: Array, b: Array) -> Array:
+    return unbroadcast(xp, xp.matmul(dy, b.swapaxes(-1, -2)), a.shape)
+
+
+def _backward_b(xp: Any, dy: Array, a: Array, b: Array) -> Array:
+    return unbroadcast(xp, xp.matmul(a.swapaxes(-1, -2), dy), b.shape)
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """The matrix product ``a @ b``.
+
+    Math, Shapes, Backward: see the head of this file.
+    Raises: ShapeError if an operand has fewer than two axes, the inner sizes differ, the leading axes cannot
+    be broadcast, or dtypes or devices differ.
+    """
+    a, b = checks.as_tensor(a), checks.as_tensor(b)
+    checks.same_floats("matmul", a=a, b=b)
+    for name, operand in (("a", a), ("b", b)):
+        if operand.ndim < 2:
+            raise ShapeError(
+                f"matmul: {name} must be a matrix or a stack of matrices, not of shape {operand.shape}. "
+                "Use reshape: (K,) -> (1, K) for a row, (K, 1) for a column"
+            )
+    if a.shape[-1] != b.shape[-2]:
+        raise ShapeError(
+            f"matmul: a {a.shape} has {a.shape[-1]} columns but b {b.shape} has {b.shape[-2]} rows; "
+            "they must be equal"
+        )
+    try:
+        np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    except ValueError:
+        raise ShapeError(f"matmul: the stacks of a {a.shape} and b {b.shape} cannot be broadcast") from None
+
+    xp = backend.array_module(a.data)
+    adata, bdata, need_a, need_b = a.data, b.data, a.requires_grad, b.requires_grad
+
+    def backward(dy: Array) -> tuple[Array | None, Array | None]:
+        da = _backward_a(xp, dy, adata, bdata) if need_a else None
+        db = _backward_b(xp, dy, adata, bdata) if need_b else None
+        return da, db
+
+    return record("matmul", _forward(xp, adata, bdata), (a, b), backward)

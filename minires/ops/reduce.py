@@ -1,0 +1,87 @@
+"""Sum, mean and maximum over some axes, or over all.
+
+    y = sum of x          dx = dy, at every place that was summed
+    y = mean of x         dx = dy / count
+    y = max of x          dx = dy / ties at the places that are the maximum, else 0
+
+Ties share the gradient of the maximum evenly, as in torch.amax: of all the subgradients the one that does
+not depend on the order of the elements. (Max pooling gives it all to the first, as every framework does.)
+
+Shapes: x any; y without the axes reduced, or with 1 in their place if ``keepdims``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from minires import backend
+from minires.backend import Array
+from minires.errors import ShapeError
+from minires.ops import checks
+from minires.tensor import Tensor, record
+
+Axis = int | tuple[int, ...] | None
+
+
+def _spread(xp: Any, dy: Array, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
+    """The adjoint of a sum: the gradient of the sum at every place of ``shape`` (a view)."""
+    kept = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
+    return xp.broadcast_to(dy.reshape(kept), shape)
+
+
+def sum(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
+    """The sum over ``axis`` (an axis, several, or None for all).
+
+    Shapes: see the head of this file. Backward: dy at every place that was summed.
+    Raises: ShapeError if an axis does not exist or ``x`` is not a float.
+    """
+    x = checks.as_tensor(x)
+    checks.same_floats("sum", x=x)
+    axes = checks.axes("sum", axis, x.ndim)
+    xp, shape = backend.array_module(x.data), x.shape
+    y = xp.sum(x.data, axis=axes, keepdims=keepdims)
+    return record("sum", y, (x,), lambda dy: (_spread(xp, dy, shape, axes),))
+
+
+def mean(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
+    """The mean over ``axis`` (an axis, several, or None for all).
+
+    Shapes: see the head of this file. Backward: dy / count at every place that was averaged.
+    Raises: ShapeError if an axis does not exist, there is nothing to average, or ``x`` is not a float.
+    """
+    x = checks.as_tensor(x)
+    checks.same_floats("mean", x=x)
+    axes = checks.axes("mean", axis, x.ndim)
+    xp, shape = backend.array_module(x.data), x.shape
+    count = _count("mean", shape, axes)
+    y = xp.mean(x.data, axis=axes, keepdims=keepdims)
+    return record("mean", y, (x,), lambda dy: (_spread(xp, dy / count, shape, axes),))
+
+
+def max(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
+    """The maximum over ``axis`` (an axis, several, or None for all).
+
+    Shapes: see the head of this file. Backward: dy goes to the maximum; ties share it evenly.
+    Raises: ShapeError if an axis does not exist, there is nothing to choose from, or ``x`` is not a float.
+    """
+    x = checks.as_tensor(x)
+    checks.same_floats("max", x=x)
+    axes = checks.axes("max", axis, x.ndim)
+    xp, xdata = backend.array_module(x.data), x.data
+    _count("max", x.shape, axes)
+    y = xp.max(xdata, axis=axes, keepdims=keepdims)
+
+    def backward(dy: Array) -> tuple[Array]:
+        at_maximum = (xdata == _spread(xp, y, xdata.shape, axes)).astype(xdata.dtype)
+        ties = xp.sum(at_maximum, axis=axes, keepdims=keepdims)
+        return (_spread(xp, dy / ties, xdata.shape, axes) * at_maximum,)
+
+    return record("max", y, (x,), backward)
+
+
+def _count(op: str, shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
+    count = math.prod(shape[axis] for axis in axes)
+    if count == 0:
+        raise ShapeError(f"{op}: there is nothing to reduce in shape {shape} over axes {axes}")
+    return count

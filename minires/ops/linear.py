@@ -1,0 +1,68 @@
+"""Fully connected layer.
+
+    y = x @ w + b
+    dx = dy @ w^T
+    dw = x^T @ dy
+    db = sum of dy over N
+
+Shapes: x (N, C), w (C, O), b (O,) -> y (N, O).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minires import backend
+from minires.backend import Array
+from minires.errors import ShapeError
+from minires.ops import checks
+from minires.tensor import Tensor, record
+
+
+def _forward(xp: Any, x: Array, w: Array, b: Array | None) -> Array:
+    y = xp.matmul(x, w)
+    return y if b is None else y + b
+
+
+def _backward_x(xp: Any, dy: Array, w: Array) -> Array:
+    return xp.matmul(dy, w.T)
+
+
+def _backward_w(xp: Any, dy: Array, x: Array) -> Array:
+    return xp.matmul(x.T, dy)
+
+
+def _backward_b(xp: Any, dy: Array) -> Array:
+    return xp.sum(dy, axis=0)
+
+
+def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+    """Multiply rows with a matrix and add a bias.
+
+    Math, Shapes, Backward: see the head of this file.
+    Raises: ShapeError if ranks, sizes, dtypes or devices do not fit.
+    """
+    x, w = checks.as_tensor(x), checks.as_tensor(w)
+    b = None if b is None else checks.as_tensor(b)
+    checks.rank("linear", "x", x, "(N, C)")
+    checks.rank("linear", "w", w, "(C, O)")
+    checks.same_floats("linear", w=w, b=b, x=x)
+    if x.shape[1] != w.shape[0]:
+        raise ShapeError(
+            f"linear: x {x.shape} has {x.shape[1]} features but w {w.shape} expects {w.shape[0]}"
+        )
+    if b is not None and b.shape != (w.shape[1],):
+        raise ShapeError(f"linear: b must have shape ({w.shape[1]},), one per output, not {b.shape}")
+
+    xp = backend.array_module(x.data)
+    xdata, wdata = x.data, w.data
+    need_x, need_w, need_b = x.requires_grad, w.requires_grad, b is not None and b.requires_grad
+
+    def backward(dy: Array) -> tuple[Array | None, ...]:
+        dx = _backward_x(xp, dy, wdata) if need_x else None
+        dw = _backward_w(xp, dy, xdata) if need_w else None
+        db = _backward_b(xp, dy) if need_b else None
+        return (dx, dw) if b is None else (dx, dw, db)
+
+    y = _forward(xp, xdata, wdata, None if b is None else b.data)
+    return record("linear", y, (x, w) if b is None else (x, w, b), backward)

@@ -1,0 +1,39 @@
+"""Logistic sigmoid: squeezes every number into (0, 1).
+
+    y = 1 / (1 + exp(-x))
+    dx = dy * y * (1 - y)
+
+Computed from e = exp(-|x|), which never overflows: 1 / (1 + e) where x >= 0, e / (1 + e) elsewhere.
+
+Shapes: any; y has the shape of x.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minires import backend
+from minires.backend import Array
+from minires.ops import checks
+from minires.tensor import Tensor, record
+
+
+def _forward(xp: Any, x: Array) -> Array:
+    e = xp.exp(-xp.abs(x))
+    return xp.where(x >= 0, xp.ones((), x.dtype), e) / (1 + e)
+
+
+def _backward(xp: Any, dy: Array, y: Array) -> Array:
+    return dy * y * (1 - y)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """Squeeze every number into (0, 1).
+
+    Math, Shapes, Backward: see the head of this file. Raises: ShapeError if ``x`` is not float32 or float64.
+    """
+    x = checks.as_tensor(x)
+    checks.same_floats("sigmoid", x=x)
+    xp = backend.array_module(x.data)
+    y = _forward(xp, x.data)
+    return record("sigmoid", y, (x,), lambda dy: (_backward(xp, dy, y),))

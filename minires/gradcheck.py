@@ -1,0 +1,301 @@
+"""Check a backward pass against numeric gradients, in a way that cannot be fooled.
+
+With a random array dy as upstream gradient, the gradient of an input element x must be
+
+    dx = sum(dy * (f(x + h) - f(x - h))) / (2 h)
+
+up to rounding. The ways in which such a check is usually fooled, and what is done here:
+
+* an upstream gradient of all ones (a batch norm that returns zeros passes): dy is random;
+* float32, where rounding hides everything: float64 only;
+* a tolerance larger than the gradients: an error is measured against the gradients themselves, and rounding
+  noise is estimated and not guessed;
+* an element where f has a kink (relu at zero): a smaller step is tried, then the slopes on both sides are
+  compared, and the report says so;
+* a function that changes its inputs or gives another result each time: it is run again and compared;
+* an input that has no influence at all: the report says that nothing was learned about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minires import backend
+from minires.backend import Array
+from minires.errors import MiniresError
+from minires.tensor import Tensor, no_grad
+
+Inputs = Mapping[str, Any] | Sequence[Any]
+_EPS = float(np.finfo(np.float64).eps)
+_ROUNDING = 20.0  # roundings an output element may carry; a deep network carries more, and has more to show
+
+
+class GradcheckError(MiniresError):
+    """A gradient is wrong, or the function cannot be checked. ``report`` holds the details."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(str(report))
+        self.report = report
+
+
+@dataclass(frozen=True)
+class Element:
+    """One element of one input: its gradient as the tape gives it and as finite differences give it.
+
+    ``error`` is relative, between 0 and about 1; ``kink`` says that the slopes on both sides differ.
+    """
+
+    input: str
+    index: tuple[int, ...]
+    analytic: float
+    numeric: float
+    error: float
+    kink: bool = False
+
+    def __str__(self) -> str:
+        place = f"{self.input}[{', '.join(map(str, self.index))}]" if self.index else self.input
+        kink = "; the function has a kink here, move the input away from it" if self.kink else ""
+        return (
+            f"{place}: analytic {self.analytic:.9g}, numeric {self.numeric:.9g}, "
+            f"relative error {self.error:.1e}{kink}"
+        )
+
+
+@dataclass(frozen=True)
+class InputReport:
+    """What was found about one input: every element that was checked.
+
+    ``noise`` is the size of the numeric gradients that rounding alone makes.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    elements: tuple[Element, ...]
+    tolerance: float
+    noise: float
+
+    @property
+    def worst(self) -> Element | None:
+        return max(self.elements, key=lambda element: element.error, default=None)
+
+    @property
+    def failed(self) -> int:
+        """How many elements are wrong."""
+        return sum(element.error > self.tolerance for element in self.elements)
+
+    @property
+    def blind(self) -> bool:
+        """The input has no influence on the output, so the check says nothing about its gradient but zero."""
+        return all(abs(element.numeric) <= self.noise for element in self.elements)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of a gradient check: ``ok``, the ``worst`` element, all of them, and a table as ``str``."""
+
+    inputs: tuple[InputReport, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems and not any(part.failed for part in self.inputs)
+
+    @property
+    def worst(self) -> Element | None:
+        found = [part.worst for part in self.inputs if part.worst is not None]
+        return max(found, key=lambda element: element.error, default=None)
+
+    def __str__(self) -> str:
+        lines = [f"gradcheck {'passed' if self.ok else 'FAILED'}"]
+        lines += [f"  {problem}" for problem in self.problems]
+        for part in self.inputs:
+            blind = "; it has no influence on the output" if part.blind else ""
+            checked = f"{part.failed} of {len(part.elements)} checked elements are wrong"
+            lines.append(f"  {part.name} {part.shape}: {checked}{blind}")
+            if part.worst is not None:
+                lines.append(f"    worst {part.worst}")
+        return "\n".join(lines)
+
+
+def gradcheck(
+    fn: Callable[..., Tensor],
+    inputs: Inputs,
+    *,
+    parameters: Iterable[tuple[str, Tensor]] = (),
+    step: float = 1e-6,
+    tolerance: float = 1e-5,
+    elements: int | None = None,
+    seed: int = 0,
+    raise_on_fail: bool = True,
+) -> Report:
+    """Compare the gradients of ``fn(*inputs)`` with central differences, element by element, in float64.
+
+    ``inputs`` are arrays, tensors or numbers, in a sequence or in a mapping that names them; each is copied
+    to float64. ``parameters`` are (name, tensor) pairs that ``fn`` uses by itself, for a whole network
+    ``model.named_parameters()``; they must be float64 already (``model.astype("float64")``), and are changed
+    and put back, and their ``.grad`` is lost. At most ``elements`` elements of each are checked, chosen by
+    ``seed`` (all of them if None). ``fn`` must be deterministic: a dropout needs a fresh generator in each
+    call.
+
+    Math: see the head of this file.
+    Raises: GradcheckError with the report if something is wrong and ``raise_on_fail`` is set.
+    """
+    rng = np.random.default_rng(seed)
+    named = dict(inputs) if isinstance(inputs, Mapping) else {f"input {i}": x for i, x in enumerate(inputs)}
+    leaves = {name: _leaf(x, name) for name, x in named.items()}
+    arguments = list(leaves.values())
+    leaves.update(parameters)
+    report = _check(lambda: fn(*arguments), leaves, step, tolerance, elements, rng)
+    if raise_on_fail and not report.ok:
+        raise GradcheckError(report)
+    return report
+
+
+def _leaf(x: Any, name: str) -> Tensor:
+    data = x.data if isinstance(x, Tensor) else x
+    xp = np if isinstance(data, int | float | list | tuple) else backend.array_module(data)
+    return Tensor(xp.array(data, dtype=np.float64), requires_grad=True, name=name)
+
+
+def _check(
+    run: Callable[[], Tensor],
+    leaves: dict[str, Tensor],
+    step: float,
+    tolerance: float,
+    elements: int | None,
+    rng: np.random.Generator,
+) -> Report:
+    narrow = [f"{name} is {leaf.dtype}" for name, leaf in leaves.items() if leaf.dtype != np.float64]
+    if narrow:
+        return Report((), (f"only float64 can be checked, but {', '.join(narrow)}; convert with astype",))
+    before = {name: leaf.data.copy() for name, leaf in leaves.items()}
+    y = run()
+    problem = _unfit(y)
+    if problem:
+        return Report((), (problem,))
+    dy = backend.array_module(y.data).asarray(_upstream(rng, y.shape))
+    analytic = _gradients(y, dy.copy(), leaves)
+    y_again, dy_again = run(), dy.copy()
+    again = _gradients(y_again, dy_again, leaves)
+
+    problems = [
+        f"{name} was changed in place by the function or its backward"
+        for name, leaf in leaves.items()
+        if not _same(leaf.data, before[name])
+    ]
+    if not _same(dy, dy_again):
+        problems.append("a backward changed the upstream gradient in place")
+    if problems:
+        return Report((), tuple(problems))
+    if not _same(y.data, y_again.data):
+        return Report((), ("the function gave two results for the same inputs; it must be deterministic",))
+    for name in leaves:
+        if not _same(analytic[name], again[name], 1e-10):
+            problems.append(f"two backward passes gave two gradients of {name}")
+
+    def slope(x: Array, index: tuple[int, ...], up: float, down: float) -> float:
+        """The slope of sum(dy * f) between x[index] + up and x[index] - down."""
+        middle = float(x[index])
+        with no_grad():
+            x[index] = middle + up
+            high = run().data.copy()  # it may be a view of x
+            x[index] = middle - down
+            low = run().data
+        x[index] = middle
+        return float((dy * (high - low)).sum()) / ((middle + up) - (middle - down))
+
+    # Each element of y carries a few roundings of its own size; they add up as random ones do.
+    noise = _ROUNDING * _EPS * float((dy * y.data * dy * y.data).sum()) ** 0.5 / step
+    parts = [
+        InputReport(
+            name,
+            leaf.shape,
+            tuple(_elements(name, leaf.data, analytic[name], slope, step, tolerance, noise, elements, rng)),
+            tolerance,
+            noise,
+        )
+        for name, leaf in leaves.items()
+    ]
+    return Report(tuple(parts), tuple(problems))
+
+
+def _elements(
+    name: str,
+    x: Array,
+    analytic: Array,
+    slope: Callable[[Array, tuple[int, ...], float, float], float],
+    step: float,
+    tolerance: float,
+    noise: float,
+    elements: int | None,
+    rng: np.random.Generator,
+) -> Iterator[Element]:
+    """Every element of ``x`` (or some of them) with its gradient, numeric and analytic."""
+    chosen = np.arange(x.size)
+    if elements is not None and elements < x.size:
+        chosen = np.sort(rng.choice(x.size, elements, replace=False))
+    places = [tuple(int(i) for i in np.unravel_index(flat, x.shape)) for flat in chosen]
+    steps = [step * max(1.0, abs(float(x[place]))) for place in places]
+    numeric = [slope(x, place, h, h) for place, h in zip(places, steps, strict=True)]
+    # What is far below the other gradients of this input is measured against them, not against itself.
+    least = 1e-3 * max((abs(value) for value in numeric), default=0.0)
+
+    def error(a: float, n: float, noise: float) -> float:
+        """Relative; a difference of the size of the noise comes out as the tolerance."""
+        relative = abs(a - n) / max(abs(a), abs(n), least, noise / tolerance, 1e-300)
+        return relative if np.isfinite(relative) else float("inf")
+
+    for place, h, n in zip(places, steps, numeric, strict=True):
+        a, kink = float(analytic[place]), False
+        wrong = error(a, n, noise)
+        if wrong > tolerance:
+            # A kink within h, but not at x itself, is out of reach of a smaller step.
+            small, more_noise = h / 30, 30 * noise
+            nearer = slope(x, place, small, small)
+            if error(a, nearer, more_noise) <= tolerance:
+                n, wrong = nearer, error(a, nearer, more_noise)
+            else:
+                right, left = slope(x, place, small, 0.0), slope(x, place, 0.0, small)
+                kink = abs(right - left) > 1e-3 * max(abs(right), abs(left)) + 2 * more_noise
+        yield Element(name, place, a, n, wrong, kink)
+
+
+def _upstream(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    """Random numbers of both signs that are neither near zero nor all alike."""
+    return rng.uniform(0.5, 1.5, shape) * rng.choice([-1.0, 1.0], shape)
+
+
+def _gradients(y: Tensor, dy: Array, leaves: dict[str, Tensor]) -> dict[str, Array]:
+    for leaf in leaves.values():
+        leaf.grad = None
+    y.backward(dy)
+    found = {}
+    for name, leaf in leaves.items():
+        found[name] = backend.array_module(leaf.data).zeros_like(leaf.data)
+        if leaf.grad is not None:
+            found[name] += leaf.grad
+        leaf.grad = None
+    return found
+
+
+def _unfit(y: Any) -> str | None:
+    if not isinstance(y, Tensor):
+        return f"the function must return a Tensor, not {type(y).__name__}"
+    if y.dtype != np.float64:
+        return f"the function returned {y.dtype}; in float64 inputs must give a float64 output"
+    if not y.requires_grad:
+        return "no path leads from the output back to an input: was it computed from .data, or under no_grad?"
+    if not bool(backend.array_module(y.data).isfinite(y.data).all()):
+        return "the output is not finite; choose inputs for which the function is defined"
+    return None
+
+
+def _same(a: Array, b: Array, relative: float = 0.0) -> bool:
+    """Equal, NaN for NaN, but for ``relative`` times the largest number."""
+    xp = backend.array_module(a)
+    largest = float(abs(b).max()) if b.size else 0.0
+    return bool(xp.allclose(a, b, rtol=0.0, atol=relative * largest, equal_nan=True))

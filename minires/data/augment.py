@@ -1,0 +1,284 @@
+"""Changes to the pictures of a training batch that keep their labels, and the normalisation of pixels.
+
+Each is a small object called with a batch and a random generator: it returns a new batch of the same shape
+and dtype, uint8 or float32, pixels from 0 to 255, and leaves its input as it was. In a recipe they are
+written as JSON: ``[["shift", {"pixels": 4}], "flip"]``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from minires.data.dataset import Dataset
+from minires.errors import ConfigError
+
+Batch = NDArray[Any]  # (N, H, W, 3), uint8 or float32
+Augmentation = Callable[[Batch, np.random.Generator], Batch]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift:
+    """Move each picture by up to ``pixels`` in both directions, the border padded.
+
+    ``mode`` "edge" repeats the border pixels, "constant" pads with ``value``.
+
+    Shapes: (N, H, W, 3) -> (N, H, W, 3).
+    Raises: ConfigError for a negative shift or an unknown mode.
+    Source: with 4 pixels of zeros, He et al. 2015, "Deep Residual Learning", section 4.2.
+    """
+
+    pixels: int = 4
+    mode: str = "edge"
+    value: float = 0.0
+
+    def __post_init__(self) -> None:
+        _need(_whole(self.pixels) and self.pixels >= 0, "shift", "pixels", self.pixels, "a whole number >= 0")
+        _need(self.mode in ("edge", "constant"), "shift", "mode", self.mode, "'edge' or 'constant'")
+        _need(_number(self.value, 0, 255), "shift", "value", self.value, "a number from 0 to 255")
+
+    def __call__(self, x: Batch, rng: np.random.Generator) -> Batch:
+        p = self.pixels
+        options: dict[str, Any] = {"constant_values": self.value} if self.mode == "constant" else {}
+        padded = np.pad(x, ((0, 0), (p, p), (p, p), (0, 0)), self.mode, **options)  # type: ignore[call-overload]
+        # every window of the padded picture, as a view: (N, 2p+1, 2p+1, 1, H, W, 3)
+        windows = sliding_window_view(padded, x.shape[1:], axis=(1, 2, 3))
+        down, right = rng.integers(0, 2 * p + 1, size=(2, len(x)))
+        return windows[np.arange(len(x)), down, right, 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flip:
+    """Mirror each picture left to right with probability ``p``.
+
+    Shapes: (N, H, W, 3) -> (N, H, W, 3).
+    Raises: ConfigError when p is not a probability.
+    """
+
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        _need(_number(self.p, 0, 1), "flip", "p", self.p, "a number from 0 to 1")
+
+    def __call__(self, x: Batch, rng: np.random.Generator) -> Batch:
+        mirrored = rng.random(len(x)) < self.p
+        y = x.copy()
+        y[mirrored] = x[mirrored, :, ::-1]
+        return y
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColorJitter:
+    """Change brightness, contrast and saturation of each picture by random factors.
+
+    *Math*: with b, c, s drawn from 1-v .. 1+v: x' = b (c x + (1-c) m), m the picture's mean grey; then
+    x'' = s x' + (1-s) g', g' the grey of each pixel; clipped to 0..255, and rounded where x is uint8.
+    Shapes: (N, H, W, 3) -> (N, H, W, 3).
+    Raises: ConfigError when a strength is not from 0 to 1.
+    Differs: torchvision draws the order of the three at random; here it is fixed.
+    """
+
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("brightness", "contrast", "saturation"):
+            value = getattr(self, name)
+            _need(_number(value, 0, 1), "jitter", name, value, "a number from 0 to 1")
+
+    def __call__(self, x: Batch, rng: np.random.Generator) -> Batch:
+        strength = np.array([[self.brightness], [self.contrast], [self.saturation]])
+        factors = 1 + strength * rng.uniform(-1, 1, size=(3, len(x)))
+        b, c, s = factors.astype(np.float32)[:, :, None, None, None]  # each (N, 1, 1, 1)
+        # All three are linear in the pixel and its grey: one gain, one grey gain and one offset per picture.
+        y = x.astype(np.float32)
+        grey = (y @ GREY)[..., None]  # (N, H, W, 1)
+        mean = grey.mean(axis=(1, 2, 3), keepdims=True)
+        grey *= b * c * (1 - s)
+        grey += b * (1 - c) * mean
+        y *= b * c * s
+        y += grey
+        np.clip(y, 0, 255, out=y)
+        return np.rint(y, out=y).astype(np.uint8) if x.dtype == np.uint8 else y
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomResizedCrop:
+    """Cut a random box out of each picture and resize it, bilinearly, to the whole size.
+
+    The box has ``scale`` (from, to) of the picture's area and a width-to-height ratio in ``ratio``,
+    relative to that of the picture; a side that would not fit is cut to the picture's.
+
+    Shapes: (N, H, W, 3) -> (N, H, W, 3).
+    Raises: ConfigError for ranges that are empty or out of bounds.
+    Source: Szegedy et al. 2014, "Going Deeper with Convolutions", section 6.
+    """
+
+    scale: tuple[float, float] = (0.6, 1.0)
+    ratio: tuple[float, float] = (0.85, 1.18)
+
+    def __post_init__(self) -> None:
+        _need(_range(self.scale, 1), "crop", "scale", self.scale, "two numbers 0 < from <= to <= 1")
+        _need(_range(self.ratio, 100), "crop", "ratio", self.ratio, "two numbers 0 < from <= to")
+
+    def __call__(self, x: Batch, rng: np.random.Generator) -> Batch:
+        n, height, width, _ = x.shape
+        area = rng.uniform(*self.scale, size=n)
+        ratio = np.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1]), size=n))
+        tall = np.minimum(np.sqrt(area / ratio), 1) * height
+        wide = np.minimum(np.sqrt(area * ratio), 1) * width
+        top, left = rng.random((2, n)) * [height - tall, width - wide]
+        y = _sample(x, top, tall, axis=1)
+        y = _sample(y, left, wide, axis=2)
+        return np.rint(y).astype(np.uint8) if x.dtype == np.uint8 else y
+
+
+@dataclass(frozen=True)
+class Compose:
+    """Apply several augmentations one after the other; none at all changes nothing."""
+
+    steps: tuple[Augmentation, ...] = ()
+
+    def __call__(self, x: Batch, rng: np.random.Generator) -> Batch:
+        for step in self.steps:
+            x = step(x, rng)
+        return x
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Scale pixels to 0..1, then subtract ``mean`` and divide by ``std`` per channel.
+
+    *Math*: y = (x / 255 - mean) / std.
+    Shapes: uint8 or float32 (N, H, W, 3), pixels 0..255 -> float32 of the same shape.
+    Raises: ConfigError unless there are three means and three positive deviations.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):  # lists, as they come from JSON, become tuples
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+        good = len(self.mean) == len(self.std) == 3 and np.isfinite(self.mean).all()
+        if not good or not all(0 < s < np.inf for s in self.std):
+            raise ConfigError(
+                f"normalize: expected 3 means and 3 positive deviations, got {self.mean} and {self.std}"
+            )
+
+    @classmethod
+    def none(cls) -> Normalize:
+        """Return the one that only scales to 0..1."""
+        return cls((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Normalize:
+        """Measure mean and deviation of each channel on a data set (its training part, as a rule)."""
+        # From the 256 counts of each channel: exact, and without a float copy of all pictures.
+        levels = np.arange(256) / 255
+        mean, std = [], []
+        for channel in range(3):
+            counts = np.bincount(dataset.images[..., channel].reshape(-1), minlength=256)
+            share = counts / counts.sum()
+            m = float(share @ levels)
+            mean.append(m)
+            std.append(float(np.sqrt(share @ (levels - m) ** 2)) or 1.0)  # a constant channel becomes zeros
+        return cls((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+
+    def __call__(self, x: Batch) -> NDArray[np.float32]:
+        gain = (1 / (255 * np.array(self.std))).astype(np.float32)
+        offset = (np.array(self.mean) / np.array(self.std)).astype(np.float32)
+        y = x.astype(np.float32)
+        y *= gain
+        y -= offset
+        return y
+
+
+KINDS: dict[str, Callable[..., Augmentation]] = {
+    "shift": Shift,
+    "flip": Flip,
+    "jitter": ColorJitter,
+    "crop": RandomResizedCrop,
+}
+GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
+
+
+def build(spec: Sequence[Any] | None) -> Compose:
+    """Make the augmentation that a JSON-able list describes: names, or pairs of a name and its options.
+
+    Raises: ConfigError for an unknown name (with the nearest), an unknown option or a bad value.
+    """
+    if spec is None:
+        return Compose()
+    if isinstance(spec, str) or not isinstance(spec, Sequence):
+        raise ConfigError(
+            f'augmentation: expected a list, [["shift", {{"pixels": 4}}], "flip"], got {spec!r}'
+        )
+    return Compose(tuple(_build_one(entry) for entry in spec))
+
+
+def _build_one(entry: Any) -> Augmentation:
+    name, options = (entry, {}) if isinstance(entry, str) else (entry if _is_pair(entry) else (None, None))
+    if not isinstance(name, str) or not isinstance(options, dict):
+        raise ConfigError(f"augmentation: expected a name or [name, {{options}}], got {entry!r}")
+    if name not in KINDS:
+        near = difflib.get_close_matches(name, KINDS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"unknown augmentation {name!r}: {hint}known are {', '.join(KINDS)}")
+    known = list(inspect.signature(KINDS[name]).parameters)
+    if unknown := sorted(options.keys() - set(known)):
+        raise ConfigError(
+            f"augmentation {name}: unknown option {', '.join(unknown)}; known are {', '.join(known)}"
+        )
+    return KINDS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+
+
+def _is_pair(entry: Any) -> bool:
+    return isinstance(entry, Sequence) and len(entry) == 2
+
+
+def _sample(x: Batch, start: NDArray[Any], length: NDArray[Any], *, axis: int) -> NDArray[np.float32]:
+    """Resample ``axis`` of each picture from start .. start+length to its full size, bilinearly."""
+    size = x.shape[axis]
+    at = start[:, None] + (np.arange(size) + 0.5) * (length / size)[:, None] - 0.5  # (N, size)
+    at = np.clip(at, 0, size - 1)
+    low = at.astype(np.int64)
+    high = np.minimum(low + 1, size - 1)
+    shape = (len(x), size, 1, 1) if axis == 1 else (len(x), 1, size, 1)
+    weight = (at - low).astype(np.float32).reshape(shape)
+    # one take over the flattened (N * size) axis is several times faster than indexing with two arrays
+    picture = np.arange(len(x))[:, None]
+    if axis == 1:
+        rows = x.reshape(-1, *x.shape[2:])
+        below, above = rows[low + picture * size], rows[high + picture * size]
+    else:
+        below, above = x[picture, :, low].swapaxes(1, 2), x[picture, :, high].swapaxes(1, 2)
+    return np.ascontiguousarray(below + weight * (above.astype(np.float32) - below))
+
+
+def _need(good: bool, kind: str, option: str, value: Any, wanted: str) -> None:
+    if not good:
+        raise ConfigError(f"augmentation {kind}: {option} must be {wanted}, got {value!r}")
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _range(value: Any, high: float) -> bool:
+    if not isinstance(value, tuple) or len(value) != 2:
+        return False
+    return all(_number(v, 1e-6, high) for v in value) and value[0] <= value[1]

@@ -1,0 +1,101 @@
+"""CIFAR-10: 50,000 + 10,000 pictures of 32x32 in ten classes.
+
+Read from the official binary form (``cifar-10-batches-bin``, Krizhevsky 2009) or from zips of picture
+folders (``train/class/0000.jpg``). Of the training pictures 45,000 train and 5,000 validate, as in He et
+al. 2015, section 4.2. The official Python form consists of pickles, which can run any code: refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from minires.data import folder
+from minires.data.dataset import Dataset, Splits
+from minires.data.pictures import resize
+from minires.errors import DataError
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+BINARY = "cifar-10-batches-bin"
+TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
+TEST_FILE = "test_batch.bin"
+RECORD = 1 + 3 * 32 * 32
+PICKLES = ("cifar-10-batches-py", "cifar-10-python.tar.gz", "data_batch_1")
+
+
+def locate(path: Path) -> Path | None:
+    """Return the folder below or at ``path`` that CIFAR-10 can be read from, or None."""
+    for place in (path / BINARY, path):
+        if (place / TEST_FILE).is_file():
+            return place
+    return path if zips(path) else None
+
+
+def read(path: Path, *, size: int | None = None, seed: int = 0) -> Splits:
+    """Read CIFAR-10 from a folder in either form.
+
+    Raises: DataError when files are missing or damaged, or when only the pickled form is there.
+    """
+    found = locate(path)
+    if found is None:
+        refuse_pickles(path)
+        raise DataError(
+            f"{path}: no CIFAR-10 here: expected {BINARY}/{TEST_FILE} and its five sisters (unpack "
+            "cifar-10-binary.tar.gz), or zips of picture folders, cifar10_train.zip and cifar10_test.zip"
+        )
+    if (found / TEST_FILE).is_file():
+        return _read_binary(found, size=size, seed=seed)
+    archives = zips(found)
+    entries = [entry for path in archives for entry in folder.in_zip(path)]
+    where = ", ".join(str(path) for path in archives)
+    splits = folder.split_up(entries, size=size, seed=seed, name="cifar10", where=where, train_share=0.9)
+    if splits.train.classes != CLASSES:
+        raise DataError(f"{where}: not the classes of CIFAR-10: {', '.join(splits.train.classes)}")
+    return splits
+
+
+def refuse_pickles(path: Path) -> None:
+    """Raise DataError when ``path`` holds CIFAR-10 in its pickled form."""
+    for name in PICKLES:
+        if (path / name).exists():
+            raise DataError(
+                f"{path / name}: this is the Python version of CIFAR-10, made of pickles, which can run any "
+                "code when read; get the binary version, cifar-10-binary.tar.gz, and unpack it here"
+            )
+
+
+def zips(path: Path) -> list[Path]:
+    """List the zips of CIFAR-10 pictures in a folder."""
+    return sorted(path.glob("cifar10*.zip"))
+
+
+def _read_binary(root: Path, *, size: int | None, seed: int) -> Splits:
+    halves = [_read_file(root / name, size) for name in TRAIN_FILES]
+    whole = Dataset(
+        np.concatenate([part.images for part in halves]),
+        np.concatenate([part.labels for part in halves]),
+        CLASSES,
+        tuple(name for part in halves for name in part.names),
+        "cifar10",
+    )
+    train, val = whole.split(0.9, seed=seed)
+    return Splits(train, val, _read_file(root / TEST_FILE, size), f"cifar10 (binary files at {root})")
+
+
+def _read_file(path: Path, size: int | None) -> Dataset:
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such file; CIFAR-10 in binary form is data_batch_1.bin to _5.bin and {TEST_FILE}"
+        )
+    data = np.fromfile(path, dtype=np.uint8)
+    if len(data) == 0 or len(data) % RECORD:
+        raise DataError(
+            f"{path}: {len(data):,} bytes are no multiple of {RECORD} (label + 3 x 32 x 32); "
+            "the file is damaged, unpack it again"
+        )
+    records = data.reshape(-1, RECORD)  # label, then the red, green and blue planes
+    images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
+    names = tuple(f"{path.name}[{i}]" for i in range(len(records)))
+    labels = records[:, 0].astype(np.int64)
+    return Dataset(resize(np.ascontiguousarray(images), size), labels, CLASSES, names, "cifar10")

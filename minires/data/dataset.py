@@ -1,0 +1,118 @@
+"""A labelled set of pictures in memory, and its three parts: train, val, test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from minires.errors import ConfigError, DataError, ShapeError
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Pictures with their labels, class names and the place each picture came from.
+
+    Shapes: images (N, H, W, 3) uint8; labels (N,) int64, each in 0 .. len(classes)-1; names has N entries.
+    Raises: ShapeError for a wrong shape or dtype; DataError for an empty set or a label out of range.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    name: str
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+            raise ShapeError(
+                f"data set '{self.name}': pictures must be uint8 of shape (N, H, W, 3), "
+                f"got {images.dtype} {images.shape}"
+            )
+        if len(images) == 0:
+            raise DataError(f"data set '{self.name}' is empty: no picture; check the folder or the split")
+        if labels.shape != (len(images),) or labels.dtype != np.int64 or len(self.names) != len(images):
+            raise ShapeError(
+                f"data set '{self.name}': {len(images)} pictures need int64 labels of shape ({len(images)},) "
+                f"and as many names, got {labels.dtype} {labels.shape} and {len(self.names)} names"
+            )
+        outside = np.flatnonzero((labels < 0) | (labels >= len(self.classes)))
+        if len(outside):
+            first = int(outside[0])
+            raise DataError(
+                f"data set '{self.name}': label {labels[first]} of {self.names[first]} is outside "
+                f"0..{len(self.classes) - 1} ({len(self.classes)} classes; {len(outside)} such labels)"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, indices: ArrayLike) -> Dataset:
+        """Return the pictures at ``indices``, in that order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return replace(
+            self,
+            images=self.images[chosen],
+            labels=self.labels[chosen],
+            names=tuple(self.names[i] for i in chosen),
+        )
+
+    def split(self, fraction: float, *, seed: int) -> tuple[Dataset, Dataset]:
+        """Split in two, class by class: the first part gets ``fraction`` of every class.
+
+        The same seed gives the same parts. The first part has exactly ``round(fraction * N)`` pictures:
+        a class whose share is not whole is rounded up or down, the largest remainders up. Both parts
+        keep the order of the whole.
+
+        Raises: ConfigError when the fraction is not between 0 and 1; DataError when a part would be empty.
+        """
+        if not 0 < fraction < 1:
+            raise ConfigError(f"split: the fraction must lie between 0 and 1, got {fraction}")
+        wanted = round(fraction * len(self))
+        if wanted in (0, len(self)):
+            raise DataError(
+                f"data set '{self.name}': {len(self)} pictures are too few to be split {fraction:g} : "
+                f"{1 - fraction:g}; one part would be empty"
+            )
+        shares = fraction * np.bincount(self.labels, minlength=len(self.classes))
+        counts = np.floor(shares).astype(np.int64)
+        for k in np.argsort(counts - shares, kind="stable")[: wanted - counts.sum()]:
+            counts[k] += 1
+        rng = np.random.default_rng([seed, 0x5317])
+        first = np.zeros(len(self), dtype=bool)
+        for k, count in enumerate(counts):
+            first[rng.permutation(np.flatnonzero(self.labels == k))[:count]] = True
+        return self.take(np.flatnonzero(first)), self.take(np.flatnonzero(~first))
+
+    def join(self, other: Dataset) -> Dataset:
+        """Return this set followed by ``other``, which must have the same classes and picture size.
+
+        Raises: DataError when classes or sizes differ.
+        """
+        if self.classes != other.classes:
+            raise DataError(
+                f"cannot join '{self.name}' and '{other.name}': classes {self.classes} and {other.classes}"
+            )
+        if self.images.shape[1:] != other.images.shape[1:]:
+            raise DataError(
+                f"cannot join '{self.name}' and '{other.name}': picture sizes differ, "
+                f"{self.images.shape[1:]} and {other.images.shape[1:]}; load both with the same size"
+            )
+        return replace(
+            self,
+            images=np.concatenate([self.images, other.images]),
+            labels=np.concatenate([self.labels, other.labels]),
+            names=self.names + other.names,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """The three parts of a data set, and a line that says where it came from."""
+
+    train: Dataset
+    val: Dataset
+    test: Dataset
+    source: str

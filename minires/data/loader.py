@@ -1,0 +1,94 @@
+"""Batches of a data set: shuffled by seed, augmented, normalised, prepared one ahead in a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minires.data.augment import Augmentation, Normalize
+from minires.data.dataset import Dataset
+from minires.errors import ConfigError
+
+Pair = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+
+class Loader:
+    """Gives the batches of each epoch.
+
+    Everything random follows from (seed, epoch, batch): the order of an epoch from the first two, the
+    augmentation of a batch from all three. So a run that goes on at any batch sees the very same pictures.
+
+    Shapes: x (B, H, W, 3) float32, y (B,) int64; the last batch is smaller unless ``drop_last``.
+    Raises: ConfigError for a batch size below 1, a negative seed, or ``drop_last`` with no whole batch.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        augment: Augmentation | None = None,
+        normalize: Normalize | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"loader: the batch size must be at least 1, got {batch_size}")
+        if seed < 0:
+            raise ConfigError(f"loader: the seed must not be negative, got {seed}")
+        if drop_last and len(dataset) < batch_size:
+            raise ConfigError(
+                f"loader: {len(dataset)} pictures make no whole batch of {batch_size}; use a smaller batch"
+            )
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.augment = augment
+        self.normalize = normalize or Normalize.none()
+        self.drop_last = drop_last
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        whole, rest = divmod(len(self.dataset), self.batch_size)
+        return whole + (1 if rest and not self.drop_last else 0)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Pair]:
+        """Iterate over the batches start, start+1, ... of an epoch.
+
+        The next batch is prepared in a thread while the caller works on this one; what goes wrong there
+        is raised here. Closing the iterator ends the thread.
+
+        Raises: ConfigError when the epoch or the first batch is out of range.
+        """
+        if epoch < 0 or not 0 <= start <= len(self):
+            raise ConfigError(
+                f"loader: no batch {start} in epoch {epoch}; epochs count from 0, batches to {len(self)}"
+            )
+        return self._batches(epoch, start)
+
+    def _batches(self, epoch: int, start: int) -> Iterator[Pair]:
+        if start == len(self):
+            return
+        order = np.arange(len(self.dataset))
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
+        # Leaving the block, also by close() or an exception, waits for the one thread and ends it.
+        with ThreadPoolExecutor(1, thread_name_prefix="minires-loader") as pool:
+            ahead = pool.submit(self._prepare, order, epoch, start)
+            for batch in range(start, len(self)):
+                ready = ahead.result()
+                if batch + 1 < len(self):
+                    ahead = pool.submit(self._prepare, order, epoch, batch + 1)
+                yield ready
+
+    def _prepare(self, order: NDArray[np.int64], epoch: int, batch: int) -> Pair:
+        chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        x = self.dataset.images[chosen]
+        if self.augment is not None:
+            x = self.augment(x, np.random.default_rng([self.seed, epoch, batch, 1]))
+        return self.normalize(x), self.dataset.labels[chosen]

@@ -20,7 +20,7 @@ import importlib.util
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -253,7 +253,7 @@ def parallel_for(task: Callable[[int, int], None], n: int, grain: int = 1) -> No
     parallel_calls([functools.partial(task, *part) for part in parts])
 
 
-def parallel_calls(calls: list[Callable[[], None]]) -> None:
+def parallel_calls(calls: Sequence[Callable[[], None]]) -> None:
     """Run ``calls`` at once, the first on this thread, the others on the pool; wait for all of them.
 
     Matrix products inside them use one thread each, except where there is only one call: then BLAS may

@@ -70,9 +70,7 @@ def pair(op: str, name: str, value: Any, *, least: int = 1) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def border(
-    op: str, size: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]
-) -> None:
+def border(op: str, size: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]) -> None:
     """No window of a pool may lie in the border alone: padding is less than the kernel on every side.
 
     Raises: ShapeError with the numbers.

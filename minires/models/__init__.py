@@ -1,0 +1,60 @@
+"""The models by name: ``build("resnet50_signs", classes=6, seed=0)``."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minires.errors import ConfigError
+from minires.models.resnet_signs import ResNetSigns
+from minires.nn.module import Module
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the registry: what makes it, the picture size it is made for, its usual classes."""
+
+    make: Callable[..., Module]
+    size: int
+    classes: int
+
+
+_MODELS = {
+    "resnet50_signs": Entry(ResNetSigns, size=64, classes=6),
+}
+
+
+def names() -> list[str]:
+    """The names that ``build`` knows."""
+    return list(_MODELS)
+
+
+def entry(name: str) -> Entry:
+    """What the registry knows of a model. Raises: ConfigError with the nearest name if it is unknown."""
+    if name not in _MODELS:
+        near = difflib.get_close_matches(name, _MODELS, 1, 0)
+        raise ConfigError(f"unknown model {name!r}; did you mean {near[0]!r}? Known: {', '.join(_MODELS)}")
+    return _MODELS[name]
+
+
+def build(name: str, *, classes: int | None = None, seed: int = 0, **variant: Any) -> Module:
+    """A new model with weights drawn from ``seed``; ``variant`` are the options of that model.
+
+    Raises: ConfigError if the name or an option is unknown (with the nearest one), or classes is below 1.
+    """
+    found = entry(name)
+    classes = found.classes if classes is None else classes
+    if classes < 1:
+        raise ConfigError(f"{name}: classes must be at least 1, not {classes}")
+    known = set(inspect.signature(found.make).parameters) - {"classes", "rng"}
+    for option in variant:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, 1, 0)
+            raise ConfigError(f"{name} has no option {option!r}; did you mean {near[0]!r}?")
+    model = found.make(classes=classes, rng=np.random.default_rng(seed), **variant)
+    return model.name_modules()

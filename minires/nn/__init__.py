@@ -1,0 +1,34 @@
+"""Modules, layers, initialisers and residual blocks."""
+
+from minires.nn.blocks import Bottleneck, convolutional_block, identity_block
+from minires.nn.layers import (
+    AvgPool2d,
+    BatchNorm2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2d,
+    Linear,
+    MaxPool2d,
+    ReLU,
+    Sequential,
+)
+from minires.nn.module import Module, Parameter
+
+__all__ = [
+    "AvgPool2d",
+    "BatchNorm2d",
+    "Bottleneck",
+    "Conv2d",
+    "Dropout",
+    "Flatten",
+    "GlobalAvgPool2d",
+    "Linear",
+    "MaxPool2d",
+    "Module",
+    "Parameter",
+    "ReLU",
+    "Sequential",
+    "convolutional_block",
+    "identity_block",
+]

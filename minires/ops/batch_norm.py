@@ -1,0 +1,313 @@
+"""Batch normalisation, with an optional addition and ReLU in the same pass.
+
+Every channel is brought to mean 0 and variance 1 over the batch (M values a channel), then scaled by gamma
+and moved by beta, two parameters that are learned:
+
+    mean = sum(x) / M      var = sum((x - mean)^2) / M      inv = 1 / sqrt(var + eps)
+    xhat = (x - mean) * inv
+    y = gamma * xhat + beta            then, where asked, y = y + add, and y = max(y, 0)
+
+Backward, with g = dy (where y > 0 if there was a ReLU, else 0):
+
+    dbeta = sum(g)         dgamma = sum(g * xhat)         dadd = g
+    dx = gamma * inv * (g - dbeta / M - xhat * dgamma / M)
+
+The last two terms say that moving one x also moves the mean and the variance of all. In inference the mean
+and the variance are constants, kept from training, and the two terms fall away: dx = gamma * inv * g.
+
+A trap: with an upstream gradient of all ones, the true dx and dgamma are zero, so such a check passes a
+backward that returns zeros.
+
+Source: Ioffe and Szegedy 2015, Batch normalization, arXiv:1502.03167.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from minires import backend
+from minires.backend import Array, kernel
+from minires.errors import ShapeError
+from minires.ops import checks
+from minires.ops.arithmetic import add as add_tensors
+from minires.ops.relu import relu as relu_tensor
+from minires.tensor import Tensor, is_fused, record
+
+# What the two conventions mean by momentum, their usual values, and whether the running variance is the
+# biased one (over M, as in the formula above) or the unbiased one (over M - 1).
+CONVENTIONS = {
+    "keras": {"momentum": 0.99, "eps": 1e-3},  # momentum is the share of the old value that is kept; biased
+    "torch": {"momentum": 0.1, "eps": 1e-5},  # momentum is the share that is replaced; unbiased
+}
+
+# ---------------------------------------------------------------------------------------- specification
+
+
+def _statistics(xp: Any, x: Array) -> tuple[Array, Array]:
+    """Mean and biased variance of each channel of x (M, C), as (C,) each."""
+    mean = x.mean(axis=0)
+    return mean, xp.square(x - mean).mean(axis=0)
+
+
+def _forward(
+    xp: Any, x: Array, gamma: Array, beta: Array, mean: Array, inv: Array, add: Array | None, relu: bool
+) -> Array:
+    y = gamma * ((x - mean) * inv) + beta
+    if add is not None:
+        y = y + add
+    return xp.maximum(y, xp.zeros((), y.dtype)) if relu else y
+
+
+def _backward(
+    dy: Array, x: Array, y: Array, gamma: Array, mean: Array, inv: Array, relu: bool, training: bool
+) -> tuple[Array, Array, Array, Array]:
+    """dx, dgamma, dbeta and g, the gradient of what was added."""
+    g = dy * (y > 0) if relu else dy
+    xhat = (x - mean) * inv
+    dgamma, dbeta = (g * xhat).sum(axis=0), g.sum(axis=0)
+    dx = g - (dbeta + xhat * dgamma) / len(x) if training else g
+    return gamma * inv * dx, dgamma, dbeta, g
+
+
+# ----------------------------------------------------------------------------------------- fast, on CPU
+# Plain NumPy makes a pass over the memory for each operator. These kernels make two forward and two
+# backward. Sums are kept in float64; they are taken of x minus its first row, so that a large common mean
+# does not eat the digits of the variance.
+
+
+@kernel
+def _sums_numba(x, start, stop, total, squares):
+    shift = x[0]
+    for m in range(start, stop):
+        for c in range(x.shape[1]):
+            value = x[m, c] - shift[c]
+            total[c] += value
+            squares[c] += value * value
+
+
+@kernel
+def _normalize_numba(x, scale, mean, beta, add, relu, y, start, stop):
+    zero = x.dtype.type(0)
+    for m in range(start, stop):
+        for c in range(x.shape[1]):
+            value = (x[m, c] - mean[c]) * scale[c] + beta[c]
+            if add.shape[0]:
+                value += add[m, c]
+            y[m, c] = zero if relu and value < zero else value  # NaN stays NaN
+
+
+@kernel
+def _gradient_sums_numba(dy, x, y, mean, relu, start, stop, total, products):
+    zero = x.dtype.type(0)
+    for m in range(start, stop):
+        for c in range(x.shape[1]):
+            g = dy[m, c] if not relu or y[m, c] > zero else zero
+            total[c] += g
+            products[c] += g * (x[m, c] - mean[c])
+
+
+@kernel
+def _gradient_numba(dy, x, y, mean, relu, scale, slope, offset, dx, g, start, stop):
+    zero = x.dtype.type(0)
+    for m in range(start, stop):
+        for c in range(x.shape[1]):
+            value = dy[m, c] if not relu or y[m, c] > zero else zero
+            dx[m, c] = scale[c] * value + slope[c] * (x[m, c] - mean[c]) + offset[c]
+            if g.shape[0]:
+                g[m, c] = value
+
+
+_GRAIN = 16384  # numbers; fewer are not worth a second thread
+
+
+def _reduce(task: Any, rows: int, channels: int) -> tuple[Array, Array]:
+    """Run ``task(start, stop, a, b)`` on shards of the rows, each with sums of its own; add these up."""
+    parts = backend.shards(rows, max(1, _GRAIN // channels))
+    sums = np.zeros((len(parts), 2, channels))  # float64
+    calls = [partial(task, *part, *pair) for part, pair in zip(parts, sums, strict=True)]
+    backend.parallel_calls(calls)
+    first, second = sums.sum(axis=0)
+    return first, second
+
+
+def _statistics_numba(x: Array) -> tuple[Array, Array]:
+    total, squares = _reduce(lambda a, b, s, q: _sums_numba(x, a, b, s, q), *x.shape)
+    offset = total / len(x)
+    mean = x[0] + offset
+    var = np.maximum(squares / len(x) - offset * offset, 0)
+    return mean.astype(x.dtype), var.astype(x.dtype)
+
+
+def _forward_numba(
+    x: Array, gamma: Array, beta: Array, mean: Array, inv: Array, add: Array | None, relu: bool
+) -> Array:
+    y = np.empty_like(x)
+    scale, added = gamma * inv, _none(x) if add is None else add
+
+    def shard(start: int, stop: int) -> None:
+        _normalize_numba(x, scale, mean, beta, added, relu, y, start, stop)
+
+    backend.parallel_for(shard, len(x), max(1, _GRAIN // x.shape[1]))
+    return y
+
+
+def _backward_numba(
+    dy: Array,
+    x: Array,
+    y: Array,
+    gamma: Array,
+    mean: Array,
+    inv: Array,
+    relu: bool,
+    training: bool,
+    need_g: bool,
+) -> tuple[Array, Array, Array, Array]:
+    def sums(start: int, stop: int, total: Array, products: Array) -> None:
+        _gradient_sums_numba(dy, x, y, mean, relu, start, stop, total, products)
+
+    dbeta, products = _reduce(sums, *x.shape)
+    dgamma = products * inv
+    scale = gamma * inv
+    slope = -scale * inv * dgamma / len(x) if training else np.zeros_like(dgamma)
+    offset = -scale * dbeta / len(x) if training else np.zeros_like(dbeta)
+    slope, offset = slope.astype(x.dtype), offset.astype(x.dtype)
+    dx, g = np.empty_like(x), np.empty_like(x) if need_g else _none(x)
+
+    def shard(start: int, stop: int) -> None:
+        _gradient_numba(dy, x, y, mean, relu, scale, slope, offset, dx, g, start, stop)
+
+    backend.parallel_for(shard, len(x), max(1, _GRAIN // x.shape[1]))
+    return dx, dgamma.astype(x.dtype), dbeta.astype(x.dtype), g
+
+
+def _none(x: Array) -> Array:
+    """Stands for an array that a kernel does not get: no rows, but of a type Numba can compile for."""
+    return np.empty((0, 0), x.dtype)
+
+
+# ----------------------------------------------------------------------------------------------- public
+
+
+def batch_norm(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    *,
+    training: bool,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    momentum: float | None = None,
+    eps: float | None = None,
+    convention: str = "keras",
+    add: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """Normalise each channel; then add ``add`` and apply ReLU where asked.
+
+    In training the statistics are those of the batch, and ``running_mean`` and ``running_var`` are updated
+    in place where given; in inference they are used, and not changed. ``convention`` says what ``momentum``
+    means, what it and ``eps`` are if left out, and which variance is kept: see CONVENTIONS. Under
+    ``minires.unfused()`` the addition and the ReLU are nodes of their own on the tape.
+
+    Math and Backward: see the head of this file.
+    Shapes: x (..., C), any axes before the channels; gamma, beta, running_mean, running_var (C,); add and y
+    as x.
+    Raises: ShapeError if shapes or dtypes do not fit, if inference has no running statistics, or if training
+    has a single value per channel (its variance says nothing).
+    Source: arXiv:1502.03167.
+    """
+    x, gamma, beta = checks.as_tensor(x), checks.as_tensor(gamma), checks.as_tensor(beta)
+    _check(x, gamma, beta, running_mean, running_var, training, convention)
+    if add is not None:
+        add = checks.as_tensor(add)
+        checks.same_floats("batch_norm", x=x, add=add)
+        if add.shape != x.shape:
+            raise ShapeError(
+                f"batch_norm: add has shape {add.shape}, but x has {x.shape}; they must be equal"
+            )
+    momentum = CONVENTIONS[convention]["momentum"] if momentum is None else momentum
+    eps = CONVENTIONS[convention]["eps"] if eps is None else eps
+    if not is_fused() and (add is not None or relu):
+        y = batch_norm(
+            x, gamma, beta, training=training, running_mean=running_mean, running_var=running_var,
+            momentum=momentum, eps=eps, convention=convention,
+        )  # fmt: skip
+        y = y if add is None else add_tensors(y, add)
+        return relu_tensor(y) if relu else y
+
+    xp = backend.array_module(x.data)
+    rows = xp.ascontiguousarray(x.data).reshape(-1, x.shape[-1])  # (..., C) -> (M, C)
+    added = None if add is None else xp.ascontiguousarray(add.data).reshape(rows.shape)
+    fast = backend.fast(rows)
+    if training:
+        mean, var = _statistics_numba(rows) if fast else _statistics(xp, rows)
+        _update(running_mean, running_var, mean, var, len(rows), momentum, convention)
+    else:
+        mean, var = xp.asarray(running_mean), xp.asarray(running_var)
+    inv = (1 / xp.sqrt(var + x.dtype.type(eps))).astype(x.dtype)
+    run = (rows, gamma.data, beta.data, mean, inv, added, relu)
+    y_rows = _forward_numba(*run) if fast else _forward(xp, *run)
+    scale = gamma.data
+    needs_add = add is not None and add.requires_grad
+
+    def backward(dy: Array) -> tuple[Array | None, ...]:
+        args = (xp.ascontiguousarray(dy).reshape(rows.shape), rows, y_rows, scale, mean, inv, relu, training)
+        dx, dgamma, dbeta, g = _backward_numba(*args, needs_add) if backend.fast(dy) else _backward(*args)
+        gradients = (dx.reshape(x.shape), dgamma, dbeta)
+        return gradients if add is None else (*gradients, g.reshape(x.shape) if needs_add else None)
+
+    parents = (x, gamma, beta) if add is None else (x, gamma, beta, add)
+    return record("batch_norm", y_rows.reshape(x.shape), parents, backward)
+
+
+def _update(
+    running_mean: Array | None,
+    running_var: Array | None,
+    mean: Array,
+    var: Array,
+    count: int,
+    momentum: float,
+    convention: str,
+) -> None:
+    """Move the running statistics towards those of this batch, in place."""
+    replaced = momentum if convention == "torch" else 1 - momentum
+    if convention == "torch":
+        var = var * (count / (count - 1))
+    for running, new in ((running_mean, mean), (running_var, var)):
+        if running is not None:
+            running += replaced * (new - running)
+
+
+def _check(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    running_mean: Array | None,
+    running_var: Array | None,
+    training: bool,
+    convention: str,
+) -> None:
+    if convention not in CONVENTIONS:
+        raise ShapeError(f"batch_norm: convention must be 'keras' or 'torch', not {convention!r}")
+    if x.ndim < 2:
+        raise ShapeError(
+            f"batch_norm: x must have a batch axis and channels last, but its shape is {x.shape}"
+        )
+    checks.same_floats("batch_norm", x=x, gamma=gamma, beta=beta)
+    channels = x.shape[-1]
+    parts = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
+    for name, part in parts.items():
+        if part is not None and part.shape != (channels,):
+            raise ShapeError(
+                f"batch_norm: {name} has shape {part.shape}, but x {x.shape} has {channels} channels"
+            )
+    if training and x.size // channels < 2:
+        raise ShapeError(
+            f"batch_norm: training needs at least two values per channel, but x has shape {x.shape}. "
+            "Use a larger batch, or eval()"
+        )
+    if not training and (running_mean is None or running_var is None):
+        raise ShapeError("batch_norm: inference needs running_mean and running_var")

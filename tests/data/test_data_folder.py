@@ -11,6 +11,8 @@ import minires.data as data
 from minires.data import folder
 from minires.errors import DataError
 
+TWO = {"a": 5, "b": 5}
+
 
 def picture(value, side=4):
     file = io.BytesIO()
@@ -19,7 +21,7 @@ def picture(value, side=4):
 
 
 def tree(counts, prefix=""):
-    """{path: bytes} with `counts` = {class: number}; the red channel is 10 times the class, plus the place."""
+    """{path: bytes} with `counts` = {class: number}; red is 10 times the class plus the place in it."""
     return {
         f"{prefix}{name}/{i}.png": picture(10 * k + i)
         for k, (name, count) in enumerate(counts.items())
@@ -92,7 +94,7 @@ def test_only_a_train_folder_gives_all_three_parts(tmp_path):
 
 
 def test_a_class_folder_with_no_picture_is_named(tmp_path):
-    root = write(tmp_path / "set", tree({"a": 5, "b": 5}) | {"d/notes.txt": b"none here"})
+    root = write(tmp_path / "set", tree(TWO) | {"d/notes.txt": b"none here"})
     (root / "c").mkdir()
     with pytest.raises(DataError, match=r"class folders with no picture.*\n  c\n  d"):
         data.load(root)
@@ -100,7 +102,7 @@ def test_a_class_folder_with_no_picture_is_named(tmp_path):
         data.load(
             pack(
                 tmp_path / "s.zip",
-                tree({"a": 5, "b": 5}, "train/") | tree({"a": 1}, "test/") | {"test/b/": b""},
+                tree(TWO, "train/") | {"test/a/0.png": picture(0), "test/b/": b""},
             )
         )
 
@@ -118,19 +120,19 @@ def test_an_empty_set_is_refused(tmp_path):
     [
         (tree({"a": 5}), "only one class, a"),
         (
-            tree({"a": 5, "b": 5}) | {"loose.png": picture(0)},
+            tree(TWO) | {"loose.png": picture(0)},
             r"1 pictures outside any class folder.*\n  loose.png",
         ),
-        (tree({"a": 5, "b": 5}, "train/") | tree({"c": 5}, "test/"), "classes c do not occur in train/"),
-        (tree({"a": 5, "b": 5}, "train/") | tree({"c": 5}, "extra/"), "extra beside train"),
-        (tree({"a": 5, "b": 5}, "test/"), "no train/"),
-        (tree({"a": 5, "b": 5}) | {"a/film.heic": b"ftypheic"}, "1 unreadable.*\n  a/film.heic: "),
+        (tree(TWO, "train/") | tree({"c": 5}, "test/"), "classes c do not occur in train/"),
+        (tree(TWO, "train/") | tree({"c": 5}, "extra/"), "extra beside train"),
+        (tree(TWO, "test/"), "no train/"),
+        (tree(TWO) | {"a/film.heic": b"ftypheic"}, "1 unreadable.*\n  a/film.heic: "),
         (
-            tree({"a": 5, "b": 5}) | {"b/x.png": picture(0)[:30], "b/y.jpg": b""},
+            tree(TWO) | {"b/x.png": picture(0)[:30], "b/y.jpg": b""},
             "2 unreadable.*\n.*x.png.*\n.*y.jpg",
         ),
-        (tree({"a": 5, "b": 5}) | {"b/x.png": picture(0, 9)}, "differ in size"),
-        (tree({"a": 5, "b": 5}, "train/") | {"test/a/x.png": picture(0, 9)}, "differ in size"),
+        (tree(TWO) | {"b/x.png": picture(0, 9)}, "differ in size"),
+        (tree(TWO, "train/") | {"test/a/x.png": picture(0, 9)}, "differ in size"),
     ],
 )
 def test_odd_sets_are_refused(tmp_path, files, message):
@@ -143,11 +145,11 @@ def test_odd_sets_are_refused(tmp_path, files, message):
 @pytest.mark.parametrize("name", ["../a/x.png", "/a/x.png", "a/../../x.png", "C:/a/x.png", "a\\..\\x.png"])
 def test_a_member_that_leads_outside_is_refused(tmp_path, name):
     with pytest.raises(DataError, match="leads outside the archive"):
-        data.load(pack(tmp_path / "evil.zip", tree({"a": 5, "b": 5}) | {name: picture(0)}))
+        data.load(pack(tmp_path / "evil.zip", tree(TWO) | {name: picture(0)}))
 
 
 def test_a_damaged_zip_is_named(tmp_path):
-    good = pack(tmp_path / "set.zip", tree({"a": 5, "b": 5})).read_bytes()
+    good = pack(tmp_path / "set.zip", tree(TWO)).read_bytes()
     (tmp_path / "cut.zip").write_bytes(good[:-40])
     with pytest.raises(DataError, match="cut.zip: cannot read this zip"):
         data.load(tmp_path / "cut.zip")
@@ -159,7 +161,7 @@ def test_a_damaged_zip_is_named(tmp_path):
 
 def test_a_member_of_absurd_size_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "MAX_MEMBER_BYTES", 1000)
-    files = tree({"a": 5, "b": 5}) | {"a/huge.png": bytes(2000)}
+    files = tree(TWO) | {"a/huge.png": bytes(2000)}
     with pytest.raises(DataError, match="a/huge.png: 2,000 bytes, the limit is 1,000"):
         data.load(pack(tmp_path / "set.zip", files))
 
@@ -175,10 +177,10 @@ def test_linked_class_folders_are_followed_and_circles_refused(tmp_path):
 
 
 def test_size_makes_all_pictures_squares(tmp_path):
-    files = tree({"a": 5, "b": 5}) | {"b/x.png": picture(0, 9)}
+    files = tree(TWO) | {"b/x.png": picture(0, 9)}
     assert data.load(write(tmp_path / "set", files), size=8).train.images.shape[1:] == (8, 8, 3)
 
 
 def test_labels_are_int64_and_pictures_uint8(tmp_path):
-    train = data.load(write(tmp_path / "set", tree({"a": 5, "b": 5}))).train
+    train = data.load(write(tmp_path / "set", tree(TWO))).train
     assert train.labels.dtype == np.int64 and train.images.dtype == np.uint8

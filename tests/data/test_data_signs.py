@@ -1,0 +1,215 @@
+"""SIGNS in both public forms, and finding data sets by name."""
+
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+import minires.data as data
+from minires.data import signs
+from minires.errors import ConfigError, DataError
+
+real = pytest.mark.skipif(
+    "MINIRES_DATA" not in os.environ, reason="needs SIGNS: set MINIRES_DATA to its folder"
+)
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Three empty places in which data is looked for: MINIRES_DATA, ./data, the cache."""
+    (tmp_path / "named").mkdir()
+    monkeypatch.setenv("MINIRES_DATA", str(tmp_path / "named"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return [tmp_path / "named", tmp_path / "data", tmp_path / "cache" / "minires"]
+
+
+def write_folders(root, parts=(("train", 10), ("val", 3), ("test", 2)), side=8):
+    for part, each in parts:
+        (root / f"{part}_signs").mkdir(parents=True)
+        for k in range(6):
+            for i in range(each):
+                Image.new("RGB", (side, side), (40 * k, 0, 0)).save(
+                    root / f"{part}_signs" / f"{k}_IMG_{i}.jpg"
+                )
+    return root
+
+
+def write_h5(root, train=60, test=12, **changes):
+    root.mkdir(parents=True, exist_ok=True)
+    for half, n in (("train", train), ("test", test)):
+        labels = np.arange(n) % 6
+        images = np.broadcast_to((40 * labels)[:, None, None, None], (n, 8, 8, 3)).astype(np.uint8)
+        with h5py.File(root / f"{half}_signs.h5", "w") as file:
+            contents = {f"{half}_set_x": images, f"{half}_set_y": labels, "list_classes": np.arange(6)}
+            for key, value in (contents | changes).items():
+                if value is not None:
+                    file[key] = value
+    return root
+
+
+def check_labels(splits, tolerance):
+    for part in (splits.train, splits.val, splits.test):
+        assert np.abs(part.images[:, 4, 4, 0].astype(int) - 40 * part.labels).max() <= tolerance
+
+
+def test_picture_folders(tmp_path):
+    write_folders(tmp_path / "64x64_SIGNS")
+    (tmp_path / "64x64_SIGNS" / "train_signs" / ".DS_Store").write_bytes(b"x")
+    for path in (tmp_path, tmp_path / "64x64_SIGNS"):
+        splits = data.load(path)
+        assert [len(p) for p in (splits.train, splits.val, splits.test)] == [60, 18, 12]
+        assert splits.train.classes == ("0", "1", "2", "3", "4", "5") and splits.train.name == "signs"
+        assert splits.val.names[0] == "val_signs/0_IMG_0.jpg"
+        assert "not the known public copy" in splits.source
+        check_labels(splits, 3)  # JPEG rounds
+
+
+def test_picture_folders_without_val_are_split_by_seed(tmp_path):
+    write_folders(tmp_path, (("train", 10), ("test", 2)))
+    splits = data.load(tmp_path, seed=1)
+    assert [len(splits.train), len(splits.val)] == [48, 12]
+    assert data.load(tmp_path, seed=2).val.names != splits.val.names
+
+
+def test_hdf5(tmp_path):
+    write_h5(tmp_path)
+    for path in (tmp_path, tmp_path / "train_signs.h5", tmp_path / "test_signs.h5"):
+        splits = data.load(path)
+        assert [len(p) for p in (splits.train, splits.val, splits.test)] == [48, 12, 12]
+        assert np.bincount(splits.val.labels).tolist() == [2] * 6
+        check_labels(splits, 0)
+    assert data.load(tmp_path, size=16).test.images.shape == (12, 16, 16, 3)
+
+
+def test_hdf5_labels_in_a_row_are_read(tmp_path):
+    splits = data.load(write_h5(tmp_path, test_set_y=(np.arange(12) % 6)[None]))
+    assert splits.test.labels.tolist() == [*range(6)] * 2
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"train_set_x": None},
+            r"train_signs.h5: no data set train_set_x .*it has: list_classes, train_set_y",
+        ),
+        ({"test_set_x": None, "test_set_y": None}, r"no data set test_set_x and test_set_y"),
+        (
+            {"train_set_x": np.zeros((60, 8, 8), np.uint8)},
+            r"must be uint8 \(N, H, W, 3\), it is uint8 \(60, 8, 8\)",
+        ),
+        ({"train_set_x": np.zeros((60, 8, 8, 3))}, "it is float64"),
+        ({"train_set_y": np.zeros(59, int)}, r"must hold 60 integer labels, it is int64 \(59,\)"),
+        ({"train_set_y": np.zeros(60)}, "integer labels, it is float64"),
+        ({"train_set_y": np.full(60, 6)}, r"label 6 of train_signs.h5\[0\] is outside 0\.\.5"),
+    ],
+)
+def test_odd_hdf5_is_refused(tmp_path, changes, message):
+    write_h5(tmp_path, **changes)
+    with pytest.raises(DataError, match=message):
+        data.load(tmp_path)
+
+
+def test_a_missing_or_damaged_hdf5_half_is_named(tmp_path):
+    write_h5(tmp_path)
+    content = (tmp_path / "train_signs.h5").read_bytes()
+    (tmp_path / "train_signs.h5").write_bytes(content[:1000])
+    with pytest.raises(DataError, match="train_signs.h5: cannot read this HDF5 file"):
+        data.load(tmp_path)
+    (tmp_path / "train_signs.h5").unlink()
+    with pytest.raises(DataError, match="train_signs.h5: no such file; .*needs both"):
+        data.load(tmp_path / "test_signs.h5")
+    with pytest.raises(DataError, match="no SIGNS here: expected the folders train_signs/"):
+        signs.read(tmp_path)
+
+
+def test_odd_picture_folders_are_refused(tmp_path):
+    write_folders(tmp_path)
+    train = tmp_path / "train_signs"
+    (train / "7_IMG.jpg").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"1 file names do not begin with a label 0..5:\n  train_signs/7_IMG.jpg"
+    ):
+        data.load(tmp_path)
+    (train / "7_IMG.jpg").rename(train / "5_IMG.jpg")
+    with pytest.raises(DataError, match=r"1 unreadable pictures.*\n  train_signs/5_IMG.jpg"):
+        data.load(tmp_path)
+    for path in (tmp_path / "val_signs").iterdir():
+        path.unlink()
+    (train / "5_IMG.jpg").unlink()
+    with pytest.raises(DataError, match="val_signs: no .jpg picture"):
+        data.load(tmp_path)
+
+
+def test_the_digest_tells_any_change_of_name_or_content(tmp_path):
+    write_folders(tmp_path)
+    before = signs.digest(tmp_path)
+    (tmp_path / "train_signs" / "notes.txt").write_text("does not matter")
+    assert signs.digest(tmp_path) == before
+    one = tmp_path / "val_signs" / "3_IMG_0.jpg"
+    one.rename(one.with_name("2_IMG_9.jpg"))
+    assert signs.digest(tmp_path) != before
+    one.with_name("2_IMG_9.jpg").rename(one)
+    assert signs.digest(tmp_path) == before
+    content = one.read_bytes()
+    one.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert signs.digest(tmp_path) != before
+
+
+def test_places_are_searched_in_order_and_folders_preferred(places):
+    assert data.find("signs") is None and data.find("hands") is None
+    with pytest.raises(DataError, match="'signs' not found in .*named/signs, .*--download"):
+        data.load("signs")
+    named, here, cache = (place / "signs" for place in places)
+    write_folders(cache / "64x64_SIGNS")
+    assert data.find("signs") == cache / "64x64_SIGNS"
+    write_h5(here)
+    assert data.find("signs").resolve() == here
+    (named / "64x64_SIGNS" / "test_signs").mkdir(parents=True)  # half a set is none
+    assert data.find("signs").resolve() == here
+    write_h5(named)
+    assert data.find("signs") == named and data.load("signs").train.names[0].startswith("train_signs.h5[")
+    (named / "64x64_SIGNS" / "test_signs").rmdir()
+    write_folders(named / "64x64_SIGNS")
+    assert data.find("signs") == named / "64x64_SIGNS"
+
+
+def test_unknown_names_get_the_nearest(places, monkeypatch):
+    for ask in (data.load, data.find):
+        with pytest.raises(ConfigError, match="unknown data set 'sings': did you mean 'signs'"):
+            ask("sings")
+    with pytest.raises(ConfigError, match="unknown data set 'zzz': known are signs, hands, cifar10"):
+        data.load("zzz")
+    with pytest.raises(DataError, match="photos/here: no such file or folder"):
+        data.load("photos/here")
+    monkeypatch.setenv("MINIRES_DATA", "/no/such/place")
+    with pytest.raises(ConfigError, match="MINIRES_DATA names /no/such/place"):
+        data.find("signs")
+
+
+@real
+def test_the_real_pictures():
+    splits = data.load("signs")
+    assert [len(p) for p in (splits.train, splits.val, splits.test)] == [864, 216, 120]
+    assert splits.train.images.shape == (864, 64, 64, 3)
+    assert splits.source.endswith("the known public copy)") and "not the" not in splits.source
+    assert set(splits.test.labels) == set(range(6))
+
+
+@real
+def test_the_real_hdf5_half():
+    path = Path(os.environ["MINIRES_DATA"]) / "signs" / "test_signs.h5"
+    if not path.is_file():
+        pytest.skip(f"needs {path}")
+    half = signs._read_h5_half(path, "test", None)
+    assert half.images.shape == (120, 64, 64, 3)
+    # the picture folders hold the same photographs, as JPEG: each has a near twin of the same label
+    pictures = data.load("signs")
+    whole = pictures.train.join(pictures.val).join(pictures.test)
+    for image, label in zip(half.images[:10].astype(np.int16), half.labels[:10], strict=True):
+        distance = np.abs(whole.images.astype(np.int16) - image).mean(axis=(1, 2, 3))
+        assert distance.min() < 4 and whole.labels[distance.argmin()] == label

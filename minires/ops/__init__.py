@@ -10,12 +10,15 @@ from typing import Any
 
 from minires.ops import (
     arithmetic,
+    avg_pool2d,
+    batch_norm,
     concat,
     conv2d,
     cross_entropy,
     dropout,
     linear,
     matmul,
+    max_pool2d,
     pad,
     pad_channels,
     reduce,
@@ -28,12 +31,15 @@ from minires.tensor import Tensor
 
 __all__ = [
     "arithmetic",
+    "avg_pool2d",
+    "batch_norm",
     "concat",
     "conv2d",
     "cross_entropy",
     "dropout",
     "linear",
     "matmul",
+    "max_pool2d",
     "pad",
     "pad_channels",
     "reduce",

@@ -1,0 +1,241 @@
+"""The one harness through which every operation goes, case by case (minires/ops/cases.py).
+
+``check`` asks of an operation, on one device:
+
+* its gradient agrees with finite differences, with a random upstream gradient and a layer before and after;
+* every implementation gives what the specification gives, in float32 and in float64;
+* dtypes and shapes are kept, inputs are left unchanged, no two gradients share memory;
+* inputs and upstream gradients may lie in memory in any order;
+* a second backward over a retained graph gives the same again;
+* a gradient that is not asked for changes nothing about the others.
+
+``check_against_torch`` holds it against PyTorch, where that is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minires import backend
+from minires.errors import MiniresError
+from minires.ops import cases
+from minires.ops.cases import Case
+from minires.tensor import Tensor
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+DTYPES = ("float32", "float64")
+# Relative to the largest number in the array: a few hundred roundings.
+CLOSE = {"float32": 3e-5, "float64": 1e-12}
+
+Arrays = dict[str, Any]
+
+
+def of(*ops: str) -> Any:
+    """Parametrise a test over all cases of these operations, as ``case``."""
+    found = [case for op in ops for case in cases.CASES[op]]
+    return pytest.mark.parametrize("case", found, ids=str)
+
+
+on_devices = pytest.mark.parametrize("device", DEVICES)
+
+
+def check(case: Case, device: str = "cpu") -> None:
+    """All of the above. Raises: AssertionError or GradcheckError at the first thing that is wrong."""
+    need_device(device)
+    check_implementations(case, device)
+    check_layouts(case, device)
+    check_upstream_layouts(case, device)
+    check_memory(case, device)
+    check_single_gradients(case, device)
+    cases.check(case, raise_on_fail=True, device=device)
+
+
+def need_device(device: str) -> None:
+    if device != "cpu":
+        try:
+            backend.cupy()
+        except MiniresError as error:
+            pytest.skip(str(error))
+
+
+# ---------------------------------------------------------------------------------------------- pieces
+
+
+def arrays_of(case: Case, dtype: str = "float64", device: str = "cpu") -> Arrays:
+    return {name: backend.to_device(array, device) for name, array in case.arrays(dtype).items()}
+
+
+def upstream(y: Tensor) -> Any:
+    """A random upstream gradient of the shape, dtype and device of ``y``."""
+    dy = np.random.default_rng(7).standard_normal(y.shape).astype(y.dtype)
+    return backend.to_device(np.asarray(dy), y.device)
+
+
+def run(case: Case, arrays: Mapping[str, Any], make_dy: Callable[[Tensor], Any] = upstream) -> Arrays:
+    """Forward and backward: the output as "y", and the gradient of every input by its name."""
+    leaves = {name: Tensor(array, requires_grad=True) for name, array in arrays.items()}
+    y = case(*leaves.values())
+    result = {"y": y.data}
+    y.backward(make_dy(y))
+    for name, leaf in leaves.items():
+        assert leaf.grad is not None, f"{case}: no gradient arrived at {name}"
+        assert leaf.grad.shape == leaf.shape, f"{case}: {name} {leaf.shape}, gradient {leaf.grad.shape}"
+        result[name] = leaf.grad
+    return result
+
+
+def assert_close(got: Any, expected: Any, relative: float, what: str) -> None:
+    got, expected = (backend.to_device(array, "cpu") for array in (got, expected))
+    assert got.shape == expected.shape, f"{what}: shape {got.shape}, expected {expected.shape}"
+    if expected.size == 0:
+        return
+    # Inputs and upstream gradients are of the size of one: what is below 0.01 is held to that.
+    scale = max(float(np.abs(expected).max()), 0.01)
+    difference = np.abs(got.astype(np.float64) - expected.astype(np.float64))
+    worst = np.unravel_index(int(difference.argmax()), difference.shape)
+    assert difference.max() <= relative * scale, (
+        f"{what}: {got[worst]!r} at {tuple(map(int, worst))}, expected {expected[worst]!r} "
+        f"(off by {difference.max() / scale:.1e} of the largest, allowed {relative:.0e})"
+    )
+
+
+def assert_all_close(got: Arrays, expected: Arrays, relative: float, what: str) -> None:
+    assert got.keys() == expected.keys()
+    for name in expected:
+        label = "output" if name == "y" else f"gradient of {name}"
+        assert_close(got[name], expected[name], relative, f"{what}, {label}")
+
+
+def check_implementations(case: Case, device: str = "cpu") -> None:
+    """Fast against specification in both dtypes, and float32 against float64."""
+    exact = None
+    for dtype in reversed(DTYPES):
+        arrays = arrays_of(case, dtype, device)
+        results = []
+        for implementation in (nullcontext, backend.specification):
+            with implementation():
+                results.append(run(case, arrays))
+            for name, array in results[-1].items():
+                assert array.dtype == dtype, f"{case}: {name} became {array.dtype} from {dtype}"
+        fast, specification = results
+        assert_all_close(fast, specification, CLOSE[dtype], f"{case}, {dtype}, fast against specification")
+        if exact is None:
+            exact = specification
+        assert_all_close(specification, exact, CLOSE["float32"], f"{case}, {dtype} against float64")
+
+
+def _every_second(array: Any) -> Any:
+    xp = backend.array_module(array)
+    larger = xp.full(tuple(2 * size for size in array.shape), xp.nan, array.dtype)
+    view = larger[..., *(slice(None, None, 2) for _ in array.shape)]
+    view[...] = array
+    return view
+
+
+def _backwards(array: Any) -> Any:
+    turned = tuple(slice(None, None, -1) for _ in array.shape)
+    return array[turned].copy()[turned] if array.ndim else array
+
+
+def _columns_first(array: Any) -> Any:
+    return array.T.copy().T
+
+
+LAYOUTS = {"every second": _every_second, "backwards": _backwards, "columns first": _columns_first}
+
+
+def check_layouts(case: Case, device: str = "cpu") -> None:
+    """Inputs whose memory is not in order give the same result."""
+    arrays = arrays_of(case, device=device)
+    for implementation in (nullcontext, backend.specification):
+        with implementation():
+            expected = run(case, arrays)
+            for name, layout in LAYOUTS.items():
+                laid = {key: layout(array) for key, array in arrays.items()}
+                got = run(case, laid)
+                assert_all_close(got, expected, CLOSE["float64"], f"{case}, inputs {name}")
+
+
+def check_upstream_layouts(case: Case, device: str = "cpu") -> None:
+    """Upstream gradients whose memory is not in order, or is one number read everywhere, are accepted."""
+    arrays = arrays_of(case, device=device)
+
+    def constant(y: Tensor) -> Any:
+        xp = backend.array_module(y.data)
+        return xp.broadcast_to(xp.asarray(0.75, dtype=y.dtype), y.shape)
+
+    for implementation in (nullcontext, backend.specification):
+        with implementation():
+            expected = run(case, arrays)
+            for name, layout in LAYOUTS.items():
+                got = run(case, arrays, lambda y, layout=layout: layout(upstream(y)))
+                assert_all_close(got, expected, CLOSE["float64"], f"{case}, upstream {name}")
+            expected = run(case, arrays, lambda y: constant(y).copy())
+            got = run(case, arrays, constant)
+            assert_all_close(got, expected, CLOSE["float64"], f"{case}, upstream broadcast")
+
+
+def check_memory(case: Case, device: str = "cpu") -> None:
+    """Inputs and upstream gradient stay as they were; gradients share memory with nothing; a second backward
+    over a retained graph gives the same again."""
+    for implementation in (nullcontext, backend.specification):
+        arrays = arrays_of(case, device=device)
+        before = {name: array.copy() for name, array in arrays.items()}
+        leaves = {name: Tensor(array, requires_grad=True) for name, array in arrays.items()}
+        with implementation():
+            y = case(*leaves.values())
+            dy = upstream(y)
+            dy_before, y_before = dy.copy(), y.data.copy()
+            y.backward(dy, retain_graph=True)
+            first = {name: leaf.grad for name, leaf in leaves.items()}
+            for leaf in leaves.values():
+                leaf.grad = None
+            y.backward(dy)
+        xp = backend.array_module(dy)
+        assert xp.array_equal(dy, dy_before), f"{case}: the upstream gradient was changed"
+        assert xp.array_equal(y.data, y_before), f"{case}: the output was changed by the backward"
+        for name, array in arrays.items():
+            assert xp.array_equal(array, before[name]), f"{case}: the input {name} was changed"
+            assert_close(leaves[name].grad, first[name], 1e-14, f"{case}, second backward, {name}")
+        others = {"dy": dy, "y": y.data, **{f"input {name}": array for name, array in arrays.items()}}
+        for name, gradient in first.items():
+            for other, array in {**others, **{n: g for n, g in first.items() if n != name}}.items():
+                shared = gradient.size and xp.shares_memory(gradient, array)
+                assert not shared, f"{case}: the gradient of {name} shares its memory with {other}"
+
+
+def check_single_gradients(case: Case, device: str = "cpu") -> None:
+    """The gradient of one input alone is what it is when all are asked for, and only it arrives."""
+    arrays = arrays_of(case, device=device)
+    for implementation in (nullcontext, backend.specification):
+        with implementation():
+            everything = run(case, arrays)
+            for name in arrays:
+                leaves = {n: Tensor(array, requires_grad=n == name) for n, array in arrays.items()}
+                y = case(*leaves.values())
+                y.backward(upstream(y))
+                for other, leaf in leaves.items():
+                    assert (leaf.grad is None) == (other != name), f"{case}: gradient of {other} for {name}"
+                assert_close(leaves[name].grad, everything[name], CLOSE["float64"], f"{case}, {name} alone")
+            plain = case(*(Tensor(array) for array in arrays.values()))
+            assert not plain.requires_grad, f"{case}: a gradient is recorded that nobody needs"
+
+
+def check_against_torch(case: Case, reference: Callable[..., Any]) -> None:
+    """``reference(*torch_tensors, **options)``, channels last too, gives the same output and gradients."""
+    torch = pytest.importorskip("torch")
+    for dtype in DTYPES:
+        arrays = arrays_of(case, dtype)
+        ours = run(case, arrays)
+        leaves = {name: torch.tensor(array, requires_grad=True) for name, array in arrays.items()}
+        y = reference(*leaves.values(), **case.options)
+        y.backward(torch.tensor(upstream(Tensor(ours["y"]))))
+        theirs = {"y": y.detach().numpy()}
+        for name, leaf in leaves.items():
+            theirs[name] = np.zeros_like(arrays[name]) if leaf.grad is None else leaf.grad.numpy()
+        assert_all_close(ours, theirs, {"float32": 1e-4, "float64": 1e-11}[dtype], f"{case}, {dtype}, torch")

@@ -246,7 +246,8 @@ def batch_norm(
         mean, var = _statistics_numba(rows) if fast else _statistics(xp, rows)
         _update(running_mean, running_var, mean, var, len(rows), momentum, convention)
     else:
-        mean, var = xp.asarray(running_mean), xp.asarray(running_var)
+        # Copies of the dtype of x: what is updated in place later must not change this backward.
+        mean, var = (xp.array(running, x.dtype) for running in (running_mean, running_var))
     inv = (1 / xp.sqrt(var + x.dtype.type(eps))).astype(x.dtype)
     run = (rows, gamma.data, beta.data, mean, inv, added, relu)
     y_rows = _forward_numba(*run) if fast else _forward(xp, *run)

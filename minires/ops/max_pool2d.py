@@ -26,12 +26,15 @@ from minires.tensor import Tensor, record
 def _forward(xp: Any, x: Array, win: Window) -> tuple[Array, Array]:
     """The largest values (N, OH, OW, C), and which pixel of the window they came from (kh * KW + kw)."""
     padded = win.pad(xp, x, -xp.inf)
-    y = win.at(padded, 0, 0).copy()
-    winner = xp.zeros(y.shape, xp.int32)
+    picture = win.pad(xp, xp.ones((1, *x.shape[1:3], 1), bool))  # False in the border
+    y = xp.full((len(x), *win.out, x.shape[-1]), -xp.inf, x.dtype)
+    winner = xp.full(y.shape, -1, xp.int32)
     for i in range(win.size[0]):
         for j in range(win.size[1]):
             pixel = win.at(padded, i, j)
-            better = (pixel > y) | xp.isnan(pixel)  # NaN wins, so that it is seen and not hidden
+            # NaN wins, so that it is seen and not hidden; so does the first pixel, which may be -inf itself.
+            better = (pixel > y) | xp.isnan(pixel) | (winner < 0)
+            better &= win.at(picture, i, j)
             y = xp.where(better, pixel, y)
             winner = xp.where(better, xp.int32(i * win.size[1] + j), winner)
     return y, winner
@@ -56,10 +59,11 @@ def _forward_numba(x, y, winner, size, stride, top, left):
         for oh in range(y.shape[1]):
             for ow in range(y.shape[2]):
                 best, where = y[n, oh, ow], winner[n, oh, ow]
+                first_i, first_j = max(0, top - oh * stride[0]), max(0, left - ow * stride[1])
                 best[:] = -np.inf
-                where[:] = 0
-                for i in range(max(0, top - oh * stride[0]), min(size[0], h + top - oh * stride[0])):
-                    for j in range(max(0, left - ow * stride[1]), min(size[1], w + left - ow * stride[1])):
+                where[:] = first_i * size[1] + first_j  # the first pixel, which may be -inf itself
+                for i in range(first_i, min(size[0], h + top - oh * stride[0])):
+                    for j in range(first_j, min(size[1], w + left - ow * stride[1])):
                         pixel = x[n, oh * stride[0] + i - top, ow * stride[1] + j - left]
                         place = np.int32(i * size[1] + j)
                         for c in range(channels):

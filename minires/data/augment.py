@@ -248,21 +248,28 @@ def _is_pair(entry: Any) -> bool:
 
 def _sample(x: Batch, start: NDArray[Any], length: NDArray[Any], *, axis: int) -> NDArray[np.float32]:
     """Resample ``axis`` of each picture from start .. start+length to its full size, bilinearly."""
+    n, height, width, _ = x.shape
     size = x.shape[axis]
     at = start[:, None] + (np.arange(size) + 0.5) * (length / size)[:, None] - 0.5  # (N, size)
     at = np.clip(at, 0, size - 1)
     low = at.astype(np.int64)
     high = np.minimum(low + 1, size - 1)
-    shape = (len(x), size, 1, 1) if axis == 1 else (len(x), 1, size, 1)
-    weight = (at - low).astype(np.float32).reshape(shape)
-    # one take over the flattened (N * size) axis is several times faster than indexing with two arrays
-    picture = np.arange(len(x))[:, None]
+    weight = (at - low).astype(np.float32)
+    # One take along a flattened axis is several times faster than indexing with two arrays.
     if axis == 1:
-        rows = x.reshape(-1, *x.shape[2:])
-        below, above = rows[low + picture * size], rows[high + picture * size]
+        pieces: Batch = x.reshape(n * height, width, 3)
+        first = np.arange(n)[:, None] * height  # of each picture: (N, 1)
+        weight = weight[:, :, None, None]
     else:
-        below, above = x[picture, :, low].swapaxes(1, 2), x[picture, :, high].swapaxes(1, 2)
-    return np.ascontiguousarray(below + weight * (above.astype(np.float32) - below))
+        pieces = x.reshape(n * height * width, 3)
+        first = np.arange(n * height).reshape(n, height, 1) * width  # of each row: (N, H, 1)
+        low, high, weight = low[:, None], high[:, None], weight[:, None, :, None]
+    below = np.take(pieces, first + low, axis=0).astype(np.float32)
+    above = np.take(pieces, first + high, axis=0).astype(np.float32)
+    above -= below
+    above *= weight
+    above += below
+    return above
 
 
 def _need(good: bool, kind: str, option: str, value: Any, wanted: str) -> None:

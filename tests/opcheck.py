@@ -226,6 +226,19 @@ def check_single_gradients(case: Case, device: str = "cpu") -> None:
             assert not plain.requires_grad, f"{case}: a gradient is recorded that nobody needs"
 
 
+def pair(value: Any) -> tuple[Any, Any]:
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def four_sides(picture: Any, kernel: Any, stride: Any, padding: Any) -> list[tuple[int, int]]:
+    """[(top, bottom), (left, right)] of a window's padding, written once more and independently."""
+    if padding == "same":
+        sizes = zip(picture, pair(kernel), pair(stride), strict=True)
+        missing = [max(0, (-(-size // s) - 1) * s + k - size) for size, k, s in sizes]
+        return [(m // 2, m - m // 2) for m in missing]
+    return [pair(side) for side in pair(padding)]
+
+
 def check_against_torch(case: Case, reference: Callable[..., Any]) -> None:
     """``reference(*torch_tensors, **options)``, channels last too, gives the same output and gradients."""
     torch = pytest.importorskip("torch")

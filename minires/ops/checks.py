@@ -87,8 +87,9 @@ def axes(op: str, axis: int | tuple[int, ...] | None, ndim: int) -> tuple[int, .
 
     Raises: ShapeError if an axis does not exist or is named twice.
     """
-    wanted = tuple(range(ndim)) if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
-    found = {a % ndim for a in wanted if isinstance(a, int) and -ndim <= a < ndim}
+    several: tuple[Any, ...] = tuple(axis) if isinstance(axis, tuple | list) else (axis,)
+    wanted = tuple(range(ndim)) if axis is None else several
+    found = {int(a) % ndim for a in wanted if hasattr(a, "__index__") and -ndim <= a < ndim}
     if len(found) != len(wanted):
         raise ShapeError(
             f"{op}: axis={axis} does not fit a tensor of {ndim} axes; each must be a whole number "

@@ -1,0 +1,71 @@
+"""Average pooling, under windows and of the whole picture."""
+
+import re
+
+import numpy as np
+import opcheck
+import pytest
+
+from minires import Tensor
+from minires.errors import ShapeError
+from minires.ops.avg_pool2d import avg_pool2d, global_avg_pool2d
+
+
+@opcheck.on_devices
+@opcheck.of("avg_pool2d", "global_avg_pool2d")
+def test_case(case, device):
+    opcheck.check(case, device)
+
+
+@opcheck.of("avg_pool2d")
+def test_against_torch(case):
+    torch = pytest.importorskip("torch")
+
+    def reference(x, kernel, stride=None, padding=0, count_padding=False):
+        stride = kernel if stride is None else stride
+        (top, bottom), (left, right) = opcheck.four_sides(x.shape[1:3], kernel, stride, padding)
+
+        def mean_of_all(picture):
+            padded = torch.nn.functional.pad(picture, (left, right, top, bottom))
+            return torch.nn.functional.avg_pool2d(padded, kernel, stride)
+
+        y = mean_of_all(x.permute(0, 3, 1, 2))
+        if not count_padding:  # the share of real pixels under each window
+            y = y / mean_of_all(torch.ones(1, 1, *x.shape[1:3], dtype=x.dtype))
+        return y.permute(0, 2, 3, 1)
+
+    opcheck.check_against_torch(case, reference)
+
+
+@opcheck.of("global_avg_pool2d")
+def test_global_against_torch(case):
+    opcheck.check_against_torch(case, lambda x: x.mean((1, 2)))
+
+
+def test_the_border_is_counted_only_if_asked():
+    x = Tensor(np.ones((1, 2, 2, 1)))
+    plain = avg_pool2d(x, 2, stride=1, padding=1).numpy()[0, :, :, 0]
+    counted = avg_pool2d(x, 2, stride=1, padding=1, count_padding=True).numpy()[0, :, :, 0]
+    assert plain.tolist() == [[1, 1, 1]] * 3
+    assert counted.tolist() == [[0.25, 0.5, 0.25], [0.5, 1, 0.5], [0.25, 0.5, 0.25]]
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "text"),
+    [
+        ((4, 4, 1), {"kernel": 2}, "avg_pool2d: x must be (N, H, W, C), 4 axes, but its shape is (4, 4, 1)"),
+        ((1, 2, 4, 1), {"kernel": 3}, "avg_pool2d: the kernel 3x3 is larger than the padded picture 2x4"),
+        ((1, 4, 4, 1), {"kernel": 2, "padding": 2}, "must be smaller than the kernel 2x2"),
+        ((1, 4, 4, 1), {"kernel": (1, 0)}, "avg_pool2d: kernel size must be a whole number of at least 1"),
+    ],
+)
+def test_shapes_that_do_not_fit(x, options, text):
+    with pytest.raises(ShapeError, match=re.escape(text)):
+        avg_pool2d(Tensor(np.ones(x)), **options)
+
+
+def test_bad_input_of_the_global_pool():
+    with pytest.raises(ShapeError, match=re.escape("global_avg_pool2d: x must be (N, H, W, C)")):
+        global_avg_pool2d(Tensor(np.ones((2, 3))))
+    with pytest.raises(ShapeError, match="global_avg_pool2d: x is uint8"):
+        global_avg_pool2d(Tensor(np.ones((1, 2, 2, 1), np.uint8)))

@@ -1,0 +1,208 @@
+"""Batch normalisation in training and inference, fused and not, and its running statistics."""
+
+import re
+
+import numpy as np
+import opcheck
+import pytest
+
+from minires import Tensor, backend, specification, unfused
+from minires.errors import ShapeError
+from minires.ops import cases
+from minires.ops.batch_norm import batch_norm
+
+
+@opcheck.on_devices
+@opcheck.of("batch_norm")
+def test_case(case, device):
+    opcheck.check(case, device)
+
+
+@opcheck.of("batch_norm")
+def test_against_torch(case):
+    torch = pytest.importorskip("torch")
+
+    def reference(x, gamma, beta, add=None, *, training, relu=False, eps=None, convention="keras"):
+        statistics = cases.running_statistics(Tensor(x.detach().numpy()))
+        mean, var = (torch.tensor(array) for array in statistics.values())
+        eps = {"keras": 1e-3, "torch": 1e-5}[convention] if eps is None else eps
+        rows = x.reshape(-1, x.shape[-1])
+        y = torch.nn.functional.batch_norm(rows, mean, var, gamma, beta, training, 0.1, eps).reshape(x.shape)
+        y = y if add is None else y + add
+        return torch.relu(y) if relu else y
+
+    opcheck.check_against_torch(case, reference)
+
+
+@opcheck.of("batch_norm")
+def test_unfused_is_the_same_in_separate_steps(case):
+    for dtype in opcheck.DTYPES:
+        arrays = case.arrays(dtype)
+        fused = opcheck.run(case, arrays)
+        with unfused():
+            separate = opcheck.run(case, arrays)
+            y = case(*(Tensor(array, requires_grad=True) for array in arrays.values()))
+        opcheck.assert_all_close(separate, fused, opcheck.CLOSE[dtype], f"{case}, {dtype}")
+        ops, node = [], y.node
+        while node is not None and node.op != "leaf":
+            ops.append(node.op)
+            node = node.parents[0]
+        expected = ["relu"] * case.options.get("relu", False) + ["add"] * ("add" in case.inputs)
+        assert ops == [*expected, "batch_norm"]
+
+
+def _tensors(x, dtype="float64"):
+    c = x.shape[-1]
+    gamma, beta = np.linspace(0.5, 2, c, dtype=dtype), np.linspace(-1, 1, c, dtype=dtype)
+    return [Tensor(array, requires_grad=True) for array in (x.astype(dtype), gamma, beta)]
+
+
+def test_all_ones_is_a_trap():
+    """With an upstream gradient of ones the true gradients of x and gamma are zero; see the module's head."""
+    x, gamma, beta = _tensors(np.random.default_rng(0).standard_normal((6, 3)))
+    batch_norm(x, gamma, beta, training=True).sum().backward()
+    assert abs(x.grad).max() < 1e-14 and abs(gamma.grad).max() < 1e-14
+    assert beta.grad.tolist() == [6, 6, 6]
+
+
+@pytest.mark.parametrize("convention", ["keras", "torch"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_running_statistics(convention, fast):
+    rng = np.random.default_rng(0)
+    mean, var = rng.standard_normal(3), rng.uniform(1, 2, 3)
+    running_mean, running_var = mean.copy(), var.copy()
+    momentum = 0.9 if convention == "keras" else 0.1
+    kept = 0.9
+    for _ in range(3):
+        x = 2 + 3 * rng.standard_normal((2, 2, 3, 3))
+        options = {"running_mean": running_mean, "running_var": running_var, "convention": convention}
+        if fast:
+            batch_norm(*_tensors(x), training=True, momentum=momentum, **options)
+        else:
+            with specification():
+                batch_norm(*_tensors(x), training=True, momentum=momentum, **options)
+        rows = x.reshape(-1, 3)
+        mean = kept * mean + (1 - kept) * rows.mean(0)
+        var = kept * var + (1 - kept) * rows.var(0, ddof=int(convention == "torch"))
+        assert np.allclose(running_mean, mean, rtol=1e-13) and np.allclose(running_var, var, rtol=1e-13)
+
+
+def test_running_statistics_as_in_torch():
+    torch = pytest.importorskip("torch")
+    layer = torch.nn.BatchNorm1d(3, dtype=torch.float64)
+    running_mean, running_var = np.zeros(3), np.ones(3)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        x = rng.standard_normal((5, 3))
+        layer(torch.tensor(x))
+        ones, zeros = Tensor(np.ones(3)), Tensor(np.zeros(3))
+        batch_norm(
+            Tensor(x), ones, zeros, training=True, convention="torch",
+            running_mean=running_mean, running_var=running_var,
+        )  # fmt: skip
+    assert np.allclose(running_mean, layer.running_mean.numpy(), rtol=1e-13)
+    assert np.allclose(running_var, layer.running_var.numpy(), rtol=1e-13)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_inference_uses_the_running_statistics_and_keeps_them(fast):
+    x, gamma, beta = _tensors(np.random.default_rng(0).standard_normal((4, 2)), "float32")
+    mean, var = np.array([1.0, 2.0]), np.array([4.0, 9.0])  # float64: the dtype of x counts
+    before = mean.copy(), var.copy()
+
+    def run():
+        return batch_norm(x, gamma, beta, training=False, running_mean=mean, running_var=var, eps=0.0)
+
+    if fast:
+        y = run()
+    else:
+        with specification():
+            y = run()
+    expected = gamma.data * (x.data - mean) / np.sqrt(var) + beta.data
+    assert y.dtype == np.float32 and np.allclose(y.numpy(), expected, atol=1e-6)
+    assert np.array_equal(mean, before[0]) and np.array_equal(var, before[1])
+
+
+def test_statistics_that_move_before_the_backward_do_not_change_it():
+    x, gamma, beta = _tensors(np.random.default_rng(0).standard_normal((4, 2)))
+    mean, var = np.array([1.0, 2.0]), np.array([4.0, 9.0])
+    y = batch_norm(x, gamma, beta, training=False, running_mean=mean, running_var=var, eps=0.0)
+    mean += 100
+    var *= 100
+    y.sum().backward()
+    assert np.allclose(gamma.grad, ((x.data - [1, 2]) / [2, 3]).sum(0), rtol=1e-12)
+
+
+@pytest.mark.skipif(not backend.HAS_NUMBA, reason="the plain code sums in float32")
+def test_a_large_common_mean_does_not_eat_the_variance():
+    x = (1e4 + np.random.default_rng(0).standard_normal((2000, 3))).astype(np.float32)
+    exact = x.astype(np.float64)
+    exact = (exact - exact.mean(0)) / exact.std(0)
+    ones, zeros = Tensor(np.ones(3, np.float32)), Tensor(np.zeros(3, np.float32))
+    y = batch_norm(Tensor(x), ones, zeros, training=True, eps=0.0).numpy()
+    assert abs(y - exact).max() < 2e-3
+
+
+def test_a_constant_channel_stays_finite():
+    for implementation in (specification, unfused):
+        with implementation():
+            x, gamma, beta = _tensors(np.full((5, 2), 3.0))
+            y = batch_norm(x, gamma, beta, training=True)
+            y.backward(np.random.default_rng(0).standard_normal((5, 2)))
+        assert np.array_equal(y.numpy(), np.tile(beta.data, (5, 1)))
+        assert np.isfinite(x.grad).all() and not gamma.grad.any()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_nan_is_not_hidden_by_relu(fast):
+    x = Tensor(np.array([[np.nan, 1.0], [1.0, 2.0]]))
+    ones, zeros = Tensor(np.ones(2)), Tensor(np.zeros(2))
+    if fast:
+        y = batch_norm(x, ones, zeros, training=True, relu=True)
+    else:
+        with specification():
+            y = batch_norm(x, ones, zeros, training=True, relu=True)
+    assert np.isnan(y.numpy()).tolist() == [[True, False], [True, False]]
+
+
+@pytest.mark.parametrize("channels", [1, 7, 64])
+def test_many_rows_on_three_threads(channels):
+    """Enough numbers that the sums are cut into shards."""
+    before = backend.threads()
+    case = cases.CASES["batch_norm"][6]
+    assert case.options == {"training": True, "relu": True} and "add" in case.inputs
+    rng = np.random.default_rng(0)
+    shape = (100_000 // channels, channels)
+    arrays = {name: rng.standard_normal(shape if name in ("x", "add") else channels) for name in case.inputs}
+    backend.set_threads(3)
+    try:
+        fast = opcheck.run(case, arrays)
+    finally:
+        backend.set_threads(before)
+    with specification():
+        opcheck.assert_all_close(fast, opcheck.run(case, arrays), 1e-11, "three threads")
+
+
+ONES = np.ones(3)
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "text"),
+    [
+        ((3,), {}, "batch_norm: x must have a batch axis and channels last, but its shape is (3,)"),
+        ((1, 3), {}, "batch_norm: training needs at least two values per channel, but x has shape (1, 3)"),
+        ((2, 4), {}, "batch_norm: gamma has shape (3,), but x (2, 4) has 4 channels"),
+        ((2, 3), {"running_mean": np.ones(2)}, "batch_norm: running_mean has shape (2,), but x (2, 3) has 3"),
+        ((2, 3), {"training": False}, "batch_norm: inference needs running_mean and running_var"),
+        ((2, 3), {"convention": "caffe"}, "batch_norm: convention must be 'keras' or 'torch', not 'caffe'"),
+        ((2, 3), {"add": Tensor(ONES)}, "add has shape (3,), but x has (2, 3); they must be equal"),
+    ],
+)
+def test_shapes_that_do_not_fit(x, options, text):
+    with pytest.raises(ShapeError, match=re.escape(text)):
+        batch_norm(Tensor(np.ones(x)), Tensor(ONES), Tensor(ONES), **{"training": True, **options})
+
+
+def test_dtypes_are_never_mixed():
+    with pytest.raises(ShapeError, match="batch_norm: x is float32 but gamma is float64"):
+        batch_norm(Tensor(np.ones((2, 3), np.float32)), Tensor(ONES), Tensor(ONES), training=True)

@@ -1,0 +1,142 @@
+"""Convolution: every geometry, the fast path in small blocks and on several threads, bad shapes."""
+
+import re
+
+import numpy as np
+import opcheck
+import pytest
+
+from minires import Tensor, backend, specification
+from minires.errors import ShapeError
+from minires.ops import cases
+from minires.ops import conv2d as module
+from minires.ops.conv2d import conv2d
+
+
+@opcheck.on_devices
+@opcheck.of("conv2d")
+def test_case(case, device):
+    opcheck.check(case, device)
+
+
+@opcheck.of("conv2d")
+def test_against_torch(case):
+    torch = pytest.importorskip("torch")
+
+    def reference(x, w, b=None, stride=1, padding=0, groups=1):
+        (top, bottom), (left, right) = opcheck.four_sides(x.shape[1:3], w.shape[:2], stride, padding)
+        nchw = torch.nn.functional.pad(x.permute(0, 3, 1, 2), (left, right, top, bottom))
+        kernel = w.permute(3, 2, 0, 1)  # (KH, KW, C/groups, O) -> (O, C/groups, KH, KW)
+        y = torch.nn.functional.conv2d(nchw, kernel, b, stride=stride, groups=groups)
+        return y.permute(0, 2, 3, 1)
+
+    opcheck.check_against_torch(case, reference)
+
+
+@opcheck.of("conv2d")
+def test_the_definition_written_out(case):
+    """Every output place by itself: no im2col, no matrix product over the batch."""
+    arrays, options = case.arrays(), dict(case.options)
+    x, w, b = arrays["x"], arrays["w"], arrays.get("b", 0)
+    stride, padding, groups = (options.get("stride", 1), options.get("padding", 0), options.get("groups", 1))
+    sides = opcheck.four_sides(x.shape[1:3], w.shape[:2], stride, padding)
+    x, (sh, sw) = np.pad(x, ((0, 0), *sides, (0, 0))), opcheck.pair(stride)
+    got = case(*map(Tensor, arrays.values())).numpy()
+    depth, width = w.shape[2], w.shape[3] // groups
+    for n, i, j, o in np.ndindex(got.shape):
+        group = o // width
+        patch = x[n, i * sh : i * sh + w.shape[0], j * sw : j * sw + w.shape[1]]
+        patch = patch[..., group * depth : (group + 1) * depth]
+        expected = (patch * w[..., o]).sum() + (b[o] if "b" in arrays else 0)
+        assert abs(got[n, i, j, o] - expected) < 1e-12, (n, i, j, o)
+    places = [(x.shape[1] - w.shape[0]) // sh + 1, (x.shape[2] - w.shape[1]) // sw + 1]
+    assert list(got.shape[1:3]) == places
+
+
+@pytest.fixture
+def three_threads():
+    before = backend.threads()
+    backend.set_threads(3)
+    yield
+    backend.set_threads(before)
+
+
+@pytest.mark.parametrize("whole", [0, 1 << 30], ids=["cut by pictures", "cut by depth"])
+def test_small_blocks_on_three_threads(monkeypatch, three_threads, whole):
+    """The sizes at which the fast path cuts its work are far above those of the cases: bring them down."""
+    monkeypatch.setattr(module, "_BLOCK", 256)
+    monkeypatch.setattr(module, "_WHOLE", whole)
+    for case in cases.CASES["conv2d"]:
+        arrays = case.arrays()
+        # Seven pictures for three threads: shards and blocks of unequal sizes.
+        arrays["x"] = np.random.default_rng(1).standard_normal((7, *arrays["x"].shape[1:]))
+        fast = opcheck.run(case, arrays)
+        with specification():
+            expected = opcheck.run(case, arrays)
+        opcheck.assert_all_close(fast, expected, 1e-12, str(case))
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "sides"), [(8, 1, (1, 1)), (8, 2, (0, 1)), (7, 2, (1, 1)), (5, 4, (1, 1))]
+)
+def test_same_pads_as_tensorflow_does(size, stride, sides):
+    x = np.random.default_rng(0).standard_normal((1, size, size, 1))
+    w = np.random.default_rng(1).standard_normal((3, 3, 1, 2))
+    same = conv2d(Tensor(x), Tensor(w), stride=stride, padding="same").numpy()
+    by_hand = conv2d(Tensor(x), Tensor(w), stride=stride, padding=(sides, sides)).numpy()
+    assert same.shape[1] == -(-size // stride)
+    assert np.array_equal(same, by_hand)
+
+
+X, W = (2, 5, 6, 4), (3, 3, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "options", "text"),
+    [
+        ((5, 6, 4), W, {}, "conv2d: x must be (N, H, W, C), 4 axes, but its shape is (5, 6, 4)"),
+        (X, (3, 3, 4), {}, "conv2d: w must be (KH, KW, C/groups, O), 4 axes, but its shape is (3, 3, 4)"),
+        ((2, 4, 5, 6), W, {}, "expects 4 input channels (with groups=1), but x (2, 4, 5, 6) has 6"),
+        (X, W, {"groups": 3}, "groups=3 must divide the 4 input channels of x (2, 5, 6, 4) and the 8 output"),
+        (X, (3, 3, 2, 9), {"groups": 2}, "conv2d: groups=2 must divide the 4 input channels"),
+        (X, W, {"groups": 0}, "conv2d: groups=0 must divide"),
+        (X, W, {"groups": 2}, "conv2d: w (3, 3, 4, 8) expects 8 input channels (with groups=2)"),
+        ((1, 2, 6, 4), W, {}, "conv2d: the kernel 3x3 is larger than the padded picture 2x6 (picture 2x6)"),
+        ((1, 1, 1, 4), (5, 5, 4, 1), {"padding": 1}, "the kernel 5x5 is larger than the padded picture 3x3"),
+        (X, W, {"b": (4,)}, "conv2d: b must have shape (8,), one per output channel, not (4,)"),
+        (X, W, {"stride": 0}, "stride must be a whole number of at least 1, or a pair of them, not 0"),
+        (X, W, {"stride": (1, 2, 3)}, "conv2d: stride must be a whole number of at least 1"),
+        (X, W, {"padding": -1}, "conv2d: padding must be a whole number of at least 0"),
+        (X, W, {"padding": 0.5}, "conv2d: padding must be a whole number of at least 0"),
+        (X, W, {"padding": "valid"}, "padding must be an int, a pair, four sides or 'same', not 'valid'"),
+    ],
+)  # fmt: skip
+def test_shapes_that_do_not_fit(x, w, options, text):
+    options = dict(options)
+    b = Tensor(np.ones(options.pop("b"))) if "b" in options else None
+    with pytest.raises(ShapeError, match=re.escape(text)):
+        conv2d(Tensor(np.ones(x)), Tensor(np.ones(w)), b, **options)
+
+
+def test_integer_pictures_are_not_converted_silently():
+    text = "conv2d: x is uint8, but float32 or float64 is needed. Convert it first, pictures for example with"
+    with pytest.raises(ShapeError, match=re.escape(text)):
+        conv2d(Tensor(np.ones(X, np.uint8)), Tensor(np.ones(W, np.float32)))
+
+
+def test_dtypes_are_never_mixed():
+    with pytest.raises(ShapeError, match="conv2d: w is float32 but x is float64"):
+        conv2d(Tensor(np.ones(X)), Tensor(np.ones(W, np.float32)))
+
+
+@pytest.mark.parametrize("implementation", ["fast", "specification"])
+def test_nan_is_not_hidden(implementation):
+    x = np.zeros((1, 3, 3, 1))
+    x[0, 0, 0, 0] = np.nan
+    w = Tensor(np.ones((2, 2, 1, 1)))
+    if implementation == "fast":
+        y = conv2d(Tensor(x), w)
+    else:
+        with specification():
+            y = conv2d(Tensor(x), w)
+    assert np.isnan(y.numpy()[0, :, :, 0]).tolist() == [[True, False], [False, False]]

@@ -299,3 +299,36 @@ def add(a: Array, b: Array, out: Array | None = None) -> Array:
 
     parallel_for(task, flat_a.size, grain=32768)
     return out
+
+
+_MATMUL_GRAIN = 1 << 20  # multiply-adds worth a thread of their own
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """``a @ b`` on the threads of the pool, cut along the longest of the three sides.
+
+    Plain ``a @ b`` would wake the threads of BLAS, which then compete with ours for the cores.
+    Stacks of matrices and GPU arrays are multiplied as they are.
+    """
+    if not (_is_numpy(a) and _is_numpy(b)) or a.ndim != 2 or b.ndim != 2:
+        return array_module(a, b).matmul(a, b)
+    (m, k), n = a.shape, b.shape[1]
+    longest = max(m, k, n)
+    parts = shards(longest, _MATMUL_GRAIN * longest // max(1, m * k * n))
+    with _single_threaded_blas:
+        if longest in (m, n):
+            out = np.empty((m, n), a.dtype)
+            if longest == m:
+                calls = [functools.partial(np.matmul, a[i:j], b, out=out[i:j]) for i, j in parts]
+            else:
+                calls = [functools.partial(np.matmul, a, b[:, i:j], out=out[:, i:j]) for i, j in parts]
+            parallel_calls(calls)
+            return out
+        sums = np.empty((len(parts), m, n), a.dtype)
+        parallel_calls(
+            [
+                functools.partial(np.matmul, a[:, i:j], b[i:j], out=part)
+                for (i, j), part in zip(parts, sums, strict=True)
+            ]
+        )
+    return sums[0].copy() if len(parts) == 1 else sums.sum(axis=0)

@@ -99,26 +99,36 @@ _WHOLE = 32 << 20  # bytes of columns that may exist at once where a product is 
 
 @kernel
 def _im2col_numba(x, columns, stride, top, left, out, size):
-    n, h, w, _ = x.shape
+    n, h, w, channels = x.shape
     groups, _, depth = columns.shape
     width = depth // (size[0] * size[1])
+    lines = x.reshape(n, h, w * channels)
     for g in range(groups):
         row = 0
         for p in range(n):
             for oh in range(out[0]):
                 for ow in range(out[1]):
-                    at = 0
+                    iw = ow * stride[1] - left
+                    first, last = max(0, -iw), min(size[1], w - iw)  # the part of the window in the picture
                     for i in range(size[0]):
                         ih = oh * stride[0] + i - top
-                        for j in range(size[1]):
-                            iw = ow * stride[1] + j - left
-                            if 0 <= ih < h and 0 <= iw < w:
+                        target = columns[g, row, i * size[1] * width : (i + 1) * size[1] * width]
+                        if ih < 0 or ih >= h or first >= last:
+                            target[:] = 0
+                            continue
+                        target[: first * width] = 0
+                        target[last * width :] = 0
+                        if groups == 1:  # the pixels of a line lie side by side: one run
+                            source = lines[p, ih, (iw + first) * channels : (iw + last) * channels]
+                            run = target[first * width : last * width]
+                            for c in range(run.size):
+                                run[c] = source[c]
+                        else:
+                            for j in range(first, last):
+                                source = x[p, ih, iw + j, g * width : (g + 1) * width]
+                                run = target[j * width : (j + 1) * width]
                                 for c in range(width):
-                                    columns[g, row, at + c] = x[p, ih, iw, g * width + c]
-                            else:
-                                for c in range(width):
-                                    columns[g, row, at + c] = 0.0
-                            at += width
+                                    run[c] = source[c]
                     row += 1
 
 
@@ -127,7 +137,7 @@ def _col2im_numba(columns, dx, stride, top, left, out, size):
     n, h, w, _ = dx.shape
     groups, _, depth = columns.shape
     width = depth // (size[0] * size[1])
-    dx[...] = 0.0
+    dx[...] = 0
     for g in range(groups):
         row = 0
         for p in range(n):
@@ -139,8 +149,10 @@ def _col2im_numba(columns, dx, stride, top, left, out, size):
                         for j in range(size[1]):
                             iw = ow * stride[1] + j - left
                             if 0 <= ih < h and 0 <= iw < w:
+                                source = columns[g, row, at : at + width]
+                                pixel = dx[p, ih, iw, g * width : (g + 1) * width]
                                 for c in range(width):
-                                    dx[p, ih, iw, g * width + c] += columns[g, row, at + c]
+                                    pixel[c] += source[c]
                             at += width
                     row += 1
 
@@ -263,9 +275,10 @@ def _backward_w_by_depth(dy: Array, x: Array, shape: tuple[int, ...], columns: _
     return dw
 
 
-def _backward_b(xp: Any, dy: Array) -> Array:
+def _backward_b(dy: Array) -> Array:
+    """The sum of each channel, (N, OH, OW, O) -> (O,), as a product with ones."""
     rows = dy.reshape(-1, dy.shape[-1])
-    return xp.ones(len(rows), dy.dtype) @ rows
+    return backend.matmul(backend.array_module(dy).ones((1, len(rows)), dy.dtype), rows)[0]
 
 
 # ----------------------------------------------------------------------------------------------- public
@@ -329,7 +342,7 @@ def conv2d(
             run = (dy, xdata, wdata.shape, win, groups)
             dw = _backward_w_numba(*run) if fast else _backward_w(xp, *run)
         if need_b:
-            db = _backward_b(xp, dy)
+            db = _backward_b(dy)
         if need_x:
             run = (dy, wdata, xdata.shape, win, groups)
             dx = _backward_x_numba(*run) if fast else _backward_x(xp, *run)

@@ -20,16 +20,16 @@ from minires.tensor import Tensor, record
 
 
 def _forward(xp: Any, x: Array, w: Array, b: Array | None) -> Array:
-    y = xp.matmul(x, w)
+    y = backend.matmul(x, w)
     return y if b is None else y + b
 
 
 def _backward_x(xp: Any, dy: Array, w: Array) -> Array:
-    return xp.matmul(dy, w.T)
+    return backend.matmul(dy, w.T)
 
 
 def _backward_w(xp: Any, dy: Array, x: Array) -> Array:
-    return xp.matmul(x.T, dy)
+    return backend.matmul(x.T, dy)
 
 
 def _backward_b(xp: Any, dy: Array) -> Array:

@@ -23,15 +23,15 @@ from minires.tensor import Tensor, record
 
 
 def _forward(xp: Any, a: Array, b: Array) -> Array:
-    return xp.matmul(a, b)
+    return backend.matmul(a, b)
 
 
 def _backward_a(xp: Any, dy: Array, a: Array, b: Array) -> Array:
-    return unbroadcast(xp, xp.matmul(dy, b.swapaxes(-1, -2)), a.shape)
+    return unbroadcast(xp, backend.matmul(dy, b.swapaxes(-1, -2)), a.shape)
 
 
 def _backward_b(xp: Any, dy: Array, a: Array, b: Array) -> Array:
-    return unbroadcast(xp, xp.matmul(a.swapaxes(-1, -2), dy), b.shape)
+    return unbroadcast(xp, backend.matmul(a.swapaxes(-1, -2), dy), b.shape)
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:

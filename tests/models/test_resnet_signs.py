@@ -1,0 +1,151 @@
+"""resnet50_signs: the published counts, shapes and names, and the same numbers as PyTorch."""
+
+import numpy as np
+import pytest
+
+import minires
+from minires.errors import ConfigError
+from minires.models import build, names
+from minires.ops.cross_entropy import cross_entropy
+from minires.tensor import Tensor
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build("resnet50_signs", classes=6, seed=0)
+
+
+def test_counts_of_parameters(model):
+    # Source: the SIGNS exercise's model summary (Keras): total 23,600,006, trainable 23,546,886.
+    trained = sum(parameter.data.size for parameter in model.parameters())
+    running = sum(buffer.size for _, buffer in model.named_buffers())
+    assert (trained + running, trained, running) == (23_600_006, 23_546_886, 53_120)
+
+
+def test_names_of_the_released_model(model):
+    state = model.state_dict()
+    for name, shape in {
+        "conv1.weight": (7, 7, 3, 64),
+        "bn_conv1.gamma": (64,),
+        "res2a_branch2a.weight": (1, 1, 64, 64),
+        "res2a_branch1.bias": (256,),
+        "bn2a_branch2a.running_var": (64,),
+        "res3d_branch2b.weight": (3, 3, 128, 128),
+        "res4f_branch2c.weight": (1, 1, 256, 1024),
+        "bn5c_branch2c.beta": (2048,),
+        "fc6.weight": (2048, 6),
+        "fc6.bias": (6,),
+    }.items():
+        assert state[name].shape == shape, name
+    assert sum(name.startswith("res") and name.endswith("weight") for name in state) == 52
+    assert "res2b_branch1.weight" not in state and "res5d_branch2a.weight" not in state
+
+
+def test_sizes_along_the_way(model):
+    shapes = {}
+    loss = cross_entropy(model(Tensor(np.zeros((2, 64, 64, 3), np.float32))), np.array([0, 1]))
+    for step in loss.backward_steps():
+        shapes.setdefault(step.node.path, []).append(step.node.shape)
+    assert shapes["conv1"] == [(2, 32, 32, 64)]
+    assert shapes["pool1"] == [(2, 15, 15, 64)]
+    for block, shape in {"2c": (15, 256), "3d": (8, 512), "4f": (4, 1024), "5c": (2, 2048)}.items():
+        assert shapes[f"bn{block}_branch2c"] == [(2, shape[0], shape[0], shape[1])]
+    assert shapes["avg_pool"] == [(2, 1, 1, 2048)]
+    assert shapes["fc6"] == [(2, 6)]
+
+
+def test_every_parameter_is_reached(model):
+    loss = cross_entropy(model(Tensor(np.zeros((2, 64, 64, 3), np.float32))), np.array([0, 1]))
+    assert minires.cut(loss, model) == []
+    loss.backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
+
+
+def test_the_seed_decides_the_weights(model):
+    again, other = build("resnet50_signs", seed=0), build("resnet50_signs", seed=1)
+    assert np.array_equal(model.fc6.weight.data, again.fc6.weight.data)
+    assert not np.array_equal(model.fc6.weight.data, other.fc6.weight.data)
+
+
+def test_wrong_names_are_met_with_the_nearest():
+    assert "resnet50_signs" in names()
+    with pytest.raises(ConfigError, match="did you mean 'resnet50_signs'"):
+        build("resnet50_sings")
+    with pytest.raises(ConfigError, match="no option 'last_gama'; did you mean 'last_gamma'"):
+        build("resnet50_signs", last_gama=0)
+    with pytest.raises(ConfigError, match="classes must be at least 1"):
+        build("resnet50_signs", classes=0)
+
+
+def test_a_picture_that_is_too_small_is_met_with_the_layer(model):
+    with pytest.raises(minires.ShapeError, match="^pool1: max_pool2d: the kernel 3x3 is larger"):
+        model(Tensor(np.zeros((1, 3, 3, 3), np.float32)))
+
+
+# ------------------------------------------------------------------------------------- against PyTorch
+
+
+def both(dtype, n, *, training, last_gamma=1.0):
+    """Logits and gradients of one batch from us and from PyTorch, same weights, running statistics moved."""
+    torch = pytest.importorskip("torch")
+    from torch_peer import TorchResNetSigns
+
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (n, 64, 64, 3)).astype(np.float32).astype(dtype)
+    labels = rng.integers(0, 6, n)
+    model = build("resnet50_signs", seed=1, last_gamma=last_gamma)
+    with minires.no_grad():  # running statistics that fit the weights, for inference mode
+        for _ in range(2):
+            model(Tensor(x.astype(np.float32)))
+        for name, buffer in model.named_buffers():
+            buffer *= 40 if name.endswith("mean") else 1
+    model.astype(dtype).train(training)
+    twin = TorchResNetSigns().to(getattr(torch, np.dtype(dtype).name)).load_ours(model.state_dict())
+    twin.train(training)
+    logits = model(Tensor(x))
+    cross_entropy(logits, labels).backward()
+    theirs = twin(torch.tensor(x).permute(0, 3, 1, 2))
+    torch.nn.functional.cross_entropy(theirs, torch.tensor(labels)).backward()
+    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return (logits.data, ours), (theirs.detach().numpy(), twin.gradients())
+
+
+def feeds_batch_norm(name):
+    """Such a bias is subtracted again with the mean: its true gradient in training is zero."""
+    return name.endswith(".bias") and not name.startswith("fc")
+
+
+def errors(a, b, *, training):
+    """Relative error of the logits, and the worst over the parameters of the gradient's."""
+    logits = np.linalg.norm(a[0] - b[0]) / np.linalg.norm(b[0])
+    worst = 0.0
+    largest = max(np.abs(gradient).max() for gradient in b[1].values())
+    for name, gradient in b[1].items():
+        if training and feeds_batch_norm(name):
+            assert np.abs(a[1][name]).max() < 1e-3 * largest, name
+            continue
+        worst = max(worst, np.linalg.norm(a[1][name] - gradient) / np.linalg.norm(gradient))
+    return logits, worst
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_equals_pytorch_in_float64(training):
+    logits, gradients = errors(*both(np.float64, 4, training=training), training=training)
+    assert logits < 1e-8 and gradients < 1e-8
+
+
+def test_equals_pytorch_in_float32():
+    logits, gradients = errors(*both(np.float32, 4, training=False), training=False)
+    assert logits < 1e-4 and gradients < 1e-2
+
+
+def test_in_training_float32_is_as_close_to_the_truth_as_pytorch():
+    """In training, batch norm and 50 ReLUs amplify rounding: PyTorch's own float32 gradients are percents
+    away from its float64 ones at these weights. So ours are held to the truth, at most as far as PyTorch's
+    (and half as much again, since both are draws of rounding noise)."""
+    truth, _ = both(np.float64, 8, training=True)
+    ours, theirs = both(np.float32, 8, training=True)
+    our_logits, our_gradients = errors(ours, truth, training=True)
+    their_logits, their_gradients = errors(theirs, truth, training=True)
+    assert our_logits < 1e-4
+    assert our_gradients < 1.5 * their_gradients

@@ -1,0 +1,126 @@
+"""Layers against their operations, initialisers against their formulas, blocks against a sum by hand."""
+
+import numpy as np
+import pytest
+
+import minires
+from minires.errors import ConfigError
+from minires.nn import AvgPool2d, Conv2d, Dropout, GlobalAvgPool2d, Linear, MaxPool2d, init
+from minires.nn.blocks import convolutional_block, identity_block
+from minires.ops.avg_pool2d import avg_pool2d
+from minires.ops.conv2d import conv2d
+from minires.ops.max_pool2d import max_pool2d
+from minires.tensor import Tensor
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def picture(*shape):
+    return Tensor(rng(1).standard_normal(shape).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "variance"),
+    [("glorot_uniform", 2 / (9 * 40 + 9 * 60)), ("he_normal", 2 / (9 * 40)), ("he_normal_out", 2 / (9 * 60))],
+)
+def test_initialisers_have_the_variance_of_their_paper(name, variance):
+    weight = init.get(name)((3, 3, 40, 60), rng())
+    assert weight.dtype == np.float32
+    assert abs(weight.mean()) < 3 * np.sqrt(variance / weight.size)
+    assert weight.var() == pytest.approx(variance, rel=0.03)
+    assert np.array_equal(weight, init.get(name)((3, 3, 40, 60), rng()))
+    assert not np.array_equal(weight, init.get(name)((3, 3, 40, 60), rng(1)))
+
+
+def test_glorot_is_uniform_within_its_bound():
+    weight = init.glorot_uniform((1, 1, 30, 20), rng())
+    bound = np.sqrt(6 / 50)
+    assert 0.97 * bound < np.abs(weight).max() <= bound
+
+
+def test_unknown_initialiser_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'he_normal'"):
+        init.get("he_norml")
+
+
+def test_layers_pass_their_options_to_the_operation():
+    x = picture(2, 9, 9, 4)
+    conv = Conv2d(4, 6, (3, 5), stride=(2, 1), padding=((1, 0), (2, 2)), groups=2, rng=rng())
+    assert conv.weight.shape == (3, 5, 2, 6)
+    conv.bias.data[:] = 0.5
+    expected = conv2d(x, conv.weight, conv.bias, stride=(2, 1), padding=((1, 0), (2, 2)), groups=2)
+    assert np.array_equal(conv(x).data, expected.data)
+    assert Conv2d(4, 6, 1, bias=False, rng=rng()).bias is None
+    assert np.array_equal(
+        MaxPool2d(3, stride=2, padding=1)(x).data, max_pool2d(x, 3, stride=2, padding=1).data
+    )
+    pool = AvgPool2d(3, stride=2, padding=1, count_padding=True)
+    assert np.array_equal(pool(x).data, avg_pool2d(x, 3, stride=2, padding=1, count_padding=True).data)
+    assert np.allclose(GlobalAvgPool2d()(x).data, x.data.mean((1, 2)), atol=1e-7)
+    dense = Linear(4, 3, rng=rng())
+    row = x.data[:, 0, 0, :]
+    assert np.allclose(dense(Tensor(row)).data, row @ dense.weight.data, atol=1e-6)
+
+
+def test_dropout_only_in_training():
+    layer, x = Dropout(0.5), Tensor(np.ones((100, 100), np.float32))
+    assert set(np.unique(layer(x).data)) == {0.0, 2.0}
+    assert np.array_equal(layer.eval()(x).data, x.data)
+
+
+def by_hand(block, name, x, project):
+    """The block's formula written out with its own layers."""
+    layer = vars(block)
+
+    def conv_bn(x, branch):
+        return layer[f"bn{name}{branch}"](layer[f"res{name}{branch}"](x))
+
+    zero = np.float32(0)
+    y = Tensor(np.maximum(conv_bn(x, "2a").data, zero))
+    y = Tensor(np.maximum(conv_bn(y, "2b").data, zero))
+    shortcut = conv_bn(x, "1") if project else x
+    return np.maximum(conv_bn(y, "2c").data + shortcut.data, zero)
+
+
+def test_identity_block_is_the_papers_formula():
+    x = picture(2, 5, 5, 8)
+    block = identity_block(8, (3, 4, 8), stage=3, block="b", rng=rng()).eval()
+    assert np.allclose(block(x).data, by_hand(block, "3b_branch", x, project=False), atol=1e-5)
+    assert "res3b_branch1" not in vars(block)
+
+
+def test_convolutional_block_projects_and_strides_on_the_first_1x1():
+    x = picture(2, 5, 5, 8)
+    block = convolutional_block(8, (3, 4, 12), stage=3, block="a", stride=2, rng=rng()).eval()
+    y = block(x)
+    assert y.shape == (2, 3, 3, 12)
+    assert np.allclose(y.data, by_hand(block, "3a_branch", x, project=True), atol=1e-5)
+    assert (block.res3a_branch2a.stride, block.res3a_branch2b.stride, block.res3a_branch1.stride) == (2, 1, 2)
+
+
+def test_last_gamma_zero_starts_an_identity_block_as_the_identity():
+    x = Tensor(np.abs(picture(2, 5, 5, 8).data))
+    block = identity_block(8, (3, 4, 8), stage=3, block="b", rng=rng(), last_gamma=0.0)
+    assert np.array_equal(block(x).data, x.data)
+
+
+def test_unfused_is_the_same_function_in_more_steps():
+    x = picture(3, 5, 5, 8)
+    results = []
+    for fused in (True, False):
+        block = convolutional_block(8, (3, 4, 12), stage=3, block="a", rng=rng()).name_modules()
+        if fused:
+            y = block(x)
+        else:
+            with minires.unfused():
+                y = block(x)
+        dy = rng(5).standard_normal(y.shape).astype(np.float32)
+        ops = [step.node.op for step in y.backward_steps(dy)]
+        results.append((y.data, [p.grad for p in block.parameters()], ops))
+    (y1, grads1, ops1), (y2, grads2, ops2) = results
+    assert np.allclose(y1, y2, atol=1e-6)
+    assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(grads1, grads2, strict=True))
+    assert (ops1.count("relu"), ops1.count("add")) == (0, 0)
+    assert (ops2.count("relu"), ops2.count("add")) == (3, 1)

@@ -1,7 +1,16 @@
-"""Training: optimisers, schedules, checkpoints, and the Trainer that runs a recipe."""
+"""Training: optimisers, schedules, recipes, checkpoints, and the Trainer that runs it all."""
 
+from minires.train.config import Config
 from minires.train.ema import EMA
+from minires.train.evaluate import Evaluation, evaluate, predict, recalibrate
+from minires.train.interrupt import Interrupted
+from minires.train.modelfile import Trained, load_model, save_model
 from minires.train.optim import SGD, Adam, AdamW
+from minires.train.recipes import names as recipes
 from minires.train.schedules import Schedule
+from minires.train.trainer import Trainer
 
-__all__ = ["EMA", "SGD", "Adam", "AdamW", "Schedule"]
+__all__ = [
+    "EMA", "SGD", "Adam", "AdamW", "Config", "Evaluation", "Interrupted", "Schedule", "Trained", "Trainer",
+    "evaluate", "load_model", "predict", "recalibrate", "recipes", "save_model",
+]  # fmt: skip

@@ -23,6 +23,7 @@ Hutter arXiv:1711.05101.
 from __future__ import annotations
 
 import bisect
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
@@ -33,6 +34,7 @@ import numpy as np
 from minires import backend
 from minires.backend import Array
 from minires.errors import CheckpointError, ConfigError
+from minires.train.names import unknown
 
 _GRAIN = 1 << 16  # elements worth a thread of their own
 
@@ -294,6 +296,25 @@ def AdamW(parameters: Iterable[Any], lr: float = 1e-3, *, weight_decay: float = 
     Raises: ConfigError as :class:`Adam`.
     """
     return Adam(parameters, lr, weight_decay=weight_decay, decoupled=True, **options)
+
+
+def build(spec: Mapping[str, Any], parameters: Iterable[Any]) -> Optimizer:
+    """Make the optimiser that a recipe's dict describes, such as ``{"name": "sgd", "lr": 0.1}``.
+
+    Raises: ConfigError for an unknown name or option (with the nearest one) or a number out of range.
+    """
+    makers: dict[Any, Callable[..., Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+    options = {key: value for key, value in spec.items() if key != "name"}
+    name = spec.get("name")
+    if name not in makers:
+        raise ConfigError(unknown("optimizer", name, makers))
+    known = list(inspect.signature(SGD if name == "sgd" else Adam).parameters)[1:]
+    for key in options:
+        if key not in known:
+            raise ConfigError(unknown(f"option of {name}", key, known))
+    if "lr" not in options:
+        raise ConfigError(f"the optimizer {name} needs a learning rate: give lr")
+    return makers[name](parameters, **options)
 
 
 # ------------------------------------------------------------------------------------------------ helpers

@@ -8,13 +8,14 @@ recipe serves two epochs and two hundred. With ``s`` the step (0, 1, ...), ``S``
 ========== ====================================================================================
 constant   lr
 step       lr * factor^(number of places in ``at`` with place <= f)
+linear     lr * (final + (1 - final) * (1 - f))
 cosine     lr * (final + (1 - final) * (1 + cos(pi f)) / 2)
 one-cycle  a cosine from lr/start_div up to lr at ``peak``, then a cosine down to lr/(start_div*final_div)
 plateau    lr * factor^(number of times the validation loss stopped falling), at least ``minimum``
 ========== ====================================================================================
 
-``warmup`` > 0 puts a straight line from ``warmup_start * lr`` before the schedule, which then runs over the
-steps that remain.
+``warmup`` > 0 puts a straight line from ``warmup_start * lr`` up to ``lr`` before the schedule, which then
+runs over the steps that remain.
 
 Sources: step, Krizhevsky 2012 and He et al. arXiv:1512.03385; cosine, Loshchilov & Hutter arXiv:1608.03983;
 one-cycle, Smith & Topin arXiv:1708.07120; warm-up, Goyal et al. arXiv:1706.02677; plateau, PyTorch's
@@ -34,6 +35,7 @@ from minires.train.names import unknown
 OPTIONS: dict[str, dict[str, Any]] = {
     "constant": {},
     "step": {"at": [0.5, 0.75], "factor": 0.1},
+    "linear": {"final": 0.0},
     "cosine": {"final": 0.0},
     "one-cycle": {"peak": 0.3, "start_div": 25.0, "final_div": 1e4},
     "plateau": {"factor": 0.1, "patience": 10, "threshold": 1e-4, "minimum": 0.0},
@@ -74,7 +76,7 @@ class Schedule:
         """Give the learning rate of a step, counted from 0; a step past the end has the last step's."""
         if step < self.warmup_steps:
             first = self.options["warmup_start"]
-            return self._main(0) * (first + (1.0 - first) * (step + 1) / (self.warmup_steps + 1))
+            return self._main(0) * (first + (1.0 - first) * (step + 1) / self.warmup_steps)
         return self._main(min(step - self.warmup_steps, self.steps - 1))
 
     def epoch_end(self, loss: float) -> None:
@@ -104,6 +106,8 @@ class Schedule:
         o, fraction = self.options, step / self.steps
         if self.name == "step":
             return self.peak_lr * o["factor"] ** sum(place <= fraction for place in o["at"])
+        if self.name == "linear":
+            return self.peak_lr * (o["final"] + (1.0 - o["final"]) * (1.0 - fraction))
         if self.name == "cosine":
             return self.peak_lr * (o["final"] + (1.0 - o["final"]) * (1.0 + math.cos(math.pi * fraction)) / 2)
         if self.name == "one-cycle":

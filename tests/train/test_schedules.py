@@ -41,6 +41,12 @@ def test_one_cycle_equals_pytorch(steps):
         assert ours[-1] == pytest.approx(0.4 / 25 / 1e4, rel=1e-9)
 
 
+def test_linear_falls_evenly_to_its_final_share():
+    found = rates({"name": "linear", "final": 0.1}, lr=1.0)
+    np.testing.assert_allclose(np.diff(found), -0.9 / S, rtol=1e-9)
+    assert found[0] == 1.0 and found[-1] == pytest.approx(0.1 + 0.9 / S)
+
+
 def test_cosine_and_step_equal_pytorch():
     cosine = torch_rates(lambda lib, opt: lib.CosineAnnealingLR(opt, S))
     np.testing.assert_allclose(rates({"name": "cosine"}), cosine, rtol=1e-9, atol=1e-12)
@@ -71,9 +77,8 @@ def test_plateau_equals_pytorch_and_continues_from_its_state():
 def test_warm_up_is_a_straight_line_up_to_the_schedule(name):
     plain, warm = rates({"name": name}, steps=160), rates({"name": name, "warmup": 0.2, "warmup_start": 0.1})
     np.testing.assert_allclose(warm[40:], plain, rtol=1e-12)
-    steps = np.diff(np.append(warm[:40], warm[40]))
-    np.testing.assert_allclose(steps, steps[0], rtol=1e-9)
-    assert 0.1 * plain[0] < warm[0] < 0.15 * plain[0]
+    np.testing.assert_allclose(np.diff(warm[:40]), 0.9 * plain[0] / 40, rtol=1e-9)
+    assert warm[39] == pytest.approx(plain[0]) and warm[0] == pytest.approx((0.1 + 0.9 / 40) * plain[0])
 
 
 @pytest.mark.parametrize("name", OPTIONS)

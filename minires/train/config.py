@@ -1,0 +1,87 @@
+"""The configuration of a run: everything that decides its result, in one object that JSON can hold."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from minires.errors import ConfigError
+from minires.train.names import unknown
+from minires.train.recipes import get
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to train, on what, and how; ``config.json`` of a run folder is one of these.
+
+    ``Config.of("two-epoch", seed=3)`` is a recipe with changes.
+
+    Raises: ConfigError for an unknown field or recipe (with the nearest name) or a value that does not fit.
+    """
+
+    model: str = "resnet50_signs"  # a name that minires.models.build knows
+    variant: dict[str, Any] = field(default_factory=dict)  # its options
+    data: str = "signs"  # a name that minires.data.load knows, or a path
+    size: int | None = None  # resize the pictures to squares of this many pixels
+    train_on: str = "train"  # or "train+val": then nothing is validated
+    recipe: str = "default"  # the recipe these settings came from
+    epochs: int = 20
+    batch_size: int = 32
+    drop_last: bool = False  # leave out the last batch of an epoch if it is smaller
+    optimizer: dict[str, Any] = field(default_factory=lambda: {"name": "adam", "lr": 1e-3})
+    schedule: dict[str, Any] = field(default_factory=lambda: {"name": "constant"})
+    augment: list[Any] = field(default_factory=list)  # see minires.data.augment
+    normalize: str | dict[str, Any] = "data"  # "data": measured; "none": only / 255; or {"mean", "std"}
+    label_smoothing: float = 0.0
+    ema: float = 0.0  # decay of the weights' running average, which is what is kept; 0: none
+    recalibrate: bool = False  # measure batch norm's running statistics anew at the end
+    seed: int = 0
+    device: str = "cpu"
+    checkpoint_every: int = 200  # steps between checkpoints within an epoch; 0: at the end of epochs only
+
+    def __post_init__(self) -> None:
+        kinds = {"int": int, "str": str, "bool": bool, "float": int | float, "int | None": int | None,
+                 "dict[str, Any]": dict, "list[Any]": list, "str | dict[str, Any]": str | dict}
+        for one in dataclasses.fields(self):
+            value = getattr(self, one.name)
+            truth = isinstance(value, bool)  # which Python counts among the whole numbers
+            if not isinstance(value, kinds[str(one.type)]) or truth != (one.type == "bool"):
+                raise ConfigError(f"{one.name} is {value!r}; it must be of type {one.type}")
+        for name, low, high in (("epochs", 1, None), ("batch_size", 1, None), ("seed", 0, None),
+                                ("checkpoint_every", 0, None), ("label_smoothing", 0, 1), ("ema", 0, 1)):
+            value = getattr(self, name)
+            if not value >= low or (high is not None and not value < high):
+                below = "" if high is None else f" and below {high}"
+                raise ConfigError(f"{name} is {value}; it must be at least {low}{below}")
+        if self.train_on not in ("train", "train+val"):
+            raise ConfigError(unknown("value of train_on", self.train_on, ["train", "train+val"]))
+        if isinstance(self.normalize, str) and self.normalize not in ("data", "none"):
+            raise ConfigError(unknown("value of normalize", self.normalize, ["data", "none", "{mean, std}"]))
+
+    @classmethod
+    def of(cls, recipe: str = "default", **changes: Any) -> Config:
+        """Give the configuration of a recipe, with changes."""
+        return cls.from_dict({**get(recipe), "recipe": recipe, **changes})
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Config:
+        """Make a configuration from what JSON held; a field that is left out has its default."""
+        known = [one.name for one in dataclasses.fields(cls)]
+        for key in content:
+            if key not in known:
+                raise ConfigError(unknown("setting", key, known))
+        return cls(**copy.deepcopy(dict(content)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give all fields, defaults included, as they come back from JSON (tuples as lists).
+
+        Raises: ConfigError if JSON cannot hold one.
+        """
+        try:
+            return json.loads(json.dumps(dataclasses.asdict(self), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"the configuration cannot be written as JSON: {error}") from error

@@ -1,0 +1,106 @@
+"""Using a model: probabilities of pictures, loss and accuracy on a set, running statistics measured anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minires import backend
+from minires.data import Dataset, Normalize
+from minires.errors import ShapeError
+from minires.nn.layers import BatchNorm2d
+from minires.nn.module import Module
+from minires.tensor import Tensor, no_grad
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Mean cross-entropy, share of pictures that are right, and the probabilities (N, classes)."""
+
+    loss: float
+    accuracy: float
+    probabilities: NDArray[np.float64]
+
+
+def predict(
+    model: Module, images: NDArray[np.uint8], normalize: Normalize, *, batch_size: int = 64
+) -> NDArray[np.float64]:
+    """Give the probability of each class for each picture.
+
+    Shapes: images (N, H, W, 3) uint8 of the size the model was trained on -> (N, classes).
+    Raises: ShapeError if the pictures are not uint8 of that shape.
+    """
+    return np.exp(_log_probabilities(model, images, normalize, batch_size))
+
+
+def evaluate(model: Module, dataset: Dataset, normalize: Normalize, *, batch_size: int = 64) -> Evaluation:
+    """Test a model on a data set, batch norm and dropout in inference mode.
+
+    Raises: ShapeError if the pictures do not fit the model.
+    """
+    logs = _log_probabilities(model, dataset.images, normalize, batch_size)
+    of_truth = logs[np.arange(len(dataset)), dataset.labels]
+    right = logs.argmax(axis=1) == dataset.labels
+    return Evaluation(float(-of_truth.mean()), float(right.mean()), np.exp(logs))
+
+
+def recalibrate(
+    model: Module, images: NDArray[np.uint8], normalize: Normalize, *, batch_size: int = 64
+) -> None:
+    """Replace batch norm's running statistics by averages over ``images`` with the weights as they are now.
+
+    The running statistics of training lag behind the weights; after a short run, or for averaged weights,
+    they are far off. Each batch counts by its share of the pictures; dropout is off; frozen layers keep
+    what they have.
+
+    Source: "precise BN", Wu & Johnson arXiv:2105.07576, section 3.
+    """
+    norms = [module for _, module in model.named_modules() if isinstance(module, BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    training = model.training
+    model.eval()
+    try:
+        seen = 0
+        # Data sets come sorted by class; a batch of one class would have the wrong variance.
+        images = images[np.random.default_rng(0).permutation(len(images))]
+        for x in _batches(model, images, normalize, batch_size):
+            seen += len(x)
+            share = len(x) / seen
+            for norm in norms:
+                norm.training = True
+                norm.momentum = share if norm.convention == "torch" else 1.0 - share
+            with no_grad():
+                model(x)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        model.train(training)
+
+
+def _log_probabilities(
+    model: Module, images: NDArray[np.uint8], normalize: Normalize, batch_size: int
+) -> NDArray[np.float64]:
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) == 0:
+        raise ShapeError(
+            f"pictures must be uint8 of shape (N, H, W, 3), at least one; got {images.dtype} {images.shape}")
+    training = model.training
+    model.eval()
+    try:
+        with no_grad():
+            parts = [model(x).numpy() for x in _batches(model, images, normalize, batch_size)]
+    finally:
+        model.train(training)
+    logits = np.concatenate(parts).astype(np.float64)
+    shifted = logits - logits.max(axis=1, keepdims=True)  # exp() of large logits would overflow
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def _batches(
+    model: Module, images: NDArray[np.uint8], normalize: Callable[..., NDArray[np.float32]], batch_size: int
+) -> Iterator[Tensor]:
+    device = next(iter(model.parameters())).device
+    for start in range(0, len(images), batch_size):
+        yield Tensor(backend.to_device(normalize(images[start : start + batch_size]), device))

@@ -1,0 +1,64 @@
+"""Recipes: named settings of a run, as dicts that JSON can hold; their fields are those of ``Config``."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from minires.errors import ConfigError
+from minires.train.names import unknown
+
+RECIPES: dict[str, dict[str, Any]] = {
+    # At most 20 epochs on SIGNS.
+    "default": {
+        "epochs": 20,
+        "batch_size": 16,
+        "drop_last": True,
+        "optimizer": {"name": "adam", "lr": 1e-3},
+        "schedule": {"name": "linear", "warmup": 0.1},
+        "augment": [["shift", {"pixels": 4}]],
+        "normalize": "data",
+    },
+    # As far as two epochs from scratch can get on SIGNS.
+    "two-epoch": {
+        "epochs": 2,
+        "batch_size": 8,
+        "drop_last": True,
+        "optimizer": {"name": "adam", "lr": 1e-3},
+        "schedule": {"name": "linear", "warmup": 0.25},
+        "normalize": "data",
+        "train_on": "train+val",
+    },
+    # What the original tutorial does: Keras's Adam with its defaults, pictures / 255.
+    "blog": {
+        "epochs": 2,
+        "batch_size": 32,
+        "optimizer": {"name": "adam", "lr": 1e-3, "eps": 1e-7},
+        "schedule": {"name": "constant"},
+        "normalize": "none",
+        "train_on": "train+val",
+    },
+    # He et al. arXiv:1512.03385, section 4.2: 64,000 steps of 128 pictures, the rate divided by ten at
+    # 32,000 and 48,000; pad 4, crop and flip. 45,000 pictures (their train/val split) make 182 epochs.
+    "cifar": {
+        "data": "cifar10",
+        "epochs": 182,
+        "batch_size": 128,
+        "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4},
+        "schedule": {"name": "step", "at": [0.5, 0.75], "factor": 0.1},
+        "augment": [["shift", {"pixels": 4, "mode": "constant"}], "flip"],
+        "normalize": "data",
+    },
+}
+
+
+def names() -> tuple[str, ...]:
+    """The names of the recipes."""
+    return tuple(RECIPES)
+
+
+def get(name: str) -> dict[str, Any]:
+    """Give a copy of a recipe. Raises: ConfigError for an unknown name, with the nearest one."""
+    if name not in RECIPES:
+        raise ConfigError(unknown("recipe", name, RECIPES))
+    return copy.deepcopy(RECIPES[name])

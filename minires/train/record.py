@@ -1,0 +1,183 @@
+"""What a run leaves to look at: metrics.csv, JSON files, curves, confusion matrix, mistakes.
+
+Matplotlib is imported only when a picture is drawn, and drawn without a display.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minires.data import Dataset
+from minires.errors import CheckpointError
+from minires.files import atomic_write
+
+COLUMNS = ("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
+           "gradient_norm", "pictures_per_second", "seconds")
+_BLUE, _ORANGE, _GREY = "#2563a8", "#d9730d", "#6b7280"
+Row = Mapping[str, Any]
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all. Raises: MiniresError with the file and the cause."""
+    with atomic_write(path) as file:
+        file.write((json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON file of a run folder. Raises: CheckpointError if it is missing or no JSON object."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist; is {Path(path).parent} the folder of a run?") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds {type(content).__name__}, not a JSON object")
+    return content
+
+
+def write_metrics(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
+    """Write one line per epoch as CSV; a figure that was not measured is an empty field."""
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    table.writeheader()
+    table.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def draw_curves(path: str | os.PathLike[str], rows: Sequence[Row], *, title: str) -> None:
+    """Draw loss, accuracy and learning rate over the epochs."""
+    figure = _figure(11.0, 3.6)
+    loss, accuracy, rate = figure.subplots(1, 3)
+    epochs = [row["epoch"] for row in rows]
+    for axes, kind, name in ((loss, "loss", "Loss"), (accuracy, "accuracy", "Accuracy (%)")):
+        scale = 100 if kind == "accuracy" else 1
+        for part, colour, label in (("train", _BLUE, "training"), ("val", _ORANGE, "validation")):
+            values = [row[f"{part}_{kind}"] for row in rows]
+            if any(value is not None for value in values):
+                axes.plot(epochs, [np.nan if v is None else scale * v for v in values], color=colour,
+                          marker="o", markersize=3.5 if len(rows) < 40 else 0, linewidth=1.8, label=label)
+        axes.set_title(name, fontsize=11)
+        axes.legend(frameon=False, fontsize=9)
+    accuracy.set_ylim(top=101)
+    rate.plot(epochs, [row["lr"] for row in rows], color=_GREY, linewidth=1.8, marker="o",
+              markersize=3.5 if len(rows) < 40 else 0)
+    rate.set_title("Learning rate, end of epoch", fontsize=11)
+    rate.set_ylim(bottom=0)
+    rate.yaxis.set_major_formatter("{x:g}")
+    for axes in (loss, accuracy, rate):
+        axes.set_xlabel("epoch", fontsize=9)
+        axes.set_xlim(0.5, max(epochs) + 0.5)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(color="#e5e7eb", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=9, colors=_GREY)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color("#9ca3af")
+    figure.suptitle(title, fontsize=12, fontweight="bold")
+    _save(figure, path)
+
+
+def draw_confusion(
+    path: str | os.PathLike[str],
+    labels: NDArray[np.int64],
+    guesses: NDArray[np.int64],
+    classes: Sequence[str],
+) -> None:
+    """Draw how often each class was taken for each class: rows are the truth, columns the guesses."""
+    count = len(classes)
+    table = confusion_table(labels, guesses, count)
+    share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    side = min(14.0, max(4.6, 0.55 * count + 2.0))
+    figure = _figure(side + 0.6, side)
+    axes = figure.subplots()
+    picture = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
+    if count <= 25:
+        for i, j in np.ndindex(count, count):
+            if table[i, j]:
+                axes.text(j, i, str(table[i, j]), ha="center", va="center", fontsize=10 if count <= 12 else 7,
+                          color="white" if share[i, j] > 0.55 else "#1f2937")
+    names = [_short(name, 18) for name in classes]
+    long = max(map(len, names)) > 3
+    if count <= 60:
+        axes.set_xticks(range(count), names, rotation=45 if long else 0, ha="right" if long else "center")
+        axes.set_yticks(range(count), names)
+    axes.tick_params(length=0, labelsize=9 if count <= 25 else 6)
+    axes.set_xlabel("guessed class")
+    axes.set_ylabel("true class")
+    right = int(np.trace(table))
+    axes.set_title(f"{right} of {len(labels)} test pictures right ({100 * right / len(labels):.1f}%)",
+                   fontsize=12, fontweight="bold", pad=12)
+    bar = figure.colorbar(picture, ax=axes, fraction=0.046, pad=0.04)
+    bar.set_label("% of the true class", fontsize=9)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8, length=0)
+    axes.spines[:].set_visible(False)
+    _save(figure, path)
+
+
+def draw_mistakes(
+    path: str | os.PathLike[str], dataset: Dataset, probabilities: NDArray[np.floating], *, most: int = 40
+) -> None:
+    """Draw the misclassified pictures with true and guessed label and file name, the surest first."""
+    guesses = probabilities.argmax(axis=1)
+    wrong = np.flatnonzero(guesses != dataset.labels)
+    wrong = wrong[np.argsort(-probabilities[wrong, guesses[wrong]], kind="stable")]
+    shown = wrong[:most]
+    columns = min(8, max(4, len(shown)))
+    rows = max(1, -(-len(shown) // columns))
+    figure = _figure(1.75 * columns, 2.3 * rows + 0.6)
+    of = f", the {len(shown)} surest are shown" if len(shown) < len(wrong) else ""
+    title = f"{len(wrong)} of {len(dataset)} test pictures misclassified{of}"
+    figure.suptitle(title, fontsize=12, fontweight="bold")
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.axis("off")
+    for axes, index in zip(figure.axes, shown, strict=False):
+        sure = 100 * probabilities[index, guesses[index]]
+        axes.imshow(dataset.images[index], interpolation="nearest")
+        truth, guess = (_short(dataset.classes[k], 16)
+                        for k in (dataset.labels[index], guesses[index]))
+        axes.set_title(f"true: {truth}\nguessed: {guess}, {sure:.0f}%", fontsize=9, pad=4)
+        axes.text(0.5, -0.04, _short(Path(dataset.names[index]).name, 26), transform=axes.transAxes,
+                  ha="center", va="top", fontsize=6.5, color=_GREY)
+    if not len(wrong):
+        figure.text(0.5, 0.4, f"All {len(dataset)} are right.", ha="center", fontsize=14, color=_BLUE)
+    _save(figure, path)
+
+
+def confusion_table(
+    labels: NDArray[np.int64], guesses: NDArray[np.int64], classes: int
+) -> NDArray[np.int64]:
+    """Count how often class i (row) was taken for class j (column).
+
+    Shapes: labels (N,), guesses (N,) -> (classes, classes).
+    """
+    return np.bincount(labels * classes + guesses, minlength=classes * classes).reshape(classes, classes)
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: str | os.PathLike[str]) -> None:
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=120)

@@ -1,0 +1,426 @@
+"""The Trainer: runs a configuration from the first step to the last figure, and survives what comes between.
+
+Everything random follows from the seed and the place in the run (the pictures and their augmentation) or is
+saved (dropout), so a run that was killed at any moment and continued gives the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import math
+import platform
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from minires import backend, data, models
+from minires.errors import CheckpointError, ConfigError, MiniresError
+from minires.nn.module import Module
+from minires.ops.cross_entropy import cross_entropy
+from minires.tensor import Tensor
+from minires.train import modelfile, optim, record
+from minires.train.checkpoint import Checkpoints, differences
+from minires.train.config import Config
+from minires.train.diagnose import first_not_finite
+from minires.train.ema import EMA
+from minires.train.evaluate import Evaluation, evaluate, recalibrate
+from minires.train.interrupt import Interrupted, StopWish
+from minires.train.schedules import Schedule
+
+# Settings that may change when a run is continued.
+FREE = ("device", "checkpoint_every")
+RUN_FILES = ("config.json", "metrics.csv", "summary.json", modelfile.NAME, "checkpoint-*.safetensors")
+REDRAW = 30.0  # seconds between two drawings of the curves
+
+
+@dataclass
+class Progress:
+    """The place in the run, and what was summed up in the epoch that is under way."""
+
+    epoch: int = 0
+    batch: int = 0  # the next one of this epoch
+    step: int = 0
+    seconds: float = 0.0  # of the whole run, validation included
+    epoch_seconds: float = 0.0  # of training in this epoch
+    pictures: int = 0
+    loss: float = 0.0  # summed over pictures
+    right: int = 0
+    norm: float = 0.0  # summed over steps
+
+    def next_epoch(self) -> Progress:
+        return Progress(epoch=self.epoch + 1, step=self.step, seconds=self.seconds)
+
+
+class Trainer:
+    """Trains what ``config`` says and leaves everything in the folder ``out``.
+
+    ``config`` may be None when ``resume`` is set: the run's own ``config.json`` is used. ``splits`` replaces
+    the data set that the configuration names, ``model`` the model it would build. ``progress`` shows a bar,
+    None only on a terminal; ``say`` gets each line of the report.
+
+    Raises: ConfigError if ``out`` holds a run already and ``resume`` is not set, or for anything in the
+    configuration that does not fit; CheckpointError if the run in ``out`` is another one or all its
+    checkpoints are damaged; DataError if the data set cannot be read.
+    """
+
+    def __init__(
+        self,
+        config: Config | Mapping[str, Any] | None,
+        out: str | Path,
+        *,
+        splits: data.Splits | None = None,
+        model: Module | None = None,
+        resume: bool = False,
+        progress: bool | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.out, self.say, self._show = Path(out), say, progress
+        self._check_folder(resume)
+        if config is None:
+            if not resume:
+                raise ConfigError("a new run needs a configuration, for example Config.of('default')")
+            config = record.read_json(self.out / "config.json")
+        self.config = config = config if isinstance(config, Config) else Config.from_dict(config)
+
+        size = config.size or (models.entry(config.model).size if model is None else None)
+        self.splits = splits or data.load(config.data, size=size)
+        self.train_set = self.splits.train
+        if config.train_on == "train+val":
+            self.train_set = self.train_set.join(self.splits.val)
+        self.val_set = self.splits.val if config.train_on == "train" else None
+        self.normalize = self._normalization()
+        self.loader = data.Loader(
+            self.train_set, config.batch_size, seed=config.seed, normalize=self.normalize,
+            augment=data.build(config.augment), drop_last=config.drop_last,
+        )  # fmt: skip
+
+        self.variant = dict(config.variant)
+        if model is None:
+            if size != models.entry(config.model).size:
+                self.variant.setdefault("size", size)
+            classes = len(self.train_set.classes)
+            model = models.build(config.model, classes=classes, seed=config.seed, **self.variant)
+        self.model = model.to(config.device)
+        self.optimizer = optim.build(config.optimizer, model.named_parameters())
+        total = config.epochs * len(self.loader)
+        self.schedule = Schedule(config.schedule, lr=self.optimizer.lr, total_steps=total)
+        self.ema = EMA(model, config.ema) if config.ema else None
+
+        self.progress = Progress()
+        self.history: list[dict[str, Any]] = []
+        self.checkpoints = Checkpoints(self.out)
+        self._dropout_before: dict[str, Any] = {}
+        self._drawn = -math.inf
+        self._since = time.perf_counter()
+        self._open_folder(resume)
+
+    # ------------------------------------------------------------------------------------------ the run
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end, test, and write the figures; return what ``summary.json`` holds.
+
+        Raises: Interrupted after SIGINT or SIGTERM, once the state is saved; MiniresError that names the
+        first layer whose output or gradient was not finite; MiniresError if a file cannot be written.
+        """
+        config = self.config
+        self.say(
+            f"{config.model} on {self.splits.source}: {len(self.train_set)} training, "
+            f"{len(self.val_set) if self.val_set else 0} validation, {len(self.splits.test)} test pictures; "
+            f"recipe {config.recipe}, {config.epochs} epochs, seed {config.seed}; run folder {self.out}"
+        )
+        if self.progress.epoch == config.epochs:
+            self.say(f"all {self.progress.step} steps are done; testing again")
+        elif self.progress.step:
+            self.say(f"continuing after step {self.progress.step}, in epoch {self.progress.epoch + 1}")
+        per_epoch = len(self.loader) * config.batch_size
+        per_epoch = per_epoch if config.drop_last else len(self.train_set)
+        hidden = None if self._show is None else not self._show
+        with StopWish() as stop, tqdm(
+            total=config.epochs * per_epoch, initial=self.progress.epoch * per_epoch + self.progress.pictures,
+            unit=" pictures", disable=hidden, dynamic_ncols=True,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {rate_fmt}, {remaining} left{postfix}",
+        ) as bar:  # fmt: skip
+            self._since = time.perf_counter()
+            while self.progress.epoch < config.epochs:
+                self._epoch(stop, bar)
+            if stop.wanted:
+                self._leave()
+        return self._finish()
+
+    def _epoch(self, stop: StopWish, bar: Any) -> None:
+        """Train for one epoch, or the rest of one, then validate, report and save."""
+        config, progress = self.config, self.progress
+        self.model.train()
+        bar.set_description_str(f"epoch {progress.epoch + 1}/{config.epochs}")
+        with closing(self.loader.epoch(progress.epoch, progress.batch)) as batches:  # type: ignore[type-var]
+            for x, y in batches:
+                self._step(x, y)
+                progress.epoch_seconds += self._tick()
+                loss, accuracy = progress.loss / progress.pictures, progress.right / progress.pictures
+                bar.set_postfix_str(f"loss {loss:.3f}, accuracy {100 * accuracy:.1f}%", refresh=False)
+                bar.update(len(y))
+                last = progress.batch == len(self.loader)
+                if stop.wanted:
+                    self._leave()
+                if config.checkpoint_every and progress.step % config.checkpoint_every == 0 and not last:
+                    self.save()
+        with self.ema.swap() if self.ema else nullcontext():
+            val = evaluate(self.model, self.val_set, self.normalize) if self.val_set else None
+        self._tick()
+        row = self._row(val)
+        self.history.append(row)
+        self.schedule.epoch_end(row["train_loss"] if val is None else val.loss)
+        with bar.external_write_mode():
+            self.say(_report(row, config.epochs))
+        self.progress = progress.next_epoch()
+        self.save()
+        self._write_history()
+        if stop.wanted:
+            self._leave()
+
+    def _tick(self) -> float:
+        """Add the time since the last call to the run's; return it."""
+        before, self._since = self._since, time.perf_counter()
+        self.progress.seconds += self._since - before
+        return self._since - before
+
+    def _step(self, x: np.ndarray, y: np.ndarray) -> None:
+        """One step of the optimiser; nothing is changed if its loss or gradient is not finite."""
+        progress = self.progress
+        self._dropout_before = self.model.random_states()
+        self.optimizer.lr = self.schedule.lr(progress.step)
+        pictures = Tensor(backend.to_device(x, self.config.device))
+        logits = self.model(pictures)
+        loss = self._loss(logits, y)
+        value = float(loss.item())
+        if not math.isfinite(value):
+            self._stop_not_finite(f"the loss is {value}", pictures, y)
+        loss.backward()
+        norm = self.optimizer.gradient_norm()
+        if not math.isfinite(norm):
+            self._stop_not_finite(f"the norm of the gradients is {norm}", pictures, y)
+        self.optimizer.step(norm=norm)
+        self.optimizer.zero_grad()
+        if self.ema:
+            self.ema.update()
+        progress.batch += 1
+        progress.step += 1
+        progress.pictures += len(y)
+        progress.loss += value * len(y)
+        progress.right += int((logits.numpy().argmax(axis=1) == y).sum())
+        progress.norm += norm
+
+    def _loss(self, logits: Tensor, y: np.ndarray) -> Tensor:
+        return cross_entropy(logits, y, label_smoothing=self.config.label_smoothing)
+
+    def _stop_not_finite(self, what: str, x: Tensor, y: np.ndarray) -> None:
+        place = f"step {self.progress.step} (epoch {self.progress.epoch + 1}, batch {self.progress.batch})"
+        self.model.load_random_states(self._dropout_before)
+        first = first_not_finite(self.model, x, lambda logits: self._loss(logits, y))
+        raise MiniresError(
+            f"{what} at {place}. First not finite: {first}. The run is stopped and its checkpoints are kept; "
+            "try a lower learning rate, more warm-up or clip_norm, or mend the pictures if it is the input"
+        )
+
+    # ---------------------------------------------------------------------------------------- the state
+
+    def save(self) -> Path:
+        """Write a checkpoint of the run as it stands. Raises: MiniresError if it cannot be written."""
+        groups = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self.ema:
+            groups["ema"] = self.ema.state_dict()
+        info = {
+            "kind": "checkpoint",
+            "config": self.config.to_dict(),
+            "data": _fingerprint(self.train_set),
+            "threads": backend.threads(),
+            "progress": dataclasses.asdict(self.progress),
+            "random": self.model.random_states(),
+            "schedule": self.schedule.state_dict(),
+            "history": self.history,
+        }
+        return self.checkpoints.save(self.progress.step, groups, info)
+
+    def _load(self) -> None:
+        """Continue from the newest undamaged checkpoint, or from the beginning if there is none."""
+        found = self.checkpoints.latest()
+        if found is None:
+            return
+        path, groups, info = found
+        if info.get("kind") != "checkpoint":
+            raise CheckpointError(f"{path} is not a checkpoint of a run")
+        if different := differences(info["config"], self.config.to_dict(), ignore=FREE):
+            raise CheckpointError(
+                f"{path} belongs to another run: {'; '.join(different)}. "
+                "Continue it with its own settings, or choose another --out folder"
+            )
+        if info["data"] != _fingerprint(self.train_set):
+            raise CheckpointError(
+                f"{path} was trained on other pictures than {self.splits.source} holds now; "
+                "make the same data available again, or choose another --out folder"
+            )
+        if info["threads"] != backend.threads():
+            warnings.warn(
+                f"the run used {info['threads']} threads and continues with {backend.threads()}: sums are "
+                "rounded in another order, so the last bits may differ", stacklevel=4,
+            )  # fmt: skip
+        try:
+            self.model.load_state_dict(groups.get("model", {}))
+            self.optimizer.load_state_dict(groups.get("optimizer", {}))
+            if self.ema:
+                self.ema.load_state_dict(groups.get("ema", {}))
+        except CheckpointError as error:
+            raise CheckpointError(f"{path} is of another model: {error}") from error
+        self.model.load_random_states(info["random"])
+        self.schedule.load_state_dict(info["schedule"])
+        self.history = info["history"]
+        self.progress = Progress(**info["progress"])
+
+    def _check_folder(self, resume: bool) -> None:
+        if self.out.exists() and not self.out.is_dir():
+            raise ConfigError(f"{self.out} is a file; choose a folder for the run")
+        held = [path.name for pattern in RUN_FILES for path in self.out.glob(pattern)]
+        if held and not resume:
+            raise ConfigError(
+                f"{self.out} holds a run already ({', '.join(held[:3])}); "
+                "continue it with --resume, or choose another folder with --out"
+            )
+        if resume and not held:
+            raise CheckpointError(f"{self.out} holds no run to continue; start one without --resume")
+
+    def _open_folder(self, resume: bool) -> None:
+        if resume:
+            self._load()
+            return
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MiniresError(f"cannot make the folder {self.out}: {error.strerror}") from error
+        record.write_json(self.out / "config.json", self.config.to_dict())
+
+    def _leave(self) -> None:
+        path = self.save()
+        self._write_history()
+        raise Interrupted(
+            f"stopped after step {self.progress.step}; everything is saved in {path}. "
+            f"Go on with: minires train --resume --out {self.out}"
+        )
+
+    # -------------------------------------------------------------------------------------- the figures
+
+    def _row(self, val: Evaluation | None) -> dict[str, Any]:
+        p = self.progress
+        return {
+            "epoch": p.epoch + 1,
+            "step": p.step,
+            "lr": self.optimizer.lr,
+            "train_loss": p.loss / p.pictures,
+            "train_accuracy": p.right / p.pictures,
+            "val_loss": _finite(val.loss if val else None),
+            "val_accuracy": val.accuracy if val else None,
+            "gradient_norm": p.norm / len(self.loader),
+            "pictures_per_second": p.pictures / max(p.epoch_seconds, 1e-9),
+            "seconds": p.epoch_seconds,
+        }
+
+    def _write_history(self) -> None:
+        if not self.history:
+            return
+        record.write_metrics(self.out / "metrics.csv", self.history)
+        if time.monotonic() - self._drawn > REDRAW or self.progress.epoch == self.config.epochs:
+            title = f"{self.config.model} on {self.train_set.name}, recipe {self.config.recipe}"
+            record.draw_curves(self.out / "curves.png", self.history, title=title)
+            self._drawn = time.monotonic()
+
+    def _finish(self) -> dict[str, Any]:
+        """Test the weights that are kept, and write them and all figures."""
+        config, test_set = self.config, self.splits.test
+        with self.ema.swap() if self.ema else nullcontext():
+            if config.recalibrate:
+                recalibrate(self.model, self.train_set.images, self.normalize)
+            val = evaluate(self.model, self.val_set, self.normalize) if self.val_set else None
+            test = evaluate(self.model, test_set, self.normalize)
+            modelfile.save_model(self.out / modelfile.NAME, modelfile.Trained(
+                self.model, config.model, self.variant, test_set.classes, self.normalize,
+                (test_set.images.shape[1], test_set.images.shape[2]), self.train_set.name,
+            ))  # fmt: skip
+        self._tick()
+        record.draw_confusion(
+            self.out / "confusion.png", test_set.labels, test.probabilities.argmax(axis=1), test_set.classes)
+        record.draw_mistakes(self.out / "mistakes.png", test_set, test.probabilities)
+        self._write_history()
+        summary = {
+            "model": config.model,
+            "dataset": self.train_set.name,
+            "source": self.splits.source,
+            "recipe": config.recipe,
+            "epochs": config.epochs,
+            "seed": config.seed,
+            "test_accuracy": test.accuracy,
+            "test_loss": _finite(test.loss),
+            "val_accuracy": val.accuracy if val else None,
+            "val_loss": _finite(val.loss if val else None),
+            "train_accuracy": self.history[-1]["train_accuracy"],
+            "train_loss": self.history[-1]["train_loss"],
+            "seconds": self.progress.seconds,
+            "steps": self.progress.step,
+            "train_pictures": len(self.train_set),
+            "test_pictures": len(test_set),
+            "parameters": sum(parameter.size for parameter in self.model.parameters()),
+            "device": config.device,
+            "threads": backend.threads(),
+            "versions": _versions(),
+        }
+        record.write_json(self.out / "summary.json", summary)
+        self.say(
+            f"test accuracy {100 * test.accuracy:.2f}% ({round(test.accuracy * len(test_set))} of "
+            f"{len(test_set)}), test loss {test.loss:.4f}, {self.progress.seconds:.0f} s; see {self.out}"
+        )
+        return summary
+
+    def _normalization(self) -> data.Normalize:
+        choice = self.config.normalize
+        if isinstance(choice, dict):
+            if choice.keys() != {"mean", "std"}:
+                raise ConfigError(f"normalize must have mean and std, not {', '.join(choice) or 'nothing'}")
+            return data.Normalize(**choice)
+        return data.Normalize.of(self.train_set) if choice == "data" else data.Normalize.none()
+
+
+def _report(row: Mapping[str, Any], epochs: int) -> str:
+    text = f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  loss {row['train_loss']:.4f}"
+    text += f"  accuracy {100 * row['train_accuracy']:.2f}%"
+    if row["val_accuracy"] is not None:
+        loss = float("nan") if row["val_loss"] is None else row["val_loss"]
+        text += f"  |  validation loss {loss:.4f}  accuracy {100 * row['val_accuracy']:.2f}%"
+    return f"{text}  |  {row['pictures_per_second']:.0f} pictures/s, {row['seconds']:.1f} s"
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN and no infinity: such a figure is left empty."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _fingerprint(dataset: data.Dataset) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(dataset.images).reshape(-1).data)
+    digest.update(np.ascontiguousarray(dataset.labels).data)
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in ("minires", "numpy", "numba", "safetensors"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

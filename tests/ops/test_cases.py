@@ -1,0 +1,65 @@
+"""The tables of cases, and the runner behind ``minires gradcheck``."""
+
+import pkgutil
+
+import numpy as np
+import pytest
+
+import minires.ops
+from minires.errors import ConfigError
+from minires.ops import cases, softmax
+
+
+def test_every_operation_has_cases():
+    helpers = {"cases", "checks", "window"}
+    operations = {module.name for module in pkgutil.iter_modules(minires.ops.__path__)} - helpers
+    covered = {case.fn.__module__.rsplit(".", 1)[-1] for table in cases.CASES.values() for case in table}
+    wrapped = {"batch_norm", "dropout", "concat"}  # called through a function of the table
+    assert wrapped <= set(cases.CASES)
+    assert operations == (covered - {"cases"}) | wrapped
+
+
+def test_every_operation_is_a_module_of_the_package():
+    for name in minires.ops.__all__:
+        assert getattr(minires.ops, name).__name__ == f"minires.ops.{name}"
+    helpers = {"cases", "checks", "window"}
+    assert {m.name for m in pkgutil.iter_modules(minires.ops.__path__)} - helpers == set(minires.ops.__all__)
+
+
+def test_names_are_unique_and_inputs_the_same_each_time():
+    everything = [case for table in cases.CASES.values() for case in table]
+    assert len({str(case) for case in everything}) == len(everything)
+    for case in everything:
+        first, again, single = case.arrays(), case.arrays(), case.arrays("float32")
+        for name, array in first.items():
+            assert np.array_equal(array, again[name]) and array.dtype == np.float64
+            assert single[name].dtype == np.float32 and np.allclose(single[name], array)
+
+
+def test_rows():
+    rows = list(cases.check_all(["softmax", "sigmoid"]))
+    assert [row.op for row in rows] == ["softmax"] * 4 + ["sigmoid"] * 3
+    assert all(row.ok and 0 <= row.error < 1e-6 and row.seconds > 0 for row in rows)
+    assert rows[0].case == "shape (3, 4)"
+
+
+def test_without_names_all_are_checked():
+    iterator = cases.check_all()
+    assert next(iterator).op == next(iter(cases.CASES))
+
+
+def test_a_wrong_operation_is_a_row_that_is_not_ok(monkeypatch):
+    monkeypatch.setattr(softmax, "_backward", lambda xp, dy, y: dy * y)
+    rows = list(cases.check_all(["softmax"]))
+    assert not any(row.ok for row in rows[:3]) and rows[0].error > 1e-3
+    assert "FAILED" in str(rows[0].report)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("conv2", "did you mean 'conv2d'?"), ("convolution of pictures", "there are add, avg_pool2d")],
+)
+def test_an_unknown_operation_is_refused_before_anything_runs(name, text):
+    with pytest.raises(ConfigError) as caught:
+        cases.check_all([name])
+    assert f"gradcheck: there is no operation {name!r}" in str(caught.value) and text in str(caught.value)

@@ -287,17 +287,21 @@ def parallel_calls(calls: Sequence[Callable[[], None]]) -> None:
         raise errors[0]
 
 
+_ADD_GRAIN = 32768  # numbers; fewer are not worth a second thread
+
+
 def add(a: Array, b: Array, out: Array | None = None) -> Array:
-    """``a + b`` of two arrays of one shape, on all threads where they are NumPy arrays."""
-    if not (_is_numpy(a) and a.flags.c_contiguous and b.flags.c_contiguous):
-        return array_module(a, b).add(a, b, out=out)
+    """``a + b`` of two arrays of one shape, on all threads where they are large NumPy arrays."""
+    if a.size < 2 * _ADD_GRAIN or not (_is_numpy(a) and a.flags.c_contiguous and b.flags.c_contiguous):
+        xp = array_module(a, b)
+        return xp.asarray(xp.add(a, b, out=out))  # NumPy adds arrays without axes to a scalar
     out = np.empty_like(a) if out is None else out
     flat_a, flat_b, flat_out = a.reshape(-1), b.reshape(-1), out.reshape(-1)
 
     def task(start: int, stop: int) -> None:
         np.add(flat_a[start:stop], flat_b[start:stop], out=flat_out[start:stop])
 
-    parallel_for(task, flat_a.size, grain=32768)
+    parallel_for(task, flat_a.size, _ADD_GRAIN)
     return out
 
 

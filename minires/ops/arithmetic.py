@@ -41,29 +41,30 @@ def unbroadcast(xp: Any, dy: Array, shape: Sequence[int]) -> Array:
     return xp.sum(dy, axis=(*range(added), *stretched)).reshape(shape)
 
 
+def _operand(op: str, x: Any, other: Any) -> Tensor:
+    """``x`` as a tensor; a number takes the dtype and the device of the tensor it meets."""
+    if isinstance(x, Tensor):
+        return x
+    if isinstance(x, numbers.Real) and isinstance(other, Tensor):
+        return Tensor(backend.array_module(other.data).asarray(x, dtype=other.dtype))
+    if isinstance(x, list | tuple | numbers.Real) or hasattr(x, "dtype"):
+        return Tensor(x)
+    raise TypeError(f"{op}: an operand must be a tensor, an array or a number, not {x!r}")
+
+
 def _operands(op: str, a: Any, b: Any) -> tuple[Tensor, Tensor]:
     """Both operands as tensors of one dtype, on one device, whose shapes can be broadcast."""
-    if isinstance(a, numbers.Real) and isinstance(b, Tensor):
-        a = _number(a, b)
-    elif isinstance(b, numbers.Real) and isinstance(a, Tensor):
-        b = _number(b, a)
-    for operand in (a, b):
-        if not (isinstance(operand, Tensor | list | tuple | numbers.Real) or hasattr(operand, "dtype")):
-            raise TypeError(f"{op}: an operand must be a tensor, an array or a number, not {operand!r}")
-    a, b = checks.as_tensor(a), checks.as_tensor(b)
+    a, b = _operand(op, a, b), _operand(op, b, a)
     checks.same_floats(op, a=a, b=b)
-    try:
-        np.broadcast_shapes(a.shape, b.shape)
-    except ValueError:
-        raise ShapeError(
-            f"{op}: shapes {a.shape} and {b.shape} cannot be broadcast. Counted from the last, "
-            "each pair of axes must be equal or one of them 1"
-        ) from None
+    if a.shape != b.shape:
+        try:
+            np.broadcast_shapes(a.shape, b.shape)
+        except ValueError:
+            raise ShapeError(
+                f"{op}: shapes {a.shape} and {b.shape} cannot be broadcast. Counted from the last, "
+                "each pair of axes must be equal or one of them 1"
+            ) from None
     return a, b
-
-
-def _number(value: Any, like: Tensor) -> Tensor:
-    return Tensor(backend.array_module(like.data).asarray(value, dtype=like.dtype))
 
 
 def _binary(op: str, a: Any, b: Any, forward: Callable[..., Array], backward: Callable[..., Any]) -> Tensor:

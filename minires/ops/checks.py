@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from minires.errors import ShapeError
 from minires.tensor import Tensor
 
-FLOATS = ("float32", "float64")
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def as_tensor(x: Any) -> Tensor:
@@ -24,7 +26,7 @@ def same_floats(op: str, **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is None:
             continue
-        if tensor.dtype.name not in FLOATS:
+        if tensor.dtype not in FLOATS:
             raise ShapeError(
                 f"{op}: {name} is {tensor.dtype}, but float32 or float64 is needed. "
                 "Convert it first, pictures for example with x.astype('float32') / 255"

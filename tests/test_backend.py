@@ -1,0 +1,211 @@
+"""The pool of threads, the switch between kernels and plain code, and the BLAS threads beneath."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from minires import backend, specification
+from minires.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def three_threads():
+    before = backend.threads()
+    backend.set_threads(3)
+    yield
+    backend.set_threads(before)
+
+
+def test_every_index_is_done_once():
+    for n in (0, 1, 2, 3, 10, 1000):
+        done = np.zeros(n, int)
+        backend.parallel_for(lambda start, stop, done=done: np.add.at(done, range(start, stop), 1), n)
+        assert (done == 1).all()
+
+
+def test_shards():
+    assert backend.shards(10) == [(0, 3), (3, 6), (6, 10)]
+    assert backend.shards(2) == [(0, 1), (1, 2)]
+    assert backend.shards(10, grain=5) == [(0, 5), (5, 10)]
+    assert backend.shards(10, grain=11) == [(0, 10)]
+    assert backend.shards(0) == [(0, 0)]
+
+
+def test_shards_run_at_once_on_threads_of_their_own():
+    barrier, names = threading.Barrier(3, timeout=30), set()
+
+    def task(start, stop):
+        barrier.wait()  # passes only when all three are here
+        names.add(threading.current_thread().name)
+
+    backend.parallel_for(task, 3)
+    assert threading.current_thread().name in names and len(names) <= 3
+
+
+@pytest.mark.parametrize("shard", [0, 1, 2])
+def test_an_error_in_any_shard_is_raised_once_all_are_done(shard):
+    done = []
+
+    def task(start, stop):
+        if start == shard:
+            raise KeyError(f"shard {start}")
+        done.append(start)
+
+    with pytest.raises(KeyError, match=f"shard {shard}"):
+        backend.parallel_for(task, 3)
+    assert sorted(done) == [i for i in range(3) if i != shard]
+    done.clear()
+    backend.parallel_for(lambda start, stop: done.append(start), 3)
+    assert sorted(done) == [0, 1, 2], "the pool works on after an error"
+
+
+def test_a_parallel_loop_inside_a_shard_runs_in_place():
+    seen, lock = [], threading.Lock()
+
+    def outer(start, stop):
+        me = threading.get_ident()
+
+        def inner(a, b):
+            assert threading.get_ident() == me
+            with lock:
+                seen.append((start, a, b))
+
+        backend.parallel_for(inner, 5)
+
+    backend.parallel_for(outer, 3)
+    assert sorted(seen) == [(0, 0, 5), (1, 0, 5), (2, 0, 5)]
+    after = []
+    backend.parallel_for(lambda a, b: after.append(a), 3)
+    assert sorted(after) == [0, 1, 2], "and afterwards there are shards again"
+
+
+def test_loops_of_several_threads_do_not_mix():
+    results = {}
+
+    def count(key):
+        total = np.zeros(300)
+
+        def task(start, stop):
+            total[start:stop] += key
+
+        for _ in range(20):
+            backend.parallel_for(task, 300)
+        results[key] = total
+
+    threads = [threading.Thread(target=count, args=(key,)) for key in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all((results[key] == 20 * key).all() for key in (1, 2, 3))
+
+
+def _blas_threads():
+    from threadpoolctl import threadpool_info
+
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+
+def test_matrix_products_in_shards_use_one_thread_each():
+    before, inside = _blas_threads(), []
+    assert before, "NumPy comes with a BLAS that can be asked"
+    backend.parallel_for(lambda start, stop: inside.append(_blas_threads()), 3)
+    assert all(count == 1 for counts in inside for count in counts)
+    assert _blas_threads() == before
+    with pytest.raises(RuntimeError):
+        backend.parallel_for(lambda start, stop: (_ for _ in ()).throw(RuntimeError()), 3)
+    assert _blas_threads() == before, "also after an error"
+
+
+def test_the_number_of_threads():
+    backend.set_threads(2)
+    assert backend.threads() == 2 and len(backend.shards(10)) == 2
+    for count in (0, -1):
+        with pytest.raises(ConfigError, match=f"the number of threads must be at least 1, not {count}"):
+            backend.set_threads(count)
+
+
+def _threads_of_a_new_process(setting):
+    code = "from minires import backend\ntry: print(backend.threads())\nexcept ValueError as e: print(e)"
+    environment = {**os.environ, "MINIRES_THREADS": setting}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+def test_the_environment_sets_the_number_of_threads():
+    assert _threads_of_a_new_process("5") == "5"
+    text = "MINIRES_THREADS must be a whole number of threads, not 'two'"
+    assert _threads_of_a_new_process("two") == text
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_has_a_pool_of_its_own():
+    code = """
+import os, sys
+from minires import backend
+backend.set_threads(3)
+backend.parallel_for(lambda a, b: None, 3)
+child = os.fork()
+if child == 0:
+    done = []
+    backend.parallel_for(lambda a, b: done.append(a), 3)
+    os._exit(0 if sum(done) >= 0 and done else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60).returncode == 0
+
+
+def test_the_switch_to_plain_code():
+    x = np.ones(3)
+    assert backend.fast(x) == backend.HAS_NUMBA
+    with specification():
+        assert not backend.fast(x)
+        with specification():
+            pass
+        assert not backend.fast(x)
+    assert backend.fast(x) == backend.HAS_NUMBA
+
+
+@pytest.mark.skipif(not backend.HAS_NUMBA, reason="there are no kernels without Numba")
+def test_a_kernel_is_the_function_compiled():
+    def double(x, y):
+        for i in range(x.size):
+            y[i] = 2 * x[i]
+
+    x, y = np.arange(4.0), np.zeros(4)
+    compiled = backend.kernel(double)
+    compiled(x, y)
+    assert y.tolist() == [0, 2, 4, 6] and compiled.__name__ == "double"
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (0, 3), (300, 400)])
+def test_add(shape):
+    rng = np.random.default_rng(0)
+    a, b = (np.asarray(rng.standard_normal(shape)) for _ in range(2))
+    assert np.array_equal(backend.add(a, b), a + b) and isinstance(backend.add(a, b), np.ndarray)
+    assert np.array_equal(backend.add(a.T, b.T), a.T + b.T)
+    out = np.empty(shape)
+    assert backend.add(a, b, out=out) is out and np.array_equal(out, a + b)
+
+
+@pytest.mark.parametrize(
+    ("m", "k", "n"), [(2, 3, 4), (500, 40, 30), (40, 500, 30), (30, 40, 500), (1, 1, 1), (0, 3, 2), (3, 0, 2)]
+)
+def test_matmul(m, k, n):
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((m, k)), rng.standard_normal((k, n))
+    for left, right in ((a, b), (a.T.copy().T, b.T.copy().T)):
+        assert np.allclose(backend.matmul(left, right), a @ b, rtol=1e-12, atol=1e-12)
+    single = backend.matmul(a.astype(np.float32), b.astype(np.float32))
+    assert single.dtype == np.float32 and single.base is None
+
+
+def test_devices():
+    x = np.ones(3)
+    assert backend.array_module(x) is np and backend.device_of(x) == "cpu"
+    assert backend.to_device(x, "cpu") is x

@@ -1,0 +1,472 @@
+"""The tensor and the tape: where gradients go, in which order, and what is said when they cannot."""
+
+import gc
+import re
+import threading
+import weakref
+
+import numpy as np
+import pytest
+
+import minires
+from minires import Tensor, no_grad
+from minires.errors import ConfigError, MiniresError, ShapeError
+from minires.ops.linear import linear
+from minires.ops.relu import relu
+from minires.tensor import is_recording, record, scope
+
+
+def leaf(*values, dtype=np.float64, name=None):
+    return Tensor(np.array(values, dtype), requires_grad=True, name=name)
+
+
+# ------------------------------------------------------------------------------------ what a tensor is
+
+
+def test_numbers_and_lists_become_float32_and_arrays_keep_their_dtype():
+    assert Tensor([1, 2]).dtype == Tensor(1.5).dtype == np.float32
+    for dtype in (np.float32, np.float64, np.int64, np.uint8):
+        assert Tensor(np.ones(2, dtype)).dtype == dtype
+    scalar = Tensor(np.float64(2))
+    assert isinstance(scalar.data, np.ndarray) and scalar.dtype == np.float64 and scalar.shape == ()
+
+
+def test_shape_size_and_so_on():
+    x = Tensor(np.ones((2, 3), np.float32), name="pictures")
+    assert (x.shape, x.ndim, x.size, len(x), x.device, x.name) == ((2, 3), 2, 6, 2, "cpu", "pictures")
+    assert x.grad is None and not x.requires_grad and x.node is None
+    assert x.numpy() is x.data
+
+
+def test_repr_says_what_it_is():
+    x = leaf(1.0, name="w")
+    assert repr(x) == "Tensor([1.], dtype=float64, requires_grad=True, name='w')"
+    assert repr(x * 2) == "Tensor([2.], dtype=float64, requires_grad=True, op='mul')"
+
+
+def test_item():
+    assert Tensor([[2.5]]).item() == 2.5 and isinstance(Tensor(2.5).item(), float)
+    with pytest.raises(ShapeError, match=re.escape("item() needs a tensor of one value, not of shape (2,)")):
+        Tensor([1, 2]).item()
+    with pytest.raises(ShapeError, match="item"):
+        Tensor(np.ones(0)).item()
+
+
+def test_integers_have_no_gradient():
+    with pytest.raises(ShapeError, match="only floating-point tensors have gradients, not int64"):
+        Tensor(np.arange(3), requires_grad=True)
+
+
+def test_dtypes_are_never_mixed():
+    with pytest.raises(ShapeError, match="float64 .*float32"):
+        leaf(1.0) * leaf(1.0, dtype=np.float32)
+
+
+def test_requires_grad_can_be_set_on_leaves_only():
+    x = Tensor([1.0])
+    x.requires_grad = True
+    y = x * 2
+    y.backward()
+    assert x.grad.tolist() == [2]
+    with pytest.raises(MiniresError, match="leaf tensors only"):
+        y.requires_grad = False
+    x.requires_grad = False
+    assert not (x * 2).requires_grad
+
+
+# ------------------------------------------------------------------------------------- where gradients go
+
+
+def test_a_tensor_used_twice_gets_the_sum():
+    x = leaf(3.0)
+    (x * x + x).backward()
+    assert x.grad.tolist() == [7]
+
+
+def test_a_tensor_used_early_and_late_gets_the_sum():
+    x, w = leaf(2.0), leaf(5.0)
+    y = x * w
+    for _ in range(3):
+        y = y * x  # in the end w * x ** 4
+    (y + x).backward()
+    assert x.grad.tolist() == [4 * 5 * 8 + 1] and w.grad.tolist() == [16]
+
+
+def test_many_paths_are_walked_once_each():
+    """Sixty doublings: 2 ** 60 paths, 60 steps."""
+    x = leaf(1.0)
+    y = x
+    for _ in range(60):
+        y = y + y
+    steps = list(y.backward_steps())
+    assert len(steps) == 60 and x.grad.tolist() == [2.0**60]
+
+
+def test_a_chain_of_a_hundred_thousand_additions():
+    x = leaf(1.0)
+    y = x
+    for _ in range(100_000):
+        y = y + x
+    y.backward()
+    assert x.grad.tolist() == [100_001]
+
+
+def test_a_chain_that_is_dropped_without_a_backward():
+    y = leaf(1.0)
+    for _ in range(100_000):
+        y = y + 1
+    del y  # freeing it must not recurse either
+
+
+def test_a_network_of_a_thousand_and_one_layers():
+    factors = np.random.default_rng(0).uniform(0.9, 1.1, 1001)
+    weights = [leaf([factor]) for factor in factors]
+    y = Tensor(np.ones((1, 1)))
+    for w in weights:
+        y = relu(linear(y, w))
+    y.backward()
+    expected = np.prod(factors) / factors
+    assert np.allclose([w.grad.item() for w in weights], expected, rtol=1e-11)
+
+
+def test_gradients_add_up_over_backwards():
+    x = leaf(1.0, 2.0)
+    (x * 3).sum().backward()
+    first = x.grad
+    (x * 4).sum().backward()
+    assert x.grad.tolist() == [7, 7]
+    assert first.tolist() == [3, 3], "an array that was handed out is not changed later"
+
+
+def test_no_two_gradients_are_one_array():
+    a, b = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    dy = np.array([1.0, 1.0])
+    (a + b).backward(dy)
+    a.grad *= 10
+    assert b.grad.tolist() == [1, 1] and dy.tolist() == [1, 1]
+
+
+def test_the_gradient_has_the_shape_and_dtype_of_the_tensor():
+    for dtype in (np.float32, np.float64):
+        for shape in ((), (3,), (2, 1)):
+            x = Tensor(np.ones(shape, dtype), requires_grad=True)
+            (x * 2).sum().backward()
+            assert isinstance(x.grad, np.ndarray) and x.grad.shape == shape and x.grad.dtype == dtype
+
+
+def test_backward_with_an_upstream_gradient():
+    x = leaf(1.0, 2.0)
+    (x * x).backward([1, 10])
+    assert x.grad.tolist() == [2, 40]
+    x.grad = None
+    (x * x).backward(Tensor(np.array([1.0, 0.0])))
+    assert x.grad.tolist() == [2, 0]
+
+
+def test_a_leaf_is_its_own_gradient():
+    x, dy = leaf(1.0, 2.0), np.array([5.0, 6.0])
+    x.backward(dy)
+    assert x.grad.tolist() == [5, 6] and x.grad is not dy
+
+
+def test_backward_that_cannot_start():
+    with pytest.raises(MiniresError, match=re.escape("backward: this tensor has no gradient")):
+        Tensor([1.0]).backward()
+    with pytest.raises(ShapeError, match=re.escape("starts from a single value; this tensor has shape (2,)")):
+        (leaf(1.0, 2.0) * 2).backward()
+    with pytest.raises(ShapeError, match=re.escape("backward: the gradient has shape (3,), the tensor (2,)")):
+        (leaf(1.0, 2.0) * 2).backward([1, 2, 3])
+
+
+# ------------------------------------------------------------------------------------ the tape is freed
+
+
+def test_a_second_backward_says_that_the_graph_is_gone():
+    x = leaf(1.0)
+    y = x * 2
+    y.backward()
+    with pytest.raises(MiniresError, match="this graph was freed by an earlier backward.*retain_graph=True"):
+        y.backward()
+    assert x.grad.tolist() == [2]
+
+
+def test_a_graph_that_shares_a_freed_part_says_so_before_it_changes_anything():
+    x = leaf(1.0)
+    shared = x * 2
+    first, second = shared * 3, shared * 5
+    first.backward()
+    with pytest.raises(MiniresError, match="freed"):
+        second.backward()
+    assert x.grad.tolist() == [6]
+
+
+def test_a_retained_graph_can_be_used_again():
+    x = leaf(1.0)
+    y = x * x
+    y.backward(retain_graph=True)
+    y.backward(retain_graph=True)
+    assert x.grad.tolist() == [4]
+    y.backward()
+    with pytest.raises(MiniresError, match="freed"):
+        y.backward()
+
+
+class _Held(np.ndarray):
+    """An array that can be watched with a weak reference."""
+
+
+def _watched(x):
+    """An operation whose backward holds an array of its own, and a watch on that array."""
+    held = np.ones(x.shape).view(_Held)
+    y = record("watched", x.data * 2, (x,), lambda dy: (np.asarray(dy * held),))
+    return y, weakref.ref(held)
+
+
+def test_backward_frees_what_the_operations_held():
+    y, watch = _watched(leaf(1.0, 2.0))
+    loss = y.sum()
+    assert watch() is not None
+    loss.backward()
+    assert watch() is None, "though y and loss are still there"
+
+
+def test_memory_is_freed_step_by_step():
+    y, first = _watched(leaf(1.0, 2.0))
+    z, second = _watched(y)
+    steps = z.sum().backward_steps()
+    next(steps), next(steps)  # the sum, the second operation
+    assert next(steps).node is y.node
+    assert second() is None
+
+
+def test_a_graph_that_is_dropped_is_freed_at_once():
+    gc.disable()
+    try:
+        y, watch = _watched(leaf(1.0, 2.0))
+        loss = (y * y).sum()
+        del y, loss
+        assert watch() is None, "no circle of references waits for the garbage collector"
+    finally:
+        gc.enable()
+
+
+def test_the_tape_keeps_no_result_alive():
+    x = leaf(1.0, 2.0)
+    y = x + 1
+    watch = weakref.ref(y)
+    z = y + 1
+    del y
+    assert watch() is None
+    z.sum().backward()
+    assert x.grad.tolist() == [1, 1]
+
+
+# ------------------------------------------------------------------------------------ step by step
+
+
+def test_steps_come_last_operation_first_with_their_gradients():
+    x, w = leaf(2.0, name="x"), leaf(3.0)
+    y = x * w
+    loss = (y + y).exp() * 0.0 + y  # d loss / dy = 1
+    steps = list(loss.backward_steps())
+    ops = [step.node.op for step in steps]
+    assert ops == ["add", "mul", "exp", "add", "mul"]
+    numbers = [step.node.number for step in steps]
+    assert numbers == sorted(numbers, reverse=True)
+    last = steps[-1]
+    assert last.node is y.node and last.incoming.tolist() == [1]
+    assert [gradient.tolist() for gradient in last.outgoing] == [[3], [2]]
+    assert steps[0].outgoing[0].tolist() == [1]
+
+
+def test_backward_is_its_steps():
+    values = np.random.default_rng(0).standard_normal((2, 5))
+
+    def gradients(run):
+        a, b = leaf(*values[0]), leaf(*values[1])
+        run((a * b + a.exp() / (b * b + 1)).sum())
+        return a.grad, b.grad
+
+    def by_steps(loss):
+        for _ in loss.backward_steps():
+            pass
+
+    for one, other in zip(gradients(Tensor.backward), gradients(by_steps), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_the_gradient_of_a_leaf_is_there_as_soon_as_it_is_complete():
+    x, w = leaf(2.0), leaf(3.0)
+    y = x * 2
+    steps = (y * w).backward_steps()
+    next(steps)
+    assert w.grad.tolist() == [4] and x.grad is None
+    next(steps)
+    assert x.grad.tolist() == [6]
+    assert next(steps, None) is None
+
+
+def test_what_no_gradient_reaches_is_no_step():
+    x = leaf(1.0)
+    y = record("stop", x.data * 2, (x,), lambda dy: (None,))
+    steps = list((y * 3 + x).backward_steps())
+    assert [step.node.op for step in steps] == ["add", "mul", "stop"]
+    assert x.grad.tolist() == [1]
+
+
+def test_backward_steps_complains_at_once():
+    with pytest.raises(MiniresError, match="backward: this tensor has no gradient"):
+        Tensor([1.0]).backward_steps()
+
+
+# ------------------------------------------------------------------------------------ looking in between
+
+
+def test_retain_grad_keeps_the_gradient_of_a_result():
+    x = leaf(2.0)
+    y = (x * 3).retain_grad()
+    z = y * y
+    z.backward()
+    assert y.grad.tolist() == [12] and z.grad is None and x.grad.tolist() == [36]
+    y.grad *= 0
+    assert x.grad.tolist() == [36]
+    with pytest.raises(MiniresError, match="retain_grad: this tensor has no gradient"):
+        Tensor([1.0]).retain_grad()
+
+
+def test_a_hook_sees_the_complete_gradient_once_and_may_replace_it():
+    x = leaf(2.0)
+    y = x * 3
+    seen = []
+    y.register_hook(lambda gradient: seen.append(gradient.copy()))
+    remove = y.register_hook(lambda gradient: gradient * 10)
+    (y * 2 + y * 5).backward()
+    assert [gradient.tolist() for gradient in seen] == [[7]]
+    assert x.grad.tolist() == [210]
+
+    x.grad = None
+    y = x * 3
+    remove = y.register_hook(lambda gradient: gradient * 10)
+    remove()
+    y.backward()
+    assert x.grad.tolist() == [3]
+
+
+def test_a_hook_on_a_leaf():
+    x = leaf(2.0)
+    x.register_hook(lambda gradient: -gradient)
+    (x * x).backward()
+    assert x.grad.tolist() == [-4]
+    with pytest.raises(MiniresError, match="register_hook: this tensor has no gradient"):
+        Tensor([1.0]).register_hook(print)
+
+
+def test_nodes_are_named_after_their_operation_and_module():
+    x = leaf(1.0)
+    with scope("res2a_branch2a"):
+        y = x * 2
+        with scope("inner"):
+            z = y + 1
+        w = z * 2
+    assert (y.node.op, y.node.path) == ("mul", "res2a_branch2a")
+    assert (z.node.op, z.node.path) == ("add", "inner") and w.node.path == "res2a_branch2a"
+    assert (x.node.op, (w * 1).node.path) == ("leaf", "")
+    assert repr(y.node) == "<mul res2a_branch2a (1,)>"
+    assert y.node.parents == (x.node, None) and y.node.shape == (1,) and y.node.dtype == np.float64
+
+
+# ------------------------------------------------------------------------------------ off the tape
+
+
+def test_no_grad_records_nothing():
+    x = leaf(1.0)
+    with no_grad():
+        assert not is_recording()
+        y = x * 2
+        with no_grad():
+            pass
+        assert not is_recording()
+    assert is_recording() and not y.requires_grad and y.node is None
+    with pytest.raises(RuntimeError), no_grad():
+        raise RuntimeError
+    assert is_recording(), "also after an error"
+
+
+def test_no_grad_is_a_matter_of_one_thread():
+    seen = []
+    with no_grad():
+        thread = threading.Thread(target=lambda: seen.append(is_recording()))
+        thread.start()
+        thread.join()
+    assert seen == [True]
+
+
+def test_detach_cuts_the_path():
+    x = leaf(3.0, name="x")
+    y = x.detach()
+    assert y.data is x.data and not y.requires_grad and y.name == "x"
+    (x * y).backward()
+    assert x.grad.tolist() == [3]
+
+
+class _Model:
+    def __init__(self, **parameters):
+        self.parameters = parameters
+
+    def named_parameters(self):
+        return iter(self.parameters.items())
+
+
+def test_cut_names_the_parameters_that_no_path_reaches():
+    a, b, c, frozen = leaf(1.0), leaf(2.0), leaf(3.0), Tensor(np.array([4.0]))
+    model = _Model(**{"a.weight": a, "b.weight": b, "c.weight": c, "frozen": frozen})
+    loss = a * 2 + Tensor((b * 3).data) + c.detach() + frozen  # a sum over .data cuts the gradient
+    assert minires.cut(loss, model) == ["b.weight", "c.weight", "frozen"]
+    assert minires.cut(a * b * c * frozen, model) == ["frozen"]
+    assert minires.cut(Tensor([1.0]), model) == list(model.parameters)
+    loss.backward()
+    with pytest.raises(MiniresError, match="freed"):
+        minires.cut(loss, model)
+
+
+# ------------------------------------------------------------------------------------ devices
+
+
+def test_a_device_that_is_there_already_gives_the_tensor_itself():
+    x = leaf(1.0)
+    assert x.to("cpu") is x and Tensor([1.0], device="cpu").device == "cpu"
+
+
+def test_a_device_that_does_not_exist():
+    for device in ("tpu", "cuda:x", "CPU", ""):
+        with pytest.raises(ConfigError, match=f"unknown device '{device}'; use 'cpu', 'cuda' or 'cuda:1'"):
+            Tensor([1.0]).to(device)
+
+
+def test_a_gpu_that_is_not_there_is_one_clear_sentence():
+    try:
+        minires.backend.cupy()
+    except ConfigError as error:
+        text = str(error)
+    else:
+        pytest.skip("this machine has a GPU")
+    assert text.startswith("a GPU was asked for, but") and text.endswith("use device='cpu'")
+    for ask in (lambda: Tensor([1.0]).to("cuda"), lambda: Tensor([1.0], device="cuda:0")):
+        with pytest.raises(ConfigError) as caught:
+            ask()
+        assert str(caught.value) == text
+
+
+@pytest.mark.gpu
+def test_the_gradient_finds_its_way_back_from_a_gpu():
+    try:
+        minires.backend.cupy()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    x = leaf(1.0, 2.0)
+    y = x.to("cuda") * 3
+    assert y.device == "cuda:0" and isinstance(y.numpy(), np.ndarray)
+    y.sum().backward()
+    assert isinstance(x.grad, np.ndarray) and x.grad.tolist() == [3, 3]
+    with pytest.raises(ShapeError, match="use .to()"):
+        x * y

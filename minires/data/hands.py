@@ -128,8 +128,8 @@ def render(sign: int, *, seed: int | tuple[int, ...]) -> NDArray[np.uint8]:
 
 def _draw_hand(up: tuple[int, ...], rng: np.random.Generator) -> Canvas:
     """Draw arm, palm, folded fingers, and fingers up, in a random pose."""
-    angle = np.deg2rad(np.clip(rng.normal(0, 13), -32, 32))
-    scale = FINE * rng.uniform(0.35, 0.45)
+    angle = np.deg2rad(np.clip(rng.normal(0, 12), -28, 28))
+    scale = FINE * rng.uniform(0.38, 0.46)
     slant = rng.uniform(0.8, 1.0)  # turned a little about the long axis
     side = rng.choice([-1.0, 1.0])  # left or right hand
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -154,7 +154,7 @@ def _draw_hand(up: tuple[int, ...], rng: np.random.Generator) -> Canvas:
         canvas.capsule(wrist + [(k - 2.5) * 0.07, 0.08], KNUCKLES[k], 0.2, 0.145, lift=0.02, depth=0.55)
     canvas.capsule(np.array([-0.09, -0.42]), KNUCKLES[0] + [0.08, 0.02], 0.2, 0.17, lift=0.02, depth=0.65)
 
-    spread = rng.uniform(1.0, 1.8)
+    spread = rng.uniform(1.15, 1.8)
     for k in (1, 2, 3, 4):
         lean = LEANS[k] * spread + rng.normal(0, 2)
         if k in up:
@@ -162,7 +162,7 @@ def _draw_hand(up: tuple[int, ...], rng: np.random.Generator) -> Canvas:
         else:
             _finger_folded(canvas, k, plump, back, rng)
     if 0 in up:
-        _finger_up(canvas, 0, LEANS[0] + rng.normal(0, 9), plump, back, rng)
+        _finger_up(canvas, 0, LEANS[0] + rng.normal(0, 6), plump, back, rng)
     else:
         _thumb_folded(canvas, up, plump, back, rng)
     return canvas
@@ -264,7 +264,7 @@ def _background(rng: np.random.Generator, skin: NDArray[np.float64]) -> NDArray[
     """
     while True:
         base = rng.uniform(0.1, 0.95) + rng.normal(0, 0.07, 3)
-        if abs(base.mean() - skin.mean()) > 0.2:
+        if abs(base.mean() - skin.mean()) > 0.25:
             break
     kind = rng.choice(["plain", "graded", "cloudy", "striped", "cluttered"])
     field = np.broadcast_to(np.clip(base, 0.02, 1), (SIZE, SIZE, 3)).copy()
@@ -298,8 +298,8 @@ def _background(rng: np.random.Generator, skin: NDArray[np.float64]) -> NDArray[
 def _develop(picture: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uint8]:
     """Blur a little, add noise, and pass through JPEG."""
     image = Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8))
-    image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 0.8))))
-    noisy = np.asarray(image, np.float32) + rng.normal(0, rng.uniform(0, 7), (SIZE, SIZE, 3))
+    image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 0.6))))
+    noisy = np.asarray(image, np.float32) + rng.normal(0, rng.uniform(0, 5), (SIZE, SIZE, 3))
     file = io.BytesIO()
     Image.fromarray(np.clip(np.rint(noisy), 0, 255).astype(np.uint8)).save(
         file, "JPEG", quality=int(rng.integers(55, 96))

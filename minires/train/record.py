@@ -50,7 +50,7 @@ def write_metrics(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
     text = io.StringIO(newline="")
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     table.writeheader()
-    table.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
+    table.writerows(rows)
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())
 
@@ -78,7 +78,7 @@ def draw_curves(path: str | os.PathLike[str], rows: Sequence[Row], *, title: str
     for axes in (loss, accuracy, rate):
         axes.set_xlabel("epoch", fontsize=9)
         axes.set_xlim(0.5, max(epochs) + 0.5)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(color="#e5e7eb", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.tick_params(labelsize=9, colors=_GREY)

@@ -248,7 +248,9 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "history": self.history,
         }
-        return self.checkpoints.save(self.progress.step, groups, info)
+        path = self.checkpoints.save(self.progress.step, groups, info)
+        self._tick()  # saving is time of the run, but not of training
+        return path
 
     def _load(self) -> None:
         """Continue from the newest undamaged checkpoint, or from the beginning if there is none."""

@@ -11,6 +11,7 @@ from minires import data, models
 from minires.errors import ConfigError
 from minires.tensor import Tensor
 from minires.train import Config, optim, recipes
+from minires.train.recipes import get
 from minires.train.schedules import Schedule
 
 
@@ -39,8 +40,11 @@ def test_recipes_meet_their_names():
 
 
 def test_changing_a_configuration_does_not_change_the_recipe():
-    Config.of("blog").optimizer["lr"] = 7.0
+    get("blog")["optimizer"]["lr"] = 7.0
     assert Config.of("blog").optimizer["lr"] == 1e-3
+    mine = {"optimizer": {"name": "sgd", "lr": 0.1}}
+    Config.from_dict(mine).optimizer["lr"] = 7.0
+    assert mine["optimizer"]["lr"] == 0.1
 
 
 def test_wrong_names_and_values_are_answered():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from train.small_run import CONFIG, small_model, small_splits, stripes
 
+from minires import backend
 from minires.data import Splits
 from minires.errors import CheckpointError, ConfigError, MiniresError, ShapeError
 from minires.nn.module import Module
@@ -157,6 +158,14 @@ def test_only_the_same_run_is_continued(tmp_path):
     assert again.config == CONFIG and again.progress.step == 5
     with pytest.raises(ConfigError, match="needs a configuration"):
         Trainer(None, tmp_path / "new")
+
+
+def test_another_number_of_threads_is_pointed_out(tmp_path, monkeypatch):
+    stop_after(trainer(tmp_path / "run"), 6)
+    threads = backend.threads()
+    monkeypatch.setattr("minires.backend.threads", lambda: threads + 3)
+    with pytest.warns(UserWarning, match=f"used {threads} threads and continues with {threads + 3}"):
+        trainer(tmp_path / "run", resume=True)
 
 
 def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(tmp_path):

@@ -1,0 +1,306 @@
+"""What minires finds on this machine, what is missing or held back, and the one command that mends it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import minires
+from minires import backend
+from minires.errors import MiniresError
+
+# Packages that are imported under another name.
+MODULES = {"pillow": "PIL"}
+THREAD_PINS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+PINS = ("MINIRES_DATA", "MINIRES_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", *THREAD_PINS)
+CUDA13_DRIVER = 580  # the oldest driver for CUDA 13, from its release notes
+LOW_DISK = 2e9  # bytes; a run of resnet50_signs needs up to three checkpoints of 283 MB at once
+_ARCHITECTURE = (
+    "import numpy, threadpoolctl\n"
+    "for library in threadpoolctl.threadpool_info():\n"
+    "    if library['user_api'] == 'blas': print(library.get('architecture', ''))\n"
+)
+Report = dict[str, Any]
+
+
+def examine() -> Report:
+    """Look at everything that minires uses; nothing on the machine is changed.
+
+    The report is plain data for JSON. ``advice`` lists what could be better, each with a ``level``, what it
+    is and the command that mends it; ``ok`` is False if an advice has the level "error": minires cannot run.
+    """
+    advice: list[dict[str, str]] = []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    report: Report = {
+        "minires": minires.__version__,
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "packages": _packages(advice),
+        "numba": _numba(advice),
+        "cores": {"usable": cores, "all": os.cpu_count()},
+        "threads": _threads(cores, advice),
+        "blas": _blas(cores, advice),
+        "gpu": _gpu(advice),
+        "environment": {name: os.environ[name] for name in PINS if name in os.environ},
+        "data": _data(advice),
+        "disk": _disk(advice),
+        "advice": advice,
+    }
+    report["ok"] = not any(one["level"] == "error" for one in advice)
+    return report
+
+
+def describe(report: Mapping[str, Any]) -> str:
+    """Give a report as text: a table, then the advice with its commands."""
+    versions = {name: entry["version"] or "missing" for name, entry in report["packages"].items()}
+    sections: dict[str, dict[str, str]] = {
+        f"minires {report['minires']}": {
+            "Python": f"{report['python']} ({report['executable']})",
+            "system": report["platform"],
+        },
+        "packages": {**versions, "numba": report["numba"]["text"]},
+        "computing": {
+            "cores": f"{report['cores']['usable']} of {report['cores']['all']}",
+            "threads": f"{report['threads'] or 'none: see below'}",
+            "BLAS": "; ".join(map(_blas_text, report["blas"])) or "none that threadpoolctl knows",
+            "GPU": report["gpu"]["text"],
+        },
+        "environment": report["environment"],
+        "data sets": {name: where or "not found" for name, where in report["data"].items()},
+        "free disk": {where: f"{free / 1e9:.1f} GB" for where, free in report["disk"].items()},
+    }
+    lines = []
+    for title, entries in sections.items():
+        if entries:
+            width = max(map(len, entries))
+            lines += [title, *(f"  {name:<{width}}  {value}" for name, value in entries.items()), ""]
+    for one in report["advice"]:
+        lines.append(f"{one['level']}: {one['what']}")
+        if one["command"]:
+            lines.append(f"    {one['command']}")
+    if report["advice"]:
+        lines.append("")
+    return "\n".join([*lines, "minires can run" if report["ok"] else "minires cannot run as it is"])
+
+
+def _advise(advice: list[dict[str, str]], level: str, what: str, command: str = "") -> None:
+    advice.append({"level": level, "what": what, "command": command})
+
+
+def _install(requirement: str) -> str:
+    """The command that installs a package for the Python that runs now."""
+    return shlex.join([sys.executable, "-m", "pip", "install", *requirement.split()])
+
+
+def _requirements() -> dict[str, tuple[str, str]]:
+    """The packages that minires names: their least version, and the extra they belong to."""
+    try:
+        wanted = importlib.metadata.requires("minires") or []
+    except importlib.metadata.PackageNotFoundError:
+        wanted = []
+    found = {}
+    for line in wanted:
+        if match := re.match(r"""([\w.-]+)>=([\d.]+)(?:\s*;\s*extra\s*==\s*["'](\w+)["'])?$""", line):
+            found[match[1].lower()] = (match[2], match[3] or "")
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _packages(advice: list[dict[str, str]]) -> dict[str, dict[str, str | None]]:
+    """The packages without which minires does not run, each imported to see that it works."""
+    requirements = _requirements()
+    if not requirements:
+        what = "minires is not installed, so what it requires is not known; in its folder run"
+        _advise(advice, "warning", what, _install("-e .[fast]"))
+    found = {}
+    for package, (least, extra) in requirements.items():
+        if extra:
+            continue
+        version, install = _version(package), _install(f"{package}>={least}")
+        found[package] = {"version": version, "least": least}
+        if version is None:
+            _advise(advice, "error", f"{package} is missing", install)
+        elif _numbers(version) < _numbers(least):
+            _advise(advice, "error", f"{package} {version} is too old, {least} is needed", install)
+        else:
+            try:
+                importlib.import_module(MODULES.get(package, package))
+            except Exception as error:  # a broken binary raises nearly any kind of exception
+                what = f"{package} {version} cannot be imported: {error}"
+                _advise(advice, "error", what, f"{install} --force-reinstall")
+    return found
+
+
+def _numbers(version: str) -> list[int]:
+    """The leading numbers of a version: 2.4.0rc1 -> [2, 4, 0]."""
+    return [int(part) for part in re.findall(r"\d+", re.match(r"[\d.]*", version)[0])]  # type: ignore[index]
+
+
+@backend.kernel
+def _twice(x: Any) -> Any:
+    return x + x
+
+
+def _numba(advice: list[dict[str, str]]) -> dict[str, Any]:
+    """Whether Numba is there and really compiles."""
+    version = _version("numba")
+    least = _requirements().get("numba", ("", ""))[0]
+    install = _install(f"numba>={least}" if least else "numba")
+    cost = "batch norm, ReLU, pooling and optimisers run as plain NumPy code: the same results, but slower"
+    if not backend.HAS_NUMBA:
+        _advise(advice, "warning", f"Numba is not installed, so {cost}", install)
+        return {"version": None, "works": False, "text": f"missing: {cost}"}
+    try:
+        works = bool((_twice(np.arange(3.0)) == [0.0, 2.0, 4.0]).all())
+        problem = "" if works else "its compiled code gives wrong results"
+    except Exception as error:  # for example a NumPy that this Numba does not know
+        works, problem = False, (str(error).strip() or repr(error)).splitlines()[0]
+    if problem:
+        what = f"Numba {version} is installed but does not work: {problem}"
+        _advise(advice, "error", what, f"{install} --upgrade")
+    return {"version": version, "works": works, "text": f"{version}, {problem or 'compiles'}"}
+
+
+def _threads(cores: int, advice: list[dict[str, str]]) -> int | None:
+    try:
+        count = backend.threads()
+    except MiniresError as error:
+        _advise(advice, "error", str(error), "unset MINIRES_THREADS")
+        return None
+    if count != cores and "MINIRES_THREADS" in os.environ:
+        what = f"MINIRES_THREADS={count}, but {cores} cores are usable; one thread per core is fastest"
+        _advise(advice, "warning", what, "unset MINIRES_THREADS")
+    return count
+
+
+def _blas(cores: int, advice: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """The BLAS libraries that NumPy loaded, and which environment variables hold them back."""
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return []
+    keys = ("internal_api", "version", "architecture", "num_threads", "filepath")
+    found = [
+        {key: library.get(key) for key in keys}
+        for library in threadpool_info()
+        if library["user_api"] == "blas"
+    ]
+    if coretype := os.environ.get("OPENBLAS_CORETYPE"):
+        held = {library["architecture"] for library in found}
+        free = _architectures_without("OPENBLAS_CORETYPE") - held
+        if free:
+            what = f"OPENBLAS_CORETYPE={coretype} holds OpenBLAS to {', '.join(map(str, held))} kernels; "
+            what += f"by itself it would choose {', '.join(sorted(free))} for this processor"
+            _advise(advice, "warning", what, "unset OPENBLAS_CORETYPE")
+    for pin in THREAD_PINS:
+        value = os.environ.get(pin, "")
+        if value.isdigit() and 0 < int(value) < cores:
+            what = f"{pin}={value} holds BLAS to {value} of {cores} cores"
+            _advise(advice, "warning", what, f"unset {pin}")
+    return found
+
+
+def _architectures_without(variable: str) -> set[str]:
+    """The kernels that BLAS chooses in a process without an environment variable."""
+    environment = {name: value for name, value in os.environ.items() if name != variable}
+    done = subprocess.run(
+        [sys.executable, "-c", _ARCHITECTURE], env=environment, capture_output=True, text=True, check=False
+    )
+    return set(done.stdout.split())
+
+
+def _blas_text(library: Mapping[str, Any]) -> str:
+    kernels = f", {library['architecture']} kernels" if library["architecture"] else ""
+    version = f" {library['version']}" if library["version"] else ""
+    count = library["num_threads"]
+    return f"{library['internal_api']}{version}{kernels}, {count} thread{'s' * (count != 1)}"
+
+
+def _gpu(advice: list[dict[str, str]]) -> dict[str, Any]:
+    """The NVIDIA GPUs that the driver names, and whether CuPy can use them."""
+    cards, driver = _nvidia()
+    if importlib.util.find_spec("cupy") is None:
+        if not cards:
+            return {"cards": [], "usable": 0, "cupy": None, "text": "none found; training runs on the CPU"}
+        package = "cupy-cuda13x" if driver >= CUDA13_DRIVER else "cupy-cuda12x"
+        least = _requirements().get(package, ("", ""))[0]
+        what = f"{', '.join(cards)} is here (driver {driver}), but CuPy is not installed"
+        _advise(advice, "hint", what, _install(f"{package}>={least}" if least else package))
+        return {"cards": cards, "usable": 0, "cupy": None, "text": what}
+    try:
+        cupy = backend.cupy()
+        usable = cupy.cuda.runtime.getDeviceCount()
+        if int(cupy.arange(4).sum()) != 6:
+            raise RuntimeError("a sum on the GPU is wrong")
+    except Exception as error:  # CuPy raises its own types, and a missing library an ImportError
+        text = f"CuPy is installed but cannot be used: {error}"
+        _advise(advice, "warning", text)
+        return {"cards": cards, "usable": 0, "cupy": None, "text": text}
+    runtime = cupy.cuda.runtime.runtimeGetVersion()  # 12040 for CUDA 12.4
+    cuda = f"{runtime // 1000}.{runtime % 1000 // 10}"
+    text = f"{', '.join(cards) or usable} (CuPy {cupy.__version__}, CUDA {cuda})"
+    return {"cards": cards, "usable": usable, "cupy": cupy.__version__, "text": text}
+
+
+def _nvidia() -> tuple[list[str], int]:
+    """The names of the cards and the driver's main version, as nvidia-smi tells them."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return [], 0
+    query = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return [], 0
+    rows = [line.rsplit(", ", 1) for line in answer.splitlines() if ", " in line]
+    return [name for name, _ in rows], next(iter(_numbers(rows[0][1])), 0) if rows else 0
+
+
+def _data(advice: list[dict[str, str]]) -> dict[str, str | None]:
+    """Where each data set is; one that needs no files says so."""
+    try:
+        from minires import data
+    except ImportError:  # a package is missing, and named above
+        return {}
+    try:
+        found = {name: data.find(name) for name in data.names()}
+    except MiniresError as error:
+        _advise(advice, "error", str(error), "unset MINIRES_DATA")
+        return {}
+    if found["signs"] is None:
+        what = "SIGNS was not found, so `minires train` trains on the rendered stand-in hands"
+        _advise(advice, "hint", what, "minires data signs --download")
+    places = {name: None if place is None else str(place) for name, place in found.items()}
+    return {**places, "hands": "rendered when used"}
+
+
+def _disk(advice: list[dict[str, str]]) -> dict[str, int]:
+    """Free bytes where runs are kept: in the present folder."""
+    here = Path.cwd()
+    free = shutil.disk_usage(here).free
+    if free < LOW_DISK:
+        what = f"only {free / 1e9:.1f} GB are free in {here}; a run of ResNet-50 needs up to 1 GB"
+        _advise(advice, "warning", what, "minires train --out FOLDER-ON-ANOTHER-DISK")
+    if not os.access(here, os.W_OK):
+        _advise(advice, "warning", f"{here} cannot be written to", "minires train --out ANOTHER-FOLDER")
+    return {str(here): free}

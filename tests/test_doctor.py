@@ -1,0 +1,263 @@
+"""What doctor finds: each fault is made here, and its advice with the mending command must appear."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import os
+import shutil
+import sys
+import types
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import minires
+from minires import backend, cli, doctor
+
+INSTALL = f"{sys.executable} -m pip install "
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine on which nothing holds anything back, and an empty folder."""
+    for name in doctor.PINS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(backend, "_pool", None)  # so that MINIRES_THREADS is read anew
+
+
+def advice(about: str) -> dict[str, str]:
+    """The one advice that speaks of something."""
+    found = [one for one in doctor.examine()["advice"] if about in one["what"]]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def pretend_versions(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -> None:
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name not in versions:
+            return real(name)
+        if versions[name] is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return str(versions[name])
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+
+
+def test_a_sound_machine_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0] == f"minires {minires.__version__}"
+    assert out.splitlines()[-1] == "minires can run"
+    assert "error: " not in out
+    for word in (np.__version__, "threads", "BLAS", "GPU", "signs", "hands", "cifar10", "free disk"):
+        assert word in out
+
+
+def test_json_holds_what_a_program_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is True and report["minires"] == minires.__version__
+    assert report["packages"]["numpy"]["version"] == np.__version__
+    required = {"numpy", "pillow", "h5py", "safetensors", "tqdm", "matplotlib", "threadpoolctl"}
+    assert set(report["packages"]) == required
+    assert report["numba"]["works"] is backend.HAS_NUMBA
+    assert report["threads"] == report["cores"]["usable"] >= 1
+    assert all(library["num_threads"] >= 1 for library in report["blas"])
+    assert report["data"]["signs"] is None and report["data"]["hands"] == "rendered when used"
+
+
+def test_nothing_on_the_machine_is_changed(tmp_path: Path) -> None:
+    doctor.examine()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "said"), [(None, "h5py is missing"), ("2.9", "h5py 2.9 is too old, 3.10 is needed")]
+)
+def test_a_required_package_that_is_missing_or_old_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], version: str | None, said: str
+) -> None:
+    pretend_versions(monkeypatch, h5py=version)
+    one = advice("h5py")
+    assert one == {"level": "error", "what": said, "command": f"{INSTALL}'h5py>=3.10'"}
+    assert cli.main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert f"error: {said}\n    {one['command']}\n" in out
+    assert out.splitlines()[-1] == "minires cannot run as it is"
+
+
+def test_versions_are_compared_as_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_versions(monkeypatch, h5py="3.9.1", tqdm="4.100rc1")  # 3.9 < 3.10, 4.100 > 4.66
+    found = [one["what"] for one in doctor.examine()["advice"] if one["level"] == "error"]
+    assert found == ["h5py 3.9.1 is too old, 3.10 is needed"]
+
+
+def test_a_package_that_cannot_be_imported_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.import_module
+
+    def import_module(name: str, *rest: Any) -> Any:
+        if name == "h5py":
+            raise OSError("libhdf5.so: wrong version")
+        return real(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    one = advice("h5py")
+    assert one["level"] == "error" and "libhdf5.so: wrong version" in one["what"]
+    assert one["command"].endswith("--force-reinstall")
+
+
+def test_a_missing_numba_is_a_warning_that_says_what_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "HAS_NUMBA", False)
+    pretend_versions(monkeypatch, numba=None)
+    one = advice("Numba")
+    assert one["level"] == "warning" and "slower" in one["what"]
+    assert one["command"] == f"{INSTALL}'numba>=0.60'"
+    report = doctor.examine()
+    assert report["ok"] and not report["numba"]["works"] and "missing" in doctor.describe(report)
+
+
+@pytest.mark.skipif(not backend.HAS_NUMBA, reason="Numba is not installed")
+def test_a_numba_that_does_not_work_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.examine()["numba"]["text"].endswith(", compiles")
+
+    def fail(x: Any) -> Any:
+        raise ImportError("Numba needs NumPy 2.3 or less.\nGot NumPy 2.4.")
+
+    monkeypatch.setattr(doctor, "_twice", fail)
+    one = advice("Numba")
+    assert one["level"] == "error" and one["what"].endswith("Numba needs NumPy 2.3 or less.")
+    assert one["command"] == f"{INSTALL}'numba>=0.60' --upgrade"
+    monkeypatch.setattr(doctor, "_twice", lambda x: x)
+    assert "wrong results" in advice("Numba")["what"]
+
+
+def test_threads_asked_for_are_compared_with_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = doctor.examine()["cores"]["usable"]
+    monkeypatch.setattr(backend, "_pool", None)
+    monkeypatch.setenv("MINIRES_THREADS", str(cores + 1))
+    one = advice("MINIRES_THREADS")
+    assert f"={cores + 1}, but {cores} cores" in one["what"] and one["command"] == "unset MINIRES_THREADS"
+    monkeypatch.setattr(backend, "_pool", None)
+    monkeypatch.setenv("MINIRES_THREADS", "many")
+    report = doctor.examine()
+    assert not report["ok"] and report["threads"] is None and "'many'" in str(report["advice"])
+
+
+@pytest.mark.parametrize("pin", doctor.THREAD_PINS)
+def test_a_pin_of_the_threads_is_pointed_out(monkeypatch: pytest.MonkeyPatch, pin: str) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    monkeypatch.setenv(pin, "4")
+    assert not [one for one in doctor.examine()["advice"] if pin in one["what"]]
+    monkeypatch.setenv(pin, "1")
+    assert advice(pin) == {
+        "level": "warning", "what": f"{pin}=1 holds BLAS to 1 of 4 cores", "command": f"unset {pin}",
+    }  # fmt: skip
+    assert doctor.examine()["environment"] == {pin: "1"}
+
+
+def test_a_pin_of_the_kernels_is_pointed_out_where_it_changes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = {library["architecture"] for library in doctor.examine()["blas"]}
+    if not held or None in held:
+        pytest.skip("this BLAS does not tell its architecture")
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")
+    assert doctor._architectures_without("OPENBLAS_CORETYPE") == held  # the variable is really taken away
+    assert not [one for one in doctor.examine()["advice"] if "CORETYPE" in one["what"]]
+    monkeypatch.setattr(doctor, "_architectures_without", lambda _: {"Zen9"})
+    one = advice("CORETYPE")
+    assert "OPENBLAS_CORETYPE=Prescott holds OpenBLAS to" in one["what"] and "choose Zen9" in one["what"]
+    assert one["command"] == "unset OPENBLAS_CORETYPE"
+
+
+def pretend_nvidia(monkeypatch: pytest.MonkeyPatch, folder: Path, answer: str) -> None:
+    program = folder / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{answer}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in for nvidia-smi is a shell script")
+@pytest.mark.parametrize(
+    ("driver", "package"), [("550.54.15", "cupy-cuda12x>=13"), ("580.65", "cupy-cuda13x>=13.6")]
+)
+def test_a_gpu_without_cupy_gets_the_package_of_its_driver(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, driver: str, package: str
+) -> None:
+    if doctor.importlib.util.find_spec("cupy") is not None:
+        pytest.skip("CuPy is installed")
+    pretend_nvidia(monkeypatch, tmp_path, f"echo 'NVIDIA H200, {driver}'")
+    one = advice("CuPy")
+    assert one["level"] == "hint" and one["what"].startswith("NVIDIA H200 is here")
+    assert one["command"] == f"{INSTALL}'{package}'"
+    assert doctor.examine()["ok"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in for nvidia-smi is a shell script")
+def test_a_driver_that_does_not_answer_is_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pretend_nvidia(monkeypatch, tmp_path, "echo 'NVIDIA-SMI has failed'; exit 9")
+    assert doctor.examine()["gpu"]["cards"] == []
+
+
+def fake_cupy(total: int, devices: int = 1) -> types.SimpleNamespace:
+    runtime = types.SimpleNamespace(getDeviceCount=lambda: devices, runtimeGetVersion=lambda: 12090)
+    array = types.SimpleNamespace(sum=lambda: total)
+    return types.SimpleNamespace(
+        cuda=types.SimpleNamespace(runtime=runtime), arange=lambda _: array, __version__="14.0"
+    )
+
+
+def test_cupy_is_used_to_see_whether_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(doctor, "_nvidia", lambda: (["NVIDIA H200"], 580))
+    monkeypatch.setattr(backend, "cupy", lambda: fake_cupy(6))
+    assert doctor.examine()["gpu"]["text"] == "NVIDIA H200 (CuPy 14.0, CUDA 12.9)"
+    monkeypatch.setattr(backend, "cupy", lambda: fake_cupy(7))
+    assert advice("CuPy")["what"] == "CuPy is installed but cannot be used: a sum on the GPU is wrong"
+
+    def no_driver() -> Any:
+        raise minires.ConfigError("CUDA does not answer")
+
+    monkeypatch.setattr(backend, "cupy", no_driver)
+    report = doctor.examine()
+    assert report["ok"] and report["gpu"]["usable"] == 0 and "CUDA does not answer" in report["gpu"]["text"]
+
+
+def test_data_sets_are_found_or_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    one = advice("SIGNS")
+    assert one["level"] == "hint" and one["command"] == "minires data signs --download"
+    place = tmp_path / "sets" / "signs"
+    (place / "train_signs").mkdir(parents=True)
+    (place / "test_signs").mkdir()
+    monkeypatch.setenv("MINIRES_DATA", str(tmp_path / "sets"))
+    report = doctor.examine()
+    assert report["data"]["signs"] == str(place) and not [a for a in report["advice"] if "SIGNS" in a["what"]]
+    monkeypatch.setenv("MINIRES_DATA", str(tmp_path / "gone"))
+    one = advice("MINIRES_DATA")
+    assert one["level"] == "error" and one["command"] == "unset MINIRES_DATA"
+
+
+def test_a_full_or_read_only_place_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, int(1.5e9)))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert "only 1.5 GB are free" in advice("free in")["what"]
+    assert advice("cannot be written to")["command"] == "minires train --out ANOTHER-FOLDER"
+
+
+def test_a_copy_that_was_not_installed_is_examined_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def requires(_: str) -> list[str]:
+        raise importlib.metadata.PackageNotFoundError("minires")
+
+    monkeypatch.setattr(importlib.metadata, "requires", requires)
+    one = advice("not installed, so what it requires")
+    assert one["command"] == f"{INSTALL}-e '.[fast]'"
+    assert doctor.describe(doctor.examine()).endswith("minires can run")

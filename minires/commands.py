@@ -1,0 +1,330 @@
+"""What the subcommands of the program do: each calls the library and prints what comes back.
+
+A function imports what it needs when it runs, so that ``minires --help`` answers at once and ``minires
+doctor`` works where a package is missing. Each returns the exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from minires.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from minires.train import Trained, Trainer
+
+FAILED = 1
+# Settings of a run that are options of the same name.
+SETTINGS = ("model", "epochs", "batch_size", "seed", "device", "size", "train_on")
+
+
+def run_train(options: argparse.Namespace) -> int:
+    say = _speaker(sys.stderr if options.json else sys.stdout)
+    trainer = _continued(options, say) if options.resume else _started(options, say)
+    summary, out = trainer.run(), trainer.out
+    if options.json:
+        _print_json({**summary, "out": str(out)})
+        return 0
+    labels, place = trainer.splits.test.classes, shlex.quote(str(out))
+    shown = ", ".join(labels[:6]) + (", ..." if len(labels) > 6 else "")
+    say(
+        f"\nLook at {out / 'curves.png'}, confusion.png and mistakes.png. The model: model.safetensors. Next:"
+    )
+    commands = {
+        f"minires predict {place} PICTURE...": f"is it {shown}?",
+        f"minires evaluate {place}": "test it again; with --data on other pictures",
+        f"minires summary {trainer.config.model}": "its layers, parameters and multiply-adds",
+    }
+    for command, purpose in commands.items():
+        say(f"  {command:<{max(map(len, commands))}}  {purpose}")
+    return 0
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    from minires import data, train
+
+    trained, side = _load(options)
+    splits = data.load(options.data or _data_of_run(options.model), size=side)
+    dataset = getattr(splits, options.split)
+    if dataset.classes != trained.classes:
+        raise DataError(
+            f"{options.model} knows the classes {', '.join(trained.classes)}, but {splits.source} has "
+            f"{', '.join(dataset.classes)}; choose a data set with the same classes"
+        )
+    result = train.evaluate(trained.model, dataset, trained.normalize)
+    correct = round(result.accuracy * len(dataset))
+    if options.json:
+        _print_json({
+            "model": trained.name, "data": dataset.name, "source": splits.source, "split": options.split,
+            "correct": correct, "total": len(dataset), "accuracy": result.accuracy, "loss": result.loss,
+        })  # fmt: skip
+        return 0
+    print(f"{trained.name} on {splits.source}, {options.split} pictures:")
+    print(f"{correct} of {len(dataset)} right, accuracy {100 * result.accuracy:.2f}%, loss {result.loss:.4f}")
+    return 0
+
+
+def run_predict(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    from minires import data, train
+
+    if options.top < 1:
+        raise ConfigError(f"--top is {options.top}; it must be at least 1")
+    trained, side = _load(options)
+    images = np.stack([data.decode(Path(name), size=side) for name in options.pictures])
+    results = train.predict(trained.model, images, trained.normalize)
+    found = []
+    for name, probabilities in zip(options.pictures, results, strict=True):
+        order = probabilities.argsort()[::-1][: options.top]
+        best = [{"label": trained.classes[k], "probability": float(probabilities[k])} for k in order]
+        found.append({"picture": name, **best[0], "top": best})
+    if options.json:
+        _print_json({"model": trained.name, "classes": trained.classes, "predictions": found})
+        return 0
+    width = max(map(len, options.pictures))
+    for one in found:
+        guesses = [f"{guess['label']} {100 * guess['probability']:5.1f}%" for guess in one["top"]]
+        print(f"{one['picture']:<{width}}  {'   '.join(guesses)}")
+    return 0
+
+
+def run_summary(options: argparse.Namespace) -> int:
+    from minires import models
+    from minires.inspect import summarize
+
+    usual = models.entry(options.model).size
+    side = usual if options.input is None else options.input
+    if side < 1:
+        raise ConfigError(f"--input is {side}; it must be at least 1")
+    variant = {} if side == usual else {"size": side}
+    model = models.build(options.model, classes=options.classes, **variant)
+    summary = summarize(model, (side, side, 3), name=options.model)
+    if options.json:
+        _print_json(summary.to_dict())
+    else:
+        print(summary)
+    return 0
+
+
+def run_gradcheck(options: argparse.Namespace) -> int:
+    from minires.ops.cases import CASES, check_all
+
+    rows, widths = (
+        [],
+        (max(map(len, CASES)), max(len(case.name) for table in CASES.values() for case in table)),
+    )
+    results = check_all(options.operations or None)
+    if not options.json:
+        print(f"{'operation':<{widths[0]}}  {'case':<{widths[1]}}  worst error  verdict  seconds")
+    for row in results:
+        rows.append(row)
+        if not options.json:
+            verdict = "right" if row.ok else "WRONG"
+            print(f"{row.op:<{widths[0]}}  {row.case:<{widths[1]}}  {row.error:>11.1e}  {verdict:<7}  "
+                  f"{row.seconds:>7.2f}", flush=True)  # fmt: skip
+    wrong = [row for row in rows if not row.ok]
+    seconds = sum(row.seconds for row in rows)
+    if options.json:
+        _print_json({
+            "ok": not wrong, "seconds": seconds,
+            "cases": [{"op": row.op, "case": row.case, "error": row.error, "ok": row.ok,
+                       "seconds": row.seconds} for row in rows],
+        })  # fmt: skip
+        return FAILED if wrong else 0
+    for row in wrong:
+        print(f"\n{row.op}, {row.case}: {row.report}")
+    tally = f"{len(wrong)} of {len(rows)} cases are WRONG" if wrong else f"all {len(rows)} cases are right"
+    print(f"\n{tally}; {seconds:.1f} s. The error is relative, against numeric gradients in float64.")
+    return FAILED if wrong else 0
+
+
+def run_data(options: argparse.Namespace) -> int:
+    from minires import data
+
+    if options.name is None:
+        if options.source or options.download:
+            raise ConfigError("say which data set: minires data signs --download, for example")
+        found = {name: data.find(name) for name in data.names()}
+        listing = [
+            {"name": name, "available": name == "hands" or place is not None, "path": place and str(place)}
+            for name, place in found.items()
+        ]
+        if options.json:
+            _print_json({"data": listing, "searched": [str(root) for root in _searched()]})
+            return 0
+        for one in listing:
+            where = "rendered when used, needs no file" if one["name"] == "hands" else "not found"
+            print(f"{one['name']:<8}  {one['path'] or where}")
+        print(f"\nSearched: {', '.join(map(str, _searched()))}. A picture folder or zip is used by its path.")
+        return 0
+    report = None
+    if options.source:
+        report = data.prepare(options.name, Path(options.source))
+    elif options.download:
+        report = data.download(options.name)
+    if report and not options.json:
+        print(report)
+    splits = data.load(options.name, size=options.size)
+    parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
+    first, high, wide, _ = splits.train.images.shape
+    counts = {name: [int((part.labels == k).sum()) for k in range(len(part.classes))]
+              for name, part in parts.items()}  # fmt: skip
+    if options.json:
+        _print_json({
+            "name": splits.train.name, "source": splits.source, "report": report, "size": [high, wide],
+            "classes": splits.train.classes, **{name: len(part) for name, part in parts.items()},
+            "per_class": counts,
+        })  # fmt: skip
+        return 0
+    print(f"{splits.source}: pictures {wide} wide, {high} high")
+    width = max(len("class"), *map(len, splits.train.classes))
+    print(f"{'class':<{width}}" + "".join(f"{name:>8}" for name in parts))
+    for k, label in enumerate(splits.train.classes):
+        print(f"{label:<{width}}" + "".join(f"{counts[name][k]:>8}" for name in parts))
+    print(f"{'all':<{width}}" + "".join(f"{len(part):>8}" for part in parts.values()))
+    return 0
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    from minires import doctor
+
+    report = doctor.examine()
+    if options.json:
+        _print_json(report)
+    else:
+        print(doctor.describe(report))
+    return 0 if report["ok"] else FAILED
+
+
+# -------------------------------------------------------------------------------------- parts of the above
+
+
+def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer:
+    """A new run: the recipe, the options on top of it, and a folder of its own."""
+    from minires import models
+    from minires.train import Config, Trainer
+
+    recipe = options.recipe or "default"
+    changes = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
+    base = Config.of(recipe, **changes)
+    if base.model != Config.of(recipe).model:  # the recipe's variant is one of its own model
+        base = replace(base, variant={})
+    models.entry(base.model)  # an unknown model is named before the data set is read
+    name, why = _choose_data(options.data, recipe)
+    say(why)
+    optimizer = base.optimizer if options.lr is None else {**base.optimizer, "lr": options.lr}
+    config = replace(base, data=name, optimizer=optimizer)
+    trainer = Trainer(config, options.out or _new_folder(name, recipe), say=say)
+    if name == "hands" and options.data is None:
+        trainer.splits = replace(trainer.splits, source=f"{trainer.splits.source}: {why}")
+    return trainer
+
+
+def _continued(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer:
+    """The run in a folder, from its newest checkpoint, with its own settings."""
+    from minires.train import Trainer, record
+
+    out = options.resume if isinstance(options.resume, str) else options.out
+    if out is None:
+        raise ConfigError(
+            "which run? minires train --resume FOLDER, for example --resume runs/signs-default-1"
+        )
+    settled = [name for name in ("data", "recipe", "lr", *SETTINGS) if getattr(options, name) is not None]
+    if settled := [name for name in settled if name != "device"]:
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in settled)
+        raise ConfigError(f"a run is continued with its own settings; leave out {given}, or start a new run")
+    config = record.read_json(Path(out) / "config.json")
+    say(f"Continuing the run in {out}")
+    if options.device is not None:
+        config["device"] = options.device
+    return Trainer(config, out, resume=True, say=say)
+
+
+def _choose_data(asked: str | None, recipe: str) -> tuple[str, str]:
+    """The data set to train on, and a sentence that says which it is and why."""
+    from minires import data
+    from minires.train.recipes import get
+
+    if asked is not None:
+        known = asked in data.names() or not Path(asked).exists()
+        # The configuration must hold when the run is continued from another folder.
+        return asked if known else str(
+            Path(asked).resolve()
+        ), f"Training on {asked}, as asked for with --data"
+    if "data" in (settings := get(recipe)):
+        return settings["data"], f"Training on {settings['data']}, the data set of the recipe {recipe}"
+    if (found := data.find("signs")) is not None:
+        return "signs", f"SIGNS was found in {found}: training on it"
+    looked = ", ".join(str(root / "signs") for root in _searched())
+    return "hands", (
+        f"SIGNS was not found in {looked}: training on the rendered stand-in `hands` "
+        "(`minires data signs --download` fetches SIGNS)"
+    )
+
+
+def _searched() -> list[Path]:
+    from minires.data.places import roots
+
+    return [root.absolute() for root in roots()]
+
+
+def _new_folder(data: str, recipe: str) -> Path:
+    """A folder for a run that does not exist yet: runs/<data>-<recipe>-<number>."""
+    stem = re.sub(r"[^\w.-]+", "-", f"{Path(data).stem}-{recipe}")
+    paths = (Path("runs") / f"{stem}-{number}" for number in itertools.count(1))
+    return next(path for path in paths if not path.exists())
+
+
+def _load(options: argparse.Namespace) -> tuple[Trained, int]:
+    """A trained model on its device, and the side of the square pictures it learnt from."""
+    from minires import train
+
+    trained = train.load_model(options.model)
+    high, wide = trained.size
+    if high != wide:
+        raise ConfigError(
+            f"{options.model} learnt from pictures {high} high and {wide} wide; the command line prepares "
+            "square ones only: use minires.train.predict or evaluate from Python"
+        )
+    trained.model.to(options.device)
+    return trained, high
+
+
+def _data_of_run(model: str) -> str:
+    """The data set that a model was trained on, as the configuration beside it says."""
+    from minires.train import record
+
+    folder = Path(model) if Path(model).is_dir() else Path(model).parent
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"on which pictures? {folder} has no config.json that says so; use --data NAME or PATH"
+        )
+    return record.read_json(folder / "config.json")["data"]
+
+
+def _speaker(stream: TextIO) -> Callable[[str], None]:
+    return lambda line: print(line, file=stream, flush=True)
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    print(json.dumps(_finite(content), indent=2, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: such a figure becomes null."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,619 @@
+"""The command line: what each command prints, its JSON, and every exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import minires
+from minires import Tensor, cli, data, models, nn
+from minires.ops import cases
+from minires.train import recipes
+
+PICTURES = ("curves.png", "confusion.png", "mistakes.png")
+COLOURS = ("blue", "green", "red")
+
+
+class Tiny(nn.Module):
+    """A model that learns colours in a few steps, from pictures of any ``size``."""
+
+    def __init__(self, *, classes: int, rng: np.random.Generator, size: int = 12, width: int = 4) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, stride=2, rng=rng)
+        self.norm = nn.BatchNorm2d(width, momentum=0.5)
+        self.pool = nn.GlobalAvgPool2d()
+        self.fc = nn.Linear(width, classes, rng=rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.pool(self.norm(self.conv(x), relu=True)))
+
+
+def make_pictures(folder: Path, each: int = 10) -> Path:
+    """A class of noisy pictures per colour, of various sizes, in ``folder``."""
+    rng = np.random.default_rng(0)
+    for k, colour in enumerate(COLOURS):
+        (folder / colour).mkdir(parents=True)
+        for number in range(each):
+            picture = rng.integers(0, 120, (36 + number, 40, 3))
+            picture[..., 2 - k] += 130
+            Image.fromarray(picture.astype(np.uint8)).save(folder / colour / f"{number}.png")
+    return folder
+
+
+def clean_environment(home: Path, **more: str) -> dict[str, str]:
+    """The environment without anything that would lead to real data."""
+    hidden = ("MINIRES_DATA", "XDG_CACHE_HOME", "MINIRES_THREADS")
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    return {**kept, "HOME": str(home), "USERPROFILE": str(home), **more}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, no data set in sight, and the model ``tiny``."""
+    monkeypatch.delenv("MINIRES_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(models._MODELS, "tiny", models.Entry(Tiny, size=12, classes=3))
+    for name in ("draw_curves", "draw_confusion", "draw_mistakes"):  # most of the time of such a small run
+        monkeypatch.setattr(f"minires.train.record.{name}", lambda *_, **__: None)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A finished run of the tiny model, and the pictures it learnt from beside it."""
+    place = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models._MODELS, "tiny", models.Entry(Tiny, size=12, classes=3))
+        patch.chdir(place)
+        make_pictures(place / "colours")
+        arguments = [
+            "--data",
+            "colours",
+            "--model",
+            "tiny",
+            "--batch-size",
+            "4",
+            "--epochs",
+            "8",
+            "--lr",
+            "0.05",
+        ]
+        assert cli.main(["train", *arguments, "--out", "run"]) == 0
+    yield place / "run"
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    """The program's exit status, standard output and standard error."""
+    capsys.readouterr()
+    try:
+        status = cli.main([str(argument) for argument in arguments])
+    except SystemExit as leave:  # argparse ends the program itself
+        status = leave.code if isinstance(leave.code, int) else 1
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def refused(capsys: pytest.CaptureFixture[str], status: int, *arguments: str | Path) -> str:
+    """The one line with which the program refuses; nothing is printed on standard output."""
+    got, out, err = call(capsys, *arguments)
+    assert got == status and "Traceback" not in err
+    line = err.strip().splitlines()[-1]
+    assert line.startswith("minires: error: ")
+    return line
+
+
+# ------------------------------------------------------------------------------------- the real program
+
+
+def test_help_starts_without_the_heavy_packages() -> None:
+    program = (
+        "import sys\nfrom minires.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as leave: assert leave.code == 0\n"
+        "heavy = {'numba', 'matplotlib', 'h5py', 'PIL', 'safetensors', 'tqdm'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in ("train", "evaluate", "predict", "summary", "gradcheck", "data", "doctor"):
+        assert f"    {name}" in done.stdout
+
+
+def test_without_options_it_says_first_that_it_falls_back_to_hands_and_can_be_stopped(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "minires", "train"], cwd=tmp_path, env=clean_environment(tmp_path),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as program:  # fmt: skip
+        assert program.stdout is not None
+        first = program.stdout.readline()
+        program.send_signal(signal.SIGINT)  # it is drawing the pictures now: there is nothing to save
+        _, err = program.communicate(timeout=60)
+    assert program.returncode == 130
+    assert err.strip().splitlines()[-1] == "minires: interrupted" and "Traceback" not in err
+    looked = [tmp_path / "data" / "signs", tmp_path / ".cache" / "minires" / "signs"]
+    assert first.startswith(f"SIGNS was not found in {looked[0]}, {looked[1]}: training on ")
+    assert "`hands`" in first
+    assert not (tmp_path / "runs").exists()
+
+
+def test_resnet50_is_trained_interrupted_resumed_tested_and_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_pictures(tmp_path / "colours", 12)
+    environment = clean_environment(tmp_path)
+    minires_ = [sys.executable, "-m", "minires"]
+    start = ["train", "--data", "colours", "--size", "36", "--epochs", "2"]
+    with subprocess.Popen(
+        [*minires_, *start], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    ) as program:  # fmt: skip
+        assert program.stdout is not None
+        first, second, third = (program.stdout.readline() for _ in range(3))
+        program.send_signal(signal.SIGINT)  # the first epoch is done, the second has begun
+        _, err = program.communicate(timeout=120)
+    try:
+        assert first == "Training on colours, as asked for with --data\n"
+        assert second.startswith("resnet50_signs on colours (") and third.startswith("epoch 1/2 ")
+        assert program.returncode == 130, err
+        run = tmp_path / "runs" / "colours-default-1"
+        stopped = err.strip().splitlines()[-1]
+        assert stopped.startswith("minires: stopped after step") and "minires train --resume --out" in stopped
+        assert not (run / "summary.json").exists()
+
+        # From another folder: the configuration must not depend on where the run was started.
+        done = subprocess.run(
+            [*minires_, "train", "--resume", run, "--json"], cwd=tmp_path.parent, env=environment,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        summary = json.loads(done.stdout)
+        assert summary["steps"] == 2 * (23 // 16) and summary["epochs"] == 2
+        assert json.loads((run / "summary.json").read_text()) == {
+            key: value for key, value in summary.items() if key != "out"
+        }
+        assert all((run / name).is_file() for name in PICTURES)
+        tested = json.loads(call(capsys, "evaluate", run, "--json")[1])
+        assert tested["total"] == 7 and tested["accuracy"] == summary["test_accuracy"]
+        assert tested["loss"] == pytest.approx(summary["test_loss"], rel=1e-5)
+        picture = tmp_path / "colours" / "red" / "3.png"
+        guess = json.loads(call(capsys, "predict", run, picture, "--top", "2", "--json")[1])["predictions"][0]
+        assert guess["label"] in COLOURS and len(guess["top"]) == 2
+    finally:
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)  # its checkpoints have 283 MB each
+
+
+# ----------------------------------------------------------------------------------------------- train
+
+
+def test_a_run_says_what_it_did_and_what_to_do_next(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_pictures(place / "my colours")
+    arguments = ("train", "--data", "my colours", "--model", "tiny", "--batch-size", "4", "--epochs", "1")
+    status, out, _ = call(capsys, *arguments)
+    lines = out.splitlines()
+    assert status == 0 and lines[0] == "Training on my colours, as asked for with --data"
+    assert lines[1].startswith("tiny on my colours (") and "recipe default, 1 epochs, seed 0" in lines[1]
+    folder = Path("runs/my-colours-default-1")
+    assert any(line.startswith("test accuracy ") for line in lines)
+    look = next(line for line in lines if line.startswith("Look at "))
+    assert all(name in look for name in PICTURES)
+    following = "".join(lines[lines.index(look) + 1 :])
+    assert f"minires predict {folder} PICTURE..." in following and f"minires evaluate {folder} " in following
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["dataset"] == "my colours" and summary["model"] == "tiny"
+    # A second run gets a folder of its own.
+    assert call(capsys, *arguments)[0] == 0
+    assert Path("runs/my-colours-default-2/summary.json").is_file()
+
+
+def test_options_change_the_recipe(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_pictures(place / "colours")
+    status, out, err = call(
+        capsys, "train", "--data", "colours", "--model", "tiny", "--recipe", "two-epoch", "--epochs", "1",
+        "--batch-size", "3", "--lr", "0.25", "--seed", "7", "--size", "16", "--train-on", "train",
+        "--out", "somewhere/new", "--json",
+    )  # fmt: skip
+    assert status == 0
+    summary = json.loads(out)
+    assert summary["out"] == "somewhere/new" and summary["seed"] == 7 and summary["val_accuracy"] is not None
+    assert err.startswith("Training on colours, as asked for with --data\n")
+    config = json.loads(Path("somewhere/new/config.json").read_text())
+    wanted = {"recipe": "two-epoch", "epochs": 1, "batch_size": 3, "seed": 7, "size": 16, "train_on": "train"}
+    assert wanted.items() <= config.items()
+    assert config["optimizer"]["lr"] == 0.25 and config["optimizer"]["name"] == "adam"
+    assert config["schedule"]["name"] == "linear"  # what is not named is the recipe's
+    assert config["data"] == str(place / "colours")
+
+
+@pytest.fixture
+def quick_hands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in without drawing it: noise under its name and source line."""
+    noise = np.random.default_rng(0).integers(0, 256, (24, 12, 12, 3), dtype=np.uint8)
+    names = tuple(f"hands-{i}" for i in range(24))
+    part = data.Dataset(noise, np.arange(24) % 6, tuple("012345"), names, "hands")
+    splits = data.Splits(part, part, part, "hands (rendered, seed 0)")
+    monkeypatch.setattr(data.hands, "load", lambda **_: splits)
+
+
+@pytest.mark.usefixtures("quick_hands")
+def test_the_summary_says_why_hands_was_used(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = call(capsys, "train", "--model", "tiny", "--epochs", "1")
+    assert status == 0
+    first = out.splitlines()[0]
+    assert first.startswith(f"SIGNS was not found in {place}/data/signs, {place}/cache/minires/signs: ")
+    summary = json.loads(Path("runs/hands-default-1/summary.json").read_text())
+    assert summary["dataset"] == "hands"
+    assert summary["source"].startswith("hands (rendered, seed 0)") and first in summary["source"]
+    # Where hands is asked for, there is nothing to explain.
+    assert call(capsys, "train", "--model", "tiny", "--epochs", "1", "--data", "hands")[0] == 0
+    summary = json.loads(Path("runs/hands-default-2/summary.json").read_text())
+    assert summary["source"] == "hands (rendered, seed 0)"
+
+
+def test_signs_is_chosen_where_it_is_found(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = place / "sets" / "signs" / "64x64_SIGNS"
+    rng = np.random.default_rng(0)
+    for part in ("train", "val", "test"):
+        (found / f"{part}_signs").mkdir(parents=True)
+        for k in range(12):
+            picture = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+            picture.save(found / f"{part}_signs" / f"{k % 6}_IMG_{k}.jpg")
+    monkeypatch.setenv("MINIRES_DATA", str(place / "sets"))
+    arguments = ("train", "--model", "tiny", "--epochs", "1", "--batch-size", "4", "--size", "12")
+    status, out, _ = call(capsys, *arguments)
+    assert status == 0 and out.splitlines()[0] == f"SIGNS was found in {found}: training on it"
+    assert json.loads(Path("runs/signs-default-1/summary.json").read_text())["dataset"] == "signs"
+
+
+def test_a_recipe_may_name_its_data_set(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = call(capsys, "train", "--model", "tiny", "--recipe", "cifar")
+    assert out == "Training on cifar10, the data set of the recipe cifar\n"
+    assert status == 1 and "'cifar10' not found" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "resnet50_sings"], "did you mean 'resnet50_signs'?"),
+        (["--recipe", "two-epochs"], "Did you mean 'two-epoch'?"),
+        (["--data", "sings"], "did you mean 'signs'?"),
+        (["--epochs", "0"], "epochs is 0; it must be at least 1"),
+        (["--batch-size", "-3"], "batch_size is -3"),
+        (["--train-on", "trian"], "Did you mean 'train'?"),
+        (["--resume"], "which run?"),
+    ],
+)
+def test_a_wrong_value_is_wrong_use(
+    place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert said in refused(capsys, 2, "train", *arguments)
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--lr", "-1"], "lr"),
+        (["--lr", "nan"], "lr"),
+        (["--device", "gpu"], "unknown device 'gpu'"),
+        (["--out", "run.txt"], "run.txt is a file"),
+    ],
+)
+def test_a_wrong_value_is_found_before_anything_is_written(
+    place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    make_pictures(place / "colours")
+    (place / "run.txt").write_text("mine")
+    base = ["train", "--data", "colours", "--model", "tiny", "--batch-size", "4"]
+    assert said in refused(capsys, 2, *base, *arguments)
+    assert (place / "run.txt").read_text() == "mine" and not (place / "runs").exists()
+
+
+def test_a_run_folder_that_exists_is_left_alone(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
+    base = ["train", "--data", run.parent / "colours", "--model", "tiny"]
+    line = refused(capsys, 2, *base, "--out", run)
+    assert "holds a run already" in line and "--resume" in line
+    assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
+
+
+def test_continuing_keeps_the_settings_of_the_run(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, 2, "train", "--resume", run, "--epochs", "9", "--batch-size", "2")
+    assert "leave out --epochs, --batch-size" in line
+    assert "is it the folder of a run?" in refused(capsys, 1, "train", "--resume", place / "none").replace(
+        f"is {place}/none the folder", "is it the folder"
+    )
+    copy = shutil.copytree(run, place / "copy")
+    (copy / "summary.json").unlink()
+    for arguments in (["--resume", copy], ["--resume", "--out", copy, "--device", "cpu"]):
+        status, out, _ = call(capsys, "train", *arguments)
+        assert status == 0 and out.startswith(f"Continuing the run in {copy}\n")
+        finished = json.loads((copy / "summary.json").read_text())
+        assert finished["test_accuracy"] == json.loads((run / "summary.json").read_text())["test_accuracy"]
+
+
+def test_a_checkpoint_of_another_run_or_model_is_refused(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(run, place / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "variant": {"width": 5}}))
+    assert "belongs to another run" in refused(capsys, 1, "train", "--resume", copy)
+    # The file names the model tiny, and here tiny is wider.
+    monkeypatch.setitem(models._MODELS, "tiny", models.Entry(partial(Tiny, width=6), size=12, classes=3))
+    got, _, err = call(capsys, "evaluate", run)
+    assert got == 1 and "model.safetensors holds a tiny" in err and "conv.weight" in err
+
+
+def test_a_damaged_checkpoint_is_a_warning_in_one_line(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(run, place / "copy")
+    newest = sorted(copy.glob("checkpoint-*.safetensors"))[-1]
+    newest.write_bytes(newest.read_bytes()[:-9])
+    status, _, err = call(capsys, "train", "--resume", copy)
+    warned = [line for line in err.splitlines() if line.startswith("minires: warning: ")]
+    assert status == 0 and len(warned) == 1
+    assert newest.name in warned[0] and "using the checkpoint before it" in warned[0]
+
+
+def test_an_unexpected_signal_while_training_is_130(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_pictures(place / "colours")
+    step = minires.train.Trainer._step
+
+    def step_and_stop(self: Any, *arguments: Any) -> None:
+        step(self, *arguments)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(minires.train.Trainer, "_step", step_and_stop)
+    base = ("train", "--data", "colours", "--model", "tiny", "--batch-size", "4", "--epochs", "2")
+    status, _, err = call(capsys, *base, "--out", "run")
+    assert status == 130
+    assert err.strip().splitlines()[-1].startswith("minires: stopped after step 1; everything is saved in ")
+    assert list(Path("run").glob("checkpoint-*.safetensors"))
+
+
+# ------------------------------------------------------------------------------------ evaluate, predict
+
+
+def test_evaluate_counts_what_is_right(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, out, _ = call(capsys, "evaluate", run, "--json")
+    got, summary = json.loads(out), json.loads((run / "summary.json").read_text())
+    assert status == 0 and got["split"] == "test" and got["total"] == summary["test_pictures"] == 6
+    assert got["accuracy"] == got["correct"] / got["total"] == summary["test_accuracy"]
+    assert got["loss"] == pytest.approx(summary["test_loss"])
+    status, text, _ = call(capsys, "evaluate", run / "model.safetensors")
+    assert status == 0 and f"{got['correct']} of 6 right, accuracy {100 * got['accuracy']:.2f}%" in text
+    pictures = run.parent / "colours"
+    train = json.loads(call(capsys, "evaluate", run, "--data", pictures, "--split", "train", "--json")[1])
+    assert train["total"] == summary["train_pictures"] and train["accuracy"] > 0.8
+
+
+def test_evaluate_refuses_what_does_not_fit(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_pictures(place / "colours")
+    (place / "colours" / "red").rename(place / "colours" / "crimson")
+    line = refused(capsys, 1, "evaluate", run, "--data", place / "colours")
+    assert "knows the classes blue, green, red" in line and "has blue, crimson, green" in line
+    alone = Path(shutil.copy(run / "model.safetensors", place / "alone.safetensors"))
+    assert "use --data" in refused(capsys, 2, "evaluate", alone)
+    assert "does not exist" in refused(capsys, 1, "evaluate", place / "nothing")
+    assert "is a checkpoint of a run" in refused(capsys, 1, "evaluate", next(run.glob("checkpoint-*")))
+    assert "no such file" in refused(capsys, 1, "evaluate", run, "--data", place / "x" / "y")
+
+
+def test_predict_names_pictures_of_any_size_and_mode(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, colour in enumerate(COLOURS):
+        size = (300, 20 + 300 * number)
+        Image.new("RGBA", size, {"blue": "#3030c8", "green": "#30c830", "red": "#c83030"}[colour]).save(
+            f"{colour}.png"
+        )
+    files = [f"{colour}.png" for colour in COLOURS]
+    status, out, _ = call(capsys, "predict", run, *files, "--json")
+    got = json.loads(out)
+    assert status == 0 and got["classes"] == list(COLOURS)
+    assert [one["label"] for one in got["predictions"]] == list(COLOURS)
+    assert [one["picture"] for one in got["predictions"]] == files
+    for one in got["predictions"]:
+        assert sum(guess["probability"] for guess in one["top"]) == pytest.approx(1)
+        assert one["probability"] == max(guess["probability"] for guess in one["top"]) > 0.5
+    status, out, _ = call(capsys, "predict", run, *files, "--top", "1")
+    assert status == 0
+    for line, one in zip(out.splitlines(), got["predictions"], strict=True):
+        assert line.split() == [one["picture"], one["label"], f"{100 * one['probability']:.1f}%"]
+
+
+def test_predict_refuses_a_missing_or_broken_picture(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "nosuch.png: cannot read this picture: no such file" in refused(
+        capsys, 1, "predict", run, "nosuch.png"
+    )
+    Path("broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    assert "broken.png" in refused(capsys, 1, "predict", run, run.parent / "colours/red/0.png", "broken.png")
+    assert "--top is 0" in refused(capsys, 2, "predict", run, "x.png", "--top", "0")
+    assert call(capsys, "predict", run)[0] == 2  # no picture at all
+
+
+# ------------------------------------------------------------------------------ summary, gradcheck, data
+
+
+def test_summary_as_text_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = call(capsys, "summary", "resnet50_signs", "--json")
+    got = json.loads(out)
+    assert status == 0 and got["madds"] == 308_178_944 and len(got["layers"]) == 110
+    assert (got["params_total"], got["params_trainable"]) == (23_600_006, 23_546_886)
+    status, out, _ = call(capsys, "summary", "--classes", "10", "--input", "96")
+    assert status == 0 and out.startswith("resnet50_signs, input 96x96x3\n")
+    assert "output 48x48" in out and f"{10 * (4 * 2048 + 1):,}" in out  # 2x2 places are left at this size
+
+
+def test_summary_refuses_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean 'resnet50_signs'?" in refused(capsys, 2, "summary", "resnet50")
+    assert "--input is 0" in refused(capsys, 2, "summary", "--input", "0")
+    assert "classes must be at least 1" in refused(capsys, 2, "summary", "--classes", "0")
+    assert "pool1: " in refused(capsys, 1, "summary", "--input", "2")
+
+
+def test_gradcheck_prints_a_row_per_case(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = call(capsys, "gradcheck", "relu", "linear")
+    count = len(cases.CASES["relu"]) + len(cases.CASES["linear"])
+    assert status == 0 and out.count(" right ") == count and f"all {count} cases are right" in out
+    status, out, _ = call(capsys, "gradcheck", "relu", "--json")
+    got = json.loads(out)
+    assert status == 0 and got["ok"] and {row["op"] for row in got["cases"]} == {"relu"}
+    assert all(0 <= row["error"] < 1e-5 and row["ok"] for row in got["cases"])
+    assert "did you mean 'conv2d'?" in refused(capsys, 2, "gradcheck", "con2d")
+
+
+def test_a_wrong_gradient_fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from minires.tensor import record
+
+    def doubled(x: Tensor) -> Tensor:
+        return record("relu", np.maximum(x.data, 0), [x], lambda dy: (2 * dy * (x.data > 0),))
+
+    wrong = [cases.Case("relu", "doubled", doubled, {"x": cases._apart((3, 4))})]
+    monkeypatch.setitem(cases.CASES, "relu", wrong)
+    status, out, _ = call(capsys, "gradcheck", "relu")
+    assert status == 1 and "WRONG" in out and "1 of 1 cases are WRONG" in out and "analytic" in out
+    status, out, _ = call(capsys, "gradcheck", "relu", "--json")
+    assert status == 1 and not json.loads(out)["ok"]
+
+
+def test_data_lists_where_each_set_is(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = call(capsys, "data")
+    assert status == 0 and "not found" in out and str(place / "data") in out
+    got = json.loads(call(capsys, "data", "--json")[1])
+    assert {one["name"]: one["available"] for one in got["data"]} == {
+        "signs": False, "hands": True, "cifar10": False,
+    }  # fmt: skip
+    assert got["searched"] == [str(place / "data"), str(place / "cache" / "minires")]
+    assert "'signs' not found" in refused(capsys, 1, "data", "signs")
+    assert "did you mean 'signs'?" in refused(capsys, 2, "data", "sings")
+    assert "which data set" in refused(capsys, 2, "data", "--download")
+
+
+def test_data_shows_what_a_folder_holds(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_pictures(place / "colours")
+    assert "differ in size" in refused(capsys, 1, "data", "colours")
+    status, out, _ = call(capsys, "data", "colours", "--size", "20")
+    assert status == 0 and "20 wide, 20 high" in out
+    assert out.splitlines()[-1].split() == ["all", "19", "5", "6"]
+    got = json.loads(call(capsys, "data", "colours", "--size", "20", "--json")[1])
+    assert (got["train"], got["val"], got["test"]) == (19, 5, 6) and got["classes"] == list(COLOURS)
+    assert sum(got["per_class"]["train"]) == 19 and got["size"] == [20, 20]
+
+
+def test_data_prepares_and_downloads(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_pictures(place / "colours")
+    assert "no SIGNS here" in refused(capsys, 1, "data", "signs", "--from", "colours")
+    assert "no such file" in refused(capsys, 1, "data", "signs", "--from", "nothing")
+    assert "cannot be prepared" in refused(capsys, 2, "data", "hands", "--from", "colours")
+    assert "rendered and needs none" in refused(capsys, 2, "data", "hands", "--download")
+    assert call(capsys, "data", "signs", "--from", "colours", "--download")[0] == 2
+    asked: list[str] = []
+
+    def unreachable(name: str) -> str:
+        asked.append(name)
+        raise minires.DataError("no network: cannot reach example.org")
+
+    monkeypatch.setattr(data, "download", unreachable)
+    assert "no network" in refused(capsys, 1, "data", "signs", "--download") and asked == ["signs"]
+
+
+# ------------------------------------------------------------------------------------------ the program
+
+
+def test_version_and_wrong_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "--version") == (0, f"minires {minires.__version__}\n", "")
+    for arguments in (
+        (),
+        ("trian",),
+        ("train", "--epoch", "3"),
+        ("train", "--epochs", "many"),
+        ("summary", "--js"),
+    ):
+        status, out, err = call(capsys, *arguments)
+        assert status == 2 and out == "" and err.startswith("usage: minires")
+
+
+def test_help_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(call(capsys, "train", "--help")[1].split())
+    for name in (*recipes(), *data.names()):
+        assert name in text[text.index("--data NAME signs") :]
+    for command in ("evaluate", "predict", "summary", "gradcheck", "data", "doctor"):
+        assert "--json" in call(capsys, command, "--help")[1]
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "summary", "resnet"], ["summary", "--debug", "resnet"]])
+def test_debug_shows_where(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    status, _, err = call(capsys, *arguments)
+    assert status == 2 and "Traceback" in err and "ConfigError" in err
+    assert err.strip().splitlines()[-1].startswith("minires: error: unknown model 'resnet'")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (MemoryError("12 GiB"), 1, "not enough memory (12 GiB)"),
+        (PermissionError(13, "Permission denied", "x"), 1, "Permission denied: 'x'"),
+        (ModuleNotFoundError("No module named 'PIL'"), 1, "`minires doctor` says"),
+        (KeyboardInterrupt(), 130, "minires: interrupted"),
+        (minires.ShapeError("too small"), 1, "minires: error: too small"),
+        (minires.ConfigError("unknown"), 2, "minires: error: unknown"),
+    ],
+)
+def test_what_goes_wrong_inside_is_one_line_and_a_status(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    status: int,
+    said: str,
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("minires.models.entry", fail)
+    got, out, err = call(capsys, "summary")
+    assert got == status and out == "" and said in err and len(err.splitlines()) == 1
+
+
+def test_a_fault_of_our_own_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minires.models.entry", lambda name: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["summary"])
+
+
+def test_a_reader_that_leaves_early_is_no_traceback(tmp_path: Path) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m minires summary | head -1; exit ${{PIPESTATUS[0]}}", shell=True,
+        executable=shutil.which("bash"), capture_output=True, text=True, env=clean_environment(tmp_path),
+    )  # fmt: skip
+    assert done.stdout.startswith("resnet50_signs") and "Traceback" not in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def load_model(path: str | os.PathLike[str], *, model: Module | None = None) -> 
     if info.get("kind") != "model":
         raise CheckpointError(
             f"{path} is a checkpoint of a run, not a trained model; continue the run with "
-            f"minires train --resume --out {path.parent}, its end writes {NAME}"
+            f"minires train --resume --out {shlex.quote(str(path.parent))}, its end writes {NAME}"
         )
     if model is None:
         model = models.build(info["model"], classes=len(info["classes"]), **info["variant"])

@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import math
 import platform
+import shlex
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -314,7 +315,7 @@ class Trainer:
         self._write_history()
         raise Interrupted(
             f"stopped after step {self.progress.step}; everything is saved in {path}. "
-            f"Go on with: minires train --resume --out {self.out}"
+            f"Go on with: minires train --resume --out {shlex.quote(str(self.out))}"
         )
 
     # -------------------------------------------------------------------------------------- the figures

@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from minires import backend, specification
 from minires.errors import ConfigError
@@ -105,20 +106,27 @@ def test_loops_of_several_threads_do_not_mix():
 
 
 def _blas_threads():
-    from threadpoolctl import threadpool_info
-
     return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
 
 
 def test_matrix_products_in_shards_use_one_thread_each():
-    before, inside = _blas_threads(), []
-    assert before, "NumPy comes with a BLAS that can be asked"
-    backend.parallel_for(lambda start, stop: inside.append(_blas_threads()), 3)
-    assert all(count == 1 for counts in inside for count in counts)
-    assert _blas_threads() == before
-    with pytest.raises(RuntimeError):
-        backend.parallel_for(lambda start, stop: (_ for _ in ()).throw(RuntimeError()), 3)
-    assert _blas_threads() == before, "also after an error"
+    inside = []
+
+    def task(start, stop):
+        inside.append(_blas_threads())
+
+    def fails(start, stop):
+        raise RuntimeError
+
+    with threadpool_limits(2, user_api="blas"):
+        before = _blas_threads()
+        assert before and set(before) == {2}, "NumPy comes with a BLAS that can be asked"
+        backend.parallel_for(task, 3)
+        assert inside == [[1] * len(before)] * 3
+        assert _blas_threads() == before
+        with pytest.raises(RuntimeError):
+            backend.parallel_for(fails, 3)
+        assert _blas_threads() == before, "also after an error"
 
 
 def test_the_number_of_threads():

@@ -35,12 +35,13 @@ def _backward(xp: Any, dloss: Array, log_p: Array, target: Array) -> Array:
     return (xp.exp(log_p) - target) * (dloss / len(target))
 
 
-def _target(xp: Any, labels: Array, shape: tuple[int, ...], dtype: Any, smoothing: float) -> Array:
+def _target(labels: Array, shape: tuple[int, ...], dtype: Any, device: str, smoothing: float) -> Array:
     """Labels as an array (N, K) of probabilities. Raises: DataError, ShapeError if they make no sense.
 
     They are checked where they are, so labels on the CPU cost a GPU no wait.
     """
     n, k = shape
+    xp = np if device == "cpu" else backend.cupy()
     if labels.shape == (n,) and labels.dtype.kind in "iu":
         outside = (labels < 0) | (labels >= k)
         if outside.any():
@@ -50,7 +51,7 @@ def _target(xp: Any, labels: Array, shape: tuple[int, ...], dtype: Any, smoothin
                 f"0 to {k - 1}. Check the labels, or build the model with more classes"
             )
         target = xp.zeros(shape, dtype)
-        target[xp.arange(n), xp.asarray(labels)] = 1
+        target[xp.arange(n), backend.to_device(labels, device)] = 1
     elif labels.shape == (n, k):
         bad = (labels < 0).any(axis=1) | ~(abs(labels.sum(axis=1) - 1) < 1e-3)
         if bad.any():
@@ -59,7 +60,7 @@ def _target(xp: Any, labels: Array, shape: tuple[int, ...], dtype: Any, smoothin
                 f"cross_entropy: labels[{at}] must be probabilities of the {k} classes, none negative "
                 f"and summing to 1, but it is {labels[at].tolist()}"
             )
-        target = xp.asarray(labels).astype(dtype)
+        target = backend.to_device(labels, device).astype(dtype)
     else:
         raise ShapeError(
             f"cross_entropy: labels must be whole class numbers ({n},) or probabilities ({n}, {k}) "
@@ -87,6 +88,6 @@ def cross_entropy(logits: Tensor, labels: Any, *, label_smoothing: float = 0.0) 
     labels = labels.data if isinstance(labels, Tensor) else labels
     labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
     xp = backend.array_module(logits.data)
-    target = _target(xp, labels, logits.shape, logits.dtype, smoothing)
+    target = _target(labels, logits.shape, logits.dtype, logits.device, smoothing)
     loss, log_p = _forward(xp, logits.data, target)
     return record("cross_entropy", loss, (logits,), lambda dy: (_backward(xp, dy, log_p, target),))

@@ -71,6 +71,7 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     x = checks.as_tensor(x)
     parts = index if isinstance(index, tuple) else (index,)
     parts = tuple(part.data if isinstance(part, Tensor) else part for part in parts)
+    parts = tuple(backend.to_device(part, x.device) if hasattr(part, "dtype") else part for part in parts)
     plain = all(part is None or part is Ellipsis or isinstance(part, int | slice) for part in parts)
     plain = plain and not any(isinstance(part, bool) for part in parts)
     xp, shape = backend.array_module(x.data), x.shape

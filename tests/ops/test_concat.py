@@ -33,7 +33,7 @@ def test_what_cannot_be_joined():
     a = Tensor(np.ones((2, 3)))
     with pytest.raises(ShapeError, match="concat: there is nothing to join"):
         concat([])
-    for other in ((3, 3), (2, 3, 1), (3,)):
+    for other in ((3, 3), (2, 3, 1), (3,), (2,)):
         text = f"concat: tensors[0] is (2, 3) but tensors[1] is {other}; they may differ at axis 1 only"
         with pytest.raises(ShapeError, match=re.escape(text)):
             concat([a, Tensor(np.ones(other))])

@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         with _plain_warnings():
-            return options.run(options)
+            status = options.run(options)
+            sys.stdout.flush()
+            return status
     except KeyboardInterrupt as stop:
         print(f"minires: {stop}" if str(stop) else "minires: interrupted", file=sys.stderr)
         return INTERRUPTED

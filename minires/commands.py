@@ -257,11 +257,10 @@ def _choose_data(asked: str | None, recipe: str) -> tuple[str, str]:
     from minires.train.recipes import get
 
     if asked is not None:
-        known = asked in data.names() or not Path(asked).exists()
-        # The configuration must hold when the run is continued from another folder.
-        return asked if known else str(
-            Path(asked).resolve()
-        ), f"Training on {asked}, as asked for with --data"
+        why = f"Training on {asked}, as asked for with --data"
+        if asked not in data.names() and Path(asked).exists():
+            asked = str(Path(asked).resolve())  # it must be found when the run is continued from elsewhere
+        return asked, why
     if "data" in (settings := get(recipe)):
         return settings["data"], f"Training on {settings['data']}, the data set of the recipe {recipe}"
     if (found := data.find("signs")) is not None:

@@ -171,7 +171,7 @@ TRAIN = """\
 Train a model and test it. Without options: ResNet-50 on SIGNS, or on the rendered stand-in `hands` where
 SIGNS is not found. Ctrl-C stops after the step at hand and saves everything.
 
-  minires train                                  20 epochs
+  minires train                                  the default recipe
   minires train --data signs --recipe two-epoch  as far as two epochs can get
   minires train --data my-pictures               a folder with one subfolder of pictures per class
   minires train --resume runs/signs-default-1    go on with a run that was stopped"""

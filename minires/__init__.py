@@ -1,10 +1,18 @@
 """A from-scratch deep-learning engine for understanding residual networks and really running them."""
 
-from minires import ops  # noqa: F401  (gives Tensor its operators)
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from minires import ops
 from minires.backend import set_threads, specification
 from minires.errors import CheckpointError, ConfigError, DataError, MiniresError, ShapeError
 from minires.gradcheck import GradcheckError, gradcheck
 from minires.tensor import Tensor, cut, no_grad, unfused
+
+if TYPE_CHECKING:
+    from minires import data, models, nn, train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -16,9 +24,21 @@ __all__ = [
     "ShapeError",
     "Tensor",
     "cut",
+    "data",
     "gradcheck",
+    "models",
+    "nn",
     "no_grad",
+    "ops",
     "set_threads",
     "specification",
+    "train",
     "unfused",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``minires.train`` and its like on first use: ``minires doctor`` must work without Pillow."""
+    if name in ("data", "models", "nn", "train"):
+        return importlib.import_module(f"minires.{name}")
+    raise AttributeError(f"module 'minires' has no attribute {name!r}")

@@ -38,7 +38,7 @@ STAGES = {
 
 
 class ResNetSigns(Module):
-    """Shapes: pictures (N, H, W, 3), H and W at least 33 -> logits (N, classes); made for 64x64."""
+    """Shapes: pictures (N, size, size, 3), size at least 5 -> logits (N, classes); made for 64x64."""
 
     def __init__(
         self,

@@ -92,8 +92,11 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """The checkpoints in the folder, oldest first."""
-        found = [(int(match[1]), path) for path in self.folder.glob("checkpoint-*.safetensors")
-                 if (match := re.fullmatch(r"checkpoint-(\d+)\.safetensors", path.name))]
+        found = [
+            (int(match[1]), path)
+            for path in self.folder.glob("checkpoint-*.safetensors")
+            if (match := re.fullmatch(r"checkpoint-(\d+)\.safetensors", path.name))
+        ]
         return [path for _, path in sorted(found)]
 
     def latest(self) -> tuple[Path, dict[str, Arrays], dict[str, Any]] | None:

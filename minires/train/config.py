@@ -44,15 +44,29 @@ class Config:
     checkpoint_every: int = 200  # steps between checkpoints within an epoch; 0: at the end of epochs only
 
     def __post_init__(self) -> None:
-        kinds = {"int": int, "str": str, "bool": bool, "float": int | float, "int | None": int | None,
-                 "dict[str, Any]": dict, "list[Any]": list, "str | dict[str, Any]": str | dict}
+        kinds = {
+            "int": int,
+            "str": str,
+            "bool": bool,
+            "float": int | float,
+            "int | None": int | None,
+            "dict[str, Any]": dict,
+            "list[Any]": list,
+            "str | dict[str, Any]": str | dict,
+        }
         for one in dataclasses.fields(self):
             value = getattr(self, one.name)
             truth = isinstance(value, bool)  # which Python counts among the whole numbers
             if not isinstance(value, kinds[str(one.type)]) or truth != (one.type == "bool"):
                 raise ConfigError(f"{one.name} is {value!r}; it must be of type {one.type}")
-        for name, low, high in (("epochs", 1, None), ("batch_size", 1, None), ("seed", 0, None),
-                                ("checkpoint_every", 0, None), ("label_smoothing", 0, 1), ("ema", 0, 1)):
+        for name, low, high in (
+            ("epochs", 1, None),
+            ("batch_size", 1, None),
+            ("seed", 0, None),
+            ("checkpoint_every", 0, None),
+            ("label_smoothing", 0, 1),
+            ("ema", 0, 1),
+        ):
             value = getattr(self, name)
             if not value >= low or (high is not None and not value < high):
                 below = "" if high is None else f" and below {high}"

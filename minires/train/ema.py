@@ -63,7 +63,8 @@ class EMA:
             if path not in state or shapes.get(path) != state[path].shape:
                 found = state[path].shape if path in state else "missing"
                 raise CheckpointError(
-                    f"averaged weights: {path} is {found}, the model has {shapes.get(path, 'no such array')}")
+                    f"averaged weights: {path} is {found}, the model has {shapes.get(path, 'no such array')}"
+                )
         for path, average in self.averages.items():
             average[...] = backend.to_device(np.array(state[path]), backend.device_of(average))
         self.updates = int(state["updates"])

@@ -85,7 +85,8 @@ def _log_probabilities(
 ) -> NDArray[np.float64]:
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) == 0:
         raise ShapeError(
-            f"pictures must be uint8 of shape (N, H, W, 3), at least one; got {images.dtype} {images.shape}")
+            f"pictures must be uint8 of shape (N, H, W, 3), at least one; got {images.dtype} {images.shape}"
+        )
     training = model.training
     model.eval()
     try:

@@ -186,8 +186,11 @@ class Optimizer:
 
         Raises: CheckpointError that names what is missing, unexpected or misshapen; nothing is changed then.
         """
-        shapes = {f"{slot}:{path}": tuple(p.data.shape) for slot in self.slots
-                  for path, p in zip(self.paths, self.parameters, strict=True)}
+        shapes = {
+            f"{slot}:{path}": tuple(p.data.shape)
+            for slot in self.slots
+            for path, p in zip(self.paths, self.parameters, strict=True)
+        }
         steps = state.get("steps")
         if steps is None or "lr" not in state or steps.shape != (len(self.paths),):
             raise CheckpointError(f"the state of the optimiser does not have {len(self.paths)} parameters")
@@ -206,8 +209,11 @@ class Optimizer:
         for slot in self.slots:
             for i, (path, parameter) in enumerate(zip(self.paths, self.parameters, strict=True)):
                 saved, data = state.get(f"{slot}:{path}"), parameter.data
-                self._state[slot][i] = None if saved is None else backend.to_device(
-                    np.array(saved, data.dtype), backend.device_of(data))
+                self._state[slot][i] = (
+                    None
+                    if saved is None
+                    else backend.to_device(np.array(saved, data.dtype), backend.device_of(data))
+                )
 
     def _slots_of(self, i: int) -> list[Array]:
         """The state arrays of parameter ``i``, made of zeros when first asked for."""
@@ -245,8 +251,14 @@ class SGD(Optimizer):
         decay_vectors: bool = False,
         clip_norm: float | None = None,
     ) -> None:
-        super().__init__(parameters, lr, weight_decay=weight_decay, decoupled=decoupled,
-                         decay_vectors=decay_vectors, clip_norm=clip_norm)
+        super().__init__(
+            parameters,
+            lr,
+            weight_decay=weight_decay,
+            decoupled=decoupled,
+            decay_vectors=decay_vectors,
+            clip_norm=clip_norm,
+        )
         self.momentum = _in_range("momentum", momentum, 1.0)
         if nesterov and momentum == 0:
             raise ConfigError("nesterov=True needs a momentum above 0")
@@ -279,8 +291,14 @@ class Adam(Optimizer):
         decay_vectors: bool = False,
         clip_norm: float | None = None,
     ) -> None:
-        super().__init__(parameters, lr, weight_decay=weight_decay, decoupled=decoupled,
-                         decay_vectors=decay_vectors, clip_norm=clip_norm)
+        super().__init__(
+            parameters,
+            lr,
+            weight_decay=weight_decay,
+            decoupled=decoupled,
+            decay_vectors=decay_vectors,
+            clip_norm=clip_norm,
+        )
         self.betas = (_in_range("betas[0]", betas[0], 1.0), _in_range("betas[1]", betas[1], 1.0))
         self.eps = _in_range("eps", eps, math.inf)
 

@@ -20,8 +20,18 @@ from minires.data import Dataset
 from minires.errors import CheckpointError
 from minires.files import atomic_write
 
-COLUMNS = ("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
-           "gradient_norm", "pictures_per_second", "seconds")
+COLUMNS = (
+    "epoch",
+    "step",
+    "lr",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "gradient_norm",
+    "pictures_per_second",
+    "seconds",
+)
 _BLUE, _ORANGE, _GREY = "#2563a8", "#d9730d", "#6b7280"
 Row = Mapping[str, Any]
 
@@ -65,13 +75,26 @@ def draw_curves(path: str | os.PathLike[str], rows: Sequence[Row], *, title: str
         for part, colour, label in (("train", _BLUE, "training"), ("val", _ORANGE, "validation")):
             values = [row[f"{part}_{kind}"] for row in rows]
             if any(value is not None for value in values):
-                axes.plot(epochs, [np.nan if v is None else scale * v for v in values], color=colour,
-                          marker="o", markersize=3.5 if len(rows) < 40 else 0, linewidth=1.8, label=label)
+                axes.plot(
+                    epochs,
+                    [np.nan if v is None else scale * v for v in values],
+                    color=colour,
+                    marker="o",
+                    markersize=3.5 if len(rows) < 40 else 0,
+                    linewidth=1.8,
+                    label=label,
+                )
         axes.set_title(name, fontsize=11)
         axes.legend(frameon=False, fontsize=9)
     accuracy.set_ylim(top=101)
-    rate.plot(epochs, [row["lr"] for row in rows], color=_GREY, linewidth=1.8, marker="o",
-              markersize=3.5 if len(rows) < 40 else 0)
+    rate.plot(
+        epochs,
+        [row["lr"] for row in rows],
+        color=_GREY,
+        linewidth=1.8,
+        marker="o",
+        markersize=3.5 if len(rows) < 40 else 0,
+    )
     rate.set_title("Learning rate, end of epoch", fontsize=11)
     rate.set_ylim(bottom=0)
     rate.yaxis.set_major_formatter("{x:g}")
@@ -105,8 +128,15 @@ def draw_confusion(
     if count <= 25:
         for i, j in np.ndindex(count, count):
             if table[i, j]:
-                axes.text(j, i, str(table[i, j]), ha="center", va="center", fontsize=10 if count <= 12 else 7,
-                          color="white" if share[i, j] > 0.55 else "#1f2937")
+                axes.text(
+                    j,
+                    i,
+                    str(table[i, j]),
+                    ha="center",
+                    va="center",
+                    fontsize=10 if count <= 12 else 7,
+                    color="white" if share[i, j] > 0.55 else "#1f2937",
+                )
     names = [_short(name, 18) for name in classes]
     long = max(map(len, names)) > 3
     if count <= 60:
@@ -116,8 +146,12 @@ def draw_confusion(
     axes.set_xlabel("guessed class")
     axes.set_ylabel("true class")
     right = int(np.trace(table))
-    axes.set_title(f"{right} of {len(labels)} test pictures right ({100 * right / len(labels):.1f}%)",
-                   fontsize=12, fontweight="bold", pad=12)
+    axes.set_title(
+        f"{right} of {len(labels)} test pictures right ({100 * right / len(labels):.1f}%)",
+        fontsize=12,
+        fontweight="bold",
+        pad=12,
+    )
     bar = figure.colorbar(picture, ax=axes, fraction=0.046, pad=0.04)
     bar.set_label("% of the true class", fontsize=9)
     bar.outline.set_visible(False)
@@ -145,19 +179,24 @@ def draw_mistakes(
     for axes, index in zip(figure.axes, shown, strict=False):
         sure = 100 * probabilities[index, guesses[index]]
         axes.imshow(dataset.images[index], interpolation="nearest")
-        truth, guess = (_short(dataset.classes[k], 16)
-                        for k in (dataset.labels[index], guesses[index]))
+        truth, guess = (_short(dataset.classes[k], 16) for k in (dataset.labels[index], guesses[index]))
         axes.set_title(f"true: {truth}\nguessed: {guess}, {sure:.0f}%", fontsize=9, pad=4)
-        axes.text(0.5, -0.04, _short(Path(dataset.names[index]).name, 26), transform=axes.transAxes,
-                  ha="center", va="top", fontsize=6.5, color=_GREY)
+        axes.text(
+            0.5,
+            -0.04,
+            _short(Path(dataset.names[index]).name, 26),
+            transform=axes.transAxes,
+            ha="center",
+            va="top",
+            fontsize=6.5,
+            color=_GREY,
+        )
     if not len(wrong):
         figure.text(0.5, 0.4, f"All {len(dataset)} are right.", ha="center", fontsize=14, color=_BLUE)
     _save(figure, path)
 
 
-def confusion_table(
-    labels: NDArray[np.int64], guesses: NDArray[np.int64], classes: int
-) -> NDArray[np.int64]:
+def confusion_table(labels: NDArray[np.int64], guesses: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
     """Count how often class i (row) was taken for class j (column).
 
     Shapes: labels (N,), guesses (N,) -> (classes, classes).

@@ -126,9 +126,18 @@ def _cosine(start: float, end: float, fraction: float) -> float:
 
 def _check(name: str, options: Mapping[str, Any]) -> None:
     """Refuse values outside their range, with the value in the message."""
-    ranges = {"warmup": (0, 1), "warmup_start": (0, 1), "final": (0, 1), "peak": (0, 1), "factor": (0, 1),
-              "threshold": (0, 1), "minimum": (0, math.inf), "patience": (0, math.inf),
-              "start_div": (1e-12, math.inf), "final_div": (1e-12, math.inf)}
+    ranges = {
+        "warmup": (0, 1),
+        "warmup_start": (0, 1),
+        "final": (0, 1),
+        "peak": (0, 1),
+        "factor": (0, 1),
+        "threshold": (0, 1),
+        "minimum": (0, math.inf),
+        "patience": (0, math.inf),
+        "start_div": (1e-12, math.inf),
+        "final_div": (1e-12, math.inf),
+    }
     for key, value in options.items():
         low, high = ranges.get(key, (0, 1))
         for number in value if isinstance(value, list | tuple) else [value]:

@@ -358,7 +358,8 @@ class Trainer:
             ))  # fmt: skip
         self._tick()
         record.draw_confusion(
-            self.out / "confusion.png", test_set.labels, test.probabilities.argmax(axis=1), test_set.classes)
+            self.out / "confusion.png", test_set.labels, test.probabilities.argmax(axis=1), test_set.classes
+        )
         record.draw_mistakes(self.out / "mistakes.png", test_set, test.probabilities)
         self._write_history()
         summary = {

@@ -127,7 +127,9 @@ def test_a_damaged_one_is_set_aside_with_a_warning(tmp_path):
     assert info["step"] == 5 and (tmp_path / (newest.name + ".damaged")).exists()
     save(tmp_path, 7)  # the damaged one does not push a good one out
     assert [path.name for path in Checkpoints(tmp_path).paths()] == [
-        "checkpoint-00000005.safetensors", "checkpoint-00000007.safetensors"]
+        "checkpoint-00000005.safetensors",
+        "checkpoint-00000007.safetensors",
+    ]
 
 
 def test_all_damaged_is_an_error(tmp_path):

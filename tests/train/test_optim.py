@@ -12,7 +12,12 @@ from minires.train.ema import EMA
 from minires.train.optim import SGD, Adam, AdamW
 
 SHAPES: dict[str, tuple[int, ...]] = {
-    "conv.weight": (3, 3, 5, 7), "bn.gamma": (7,), "bn.beta": (7,), "fc.weight": (40, 6), "fc.bias": (6,)}
+    "conv.weight": (3, 3, 5, 7),
+    "bn.gamma": (7,),
+    "bn.beta": (7,),
+    "fc.weight": (40, 6),
+    "fc.bias": (6,),
+}
 CASES = {
     "sgd": (SGD, {"lr": 0.1}),
     "sgd momentum": (SGD, {"lr": 0.1, "momentum": 0.9}),

@@ -74,7 +74,9 @@ def test_curves(epochs, tmp_path, figures):
     assert is_whole(tmp_path / "curves.png")
     loss, accuracy, rate = figures[0].axes
     assert [list(line.get_ydata()) for line in loss.lines] == [
-        [r["train_loss"] for r in rows], [r["val_loss"] for r in rows]]
+        [r["train_loss"] for r in rows],
+        [r["val_loss"] for r in rows],
+    ]
     assert list(accuracy.lines[1].get_ydata()) == [100 * r["val_accuracy"] for r in rows]
     assert list(rate.lines[0].get_ydata()) == [r["lr"] for r in rows]
     assert {"a net on signs", "training", "validation"} <= set(rendered(figures[0]))

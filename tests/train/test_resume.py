@@ -48,8 +48,10 @@ def final_state(out: Path) -> dict[str, np.ndarray]:
     """Everything the run ends with: the weights kept, and all of the last checkpoint."""
     weights, _ = checkpoint.read(out / "model.safetensors")
     arrays, info = checkpoint.read(checkpoint.Checkpoints(out).paths()[-1])
-    losses = [[row[key] for key in ("train_loss", "train_accuracy", "val_loss", "lr", "gradient_norm")]
-              for row in info["history"]]
+    losses = [
+        [row[key] for key in ("train_loss", "train_accuracy", "val_loss", "lr", "gradient_norm")]
+        for row in info["history"]
+    ]
     return weights | arrays | {"losses": np.array(losses)}
 
 

@@ -35,7 +35,8 @@ def test_one_cycle_equals_pytorch(steps):
     for peak in (0.3, 0.25):
         expected = torch_rates(
             lambda lib, opt, peak=peak: lib.OneCycleLR(opt, 0.4, total_steps=steps, pct_start=peak),
-            steps=steps - 1)
+            steps=steps - 1,
+        )
         ours = rates({"name": "one-cycle", "peak": peak}, steps=steps)
         np.testing.assert_allclose(ours[:-1], expected, rtol=1e-12)
         assert ours[-1] == pytest.approx(0.4 / 25 / 1e4, rel=1e-9)

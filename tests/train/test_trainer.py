@@ -248,11 +248,13 @@ def test_an_input_or_a_parameter_that_is_not_finite_is_named():
     x = np.zeros((4, 12, 12, 3), np.float32)
     x[2, 5, 5, 1] = np.nan
     assert first_not_finite(small_model(), Tensor(x), loss_of) == (
-        "the input: 1 NaN and 0 infinite of 1728 values in the pictures [2] of the batch")
+        "the input: 1 NaN and 0 infinite of 1728 values in the pictures [2] of the batch"
+    )
     model = small_model()
     model.conv2.weight.data[0, 0, 0, 0] = -np.inf
     assert first_not_finite(model, Tensor(np.ones_like(x)), loss_of).startswith(
-        "the parameter conv2.weight (3, 3, 8, 8): 0 NaN and 1 infinite")
+        "the parameter conv2.weight (3, 3, 8, 8): 0 NaN and 1 infinite"
+    )
     model = small_model()
     assert first_not_finite(model, Tensor(np.ones_like(x)), loss_of).startswith("nothing")
     assert all("forward" not in vars(module) for _, module in model.named_modules())

@@ -20,6 +20,7 @@ import torch
 from machine import describe
 from torch_peer import TorchResNetSigns
 
+import minires
 from minires.models import build
 from minires.ops.cross_entropy import cross_entropy
 from minires.tensor import Tensor
@@ -28,13 +29,21 @@ BATCH = 32
 Result = tuple[np.ndarray[Any, Any], dict[str, np.ndarray[Any, Any]]]
 
 
-def both(dtype: type, last_gamma: float) -> tuple[Result, Result]:
-    """Logits and gradients of one batch, ours and PyTorch's."""
+def both(
+    dtype: type, last_gamma: float, *, batch: int = BATCH, training: bool = True
+) -> tuple[Result, Result]:
+    """Logits and gradients of one batch, ours and PyTorch's; outside training with fitting statistics."""
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((BATCH, 64, 64, 3)).astype(np.float32).astype(dtype)
-    labels = rng.integers(0, 6, BATCH)
-    model = build("resnet50_signs", seed=0, last_gamma=last_gamma).astype(dtype)
+    x = rng.standard_normal((batch, 64, 64, 3)).astype(np.float32)
+    labels = rng.integers(0, 6, batch)
+    model = build("resnet50_signs", seed=0, last_gamma=last_gamma, bn_momentum=0.1)
+    if not training:
+        with minires.no_grad():
+            model(Tensor(x))
+    x = x.astype(dtype)
+    model.astype(dtype).train(training)
     twin = TorchResNetSigns().to(getattr(torch, np.dtype(dtype).name)).load_ours(model.state_dict())
+    twin.train(training)
     logits = model(Tensor(x))
     cross_entropy(logits, labels).backward()
     theirs = twin(torch.tensor(x).permute(0, 3, 1, 2))
@@ -43,12 +52,12 @@ def both(dtype: type, last_gamma: float) -> tuple[Result, Result]:
     return (logits.data, ours), (theirs.detach().numpy(), twin.gradients())
 
 
-def distance(a: Result, b: Result) -> dict[str, Any]:
+def distance(a: Result, b: Result, *, training: bool = True) -> dict[str, Any]:
     """How far ``a`` is from ``b``."""
     largest = max(np.abs(gradient).max() for gradient in b[1].values())
     worst, where, zero = 0.0, "", 0.0
     for name, gradient in b[1].items():
-        if name.endswith(".bias") and not name.startswith("fc"):
+        if training and name.endswith(".bias") and not name.startswith("fc"):
             zero = max(zero, float(np.abs(a[1][name]).max() / largest))
             continue
         error = float(np.linalg.norm(a[1][name] - gradient) / np.linalg.norm(gradient))

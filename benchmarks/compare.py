@@ -61,15 +61,7 @@ def _minires(folder: Path, threads: int) -> dict[str, Callable[[], Any]]:
     optimizer = Adam(model.named_parameters(), 1e-3)
 
     def train() -> list[float]:
-        marks = [time.perf_counter()]
-        optimizer.zero_grad()
-        loss = cross_entropy(model(minires.Tensor(x)), labels)
-        marks.append(time.perf_counter())
-        loss.backward()
-        marks.append(time.perf_counter())
-        optimizer.step()
-        marks.append(time.perf_counter())
-        return _parts(marks)
+        return _timed_step(optimizer, lambda: cross_entropy(model(minires.Tensor(x)), labels))
 
     def infer() -> float:
         model.eval()
@@ -108,15 +100,7 @@ def _torch(folder: Path, threads: int, channels_last: bool) -> dict[str, Callabl
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 
     def train() -> list[float]:
-        marks = [time.perf_counter()]
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model(x), labels)
-        marks.append(time.perf_counter())
-        loss.backward()
-        marks.append(time.perf_counter())
-        optimizer.step()
-        marks.append(time.perf_counter())
-        return _parts(marks)
+        return _timed_step(optimizer, lambda: torch.nn.functional.cross_entropy(model(x), labels))
 
     def infer() -> float:
         model.eval()
@@ -137,7 +121,16 @@ def _torch(folder: Path, threads: int, channels_last: bool) -> dict[str, Callabl
     return {"train": train, "infer": infer, "check": check}
 
 
-def _parts(marks: list[float]) -> list[float]:
+def _timed_step(optimizer: Any, forward: Callable[[], Any]) -> list[float]:
+    """The seconds of forward, backward and optimiser; the calls have one form in both libraries."""
+    marks = [time.perf_counter()]
+    optimizer.zero_grad()
+    loss = forward()
+    marks.append(time.perf_counter())
+    loss.backward()
+    marks.append(time.perf_counter())
+    optimizer.step()
+    marks.append(time.perf_counter())
     return [after - before for before, after in zip(marks[:-1], marks[1:], strict=True)]
 
 

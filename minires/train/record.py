@@ -65,8 +65,13 @@ def write_metrics(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
         file.write(text.getvalue().encode())
 
 
-def draw_curves(path: str | os.PathLike[str], rows: Sequence[Row], *, title: str) -> None:
-    """Draw loss, accuracy and learning rate over the epochs."""
+def draw_curves(
+    path: str | os.PathLike[str], rows: Sequence[Row], *, title: str, label_smoothing: float = 0.0
+) -> None:
+    """Draw loss, accuracy and learning rate over the epochs.
+
+    With ``label_smoothing`` the training loss is one of smoothed labels, and cannot reach zero: it is said.
+    """
     figure = _figure(11.0, 3.6)
     loss, accuracy, rate = figure.subplots(1, 3)
     epochs = [row["epoch"] for row in rows]
@@ -74,6 +79,8 @@ def draw_curves(path: str | os.PathLike[str], rows: Sequence[Row], *, title: str
         scale = 100 if kind == "accuracy" else 1
         for part, colour, label in (("train", _BLUE, "training"), ("val", _ORANGE, "validation")):
             values = [row[f"{part}_{kind}"] for row in rows]
+            if label_smoothing and (part, kind) == ("train", "loss"):
+                label = "training, smoothed labels"
             if any(value is not None for value in values):
                 axes.plot(
                     epochs,

@@ -341,7 +341,12 @@ class Trainer:
         record.write_metrics(self.out / "metrics.csv", self.history)
         if time.monotonic() - self._drawn > REDRAW or self.progress.epoch == self.config.epochs:
             title = f"{self.config.model} on {self.train_set.name}, recipe {self.config.recipe}"
-            record.draw_curves(self.out / "curves.png", self.history, title=title)
+            record.draw_curves(
+                self.out / "curves.png",
+                self.history,
+                title=title,
+                label_smoothing=self.config.label_smoothing,
+            )
             self._drawn = time.monotonic()
 
     def _finish(self) -> dict[str, Any]:

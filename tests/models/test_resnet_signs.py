@@ -85,70 +85,32 @@ def test_a_picture_that_is_too_small_is_met_with_the_layer(model):
 # ------------------------------------------------------------------------------------- against PyTorch
 
 
-def both(dtype, n, *, training, last_gamma=1.0):
-    """Logits and gradients of one batch from us and from PyTorch, same weights, running statistics moved."""
-    torch = pytest.importorskip("torch")
-    from torch_peer import TorchResNetSigns
-
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((n, 64, 64, 3)).astype(np.float32).astype(dtype)
-    labels = rng.integers(0, 6, n)
-    model = build("resnet50_signs", seed=1, last_gamma=last_gamma)
-    with minires.no_grad():  # running statistics that fit the weights, for inference mode
-        for _ in range(2):
-            model(Tensor(x.astype(np.float32)))
-        for name, buffer in model.named_buffers():
-            buffer *= 40 if name.endswith("mean") else 1
-    model.astype(dtype).train(training)
-    twin = TorchResNetSigns().to(getattr(torch, np.dtype(dtype).name)).load_ours(model.state_dict())
-    twin.train(training)
-    logits = model(Tensor(x))
-    cross_entropy(logits, labels).backward()
-    theirs = twin(torch.tensor(x).permute(0, 3, 1, 2))
-    torch.nn.functional.cross_entropy(theirs, torch.tensor(labels)).backward()
-    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
-    return (logits.data, ours), (theirs.detach().numpy(), twin.gradients())
-
-
-def feeds_batch_norm(name):
-    """Such a bias is subtracted again with the mean: its true gradient in training is zero."""
-    return name.endswith(".bias") and not name.startswith("fc")
-
-
-def errors(a, b, *, training):
-    """Relative error of the logits, and the worst over the parameters of the gradient's."""
-    logits = np.linalg.norm(a[0] - b[0]) / np.linalg.norm(b[0])
-    worst = 0.0
-    largest = max(np.abs(gradient).max() for gradient in b[1].values())
-    for name, gradient in b[1].items():
-        if training and feeds_batch_norm(name):
-            assert np.abs(a[1][name]).max() < 1e-3 * largest, name
-            continue
-        worst = max(worst, np.linalg.norm(a[1][name] - gradient) / np.linalg.norm(gradient))
-    return logits, worst
+@pytest.fixture(scope="module")
+def agreement():
+    pytest.importorskip("torch")
+    return pytest.importorskip("agreement")
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_equals_pytorch_in_float64(training):
-    logits, gradients = errors(*both(np.float64, 4, training=training), training=training)
-    assert logits < 1e-8 and gradients < 1e-8
+def test_equals_pytorch_in_float64(agreement, training):
+    ours, theirs = agreement.both(np.float64, 1.0, batch=4, training=training)
+    found = agreement.distance(ours, theirs, training=training)
+    assert found["logits"] < 1e-8 and found["worst_gradient"] < 1e-8 and found["zero_gradients"] < 1e-8
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_equals_pytorch_in_float32(training):
+def test_equals_pytorch_in_float32(agreement, training):
     """With the last gamma of each block at 0.25, where the recipes start."""
-    results = both(np.float32, 8, training=training, last_gamma=0.25)
-    logits, gradients = errors(*results, training=training)
-    assert logits < 1e-4 and gradients < 1e-2
+    ours, theirs = agreement.both(np.float32, 0.25, batch=8, training=training)
+    found = agreement.distance(ours, theirs, training=training)
+    assert found["logits"] < 1e-4 and found["worst_gradient"] < 1e-2 and found["zero_gradients"] < 1e-4
 
 
-def test_in_float32_the_blogs_weights_are_as_close_to_the_truth_as_in_pytorch():
+def test_in_float32_the_blogs_weights_are_as_close_to_the_truth_as_in_pytorch(agreement):
     """With every gamma at 1, 16 blocks, batch norm and ReLU amplify rounding: PyTorch's own float32
     gradients are percents away from its float64 ones. So ours are held to the truth, at most as far as
     PyTorch's (and half as much again, since both are draws of rounding noise)."""
-    truth, _ = both(np.float64, 8, training=True)
-    ours, theirs = both(np.float32, 8, training=True)
-    our_logits, our_gradients = errors(ours, truth, training=True)
-    their_logits, their_gradients = errors(theirs, truth, training=True)
-    assert our_logits < 1e-4
-    assert our_gradients < 1.5 * their_gradients
+    truth, _ = agreement.both(np.float64, 1.0, batch=8)
+    ours, theirs = (agreement.distance(one, truth) for one in agreement.both(np.float32, 1.0, batch=8))
+    assert ours["logits"] < 1e-4
+    assert ours["worst_gradient"] < 1.5 * theirs["worst_gradient"]

@@ -82,6 +82,13 @@ def test_curves(epochs, tmp_path, figures):
     assert {"a net on signs", "training", "validation"} <= set(rendered(figures[0]))
 
 
+def test_curves_say_that_the_training_loss_is_of_smoothed_labels(tmp_path, figures):
+    record.draw_curves(tmp_path / "curves.png", [row(1), row(2)], title="t", label_smoothing=0.1)
+    loss, accuracy, _ = figures[0].axes
+    assert [text.get_text() for text in loss.get_legend().get_texts()][0] == "training, smoothed labels"
+    assert [text.get_text() for text in accuracy.get_legend().get_texts()][0] == "training"
+
+
 def test_curves_without_validation_have_one_line(tmp_path, figures):
     rows = [row(n, val_loss=None, val_accuracy=None) for n in (1, 2)]
     record.draw_curves(tmp_path / "curves.png", rows, title="t")

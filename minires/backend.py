@@ -110,10 +110,18 @@ def fast(*arrays: Array) -> bool:
     return HAS_NUMBA and not _mode.specification and all(_is_numpy(array) for array in arrays)
 
 
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    njit = functools.partial(importlib.import_module("numba").njit, nogil=True, error_model="numpy")
+    try:
+        return njit(cache=True)(function)
+    except RuntimeError:  # neither the package's folder nor the user's cache can be written to
+        return njit()(function)
+
+
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile ``function`` with Numba on its first call (importing Numba only then), free of the global lock.
 
-    The compiled code is kept on disk, so that the second run of a program starts at once.
+    The compiled code is kept on disk where it can be, so that the second run of a program starts at once.
     """
     lock = threading.Lock()
     compiled: Callable[..., Any] | None = None
@@ -124,8 +132,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
         if compiled is None:
             with lock:
                 if compiled is None:
-                    numba = importlib.import_module("numba")
-                    compiled = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+                    compiled = _compile(function)
         return compiled(*arguments)
 
     return call

@@ -218,8 +218,6 @@ def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer
     recipe = options.recipe or "default"
     changes = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
     base = Config.of(recipe, **changes)
-    if base.model != Config.of(recipe).model:  # the recipe's variant is one of its own model
-        base = replace(base, variant={})
     models.entry(base.model)  # an unknown model is named before the data set is read
     name, why = _choose_data(options.data, recipe)
     say(why)

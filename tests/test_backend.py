@@ -191,6 +191,19 @@ def test_a_kernel_is_the_function_compiled():
     assert y.tolist() == [0, 2, 4, 6] and compiled.__name__ == "double"
 
 
+def test_a_kernel_compiles_where_no_cache_can_be_written(monkeypatch):
+    caching = pytest.importorskip("numba.core.caching")
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+
+    def triple(x, y):
+        for i in range(x.size):
+            y[i] = 3 * x[i]
+
+    x, y = np.arange(4.0), np.zeros(4)
+    backend.kernel(triple)(x, y)
+    assert y.tolist() == [0, 3, 6, 9]
+
+
 @pytest.mark.parametrize("shape", [(), (5,), (0, 3), (300, 400)])
 def test_add(shape):
     rng = np.random.default_rng(0)

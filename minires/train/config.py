@@ -78,8 +78,14 @@ class Config:
 
     @classmethod
     def of(cls, recipe: str = "default", **changes: Any) -> Config:
-        """Give the configuration of a recipe, with changes."""
-        return cls.from_dict({**get(recipe), "recipe": recipe, **changes})
+        """Give the configuration of a recipe, with changes.
+
+        The recipe's ``variant`` is one of its own model: with another model it falls away.
+        """
+        settings = {"model": cls.model, **get(recipe)}
+        if changes.get("model", settings["model"]) != settings["model"]:
+            settings.pop("variant", None)
+        return cls.from_dict({**settings, "recipe": recipe, **changes})
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Config:

@@ -28,6 +28,13 @@ def test_every_recipe_is_json_and_can_be_built(name):
     assert config.model in models.names()
 
 
+def test_the_variant_of_a_recipe_is_one_of_its_own_model():
+    own = Config.of("default")
+    assert own.variant and Config.of("default", model=own.model).variant == own.variant
+    assert Config.of("default", model="another").variant == {}
+    assert Config.of("default", model="another", variant={"a": 1}).variant == {"a": 1}
+
+
 def test_recipes_meet_their_names():
     assert Config.of("two-epoch").epochs == 2 and Config.of("default").epochs <= 20
     blog = Config.of("blog")

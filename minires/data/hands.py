@@ -35,8 +35,8 @@ Point = NDArray[np.float64]
 WAYS: tuple[tuple[tuple[float, tuple[int, ...]], ...], ...] = (
     ((1.0, ()),),
     ((0.9, (1,)), (0.1, (0,))),
-    ((0.8, (1, 2)), (0.2, (0, 1))),
-    ((0.6, (1, 2, 3)), (0.4, (0, 1, 2))),
+    ((0.9, (1, 2)), (0.1, (0, 1))),
+    ((0.8, (1, 2, 3)), (0.2, (0, 1, 2))),
     ((1.0, (1, 2, 3, 4)),),
     ((1.0, (0, 1, 2, 3, 4)),),
 )
@@ -154,7 +154,7 @@ def _draw_hand(up: tuple[int, ...], rng: np.random.Generator) -> Canvas:
         canvas.capsule(wrist + [(k - 2.5) * 0.07, 0.08], KNUCKLES[k], 0.2, 0.145, lift=0.02, depth=0.55)
     canvas.capsule(np.array([-0.09, -0.42]), KNUCKLES[0] + [0.08, 0.02], 0.2, 0.17, lift=0.02, depth=0.65)
 
-    spread = rng.uniform(1.15, 1.8)
+    spread = rng.uniform(1.3, 1.8)
     for k in (1, 2, 3, 4):
         lean = LEANS[k] * spread + rng.normal(0, 2)
         if k in up:
@@ -280,7 +280,7 @@ def _background(rng: np.random.Generator, skin: NDArray[np.float64]) -> NDArray[
     elif kind == "striped":
         angle = rng.uniform(0, np.pi)
         wave = np.sin((np.cos(angle) * x + np.sin(angle) * y) * rng.uniform(15, 70) + rng.uniform(0, 6))
-        field *= (1 + rng.uniform(0.05, 0.18) * wave)[..., None]
+        field *= (1 + rng.uniform(0.05, 0.14) * wave)[..., None]
     elif kind == "cluttered":
         image = Image.fromarray((field * 255).astype(np.uint8))
         draw = ImageDraw.Draw(image)

@@ -3,8 +3,8 @@
 A hand is a set of rounded, tapered capsules (arm, palm, the joints of each finger) that raise a height
 map; its slope gives the shading, so knuckles, folded fingers and creases come out by themselves. The
 outline is drawn at four times the size and averaged down. Skin, light, background, view (palm or back,
-left or right), pose, size, angle, blur, noise and JPEG quality are drawn anew for each picture, and so is
-which fingers are up, in the ways people do it: the sign is always the number of fingers up.
+left or right), pose, size, angle, blur, noise and JPEG quality are drawn anew for each picture; the sign is the
+number of fingers up.
 
 The same seed gives the same pictures wherever NumPy and Pillow round alike.
 """
@@ -31,15 +31,8 @@ PICTURES_SEED = 0  # the set is always the same one; a run's own seed only choos
 Floats = NDArray[np.float32]
 Point = NDArray[np.float64]
 
-# Which fingers are up for each sign, 0 the thumb to 4 the little finger, and how often.
-WAYS: tuple[tuple[tuple[float, tuple[int, ...]], ...], ...] = (
-    ((1.0, ()),),
-    ((0.9, (1,)), (0.1, (0,))),
-    ((0.9, (1, 2)), (0.1, (0, 1))),
-    ((0.8, (1, 2, 3)), (0.2, (0, 1, 2))),
-    ((1.0, (1, 2, 3, 4)),),
-    ((1.0, (0, 1, 2, 3, 4)),),
-)
+# Which fingers are up for each sign: 0 the thumb to 4 the little finger.
+UP: tuple[tuple[int, ...], ...] = ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), (0, 1, 2, 3, 4))
 # The hand's own frame: y points to the finger tips, the thumb is on the left, the palm about 1 high.
 KNUCKLES = np.array([[-0.34, -0.22], [-0.30, 0.40], [-0.09, 0.47], [0.12, 0.43], [0.31, 0.32]])
 LENGTHS = (0.72, 0.74, 0.84, 0.77, 0.60)
@@ -120,9 +113,7 @@ def render(sign: int, *, seed: int | tuple[int, ...]) -> NDArray[np.uint8]:
     Shapes: (64, 64, 3) uint8.
     """
     rng = np.random.default_rng(seed)
-    ways = WAYS[sign]
-    up = ways[rng.choice(len(ways), p=[share for share, _ in ways])][1]
-    canvas = _draw_hand(up, rng)
+    canvas = _draw_hand(UP[sign], rng)
     return _photograph(canvas, rng)
 
 

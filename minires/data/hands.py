@@ -3,8 +3,8 @@
 A hand is a set of rounded, tapered capsules (arm, palm, the joints of each finger) that raise a height
 map; its slope gives the shading, so knuckles, folded fingers and creases come out by themselves. The
 outline is drawn at four times the size and averaged down. Skin, light, background, view (palm or back,
-left or right), pose, size, angle, blur, noise and JPEG quality are drawn anew for each picture; the sign is the
-number of fingers up.
+left or right), pose, size, angle, blur, noise and JPEG quality are drawn anew for each picture; the sign
+is the number of fingers up.
 
 The same seed gives the same pictures wherever NumPy and Pillow round alike.
 """

@@ -100,8 +100,10 @@ def test_equals_pytorch_in_float64(agreement, training):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_equals_pytorch_in_float32(agreement, training):
-    """With the last gamma of each block at 0.25, where the recipes start."""
-    ours, theirs = agreement.both(np.float32, 0.25, batch=8, training=training)
+    """With the last gamma of each block at 0.25, where the recipes start, and a batch of 32. In a smaller
+    batch a single ReLU that rounds to the other side weighs more: with 8 pictures PyTorch's own float32
+    gradients can be more than 1% away from its float64 ones."""
+    ours, theirs = agreement.both(np.float32, 0.25, training=training)
     found = agreement.distance(ours, theirs, training=training)
     assert found["logits"] < 1e-4 and found["worst_gradient"] < 1e-2 and found["zero_gradients"] < 1e-4
 

@@ -239,6 +239,9 @@ def four_sides(picture: Any, kernel: Any, stride: Any, padding: Any) -> list[tup
         sizes = zip(picture, pair(kernel), pair(stride), strict=True)
         missing = [max(0, (-(-size // s) - 1) * s + k - size) for size, k, s in sizes]
         return [(m // 2, m - m // 2) for m in missing]
+    if padding == "ceil":
+        sizes = zip(picture, pair(kernel), pair(stride), strict=True)
+        return [(0, (k - size) % s if k >= s else 0) for size, k, s in sizes]
     return [pair(side) for side in pair(padding)]
 
 

@@ -32,12 +32,12 @@ class Tiny(nn.Module):
     def __init__(self, *, classes: int, rng: np.random.Generator, size: int = 12, width: int = 4) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, width, 3, stride=2, rng=rng)
-        self.norm = nn.BatchNorm2d(width, momentum=0.5)
+        self.norm = nn.BatchNorm2d(width, momentum=0.5, relu=True)
         self.pool = nn.GlobalAvgPool2d()
         self.fc = nn.Linear(width, classes, rng=rng)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.pool(self.norm(self.conv(x), relu=True)))
+        return self.fc(self.pool(self.norm(self.conv(x))))
 
 
 def make_pictures(folder: Path, each: int = 10) -> Path:

@@ -212,11 +212,11 @@ class _Net(Module):
         super().__init__()
         rng = np.random.default_rng(0)
         self.conv = Conv2d(2, 3, 3, padding="same", rng=rng)
-        self.bn = BatchNorm2d(3)
+        self.bn = BatchNorm2d(3, relu=True)
         self.fc = Linear(3, 2, rng=rng)
 
     def forward(self, x):
-        y = self.bn(self.conv(x), relu=True)
+        y = self.bn(self.conv(x))
         return self.fc(global_avg_pool2d(y))
 
 

@@ -182,7 +182,7 @@ def _kind(module: Module, options: dict[str, Any]) -> str:
         return f"{word} {_times(_pair(module.kernel))}{_by(module.stride or module.kernel)}"
     if isinstance(module, nn.BatchNorm2d):
         added = " + shortcut" if options.get("add") is not None else ""
-        return f"batch norm{added}{', ReLU' if options.get('relu') else ''}"
+        return f"batch norm{added}{', ReLU' if module.relu else ''}"
     words = {nn.Linear: "dense", nn.ReLU: "ReLU", nn.GlobalAvgPool2d: "global average pool",
              nn.Flatten: "flatten", nn.Dropout: "dropout"}  # fmt: skip
     return words.get(type(module), type(module).__name__)

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from minires.errors import ConfigError
-from minires.models.resnet_signs import ResNetSigns
+from minires.models import resnet_signs
+from minires.models.entry import Entry
 from minires.nn.module import Module
 
-
-@dataclass(frozen=True)
-class Entry:
-    """A model of the registry: what makes it, the picture size it is made for, its usual classes."""
-
-    make: Callable[..., Module]
-    size: int
-    classes: int
-
-
-_MODELS = {
-    "resnet50_signs": Entry(ResNetSigns, size=64, classes=6),
-}
+_MODELS: dict[str, Entry] = {**resnet_signs.MODELS}
 
 
 def names() -> list[str]:
@@ -56,5 +43,6 @@ def build(name: str, *, classes: int | None = None, seed: int = 0, **variant: An
         if option not in known:
             near = difflib.get_close_matches(option, known, 1, 0)
             raise ConfigError(f"{name} has no option {option!r}; did you mean {near[0]!r}?")
-    model = found.make(classes=classes, rng=np.random.default_rng(seed), **variant)
+    options = {**found.preset, **variant}
+    model = found.make(classes=classes, rng=np.random.default_rng(seed), **options)
     return model.name_modules()

@@ -2,7 +2,7 @@
 
     layer       output (64x64 input)   what
     conv1       32x32x64               zero-pad 3, 7x7/2 convolution; bn_conv1; ReLU
-    pool        15x15x64               3x3/2 max pool, no padding
+    pool1       15x15x64               3x3/2 max pool, no padding
     stage 2     15x15x256              convolutional block s=1, identity blocks b, c    [64, 64, 256]
     stage 3     8x8x512                convolutional block s=2, b, c, d                 [128, 128, 512]
     stage 4     4x4x1024               convolutional block s=2, b, c, d, e, f           [256, 256, 1024]
@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from minires.models.entry import Entry
 from minires.nn.blocks import convolutional_block, identity_block
-from minires.nn.layers import AvgPool2d, BatchNorm2d, Conv2d, Flatten, Linear, MaxPool2d
+from minires.nn.layers import AvgPool2d, BatchNorm2d, Conv2d, Flatten, Linear, MaxPool2d, Sequential
 from minires.nn.module import Module
-from minires.tensor import Tensor
 
 STAGES = {
     # stage: (filters of a block, stride, blocks)
@@ -37,50 +37,41 @@ STAGES = {
 }
 
 
-class ResNetSigns(Module):
+def resnet_signs(
+    *,
+    classes: int,
+    rng: np.random.Generator,
+    size: int = 64,
+    initializer: str = "glorot_uniform",
+    bn_momentum: float = 0.99,
+    bn_eps: float = 1e-3,
+    last_gamma: float = 1.0,
+) -> Sequential:
     """Shapes: pictures (N, size, size, 3), size at least 5 -> logits (N, classes); made for 64x64."""
-
-    def __init__(
-        self,
-        *,
-        classes: int,
-        rng: np.random.Generator,
-        size: int = 64,
-        initializer: str = "glorot_uniform",
-        bn_momentum: float = 0.99,
-        bn_eps: float = 1e-3,
-        last_gamma: float = 1.0,
-    ) -> None:
-        super().__init__()
-        norm: dict[str, Any] = {"momentum": bn_momentum, "eps": bn_eps}
-        block_options: dict[str, Any] = {
-            "initializer": initializer, "norm": norm, "last_gamma": last_gamma, "rng": rng,
-        }  # fmt: skip
-        self.conv1 = Conv2d(3, 64, 7, stride=2, padding=3, initializer=initializer, rng=rng)
-        self.bn_conv1 = BatchNorm2d(64, **norm)
-        self.pool1 = MaxPool2d(3, stride=2)
-        channels = 64
-        for stage, (filters, stride, blocks) in STAGES.items():
-            first, rest = blocks[0], blocks[1:]
-            block = convolutional_block(
-                channels, filters, stage=stage, block=first, stride=stride, **block_options
+    norm: dict[str, Any] = {"momentum": bn_momentum, "eps": bn_eps}
+    options: dict[str, Any] = {
+        "initializer": initializer, "norm": norm, "last_gamma": last_gamma, "rng": rng,
+    }  # fmt: skip
+    layers: dict[str, Module] = {
+        "conv1": Conv2d(3, 64, 7, stride=2, padding=3, initializer=initializer, rng=rng),
+        "bn_conv1": BatchNorm2d(64, relu=True, **norm),
+        "pool1": MaxPool2d(3, stride=2),
+    }
+    channels = 64
+    for stage, (filters, stride, blocks) in STAGES.items():
+        first, rest = blocks[0], blocks[1:]
+        layers[f"res{stage}{first}"] = convolutional_block(
+            channels, filters, stage=stage, block=first, stride=stride, **options
+        )
+        channels = filters[-1]
+        for name in rest:
+            layers[f"res{stage}{name}"] = identity_block(
+                channels, filters, stage=stage, block=name, **options
             )
-            setattr(self, f"res{stage}{first}", block)
-            channels = filters[-1]
-            for name in rest:
-                block = identity_block(channels, filters, stage=stage, block=name, **block_options)
-                setattr(self, f"res{stage}{name}", block)
-        self.avg_pool = AvgPool2d(2, padding="same")
-        self.flatten = Flatten()
-        self.fc6 = Linear(channels * _places(size), classes, rng=rng)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.bn_conv1(self.conv1(x), relu=True)
-        x = self.pool1(x)
-        for stage, (_, _, blocks) in STAGES.items():
-            for name in blocks:
-                x = getattr(self, f"res{stage}{name}")(x)
-        return self.fc6(self.flatten(self.avg_pool(x)))
+    layers["avg_pool"] = AvgPool2d(2, padding="same")
+    layers["flatten"] = Flatten()
+    layers["fc6"] = Linear(channels * _places(size), classes, rng=rng)
+    return Sequential(**layers)
 
 
 def _places(size: int) -> int:
@@ -89,3 +80,6 @@ def _places(size: int) -> int:
     for _, stride, _ in STAGES.values():
         side = (side - 1) // stride + 1
     return ((side + 1) // 2) ** 2
+
+
+MODELS = {"resnet50_signs": Entry(resnet_signs, size=64, classes=6)}

@@ -1,6 +1,6 @@
 """Modules, layers, initialisers and residual blocks."""
 
-from minires.nn.blocks import Bottleneck, convolutional_block, identity_block
+from minires.nn.blocks import ResidualBlock, convolutional_block, identity_block
 from minires.nn.layers import (
     AvgPool2d,
     BatchNorm2d,
@@ -18,7 +18,6 @@ from minires.nn.module import Module, Parameter
 __all__ = [
     "AvgPool2d",
     "BatchNorm2d",
-    "Bottleneck",
     "Conv2d",
     "Dropout",
     "Flatten",
@@ -28,6 +27,7 @@ __all__ = [
     "Module",
     "Parameter",
     "ReLU",
+    "ResidualBlock",
     "Sequential",
     "convolutional_block",
     "identity_block",

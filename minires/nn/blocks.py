@@ -1,33 +1,82 @@
-"""The two blocks of a bottleneck residual network.
+"""The residual block, and how blocks are stacked into stages.
 
-    identity block        y = relu(x + F(x))            where input and output have one shape
-    convolutional block   y = relu(bn(conv1x1(x)) + F(x))   where they do not: the shortcut is projected
+    y = relu(F(x) + shortcut(x))
 
-with F(x) = bn(conv1x1(relu(bn(conv3x3(relu(bn(conv1x1(x)))))))): reduce the channels, work on few of them,
-restore them. The stride, where there is one, stands on the first 1x1 and on the shortcut (the paper).
+F is a chain of convolutions with a batch norm after each and a ReLU between; two kinds are in use:
+
+    basic        3x3, 3x3             two convolutions of the block's width
+    bottleneck   1x1, 3x3, 1x1        reduce the channels, work on few of them, restore them
+
+The shortcut is x itself where F keeps its shape. Where it does not, the paper gives three options:
+
+    A   every stride-th place of x, and channels of zeros: no parameters
+    B   a 1x1 convolution with the block's stride, and a batch norm
+    C   the same in every block, also where x would fit
 
 Layers carry the names of the released model: ``res2a_branch2a`` is the first convolution of stage 2, block a;
 ``res2a_branch1`` its shortcut; ``bn2a_branch2a`` the batch norm after it.
 
-Source: He, Zhang, Ren, Sun 2015, Deep residual learning for image recognition, arXiv:1512.03385, figure 5;
-names: KaimingHe/deep-residual-networks.
+Source: He, Zhang, Ren, Sun 2015, Deep residual learning for image recognition, arXiv:1512.03385, sections 3.3
+and 4.1, figure 5; names: KaimingHe/deep-residual-networks.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from minires.errors import ConfigError
 from minires.nn.layers import BatchNorm2d, Conv2d
 from minires.nn.module import Module
+from minires.ops.pad_channels import pad_channels
+from minires.ops.relu import relu
 from minires.tensor import Tensor
 
 
-class Bottleneck(Module):
-    """1x1, 3x3, 1x1 convolutions around a shortcut; the layers' names are given by ``stage`` and ``block``.
+class Conv(NamedTuple):
+    """One convolution of a branch: as many channels out, a square kernel with padding kernel // 2."""
 
-    Shapes: x (N, H, W, in_channels) -> (N, ceil(H/stride), ceil(W/stride), filters[2]).
+    channels: int
+    kernel: int
+    stride: int = 1
+    groups: int = 1
+
+
+def basic(width: int, *, stride: int = 1) -> tuple[Conv, ...]:
+    """The branch of a basic block: two 3x3 convolutions, the stride on the first."""
+    return Conv(width, 3, stride), Conv(width, 3)
+
+
+def bottleneck(
+    width: int, *, stride: int = 1, stride_on: str = "1x1", groups: int = 1, out: int | None = None
+) -> tuple[Conv, ...]:
+    """The branch of a bottleneck block: 1x1 to ``width``, 3x3, 1x1 to ``out`` (usually 4 width).
+
+    ``stride_on`` says which convolution has the stride: the first "1x1" (the paper) or the "3x3" ("v1.5":
+    the same parameters, more multiply-adds, and no pixel is skipped). ``groups`` are those of the 3x3.
+    """
+    if stride_on not in ("1x1", "3x3"):
+        raise ConfigError(f"stride_on must be '1x1' or '3x3', not {stride_on!r}")
+    first, middle = (stride, 1) if stride_on == "1x1" else (1, stride)
+    return Conv(width, 1, first), Conv(width, 3, middle, groups), Conv(4 * width if out is None else out, 1)
+
+
+class ResidualBlock(Module):
+    """A branch of convolutions around a shortcut; the layers' names are given by ``stage`` and ``block``.
+
+    ``shortcut`` is "A", "B" or "C" of the paper, or "none" for a plain network; ``pad`` says where option A
+    puts its zero channels: "after" the others or "both" sides. ``projection`` is the kernel of a projecting
+    shortcut. ``norm`` are options of BatchNorm2d, and ``last_gamma`` is where the gamma of the branch's last
+    batch norm starts: at 0 the block begins as its shortcut.
+
+    ``gate`` is a module that scales a tensor's channels (squeeze and excitation). ``placement`` says where:
+    "standard" before the addition, "pre" before the branch, "post" after the block, "identity" on the
+    shortcut.
+
+    Shapes: x (N, H, W, in_channels) -> (N, ceil(H / stride), ceil(W / stride), out_channels).
+    Raises: ConfigError if an option is none of those named.
     """
 
     in_path = False  # the layers carry their full names themselves
@@ -35,46 +84,80 @@ class Bottleneck(Module):
     def __init__(
         self,
         in_channels: int,
-        filters: tuple[int, int, int],
+        branch: Sequence[Conv],
         *,
         stage: int,
         block: str,
-        stride: int = 1,
-        project: bool,
-        initializer: str,
-        norm: dict[str, Any],
-        last_gamma: float,
+        shortcut: str = "B",
+        pad: str = "after",
+        projection: int = 1,
+        bias: bool = False,
+        initializer: str = "he_normal",
+        norm: dict[str, Any] | None = None,
+        last_gamma: float = 1.0,
+        gate: Module | None = None,
+        placement: str = "standard",
         rng: np.random.Generator,
     ) -> None:
         super().__init__()
-        reduce, middle, restore = filters
+        _one_of("shortcut", shortcut, ("A", "B", "C", "none"))
+        _one_of("pad", pad, ("after", "both"))
+        _one_of("placement", placement, ("standard", "pre", "post", "identity"))
         name = f"{stage}{block}_branch"
-        options: dict[str, Any] = {"initializer": initializer, "rng": rng}
 
-        def add(branch: str, conv: Conv2d, *, start: float = 1.0) -> tuple[Conv2d, BatchNorm2d]:
-            bn = BatchNorm2d(conv.weight.shape[-1], start=start, **norm)
-            setattr(self, f"res{name}{branch}", conv)
-            setattr(self, f"bn{name}{branch}", bn)
-            return conv, bn
+        def add(place: str, inputs: int, conv: Conv, **norm_options: Any) -> tuple[Conv2d, BatchNorm2d]:
+            layer = Conv2d(
+                inputs, conv.channels, conv.kernel, stride=conv.stride, padding=conv.kernel // 2,
+                groups=conv.groups, bias=bias, initializer=initializer, rng=rng,
+            )  # fmt: skip
+            bn = BatchNorm2d(conv.channels, **norm_options, **(norm or {}))
+            setattr(self, f"res{name}{place}", layer)
+            setattr(self, f"bn{name}{place}", bn)
+            return layer, bn
 
-        self._branch = (
-            add("2a", Conv2d(in_channels, reduce, 1, stride=stride, **options)),
-            add("2b", Conv2d(reduce, middle, 3, padding="same", **options)),
-            add("2c", Conv2d(middle, restore, 1, **options), start=last_gamma),
-        )
-        self._shortcut = (
-            add("1", Conv2d(in_channels, restore, 1, stride=stride, **options)) if project else None
-        )
+        self._branch, channels = [], in_channels
+        for i, conv in enumerate(branch):
+            last = i == len(branch) - 1
+            # With a gate before the addition, the ReLU comes after both.
+            ends = not last or gate is None or placement != "standard"
+            start = last_gamma if last else 1.0
+            self._branch.append(add(f"2{'abcdef'[i]}", channels, conv, start=start, relu=ends))
+            channels = conv.channels
+        self.stride = int(np.prod([conv.stride for conv in branch]))
+        self.in_channels, self.out_channels = in_channels, channels
+
+        fits = self.stride == 1 and in_channels == channels
+        self._shortcut = "identity" if shortcut in ("A", "B") and fits else shortcut
+        self._pad_both = pad == "both"
+        if self._shortcut in ("B", "C"):
+            self._projection = add("1", in_channels, Conv(channels, projection, self.stride))
+        self.placement = placement if gate is not None else "none"
+        if gate is not None:
+            setattr(self, f"res{stage}{block}_se", gate)
+            self._gate = (gate,)  # in a tuple, so that it is not found twice
 
     def forward(self, x: Tensor) -> Tensor:
-        (conv_a, bn_a), (conv_b, bn_b), (conv_c, bn_c) = self._branch
-        shortcut = x
-        if self._shortcut is not None:
-            conv_1, bn_1 = self._shortcut
-            shortcut = bn_1(conv_1(x))
-        y = bn_a(conv_a(x), relu=True)
-        y = bn_b(conv_b(y), relu=True)
-        return bn_c(conv_c(y), add=shortcut, relu=True)
+        y = self._gate[0](x) if self.placement == "pre" else x
+        for conv, bn in self._branch[:-1]:
+            y = bn(conv(y))
+        conv, bn = self._branch[-1]
+        if self.placement == "standard":
+            y = self._gate[0](bn(conv(y)))
+            shortcut = self.shortcut(x)
+            return relu(y if shortcut is None else y + shortcut)
+        y = bn(conv(y), add=self.shortcut(x))
+        return self._gate[0](y) if self.placement == "post" else y
+
+    def shortcut(self, x: Tensor) -> Tensor | None:
+        """What is added to the branch: nothing, x, or x brought to the branch's shape."""
+        if self._shortcut == "none":
+            return None
+        if self._shortcut == "A":
+            x = pad_channels(x, self.out_channels, stride=self.stride, both=self._pad_both)
+        elif self._shortcut in ("B", "C"):
+            conv, bn = self._projection
+            x = bn(conv(x))
+        return self._gate[0](x) if self.placement == "identity" else x
 
 
 def identity_block(
@@ -84,18 +167,21 @@ def identity_block(
     stage: int,
     block: str,
     rng: np.random.Generator,
+    bias: bool = True,
     initializer: str = "glorot_uniform",
     norm: dict[str, Any] | None = None,
     last_gamma: float = 1.0,
-) -> Bottleneck:
-    """A block whose shortcut is the input itself; ``in_channels`` must be ``filters[2]``.
-
-    ``norm`` are options of BatchNorm2d, ``last_gamma`` is where the gamma of the branch's last batch norm
-    starts: at 0 the block begins as the identity.
-    """
-    return Bottleneck(
-        in_channels, filters, stage=stage, block=block, project=False,
-        initializer=initializer, norm=norm or {}, last_gamma=last_gamma, rng=rng,
+) -> ResidualBlock:
+    """A bottleneck block whose shortcut is the input itself; ``in_channels`` must be ``filters[2]``."""
+    reduce, middle, restore = filters
+    if in_channels != restore:
+        raise ConfigError(
+            f"identity block {stage}{block}: the input has {in_channels} channels, but the branch gives "
+            f"{restore}; they must be equal. Use a convolutional block where the channels change"
+        )
+    return ResidualBlock(
+        in_channels, (Conv(reduce, 1), Conv(middle, 3), Conv(restore, 1)), stage=stage, block=block,
+        bias=bias, initializer=initializer, norm=norm, last_gamma=last_gamma, rng=rng,
     )  # fmt: skip
 
 
@@ -107,12 +193,47 @@ def convolutional_block(
     block: str,
     stride: int = 2,
     rng: np.random.Generator,
+    bias: bool = True,
     initializer: str = "glorot_uniform",
     norm: dict[str, Any] | None = None,
     last_gamma: float = 1.0,
-) -> Bottleneck:
-    """A block whose shortcut is a 1x1 convolution with the block's stride, and a batch norm."""
-    return Bottleneck(
-        in_channels, filters, stage=stage, block=block, stride=stride, project=True,
-        initializer=initializer, norm=norm or {}, last_gamma=last_gamma, rng=rng,
+) -> ResidualBlock:
+    """A bottleneck block whose shortcut is a 1x1 convolution with the block's stride, and a batch norm."""
+    reduce, middle, restore = filters
+    return ResidualBlock(
+        in_channels, (Conv(reduce, 1, stride), Conv(middle, 3), Conv(restore, 1)), stage=stage, block=block,
+        shortcut="C", bias=bias, initializer=initializer, norm=norm, last_gamma=last_gamma, rng=rng,
     )  # fmt: skip
+
+
+def stack(
+    channels: int, widths: Sequence[int], repeats: Sequence[int], make: Callable[..., Any]
+) -> dict[str, Any]:
+    """The stages of a residual network, from stage 2 on: res2a, res2b, ... -> blocks.
+
+    ``make(in_channels, width, stage=, block=, stride=)`` makes one block, which knows its ``out_channels``;
+    the first block of each stage but stage 2 has stride 2. ``channels`` come in.
+
+    Names: a, b, c, ... as in the released ResNet-50; where a stage has more than six blocks, a, b1, b2, ...
+    in every stage, as in the released ResNet-101.
+    Raises: ConfigError if there is not one number of blocks, at least 1, for each width.
+    """
+    if len(widths) != len(repeats) or min(repeats, default=0) < 1:
+        raise ConfigError(
+            f"repeats must give each of the {len(widths)} stages at least one block, not {tuple(repeats)}"
+        )
+    letters = max(repeats) <= 6
+    blocks = {}
+    for stage, (width, count) in enumerate(zip(widths, repeats, strict=True), 2):
+        for i in range(count):
+            name = "abcdef"[i] if letters else f"b{i}" if i else "a"
+            stride = 2 if i == 0 and stage > 2 else 1
+            block = make(channels, width, stage=stage, block=name, stride=stride)
+            blocks[f"res{stage}{name}"] = block
+            channels = block.out_channels
+    return blocks
+
+
+def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{option} must be one of {', '.join(map(repr, allowed))}, not {value!r}")

@@ -6,6 +6,7 @@ same with KH = KW = 1.
     glorot_uniform   U(-a, a) with a = sqrt(6 / (fan_in + fan_out))     Glorot and Bengio 2010; Keras default
     he_normal        N(0, 2 / fan_in)                                   He et al. 2015, arXiv:1502.01852
     he_normal_out    N(0, 2 / fan_out)                                  fb.resnet.torch
+    zeros            0: for weights that are loaded afterwards, and for counting
 """
 
 from __future__ import annotations
@@ -45,10 +46,16 @@ def he_normal_out(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     return (rng.standard_normal(shape) * math.sqrt(2 / fans(shape)[1])).astype(np.float32)
 
 
+def zeros(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """All 0, float32; draws nothing from ``rng``."""
+    return np.zeros(shape, np.float32)
+
+
 _INITIALIZERS: dict[str, Initializer] = {
     "glorot_uniform": glorot_uniform,
     "he_normal": he_normal,
     "he_normal_out": he_normal_out,
+    "zeros": zeros,
 }
 
 

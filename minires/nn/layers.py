@@ -52,7 +52,7 @@ class Conv2d(Module):
 class BatchNorm2d(Module):
     """Batch normalisation with learned scale and shift; see :func:`minires.ops.batch_norm.batch_norm`.
 
-    Called with ``add`` and ``relu`` it adds a shortcut and applies ReLU in the same pass.
+    Called with ``add`` it adds a shortcut, and with ``relu`` it ends in a ReLU, all in the same pass.
     A layer whose ``frozen`` is set uses its running statistics in training too, and keeps them.
 
     Shapes: x (..., channels) -> the same; gamma, beta, running_mean, running_var (channels,).
@@ -66,9 +66,10 @@ class BatchNorm2d(Module):
         eps: float | None = None,
         convention: str = "keras",
         start: float = 1.0,
+        relu: bool = False,
     ) -> None:
         super().__init__()
-        self.convention, self.frozen = convention, False
+        self.convention, self.relu, self.frozen = convention, relu, False
         self.momentum = CONVENTIONS[convention]["momentum"] if momentum is None else momentum
         self.eps = CONVENTIONS[convention]["eps"] if eps is None else eps
         self.gamma = Parameter(np.full(channels, start, np.float32))
@@ -76,7 +77,7 @@ class BatchNorm2d(Module):
         self.running_mean = np.zeros(channels, np.float32)
         self.running_var = np.ones(channels, np.float32)
 
-    def forward(self, x: Tensor, *, add: Tensor | None = None, relu: bool = False) -> Tensor:
+    def forward(self, x: Tensor, *, add: Tensor | None = None) -> Tensor:
         return batch_norm(
             x,
             self.gamma,
@@ -88,7 +89,7 @@ class BatchNorm2d(Module):
             eps=self.eps,
             convention=self.convention,
             add=add,
-            relu=relu,
+            relu=self.relu,
         )
 
 

@@ -67,22 +67,28 @@ def sides(op: str, padding: Padding) -> tuple[int, int, int, int]:
 def window(op: str, picture: tuple[int, int], size: Any, stride: Any, padding: Padding) -> Window:
     """The window of an operation on a picture (H, W).
 
-    ``padding`` is an int, a pair (height, width), four sides ((top, bottom), (left, right)) or ``"same"``:
-    as many zeros as make the output ceil(H / stride), the odd one at the bottom and the right.
+    ``padding`` is an int, a pair (height, width), four sides ((top, bottom), (left, right)) or a word:
+    ``"same"`` adds what makes the output ceil(H / stride), the odd one at the bottom and the right;
+    ``"ceil"`` adds at the bottom and the right what lets the last window cover the last row and column.
 
     Raises: ShapeError if a value makes no sense or the window is larger than the padded picture.
-    Source: the rule of "same" is TensorFlow's.
+    Source: the rule of "same" is TensorFlow's, that of "ceil" is how Caffe's pooling rounds up.
     """
     kh, kw = pair(op, "kernel size", size)
     sh, sw = pair(op, "stride", stride)
     height, width = picture
-    if isinstance(padding, str):
-        if padding != "same":
-            raise ShapeError(f"{op}: padding must be an int, a pair, four sides or 'same', not {padding!r}")
+    if padding == "same":
         missing_h = max(0, (-(-height // sh) - 1) * sh + kh - height)
         missing_w = max(0, (-(-width // sw) - 1) * sw + kw - width)
         top, left = missing_h // 2, missing_w // 2
         bottom, right = missing_h - top, missing_w - left
+    elif padding == "ceil":
+        top = left = 0
+        bottom, right = _overhang(height, kh, sh), _overhang(width, kw, sw)
+    elif isinstance(padding, str):
+        raise ShapeError(
+            f"{op}: padding must be an int, a pair, four sides, 'same' or 'ceil', not {padding!r}"
+        )
     else:
         top, bottom, left, right = sides(op, padding)
     padded = (height + top + bottom, width + left + right)
@@ -93,3 +99,11 @@ def window(op: str, picture: tuple[int, int], size: Any, stride: Any, padding: P
         )
     out = ((padded[0] - kh) // sh + 1, (padded[1] - kw) // sw + 1)
     return Window((kh, kw), (sh, sw), top, bottom, left, right, out)
+
+
+def _overhang(size: int, kernel: int, stride: int) -> int:
+    """How far the last window reaches past the picture if windows cover all of it; each starts inside."""
+    if kernel > size:
+        return 0
+    places = min(-(-(size - kernel) // stride) + 1, -(-size // stride))
+    return max(0, (places - 1) * stride + kernel - size)

@@ -71,11 +71,12 @@ def test_dropout_only_in_training():
 
 
 def by_hand(block, name, x, project):
-    """The block's formula written out with its own layers."""
+    """The block's formula written out with its own weights, in inference."""
     layer = vars(block)
 
     def conv_bn(x, branch):
-        return layer[f"bn{name}{branch}"](layer[f"res{name}{branch}"](x))
+        y, bn = layer[f"res{name}{branch}"](x), layer[f"bn{name}{branch}"]
+        return bn.gamma * (y - bn.running_mean) / np.sqrt(bn.running_var + np.float32(bn.eps)) + bn.beta
 
     zero = np.float32(0)
     y = Tensor(np.maximum(conv_bn(x, "2a").data, zero))

@@ -11,6 +11,7 @@ from minires.errors import ShapeError
 from minires.ops import cases
 from minires.ops import conv2d as module
 from minires.ops.conv2d import conv2d
+from minires.ops.window import window
 
 
 @opcheck.on_devices
@@ -88,6 +89,17 @@ def test_same_pads_as_tensorflow_does(size, stride, sides):
     assert np.array_equal(same, by_hand)
 
 
+@pytest.mark.parametrize("size", range(3, 12))
+@pytest.mark.parametrize("kernel, stride", [(3, 2), (2, 2), (3, 1), (2, 3), (1, 2)])
+def test_ceil_rounds_up_as_torch_and_caffe_do(size, kernel, stride):
+    torch = pytest.importorskip("torch")
+    picture = torch.zeros(1, 1, size, size)
+    theirs = torch.nn.functional.max_pool2d(picture, kernel, stride, ceil_mode=True)
+    ours = window("max_pool2d", (size, size), kernel, stride, "ceil")
+    assert ours.out == tuple(theirs.shape[2:])
+    assert (ours.top, ours.left) == (0, 0) and (ours.out[0] - 1) * stride < size
+
+
 X, W = (2, 5, 6, 4), (3, 3, 4, 8)
 
 
@@ -108,7 +120,7 @@ X, W = (2, 5, 6, 4), (3, 3, 4, 8)
         (X, W, {"stride": (1, 2, 3)}, "conv2d: stride must be a whole number of at least 1"),
         (X, W, {"padding": -1}, "conv2d: padding must be a whole number of at least 0"),
         (X, W, {"padding": 0.5}, "conv2d: padding must be a whole number of at least 0"),
-        (X, W, {"padding": "valid"}, "padding must be an int, a pair, four sides or 'same', not 'valid'"),
+        (X, W, {"padding": "valid"}, "an int, a pair, four sides, 'same' or 'ceil', not 'valid'"),
     ],
 )  # fmt: skip
 def test_shapes_that_do_not_fit(x, w, options, text):

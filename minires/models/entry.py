@@ -1,0 +1,23 @@
+"""What the registry knows of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from minires.nn.module import Module
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How a model is made: ``make(classes=, rng=, **preset)``, the picture size it is for, its usual classes.
+
+    ``preset`` are the options that make this row of the paper's table out of the family; a user's own
+    options go before them.
+    """
+
+    make: Callable[..., Module]
+    size: int = 224
+    classes: int = 1000
+    preset: Mapping[str, Any] = field(default_factory=dict)

@@ -43,6 +43,8 @@ def cifar_stem(
     }
 
 
-def head(channels: int, classes: int, *, rng: np.random.Generator) -> dict[str, Module]:
+def head(
+    channels: int, classes: int, *, initializer: str = "glorot_uniform", rng: np.random.Generator
+) -> dict[str, Module]:
     """Global average pool and one dense layer. Shapes: (N, H, W, channels) -> (N, classes)."""
-    return {"avg_pool": GlobalAvgPool2d(), "fc": Linear(channels, classes, rng=rng)}
+    return {"avg_pool": GlobalAvgPool2d(), "fc": Linear(channels, classes, initializer=initializer, rng=rng)}

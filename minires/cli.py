@@ -116,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         "--input", type=int, metavar="N", help="picture side (default: what the model is made for)"
     )
     sub.add_argument("--classes", type=int, metavar="N", help="how many classes (default: the model's usual)")
+    _variant_option(sub)
 
     sub = command(
         "gradcheck", commands.run_gradcheck, "check the gradients of all operations numerically", GRADCHECK
@@ -148,6 +149,7 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     option("--data", "NAME", "signs, hands, cifar10, or the path of a picture folder or zip "
            "(default: the recipe's; else signs if found, else hands)")  # fmt: skip
     option("--model", "NAME", "the model (default: the recipe's, resnet50_signs)")
+    _variant_option(parser)
     option("--recipe", "NAME", "settings that belong together: default, two-epoch, blog or cifar; "
            "the options below change single ones")  # fmt: skip
     option("--epochs", "N", "how many times to go through the pictures", int)
@@ -160,6 +162,11 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     option("--out", "FOLDER", "the run folder (default: runs/<data>-<recipe>-<number>)")
     parser.add_argument("--resume", nargs="?", const=True, metavar="FOLDER",
                         help="continue the run in FOLDER, or in that of --out, where it stopped")  # fmt: skip
+
+
+def _variant_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--variant", action="append", metavar="NAME=VALUE",
+                        help="an option of the model, for example shortcut=A; can be repeated")  # fmt: skip
 
 
 def _model_argument(parser: argparse.ArgumentParser) -> None:
@@ -186,7 +193,10 @@ Say what is on each picture. The largest centred square of a picture is used, re
   minires predict runs/signs-default-1 hand.jpg other.png"""
 SUMMARY = """\
 List what a model is made of, layer by layer, as one picture passes through it: the shape of each output,
-parameters (running statistics of batch norm included) and multiply-adds of convolutions and dense layers."""
+parameters (running statistics of batch norm included) and multiply-adds of convolutions and dense layers.
+
+  minires summary resnet34 --variant shortcut=A
+  minires summary resnet20_cifar --classes 100"""
 GRADCHECK = """\
 Compare the gradients of every operation with numeric ones, in float64 and with a random upstream gradient,
 in a table of cases: strides, paddings, groups, odd sizes. Exit status 1 if one is wrong."""

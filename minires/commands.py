@@ -103,11 +103,13 @@ def run_summary(options: argparse.Namespace) -> int:
     from minires import models
     from minires.inspect import summarize
 
-    usual = models.entry(options.model).size
-    side = usual if options.input is None else options.input
+    entry = models.entry(options.model)
+    side = entry.size if options.input is None else options.input
     if side < 1:
         raise ConfigError(f"--input is {side}; it must be at least 1")
-    variant = {} if side == usual else {"size": side}
+    variant = {**entry.fitted(side), **_variant(options)}
+    if "initializer" in entry.options:
+        variant.setdefault("initializer", "zeros")  # nothing to see in random numbers, and VGG has many
     model = models.build(options.model, classes=options.classes, **variant)
     summary = summarize(model, (side, side, 3), name=options.model)
     if options.json:
@@ -222,7 +224,8 @@ def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer
     name, why = _choose_data(options.data, recipe)
     say(why)
     optimizer = base.optimizer if options.lr is None else {**base.optimizer, "lr": options.lr}
-    config = replace(base, data=name, optimizer=optimizer)
+    variant = {**base.variant, **_variant(options)}
+    config = replace(base, data=name, optimizer=optimizer, variant=variant)
     trainer = Trainer(config, options.out or _new_folder(name, recipe), say=say)
     if name == "hands" and options.data is None:
         trainer.splits = replace(trainer.splits, source=f"{trainer.splits.source}: {why}")
@@ -238,7 +241,8 @@ def _continued(options: argparse.Namespace, say: Callable[[str], None]) -> Train
         raise ConfigError(
             "which run? minires train --resume FOLDER, for example --resume runs/signs-default-1"
         )
-    settled = [name for name in ("data", "recipe", "lr", *SETTINGS) if getattr(options, name) is not None]
+    own = ("data", "recipe", "lr", "variant", *SETTINGS)
+    settled = [name for name in own if getattr(options, name) is not None]
     if settled := [name for name in settled if name != "device"]:
         given = ", ".join(f"--{name.replace('_', '-')}" for name in settled)
         raise ConfigError(f"a run is continued with its own settings; leave out {given}, or start a new run")
@@ -247,6 +251,20 @@ def _continued(options: argparse.Namespace, say: Callable[[str], None]) -> Train
     if options.device is not None:
         config["device"] = options.device
     return Trainer(config, out, resume=True, say=say)
+
+
+def _variant(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of the model from ``--variant NAME=VALUE``; a value is JSON, or else a word."""
+    variant = {}
+    for text in options.variant or []:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise ConfigError(f"--variant is {text!r}; write NAME=VALUE, for example --variant shortcut=A")
+        try:
+            variant[name] = json.loads(value)
+        except json.JSONDecodeError:
+            variant[name] = value
+    return variant
 
 
 def _choose_data(asked: str | None, recipe: str) -> tuple[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 from typing import Any
 
 import numpy as np
@@ -38,11 +37,13 @@ def build(name: str, *, classes: int | None = None, seed: int = 0, **variant: An
     classes = found.classes if classes is None else classes
     if classes < 1:
         raise ConfigError(f"{name}: classes must be at least 1, not {classes}")
-    known = set(inspect.signature(found.make).parameters) - {"classes", "rng"}
     for option in variant:
-        if option not in known:
-            near = difflib.get_close_matches(option, known, 1, 0)
-            raise ConfigError(f"{name} has no option {option!r}; did you mean {near[0]!r}?")
+        if option not in found.options:
+            near = difflib.get_close_matches(option, sorted(found.options), 1, 0)
+            raise ConfigError(
+                f"{name} has no option {option!r}; did you mean {near[0]!r}? "
+                f"It has {', '.join(sorted(found.options))}"
+            )
     options = {**found.preset, **variant}
     model = found.make(classes=classes, rng=np.random.default_rng(seed), **options)
     return model.name_modules()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,3 +22,12 @@ class Entry:
     size: int = 224
     classes: int = 1000
     preset: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def options(self) -> set[str]:
+        """The names of the options that ``build`` takes for this model."""
+        return set(inspect.signature(self.make).parameters) - {"classes", "rng"}
+
+    def fitted(self, size: int) -> dict[str, Any]:
+        """The option that fits the model to pictures of ``size``: none where it takes any size."""
+        return {"size": size} if size != self.size and "size" in self.options else {}

@@ -106,8 +106,8 @@ class Trainer:
 
         self.variant = dict(config.variant)
         if model is None:
-            if size != models.entry(config.model).size:
-                self.variant.setdefault("size", size)
+            if size is not None:
+                self.variant = {**models.entry(config.model).fitted(size), **self.variant}
             classes = len(self.train_set.classes)
             model = models.build(config.model, classes=classes, seed=config.seed, **self.variant)
         self.model = model.to(config.device)

@@ -75,6 +75,9 @@ class ResidualBlock(Module):
     "standard" before the addition, "pre" before the branch, "post" after the block, "identity" on the
     shortcut.
 
+    ``paths`` is a module that does the work of all convolutions of the branch, up to its last batch norm, in
+    another form (ResNeXt's separate paths); ``branch`` then only says what it does.
+
     Shapes: x (N, H, W, in_channels) -> (N, ceil(H / stride), ceil(W / stride), out_channels).
     Raises: ConfigError if an option is none of those named.
     """
@@ -97,6 +100,7 @@ class ResidualBlock(Module):
         last_gamma: float = 1.0,
         gate: Module | None = None,
         placement: str = "standard",
+        paths: Module | None = None,
         rng: np.random.Generator,
     ) -> None:
         super().__init__()
@@ -105,15 +109,18 @@ class ResidualBlock(Module):
         _one_of("placement", placement, ("standard", "pre", "post", "identity"))
         name = f"{stage}{block}_branch"
 
-        def add(place: str, inputs: int, conv: Conv, **norm_options: Any) -> tuple[Conv2d, BatchNorm2d]:
+        def add_bn(place: str, conv: Conv, **options: Any) -> BatchNorm2d:
+            bn = BatchNorm2d(conv.channels, **options, **(norm or {}))
+            setattr(self, f"bn{name}{place}", bn)
+            return bn
+
+        def add(place: str, inputs: int, conv: Conv, **norm_options: Any) -> tuple[Module, BatchNorm2d]:
             layer = Conv2d(
                 inputs, conv.channels, conv.kernel, stride=conv.stride, padding=conv.kernel // 2,
                 groups=conv.groups, bias=bias, initializer=initializer, rng=rng,
             )  # fmt: skip
-            bn = BatchNorm2d(conv.channels, **norm_options, **(norm or {}))
             setattr(self, f"res{name}{place}", layer)
-            setattr(self, f"bn{name}{place}", bn)
-            return layer, bn
+            return layer, add_bn(place, conv, **norm_options)
 
         self._branch, channels = [], in_channels
         for i, conv in enumerate(branch):
@@ -121,7 +128,12 @@ class ResidualBlock(Module):
             # With a gate before the addition, the ReLU comes after both.
             ends = not last or gate is None or placement != "standard"
             start = last_gamma if last else 1.0
-            self._branch.append(add(f"2{'abcdef'[i]}", channels, conv, start=start, relu=ends))
+            place, options = f"2{'abcdef'[i]}", {"start": start, "relu": ends}
+            if paths is None:
+                self._branch.append(add(place, channels, conv, **options))
+            elif last:
+                setattr(self, f"res{name}2", paths)
+                self._branch.append((paths, add_bn(place, conv, **options)))
             channels = conv.channels
         self.stride = int(np.prod([conv.stride for conv in branch]))
         self.in_channels, self.out_channels = in_channels, channels
@@ -214,17 +226,17 @@ def stack(
     ``make(in_channels, width, stage=, block=, stride=)`` makes one block, which knows its ``out_channels``;
     the first block of each stage but stage 2 has stride 2. ``channels`` come in.
 
-    Names: a, b, c, ... as in the released ResNet-50; where a stage has more than six blocks, a, b1, b2, ...
-    in every stage, as in the released ResNet-101.
+    Names: a, b, c, ... as in the released ResNet-50; in a network that has a stage of more than six blocks,
+    the stages of more than three say a, b1, b2, ..., as in the released ResNet-101 (res2c, res3b3, res4b22).
     Raises: ConfigError if there is not one number of blocks, at least 1, for each width.
     """
     if len(widths) != len(repeats) or min(repeats, default=0) < 1:
         raise ConfigError(
             f"repeats must give each of the {len(widths)} stages at least one block, not {tuple(repeats)}"
         )
-    letters = max(repeats) <= 6
     blocks = {}
     for stage, (width, count) in enumerate(zip(widths, repeats, strict=True), 2):
+        letters = count <= 3 or max(repeats) <= 6
         for i in range(count):
             name = "abcdef"[i] if letters else f"b{i}" if i else "a"
             stride = 2 if i == 0 and stage > 2 else 1

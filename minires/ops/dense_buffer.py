@@ -1,0 +1,83 @@
+"""A history of feature maps that grows by channels, in one array: concatenation without copies.
+
+A dense block reads, at each of its layers, everything that came before: x0, then [x0, x1], then [x0, x1, x2],
+... Plain concatenation writes the whole history anew each time, and the tape keeps all of these copies: with
+l layers of k channels, about k l^2 / 2 channels in all. Here one array has room for the whole history. Each
+layer writes just its own channels behind those before, and what the next layer reads is a view:
+
+    array   [ x0 | x1 | x2 | ...room... ]         (N, H, W, room)
+    latest    x0   x1   x2                        the view array[..., :c]
+
+    append(new):   array[..., c:c+k] = new,   latest = array[..., :c+k]
+    backward:      dlatest = dy[..., :c],     dnew = dy[..., c:]
+
+An append touches only channels behind the latest, which no earlier view contains: what was read once never
+changes. That is why new channels always go behind the latest, and an append to an older view does not exist.
+
+Shapes: x0 (N, H, W, C0), each new one (N, H, W, K) with a K of its own, all in room channels.
+Source: Huang, Liu, van der Maaten, Weinberger 2017, arXiv:1608.06993; Pleiss et al. 2017, Memory-efficient
+implementation of DenseNets, arXiv:1707.06990, section 3 ("shared memory storage").
+"""
+
+from __future__ import annotations
+
+from minires import backend
+from minires.backend import Array
+from minires.errors import ShapeError
+from minires.ops import checks
+from minires.tensor import Tensor, record
+
+
+def _forward(array: Array, new: Array, used: int) -> Array:
+    """Write ``new`` behind the first ``used`` channels; a view of all that are used now."""
+    more = used + new.shape[-1]
+    array[..., used:more] = new
+    return array[..., :more]
+
+
+def _backward(dy: Array, used: int) -> tuple[Array, Array]:
+    return dy[..., :used], dy[..., used:]
+
+
+class DenseBuffer:
+    """A growing history that starts with a copy of ``x`` and has room for ``room`` channels.
+
+    ``latest`` is the tensor of everything so far; its memory is that of every ``latest`` before it, too.
+
+    Math, Shapes, Backward, Source: see the head of this file.
+    Raises: ShapeError if x is not (N, H, W, C) or has more channels than there is room for.
+    """
+
+    latest: Tensor
+
+    def __init__(self, x: Tensor, room: int) -> None:
+        x = checks.as_tensor(x)
+        checks.rank("dense_buffer", "x", x, "(N, H, W, C)")
+        checks.same_floats("dense_buffer", x=x)
+        if x.shape[-1] > room:
+            raise ShapeError(f"dense_buffer: x {x.shape} has {x.shape[-1]} channels, but room is {room}")
+        self._array = backend.array_module(x.data).empty((*x.shape[:-1], room), x.dtype)
+        self.latest = record("dense_buffer", _forward(self._array, x.data, 0), (x,), lambda dy: (dy,))
+
+    def append(self, new: Tensor) -> Tensor:
+        """Put the channels of ``new`` behind the latest. Returns the new ``latest``.
+
+        Raises: ShapeError if there is not room for them, or pictures, dtype or device are not those of the
+        history.
+        """
+        new, before = checks.as_tensor(new), self.latest
+        used, room = before.shape[-1], self._array.shape[-1]
+        checks.same_floats("dense_buffer", history=before, new=new)
+        if new.shape[:-1] != before.shape[:-1]:
+            raise ShapeError(
+                f"dense_buffer: the history is {before.shape} but new is {new.shape}; "
+                "they may differ in their channels (the last axis) only"
+            )
+        if used + new.shape[-1] > room:
+            raise ShapeError(
+                f"dense_buffer: {used} of {room} channels are used, there is no room for the "
+                f"{new.shape[-1]} of new {new.shape}; make the buffer with a larger room"
+            )
+        y = _forward(self._array, new.data, used)
+        self.latest = record("dense_buffer", y, (before, new), lambda dy: _backward(dy, used))
+        return self.latest

@@ -265,10 +265,38 @@ def _shapes() -> Iterator[Case]:
         yield Case("getitem", name, reshape.getitem, {"x": (2, 3, 2)}, {"index": index})
 
 
+def _losses() -> Iterator[Case]:
+    for fn in (softmax, log_softmax):
+        for shape in [(3, 4), (5,), (2, 2, 3), (2, 1)]:
+            yield Case(fn.__name__, f"shape {shape}", fn, {"x": shape})
+    soft = np.array([[0.2, 0.5, 0.3], [1.0, 0.0, 0.0]])
+    for smoothing in (0.0, 0.1):
+        smooth = f", smoothing {smoothing}" if smoothing else ""
+        for name, x, labels in [
+            ("labels", (4, 3), np.array([0, 2, 1, 2])),
+            ("one picture", (1, 5), np.array([3])),
+            ("probabilities", (2, 3), soft),
+            ("one-hot integers", (2, 3), np.eye(3, dtype=np.int64)[[2, 0]]),
+        ]:
+            options = {"labels": labels, "label_smoothing": smoothing}
+            yield Case("cross_entropy", name + smooth, cross_entropy, {"logits": x}, options)
+
+
+def _dropout_case(x: Tensor, *, seed: int, **options: Any) -> Tensor:
+    """With a fresh generator in each call, so that each call has the same mask."""
+    return dropout(x, rng=np.random.default_rng(seed), **options)
+
+
+def _dropouts() -> Iterator[Case]:
+    for rate in (0.0, 0.3, 0.9):
+        yield Case("dropout", f"rate {rate}", _dropout_case, {"x": (3, 4)}, {"rate": rate, "seed": 1})
+    options = {"rate": 0.5, "seed": 1, "training": False}
+    yield Case("dropout", "inference", _dropout_case, {"x": (3, 4)}, options)
+
+
 def _collect() -> dict[str, list[Case]]:
     cases: dict[str, list[Case]] = {}
-    tables = (_arithmetic, _reductions, _products, _conv2d, _batch_norm, _pools, _shapes, _dropouts,
-              _local_response_norms, _losses)
+    tables = (_arithmetic, _reductions, _products, _conv2d, _batch_norm, _pools, _shapes, _dropouts, _losses)
     for table in tables:
         for case in table():
             cases.setdefault(case.op, []).append(case)

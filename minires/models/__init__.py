@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from minires.errors import ConfigError
-from minires.models import densenet, resnet, resnet_signs
+from minires.models import densenet, resnet, resnet_signs, resnet_v2
 from minires.models.entry import Entry
 from minires.nn.module import Module
 
-_MODELS: dict[str, Entry] = {**resnet_signs.MODELS, **resnet.MODELS, **densenet.MODELS}
+_MODELS: dict[str, Entry] = {**resnet_signs.MODELS, **resnet.MODELS, **resnet_v2.MODELS, **densenet.MODELS}
 
 
 def names() -> list[str]:

@@ -184,7 +184,8 @@ def _kind(module: Module, options: dict[str, Any]) -> str:
         added = " + shortcut" if options.get("add") is not None else ""
         return f"batch norm{added}{', ReLU' if module.relu else ''}"
     words = {nn.Linear: "dense", nn.ReLU: "ReLU", nn.GlobalAvgPool2d: "global average pool",
-             nn.Flatten: "flatten", nn.Dropout: "dropout"}  # fmt: skip
+             nn.Flatten: "flatten", nn.Dropout: "dropout",
+             nn.LocalResponseNorm: "local response norm"}  # fmt: skip
     return words.get(type(module), type(module).__name__)
 
 

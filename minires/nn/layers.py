@@ -11,6 +11,7 @@ from minires.ops.batch_norm import CONVENTIONS, batch_norm
 from minires.ops.conv2d import conv2d
 from minires.ops.dropout import dropout
 from minires.ops.linear import linear
+from minires.ops.local_response_norm import local_response_norm
 from minires.ops.max_pool2d import max_pool2d
 from minires.ops.relu import relu
 from minires.ops.reshape import flatten
@@ -173,6 +174,19 @@ class Flatten(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return flatten(x)
+
+
+class LocalResponseNorm(Module):
+    """Divide each channel by a norm of its neighbours; see
+    :func:`minires.ops.local_response_norm.local_response_norm`. Shapes: (..., C) -> the same.
+    """
+
+    def __init__(self, size: int = 5, *, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75) -> None:
+        super().__init__()
+        self.size, self.k, self.alpha, self.beta = size, k, alpha, beta
+
+    def forward(self, x: Tensor) -> Tensor:
+        return local_response_norm(x, self.size, k=self.k, alpha=self.alpha, beta=self.beta)
 
 
 class Dropout(Module):

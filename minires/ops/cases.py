@@ -28,6 +28,7 @@ from minires.ops.cross_entropy import cross_entropy
 from minires.ops.dense_buffer import DenseBuffer
 from minires.ops.dropout import dropout
 from minires.ops.linear import linear
+from minires.ops.local_response_norm import local_response_norm
 from minires.ops.matmul import matmul
 from minires.ops.max_pool2d import max_pool2d
 from minires.ops.pad import pad
@@ -265,6 +266,20 @@ def _shapes() -> Iterator[Case]:
         yield Case("getitem", name, reshape.getitem, {"x": (2, 3, 2)}, {"index": index})
 
 
+def _local_response_norms() -> Iterator[Case]:
+    strong = {"k": 0.5, "alpha": 0.3, "beta": 0.75}  # the usual numbers hardly change x
+    table: list[tuple[str, Shape, dict[str, Any]]] = [
+        ("as published", (2, 2, 3, 7), {}),
+        ("strong", (2, 2, 3, 7), strong),
+        ("three neighbours, beta 1", (1, 2, 2, 4), {**strong, "size": 3, "beta": 1.0}),
+        ("itself alone", (3, 4), {**strong, "size": 1}),
+        ("more neighbours than channels", (2, 3, 3), {**strong, "size": 9}),
+        ("one channel", (2, 1, 1, 1), strong),
+    ]
+    for name, x, options in table:
+        yield Case("local_response_norm", name, local_response_norm, {"x": x}, options)
+
+
 def _losses() -> Iterator[Case]:
     for fn in (softmax, log_softmax):
         for shape in [(3, 4), (5,), (2, 2, 3), (2, 1)]:
@@ -296,7 +311,10 @@ def _dropouts() -> Iterator[Case]:
 
 def _collect() -> dict[str, list[Case]]:
     cases: dict[str, list[Case]] = {}
-    tables = (_arithmetic, _reductions, _products, _conv2d, _batch_norm, _pools, _shapes, _dropouts, _losses)
+    tables = (
+        _arithmetic, _reductions, _products, _conv2d, _batch_norm, _pools, _shapes, _dropouts,
+        _local_response_norms, _losses,
+    )  # fmt: skip
     for table in tables:
         for case in table():
             cases.setdefault(case.op, []).append(case)

@@ -1,0 +1,76 @@
+"""Local response normalisation: a channel is divided by a norm of its neighbours at the same place.
+
+    s[c] = k + alpha * sum of x[j]^2 over the channels j with |j - c| <= (size - 1) / 2
+    y[c] = x[c] / s[c]^beta
+    dx[c] = dy[c] / s[c]^beta - 2 alpha beta x[c] * sum over the same j of dy[j] y[j] / s[j]
+
+Channels beyond the first and the last count as 0.
+
+Shapes: x (..., C); y has the shape of x.
+
+Source: Krizhevsky, Sutskever, Hinton 2012, ImageNet classification with deep convolutional neural networks,
+section 3.3 (k = 2, size = 5, alpha = 1e-4, beta = 0.75), and with these numbers VGG's A-LRN.
+Differs: Caffe and PyTorch divide alpha by the size and start from k = 1; their result is had here with
+``alpha / size``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minires import backend
+from minires.backend import Array
+from minires.errors import ShapeError
+from minires.ops import checks
+from minires.tensor import Tensor, record
+
+
+def _neighbours(xp: Any, x: Array, size: int) -> Array:
+    """The sum over each channel and its neighbours: ``size`` of them, where there are so many."""
+    total, channels = x.copy(), x.shape[-1]
+    for step in range(1, min(size // 2, channels - 1) + 1):
+        total[..., step:] += x[..., :-step]
+        total[..., :-step] += x[..., step:]
+    return total
+
+
+def _forward(xp: Any, x: Array, size: int, k: float, alpha: float, beta: float) -> tuple[Array, Array]:
+    s = k + alpha * _neighbours(xp, x * x, size)
+    return x * s**-beta, s
+
+
+def _backward(
+    xp: Any, dy: Array, x: Array, y: Array, s: Array, size: int, alpha: float, beta: float
+) -> Array:
+    return dy * s**-beta - 2 * alpha * beta * x * _neighbours(xp, dy * y / s, size)
+
+
+def local_response_norm(
+    x: Tensor, size: int = 5, *, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75
+) -> Tensor:
+    """Divide each channel by a norm of the ``size`` channels around it.
+
+    Math, Shapes, Backward, Source, Differs: see the head of this file.
+    Raises: ShapeError if ``x`` has no channels or is not float32 or float64, ``size`` is not odd, or ``k`` is
+    not above 0 or ``alpha`` below 0 (the norm could be 0).
+    """
+    x = checks.as_tensor(x)
+    checks.same_floats("local_response_norm", x=x)
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ShapeError(f"local_response_norm: x must be (..., C) with at least one channel, not {x.shape}")
+    if not isinstance(size, int) or size < 1 or size % 2 == 0:
+        raise ShapeError(
+            f"local_response_norm: size must be odd, as many neighbours on both sides, not {size!r}"
+        )
+    k, alpha, beta = float(k), float(alpha), float(beta)
+    if k <= 0 or alpha < 0:
+        raise ShapeError(
+            f"local_response_norm: k must be above 0 and alpha not below 0, but k={k} and alpha={alpha}"
+        )
+    xp, data = backend.array_module(x.data), x.data
+    y, s = _forward(xp, data, size, k, alpha, beta)
+
+    def backward(dy: Array) -> tuple[Array]:
+        return (_backward(xp, dy, data, y, s, size, alpha, beta),)
+
+    return record("local_response_norm", y, (x,), backward)

@@ -148,7 +148,7 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
 
     option("--data", "NAME", "signs, hands, cifar10, or the path of a picture folder or zip "
            "(default: the recipe's; else signs if found, else hands)")  # fmt: skip
-    option("--model", "NAME", "the model (default: the recipe's, resnet50_signs)")
+    option("--model", "NAME", "the model (default: that of the recipe)")
     _variant_option(parser)
     option("--recipe", "NAME", "settings that belong together: default, two-epoch, blog or cifar; "
            "the options below change single ones")  # fmt: skip

@@ -20,7 +20,7 @@ from PIL import Image
 import minires
 from minires import Tensor, cli, data, models, nn
 from minires.ops import cases
-from minires.train import recipes
+from minires.train import load_model, recipes
 
 PICTURES = ("curves.png", "confusion.png", "mistakes.png")
 COLOURS = ("blue", "green", "red")
@@ -223,7 +223,7 @@ def test_options_change_the_recipe(place: Path, capsys: pytest.CaptureFixture[st
     status, out, err = call(
         capsys, "train", "--data", "colours", "--model", "tiny", "--recipe", "two-epoch", "--epochs", "1",
         "--batch-size", "3", "--lr", "0.25", "--seed", "7", "--size", "16", "--train-on", "train",
-        "--out", "somewhere/new", "--json",
+        "--variant", "width=5", "--out", "somewhere/new", "--json",
     )  # fmt: skip
     assert status == 0
     summary = json.loads(out)
@@ -233,6 +233,9 @@ def test_options_change_the_recipe(place: Path, capsys: pytest.CaptureFixture[st
     wanted = {"recipe": "two-epoch", "epochs": 1, "batch_size": 3, "seed": 7, "size": 16, "train_on": "train"}
     assert wanted.items() <= config.items()
     assert config["optimizer"]["lr"] == 0.25 and config["optimizer"]["name"] == "adam"
+    assert config["variant"] == {"width": 5}
+    trained = load_model("somewhere/new")
+    assert trained.model.conv.weight.shape == (3, 3, 3, 5) and trained.size == (16, 16)
     assert config["schedule"]["name"] == "linear"  # what is not named is the recipe's
     assert config["data"] == str(place / "colours")
 
@@ -474,10 +477,22 @@ def test_summary_as_text_and_as_json(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_summary_refuses_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "did you mean 'resnet50_signs'?" in refused(capsys, 2, "summary", "resnet50")
+    assert "did you mean 'resnet50_signs'?" in refused(capsys, 2, "summary", "resnet50_sign")
     assert "--input is 0" in refused(capsys, 2, "summary", "--input", "0")
     assert "classes must be at least 1" in refused(capsys, 2, "summary", "--classes", "0")
     assert "pool1: " in refused(capsys, 1, "summary", "--input", "2")
+
+
+def test_summary_of_a_variant(capsys: pytest.CaptureFixture[str]) -> None:
+    # ResNet-18 with option A has 11,523,496 parameters, with option B 11,699,112 (trained: 11,689,512).
+    for option, params in (("A", "11,523,496"), ("B", "11,699,112")):
+        status, out, _ = call(capsys, "summary", "resnet18", "--variant", f"shortcut={option}")
+        assert status == 0 and params in out
+    status, out, _ = call(capsys, "summary", "resnet18", "--variant", "repeats=[1,1,1,1]", "--input", "64")
+    assert status == 0 and "res2a" in out and "res2b" not in out
+    message = refused(capsys, 2, "summary", "resnet18", "--variant", "shortcut")
+    assert "write NAME=VALUE" in message
+    assert "did you mean 'shortcut'" in refused(capsys, 2, "summary", "resnet18", "--variant", "shortcuts=A")
 
 
 def test_gradcheck_prints_a_row_per_case(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # 32,000 and 48,000; pad 4, crop and flip. 45,000 pictures (their train/val split) make 182 epochs.
     "cifar": {
         "data": "cifar10",
+        "model": "resnet20_cifar",
         "epochs": 182,
         "batch_size": 128,
         "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4},

@@ -42,7 +42,7 @@ def test_recipes_meet_their_names():
     assert blog.optimizer["name"] == "adam" and blog.optimizer["lr"] == 1e-3
     cifar = Config.of("cifar")
     assert cifar.optimizer == {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
-    assert cifar.batch_size == 128
+    assert cifar.batch_size == 128 and cifar.model == "resnet20_cifar"
     assert 64_000 <= cifar.epochs * 352 < 64_500  # 45,000 pictures make 352 steps
 
 

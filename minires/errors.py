@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 
 class MiniresError(ValueError):
     """Base of every error that a user can cause and mend.
@@ -33,3 +35,9 @@ class CheckpointError(MiniresError):
 
 class ConfigError(MiniresError):
     """A name or an option is unknown or does not fit."""
+
+
+def one_of(option: str, value: object, allowed: Collection[object]) -> None:
+    """Raise ConfigError unless ``value`` is one of those that ``option`` may have."""
+    if value not in allowed:
+        raise ConfigError(f"{option} must be one of {', '.join(map(repr, allowed))}, not {value!r}")

@@ -1,4 +1,61 @@
-"""The residual networks and the plain ones they are compared with, for ImageNet and for CIFAR."""
+"""Residual networks, and the plain networks they are compared with.
+
+For ImageNet (table 1 of the paper; 200 layers are of the sequel, arXiv:1603.05027):
+
+    layer     output    18 layers        34 layers        50 layers        101     152     200
+    conv1     112x112   7x7, 64, stride 2; batch norm, ReLU
+    pool1     56x56     3x3 max pool, stride 2
+    conv2_x   56x56     [3x3, 64]        [3x3, 64]        [1x1, 64]
+                        [3x3, 64] x2     [3x3, 64] x3     [3x3, 64]
+                                                          [1x1, 256] x3    x3      x3      x3
+    conv3_x   28x28     widths 128, x2   128, x4          128, 512, x4     x4      x8      x24
+    conv4_x   14x14     widths 256, x2   256, x6          256, 1024, x6    x23     x36     x36
+    conv5_x   7x7       widths 512, x2   512, x3          512, 2048, x3    x3      x3      x3
+              1x1       global average pool, dense 1000
+
+    layers, shortcut          parameters     trained    multiply-adds
+    18 plain, 18 A            11,523,496   11,515,688    1,794,805,760
+    18 B                      11,699,112   11,689,512    1,814,073,344
+    18 C                      12,055,464   12,043,816    1,878,298,624
+    34 plain, 34 A            21,639,080   21,623,848    3,644,493,824
+    34 B                      21,814,696   21,797,672    3,663,761,408
+    34 C                      22,739,624   22,716,840    3,830,747,136
+    50 B                      25,610,152   25,557,032    3,857,973,248
+    101 B                     44,654,504   44,549,160    7,570,194,432
+    152 B                     60,344,232   60,192,808   11,282,415,616
+    200 B                     64,849,832   64,673,832   14,776,270,848
+    50 keras                  25,636,712   25,583,592    3,857,973,248
+    101 keras                 44,707,176   44,601,832    7,570,194,432
+    152 keras                 60,419,944   60,268,520   11,282,415,616
+
+For CIFAR-10 (section 4.2), 6n + 2 layers: a 3x3 convolution of 16, then n basic blocks each of width 16 at
+32x32, 32 at 16x16 and 64 at 8x8, global average pool, dense 10. Shortcuts are of option A.
+
+    layers     n    parameters     trained   multiply-adds
+    20         3       271,098     269,722      40,551,040
+    32         5       466,426     464,154      68,862,592
+    44         7       661,754     658,586      97,174,144
+    56         9       857,082     853,018     125,485,696
+    110       18     1,736,058   1,727,962     252,887,680
+    1202     200    19,510,906  19,421,274   2,829,238,912
+
+Parameters are those trained and two running statistics per channel of a batch norm. A plain network has the
+same layers without shortcuts, so it has the figures of option A.
+
+The same name stands for several networks, told apart by the options of ``resnet``:
+
+    the paper; KaimingHe/deep-residual-networks          stride_on="1x1"
+    "v1.5": fb.resnet.torch, torchvision                 stride_on="3x3", 231,211,008 multiply-adds more
+    the released Caffe ResNet-50                         bias="conv1", pool_padding="ceil"
+    the released Caffe ResNet-101, -152                  pool_padding="ceil"
+    keras.applications                                   names in _keras: a bias in every convolution
+    option A as akamaster/pytorch_resnet_cifar10 has it  pad="both"; weights trained so need it
+
+Many CIFAR networks that are called ResNet-20 have projections (shortcut="B"), 2,752 parameters more than the
+paper's.
+
+Source: He, Zhang, Ren, Sun 2015, Deep residual learning for image recognition, arXiv:1512.03385.
+"""
 
 from __future__ import annotations
 
@@ -7,89 +64,105 @@ from typing import Any
 
 import numpy as np
 
-from minires.errors import ConfigError
+from minires.errors import one_of
 from minires.models import parts
 from minires.models.entry import Entry
-from minires.nn.blocks import ResidualBlock, basic, bottleneck, stack
+from minires.nn.blocks import ResidualBlock, basic, bottleneck, check_stages, stack
 from minires.nn.layers import Sequential
 from minires.nn.module import Module
 
-DEPTHS: dict[str, tuple[str, tuple[int, ...]]] = {
-    # layers: (kind of block, blocks in conv2_x, conv3_x, conv4_x, conv5_x)
-    "18": ("basic", (2, 2, 2, 2)),
-    "34": ("basic", (3, 4, 6, 3)),
-    "50": ("bottleneck", (3, 4, 6, 3)),
-    "101": ("bottleneck", (3, 4, 23, 3)),
-    "152": ("bottleneck", (3, 8, 36, 3)),
-    "200": ("bottleneck", (3, 24, 36, 3)),
+IMAGENET: dict[int, dict[str, Any]] = {
+    # layers: blocks of conv2_x, conv3_x, conv4_x, conv5_x
+    18: {"kind": "basic", "repeats": (2, 2, 2, 2)},
+    34: {"kind": "basic", "repeats": (3, 4, 6, 3)},
+    50: {"kind": "bottleneck", "repeats": (3, 4, 6, 3)},
+    101: {"kind": "bottleneck", "repeats": (3, 4, 23, 3)},
+    152: {"kind": "bottleneck", "repeats": (3, 8, 36, 3)},
+    200: {"kind": "bottleneck", "repeats": (3, 24, 36, 3)},
 }
-CIFAR_DEPTHS = (20, 32, 44, 56, 110, 1202)  # 6n + 2
+CIFAR: dict[int, dict[str, Any]] = {
+    6 * n + 2: {"kind": "basic", "repeats": (n, n, n), "widths": (16, 32, 64), "stem": "cifar"}
+    for n in (3, 5, 7, 9, 18, 200)
+}
+KERAS = {"bias": True, "convention": "keras", "bn_eps": 1.001e-5, "initializer": "glorot_uniform"}
 
 
 def resnet(
     *,
     classes: int,
     rng: np.random.Generator,
-    repeats: Sequence[int],
+    kind: str = "bottleneck",
+    repeats: Sequence[int] = (3, 4, 6, 3),
     widths: Sequence[int] = (64, 128, 256, 512),
-    kind: str = "basic",
     shortcut: str = "B",
     pad: str = "after",
     stride_on: str = "1x1",
-    bias: bool | str = False,
     stem: str = "imagenet",
     pool_padding: int | str = 1,
+    bias: bool | str = False,
+    last_gamma: float = 1.0,
+    initializer: str = "he_normal",
     convention: str = "torch",
     bn_momentum: float | None = None,
     bn_eps: float | None = None,
-    last_gamma: float = 1.0,
-    initializer: str = "he_normal",
 ) -> Sequential:
-    """Pictures (N, H, W, 3) -> logits (N, classes)."""
+    """A residual network: stem, one stage of blocks per width, global average pool, dense layer.
+
+    ``kind`` is that of the blocks: "basic" (two 3x3) or "bottleneck" (1x1, 3x3, 1x1 of four times the width).
+    ``repeats`` are the blocks of each stage. ``shortcut`` is "A", "B" or "C", or "none" for a plain network;
+    ``pad`` says where option A puts its zero channels, "after" the others or on "both" sides; ``stride_on``
+    which convolution of a bottleneck has the stride, the first "1x1" or the "3x3".
+
+    ``stem`` is "imagenet" or "cifar"; ``pool_padding`` is the padding of the former's max pool, 1 or "ceil"
+    (Caffe's rounding up). ``bias`` is True for a bias in every convolution, "conv1" for one in the first
+    only. ``last_gamma`` is where the gamma of each block's last batch norm starts. ``convention`` is that of
+    the batch norm, "torch" or "keras"; ``bn_momentum`` and ``bn_eps`` replace its usual values.
+
+    Shapes: pictures (N, H, W, 3) -> logits (N, classes); made for 224x224 ("imagenet") or 32x32 ("cifar").
+    Raises: ConfigError if an option is none of those named.
+    Source: arXiv:1512.03385, table 1 and section 4.2.
+    Differs: Keras pads with zeros before the max pool, here it is minus infinity; after a ReLU that is the
+    same, since no value is below zero.
+    """
+    check_stages(widths, repeats)
+    one_of("kind", kind, ("basic", "bottleneck"))
+    one_of("stride_on", stride_on, ("1x1", "3x3"))
+    one_of("stem", stem, ("imagenet", "cifar"))
+    one_of("pool_padding", pool_padding, (1, "ceil"))
+    one_of("bias", bias, (False, True, "conv1"))
     norm: dict[str, Any] = {"convention": convention, "momentum": bn_momentum, "eps": bn_eps}
     options: dict[str, Any] = {"initializer": initializer, "norm": norm, "rng": rng}
 
-    def block(in_channels: int, width: int, *, stage: int, block: str, stride: int) -> ResidualBlock:
-        branch = (
-            basic(width, stride=stride)
-            if kind == "basic"
-            else bottleneck(width, stride=stride, stride_on=stride_on)
-        )
+    def make(in_channels: int, width: int, *, stage: int, block: str, stride: int) -> ResidualBlock:
+        if kind == "basic":
+            branch = basic(width, stride=stride)
+        else:
+            branch = bottleneck(width, stride=stride, stride_on=stride_on)
         return ResidualBlock(
             in_channels, branch, stage=stage, block=block, shortcut=shortcut, pad=pad, bias=bias is True,
             last_gamma=last_gamma, **options,
         )  # fmt: skip
 
-    first = widths[0]
     layers: dict[str, Module]
     if stem == "imagenet":
-        layers = parts.imagenet_stem(first, bias=bool(bias), pool_padding=pool_padding, **options)
-    elif stem == "cifar":
-        layers = parts.cifar_stem(first, bias=bool(bias), **options)
+        layers = parts.imagenet_stem(widths[0], bias=bool(bias), pool_padding=pool_padding, **options)
     else:
-        raise ConfigError(f"stem must be one of 'imagenet', 'cifar', not {stem!r}")
-    blocks = stack(first, widths, repeats, block)
-    channels = list(blocks.values())[-1].out_channels
-    layers |= blocks
-    layers |= parts.head(channels, classes, initializer=initializer, rng=rng)
-    return Sequential(**layers)
+        layers = parts.cifar_stem(widths[0], bias=bool(bias), **options)
+    layers |= stack(widths[0], widths, repeats, make)
+    channels = 4 * widths[-1] if kind == "bottleneck" else widths[-1]
+    return Sequential(**layers, **parts.head(channels, classes, initializer=initializer, rng=rng))
 
 
-KERAS = {"convention": "keras", "bn_eps": 1.001e-5, "bias": True, "initializer": "glorot_uniform"}
-CIFAR: dict[str, Any] = {"stem": "cifar", "widths": (16, 32, 64), "kind": "basic"}
-
-MODELS: dict[str, Entry] = {}
-for _depth, (_kind, _repeats) in DEPTHS.items():
-    _row: dict[str, Any] = {"kind": _kind, "repeats": _repeats}
-    MODELS[f"resnet{_depth}"] = Entry(resnet, preset=_row)
-    if _kind == "basic":
-        MODELS[f"plain{_depth}"] = Entry(resnet, preset={**_row, "shortcut": "none"})
-    if _depth in ("50", "101", "152"):
-        MODELS[f"resnet{_depth}_keras"] = Entry(resnet, preset={**_row, **KERAS})
-for _layers in CIFAR_DEPTHS:
-    _row = {**CIFAR, "repeats": ((_layers - 2) // 6,) * 3}
-    MODELS[f"resnet{_layers}_cifar"] = Entry(resnet, size=32, classes=10, preset={**_row, "shortcut": "A"})
-    if _layers <= 110:
-        MODELS[f"plain{_layers}_cifar"] = Entry(
-            resnet, size=32, classes=10, preset={**_row, "shortcut": "none"}
-        )
+MODELS = {
+    **{f"plain{n}": Entry(resnet, preset={**IMAGENET[n], "shortcut": "none"}) for n in (18, 34)},
+    **{f"resnet{n}": Entry(resnet, preset=row) for n, row in IMAGENET.items()},
+    **{f"resnet{n}_keras": Entry(resnet, preset={**IMAGENET[n], **KERAS}) for n in (50, 101, 152)},
+    **{
+        f"plain{n}_cifar": Entry(resnet, size=32, classes=10, preset={**CIFAR[n], "shortcut": "none"})
+        for n in (20, 32, 44, 56, 110)
+    },
+    **{
+        f"resnet{n}_cifar": Entry(resnet, size=32, classes=10, preset={**row, "shortcut": "A"})
+        for n, row in CIFAR.items()
+    },
+}

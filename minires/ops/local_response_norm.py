@@ -27,8 +27,8 @@ from minires.tensor import Tensor, record
 
 def _neighbours(xp: Any, x: Array, size: int) -> Array:
     """The sum over each channel and its neighbours: ``size`` of them, where there are so many."""
-    total, channels = x.copy(), x.shape[-1]
-    for step in range(1, min(size // 2, channels - 1) + 1):
+    total = x.copy()
+    for step in range(1, size // 2 + 1):
         total[..., step:] += x[..., :-step]
         total[..., :-step] += x[..., step:]
     return total

@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 
 from minires.errors import ConfigError
-from minires.models import densenet, resnet, resnet_signs, resnet_v2
+from minires.models import densenet, resnet, resnet_signs, resnet_v2, resnext, vgg
 from minires.models.entry import Entry
 from minires.nn.module import Module
 
-_MODELS: dict[str, Entry] = {**resnet_signs.MODELS, **resnet.MODELS, **resnet_v2.MODELS, **densenet.MODELS}
+_MODELS: dict[str, Entry] = {
+    **vgg.MODELS, **resnet_signs.MODELS, **resnet.MODELS, **resnet_v2.MODELS, **resnext.MODELS,
+    **densenet.MODELS,
+}  # fmt: skip
 
 
 def names() -> list[str]:

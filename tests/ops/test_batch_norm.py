@@ -1,6 +1,8 @@
 """Batch normalisation in training and inference, fused and not, and its running statistics."""
 
 import re
+import tracemalloc
+from contextlib import nullcontext
 
 import numpy as np
 import opcheck
@@ -8,6 +10,7 @@ import pytest
 
 from minires import Tensor, backend, specification, unfused
 from minires.errors import ShapeError
+from minires.ops import batch_norm as batch_norm_module
 from minires.ops import cases
 from minires.ops.batch_norm import batch_norm
 
@@ -181,6 +184,81 @@ def test_many_rows_on_three_threads(channels):
         backend.set_threads(before)
     with specification():
         opcheck.assert_all_close(fast, opcheck.run(case, arrays), 1e-11, "three threads")
+
+
+# Views of an array (3, 4, 5, 8): what each is, and whether it is read where it lies.
+VIEWS = {
+    "the first channels": (np.s_[..., :5], True),
+    "channels from the middle to the end": (np.s_[..., 2:], True),
+    "one channel": (np.s_[..., :1], False),
+    "every second channel": (np.s_[..., ::2], False),
+    "channels backwards": (np.s_[..., ::-1], False),
+    "pictures backwards": (np.s_[::-1, ..., :5], False),
+    "every second picture": (np.s_[::2, ..., :5], False),
+    "one row of places": (np.s_[1, 1, :, :5], True),
+    "places backwards": (np.s_[1, 1, ::-1, :5], False),
+    "half the pictures": (np.s_[1:, ..., :5], True),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("dtype", opcheck.DTYPES)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_view_is_as_good_as_a_copy_of_it(name, dtype, training):
+    """The history of a dense block is a view of an array with room for more channels."""
+    whole = np.random.default_rng(0).standard_normal((3, 4, 5, 8)).astype(dtype)
+    view = whole[VIEWS[name][0]]
+    statistics = cases.running_statistics(Tensor(view))
+    for implementation in (nullcontext, specification):
+        found = []
+        for array in (view, view.copy()):
+            x, gamma, beta = _tensors(array, dtype)
+            x = Tensor(array, requires_grad=True)
+            running = {key: value.copy() for key, value in statistics.items()}
+            with implementation():
+                y = batch_norm(x, gamma, beta, training=training, relu=True, add=x, **running)
+                y.backward(np.random.default_rng(1).standard_normal(y.shape).astype(dtype))
+            found.append({"y": y.numpy(), "x": x.grad, "gamma": gamma.grad, "beta": beta.grad, **running})
+        opcheck.assert_all_close(*found, {"float32": 1e-6, "float64": 1e-14}[dtype], name)
+    assert np.array_equal(whole, np.random.default_rng(0).standard_normal(whole.shape).astype(dtype))
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_view_is_not_copied(name):
+    whole = np.zeros((3, 4, 5, 8), np.float32)
+    view = whole[VIEWS[name][0]]
+    rows = batch_norm_module._rows(np, view)
+    assert rows.shape == (view.size // view.shape[-1], view.shape[-1])
+    assert np.shares_memory(rows, whole) == VIEWS[name][1]
+    wide = batch_norm_module._wide(rows)
+    assert wide.flags.c_contiguous and np.shares_memory(wide, rows)
+
+
+def test_the_other_channels_of_a_wider_array_are_not_looked_at():
+    whole = np.full((3, 4, 5, 8), np.nan)
+    whole[..., 2:6] = np.random.default_rng(0).standard_normal((3, 4, 5, 4))
+    x, gamma, beta = _tensors(whole[..., 2:6])
+    x = Tensor(whole[..., 2:6], requires_grad=True)
+    y = batch_norm(x, gamma, beta, training=True)
+    y.backward(np.ones(y.shape))
+    assert np.isfinite(y.numpy()).all() and np.isfinite(x.grad).all() and np.isfinite(gamma.grad).all()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_tape_keeps_no_copy_of_a_view(fast):
+    """Forward and backward on the first half of an array's channels take the memory of y and dx, not of x."""
+    whole = np.random.default_rng(0).standard_normal((64, 16, 16, 32)).astype(np.float32)
+    x, gamma, beta = _tensors(whole[..., :16], "float32")
+    x = Tensor(whole[..., :16], requires_grad=True)
+    with nullcontext() if fast else specification():
+        batch_norm(x, gamma, beta, training=True)  # compile the kernels
+        tracemalloc.start()
+        try:
+            y = batch_norm(x, gamma, beta, training=True)
+            kept = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+    assert x.data.nbytes <= kept < 1.1 * y.data.nbytes
 
 
 ONES = np.ones(3)

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from minires.errors import ConfigError
-from minires.models import bn_inception, densenet, resnet, resnet_signs, resnet_v2, resnext, vgg
+from minires.models import bn_inception, densenet, resnet, resnet_signs, resnet_v2, resnext, senet, vgg
 from minires.models.entry import Entry
 from minires.nn.module import Module
 
 _MODELS: dict[str, Entry] = {
     **vgg.MODELS, **resnet_signs.MODELS, **resnet.MODELS, **resnet_v2.MODELS, **resnext.MODELS,
-    **densenet.MODELS, **bn_inception.MODELS,
+    **densenet.MODELS, **bn_inception.MODELS, **senet.MODELS,
 }  # fmt: skip
 
 

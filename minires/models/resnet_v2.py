@@ -57,15 +57,16 @@ Differs: resnet-pre-act.lua puts the stride on the first 1x1 of a bottleneck, fb
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minires.errors import ConfigError
+from minires.errors import ConfigError, one_of
 from minires.models.entry import Entry
 from minires.models.parts import cifar_stem, head, imagenet_stem
-from minires.nn.blocks import Conv, _one_of, basic, bottleneck, stack
+from minires.nn.blocks import Conv, basic, bottleneck, stack
 from minires.nn.layers import BatchNorm2d, Conv2d, Dropout, MaxPool2d, ReLU, Sequential
 from minires.nn.module import Module
 from minires.ops.pad import pad
@@ -134,10 +135,10 @@ class ResidualUnit(Module):
         rng: np.random.Generator,
     ) -> None:
         super().__init__()
-        _one_of("order", order, tuple(ORDERS))
-        _one_of("starts", starts, ("branch", "split", "outside"))
-        _one_of("shortcut", shortcut, SHORTCUTS)
-        _one_of("gating", gating, GATINGS)
+        one_of("order", order, ORDERS)
+        one_of("starts", starts, ("branch", "split", "outside"))
+        one_of("shortcut", shortcut, SHORTCUTS)
+        one_of("gating", gating, GATINGS)
         before, last, end = ORDERS[order]
         name = f"{stage}{block}_branch"
         self.in_channels, self.out_channels = in_channels, branch[-1].channels
@@ -184,13 +185,17 @@ class ResidualUnit(Module):
             self._projection.append(conv2d("1", in_channels, one, bias=bias and not last))
             self._projection += activation("1", channels, "bn" if last else "")
 
-        self.gating, self.scale = gating, _pair("scale", scale)
+        if not (isinstance(scale, tuple | list) and len(scale) == 2 and all(map(_is_number, scale))):
+            raise ConfigError(f"scale must be two numbers, for the shortcut and the branch, not {scale!r}")
+        self.gating, self.scale = gating, tuple(map(float, scale))
         if gating in ("exclusive", "shortcut_only"):
+            if not _is_number(gate_bias):
+                raise ConfigError(f"gate_bias must be a number, not {gate_bias!r}")
             self._gate = [conv2d("_gate", in_channels, Conv(channels, 1, self.stride), bias=True)]
             self._gate[0].bias.data[...] = gate_bias  # type: ignore[union-attr]
         if gating == "dropout":
-            if not 0 <= dropout < 1:
-                raise ConfigError(f"dropout must be from 0 to below 1, not {dropout}")
+            if not (_is_number(dropout) and 0 <= dropout < 1):
+                raise ConfigError(f"dropout must be a share from 0 to below 1, not {dropout!r}")
             layer = Dropout(dropout, seed=int(rng.integers(2**32)))
             setattr(self, f"dropout{name}1", layer)
             self._dropout = [layer]
@@ -275,9 +280,9 @@ def resnet_v2(
     Raises: ConfigError if an option is none of those named.
     Source: arXiv:1603.05027, appendix and figure 5; the code named at the head of this file.
     """
-    _one_of("kind", kind, ("basic", "bottleneck"))
-    _one_of("stem", stem, ("imagenet", "cifar", "keras"))
-    _one_of("stride_in", stride_in, ("first", "last"))
+    one_of("kind", kind, ("basic", "bottleneck"))
+    one_of("stem", stem, ("imagenet", "cifar", "keras"))
+    one_of("stride_in", stride_in, ("first", "last"))
     norm: dict[str, Any] = {"convention": convention, "momentum": bn_momentum, "eps": bn_eps}
     options: dict[str, Any] = {"initializer": initializer, "norm": norm, "rng": rng}
     channels = widths[0]
@@ -322,10 +327,8 @@ def resnet_v2(
     return Sequential(**layers)
 
 
-def _pair(option: str, value: Sequence[float]) -> tuple[float, float]:
-    if not (isinstance(value, tuple | list) and len(value) == 2):
-        raise ConfigError(f"{option} must be two numbers, for the shortcut and for the branch, not {value!r}")
-    return float(value[0]), float(value[1])
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _run(layers: Sequence[Callable[..., Tensor]], x: Tensor) -> Tensor:

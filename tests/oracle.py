@@ -51,6 +51,7 @@ class Torch:
         """The output, dx, the gradient of every parameter and, in training, the new running statistics."""
         import torch
 
+        torch.set_num_threads(1)  # on a busy machine its threads wait for each other: ten times slower
         self.model.train(training)
         for module in self.model.modules():  # what is random cannot be compared
             if isinstance(module, torch.nn.Dropout):
@@ -95,6 +96,7 @@ class Keras:
         """See :meth:`Torch.run`."""
         import torch
 
+        torch.set_num_threads(1)
         for variable in self.variables.values():
             variable.value.grad = None
         pictures = torch.tensor(x, requires_grad=True)

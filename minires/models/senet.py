@@ -50,15 +50,14 @@ from typing import Any
 
 import numpy as np
 
-from minires.errors import ConfigError
+from minires.errors import ConfigError, one_of
 from minires.models import parts
 from minires.models.entry import Entry
 from minires.models.vgg import vgg
-from minires.nn.blocks import Conv, ResidualBlock, basic, bottleneck, stack
+from minires.nn.blocks import Conv, ResidualBlock, basic, bottleneck, check_stages, stack
 from minires.nn.layers import BatchNorm2d, Conv2d, Dropout, MaxPool2d, Sequential
 from minires.nn.module import Module
 from minires.nn.squeeze_excitation import SqueezeExcitation
-from minires.ops.window import Padding
 
 
 def se_resnet(
@@ -73,7 +72,7 @@ def se_resnet(
     stride_on: str = "1x1",
     shortcut: str = "B",
     stem: str = "imagenet",
-    pool_padding: Padding = 1,
+    pool_padding: int | str = 1,
     reduction: int = 16,
     gate_bias: bool = True,
     placement: str = "standard",
@@ -93,8 +92,10 @@ def se_resnet(
     Shapes: pictures (N, H, W, 3) -> logits (N, classes).
     Raises: ConfigError if an option is none of those named, or a layer would have no channel.
     """
-    _one_of("kind", kind, ("basic", "bottleneck"))
-    _one_of("stem", stem, ("imagenet", "cifar"))
+    check_stages(widths, repeats)
+    one_of("kind", kind, ("basic", "bottleneck"))
+    one_of("stem", stem, ("imagenet", "cifar"))
+    one_of("pool_padding", pool_padding, (1, "ceil"))
     norm: dict[str, Any] = {"convention": "torch", "momentum": bn_momentum, "eps": bn_eps}
     options: dict[str, Any] = {"initializer": initializer, "norm": norm, "rng": rng}
     gate = _gate(reduction, gate_bias, squeeze, initializer, rng)
@@ -111,15 +112,14 @@ def se_resnet(
             **options,
         )  # fmt: skip
 
-    first = widths[0]
     layers: dict[str, Module]
     if stem == "imagenet":
-        layers = parts.imagenet_stem(first, pool_padding=pool_padding, **options)
+        layers = parts.imagenet_stem(widths[0], pool_padding=pool_padding, **options)
     else:
-        layers = parts.cifar_stem(first, **options)
-    blocks = stack(first, widths, repeats, block)
-    channels = list(blocks.values())[-1].out_channels
-    return Sequential(**layers, **blocks, **parts.head(channels, classes, initializer=initializer, rng=rng))
+        layers = parts.cifar_stem(widths[0], **options)
+    layers |= stack(widths[0], widths, repeats, block)
+    channels = 4 * widths[-1] if kind == "bottleneck" else widths[-1]
+    return Sequential(**layers, **parts.head(channels, classes, initializer=initializer, rng=rng))
 
 
 def senet154(
@@ -130,7 +130,7 @@ def senet154(
     widths: Sequence[int] = (64, 128, 256, 512),
     cardinality: int = 64,
     width: int = 4,
-    pool_padding: Padding = 1,
+    pool_padding: int | str = 1,
     reduction: int = 16,
     gate_bias: bool = True,
     placement: str = "standard",
@@ -146,6 +146,8 @@ def senet154(
     Shapes: pictures (N, H, W, 3) -> logits (N, classes).
     Raises: ConfigError if an option is unknown, or a layer would have no channel.
     """
+    check_stages(widths, repeats)
+    one_of("pool_padding", pool_padding, (1, "ceil"))
     norm: dict[str, Any] = {"convention": "torch", "momentum": bn_momentum, "eps": bn_eps}
     options: dict[str, Any] = {"initializer": initializer, "norm": norm, "rng": rng}
     gate = _gate(reduction, gate_bias, squeeze, initializer, rng)
@@ -234,11 +236,6 @@ def _grouped(n: int, cardinality: int, width: int) -> int:
             f"{n * width // 64} channels (floor(n * width / 64)); there must be at least one of each"
         )
     return cardinality * (n * width // 64)
-
-
-def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{option} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
 
 
 _RESNEXT: dict[str, Any] = {"cardinality": 32, "width": 4, "stride_on": "3x3"}

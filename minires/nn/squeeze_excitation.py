@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minires.errors import ConfigError
+from minires.errors import ConfigError, one_of
 from minires.nn.layers import Conv2d, Linear
 from minires.nn.module import Module
 from minires.ops.avg_pool2d import global_avg_pool2d
@@ -50,8 +50,7 @@ class SqueezeExcitation(Module):
         rng: np.random.Generator,
     ) -> None:
         super().__init__()
-        if squeeze not in SQUEEZES:
-            raise ConfigError(f"squeeze must be one of {', '.join(map(repr, SQUEEZES))}, not {squeeze!r}")
+        one_of("squeeze", squeeze, SQUEEZES)
         if isinstance(reduction, bool) or not isinstance(reduction, int) or not 1 <= reduction <= channels:
             raise ConfigError(
                 f"reduction must be a whole number from 1 to {channels}, the channels of this gate, not "

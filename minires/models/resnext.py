@@ -117,13 +117,14 @@ class Paths(Module):
             if form == "branches":
                 path.append(conv(f"c_{i}", width, out_channels, 1))
             self._paths.append(path)
-        self._restore = (conv("c", cardinality * width, out_channels, 1),) if form == "concat" else ()
+        if form == "concat":
+            # in a tuple, so that it is not found twice
+            self._restore = (conv("c", cardinality * width, out_channels, 1),)
+        self.form = form
 
     def forward(self, x: Tensor) -> Tensor:
         outputs = [reduce(lambda y, layer: layer(y), path, x) for path in self._paths]
-        for restore in self._restore:
-            return restore(concat(outputs))
-        return reduce(add, outputs)
+        return self._restore[0](concat(outputs)) if self.form == "concat" else reduce(add, outputs)
 
 
 def split_paths(state: Mapping[str, Any], cardinality: int, form: str) -> dict[str, Any]:
@@ -255,7 +256,7 @@ MODELS = {
     "resnext101_1x100d": _entry(_101, 1, 100),
     "resnext101_2x64d": _entry(_101, 2, 64),
     "resnext101_64x4d": _entry(_101, 64, 4),
-    "resnext101_32x8d": _entry(_101, 32, 8),  # the released "32x8d", of the same size
+    "resnext101_32x8d": _entry(_101, 32, 8),  # not in the paper: released with PyTorch
     # Section 5.3 and table 7
     "resnext29_8x64d_cifar": _cifar(8, 64),
     "resnext29_16x64d_cifar": _cifar(16, 64),

@@ -9,10 +9,7 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +17,6 @@ import machine
 
 from minires import models
 from minires.inspect import summarize
-from minires.nn import Module
-from minires.tensor import Tensor
 
 TESTS = Path(__file__).parent.parent / "tests" / "models"
 ROWS = json.loads((TESTS / "counts.json").read_text())
@@ -32,26 +27,6 @@ def picture(text: str) -> tuple[int, int, int]:
     """``224x224x3`` -> (224, 224, 3)."""
     height, width, channels = map(int, text.split("x"))
     return height, width, channels
-
-
-@contextmanager
-def outputs(model: Module) -> Iterator[dict[str, tuple[int, ...]]]:
-    """What each part directly inside ``model`` hands on, without the batch axis."""
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def observe(name: str, forward: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
-        y = forward(*args, **options)
-        shapes[name] = y.shape[1:]
-        return y
-
-    parts = [(name, part) for name, part in model.children() if next(part.children(), None) is not None]
-    for name, part in parts:
-        vars(part)["forward"] = functools.partial(observe, name, part.forward)
-    try:
-        yield shapes
-    finally:
-        for _, part in parts:
-            del vars(part)["forward"]
 
 
 def part_of(stage: str, parts: list[str]) -> str:
@@ -68,18 +43,15 @@ def part_of(stage: str, parts: list[str]) -> str:
 def figures(name: str, options: dict[str, Any], classes: int, shape: tuple[int, int, int]) -> dict[str, Any]:
     """The figures of a model of ours, counted while a picture passes through it."""
     model = models.build(name, classes=classes, initializer="zeros", **options)
-    with outputs(model) as blocks:
-        summary = summarize(model, shape)
-    found = {layer.name: layer.output for layer in summary.layers}
-    found.update(blocks)
-    parts = [part for part, _ in model.children()]
+    summary = summarize(model, shape)
+    parts = list(summary.outputs)
     last = parts[next(i for i, part in enumerate(parts) if part in ("avg_pool", "flatten")) - 1]
     return {
         "params_total": summary.params_total,
         "params_trainable": summary.params_trainable,
         "madds": summary.madds,
-        "final_feature": found[last],
-        "outputs": lambda stage: found[part_of(stage, parts)],
+        "final_feature": summary.outputs[last],
+        "outputs": lambda stage: summary.outputs[part_of(stage, parts)],
     }
 
 

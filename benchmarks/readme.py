@@ -68,13 +68,72 @@ def agreement() -> str:
     return "\n".join(lines) + "\n"
 
 
+PAPERS = {
+    "vgg": "VGG, arXiv:1409.1556",
+    "resnet": "ResNet and plain networks, arXiv:1512.03385",
+    "resnet_signs": "the SIGNS exercise's ResNet-50",
+    "resnet_v2": "ResNet V2, arXiv:1603.05027",
+    "resnext": "ResNeXt, arXiv:1611.05431",
+    "densenet": "DenseNet, arXiv:1608.06993",
+    "senet": "SENet, arXiv:1709.01507",
+    "bn_inception": "BN-Inception, arXiv:1502.03167",
+}
+
+
+def family() -> str:
+    """A line per paper with where its proof stands, then every model with its figures."""
+    report = load("family")
+    lines = ["| paper | models | rows of figures | of them published | outputs and gradients equal to |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    sums = [0, 0, 0, 0]
+    for paper, title in PAPERS.items():
+        row, count = report["papers"][paper], len(_models_of(report, paper))
+        numbers = (count, row["hold"], row["rows"], row["published"])
+        sums = [total + number for total, number in zip(sums, numbers, strict=True)]
+        test, oracles = f"tests/models/test_{paper}.py", ", ".join(row["oracles"])
+        lines.append(
+            f"| [{title}](minires/models/{paper}.py) | {count} | {row['hold']} of {row['rows']} hold "
+            f"| {row['published']} | {oracles} ([tests]({test})) |"
+        )
+    lines.append(f"| **together** | {sums[0]} | **{sums[1]} of {sums[2]} hold** | {sums[3]} | |")
+    lines += ["", "<details><summary>Every model, with parameters and multiply-adds</summary>", "",
+              "| model | input | classes | parameters | of them trained | multiply-adds |",
+              "|---|---|---|---|---|---|"]  # fmt: skip
+    for paper in PAPERS:
+        for name, row in _models_of(report, paper).items():
+            size = f"{row['input']}x{row['input']}"
+            figures = (row["params_total"], row["params_trainable"], row["madds"])
+            cells = " | ".join(f"{figure:,}" for figure in figures)
+            lines.append(f"| `{name}` | {size} | {row['classes']} | {cells} |")
+    return "\n".join(lines) + "\n\n</details>\n"
+
+
+def _models_of(report: dict[str, Any], paper: str) -> dict[str, Any]:
+    return {name: row for name, row in report["models"].items() if row["paper"] == paper}
+
+
+def memory() -> str:
+    """The memory of a training step of the deepest networks, and of DenseNet in two ways."""
+    report = load("memory")
+    lines = ["| one training step | batch | input | peak memory | time |", "|---|---|---|---|---|"]
+    for row in report["rows"]:
+        shared = row.get("variant", {}).get("shared")
+        how = {None: "", True: ", shared buffer", False: ", plain concatenation"}[shared]
+        size = f"{row['side']}x{row['side']}"
+        lines.append(
+            f"| `{row['model']}`{how} | {row['batch']} | {size} | {row['peak_MiB']:,} MiB "
+            f"| {row['step_seconds']:.1f} s |"
+        )
+    return "\n".join(lines) + f"\n\n{_where(report)}\n"
+
+
 def _where(report: dict[str, Any]) -> str:
     machine = report["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     return f"Measured {machine['date']} on {machine['processor']}, {machine['cores']} cores; {versions}."
 
 
-TABLES = {"accuracy": accuracy, "speed": speed, "agreement": agreement}
+TABLES = {"accuracy": accuracy, "speed": speed, "agreement": agreement, "family": family, "memory": memory}
 
 
 def rewritten(text: str) -> str:

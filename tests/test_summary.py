@@ -65,6 +65,13 @@ def test_stages_are_those_of_the_papers_table(signs: nn.Module) -> None:
     assert blocks[4, 4] == [f"res4{letter}" for letter in "abcdef"]
 
 
+def test_the_output_of_a_block_is_what_it_hands_on_and_not_that_of_its_last_layer() -> None:
+    summary = summarize(models.build("densenet_bc100_k12_cifar", initializer="zeros"), (32, 32, 3))
+    assert [summary.outputs[f"block{i}"] for i in (1, 2, 3)] == [(32, 32, 216), (16, 16, 300), (8, 8, 342)]
+    assert list(dict(summary.stages())) == [(32, 32), (16, 16), (8, 8), ()]
+    assert any(line.split() == ["block1", "32x32x216"] for line in str(summary).splitlines())
+
+
 def test_every_output_is_what_the_layer_gave() -> None:
     model = Small()
     layers = summarize(model, (6, 8, 3)).layers

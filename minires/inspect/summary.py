@@ -38,11 +38,15 @@ class Layer:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a model is made of; ``str`` of it is a table."""
+    """What a model is made of; ``str`` of it is a table.
+
+    ``outputs`` has what each part directly inside the model hands on: block1 -> (32, 32, 216).
+    """
 
     model: str
     input: Shape
     layers: tuple[Layer, ...]
+    outputs: dict[str, Shape]
     params_total: int
     params_trainable: int
     madds: int
@@ -55,7 +59,7 @@ class Summary:
         """Yield the layers in groups of blocks that end in one picture size, as the papers' tables do."""
         blocks = [list(group) for _, group in itertools.groupby(self.layers, key=lambda layer: layer.block)]
         # A block belongs to the size that it hands on: its first layers may still see the larger one.
-        for size, group in itertools.groupby(blocks, key=lambda block: block[-1].output[:-1]):
+        for size, group in itertools.groupby(blocks, key=lambda block: self.outputs[block[0].block][:-1]):
             yield size, [layer for block in group for layer in block]
 
     def __str__(self) -> str:
@@ -86,7 +90,7 @@ def summarize(model: Module, input: Shape, *, name: str | None = None) -> Summar
     modes = [(module, module.training) for module in (model, *(part for _, part in model.named_modules()))]
     model.eval()
     try:
-        with _observed(model) as calls, no_grad():
+        with _observed(model) as (calls, outputs), no_grad():
             model(Tensor(np.zeros((1, *input), dtype)).to(device))
     finally:
         for module, training in modes:
@@ -95,15 +99,16 @@ def summarize(model: Module, input: Shape, *, name: str | None = None) -> Summar
     total = sum(parameter.size for parameter in parameters)
     trainable = sum(parameter.size for parameter in parameters if parameter.requires_grad)
     return Summary(
-        name or type(model).__name__, tuple(input), tuple(calls), total + buffers, trainable,
+        name or type(model).__name__, tuple(input), tuple(calls), outputs, total + buffers, trainable,
         sum(layer.madds for layer in calls),
     )  # fmt: skip
 
 
 @contextmanager
-def _observed(model: Module) -> Iterator[list[Layer]]:
-    """Yield a list to which each call of a layer is added, as long as this block lasts."""
+def _observed(model: Module) -> Iterator[tuple[list[Layer], dict[str, Shape]]]:
+    """Yield what is filled as long as this block lasts: the calls of layers, and what each part hands on."""
     calls: list[Layer] = []
+    outputs: dict[str, Shape] = {}
     seen: set[int] = set()
     wrapped: list[Module] = []
 
@@ -117,17 +122,24 @@ def _observed(model: Module) -> Iterator[list[Layer]]:
         calls.append(Layer(path, block, kind, output, total, trainable, madds))
         return y
 
+    def hand_on(name: str, forward: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
+        y = forward(*args, **options)
+        outputs[name] = tuple(y.shape[1:])
+        return y
+
     for top, child in model.children():
         prefix = f"{top}." if child.in_path else ""
         for path, module in ((top, child), *child.named_modules(prefix)):
             if next(module.children(), None) is None and "forward" not in vars(module):
                 vars(module)["forward"] = functools.partial(observe, path, top, module, module.forward)
                 wrapped.append(module)
+        vars(child)["forward"] = functools.partial(hand_on, top, child.forward)
+        wrapped.append(child)
     try:
-        yield calls
+        yield calls, outputs
     finally:
         for module in wrapped:
-            del vars(module)["forward"]
+            vars(module).pop("forward", None)
 
 
 def _table(summary: Summary) -> Iterator[str]:
@@ -140,7 +152,7 @@ def _table(summary: Summary) -> Iterator[str]:
             layers = list(block)
             indent = "  "
             if layers[0].name != name:
-                rows.append((f"  {name}", "", _times(layers[-1].output), "", ""))
+                rows.append((f"  {name}", "", _times(summary.outputs[name]), "", ""))
                 indent = "    "
             rows += [
                 (indent + one.name, one.kind, _times(one.output), _sum([one], "params"), _sum([one], "madds"))

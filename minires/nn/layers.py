@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from minires.errors import one_of
 from minires.nn import init
 from minires.nn.module import Module, Parameter
 from minires.ops.avg_pool2d import avg_pool2d, global_avg_pool2d
@@ -57,6 +58,7 @@ class BatchNorm2d(Module):
     A layer whose ``frozen`` is set uses its running statistics in training too, and keeps them.
 
     Shapes: x (..., channels) -> the same; gamma, beta, running_mean, running_var (channels,).
+    Raises: ConfigError if ``convention`` is neither "keras" nor "torch".
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class BatchNorm2d(Module):
         relu: bool = False,
     ) -> None:
         super().__init__()
+        one_of("convention", convention, tuple(CONVENTIONS))
         self.convention, self.relu, self.frozen = convention, relu, False
         self.momentum = CONVENTIONS[convention]["momentum"] if momentum is None else momentum
         self.eps = CONVENTIONS[convention]["eps"] if eps is None else eps

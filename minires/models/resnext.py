@@ -123,7 +123,12 @@ class Paths(Module):
         self.form = form
 
     def forward(self, x: Tensor) -> Tensor:
-        outputs = [reduce(lambda y, layer: layer(y), path, x) for path in self._paths]
+        outputs = []
+        for path in self._paths:
+            y = x
+            for layer in path:
+                y = layer(y)
+            outputs.append(y)
         return self._restore[0](concat(outputs)) if self.form == "concat" else reduce(add, outputs)
 
 
@@ -181,9 +186,11 @@ def resnext(
     bn_momentum: float | None = None,
     bn_eps: float | None = None,
 ) -> Sequential:
-    """The network with ``cardinality`` paths, each ``width`` wide in stage 2.
+    """The network with ``cardinality`` paths, each ``width`` channels wide where the ResNet has 64.
 
-    ``widths`` are those of the ResNet that it is made from (a block gives four times as many channels).
+    ``widths`` are those of the ResNet's stages (a block gives four times as many channels) and ``repeats``
+    their blocks. ``form`` is one of the three above, ``shortcut`` "A", "B", "C" or "none" as in a ResNet,
+    ``stem`` "imagenet" or "cifar". ``last_gamma`` is where the gamma of each block's last batch norm starts.
 
     Shapes: pictures (N, H, W, 3) -> logits (N, classes).
     Raises: ConfigError if an option is none of those named, or a path would have no channel.

@@ -22,9 +22,10 @@ place of 49, with a ReLU after each. Table 1, a line per block; every block ends
 
 Source: Simonyan and Zisserman 2014, Very deep convolutional networks for large-scale image recognition,
 arXiv:1409.1556, table 1; layer names: the released Caffe models.
-Differs: the paper started A from N(0, 0.01) (the variance) and the deeper networks from the trained A; here
-all weights start He-normal, from which every configuration trains at once. Batch norm came after the paper;
-networks with it keep the biases of the convolutions, as PyTorch's do, unless ``bias=False``.
+Differs: the paper started A from N(0, 0.01) (the variance) and the deeper networks from the trained A, and
+notes that Glorot's start would have made that unnecessary; here all weights start He-normal, from which every
+configuration trains at once. Batch norm came after the paper; networks with it keep the biases of the
+convolutions, as PyTorch's do, unless ``bias=False``.
 """
 
 from __future__ import annotations
@@ -84,14 +85,17 @@ def vgg(
     global average pool and one dense layer, as is usual on CIFAR; it has no dropout).
 
     Shapes: pictures (N, size, size, 3) -> logits (N, classes).
-    Raises: ConfigError if the configuration or the head is unknown, there are not five widths, or nothing
-    would be left of the picture after five pools.
+    Raises: ConfigError if the configuration or the head is unknown, there are not five widths, a width is
+    below 1, or nothing would be left of the picture after five pools.
     """
     one_of("configuration", configuration, CONFIGURATIONS)
     one_of("head", head, ("dense", "linear"))
     blocks = CONFIGURATIONS[configuration]
-    if len(widths) != len(blocks):
-        raise ConfigError(f"widths must be {len(blocks)} numbers, one for each block, not {tuple(widths)}")
+    if len(widths) != len(blocks) or min(*widths, hidden) < 1:
+        raise ConfigError(
+            f"widths must be {len(blocks)} numbers, one for each block, and hidden one, all at least 1, "
+            f"not {tuple(widths)} and {hidden}"
+        )
     if size < 32:
         raise ConfigError(f"size must be at least 32, as five pools halve the picture, not {size}")
     norm: dict[str, Any] = {"convention": "torch", "momentum": bn_momentum, "eps": bn_eps}

@@ -79,7 +79,7 @@ def _backward(
 #
 # In the kernels x may have more columns than there are channels, as the array of a dense block's history
 # has; those behind belong to others. (Numba takes a view of the first columns as well, but then it no longer
-# knows that the channels lie one after the other, and its code was measured 2 to 10 times slower.)
+# knows that the channels lie one after the other, and its code was measured up to ten times slower.)
 
 
 @kernel

@@ -46,7 +46,8 @@ Table 1 and figure 2, all with ``order="original"``; s multiplies the shortcut, 
     1x1 convolution          weight    1      shortcut="C"                                   12.22
     dropout                  dropout   1      gating="dropout", dropout=0.5                  fails
 
-    g(x) = sigmoid(Wg x + bg), a 1x1 convolution of what the shortcut sees; gate_bias is where bg starts
+    g(x) = sigmoid(Wg x + bg): a 1x1 convolution of what the shortcut sees, with the unit's stride and without
+    a batch norm; gate_bias is where bg starts.
 
 Source: He, Zhang, Ren, Sun 2016, Identity mappings in deep residual networks, arXiv:1603.05027; ImageNet:
 facebookarchive/fb.resnet.torch models/preresnet.lua; 164 and 1001 layers: KaimingHe/resnet-1k-layers
@@ -66,7 +67,7 @@ import numpy as np
 from minires.errors import ConfigError, one_of
 from minires.models.entry import Entry
 from minires.models.parts import cifar_stem, head, imagenet_stem
-from minires.nn.blocks import Conv, basic, bottleneck, stack
+from minires.nn.blocks import Conv, basic, bottleneck, check_stages, stack
 from minires.nn.layers import BatchNorm2d, Conv2d, Dropout, MaxPool2d, ReLU, Sequential
 from minires.nn.module import Module
 from minires.ops.pad import pad
@@ -109,7 +110,7 @@ class ResidualUnit(Module):
     With ``bias`` the convolutions that no batch norm follows at once have a bias.
 
     Shapes: x (N, H, W, in_channels) -> (N, ceil(H / stride), ceil(W / stride), out_channels).
-    Raises: ConfigError if an option is none of those named.
+    Raises: ConfigError if an option is none of those named, or if option A had to take channels away.
     Source: arXiv:1603.05027 figures 2 and 4.
     """
 
@@ -135,7 +136,7 @@ class ResidualUnit(Module):
         rng: np.random.Generator,
     ) -> None:
         super().__init__()
-        one_of("order", order, ORDERS)
+        one_of("order", order, tuple(ORDERS))
         one_of("starts", starts, ("branch", "split", "outside"))
         one_of("shortcut", shortcut, SHORTCUTS)
         one_of("gating", gating, GATINGS)
@@ -179,6 +180,11 @@ class ResidualUnit(Module):
 
         fits = self.stride == 1 and in_channels == channels
         self._pads = shortcut == "A" and not fits
+        if self._pads and in_channels > channels:
+            raise ConfigError(
+                f"unit {stage}{block}: shortcut 'A' adds channels of zeros, but {in_channels} come in and "
+                f"the branch gives {channels}; use shortcut 'B' where the channels get fewer"
+            )
         self._projection: list[Callable[..., Tensor]] = []
         if shortcut == "C" or (shortcut == "B" and not fits):
             one = Conv(channels, 1, self.stride)
@@ -274,15 +280,18 @@ def resnet_v2(
     order, as in the original network. In "relu_only" and "full" these are the activation that the very first
     unit would begin with, so it has none of its own (the Keras stem has no activation; there it keeps it);
     and what a further unit would begin with follows the last addition. In the first unit of each stage the
-    activation stands before the split, so that projections see activated inputs.
+    activation stands before the split, so that projections, and option A, see the activated input.
 
     Shapes: pictures (N, H, W, 3) -> logits (N, classes).
     Raises: ConfigError if an option is none of those named.
     Source: arXiv:1603.05027, appendix and figure 5; the code named at the head of this file.
     """
+    check_stages(widths, repeats)
     one_of("kind", kind, ("basic", "bottleneck"))
     one_of("stem", stem, ("imagenet", "cifar", "keras"))
+    one_of("stride_on", stride_on, ("1x1", "3x3"))
     one_of("stride_in", stride_in, ("first", "last"))
+    one_of("bias", bias, (False, True))
     norm: dict[str, Any] = {"convention": convention, "momentum": bn_momentum, "eps": bn_eps}
     options: dict[str, Any] = {"initializer": initializer, "norm": norm, "rng": rng}
     channels = widths[0]

@@ -21,22 +21,6 @@ from minires.nn.layers import MaxPool2d
 from minires.tensor import Tensor
 
 SMALL = {"repeats": (2, 2, 2), "widths": (4, 6, 8)}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """PyTorch's threads wait in a busy loop, which takes time from ours where networks are small."""
-    try:
-        import torch
-    except ImportError:  # the tests that need it skip themselves
-        yield
-        return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 UNIT = re.compile(r"(res|bn)(\d)([a-z]\d*)_branch(\w+)")
 
 
@@ -280,6 +264,14 @@ def test_the_other_orders_are_not():
         assert np.array_equal(found[order], x), order
     assert np.array_equal(found["original"], np.maximum(x, 0))
     np.testing.assert_allclose(found["bn_after_add"], np.maximum(x, 0) / np.sqrt(1 + 1e-3), rtol=1e-6)
+
+
+def test_with_zeros_nothing_is_drawn():
+    options = {**SMALL, "shortcut": "C", "gating": "exclusive", "gate_bias": 0, "initializer": "zeros"}
+    for stem in ("imagenet", "cifar", "keras"):
+        state = build("preresnet110_cifar", stem=stem, **options).state_dict()
+        weights = [array for name, array in state.items() if name.endswith((".weight", ".bias"))]
+        assert len(weights) > 20 and not any(array.any() for array in weights)
 
 
 def test_names_and_order_of_parameters():
@@ -527,6 +519,13 @@ def test_the_stride_in_the_last_unit_is_subsampling_before_the_next(size):
         ({"stride_in": "middle"}, "stride_in must be one of 'first', 'last', not 'middle'"),
         ({"kind": "bottleneck", "stride_on": "5x5"}, "stride_on must be .*'1x1'.*'3x3', not '5x5'"),
         ({"repeats": (1, 1)}, "repeats must give each of the 3 stages at least one block"),
+        ({"repeats": 3}, "repeats must give each of the 3 stages at least one block, not 3"),
+        ({"widths": ()}, r"widths must be a list of at least one width, each at least 1, not \(\)"),
+        (
+            {"widths": (16, 8, 8)},
+            "unit 3a: shortcut 'A' adds channels of zeros, but 16 come in and .* gives 8",
+        ),
+        ({"bias": "conv1"}, "bias must be one of False, True, not 'conv1'"),
         ({"initializer": "he"}, "unknown initialiser 'he'"),
     ],
 )

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minires.errors import ConfigError
+from minires.errors import ConfigError, one_of
 from minires.nn.layers import BatchNorm2d, Conv2d
 from minires.nn.module import Module
 from minires.ops.pad_channels import pad_channels
@@ -57,8 +57,7 @@ def bottleneck(
     ``stride_on`` says which convolution has the stride: the first "1x1" (the paper) or the "3x3" ("v1.5":
     the same parameters, more multiply-adds, and no pixel is skipped). ``groups`` are those of the 3x3.
     """
-    if stride_on not in ("1x1", "3x3"):
-        raise ConfigError(f"stride_on must be '1x1' or '3x3', not {stride_on!r}")
+    one_of("stride_on", stride_on, ("1x1", "3x3"))
     first, middle = (stride, 1) if stride_on == "1x1" else (1, stride)
     return Conv(width, 1, first), Conv(width, 3, middle, groups), Conv(4 * width if out is None else out, 1)
 
@@ -79,7 +78,8 @@ class ResidualBlock(Module):
     another form (ResNeXt's separate paths); ``branch`` then only says what it does.
 
     Shapes: x (N, H, W, in_channels) -> (N, ceil(H / stride), ceil(W / stride), out_channels).
-    Raises: ConfigError if an option is none of those named.
+    Raises: ConfigError if an option is none of those named, if option A had to take channels away, or if
+    there is no shortcut for a gate on it.
     """
 
     in_path = False  # the layers carry their full names themselves
@@ -104,9 +104,9 @@ class ResidualBlock(Module):
         rng: np.random.Generator,
     ) -> None:
         super().__init__()
-        _one_of("shortcut", shortcut, ("A", "B", "C", "none"))
-        _one_of("pad", pad, ("after", "both"))
-        _one_of("placement", placement, ("standard", "pre", "post", "identity"))
+        one_of("shortcut", shortcut, ("A", "B", "C", "none"))
+        one_of("pad", pad, ("after", "both"))
+        one_of("placement", placement, ("standard", "pre", "post", "identity"))
         name = f"{stage}{block}_branch"
 
         def add(
@@ -138,6 +138,13 @@ class ResidualBlock(Module):
 
         fits = self.stride == 1 and in_channels == channels
         self._shortcut = "identity" if shortcut in ("A", "B") and fits else shortcut
+        if self._shortcut == "A" and in_channels > channels:
+            raise ConfigError(
+                f"block {stage}{block}: shortcut 'A' adds channels of zeros, but {in_channels} come in and "
+                f"the branch gives {channels}; use shortcut 'B' where the channels get fewer"
+            )
+        if gate is not None and placement == "identity" and shortcut == "none":
+            raise ConfigError(f"block {stage}{block}: placement 'identity' needs a shortcut, not 'none'")
         self._pad_both = pad == "both"
         if self._shortcut in ("B", "C"):
             self._projection = add("1", in_channels, Conv(channels, projection, self.stride))
@@ -226,12 +233,9 @@ def stack(
 
     Names: a, b, c, ... as in the released ResNet-50; in a network that has a stage of more than six blocks,
     the stages of more than three say a, b1, b2, ..., as in the released ResNet-101 (res2c, res3b3, res4b22).
-    Raises: ConfigError if there is not one number of blocks, at least 1, for each width.
+    Raises: ConfigError as ``check_stages``.
     """
-    if len(widths) != len(repeats) or min(repeats, default=0) < 1:
-        raise ConfigError(
-            f"repeats must give each of the {len(widths)} stages at least one block, not {tuple(repeats)}"
-        )
+    check_stages(widths, repeats)
     blocks = {}
     for stage, (width, count) in enumerate(zip(widths, repeats, strict=True), 2):
         letters = count <= 3 or max(repeats) <= 6
@@ -244,6 +248,22 @@ def stack(
     return blocks
 
 
-def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{option} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+def check_stages(widths: Sequence[int], repeats: Sequence[int]) -> None:
+    """Raise ConfigError unless each stage has a width, and a number of blocks, of at least 1."""
+    if not _whole_numbers(widths):
+        raise ConfigError(f"widths must be a list of at least one width, each at least 1, not {widths!r}")
+    if not _whole_numbers(repeats) or len(widths) != len(repeats):
+        raise ConfigError(
+            f"repeats must give each of the {len(widths)} stages at least one block, not {repeats!r}"
+        )
+
+
+def _whole_numbers(values: object) -> bool:
+    return (
+        isinstance(values, list | tuple)
+        and len(values) > 0
+        and all(isinstance(value, int) and value >= 1 for value in values)
+    )
+
+
+_one_of = one_of

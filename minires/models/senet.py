@@ -28,6 +28,7 @@ projections of stages 3 to 5 are 3x3; and dropout 0.2 stands before the dense la
     se_resnext50_32x4d      27,628,120    27,559,896     4,232,994,816
     se_resnext101_32x4d     49,093,272    48,955,416     7,974,739,968
     senet154               115,336,536   115,088,984    20,688,363,520
+    se_vgg16_bn            138,605,232   138,596,784    15,470,490,624
     se_resnet56_cifar          867,145       862,889       125,753,888
     se_resnet110_cifar       1,753,240     1,744,952       253,161,920
 

@@ -352,6 +352,22 @@ def test_pools_that_round_up_see_one_pixel_more():
         assert model.pool1.padding == padding
 
 
+@pytest.mark.parametrize("name", ["se_resnet50", "senet154", "se_vgg16_bn", "bn_inception"])
+def test_options_of_batch_norm_reach_every_one(name):
+    plain, other = (build(name, initializer="zeros", **options)
+                    for options in ({}, {"bn_momentum": 0.3, "bn_eps": 1e-3}))  # fmt: skip
+    for model, expected in ((plain, {(0.1, 1e-5, "torch")}), (other, {(0.3, 1e-3, "torch")})):
+        norms = [part for _, part in model.named_modules() if hasattr(part, "gamma")]
+        assert {(norm.momentum, norm.eps, norm.convention) for norm in norms} == expected
+
+
+@pytest.mark.parametrize("name", ["se_resnet50", "senet154"])
+def test_last_gamma_is_that_of_each_branch(name):
+    state = build(name, initializer="zeros", last_gamma=0.0, repeats=(2, 1, 1, 1)).state_dict()
+    zero = {layer for layer, array in state.items() if layer.endswith("gamma") and not array.any()}
+    assert zero == {f"bn{block}_branch2c.gamma" for block in ("2a", "2b", "3a", "4a", "5a")}
+
+
 def test_dropout_of_senet154():
     small = {"repeats": (1, 1), "widths": (16, 32), "cardinality": 2, "width": 16}
     model = build("senet154", **small)

@@ -15,6 +15,7 @@ from minires.nn.layers import (
     Sequential,
 )
 from minires.nn.module import Module, Parameter
+from minires.nn.squeeze_excitation import SqueezeExcitation
 
 __all__ = [
     "AvgPool2d",
@@ -31,6 +32,7 @@ __all__ = [
     "ReLU",
     "ResidualBlock",
     "Sequential",
+    "SqueezeExcitation",
     "convolutional_block",
     "identity_block",
 ]

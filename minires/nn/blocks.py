@@ -266,4 +266,3 @@ def _whole_numbers(values: object) -> bool:
     )
 
 
-_one_of = one_of

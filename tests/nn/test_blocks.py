@@ -178,6 +178,10 @@ def test_last_gamma_is_that_of_the_last_batch_norm_of_the_branch_alone():
     }  # fmt: skip
 
 
+def test_kernel_of_the_projection():
+    assert [make(projection=k).res3b_branch1.weight.shape for k in (1, 3)] == [(1, 1, 6, 16), (3, 3, 6, 16)]
+
+
 def test_norm_options_reach_every_batch_norm():
     block = make(norm={"convention": "torch", "momentum": 0.2, "eps": 0.5})
     norms = [module for _, module in block.named_modules() if isinstance(module, BatchNorm2d)]

@@ -33,10 +33,11 @@ projections of stages 3 to 5 are 3x3; and dropout 0.2 stands before the dense la
     se_resnet110_cifar       1,753,240     1,744,952       253,161,920
 
 SE-ResNet-50 by reduction r, trainable, without biases in the gates (table 10): 45,676,584 at 2, 35,616,808
-at 4, 30,586,920 at 8, 28,071,976 at 16, 26,814,504 at 32.
+at 4, 30,586,920 at 8, 28,071,976 at 16, 26,814,504 at 32. Without a squeeze (table 16) it takes
+4,269,015,040 multiply-adds.
 
-Source: Hu, Shen, Albanie, Sun, Wu 2017, Squeeze-and-excitation networks, arXiv:1709.01507, tables 1, 10, 14,
-figure 5, section 3.3; hujie-frank/SENet (the released Caffe models).
+Source: Hu, Shen, Albanie, Sun, Wu 2017, Squeeze-and-excitation networks, arXiv:1709.01507, tables 1, 10, 14
+and 16, figure 5, section 3.3; hujie-frank/SENet (the released Caffe models).
 Differs: the released models have biases in the gates, the paper's ablations do not (``gate_bias=False``).
 SE-ResNet strides on the first 1x1, SE-ResNeXt and SENet-154 on the 3x3, as released; the release pools with
 ``pool_padding="ceil"``. The paper's CIFAR networks are pre-activation ones; those here are ResNets with

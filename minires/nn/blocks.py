@@ -264,5 +264,3 @@ def _whole_numbers(values: object) -> bool:
         and len(values) > 0
         and all(isinstance(value, int) and value >= 1 for value in values)
     )
-
-

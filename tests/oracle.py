@@ -10,7 +10,8 @@ at random, gamma, beta and running statistics too, so that no two of them could 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,20 @@ def leaf_for_torch(name: str) -> str:
     return f"{module}.{LEAVES.get(leaf, leaf)}"
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread as long as this block lasts: on a busy machine two of them wait for each other,
+    and small networks take ten times as long."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Torch:
     """A ``torch.nn.Module`` as the oracle; ``names`` maps each of our names to its own."""
 
@@ -47,11 +62,11 @@ class Torch:
         rest = [key for key in missing.missing_keys if not key.endswith("num_batches_tracked")]
         assert not rest, f"these of the oracle's weights stand for none of ours: {rest}"
 
+    @one_thread()
     def run(self, x: Any, dy: Any, *, training: bool, state: Arrays) -> Arrays:
         """The output, dx, the gradient of every parameter and, in training, the new running statistics."""
         import torch
 
-        torch.set_num_threads(1)  # on a busy machine its threads wait for each other: ten times slower
         self.model.train(training)
         for module in self.model.modules():  # what is random cannot be compared
             if isinstance(module, torch.nn.Dropout):
@@ -92,11 +107,11 @@ class Keras:
         for name, array in renamed.items():
             self.variables[name].assign(array)
 
+    @one_thread()
     def run(self, x: Any, dy: Any, *, training: bool, state: Arrays) -> Arrays:
         """See :meth:`Torch.run`."""
         import torch
 
-        torch.set_num_threads(1)
         for variable in self.variables.values():
             variable.value.grad = None
         pictures = torch.tensor(x, requires_grad=True)

@@ -14,21 +14,6 @@ from minires.models import build
 from minires.models.densenet import DenseBlock
 from minires.nn.layers import BatchNorm2d, Conv2d, Dropout, Sequential
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """PyTorch's threads wait in a busy loop, which takes time from ours where networks are small."""
-    try:
-        import torch
-    except ImportError:  # the tests that need it skip themselves
-        yield
-        return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 SMALL = {"blocks": (2, 3, 2), "growth": 4, "init_channels": 6}
 
 

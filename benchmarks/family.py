@@ -20,7 +20,9 @@ from minires.inspect import summarize
 
 TESTS = Path(__file__).parent.parent / "tests" / "models"
 ROWS = json.loads((TESTS / "counts.json").read_text())
-ORACLES = {"pytorchcv": "pytorchcv", "applications": "Keras", "nn.functional": "PyTorch"}
+# A word that a test file holds if it compares with this independent implementation.
+ORACLES = {"pytorchcv": "pytorchcv", "applications": "Keras", "Twin": "a twin in PyTorch"}
+ORACLES["agreement"] = ORACLES["Twin"]  # the twin of benchmarks/agreement.py
 
 
 def picture(text: str) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.errors import ConfigError
+from minires.errors import ConfigError, MiniresError
 from minires.models import bn_inception, densenet, resnet, resnet_signs, resnet_v2, resnext, senet, vgg
 from minires.models.entry import Entry
 from minires.nn.module import Module
@@ -34,7 +34,8 @@ def entry(name: str) -> Entry:
 def build(name: str, *, classes: int | None = None, seed: int = 0, **variant: Any) -> Module:
     """A new model with weights drawn from ``seed``; ``variant`` are the options of that model.
 
-    Raises: ConfigError if the name or an option is unknown (with the nearest one), or classes is below 1.
+    Raises: ConfigError if the name or an option is unknown (with the nearest one), an option's value makes no
+    sense, or classes is below 1.
     """
     found = entry(name)
     classes = found.classes if classes is None else classes
@@ -48,5 +49,13 @@ def build(name: str, *, classes: int | None = None, seed: int = 0, **variant: An
                 f"It has {', '.join(sorted(found.options))}"
             )
     options = {**found.preset, **variant}
-    model = found.make(classes=classes, rng=np.random.default_rng(seed), **options)
+    try:
+        model = found.make(classes=classes, rng=np.random.default_rng(seed), **options)
+    except MiniresError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        if not variant:
+            raise  # our own mistake, no option was given
+        given = ", ".join(f"{option}={value!r}" for option, value in variant.items())
+        raise ConfigError(f"{name} cannot be built with {given}: {error}") from error
     return model.name_modules()

@@ -123,7 +123,7 @@ def densenet(
     Shapes: pictures (N, H, W, 3) -> logits (N, classes).
     Raises: ConfigError if an option cannot be.
     """
-    _check(blocks, growth, theta, stem, init_channels, dropout)
+    _check(blocks, growth, theta, stem, init_channels)
     norm: dict[str, Any] = {"convention": "torch", "momentum": bn_momentum, "eps": bn_eps}
 
     def unit(inputs: int, outputs: int, kernel: int, number: str = "") -> dict[str, Module]:
@@ -172,7 +172,6 @@ def _check(
     theta: float,
     stem: str,
     init_channels: int | None,
-    dropout: float,
 ) -> None:
     if not blocks or min(blocks) < 1:
         raise ConfigError(f"densenet: blocks must give each block at least one layer, not {tuple(blocks)}")
@@ -186,8 +185,6 @@ def _check(
         raise ConfigError(f"densenet: stem must be 'imagenet' or 'cifar', not {stem!r}")
     if init_channels is not None and init_channels < 1:
         raise ConfigError(f"densenet: init_channels must be at least 1, or None, not {init_channels}")
-    if not 0 <= dropout < 1:
-        raise ConfigError(f"densenet: dropout is a rate from 0 to below 1, not {dropout}")
 
 
 MODELS = {

@@ -200,8 +200,6 @@ class ResidualUnit(Module):
             self._gate = [conv2d("_gate", in_channels, Conv(channels, 1, self.stride), bias=True)]
             self._gate[0].bias.data[...] = gate_bias  # type: ignore[union-attr]
         if gating == "dropout":
-            if not (_is_number(dropout) and 0 <= dropout < 1):
-                raise ConfigError(f"dropout must be a share from 0 to below 1, not {dropout!r}")
             layer = Dropout(dropout, seed=int(rng.integers(2**32)))
             setattr(self, f"dropout{name}1", layer)
             self._dropout = [layer]

@@ -10,7 +10,7 @@ from minires.nn.module import Module, Parameter
 from minires.ops.avg_pool2d import avg_pool2d, global_avg_pool2d
 from minires.ops.batch_norm import CONVENTIONS, batch_norm
 from minires.ops.conv2d import conv2d
-from minires.ops.dropout import dropout
+from minires.ops.dropout import check_rate, dropout
 from minires.ops.linear import linear
 from minires.ops.local_response_norm import local_response_norm
 from minires.ops.max_pool2d import max_pool2d
@@ -196,10 +196,12 @@ class Dropout(Module):
     """Set a share ``rate`` of the values to zero in training, and scale the others up to match.
 
     Shapes: any. Its random generator starts from ``seed`` and is part of ``random_states()``.
+    Raises: ConfigError if the rate is not in [0, 1).
     """
 
     def __init__(self, rate: float, *, seed: int = 0) -> None:
         super().__init__()
+        check_rate(rate)
         self.rate = rate
         self.rng = np.random.default_rng(seed)
 

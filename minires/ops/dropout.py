@@ -13,6 +13,7 @@ Differs: the paper scales the weights down at inference instead.
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,14 @@ def _mask(xp: Any, shape: tuple[int, ...], dtype: Any, rate: float, rng: np.rand
     return xp.asarray(kept).astype(dtype) / (1 - rate)
 
 
+def check_rate(rate: object) -> None:
+    """Raise ConfigError unless ``rate`` is a number in [0, 1)."""
+    if not isinstance(rate, numbers.Real) or isinstance(rate, bool) or not 0 <= float(rate) < 1:
+        raise ConfigError(
+            f"dropout: rate is the share of numbers set to zero, from 0 to below 1, not {rate!r}"
+        )
+
+
 def dropout(x: Tensor, rate: float, *, rng: np.random.Generator, training: bool = True) -> Tensor:
     """Set numbers to zero with probability ``rate`` and scale the others up; ``x`` itself at inference.
 
@@ -38,9 +47,7 @@ def dropout(x: Tensor, rate: float, *, rng: np.random.Generator, training: bool 
     """
     x = checks.as_tensor(x)
     checks.same_floats("dropout", x=x)
-    rate = float(rate)
-    if not 0 <= rate < 1:
-        raise ConfigError(f"dropout: rate is the share of numbers set to zero, from 0 to below 1, not {rate}")
+    check_rate(rate)
     if not training or rate == 0:
         return x
     xp = backend.array_module(x.data)

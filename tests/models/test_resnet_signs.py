@@ -73,6 +73,12 @@ def test_wrong_names_are_met_with_the_nearest():
         build("resnet50_sings")
     with pytest.raises(ConfigError, match="no option 'last_gama'; did you mean 'last_gamma'"):
         build("resnet50_signs", last_gama=0)
+    with pytest.raises(ConfigError, match="widths must be a list"):
+        build("resnet18", widths="abcd")
+    with pytest.raises(ConfigError, match="densenet121 cannot be built with growth='32'"):
+        build("densenet121", growth="32")
+    with pytest.raises(ConfigError, match="from 0 to below 1, not 'x'"):
+        build("vgg11", size=32, dropout="x")
     with pytest.raises(ConfigError, match="classes must be at least 1"):
         build("resnet50_signs", classes=0)
 

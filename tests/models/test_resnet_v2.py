@@ -512,7 +512,7 @@ def test_the_stride_in_the_last_unit_is_subsampling_before_the_next(size):
         ({"gating": "highway"}, "gating must be one of 'none', 'constant'.*, not 'highway'"),
         ({"gating": "constant", "scale": 0.5}, "scale must be two numbers, .*, not 0.5"),
         ({"gating": "constant", "scale": (0.5, "x")}, "scale must be two numbers, .*'x'"),
-        ({"gating": "dropout", "dropout": 1.0}, "dropout must be a share from 0 to below 1, not 1.0"),
+        ({"gating": "dropout", "dropout": 1.0}, "from 0 to below 1, not 1.0"),
         ({"gating": "exclusive", "gate_bias": "low"}, "gate_bias must be a number, not 'low'"),
         ({"kind": "wide"}, "kind must be one of 'basic', 'bottleneck', not 'wide'"),
         ({"stem": "patch"}, "stem must be one of 'imagenet', 'cifar', 'keras', not 'patch'"),

@@ -160,8 +160,7 @@ class ResidualBlock(Module):
         conv, bn = self._branch[-1]
         if self.placement == "standard":
             y = self._gate[0](bn(conv(y)))
-            shortcut = self.shortcut(x)
-            return relu(y if shortcut is None else y + shortcut)
+            return relu(y, add=self.shortcut(x))
         y = bn(conv(y), add=self.shortcut(x))
         return self._gate[0](y) if self.placement == "post" else y
 

@@ -91,6 +91,9 @@ def _conv2d() -> Iterator[Case]:
         ("1x1 with a border", (1, 2, 3, 2), (1, 1, 2, 3), {"padding": 1}),
         ("3x3", (2, 5, 4, 2), (3, 3, 2, 3), {}),
         ("3x3, same", (2, 4, 5, 2), (3, 3, 2, 3), {"padding": "same"}),
+        ("3x3, few channels out", (2, 6, 5, 8), (3, 3, 8, 2), {"padding": 1}),
+        ("3x2, few channels out, four sides", (2, 5, 6, 6), (3, 2, 6, 3), {"padding": ((2, 0), (0, 1))}),
+        ("3x3, few channels out, 2 groups", (2, 6, 5, 8), (3, 3, 4, 4), {"padding": (0, 2), "groups": 2}),
         ("3x3, same, stride 2, even picture", (1, 6, 4, 2), (3, 3, 2, 3), {"padding": "same", "stride": 2}),
         ("3x3, stride 2, padding 1", (2, 5, 6, 2), (3, 3, 2, 2), {"padding": 1, "stride": 2}),
         ("7x7, stride 2, padding 3", (1, 8, 7, 1), (7, 7, 1, 2), {"padding": 3, "stride": 2}),
@@ -190,6 +193,9 @@ def _arithmetic() -> Iterator[Case]:
     ]:  # fmt: skip
         for shape in [(), (3,), (2, 1, 3)]:
             yield Case(unary.__name__, f"shape {shape}", unary, {"x": make(shape)})
+    for shape in [(), (2, 1, 3)]:  # a sum of two numbers of _apart is never near zero
+        inputs = {"x": _apart(shape), "add": _apart(shape)}
+        yield Case("relu", f"shape {shape}, add", lambda x, add: relu(x, add=add), inputs)
 
 
 def _with_number(x: Tensor, *, op: Callable[..., Tensor], number: float, first: bool = False) -> Tensor:

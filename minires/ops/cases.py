@@ -91,6 +91,8 @@ def _conv2d() -> Iterator[Case]:
         ("1x1 with a border", (1, 2, 3, 2), (1, 1, 2, 3), {"padding": 1}),
         ("3x3", (2, 5, 4, 2), (3, 3, 2, 3), {}),
         ("3x3, same", (2, 4, 5, 2), (3, 3, 2, 3), {"padding": "same"}),
+        ("3x3, many channels, odd picture", (2, 5, 7, 16), (3, 3, 16, 17), {"padding": 1}),
+        ("3x3, many channels, four sides", (1, 6, 6, 16), (3, 3, 16, 16), {"padding": ((2, 0), (1, 2))}),
         ("3x3, few channels out", (2, 6, 5, 8), (3, 3, 8, 2), {"padding": 1}),
         ("3x2, few channels out, four sides", (2, 5, 6, 6), (3, 2, 6, 3), {"padding": ((2, 0), (0, 1))}),
         ("3x3, few channels out, 2 groups", (2, 6, 5, 8), (3, 3, 4, 4), {"padding": (0, 2), "groups": 2}),

@@ -24,15 +24,16 @@ processing; groups: Krizhevsky, Sutskever, Hinton 2012.
 
 from __future__ import annotations
 
-from functools import partial
+import math
 from typing import Any
 
 import numpy as np
 
 from minires import backend
-from minires.backend import Array, kernel
+from minires.backend import Array
 from minires.errors import ShapeError
-from minires.ops import checks
+from minires.ops import checks, conv2d_winograd
+from minires.ops.conv2d_columns import by_group, correlate, gather, scatter
 from minires.ops.window import Padding, Window, window
 from minires.tensor import Tensor, record
 
@@ -65,214 +66,94 @@ def _col2im(xp: Any, columns: Array, shape: tuple[int, ...], win: Window) -> Arr
     return xp.ascontiguousarray(win.crop(padded))
 
 
-def _by_group(matrix: Array, groups: int) -> Array:
-    """(..., R, O), any leading axes -> the view (G, R, O/G), R being all of them together."""
-    return matrix.reshape(-1, groups, matrix.shape[-1] // groups).swapaxes(0, 1)
-
-
 def _forward(xp: Any, x: Array, w: Array, b: Array | None, win: Window, groups: int) -> Array:
     y = xp.empty((x.shape[0], *win.out, w.shape[-1]), x.dtype)
-    _by_group(y, groups)[...] = xp.matmul(_im2col(xp, x, win, groups), _by_group(w, groups))
+    by_group(y, groups)[...] = xp.matmul(_im2col(xp, x, win, groups), by_group(w, groups))
     return y if b is None else y + b
 
 
 def _backward_x(xp: Any, dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
-    columns = xp.matmul(_by_group(dy, groups), _by_group(w, groups).swapaxes(1, 2))
+    columns = xp.matmul(by_group(dy, groups), by_group(w, groups).swapaxes(1, 2))
     return _col2im(xp, columns, shape, win)
 
 
 def _backward_w(xp: Any, dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
     dw = xp.empty(shape, x.dtype)
     columns = _im2col(xp, x, win, groups)
-    _by_group(dw, groups)[...] = xp.matmul(columns.swapaxes(1, 2), _by_group(dy, groups))
+    by_group(dw, groups)[...] = xp.matmul(columns.swapaxes(1, 2), by_group(dy, groups))
     return dw
 
 
 # ----------------------------------------------------------------------------------------- fast, on CPU
-# The same products, cut into shards of pictures (one thread each) and blocks of a few pictures, so that the
-# columns of a block are still in the core's own cache when the product reads them. The columns of the whole
-# batch, KH*KW times the size of the picture, never exist.
-
-_BLOCK = 1 << 20  # bytes of columns in one block: about a core's second-level cache
-_WHOLE = 32 << 20  # bytes of columns that may exist at once where a product is cut along its other side
-
-
-@kernel
-def _im2col_numba(x, columns, stride, top, left, out, size):
-    n, h, w, channels = x.shape
-    groups, _, depth = columns.shape
-    width = depth // (size[0] * size[1])
-    lines = x.reshape(n, h, w * channels)
-    for g in range(groups):
-        row = 0
-        for p in range(n):
-            for oh in range(out[0]):
-                for ow in range(out[1]):
-                    iw = ow * stride[1] - left
-                    first, last = max(0, -iw), min(size[1], w - iw)  # the part of the window in the picture
-                    for i in range(size[0]):
-                        ih = oh * stride[0] + i - top
-                        target = columns[g, row, i * size[1] * width : (i + 1) * size[1] * width]
-                        if ih < 0 or ih >= h or first >= last:
-                            target[:] = 0
-                            continue
-                        target[: first * width] = 0
-                        target[last * width :] = 0
-                        if groups == 1:  # the pixels of a line lie side by side: one run
-                            source = lines[p, ih, (iw + first) * channels : (iw + last) * channels]
-                            run = target[first * width : last * width]
-                            for c in range(run.size):
-                                run[c] = source[c]
-                        else:
-                            for j in range(first, last):
-                                source = x[p, ih, iw + j, g * width : (g + 1) * width]
-                                run = target[j * width : (j + 1) * width]
-                                for c in range(width):
-                                    run[c] = source[c]
-                    row += 1
+# How the products themselves are done fast stands in conv2d_columns.py, and how most 3x3 convolutions need
+# fewer of them in conv2d_winograd.py; here is which way is taken.
+# At stride 1 the adjoint of a convolution is a convolution again: with the window turned round and the kernel
+# flipped in both directions, its input and output channels exchanged. So each of the three products can be
+# had in two ways, with columns of x or with columns of what lies on the other side; where that has fewer
+# channels, its columns are smaller. Adding columns back (scatter) takes up to twice as long as reading them
+# (gather).
 
 
-@kernel
-def _col2im_numba(columns, dx, stride, top, left, out, size):
-    n, h, w, _ = dx.shape
-    groups, _, depth = columns.shape
-    width = depth // (size[0] * size[1])
-    dx[...] = 0
-    for g in range(groups):
-        row = 0
-        for p in range(n):
-            for oh in range(out[0]):
-                for ow in range(out[1]):
-                    at = 0
-                    for i in range(size[0]):
-                        ih = oh * stride[0] + i - top
-                        for j in range(size[1]):
-                            iw = ow * stride[1] + j - left
-                            if 0 <= ih < h and 0 <= iw < w:
-                                source = columns[g, row, at : at + width]
-                                pixel = dx[p, ih, iw, g * width : (g + 1) * width]
-                                for c in range(width):
-                                    pixel[c] += source[c]
-                            at += width
-                    row += 1
+_WINOGRAD_CHANNELS = 16  # with fewer, the transforms take longer than the products they save
 
 
-class _Columns:
-    """The columns of a few pictures at a time, made in one buffer that is used again and again."""
+def _is_winograd(win: Window, x_shape: tuple[int, ...], w_shape: tuple[int, ...], groups: int) -> bool:
+    """Whether Winograd's way was measured to be faster: 3x3, stride 1, and a kernel that, transformed, holds
+    no more numbers than the transformed tiles of the pictures and of the output."""
+    channels, outputs = w_shape[2:]
+    tiles = x_shape[0] * ((win.out[0] + 1) // 2) * ((win.out[1] + 1) // 2)
+    fits = win.size == (3, 3) and win.stride == (1, 1) and groups == 1 and max(win.top, win.left) < 3
+    enough = min(channels, outputs) >= _WINOGRAD_CHANNELS
+    return fits and enough and channels * outputs <= tiles * (channels + outputs)
 
-    def __init__(self, win: Window, groups: int, channels: int, dtype: Any) -> None:
-        self.win, self.groups, self.dtype = win, groups, dtype
-        self.depth = win.size[0] * win.size[1] * channels // groups
-        self.rows = win.out[0] * win.out[1]  # of one picture
 
-    def bytes(self, pictures: int) -> int:
-        return pictures * self.rows * self.depth * self.groups * self.dtype.itemsize
+def _turned(win: Window, x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> Window | None:
+    """The window that looks from the output back at the picture.
 
-    def blocks(self, start: int, stop: int, target: int = _BLOCK) -> list[tuple[int, int]]:
-        """The pictures start..stop in blocks whose columns take about ``target`` bytes."""
-        count = max(1, round(self.bytes(stop - start) / target))
-        count = min(count, stop - start)
-        edges = [start + (stop - start) * i // count for i in range(count + 1)]
-        return list(zip(edges[:-1], edges[1:], strict=True))
+    None where there is none, and where the kernel is larger than the pictures: flipping it takes too long.
+    """
+    (kh, kw), (h, w) = win.size, x_shape[1:3]
+    sides = (kh - 1 - win.top, kh - 1 - win.bottom, kw - 1 - win.left, kw - 1 - win.right)
+    too_large = math.prod(w_shape) > math.prod(x_shape)
+    if win.stride != (1, 1) or win.size == (1, 1) or min(sides) < 0 or too_large:
+        return None
+    return Window(win.size, (1, 1), *sides, out=(h, w))
 
-    def buffer(self, pictures: int) -> Array:
-        return np.empty((self.groups, pictures * self.rows, self.depth), self.dtype)
 
-    def read(self, x: Array, buffer: Array | None) -> Array:
-        """The columns of the pictures ``x``, in the first rows of ``buffer`` (x itself where it can be)."""
-        win = self.win
-        if win.is_pointwise:
-            return _by_group(x, self.groups)
-        assert buffer is not None
-        columns = buffer[:, : len(x) * self.rows]
-        _im2col_numba(x, columns, win.stride, win.top, win.left, win.out, win.size)
-        return columns
+def _flipped(w: Array, groups: int) -> Array:
+    """(KH, KW, C/G, O) -> (KH, KW, O/G, C), turned by 180 degrees; doing it twice changes nothing."""
+    kh, kw, c, o = w.shape
+    by_group = w[::-1, ::-1].reshape(kh, kw, c, groups, o // groups)
+    return np.ascontiguousarray(by_group.transpose(0, 1, 4, 3, 2)).reshape(kh, kw, o // groups, groups * c)
 
 
 def _forward_numba(x: Array, w: Array, b: Array | None, win: Window, groups: int) -> Array:
-    y = np.empty((len(x), *win.out, w.shape[-1]), x.dtype)
-    columns = _Columns(win, groups, x.shape[-1], x.dtype)
-    kernels = _by_group(w, groups)
-
-    def shard(start: int, stop: int) -> None:
-        blocks = columns.blocks(start, stop)
-        buffer = None if win.is_pointwise else columns.buffer(max(last - first for first, last in blocks))
-        for first, last in blocks:
-            out = y[first:last]
-            np.matmul(columns.read(x[first:last], buffer), kernels, out=_by_group(out, groups))
-            if b is not None:
-                np.add(out, b, out=out)
-
-    backend.parallel_for(shard, len(x))
-    return y
+    if _is_winograd(win, x.shape, w.shape, groups):
+        return conv2d_winograd.forward(x, w, b, win)
+    turned = _turned(win, x.shape, w.shape)
+    if turned is None or 2 * w.shape[-1] > x.shape[-1]:
+        return gather(x, w, b, win, groups)
+    y = scatter(x, _flipped(w, groups), (len(x), *win.out, w.shape[-1]), turned, groups)
+    return y if b is None else np.add(y, b, out=y)
 
 
 def _backward_x_numba(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
-    dx = np.empty(shape, dy.dtype)
-    columns = _Columns(win, groups, shape[-1], dy.dtype)
-    kernels = _by_group(w, groups).swapaxes(1, 2)
-
-    def shard(start: int, stop: int) -> None:
-        if win.is_pointwise:
-            np.matmul(_by_group(dy[start:stop], groups), kernels, out=_by_group(dx[start:stop], groups))
-            return
-        blocks = columns.blocks(start, stop)
-        buffer = columns.buffer(max(last - first for first, last in blocks))
-        for first, last in blocks:
-            block = buffer[:, : (last - first) * columns.rows]
-            np.matmul(_by_group(dy[first:last], groups), kernels, out=block)
-            _col2im_numba(block, dx[first:last], win.stride, win.top, win.left, win.out, win.size)
-
-    backend.parallel_for(shard, shape[0])
-    return dx
+    turned = _turned(win, shape, w.shape)
+    if turned is not None and _is_winograd(win, shape, w.shape, groups):
+        return conv2d_winograd.forward(dy, _flipped(w, 1), None, turned)
+    if turned is None or dy.shape[-1] >= 2 * shape[-1]:
+        return scatter(dy, w, shape, win, groups)
+    return gather(dy, _flipped(w, groups), None, turned, groups)
 
 
 def _backward_w_numba(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
-    """Cut along the pictures where there are many rows, along the rows of dw where dw is the larger side."""
-    columns = _Columns(win, groups, x.shape[-1], x.dtype)
-    whole = columns.bytes(len(x))
-    if len(x) * columns.rows < 2 * columns.depth and (win.is_pointwise or whole <= _WHOLE):
-        return _backward_w_by_depth(dy, x, shape, columns)
-    parts = backend.shards(len(x))
-    sums = [np.empty(shape, x.dtype) for _ in parts]
-
-    def shard(part: int, start: int, stop: int) -> None:
-        # A block adds its product to the sum, so it pays to make blocks as large as the sum.
-        blocks = columns.blocks(start, stop, max(_BLOCK, 2 * sums[0].nbytes))
-        if win.is_pointwise:
-            blocks = [(start, stop)]
-        buffer = None if win.is_pointwise else columns.buffer(max(last - first for first, last in blocks))
-        product = sums[part] if len(blocks) == 1 else np.empty(shape, x.dtype)
-        for number, (first, last) in enumerate(blocks):
-            target = sums[part] if number == 0 else product
-            matrix = columns.read(x[first:last], buffer).swapaxes(1, 2)
-            np.matmul(matrix, _by_group(dy[first:last], groups), out=_by_group(target, groups))
-            if number:
-                sums[part] += product
-
-    backend.parallel_calls([partial(shard, number, *part) for number, part in enumerate(parts)])
-    for part in sums[1:]:
-        backend.add(sums[0], part, out=sums[0])
-    return sums[0]
-
-
-def _backward_w_by_depth(dy: Array, x: Array, shape: tuple[int, ...], columns: _Columns) -> Array:
-    dw = np.empty(shape, x.dtype)
-    win, groups = columns.win, columns.groups
-    buffer = None if win.is_pointwise else columns.buffer(len(x))
-    if buffer is not None:
-
-        def read(start: int, stop: int) -> None:
-            columns.read(x[start:stop], buffer[:, start * columns.rows : stop * columns.rows])
-
-        backend.parallel_for(read, len(x))
-    matrix = (_by_group(x, groups) if buffer is None else buffer).swapaxes(1, 2)  # (G, depth, rows)
-
-    def shard(start: int, stop: int) -> None:
-        np.matmul(matrix[:, start:stop], _by_group(dy, groups), out=_by_group(dw, groups)[:, start:stop])
-
-    backend.parallel_for(shard, columns.depth, grain=16)
-    return dw
+    if _is_winograd(win, x.shape, shape, groups):
+        return conv2d_winograd.correlate(dy, x, shape, win)
+    turned = _turned(win, x.shape, shape)
+    if turned is None or dy.shape[-1] >= x.shape[-1]:
+        return correlate(dy, x, shape, win, groups)
+    kh, kw, c, o = shape
+    return _flipped(correlate(x, dy, (kh, kw, o // groups, c * groups), turned, groups), groups)
 
 
 def _backward_b(dy: Array) -> Array:

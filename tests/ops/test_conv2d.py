@@ -8,7 +8,7 @@ import pytest
 
 from minires import Tensor, backend, specification
 from minires.errors import ShapeError
-from minires.ops import cases
+from minires.ops import cases, conv2d_columns, conv2d_winograd
 from minires.ops import conv2d as module
 from minires.ops.conv2d import conv2d
 from minires.ops.window import window
@@ -62,11 +62,14 @@ def three_threads():
     backend.set_threads(before)
 
 
+@pytest.mark.parametrize("winograd", [1, 99], ids=["Winograd", "columns"])
 @pytest.mark.parametrize("whole", [0, 1 << 30], ids=["cut by pictures", "cut by depth"])
-def test_small_blocks_on_three_threads(monkeypatch, three_threads, whole):
+def test_small_blocks_on_three_threads(monkeypatch, three_threads, whole, winograd):
     """The sizes at which the fast path cuts its work are far above those of the cases: bring them down."""
-    monkeypatch.setattr(module, "_BLOCK", 256)
-    monkeypatch.setattr(module, "_WHOLE", whole)
+    monkeypatch.setattr(module, "_WINOGRAD_CHANNELS", winograd)
+    monkeypatch.setattr(conv2d_winograd, "_BLOCK", 256)
+    monkeypatch.setattr(conv2d_columns, "_BLOCK", 256)
+    monkeypatch.setattr(conv2d_columns, "_WHOLE", whole)
     for case in cases.CASES["conv2d"]:
         arrays = case.arrays()
         # Seven pictures for three threads: shards and blocks of unequal sizes.
@@ -87,6 +90,22 @@ def test_same_pads_as_tensorflow_does(size, stride, sides):
     by_hand = conv2d(Tensor(x), Tensor(w), stride=stride, padding=(sides, sides)).numpy()
     assert same.shape[1] == -(-size // stride)
     assert np.array_equal(same, by_hand)
+
+
+@pytest.mark.parametrize("shape", [(8, 32, 16, 16), (4, 15, 64, 64), (4, 4, 256, 256)], ids=str)
+def test_winograd_rounds_little(shape):
+    n, size, c, o = shape
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((n, size, size, c)), rng.standard_normal((n, size, size, o))
+    w = rng.standard_normal((3, 3, c, o)) * 0.1
+    win = window("conv2d", (size, size), 3, 1, 1)
+    assert module._is_winograd(win, x.shape, w.shape, 1)
+    exact = (module._forward(np, x, w, None, win, 1), module._backward_w(np, dy, x, w.shape, win, 1))
+    x, dy, w = (array.astype(np.float32) for array in (x, dy, w))
+    rounded = (conv2d_winograd.forward(x, w, None, win), conv2d_winograd.correlate(dy, x, w.shape, win))
+    for limit, one, other in zip((1e-6, 2e-6), exact, rounded, strict=True):
+        assert other.dtype == np.float32
+        assert np.linalg.norm(other - one) < limit * np.linalg.norm(one)
 
 
 @pytest.mark.parametrize("size", range(3, 12))

@@ -96,13 +96,18 @@ _mode = _Mode()
 
 
 @contextmanager
-def specification() -> Iterator[None]:
+def specification(on: bool = True) -> Iterator[None]:
     """Run every operation as its plain array code, without fused kernels, inside this block."""
-    before, _mode.specification = _mode.specification, True
+    before, _mode.specification = _mode.specification, on
     try:
         yield
     finally:
         _mode.specification = before
+
+
+def is_specification() -> bool:
+    """Whether operations run as their plain array code now."""
+    return _mode.specification
 
 
 def fast(*arrays: Array) -> bool:
@@ -299,17 +304,32 @@ _ADD_GRAIN = 32768  # numbers; fewer are not worth a second thread
 
 def add(a: Array, b: Array, out: Array | None = None) -> Array:
     """``a + b`` of two arrays of one shape, on all threads where they are large NumPy arrays."""
-    if a.size < 2 * _ADD_GRAIN or not (_is_numpy(a) and a.flags.c_contiguous and b.flags.c_contiguous):
+    if a.size < 2 * _ADD_GRAIN or not _is_numpy(a):
         xp = array_module(a, b)
         return xp.asarray(xp.add(a, b, out=out))  # NumPy adds arrays without axes to a scalar
-    out = np.empty_like(a) if out is None else out
-    flat_a, flat_b, flat_out = a.reshape(-1), b.reshape(-1), out.reshape(-1)
+    out = np.empty(a.shape, a.dtype) if out is None else out
+    parts = (a, b, out)
+    if all(part.flags.c_contiguous for part in parts):
+        parts = (a.reshape(-1), b.reshape(-1), out.reshape(-1))
+    first, second, total = parts
 
     def task(start: int, stop: int) -> None:
-        np.add(flat_a[start:stop], flat_b[start:stop], out=flat_out[start:stop])
+        np.add(first[start:stop], second[start:stop], out=total[start:stop])
 
-    parallel_for(task, flat_a.size, _ADD_GRAIN)
+    parallel_for(task, len(total), _ADD_GRAIN * len(total) // total.size)
     return out
+
+
+def copy(source: Array, target: Array) -> None:
+    """``target[...] = source``, on all threads where they are large NumPy arrays."""
+    if target.size < 2 * _ADD_GRAIN or not _is_numpy(target):
+        target[...] = source
+        return
+
+    def task(start: int, stop: int) -> None:
+        target[start:stop] = source[start:stop]
+
+    parallel_for(task, len(target), _ADD_GRAIN * len(target) // target.size)
 
 
 _MATMUL_GRAIN = 1 << 20  # multiply-adds worth a thread of their own

@@ -214,6 +214,18 @@ def test_add(shape):
     assert backend.add(a, b, out=out) is out and np.array_equal(out, a + b)
 
 
+def test_add_and_copy_of_large_views():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((6, 50, 400)), rng.standard_normal((6, 50, 300))
+    assert np.array_equal(backend.add(a[..., 50:350], b), a[..., 50:350] + b)
+    room = np.zeros((6, 50, 1000))
+    backend.copy(b, room[..., 100:400])
+    assert np.array_equal(room[..., 100:400], b) and not room[..., :100].any() and not room[..., 400:].any()
+    small = np.zeros((2, 5))
+    backend.copy(np.ones((2, 3)), small[:, 1:4])
+    assert small.sum() == 6 and not small[:, 0].any()
+
+
 @pytest.mark.parametrize(
     ("m", "k", "n"), [(2, 3, 4), (500, 40, 30), (40, 500, 30), (30, 40, 500), (1, 1, 1), (0, 3, 2), (3, 0, 2)]
 )

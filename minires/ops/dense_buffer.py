@@ -31,7 +31,7 @@ from minires.tensor import Tensor, record
 def _forward(array: Array, new: Array, used: int) -> Array:
     """Write ``new`` behind the first ``used`` channels; a view of all that are used now."""
     more = used + new.shape[-1]
-    array[..., used:more] = new
+    backend.copy(new, array[..., used:more])
     return array[..., :more]
 
 

@@ -92,7 +92,7 @@ def test_same_pads_as_tensorflow_does(size, stride, sides):
     assert np.array_equal(same, by_hand)
 
 
-@pytest.mark.parametrize("shape", [(8, 32, 16, 16), (4, 15, 64, 64), (4, 4, 256, 256)], ids=str)
+@pytest.mark.parametrize("shape", [(8, 32, 16, 16), (4, 15, 64, 64), (32, 4, 256, 256)], ids=str)
 def test_winograd_rounds_little(shape):
     n, size, c, o = shape
     rng = np.random.default_rng(0)

@@ -122,18 +122,21 @@ def test_options_that_do_not_fit(options, text):
 
 @pytest.mark.parametrize("name", ["vgg11_lrn", "vgg16_c", "vgg19", "vgg19_bn"])
 def test_it_trains_from_its_start(name):
-    """The paper needed a trained vgg11 to start the deeper ones from."""
+    """The paper needed a trained vgg11 to start the deeper ones from. About 20 steps
+    do it; but the way of 19 narrow layers without batch norm hangs on rounding, so there is room for more."""
     rng = np.random.default_rng(0)
     x, labels = Tensor(rng.standard_normal((8, 32, 32, 3)).astype(np.float32)), np.arange(8) % 4
     model = build(name, **{**NARROW, "size": 32, "classes": 4}, dropout=0.0)
     optimizer = Adam(model.named_parameters(), lr=3e-3)
     losses = []
-    for _ in range(40):
+    for _ in range(150):
         loss = cross_entropy(model(x), labels)
         model.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
+        if losses[-1] < 0.1:
+            break
     assert losses[-1] < 0.1 < 0.5 < losses[0], losses
 
 

@@ -15,7 +15,7 @@ import itertools
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,14 +38,25 @@ class _State(threading.local):
 _state = _State()
 
 
+def settings() -> dict[str, Any]:
+    """What no_grad(), unfused() and scope() have set for this thread."""
+    return {name: getattr(_state, name) for name in ("recording", "fused", "path")}
+
+
 @contextmanager
-def no_grad() -> Iterator[None]:
-    """Record nothing on the tape inside this block: for evaluation and for updates of parameters."""
-    before, _state.recording = _state.recording, False
+def with_settings(**changes: Any) -> Iterator[None]:
+    """Change some of the :func:`settings` inside this block."""
+    before = settings()
+    vars(_state).update(changes)
     try:
         yield
     finally:
-        _state.recording = before
+        vars(_state).update(before)
+
+
+def no_grad() -> AbstractContextManager[None]:
+    """Record nothing on the tape inside this block: for evaluation and for updates of parameters."""
+    return with_settings(recording=False)
 
 
 def is_recording() -> bool:
@@ -53,14 +64,9 @@ def is_recording() -> bool:
     return _state.recording
 
 
-@contextmanager
-def unfused() -> Iterator[None]:
+def unfused() -> AbstractContextManager[None]:
     """Run fused operations as the separate steps they stand for, each a node of its own on the tape."""
-    before, _state.fused = _state.fused, False
-    try:
-        yield
-    finally:
-        _state.fused = before
+    return with_settings(fused=False)
 
 
 def is_fused() -> bool:
@@ -68,14 +74,25 @@ def is_fused() -> bool:
     return _state.fused
 
 
-@contextmanager
-def scope(path: str) -> Iterator[None]:
+def scope(path: str) -> AbstractContextManager[None]:
     """Name the nodes recorded inside this block after the module at ``path``."""
-    before, _state.path = _state.path, path
+    return with_settings(path=path)
+
+
+@contextmanager
+def set_apart(leaves: Sequence[Tensor]) -> Iterator[None]:
+    """Inside this block ``leaves`` stand on another tape: their gradients and hooks of before are set aside.
+
+    So the gradients of a part of a graph can be found alone. Afterwards all is as before.
+    """
+    before = [(leaf, leaf._node, leaf.grad) for leaf in leaves]
+    for leaf in leaves:
+        leaf._node, leaf.grad = Node("leaf", leaf, (), None), None
     try:
         yield
     finally:
-        _state.path = before
+        for leaf, node, grad in before:
+            leaf._node, leaf.grad = node, grad
 
 
 class Node:
@@ -214,6 +231,14 @@ class Tensor:
         """The same values, off the tape."""
         return Tensor(self.data, name=self.name)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        """A tensor of its own with the same values; its gradient and hooks stay behind."""
+        if self._node is not None and self._node.op != "leaf":
+            raise MiniresError("only leaf tensors can be copied; use detach() to cut the tape")
+        other = type(self).__new__(type(self))
+        Tensor.__init__(other, self.data.copy(), requires_grad=self.requires_grad, name=self.name)
+        return other
+
     def to(self, device: str) -> Tensor:
         """The tensor on another device (itself if it is there already); the gradient finds its way back."""
         moved = backend.to_device(self.data, device)
@@ -322,7 +347,7 @@ _FREED = (
 )
 
 
-def _reachable(root: Node) -> dict[Node, int]:
+def reachable(root: Node) -> dict[Node, int]:
     """Every node from which a gradient of ``root`` can be asked, with the number of its uses."""
     uses = {root: 0}
     waiting = [root]
@@ -341,7 +366,7 @@ def _reachable(root: Node) -> dict[Node, int]:
 
 
 def _backward_steps(root: Node, grad: Array, retain_graph: bool) -> Iterator[Step]:
-    uses = _reachable(root)
+    uses = reachable(root)
     gradients: dict[Node, Array] = {root: grad}
     ours: set[Node] = set()  # nodes whose gradient is an array that nobody else holds
     if uses[root] == 0:
@@ -414,5 +439,5 @@ def cut(loss: Tensor, model: Any) -> list[str]:
     Raises: MiniresError if the tape of ``loss`` was freed by an earlier backward().
     """
     parameters: Iterable[tuple[str, Tensor]] = model.named_parameters()
-    reached = {} if loss.node is None else _reachable(loss.node)
+    reached = {} if loss.node is None else reachable(loss.node)
     return [name for name, parameter in parameters if parameter.node not in reached]

@@ -1,5 +1,6 @@
 """The tensor and the tape: where gradients go, in which order, and what is said when they cannot."""
 
+import copy
 import gc
 import re
 import threading
@@ -11,9 +12,10 @@ import pytest
 import minires
 from minires import Tensor, no_grad
 from minires.errors import ConfigError, MiniresError, ShapeError
+from minires.nn import Parameter
 from minires.ops.linear import linear
 from minires.ops.relu import relu
-from minires.tensor import is_recording, record, scope
+from minires.tensor import is_recording, record, scope, set_apart
 
 
 def leaf(*values, dtype=np.float64, name=None):
@@ -75,6 +77,36 @@ def test_requires_grad_can_be_set_on_leaves_only():
 
 
 # ------------------------------------------------------------------------------------- where gradients go
+
+
+def test_a_deep_copy_is_a_leaf_of_its_own():
+    x, fixed = leaf(1.0, 2.0, name="w"), Parameter(np.ones(2))
+    x.grad, fixed.requires_grad = np.ones(2), False
+    x.register_hook(lambda gradient: gradient * 100)
+    y, other = copy.deepcopy([x, fixed])
+    assert (y.grad, y.name, y.requires_grad, other.requires_grad, type(other)) == (
+        None, "w", True, False, Parameter,
+    )  # fmt: skip
+    (y * 3).sum().backward()
+    assert y.grad.tolist() == [3, 3] and x.grad.tolist() == [1, 1]
+    y.data[...] = 7
+    assert x.numpy().tolist() == [1, 2]
+    with pytest.raises(MiniresError, match="only leaf tensors can be copied; use detach()"):
+        copy.deepcopy(x * 2)
+
+
+def test_leaves_set_apart_get_their_gradients_back_afterwards():
+    x, hooked = leaf(1.0, 2.0), []
+    (x * 2).sum().backward()
+    x.register_hook(hooked.append)
+    y = x * 5
+    with set_apart([x]):
+        assert x.grad is None
+        (x * 3).sum().backward()
+        assert x.grad.tolist() == [3, 3] and not hooked
+    assert x.grad.tolist() == [2, 2]
+    y.sum().backward()
+    assert x.grad.tolist() == [7, 7] and len(hooked) == 1
 
 
 def test_a_tensor_used_twice_gets_the_sum():

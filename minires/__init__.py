@@ -13,6 +13,8 @@ from minires.tensor import Tensor, cut, no_grad, unfused
 
 if TYPE_CHECKING:
     from minires import data, models, nn, train
+    from minires.nn.fuse import fuse
+    from minires.nn.recompute import checkpoint
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,8 +25,10 @@ __all__ = [
     "MiniresError",
     "ShapeError",
     "Tensor",
+    "checkpoint",
     "cut",
     "data",
+    "fuse",
     "gradcheck",
     "models",
     "nn",
@@ -37,8 +41,13 @@ __all__ = [
 ]
 
 
+_FUNCTIONS = {"fuse": "minires.nn.fuse", "checkpoint": "minires.nn.recompute"}
+
+
 def __getattr__(name: str) -> Any:
     """Import ``minires.train`` and its like on first use: ``minires doctor`` must work without Pillow."""
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
     if name in ("data", "models", "nn", "train"):
         return importlib.import_module(f"minires.{name}")
     raise AttributeError(f"module 'minires' has no attribute {name!r}")

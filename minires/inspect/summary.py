@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from minires.nn import layers as nn
+from minires.nn.fuse import AddReLU
 from minires.nn.module import Module, Parameter
 from minires.tensor import Tensor, no_grad
 
@@ -195,6 +196,9 @@ def _kind(module: Module, options: dict[str, Any]) -> str:
     if isinstance(module, nn.BatchNorm2d):
         added = " + shortcut" if options.get("add") is not None else ""
         return f"batch norm{added}{', ReLU' if module.relu else ''}"
+    if isinstance(module, AddReLU):
+        rest = ["+ shortcut"] if options.get("add") is not None else []
+        return ", ".join(rest + ["ReLU"] * module.relu) or "nothing left (folded)"
     words = {nn.Linear: "dense", nn.ReLU: "ReLU", nn.GlobalAvgPool2d: "global average pool",
              nn.Flatten: "flatten", nn.Dropout: "dropout",
              nn.LocalResponseNorm: "local response norm"}  # fmt: skip

@@ -1,0 +1,109 @@
+"""Checkpoints on the tape: less memory for more arithmetic.
+
+The tape keeps what each operation needs for its backward, so the memory of a training step grows with every
+layer. A checkpointed block keeps nothing but its inputs. When the gradient of its result arrives, the block
+runs a second time, on a tape of its own that is followed back at once and thrown away:
+
+    forward      y = block(x)                        keep x
+    backward     y = block(x) again, recorded;       dx and the gradients of the parameters from dy
+
+With a checkpoint around each of l equal blocks the memory is that of l inputs and one block, for one more
+forward pass: about a third more arithmetic.
+
+Source: Chen, Xu, Zhang, Guestrin 2016, Training deep nets with sublinear memory cost, arXiv:1604.06174.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minires import backend, tensor
+from minires.backend import Array
+from minires.errors import MiniresError
+from minires.nn.module import Module
+from minires.tensor import Tensor, is_recording, reachable, record, set_apart, with_settings
+
+
+def checkpoint(block: Module, *inputs: Any) -> Tensor:
+    """Run ``block(*inputs)`` keeping only the inputs, and run it again when its gradient is asked for.
+
+    Results and gradients are those of the plain call, to the last bit where no tensor is used both inside and
+    outside (sums are then made in another order). The second run finds dropout's random generators, running
+    statistics and modes as the first one did, and leaves them as they are: masks are the same and statistics
+    move once. Hooks on tensors inside are called in the second run, if they are registered in ``forward``.
+
+    On the tape it is one step, named after the block, whose parents are the inputs and all parameters that
+    the block uses. Without recording it is a plain call.
+
+    The state that the second run finds is that of the block's own modules: what it borrows from elsewhere (a
+    batch norm of another block, a global random generator) would move twice.
+
+    Shapes: those of the block.
+    Raises: MiniresError if the block does not return one tensor, or uses a tensor that was computed outside
+    and is not among the inputs.
+    Source: arXiv:1604.06174.
+    """
+    if not is_recording():
+        return block(*inputs)
+    path = block.path or tensor.settings()["path"]
+    settings, specification = {**tensor.settings(), "path": path}, backend.is_specification()
+    before = _state(block)
+    now = Tensor(0.0, requires_grad=True).node  # what is recorded from here on has a higher number
+    kept = [_leaf(x) for x in inputs]  # not the inputs themselves, which would keep their own past
+    # This run is recorded too, to see which parameters are used; its tape is gone when we return.
+    y = block(*kept)
+    if not isinstance(y, Tensor):
+        raise MiniresError(f"checkpoint: a block must return one tensor, not {type(y).__name__}")
+    if y.node is None or now is None:
+        return y
+    used = sorted(reachable(y.node), key=lambda node: node.number)
+    outside = [node for node in used if node.op != "leaf" and node.number < now.number]
+    if outside:
+        raise MiniresError(
+            f"checkpoint: the block uses {outside[-1]}, which was computed outside; make it an input"
+        )
+    own = {id(x.node) for x in kept if isinstance(x, Tensor)}
+    found = [node.output() for node in used if node.op == "leaf" and id(node) not in own]
+    parameters = [parameter for parameter in found if parameter is not None]
+
+    def backward(dy: Array) -> list[Array | None]:
+        after = _state(block)
+        again = [_leaf(x) for x in kept]
+        with set_apart(parameters):
+            _set_state(block, before)
+            try:
+                with with_settings(**settings), backend.specification(specification):
+                    y = block(*again)
+            finally:
+                _set_state(block, after)
+            y.backward(dy)
+            return [x.grad for x in (*again, *parameters) if isinstance(x, Tensor)]
+
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    with with_settings(path=path):
+        return record("checkpoint", y.data, (*tensors, *parameters), backward)
+
+
+def _leaf(x: Any) -> Any:
+    """A tensor as a leaf of its own, over the same values; anything else as it is."""
+    return Tensor(x.data, requires_grad=x.requires_grad, name=x.name) if isinstance(x, Tensor) else x
+
+
+def _modules(block: Module) -> list[Module]:
+    return [block, *(module for _, module in block.named_modules())]
+
+
+def _state(block: Module) -> tuple[list[Array], dict[str, Any], list[bool]]:
+    """Copies of the buffers, the states of the random generators and the modes of the modules."""
+    buffers = [buffer.copy() for _, buffer in block.named_buffers()]
+    return buffers, block.random_states(), [module.training for module in _modules(block)]
+
+
+def _set_state(block: Module, state: tuple[list[Array], dict[str, Any], list[bool]]) -> None:
+    """Set everything to what :func:`_state` gave."""
+    buffers, generators, modes = state
+    for (_, buffer), values in zip(block.named_buffers(), buffers, strict=True):
+        buffer[...] = values
+    block.load_random_states(generators)
+    for module, training in zip(_modules(block), modes, strict=True):
+        module.training = training

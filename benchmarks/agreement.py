@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from machine import describe
-from torch_peer import TorchResNetSigns
+from torch_peer import twin
 
 import minires
 from minires.models import build
@@ -42,14 +42,14 @@ def both(
             model(Tensor(x))
     x = x.astype(dtype)
     model.astype(dtype).train(training)
-    twin = TorchResNetSigns().to(getattr(torch, np.dtype(dtype).name)).load_ours(model.state_dict())
-    twin.train(training)
+    peer = twin(model).to(getattr(torch, np.dtype(dtype).name)).load_ours(model.state_dict())
+    peer.train(training)
     logits = model(Tensor(x))
     cross_entropy(logits, labels).backward()
-    theirs = twin(torch.tensor(x).permute(0, 3, 1, 2))
+    theirs = peer(torch.tensor(x).permute(0, 3, 1, 2))
     torch.nn.functional.cross_entropy(theirs, torch.tensor(labels)).backward()
     ours = {name: parameter.grad for name, parameter in model.named_parameters()}
-    return (logits.data, ours), (theirs.detach().numpy(), twin.gradients())
+    return (logits.data, ours), (theirs.detach().numpy(), peer.gradients())
 
 
 def distance(a: Result, b: Result, *, training: bool = True) -> dict[str, Any]:

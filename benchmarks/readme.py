@@ -29,10 +29,8 @@ def percent(value: float) -> str:
 def accuracy() -> str:
     """Every recipe that has a result, with all its seeds."""
     lines = ["| command | test accuracy, median | every seed | time of one run |", "|---|---|---|---|"]
-    for path in sorted(RESULTS.glob("*_*.json")):
-        report = load(path.stem)
-        if "median_test_accuracy" not in report:
-            continue
+    reports = [load(path.stem) for path in sorted(RESULTS.glob("*_*.json"))]
+    for report in (one for one in reports if "median_test_accuracy" in one):
         seeds = ", ".join(percent(seed["test_accuracy"]) for seed in report["seeds"].values())
         minutes = report["median_seconds"] / 60
         row = (f"`{report['what']}`", f"**{percent(report['median_test_accuracy'])}**", seeds)
@@ -41,20 +39,58 @@ def accuracy() -> str:
 
 
 def speed() -> str:
-    """The training step and inference beside PyTorch."""
-    report = load("compare_batch32")
-    columns = {"train": "training step", "forward": "forward", "backward": "backward",
-               "optimizer": "Adam", "inference": "inference"}  # fmt: skip
+    """A line per workload beside PyTorch, then the parts of the step for the first of them."""
+    lines = ["| training step | minires | PyTorch | minires / PyTorch | inference | batch norms folded "
+             "| peak memory |", "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for path in _workloads():
+        report = load(path.stem)
+        ours, theirs = _step(report, "minires"), min(_step(report, name) for name in _torches(report))
+        ratios = report["minires_over_pytorch_best"]
+        cells = " | ".join(_ratio(ratios, what) for what in ("train", "inference", FOLDED, "memory"))
+        lines.append(f"| {_workload(report)} | {ours:.0f} ms | {theirs:.0f} ms | {cells} |")
+    return "\n".join(lines) + f"\n\n{_parts(load(DETAILED))}"
+
+
+DETAILED = "speed_resnet50_signs_b32"
+FOLDED = "inference, folded"
+
+
+def _workloads() -> list[Path]:
+    """The results of compare.py, the one with the detailed table first."""
+    return sorted(RESULTS.glob("speed_*.json"), key=lambda path: (path.stem != DETAILED, path.stem))
+
+
+def _workload(report: dict[str, Any]) -> str:
+    job = report["job"]
+    pins = ", products held to AVX2" if job["pins"] else ""
+    return f"`{job['model']}`, batch {job['batch']}, {job['size']}x{job['size']}{pins}"
+
+
+def _torches(report: dict[str, Any]) -> list[str]:
+    return [name for name in report["results"] if name != "minires"]
+
+
+def _step(report: dict[str, Any], name: str) -> float:
+    return report["results"][name]["train"]["median_ms"]
+
+
+def _ratio(ratios: dict[str, float], what: str) -> str:
+    return f"**{ratios[what]:.2f}**" if what in ratios else ""
+
+
+def _parts(report: dict[str, Any]) -> str:
+    columns = {"train": "training step", "forward": "forward", "backward": "backward", "optimizer": "Adam",
+               "inference": "inference", FOLDED: "batch norms folded"}  # fmt: skip
     lines = [
         "| ms, median | " + " | ".join(columns.values()) + " | peak memory |",
         "|---" * (len(columns) + 2) + "|",
     ]
     for name, row in report["results"].items():
-        cells = " | ".join(f"{row[column]['median_ms']:.0f}" for column in columns)
+        cells = " | ".join(f"{row[column]['median_ms']:.0f}" if column in row else "" for column in columns)
         lines.append(f"| {name} | {cells} | {row['peak_memory_MiB']} MiB |")
-    ratios = report["minires_time_over_pytorch_best"]
-    cells = " | ".join(f"**{ratios[column]:.2f}**" for column in columns)
-    lines.append(f"| minires / the faster PyTorch | {cells} | |")
+    ratios = report["minires_over_pytorch_best"]
+    cells = " | ".join(_ratio(ratios, column) for column in (*columns, "memory"))
+    lines.append(f"| minires / the better PyTorch | {cells} |")
     return "\n".join(lines) + f"\n\n{report['what']}. {_where(report)}\n"
 
 

@@ -23,7 +23,9 @@ def test_every_file_it_points_to_is_there():
         assert (readme.README.parent / link).exists(), link
 
 
-@pytest.mark.parametrize("code", CODE, ids=["family", "one block", "training loop"])
+@pytest.mark.parametrize(
+    "code", CODE, ids=["family", "one block", "training loop", "inference", "less memory"]
+)
 def test_its_code_runs(code, capsys):
     # The loop is the reader's to run in full; here it sees two batches.
     exec(code.replace("Loader(hands.train,", "Loader(hands.train.take(range(32)),"), {})

@@ -97,9 +97,8 @@ def _pairs(model: Module, input: tuple[int, int, int] | None) -> Iterator[tuple[
     # On this copy's tape stands every parameter, frozen ones too. It shares the arrays of the weights.
     shared: dict[int, Any] = {id(parameter): Parameter(parameter.data) for parameter in model.parameters()}
     probe = copy.deepcopy(model, shared).eval()
-    owners: dict[
-        Node | None, set[Module]
-    ] = {}  # whose weight or gamma it is; of two modules if they share it
+    # Whose weight or gamma a leaf is: of two modules where they share it.
+    owners: dict[Node | None, set[Module]] = {}
     for (_, module), (_, original) in zip(probe.named_modules(), model.named_modules(), strict=True):
         # What a subclass of these does with its weights is its own affair.
         if type(module) is Conv2d:

@@ -94,7 +94,7 @@ def _backward_w(xp: Any, dy: Array, x: Array, shape: tuple[int, ...], win: Windo
 # (gather).
 
 
-_WINOGRAD_CHANNELS = 16  # with fewer, the transforms take longer than the products they save
+_WINOGRAD_CHANNELS = 8  # with fewer, the transforms take longer than the products they save
 
 
 def _is_winograd(win: Window, x_shape: tuple[int, ...], w_shape: tuple[int, ...], groups: int) -> bool:

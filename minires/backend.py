@@ -165,6 +165,7 @@ class _Pool:
         _inside.yes = True
         while (task := self.tasks.get()) is not None:
             task()
+            del task  # and with it the arrays that it holds
 
     def close(self) -> None:
         for _ in range(self.size - 1):

@@ -130,9 +130,7 @@ def _minires(job: Job, x: Any, labels: Any, weights: Any) -> Actions:
         return minires.fuse(model, (job.size, job.size, 3))
 
     def check() -> dict[str, Any]:
-        found = {"inference": infer(model)[1]}
-        if hasattr(minires, "fuse"):
-            found[FOLDED] = infer(folded())[1]
+        found = {"inference": infer(model)[1], FOLDED: infer(folded())[1]}
         rates = [module.rate for module in dropouts]
         for module in dropouts:  # what is random cannot be compared
             module.rate = 0.0
@@ -146,11 +144,13 @@ def _minires(job: Job, x: Any, labels: Any, weights: Any) -> Actions:
     def blas() -> list[str]:
         return [f"{one['internal_api']} {one.get('architecture')}" for one in threadpoolctl.threadpool_info()]
 
-    actions: Actions = {"train": train, "check": check, "blas": blas}
-    actions["inference"] = lambda: infer(model)[0]
-    if hasattr(minires, "fuse"):
-        actions[FOLDED] = lambda: infer(folded())[0]
-    return actions
+    return {
+        "train": train,
+        "check": check,
+        "blas": blas,
+        "inference": lambda: infer(model)[0],
+        FOLDED: lambda: infer(folded())[0],
+    }
 
 
 def _torch(job: Job, x: Any, labels: Any, weights: Any, *, channels_last: bool) -> Actions:
@@ -281,8 +281,7 @@ def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for what in ("training", "inference", FOLDED):
-        if what in a:
-            found[what] = float(np.linalg.norm(a[what] - b[what]) / np.linalg.norm(b[what]))
+        found[what] = float(np.linalg.norm(a[what] - b[what]) / np.linalg.norm(b[what]))
     norms = {name: np.linalg.norm(array) for name, array in b.items() if name.startswith("d ")}
     errors = {name: np.linalg.norm(a[name] - b[name]) for name in norms}
     found["gradient"] = _length(errors.values()) / _length(norms.values())
@@ -302,7 +301,7 @@ def verify(agreement: dict[str, float]) -> None:
     wrong = [
         f"{what} {agreement[what]:.1e} (at most {bound:.0e})"
         for what, bound in bounds.items()
-        if what in agreement and not agreement[what] <= bound
+        if not agreement[what] <= bound
     ]
     if wrong:
         raise SystemExit(f"minires and PyTorch do not agree, so nothing is timed: {', '.join(wrong)}")
@@ -328,17 +327,15 @@ def measure(job: Job, rounds: int) -> dict[str, Any]:
             for name in PEERS
             if name != "torch"
         }
-        has_folded = FOLDED in found["minires"]
         del found
         verify(agreement["minires against torch"])
         times: dict[str, dict[str, list[Any]]] = {name: {} for name in PEERS}
         for number in range(-WARM_UP, rounds):
             for what in ("train", "inference", FOLDED):
                 for peer in peers[number % len(peers) :] + peers[: number % len(peers)]:
-                    if what != FOLDED or peer.name != "minires" or has_folded:
-                        seconds = peer.ask(what)
-                        if number >= 0:
-                            times[peer.name].setdefault(what, []).append(seconds)
+                    seconds = peer.ask(what)
+                    if number >= 0:
+                        times[peer.name].setdefault(what, []).append(seconds)
         blas = peers[0].ask("blas")
         stack.close()
         results = {name: _row(times[name]) for name in PEERS}
@@ -374,9 +371,7 @@ def _ratios(results: dict[str, Any]) -> dict[str, float]:
     """Ours over the better of PyTorch's layouts; below 1 is better."""
     ours, theirs = results["minires"], [results[name] for name in PEERS[1:]]
     ratios = {
-        what: ours[what]["median_ms"] / min(row[what]["median_ms"] for row in theirs)
-        for what in COLUMNS
-        if what in ours
+        what: ours[what]["median_ms"] / min(row[what]["median_ms"] for row in theirs) for what in COLUMNS
     }
     ratios["memory"] = ours["peak_memory_MiB"] / min(row["peak_memory_MiB"] for row in theirs)
     return {what: round(ratio, 3) for what, ratio in ratios.items()}
@@ -391,10 +386,10 @@ def show(report: dict[str, Any]) -> None:
         print(f"{pair}: {numbers} ({apart['of']})")
     print(f"{'ms, median (quartiles)':22}" + "".join(f"{column:>22}" for column in COLUMNS) + "  peak MiB")
     for name, row in report["results"].items():
-        cells = [_cell(row[column]) if column in row else "" for column in COLUMNS]
+        cells = [_cell(row[column]) for column in COLUMNS]
         print(f"{name:22}" + "".join(f"{cell:>22}" for cell in cells) + f"{row['peak_memory_MiB']:10}")
     ratios = report["minires_over_pytorch_best"]
-    cells = [f"{ratios[column]:.2f}" if column in ratios else "" for column in COLUMNS]
+    cells = [f"{ratios[column]:.2f}" for column in COLUMNS]
     print(f"{'minires / best torch':22}" + "".join(f"{c:>22}" for c in cells) + f"{ratios['memory']:10.2f}\n")
 
 

@@ -163,7 +163,7 @@ def _torch(job: Job, x: Any, labels: Any, weights: Any, *, channels_last: bool) 
     x = torch.tensor(x).permute(0, 3, 1, 2).contiguous(memory_format=layout)
     labels = torch.tensor(labels)
     model = twin(job.build(initializer="zeros")).load_ours(weights).to(memory_format=layout)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
     dropouts = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
 
     def train() -> list[float]:

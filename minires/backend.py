@@ -21,7 +21,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -270,11 +270,12 @@ def parallel_calls(calls: Sequence[Callable[[], None]]) -> None:
     """Run ``calls`` at once, the first on this thread, the others on the pool; wait for all of them.
 
     Matrix products inside them use one thread each, except where there is only one call: then BLAS may
-    use its own threads.
+    use its own threads, unless one thread is all that was asked for.
     """
     if len(calls) == 1 or _inside.yes:
-        for call in calls:
-            call()
+        with nullcontext() if threads() > 1 or _inside.yes else _single_threaded_blas:
+            for call in calls:
+                call()
         return
     pool = _get_pool()
     done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()

@@ -16,19 +16,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from torch_peer import from_torch, to_torch
 
 from minires.nn import Module
 from minires.tensor import Tensor
 
 Arrays = dict[str, np.ndarray[Any, Any]]
-LEAVES = {"gamma": "weight", "beta": "bias"}  # ours -> PyTorch's, of a batch norm
 
 
 def leaf_for_torch(name: str) -> str:
     """``bn_conv1.gamma`` -> ``bn_conv1.weight``: the last part of a name as PyTorch has it."""
+    from torch_peer import RENAMED  # it needs PyTorch, and some who import this file have none
+
     module, leaf = name.rsplit(".", 1)
-    return f"{module}.{LEAVES.get(leaf, leaf)}"
+    return f"{module}.{RENAMED.get(leaf, leaf)}"
 
 
 @contextmanager
@@ -53,6 +53,7 @@ class Torch:
 
     def load(self, state: Arrays, dtype: str) -> None:
         import torch
+        from torch_peer import to_torch
 
         self.model.to(getattr(torch, dtype))
         renamed = {self.names(name): to_torch(name, array) for name, array in state.items()}
@@ -66,6 +67,7 @@ class Torch:
     def run(self, x: Any, dy: Any, *, training: bool, state: Arrays) -> Arrays:
         """The output, dx, the gradient of every parameter and, in training, the new running statistics."""
         import torch
+        from torch_peer import from_torch
 
         self.model.train(training)
         for module in self.model.modules():  # what is random cannot be compared

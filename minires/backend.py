@@ -252,8 +252,12 @@ _single_threaded_blas = _SingleThreadedBlas()
 
 def shards(n: int, grain: int = 1) -> list[tuple[int, int]]:
     """``range(n)`` in nearly equal parts, at most one per thread, none (but a lone one) under ``grain``."""
-    count = max(1, min(threads(), n // max(1, grain)))
-    edges = [n * part // count for part in range(count + 1)]
+    return split(0, n, max(1, min(threads(), n // max(1, grain))))
+
+
+def split(start: int, stop: int, count: int) -> list[tuple[int, int]]:
+    """``range(start, stop)`` in ``count`` nearly equal parts."""
+    edges = [start + (stop - start) * part // count for part in range(count + 1)]
     return list(zip(edges[:-1], edges[1:], strict=True))
 
 

@@ -180,7 +180,8 @@ def conv2d(
     w[kh, kw, c, o], with zeros outside the picture.
     Shapes: x (N, H, W, C), w (KH, KW, C/groups, O), b (O,) -> y (N, OH, OW, O) with
     OH = (H + top + bottom - KH) // stride + 1.
-    ``padding`` is an int, a pair (height, width), four sides ((top, bottom), (left, right)) or ``"same"``.
+    ``padding`` is an int, a pair (height, width), four sides ((top, bottom), (left, right)), ``"same"`` or
+    ``"ceil"``: see :func:`minires.ops.window.window`.
     Backward: see the head of this file.
     Raises: ShapeError if ranks, channels, groups or dtypes do not fit, or the kernel is larger than the
     padded picture.

@@ -105,9 +105,7 @@ class _Columns:
     def blocks(self, start: int, stop: int, least: int = 0) -> list[tuple[int, int]]:
         """The pictures start..stop in blocks whose columns take about _BLOCK bytes, or ``least`` if more."""
         count = max(1, round(self.bytes(stop - start) / max(_BLOCK, least)))
-        count = min(count, stop - start)
-        edges = [start + (stop - start) * i // count for i in range(count + 1)]
-        return list(zip(edges[:-1], edges[1:], strict=True))
+        return backend.split(start, stop, min(count, stop - start))
 
     def buffer(self, pictures: int) -> Array:
         return np.empty((self.groups, pictures * self.rows, self.depth), self.dtype)

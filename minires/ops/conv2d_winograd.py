@@ -39,6 +39,7 @@ from minires.backend import Array, kernel
 from minires.ops.window import Window
 
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+_G_TWICE = np.kron(G, G)  # along both axes: (16, 9)
 _BLOCK = 2 << 20  # bytes of v and of the products in one block
 
 
@@ -177,8 +178,7 @@ class _Tiles:
     def blocks(self, start: int, stop: int) -> list[tuple[int, int]]:
         """The pictures start..stop in blocks of about _BLOCK bytes."""
         count = max(1, min(stop - start, round((stop - start) * self.bytes / _BLOCK)))
-        edges = [start + (stop - start) * i // count for i in range(count + 1)]
-        return list(zip(edges[:-1], edges[1:], strict=True))
+        return backend.split(start, stop, count)
 
     def view(self, room: Array, pictures: int) -> Array:
         """The first numbers of ``room`` (16, most, channels) as (16, tiles, channels) of so many pictures."""
@@ -208,8 +208,8 @@ def forward(x: Array, w: Array, b: Array | None, win: Window) -> Array:
     channels, outputs = w.shape[2:]
     y = np.empty((len(x), *win.out, outputs), x.dtype)
     tiles = _Tiles(win, channels, outputs, x.itemsize)
-    twice = np.kron(G, G).astype(x.dtype)  # along both axes: (16, 9)
-    u = backend.matmul(twice, w.reshape(9, channels * outputs)).reshape(16, channels, outputs)
+    u = backend.matmul(_G_TWICE.astype(x.dtype), w.reshape(9, channels * outputs))
+    u = u.reshape(16, channels, outputs)
 
     def shard(start: int, stop: int) -> None:
         blocks = tiles.blocks(start, stop)
@@ -249,5 +249,4 @@ def correlate(dy: Array, x: Array, shape: tuple[int, ...], win: Window) -> Array
     backend.parallel_calls([partial(shard, number, *part) for number, part in enumerate(parts)])
     for part in sums[1:]:
         backend.add(sums[0], part, out=sums[0])
-    twice = np.kron(G, G).astype(x.dtype)
-    return backend.matmul(twice.T, sums[0].reshape(16, channels * outputs)).reshape(shape)
+    return backend.matmul(_G_TWICE.T.astype(x.dtype), sums[0].reshape(16, channels * outputs)).reshape(shape)

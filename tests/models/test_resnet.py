@@ -451,8 +451,10 @@ def to_akamaster(name):
 
 
 def predict(state, pictures, pad):
+    from torch_peer import from_torch
+
     model = build("resnet20_cifar", pad=pad).eval()
-    model.load_state_dict({name: oracle.from_torch(state[to_akamaster(name)]) for name in model.state_dict()})
+    model.load_state_dict({name: from_torch(state[to_akamaster(name)]) for name in model.state_dict()})
     with no_grad():
         batches = [model(Tensor(pictures[i : i + 100])).numpy() for i in range(0, len(pictures), 100)]
     return np.concatenate(batches).argmax(axis=1)

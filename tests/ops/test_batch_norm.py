@@ -284,3 +284,15 @@ def test_shapes_that_do_not_fit(x, options, text):
 def test_dtypes_are_never_mixed():
     with pytest.raises(ShapeError, match="batch_norm: x is float32 but gamma is float64"):
         batch_norm(Tensor(np.ones((2, 3), np.float32)), Tensor(ONES), Tensor(ONES), training=True)
+
+
+def test_the_backward_sees_the_same_signs_as_the_forward():
+    """The kernels find the sign of y a second time, from x: to the last bit, also where y is nearly zero."""
+    rng = np.random.default_rng(3)
+    x = Tensor((1 + 1e-6 * rng.standard_normal((5000, 24))).astype(np.float32), requires_grad=True)
+    gamma, beta = (Tensor(array.astype(np.float32)) for array in (1 + rng.random(24), 1e-6 * rng.random(24)))
+    mean, var = np.ones(24, np.float32), np.full(24, 0.7, np.float32)
+    y = batch_norm(x, gamma, beta, training=False, running_mean=mean, running_var=var, relu=True)
+    y.backward(np.ones(y.shape, np.float32))
+    assert 0.1 < (y.data > 0).mean() < 0.9
+    assert np.array_equal(x.grad > 0, y.data > 0)

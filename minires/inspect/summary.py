@@ -189,7 +189,8 @@ def _kind(module: Module, options: dict[str, Any]) -> str:
     """A layer in a few words; what is fused into a batch norm (addition, ReLU) is named with it."""
     if isinstance(module, nn.Conv2d):
         groups = f", {module.groups} groups" if module.groups > 1 else ""
-        return f"conv {_times(module.weight.shape[:2])}{_by(module.stride)}{groups}"
+        relu = ", ReLU" if module.relu else ""
+        return f"conv {_times(module.weight.shape[:2])}{_by(module.stride)}{groups}{relu}"
     if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
         word = "max pool" if isinstance(module, nn.MaxPool2d) else "average pool"
         return f"{word} {_times(_pair(module.kernel))}{_by(module.stride or module.kernel)}"

@@ -7,7 +7,8 @@ does the same in its kernel and its bias, both can be put there once and for all
     w' = w * scale                                        (KH, KW, C/groups, O)
     b' = beta + (b - mean) * scale                        (O,)
 
-What the batch norm did besides, adding a shortcut and ReLU, is left: see :class:`AddReLU`.
+A ReLU alone behind it goes into the convolution, too, which applies it while its result is in cache. Where a
+shortcut is added before, both are left: see :class:`AddReLU`.
 
 Which batch norm reads the result of which convolution is seen on the tape of one forward pass. So it does not
 matter how a model is put together, and a convolution whose result is read elsewhere too keeps its own.
@@ -35,7 +36,7 @@ SIZES = (32, 64, 224)  # of the pictures that are tried where no input is given
 
 
 class AddReLU(Module):
-    """What is left of a folded batch norm: the addition of a shortcut if called with one, ReLU if it had one.
+    """What is left of a folded batch norm: the addition of a shortcut if called with one, and ReLU after it.
 
     Shapes: x any; add and the result as x.
     """
@@ -68,16 +69,16 @@ def fuse(model: Module, input: tuple[int, int, int] | None = None) -> Module:
     Source: arXiv:1712.05877.
     """
     memo: dict[int, Any] = {}
-    for conv, bn in _pairs(model, input):
-        rest = AddReLU(relu=bn.relu)
+    for conv, bn, adds in _pairs(model, input):
+        rest = AddReLU(relu=bn.relu and adds)
         rest.path = bn.path
-        memo |= {id(conv): _folded(conv, bn), id(bn): rest}
+        memo |= {id(conv): _folded(conv, bn, relu=bn.relu and not adds), id(bn): rest}
     # deepcopy takes what is in its memo for the copy, wherever in the model, and however often, it is held.
     return copy.deepcopy(model, memo).eval()
 
 
-def _folded(conv: Conv2d, bn: BatchNorm2d) -> Conv2d:
-    """The convolution with the batch norm in its weight and bias."""
+def _folded(conv: Conv2d, bn: BatchNorm2d, *, relu: bool) -> Conv2d:
+    """The convolution with the batch norm in its weight and bias, and its ReLU."""
     xp, dtype = backend.array_module(conv.weight.data), conv.weight.dtype
     gamma, beta, mean, var = (
         xp.asarray(array, np.float64)
@@ -86,14 +87,16 @@ def _folded(conv: Conv2d, bn: BatchNorm2d) -> Conv2d:
     scale = gamma / xp.sqrt(var + bn.eps)
     bias = 0.0 if conv.bias is None else conv.bias.data
     both = copy.copy(conv)
+    both.relu = relu
     both.weight = Parameter((conv.weight.data * scale).astype(dtype))
     both.bias = Parameter((beta + (bias - mean) * scale).astype(dtype))
     both.weight.requires_grad = both.bias.requires_grad = conv.weight.requires_grad
     return both
 
 
-def _pairs(model: Module, input: tuple[int, int, int] | None) -> Iterator[tuple[Conv2d, BatchNorm2d]]:
-    """Yield each convolution whose result one batch norm reads and nothing else, with this batch norm."""
+def _pairs(model: Module, input: tuple[int, int, int] | None) -> Iterator[tuple[Conv2d, BatchNorm2d, bool]]:
+    """Yield each convolution whose result one batch norm reads and nothing else, with this batch norm, and
+    whether that adds a shortcut."""
     # On this copy's tape stands every parameter, frozen ones too. It shares the arrays of the weights.
     shared: dict[int, Any] = {id(parameter): Parameter(parameter.data) for parameter in model.parameters()}
     probe = copy.deepcopy(model, shared).eval()
@@ -117,7 +120,8 @@ def _pairs(model: Module, input: tuple[int, int, int] | None) -> Iterator[tuple[
         if all(len(owners.get(leaf, ())) == uses[leaf] == 1 for leaf in (weight, gamma)):
             (conv,), (bn,) = owners[weight], owners[gamma]
             assert isinstance(conv, Conv2d) and isinstance(bn, BatchNorm2d)
-            yield conv, bn
+            if not conv.relu:
+                yield conv, bn, len(node.parents) > 3
 
 
 def _scores(model: Module, input: tuple[int, int, int] | None) -> Tensor:
@@ -131,7 +135,7 @@ def _scores(model: Module, input: tuple[int, int, int] | None) -> Tensor:
     for size in sizes:
         picture = Tensor(np.zeros((1, *size), first.weight.dtype)).to(first.weight.device)
         try:
-            with with_settings(recording=True):
+            with with_settings(recording=True, fused=True):
                 return model(picture)
         except ShapeError as error:
             last = error

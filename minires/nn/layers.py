@@ -21,7 +21,7 @@ from minires.tensor import Tensor
 
 
 class Conv2d(Module):
-    """Convolution with a learned kernel; see :func:`minires.ops.conv2d.conv2d`.
+    """Convolution with a learned kernel, and a ReLU where asked; see :func:`minires.ops.conv2d.conv2d`.
 
     Shapes: x (N, H, W, in_channels) -> (N, OH, OW, out_channels); weight (KH, KW, in_channels/groups,
     out_channels), bias (out_channels,).
@@ -37,18 +37,27 @@ class Conv2d(Module):
         padding: Padding = 0,
         groups: int = 1,
         bias: bool = True,
+        relu: bool = False,
         initializer: str = "he_normal",
         rng: np.random.Generator,
     ) -> None:
         super().__init__()
         kh, kw = (kernel, kernel) if isinstance(kernel, int) else kernel
-        self.stride, self.padding, self.groups = stride, padding, groups
+        self.stride, self.padding, self.groups, self.relu = stride, padding, groups, relu
         shape = (kh, kw, in_channels // groups, out_channels)
         self.weight = Parameter(init.get(initializer)(shape, rng))
         self.bias = Parameter(np.zeros(out_channels, np.float32)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding, groups=self.groups)
+        return conv2d(
+            x,
+            self.weight,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            groups=self.groups,
+            relu=self.relu,
+        )
 
 
 class BatchNorm2d(Module):

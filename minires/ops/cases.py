@@ -104,6 +104,7 @@ def _conv2d() -> Iterator[Case]:
         ("stride larger than kernel", (1, 7, 8, 2), (2, 2, 2, 2), {"stride": 3}),
         ("kernel as large as the picture", (2, 3, 4, 2), (3, 4, 2, 3), {}),
         ("groups", (2, 4, 4, 4), (3, 3, 2, 6), {"padding": 1, "groups": 2}),
+        ("3x3, 4 groups that make 2", (1, 4, 3, 32), (3, 3, 8, 24), {"padding": 1, "groups": 4}),
         ("depthwise", (2, 4, 5, 3), (3, 3, 1, 6), {"padding": 1, "groups": 3}),
         ("one picture, one channel", (1, 4, 4, 1), (3, 3, 1, 1), {"padding": 1}),
         ("many places, few channels", (3, 7, 7, 1), (2, 2, 1, 2), {}),
@@ -111,6 +112,9 @@ def _conv2d() -> Iterator[Case]:
     for i, (name, x, w, options) in enumerate(table):
         bias = {"b": w[-1:]} if i % 2 == 0 else {}
         yield Case("conv2d", name + (", bias" if bias else ""), conv2d, {"x": x, "w": w, **bias}, options)
+        if name.startswith("3x3, ") and "channels" in name:  # each of the ways a forward pass may take
+            inputs = {"x": x, "w": w, **bias}
+            yield Case("conv2d", name + ", ReLU", conv2d, inputs, {**options, "relu": True})
 
 
 def running_statistics(like: Tensor) -> dict[str, Any]:

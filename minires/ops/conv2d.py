@@ -33,9 +33,11 @@ from minires import backend
 from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks, conv2d_winograd
-from minires.ops.conv2d_columns import by_group, correlate, gather, scatter
+from minires.ops.conv2d_columns import by_group, correlate, finish, gather, scatter
+from minires.ops.relu import gradient as relu_gradient
+from minires.ops.relu import relu as relu_tensor
 from minires.ops.window import Padding, Window, window
-from minires.tensor import Tensor, record
+from minires.tensor import Tensor, is_fused, record
 
 # ---------------------------------------------------------------------------------------- specification
 
@@ -66,10 +68,11 @@ def _col2im(xp: Any, columns: Array, shape: tuple[int, ...], win: Window) -> Arr
     return xp.ascontiguousarray(win.crop(padded))
 
 
-def _forward(xp: Any, x: Array, w: Array, b: Array | None, win: Window, groups: int) -> Array:
+def _forward(xp: Any, x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups: int) -> Array:
     y = xp.empty((x.shape[0], *win.out, w.shape[-1]), x.dtype)
     by_group(y, groups)[...] = xp.matmul(_im2col(xp, x, win, groups), by_group(w, groups))
-    return y if b is None else y + b
+    y = y if b is None else y + b
+    return xp.maximum(y, xp.zeros((), y.dtype)) if relu else y
 
 
 def _backward_x(xp: Any, dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
@@ -95,29 +98,68 @@ def _backward_w(xp: Any, dy: Array, x: Array, shape: tuple[int, ...], win: Windo
 
 
 _WINOGRAD_CHANNELS = 8  # with fewer, the transforms take longer than the products they save
+_JOINED_CHANNELS = 16  # of a group made of several
 
 
 def _is_winograd(win: Window, x_shape: tuple[int, ...], w_shape: tuple[int, ...], groups: int) -> bool:
     """Whether Winograd's way was measured to be faster: 3x3, stride 1, and a kernel that, transformed, holds
     no more numbers than the transformed tiles of the pictures and of the output."""
-    channels, outputs = w_shape[2:]
+    channels, outputs = w_shape[2], w_shape[3] // groups
     tiles = x_shape[0] * ((win.out[0] + 1) // 2) * ((win.out[1] + 1) // 2)
-    fits = win.size == (3, 3) and win.stride == (1, 1) and groups == 1 and max(win.top, win.left) < 3
+    fits = win.size == (3, 3) and win.stride == (1, 1) and max(win.top, win.left) < 3
     enough = min(channels, outputs) >= _WINOGRAD_CHANNELS
     return fits and enough and channels * outputs <= tiles * (channels + outputs)
 
 
-def _turned(win: Window, x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> Window | None:
-    """The window that looks from the output back at the picture.
+# Groups of few channels make products too small to be fast. So several groups are taken as one, with a kernel
+# that is zero where a channel of one would meet a channel of another.
 
-    None where there is none, and where the kernel is larger than the pictures: flipping it takes too long.
-    """
+
+def _joined_groups(groups: int, w_shape: tuple[int, ...]) -> int:
+    """How many groups are left when as many as are worth it have been joined."""
+    widest = max(w_shape[2], w_shape[3] // groups)
+    joined = 1
+    while 2 * joined * widest <= _JOINED_CHANNELS and groups % (2 * joined) == 0:
+        joined *= 2
+    return groups // joined
+
+
+def _join(w: Array, groups: int, left: int) -> Array:
+    """(KH, KW, C/groups, O) -> (KH, KW, C/left, O)."""
+    kh, kw, depth, outputs = w.shape
+    many = groups // left
+    if many == 1:
+        return w
+    joined = np.zeros((kh, kw, many, depth, left, many, outputs // groups), w.dtype)
+    parts = w.reshape(kh, kw, depth, left, many, outputs // groups)
+    for i in range(many):
+        joined[:, :, i, :, :, i] = parts[:, :, :, :, i]
+    return joined.reshape(kh, kw, many * depth, outputs)
+
+
+def _part(dw: Array, groups: int, left: int) -> Array:
+    """The adjoint of _join: (KH, KW, C/left, O) -> (KH, KW, C/groups, O)."""
+    kh, kw, depth, outputs = dw.shape
+    many = groups // left
+    if many == 1:
+        return dw
+    joined = dw.reshape(kh, kw, many, depth // many, left, many, outputs // groups)
+    parts = np.stack([joined[:, :, i, :, :, i] for i in range(many)], axis=4)
+    return parts.reshape(kh, kw, depth // many, outputs)
+
+
+def _turned(win: Window, x_shape: tuple[int, ...]) -> Window | None:
+    """The window that looks from the output back at the picture; None where there is none."""
     (kh, kw), (h, w) = win.size, x_shape[1:3]
     sides = (kh - 1 - win.top, kh - 1 - win.bottom, kw - 1 - win.left, kw - 1 - win.right)
-    too_large = math.prod(w_shape) > math.prod(x_shape)
-    if win.stride != (1, 1) or win.size == (1, 1) or min(sides) < 0 or too_large:
+    if win.stride != (1, 1) or win.size == (1, 1) or min(sides) < 0:
         return None
     return Window(win.size, (1, 1), *sides, out=(h, w))
+
+
+def _is_flip_cheap(x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> bool:
+    """Whether the kernel is no larger than the pictures; else flipping it takes longer than it saves."""
+    return math.prod(w_shape) <= math.prod(x_shape)
 
 
 def _flipped(w: Array, groups: int) -> Array:
@@ -127,30 +169,43 @@ def _flipped(w: Array, groups: int) -> Array:
     return np.ascontiguousarray(by_group.transpose(0, 1, 4, 3, 2)).reshape(kh, kw, o // groups, groups * c)
 
 
-def _forward_numba(x: Array, w: Array, b: Array | None, win: Window, groups: int) -> Array:
+def _forward_numba(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups: int) -> Array:
+    left = _joined_groups(groups, w.shape)
+    w, groups = _join(w, groups, left), left
     if _is_winograd(win, x.shape, w.shape, groups):
-        return conv2d_winograd.forward(x, w, b, win)
-    turned = _turned(win, x.shape, w.shape)
-    if turned is None or 2 * w.shape[-1] > x.shape[-1]:
-        return gather(x, w, b, win, groups)
+        return conv2d_winograd.forward(x, w, b, relu, win, groups)
+    turned = _turned(win, x.shape)
+    if turned is None or 2 * w.shape[-1] > x.shape[-1] or not _is_flip_cheap(x.shape, w.shape):
+        return gather(x, w, b, relu, win, groups)
     y = scatter(x, _flipped(w, groups), (len(x), *win.out, w.shape[-1]), turned, groups)
-    return y if b is None else np.add(y, b, out=y)
+    finish(y, b, relu)
+    return y
 
 
 def _backward_x_numba(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
-    turned = _turned(win, shape, w.shape)
+    left = _joined_groups(groups, w.shape)
+    w, groups = _join(w, groups, left), left
+    turned = _turned(win, shape)
     if turned is not None and _is_winograd(win, shape, w.shape, groups):
-        return conv2d_winograd.forward(dy, _flipped(w, 1), None, turned)
-    if turned is None or dy.shape[-1] >= 2 * shape[-1]:
+        return conv2d_winograd.backward_x(dy, w, turned, groups)
+    if turned is None or dy.shape[-1] >= 2 * shape[-1] or not _is_flip_cheap(shape, w.shape):
         return scatter(dy, w, shape, win, groups)
-    return gather(dy, _flipped(w, groups), None, turned, groups)
+    return gather(dy, _flipped(w, groups), None, False, turned, groups)
 
 
 def _backward_w_numba(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
-    if _is_winograd(win, x.shape, shape, groups):
-        return conv2d_winograd.correlate(dy, x, shape, win)
-    turned = _turned(win, x.shape, shape)
-    if turned is None or dy.shape[-1] >= x.shape[-1]:
+    left = _joined_groups(groups, shape)
+    joined = (*shape[:2], x.shape[-1] // left, shape[3])
+    return _part(_correlate(dy, x, joined, win, left), groups, left)
+
+
+def _correlate(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
+    sides = sorted((dy.shape[-1], x.shape[-1]))
+    # Where one side has far fewer channels, its columns are made sooner than the tiles of both sides.
+    if _is_winograd(win, x.shape, shape, groups) and sides[1] <= 2 * sides[0]:
+        return conv2d_winograd.correlate(dy, x, shape, win, groups)
+    turned = _turned(win, x.shape)
+    if turned is None or dy.shape[-1] >= x.shape[-1] or not _is_flip_cheap(x.shape, shape):
         return correlate(dy, x, shape, win, groups)
     kh, kw, c, o = shape
     return _flipped(correlate(x, dy, (kh, kw, o // groups, c * groups), turned, groups), groups)
@@ -173,8 +228,11 @@ def conv2d(
     stride: int | tuple[int, int] = 1,
     padding: Padding = 0,
     groups: int = 1,
+    relu: bool = False,
 ) -> Tensor:
-    """Convolve pictures with kernels.
+    """Convolve pictures with kernels, and apply ReLU where asked.
+
+    Under ``minires.unfused()`` the ReLU is a node of its own on the tape.
 
     Math: y[n, i, j, o] = b[o] + sum over kh, kw, c of x[n, i*stride + kh - top, j*stride + kw - left, c] *
     w[kh, kw, c, o], with zeros outside the picture.
@@ -205,19 +263,21 @@ def conv2d(
     if b is not None and b.shape != (o,):
         raise ShapeError(f"conv2d: b must have shape ({o},), one per output channel, not {b.shape}")
     win = window("conv2d", (h, width), (kh, kw), stride, padding)
+    if relu and not is_fused():
+        return relu_tensor(conv2d(x, w, b, stride=stride, padding=padding, groups=groups))
 
     xp = backend.array_module(x.data)
     xdata, wdata = xp.ascontiguousarray(x.data), xp.ascontiguousarray(w.data)
     bdata = None if b is None else b.data
     if backend.fast(xdata):
-        y = _forward_numba(xdata, wdata, bdata, win, groups)
+        y = _forward_numba(xdata, wdata, bdata, relu, win, groups)
     else:
-        y = _forward(xp, xdata, wdata, bdata, win, groups)
+        y = _forward(xp, xdata, wdata, bdata, relu, win, groups)
     # Tensors that need no gradient cost no product: the first layer of a network never computes dx.
     need_x, need_w, need_b = x.requires_grad, w.requires_grad, b is not None and b.requires_grad
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
-        dy = xp.ascontiguousarray(dy)
+        dy = relu_gradient(dy, y) if relu else xp.ascontiguousarray(dy)
         fast = backend.fast(dy)
         dx = dw = db = None
         if need_w:

@@ -121,8 +121,23 @@ class _Columns:
         return columns
 
 
-def gather(x: Array, w: Array, b: Array | None, win: Window, groups: int) -> Array:
-    """im2col(x) @ w + b."""
+@kernel
+def _finish_numba(y, b, relu):
+    zero = y.dtype.type(0)
+    for m in range(y.shape[0]):
+        for c in range(y.shape[1]):
+            value = y[m, c] + b[c] if b.size else y[m, c]
+            y[m, c] = zero if relu and value < zero else value  # NaN stays NaN
+
+
+def finish(y: Array, b: Array | None, relu: bool) -> None:
+    """Add the bias to y (..., O) and apply ReLU, in place."""
+    if b is not None or relu:
+        _finish_numba(y.reshape(-1, y.shape[-1]), np.empty(0, y.dtype) if b is None else b, relu)
+
+
+def gather(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups: int) -> Array:
+    """im2col(x) @ w + b, with a ReLU behind it where asked."""
     y = np.empty((len(x), *win.out, w.shape[-1]), x.dtype)
     columns = _Columns(win, groups, x.shape[-1], x.dtype)
     kernels = by_group(w, groups)
@@ -133,8 +148,7 @@ def gather(x: Array, w: Array, b: Array | None, win: Window, groups: int) -> Arr
         for first, last in blocks:
             out = y[first:last]
             np.matmul(columns.read(x[first:last], buffer), kernels, out=by_group(out, groups))
-            if b is not None:
-                np.add(out, b, out=out)
+            finish(out, b, relu)
 
     backend.parallel_for(shard, len(x))
     return y

@@ -19,9 +19,8 @@ place of 36. Summed over channels each of the 16 is a matrix product of its own:
 
     dw = G^T (v^T @ e) G    with e = A dy A^T        the adjoint; dx is a forward pass with the flipped kernel
 
-Rounding: in float32, y and dx come out as
-near to the exact result as with im2col (2e-7 to 5e-7 of its size in networks' shapes), dw up to three times
-as far (1e-6) where many tiles are summed. A test holds these.
+Rounding: in float32, y and dx come out as near to the exact result as with im2col (2e-7 to 5e-7 of its size
+in networks' shapes), dw up to three times as far (1e-6) where many tiles are summed. A test holds these.
 
 Source: Winograd 1980, Arithmetic complexity of computations; Lavin and Gray 2015, Fast algorithms for
 convolutional neural networks, arXiv:1509.09308.
@@ -36,10 +35,12 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array, kernel
+from minires.ops.conv2d_columns import finish
 from minires.ops.window import Window
 
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 _G_TWICE = np.kron(G, G)  # along both axes: (16, 9)
+_G_FLIPPED = np.kron(G[:, ::-1], G[:, ::-1])  # of the kernel turned by 180 degrees
 _BLOCK = 2 << 20  # bytes of v and of the products in one block
 
 
@@ -126,9 +127,9 @@ def _outputs_numba(m, y, evens, odds):
 
 @kernel
 def _gradients_numba(dy, e, evens, odds):
-    """e = A dy A^T, the adjoint of _outputs_numba; evens, odds (4, across * O)."""
+    """e = A dy A^T, the adjoint of _outputs_numba; evens, odds (at least 2, across * O) take two lines."""
     n, high, wide, channels = dy.shape
-    run = evens.shape[1]
+    run, number = evens.shape[1], dy.dtype.type
     flat = e.reshape(16, e.shape[1] * channels)
     down = (high + 1) // 2
     evens[...] = 0
@@ -136,34 +137,29 @@ def _gradients_numba(dy, e, evens, odds):
     for p in range(n):
         for i in range(down):
             start = (p * down + i) * run
-            for ow in range(wide):
-                at = ow // 2 * channels
-                lines = odds if ow % 2 else evens
-                r0, r1 = lines[0, at : at + channels], lines[1, at : at + channels]
-                r2, r3 = lines[2, at : at + channels], lines[3, at : at + channels]
-                above = dy[p, 2 * i, ow]
-                if 2 * i + 1 < high:
-                    below = dy[p, 2 * i + 1, ow]
+            for line in range(2):
+                if 2 * i + line == high:
+                    evens[line] = 0
+                    odds[line] = 0
+                    continue
+                for ow in range(wide):
+                    source, at = dy[p, 2 * i + line, ow], ow // 2 * channels
+                    target = odds[line, at : at + channels] if ow % 2 else evens[line, at : at + channels]
                     for c in range(channels):
-                        r0[c] = above[c]
-                        r1[c] = above[c] + below[c]
-                        r2[c] = above[c] - below[c]
-                        r3[c] = -below[c]
-                else:
-                    for c in range(channels):
-                        r0[c] = above[c]
-                        r1[c] = above[c]
-                        r2[c] = above[c]
-                        r3[c] = 0
+                        target[c] = source[c]
             for k in range(4):
                 e0, e1 = flat[4 * k, start : start + run], flat[4 * k + 1, start : start + run]
                 e2, e3 = flat[4 * k + 2, start : start + run], flat[4 * k + 3, start : start + run]
-                even, odd = evens[k], odds[k]
+                # A dy: above, above + below, above - below, -below
+                one, two = number(1 if k < 3 else 0), number(0 if k == 0 else 1 if k == 1 else -1)
                 for c in range(run):
-                    e0[c] = even[c]
-                    e1[c] = even[c] + odd[c]
-                    e2[c] = even[c] - odd[c]
-                    e3[c] = -odd[c]
+                    even = one * evens[0, c] + two * evens[1, c]
+                    odd = one * odds[0, c] + two * odds[1, c]
+                    # (A dy) A^T: the same along the line
+                    e0[c] = even
+                    e1[c] = even + odd
+                    e2[c] = even - odd
+                    e3[c] = -odd
 
 
 class _Tiles:
@@ -203,13 +199,33 @@ class _Tiles:
         return v
 
 
-def forward(x: Array, w: Array, b: Array | None, win: Window) -> Array:
-    """conv2d of x (N, H, W, C) with w (3, 3, C, O), stride 1."""
-    channels, outputs = w.shape[2:]
+def forward(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups: int) -> Array:
+    """conv2d of x (N, H, W, C) with w (3, 3, C/G, O), stride 1, with a ReLU behind it where asked."""
+    u = backend.matmul(_G_TWICE.astype(x.dtype), w.reshape(9, -1))
+    return _convolve(x, _by_group(u.reshape(16, *w.shape[2:]), groups), b, relu, win)
+
+
+def backward_x(dy: Array, w: Array, win: Window, groups: int) -> Array:
+    """dx: conv2d of dy (N, OH, OW, O), seen through the turned window, with the flipped kernel."""
+    u = backend.matmul(_G_FLIPPED.astype(dy.dtype), w.reshape(9, -1))
+    u = _by_group(u.reshape(16, *w.shape[2:]), groups).swapaxes(2, 3)
+    if u.nbytes < _BLOCK:  # then BLAS gains more from matrices in order than it takes to put them so
+        u = np.ascontiguousarray(u)
+    return _convolve(dy, u, None, False, win)
+
+
+def _by_group(matrices: Array, groups: int) -> Array:
+    """(16, R, C) -> the view (16, G, R, C/G)."""
+    count, rows, columns = matrices.shape
+    return matrices.reshape(count, rows, groups, columns // groups).swapaxes(1, 2)
+
+
+def _convolve(x: Array, u: Array, b: Array | None, relu: bool, win: Window) -> Array:
+    """A^T (v @ u) A of x (N, H, W, C) and u (16, G, C/G, O/G), a few pictures at a time."""
+    _, groups, channels, outputs = u.shape
+    channels, outputs = groups * channels, groups * outputs
     y = np.empty((len(x), *win.out, outputs), x.dtype)
     tiles = _Tiles(win, channels, outputs, x.itemsize)
-    u = backend.matmul(_G_TWICE.astype(x.dtype), w.reshape(9, channels * outputs))
-    u = u.reshape(16, channels, outputs)
 
     def shard(start: int, stop: int) -> None:
         blocks = tiles.blocks(start, stop)
@@ -217,21 +233,21 @@ def forward(x: Array, w: Array, b: Array | None, win: Window) -> Array:
         evens, odds = tiles.lines(outputs, x.dtype)
         for first, last in blocks:
             v = tiles.read(x[first:last], inputs)
-            m = np.matmul(v, u, out=tiles.view(products, last - first))
+            m = tiles.view(products, last - first)
+            np.matmul(_by_group(v, groups), u, out=_by_group(m, groups))
             _outputs_numba(m, y[first:last], evens, odds)
-            if b is not None:
-                np.add(y[first:last], b, out=y[first:last])
+            finish(y[first:last], b, relu)
 
     backend.parallel_for(shard, len(x))
     return y
 
 
-def correlate(dy: Array, x: Array, shape: tuple[int, ...], win: Window) -> Array:
-    """dw of ``shape`` (3, 3, C, O)."""
-    channels, outputs = shape[2:]
+def correlate(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
+    """dw of ``shape`` (3, 3, C/G, O)."""
+    channels, outputs = x.shape[-1], shape[-1]
     tiles = _Tiles(win, channels, outputs, x.itemsize)
     parts = backend.shards(len(x))
-    sums = [np.empty((16, channels, outputs), x.dtype) for _ in parts]
+    sums = np.empty((len(parts), 16, groups, shape[2], outputs // groups), x.dtype)
 
     def shard(part: int, start: int, stop: int) -> None:
         blocks = tiles.blocks(start, stop)
@@ -242,11 +258,13 @@ def correlate(dy: Array, x: Array, shape: tuple[int, ...], win: Window) -> Array
             v = tiles.read(x[first:last], inputs)
             e = tiles.view(gradients, last - first)
             _gradients_numba(dy[first:last], e, evens, odds)
-            np.matmul(v.swapaxes(1, 2), e, out=product if number else sums[part])
+            target = product if number else sums[part]
+            np.matmul(_by_group(v, groups).swapaxes(2, 3), _by_group(e, groups), out=target)
             if number:
                 sums[part] += product
 
     backend.parallel_calls([partial(shard, number, *part) for number, part in enumerate(parts)])
-    for part in sums[1:]:
-        backend.add(sums[0], part, out=sums[0])
-    return backend.matmul(_G_TWICE.T.astype(x.dtype), sums[0].reshape(16, channels * outputs)).reshape(shape)
+    # G^T s G of all parts, which also adds them up
+    back = np.tile(_G_TWICE.T.astype(x.dtype), len(parts))
+    dw = backend.matmul(back, sums.reshape(16 * len(parts), -1))  # (9, G * C/G * O/G)
+    return dw.reshape(9, groups, shape[2], -1).swapaxes(1, 2).reshape(shape)

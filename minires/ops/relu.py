@@ -81,6 +81,11 @@ def _backward_numba(dy: Array, y: Array) -> Array:
 # ----------------------------------------------------------------------------------------------- public
 
 
+def gradient(dy: Array, y: Array) -> Array:
+    """dx for operations that end in a ReLU, from their result ``y``."""
+    return _backward_numba(dy, y) if backend.fast(dy) else _backward(dy, y)
+
+
 def relu(x: Tensor, *, add: Tensor | None = None) -> Tensor:
     """Add ``add`` where given, then set negative values to zero.
 
@@ -105,7 +110,7 @@ def relu(x: Tensor, *, add: Tensor | None = None) -> Tensor:
     needs_x, needs_add = x.requires_grad, add is not None and add.requires_grad
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
-        dx = _backward_numba(dy, y) if backend.fast(dy) else _backward(dy, y)
+        dx = gradient(dy, y)
         if add is None:
             return (dx,)
         # Each gets an array of its own: a gradient may be changed by who receives it.

@@ -24,11 +24,12 @@ def test_case(case, device):
 def test_against_torch(case):
     torch = pytest.importorskip("torch")
 
-    def reference(x, w, b=None, stride=1, padding=0, groups=1):
+    def reference(x, w, b=None, stride=1, padding=0, groups=1, relu=False):
         (top, bottom), (left, right) = opcheck.four_sides(x.shape[1:3], w.shape[:2], stride, padding)
         nchw = torch.nn.functional.pad(x.permute(0, 3, 1, 2), (left, right, top, bottom))
         kernel = w.permute(3, 2, 0, 1)  # (KH, KW, C/groups, O) -> (O, C/groups, KH, KW)
         y = torch.nn.functional.conv2d(nchw, kernel, b, stride=stride, groups=groups)
+        y = torch.relu(y) if relu else y
         return y.permute(0, 2, 3, 1)
 
     opcheck.check_against_torch(case, reference)
@@ -49,6 +50,7 @@ def test_the_definition_written_out(case):
         patch = x[n, i * sh : i * sh + w.shape[0], j * sw : j * sw + w.shape[1]]
         patch = patch[..., group * depth : (group + 1) * depth]
         expected = (patch * w[..., o]).sum() + (b[o] if "b" in arrays else 0)
+        expected = max(expected, 0) if options.get("relu") else expected
         assert abs(got[n, i, j, o] - expected) < 1e-12, (n, i, j, o)
     places = [(x.shape[1] - w.shape[0]) // sh + 1, (x.shape[2] - w.shape[1]) // sw + 1]
     assert list(got.shape[1:3]) == places
@@ -64,8 +66,10 @@ def three_threads():
 
 @pytest.mark.parametrize("winograd", [1, 99], ids=["Winograd", "columns"])
 @pytest.mark.parametrize("whole", [0, 1 << 30], ids=["cut by pictures", "cut by depth"])
-def test_small_blocks_on_three_threads(monkeypatch, three_threads, whole, winograd):
+@pytest.mark.parametrize("joined", [1, 4, 64], ids=["groups apart", "few groups joined", "groups joined"])
+def test_small_blocks_on_three_threads(monkeypatch, three_threads, joined, whole, winograd):
     """The sizes at which the fast path cuts its work are far above those of the cases: bring them down."""
+    monkeypatch.setattr(module, "_JOINED_CHANNELS", joined)
     monkeypatch.setattr(module, "_WINOGRAD_CHANNELS", winograd)
     monkeypatch.setattr(conv2d_winograd, "_BLOCK", 256)
     monkeypatch.setattr(conv2d_columns, "_BLOCK", 256)
@@ -100,10 +104,18 @@ def test_winograd_rounds_little(shape):
     w = rng.standard_normal((3, 3, c, o)) * 0.1
     win = window("conv2d", (size, size), 3, 1, 1)
     assert module._is_winograd(win, x.shape, w.shape, 1)
-    exact = (module._forward(np, x, w, None, win, 1), module._backward_w(np, dy, x, w.shape, win, 1))
+    exact = (
+        module._forward(np, x, w, None, False, win, 1),
+        module._backward_x(np, dy, w, x.shape, win, 1),
+        module._backward_w(np, dy, x, w.shape, win, 1),
+    )
     x, dy, w = (array.astype(np.float32) for array in (x, dy, w))
-    rounded = (conv2d_winograd.forward(x, w, None, win), conv2d_winograd.correlate(dy, x, w.shape, win))
-    for limit, one, other in zip((1e-6, 2e-6), exact, rounded, strict=True):
+    rounded = (
+        conv2d_winograd.forward(x, w, None, False, win, 1),
+        conv2d_winograd.backward_x(dy, w, win, 1),
+        conv2d_winograd.correlate(dy, x, w.shape, win, 1),
+    )
+    for limit, one, other in zip((1e-6, 1e-6, 2e-6), exact, rounded, strict=True):
         assert other.dtype == np.float32
         assert np.linalg.norm(other - one) < limit * np.linalg.norm(one)
 

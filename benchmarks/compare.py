@@ -5,8 +5,9 @@
     python benchmarks/compare.py --all [--threads 2] [--rounds 15]
 
 Every peer runs in a process of its own and waits while the others work, so that no thread of one disturbs
-another. All get the same weights, pictures and number of threads. Each round runs every peer once, in turn;
-what counts is the ratio of the medians. PyTorch runs in both of its memory layouts, and the faster one
+another. All get the same weights, pictures and number of threads. Each round runs every peer once, in turn:
+a step that is not counted, since whoever has waited finds the caches cold, and one that is. What counts is
+the ratio of the medians. PyTorch runs in both of its memory layouts, and the faster one
 counts. A step is forward, backward and Adam, timed apart and together. Inference is timed as the model is,
 and with its batch norms folded into the convolutions, by ``minires.fuse`` and by PyTorch's own ``torch.fx``.
 The peak of memory is that of training alone, in further processes.
@@ -333,6 +334,7 @@ def measure(job: Job, rounds: int) -> dict[str, Any]:
         for number in range(-WARM_UP, rounds):
             for what in ("train", "inference", FOLDED):
                 for peer in peers[number % len(peers) :] + peers[: number % len(peers)]:
+                    peer.ask(what)
                     seconds = peer.ask(what)
                     if number >= 0:
                         times[peer.name].setdefault(what, []).append(seconds)

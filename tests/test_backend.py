@@ -199,9 +199,66 @@ def test_a_kernel_compiles_where_no_cache_can_be_written(monkeypatch):
         for i in range(x.size):
             y[i] = 3 * x[i]
 
-    x, y = np.arange(4.0), np.zeros(4)
-    backend.kernel(triple)(x, y)
+    x, y, told = np.arange(4.0), np.zeros(4), []
+    with backend.before_compiling(told.append):
+        backend.kernel(triple)(x, y)
     assert y.tolist() == [0, 3, 6, 9]
+    assert len(told) == 1 and "at each start, as no folder for them can be written to" in told[0]
+
+
+PROGRAM = """
+import contextlib, sys
+from minires import backend
+
+@backend.kernel
+def one_more(x):
+    return x + 1
+
+@backend.kernel
+def one_less(x):
+    return x - 1
+
+with backend.before_compiling(print) if sys.argv[1:] == ["told"] else contextlib.nullcontext():
+    assert one_more(one_less(3)) == 3 and one_more(one_less(3.5)) == 3.5
+"""
+
+
+@pytest.mark.skipif(not backend.HAS_NUMBA, reason="there are no kernels without Numba")
+def test_the_first_process_tells_once_that_it_compiles_and_the_second_nothing(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+
+    def run(cache, *arguments):
+        command = [sys.executable, str(tmp_path / "program.py"), *arguments]
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / cache)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        return done.stdout
+
+    assert run("first", "told") == (
+        "compiling the kernels, once on this machine; it takes about ten seconds\n"
+    )
+    assert run("first", "told") == ""
+    assert run("second") == "", "a library prints nothing by itself"
+
+
+def test_the_wait_for_the_compiler_is_told_before_it_begins(tmp_path, monkeypatch):
+    event = pytest.importorskip("numba.core.event")
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path))
+
+    def half(x):
+        return x / 2
+
+    told, compiler = [], event.RecordingListener()
+    with backend.before_compiling(told.append):
+        pass
+    assert backend.kernel(half)(3) == 1.5 and told == [], "only who is inside the block is told"
+    with (
+        event.install_listener("numba:run_pass", compiler),
+        backend.before_compiling(lambda line: told.append(len(compiler.buffer))),
+    ):
+        assert backend.kernel(half)(3) == 1.5 and not compiler.buffer, "this one is in the cache"
+        assert backend.kernel(half)(3.0) == 1.5 and compiler.buffer
+    assert told == [0]
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (0, 3), (300, 400)])
@@ -242,3 +299,31 @@ def test_devices():
     x = np.ones(3)
     assert backend.array_module(x) is np and backend.device_of(x) == "cpu"
     assert backend.to_device(x, "cpu") is x
+
+
+_ASKS_AGAIN_AND_AGAIN = """
+import platform, resource, sys
+import numpy as np
+from minires import backend
+backend.set_threads(2)
+backend.parallel_for(lambda start, stop: None, 2)
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        backend.add(np.ones(5_000_000), np.ones(5_000_000))  # three times 40 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(platform.libc_ver()[0], faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="malloc is told how to work on Linux only")
+@pytest.mark.parametrize("told", [False, True], ids=["by default", "where the user chose"])
+def test_freed_memory_is_kept_for_the_next_arrays(told):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    environment |= {"MALLOC_MMAP_THRESHOLD_": "65536"} if told else {}
+    run = [sys.executable, "-c", _ASKS_AGAIN_AND_AGAIN]
+    libc, faults = subprocess.check_output(run, env=environment, text=True).split()
+    if libc != "glibc":
+        pytest.skip(f"the C library is {libc}")
+    assert (int(faults) > 500) == told, f"{faults} page faults"

@@ -51,7 +51,7 @@ def run_train(options: argparse.Namespace) -> int:
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
-    from minires import data, train
+    from minires import backend, data, train
 
     trained, side = _load(options)
     splits = data.load(options.data or _data_of_run(options.model), size=side)
@@ -61,7 +61,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
             f"{options.model} knows the classes {', '.join(trained.classes)}, but {splits.source} has "
             f"{', '.join(dataset.classes)}; choose a data set with the same classes"
         )
-    result = train.evaluate(trained.model, dataset, trained.normalize)
+    with backend.before_compiling(_speaker(sys.stderr)):
+        result = train.evaluate(trained.model, dataset, trained.normalize)
     correct = round(result.accuracy * len(dataset))
     if options.json:
         _print_json({
@@ -77,13 +78,14 @@ def run_evaluate(options: argparse.Namespace) -> int:
 def run_predict(options: argparse.Namespace) -> int:
     import numpy as np
 
-    from minires import data, train
+    from minires import backend, data, train
 
     if options.top < 1:
         raise ConfigError(f"--top is {options.top}; it must be at least 1")
     trained, side = _load(options)
     images = np.stack([data.decode(Path(name), size=side) for name in options.pictures])
-    results = train.predict(trained.model, images, trained.normalize)
+    with backend.before_compiling(_speaker(sys.stderr)):
+        results = train.predict(trained.model, images, trained.normalize)
     found = []
     for name, probabilities in zip(options.pictures, results, strict=True):
         order = probabilities.argsort()[::-1][: options.top]

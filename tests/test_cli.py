@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import minires
-from minires import Tensor, cli, data, models, nn
+from minires import Tensor, backend, cli, data, models, nn
 from minires.ops import cases
 from minires.train import load_model, recipes
 
@@ -161,7 +161,8 @@ def test_resnet50_is_trained_interrupted_resumed_tested_and_used(
         text=True,
     ) as program:  # fmt: skip
         assert program.stdout is not None
-        first, second, third = (program.stdout.readline() for _ in range(3))
+        lines = (line for line in program.stdout if not line.startswith("compiling the kernels"))
+        first, second, third = (next(lines) for _ in range(3))
         program.send_signal(signal.SIGINT)  # the first epoch is done, the second has begun
         _, err = program.communicate(timeout=120)
     try:
@@ -461,6 +462,28 @@ def test_predict_refuses_a_missing_or_broken_picture(
     assert "broken.png" in refused(capsys, 1, "predict", run, run.parent / "colours/red/0.png", "broken.png")
     assert "--top is 0" in refused(capsys, 2, "predict", run, "x.png", "--top", "0")
     assert call(capsys, "predict", run)[0] == 2  # no picture at all
+
+
+@pytest.mark.skipif(not backend.HAS_NUMBA, reason="there are no kernels without Numba")
+def test_commands_that_compile_say_so_the_first_time_and_beside_the_result(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Tiny.forward
+
+    def with_a_new_kernel(self: Tiny, x: Tensor) -> Tensor:
+        backend.kernel(lambda one: one + 1)(1)
+        return forward(self, x)
+
+    monkeypatch.setattr(Tiny, "forward", with_a_new_kernel)
+    pictures = run.parent / "colours"
+    train = ("train", "--data", pictures, "--model", "tiny", "--epochs", "1", "--json")
+    predict = ("predict", run, pictures / "red/0.png", "--json")
+    for arguments in (train, ("evaluate", run, "--json"), predict):
+        monkeypatch.setattr("numba.config.CACHE_DIR", str(place / f"kernels of {arguments[0]}"))
+        for times in (1, 0):
+            status, out, err = call(capsys, *arguments)
+            assert status == 0 and json.loads(out)
+            assert err.count("compiling the kernels, once on this machine") == times
 
 
 # ------------------------------------------------------------------------------ summary, gradcheck, data

@@ -7,6 +7,7 @@ saved (dropout), so a run that was killed at any moment and continued gives the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import math
@@ -149,7 +150,7 @@ class Trainer:
             total=config.epochs * per_epoch, initial=self.progress.epoch * per_epoch + self.progress.pictures,
             unit=" pictures", disable=hidden, dynamic_ncols=True,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {rate_fmt}, {remaining} left{postfix}",
-        ) as bar:  # fmt: skip
+        ) as bar, backend.before_compiling(functools.partial(self._say_beside, bar)):  # fmt: skip
             self._since = time.perf_counter()
             while self.progress.epoch < config.epochs:
                 self._epoch(stop, bar)
@@ -180,13 +181,17 @@ class Trainer:
         row = self._row(val)
         self.history.append(row)
         self.schedule.epoch_end(row["train_loss"] if val is None else val.loss)
-        with bar.external_write_mode():
-            self.say(_report(row, config.epochs))
+        self._say_beside(bar, _report(row, config.epochs))
         self.progress = progress.next_epoch()
         self.save()
         self._write_history()
         if stop.wanted:
             self._leave()
+
+    def _say_beside(self, bar: Any, line: str) -> None:
+        """Say a line while the bar is shown."""
+        with bar.external_write_mode():
+            self.say(line)
 
     def _tick(self) -> float:
         """Add the time since the last call to the run's; return it."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from train.small_run import CONFIG, small_model, small_splits, stripes
 
-from minires import backend
+from minires import backend, nn
 from minires.data import Splits
 from minires.errors import CheckpointError, ConfigError, MiniresError, ShapeError
 from minires.nn.module import Module
@@ -52,9 +52,28 @@ def test_it_learns_and_says_so(finished):
     out, summary, said, config = finished
     assert summary["test_accuracy"] >= 0.9 and summary["val_accuracy"] >= 0.9
     assert said[0].startswith("small on stripes (made from a seed): 93 training, 24 validation, 24 test")
-    assert said[1].startswith("epoch  1/12  loss ") and "validation loss" in said[1]
-    assert "pictures/s" in said[1]
+    epochs = [line for line in said if not line.startswith("compiling the kernels")][1:-1]
+    assert epochs[0].startswith("epoch  1/12  loss ") and "validation loss" in epochs[0]
+    assert len(epochs) == 12 and "pictures/s" in epochs[0]
     assert f"test accuracy {100 * summary['test_accuracy']:.2f}%" in said[-1]
+
+
+@pytest.mark.skipif(not backend.HAS_NUMBA, reason="there are no kernels without Numba")
+@pytest.mark.parametrize("progress", [False, True])
+def test_it_says_that_it_compiles(tmp_path, monkeypatch, capsys, progress):
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path / "cache"))
+
+    class Compiling(nn.Linear):
+        def forward(self, x):
+            backend.kernel(lambda one: one + 1)(1)  # new in this process, and in the cache after the first
+            return super().forward(x)
+
+    model = nn.Sequential(flatten=nn.Flatten(), fc=Compiling(432, 3, rng=np.random.default_rng(0)))
+    run = trainer(tmp_path / "run", model=model, epochs=1, progress=progress)
+    run.say = lambda line: print(line, flush=True)
+    run.run()
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said] == ["small", "compiling", "epoch", "test"]
 
 
 def test_the_folder_holds_the_whole_record(finished):

@@ -156,6 +156,10 @@ def _numba() -> ModuleType:
             pass
 
     event.register("numba:compile", Compiling())
+    if hasattr(os, "sched_yield"):
+        global _sched_yield
+        types = importlib.import_module("numba.core.types")
+        _sched_yield = types.ExternalFunction("sched_yield", types.intc())
     return importlib.import_module("numba")
 
 
@@ -212,20 +216,63 @@ def _keep_freed_memory() -> None:
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
+# A sleeping thread takes some 50 microseconds to wake, and a step of a network is made of hundreds of shards
+# that take little longer. So who waits stays awake for a moment first, and gives way to whoever else wants
+# the core. This is but a delay: what there is to do, and whether it is done, is learned from queues.
+
+_sched_yield: Any = None  # the C function, for kernels; None where there is none, or Numba is not in use yet
+_PATIENCE = 2000  # times to give way before going to sleep, about half a millisecond on an idle core
+_GRACE = 20  # times more, in which the thread that rang lets go of Python's global lock
+
+
+@kernel
+def _stay_awake_numba(rung, until):
+    for _ in range(_PATIENCE):
+        if rung[0] >= until:
+            break
+        _sched_yield()
+    for _ in range(_GRACE):
+        _sched_yield()
+
+
+class _Bell:
+    """Counts how often it was rung, and keeps threads awake that wait for that."""
+
+    def __init__(self) -> None:
+        self.rung = np.zeros(1, np.int64)
+
+    def ring(self) -> None:
+        self.rung[0] += 1
+
+    def stay_awake(self, until: int) -> None:
+        """Return once it was rung ``until`` times, or when patience is at an end."""
+        if _sched_yield is not None:
+            _stay_awake_numba(self.rung, until)
+
+
 class _Pool:
     """Threads that wait for shards. The caller works on the first shard itself, so a pool of n has n - 1."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.bell = _Bell()
         for _ in range(size - 1):
             threading.Thread(target=self._work, name="minires", daemon=True).start()
+
+    def put(self, tasks: list[Callable[[], None]]) -> None:
+        for task in tasks:
+            self.tasks.put(task)
+        self.bell.ring()
 
     def _work(self) -> None:
         _inside.yes = True
         while (task := self.tasks.get()) is not None:
+            heard = int(self.bell.rung[0])
             task()
             del task  # and with it the arrays that it holds
+            if self.tasks.empty():
+                self.bell.stay_awake(heard + 1)
 
     def close(self) -> None:
         for _ in range(self.size - 1):
@@ -335,16 +382,17 @@ def parallel_for(task: Callable[[int, int], None], n: int, grain: int = 1) -> No
 def parallel_calls(calls: Sequence[Callable[[], None]]) -> None:
     """Run ``calls`` at once, the first on this thread, the others on the pool; wait for all of them.
 
-    Matrix products inside them use one thread each, except where there is only one call: then BLAS may
-    use its own threads, unless one thread is all that was asked for.
+    Matrix products inside them use one thread each: the threads of BLAS stay awake for a while after they
+    were needed, and would take the cores from ours.
     """
     if len(calls) == 1 or _inside.yes:
-        with nullcontext() if threads() > 1 or _inside.yes else _single_threaded_blas:
+        with nullcontext() if _inside.yes else _single_threaded_blas:
             for call in calls:
                 call()
         return
     pool = _get_pool()
     done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    bell = _Bell()
 
     def guarded(call: Callable[[], None]) -> None:
         try:
@@ -353,15 +401,17 @@ def parallel_calls(calls: Sequence[Callable[[], None]]) -> None:
             done.put(error)
         else:
             done.put(None)
+        bell.ring()
 
     with _single_threaded_blas:
-        for call in calls[1:]:
-            pool.tasks.put(functools.partial(guarded, call))
+        pool.put([functools.partial(guarded, call) for call in calls[1:]])
         _inside.yes = True
         try:
             guarded(calls[0])
         finally:
             _inside.yes = False
+        if done.qsize() < len(calls):
+            bell.stay_awake(len(calls))
         errors = [error for _ in calls if (error := done.get()) is not None]
     if errors:
         raise errors[0]

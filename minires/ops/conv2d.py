@@ -108,7 +108,8 @@ def _is_winograd(win: Window, x_shape: tuple[int, ...], w_shape: tuple[int, ...]
     tiles = x_shape[0] * ((win.out[0] + 1) // 2) * ((win.out[1] + 1) // 2)
     fits = win.size == (3, 3) and win.stride == (1, 1) and max(win.top, win.left) < 3
     enough = min(channels, outputs) >= _WINOGRAD_CHANNELS
-    return fits and enough and channels * outputs <= tiles * (channels + outputs)
+    busy = 2 * x_shape[0] > backend.threads()  # a thread takes whole pictures
+    return fits and enough and busy and channels * outputs <= tiles * (channels + outputs)
 
 
 # Groups of few channels make products too small to be fast. So several groups are taken as one, with a kernel

@@ -1,4 +1,4 @@
-"""Convolution by im2col on the CPU: cut into shards of pictures and blocks that stay in cache.
+"""Convolution by im2col on the CPU: cut into shards and blocks that stay in cache.
 
 The same three products as in ``minires.ops.conv2d``, which says what they are:
 
@@ -6,15 +6,18 @@ The same three products as in ``minires.ops.conv2d``, which says what they are:
     scatter      dx = col2im(dy @ w^T)
     correlate    dw = im2col(x)^T @ dy
 
-Each thread takes a shard of the pictures (or of the rows of dw), and of that a block of a few pictures at a
-time, so that the columns of a block are still in the core's own cache when the product reads them. The
-columns of the whole batch, KH*KW times the size of the picture, never exist.
+Each thread takes a shard of the output's lines, and of that a block of a few lines at a time, so that the
+columns of a block are still in the core's own cache when the product reads them. The columns of the whole
+batch, KH*KW times the size of the pictures, never exist.
+
+Only where the kernel is the larger matrix, in the last layers or with few pictures, the columns are made
+whole and the kernel is cut instead: each thread then reads its part of the kernel, and not all of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +26,9 @@ from minires.backend import Array, kernel
 from minires.ops.window import Window
 
 _BLOCK = 1 << 20  # bytes of columns in one block: about a core's second-level cache
-_WHOLE = 32 << 20  # bytes of columns that may exist at once where a product is cut along its other side
+_WHOLE = 32 << 20  # bytes of columns that may exist at once where the kernel is cut
+_GRAIN = 16  # rows or columns of a matrix; fewer are not worth a second thread
+_COPY_GRAIN = 32768  # numbers that are copied or changed; fewer are not worth a second thread
 
 
 def by_group(matrix: Array, groups: int) -> Array:
@@ -32,38 +37,39 @@ def by_group(matrix: Array, groups: int) -> Array:
 
 
 @kernel
-def _im2col_numba(x, columns, stride, top, left, out, size):
+def _im2col_numba(x, columns, start, stop, stride, top, left, out, size):
+    """The columns of the lines start..stop of the output, counted through all pictures."""
     n, h, w, channels = x.shape
     groups, _, depth = columns.shape
     width = depth // (size[0] * size[1])
     lines = x.reshape(n, h, w * channels)
     for g in range(groups):
         row = 0
-        for p in range(n):
-            for oh in range(out[0]):
-                for ow in range(out[1]):
-                    iw = ow * stride[1] - left
-                    first, last = max(0, -iw), min(size[1], w - iw)  # the part of the window in the picture
-                    for i in range(size[0]):
-                        ih = oh * stride[0] + i - top
-                        target = columns[g, row, i * size[1] * width : (i + 1) * size[1] * width]
-                        if ih < 0 or ih >= h or first >= last:
-                            target[:] = 0
-                            continue
-                        target[: first * width] = 0
-                        target[last * width :] = 0
-                        if groups == 1:  # the pixels of a line lie side by side: one run
-                            source = lines[p, ih, (iw + first) * channels : (iw + last) * channels]
-                            run = target[first * width : last * width]
-                            for c in range(run.size):
+        for line in range(start, stop):
+            p, oh = line // out[0], line % out[0]
+            for ow in range(out[1]):
+                iw = ow * stride[1] - left
+                first, last = max(0, -iw), min(size[1], w - iw)  # the part of the window in the picture
+                for i in range(size[0]):
+                    ih = oh * stride[0] + i - top
+                    target = columns[g, row, i * size[1] * width : (i + 1) * size[1] * width]
+                    if ih < 0 or ih >= h or first >= last:
+                        target[:] = 0
+                        continue
+                    target[: first * width] = 0
+                    target[last * width :] = 0
+                    if groups == 1:  # the pixels of a line lie side by side: one run
+                        source = lines[p, ih, (iw + first) * channels : (iw + last) * channels]
+                        run = target[first * width : last * width]
+                        for c in range(run.size):
+                            run[c] = source[c]
+                    else:
+                        for j in range(first, last):
+                            source = x[p, ih, iw + j, g * width : (g + 1) * width]
+                            run = target[j * width : (j + 1) * width]
+                            for c in range(width):
                                 run[c] = source[c]
-                        else:
-                            for j in range(first, last):
-                                source = x[p, ih, iw + j, g * width : (g + 1) * width]
-                                run = target[j * width : (j + 1) * width]
-                                for c in range(width):
-                                    run[c] = source[c]
-                    row += 1
+                row += 1
 
 
 @kernel
@@ -92,32 +98,57 @@ def _col2im_numba(columns, dx, stride, top, left, out, size):
 
 
 class _Columns:
-    """The columns of a few pictures at a time, made in one buffer that is used again and again."""
+    """The columns of x (N, H, W, C), a few lines of the output at a time. A line has OW rows."""
 
-    def __init__(self, win: Window, groups: int, channels: int, dtype: Any) -> None:
-        self.win, self.groups, self.dtype = win, groups, dtype
-        self.depth = win.size[0] * win.size[1] * channels // groups
-        self.rows = win.out[0] * win.out[1]  # of one picture
+    def __init__(self, x: Array, win: Window, groups: int) -> None:
+        self.x, self.win, self.groups = x, win, groups
+        self.depth = win.size[0] * win.size[1] * x.shape[-1] // groups
+        self.lines = len(x) * win.out[0]
+        self.rows = self.lines * win.out[1]
 
-    def bytes(self, pictures: int) -> int:
-        return pictures * self.rows * self.depth * self.groups * self.dtype.itemsize
+    def bytes(self, lines: int) -> int:
+        return lines * self.win.out[1] * self.depth * self.groups * self.x.itemsize
 
-    def blocks(self, start: int, stop: int, least: int = 0) -> list[tuple[int, int]]:
-        """The pictures start..stop in blocks whose columns take about _BLOCK bytes, or ``least`` if more."""
+    def fit(self) -> bool:
+        """Whether they may exist whole."""
+        return self.win.is_pointwise or self.bytes(self.lines) <= _WHOLE
+
+    def blocks(self, start: int, stop: int, least: int = 0) -> Iterator[tuple[int, int, Array]]:
+        """Yield the lines start..stop in blocks (first, last, columns (G, rows, depth)).
+
+        The columns of a block take about _BLOCK bytes, or ``least`` if that is more; where x itself is the
+        matrix, there is one block. The next block takes the place of the one before.
+        """
+        if self.win.is_pointwise:
+            yield (
+                start,
+                stop,
+                by_group(self.x.reshape(self.lines, -1, self.x.shape[-1])[start:stop], self.groups),
+            )
+            return
         count = max(1, round(self.bytes(stop - start) / max(_BLOCK, least)))
-        return backend.split(start, stop, min(count, stop - start))
+        blocks = backend.split(start, stop, min(count, stop - start))
+        most = max(last - first for first, last in blocks)
+        buffer = np.empty((self.groups, most * self.win.out[1], self.depth), self.x.dtype)
+        for first, last in blocks:
+            yield first, last, self._read(buffer[:, : (last - first) * self.win.out[1]], first, last)
 
-    def buffer(self, pictures: int) -> Array:
-        return np.empty((self.groups, pictures * self.rows, self.depth), self.dtype)
+    def whole(self) -> Array:
+        """All of them, (G, rows, depth)."""
+        if self.win.is_pointwise:
+            return by_group(self.x, self.groups)
+        columns = np.empty((self.groups, self.rows, self.depth), self.x.dtype)
+        wide = self.win.out[1]
 
-    def read(self, x: Array, buffer: Array | None) -> Array:
-        """The columns of the pictures ``x``, in the first rows of ``buffer`` (x itself where it can be)."""
+        def shard(start: int, stop: int) -> None:
+            self._read(columns[:, start * wide : stop * wide], start, stop)
+
+        backend.parallel_for(shard, self.lines, _COPY_GRAIN * self.lines // columns.size)
+        return columns
+
+    def _read(self, columns: Array, first: int, last: int) -> Array:
         win = self.win
-        if win.is_pointwise:
-            return by_group(x, self.groups)
-        assert buffer is not None
-        columns = buffer[:, : len(x) * self.rows]
-        _im2col_numba(x, columns, win.stride, win.top, win.left, win.out, win.size)
+        _im2col_numba(self.x, columns, first, last, win.stride, win.top, win.left, win.out, win.size)
         return columns
 
 
@@ -138,64 +169,81 @@ def finish(y: Array, b: Array | None, relu: bool) -> None:
 
 def gather(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups: int) -> Array:
     """im2col(x) @ w + b, with a ReLU behind it where asked."""
-    y = np.empty((len(x), *win.out, w.shape[-1]), x.dtype)
-    columns = _Columns(win, groups, x.shape[-1], x.dtype)
-    kernels = by_group(w, groups)
+    return _gather(x, by_group(w, groups), b, relu, win)
+
+
+def _gather(x: Array, kernels: Array, b: Array | None, relu: bool, win: Window) -> Array:
+    """The same with kernels (G, depth, O/G)."""
+    groups, _, width = kernels.shape
+    columns = _Columns(x, win, groups)
+    y = np.empty((len(x), *win.out, groups * width), x.dtype)
+    lines = y.reshape(columns.lines, win.out[1], -1)
+    if columns.rows < width and columns.fit():
+        _multiply(columns.whole(), kernels, by_group(y, groups))
+        grain = _COPY_GRAIN * columns.lines // y.size
+        backend.parallel_for(lambda start, stop: finish(lines[start:stop], b, relu), columns.lines, grain)
+        return y
 
     def shard(start: int, stop: int) -> None:
-        blocks = columns.blocks(start, stop)
-        buffer = None if win.is_pointwise else columns.buffer(max(last - first for first, last in blocks))
-        for first, last in blocks:
-            out = y[first:last]
-            np.matmul(columns.read(x[first:last], buffer), kernels, out=by_group(out, groups))
-            finish(out, b, relu)
+        for first, last, matrix in columns.blocks(start, stop):
+            np.matmul(matrix, kernels, out=by_group(lines[first:last], groups))
+            finish(lines[first:last], b, relu)
 
-    backend.parallel_for(shard, len(x))
+    backend.parallel_for(shard, columns.lines)
     return y
 
 
 def scatter(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
     """col2im(dy @ w^T)."""
-    dx = np.empty(shape, dy.dtype)
-    columns = _Columns(win, groups, shape[-1], dy.dtype)
     kernels = by_group(w, groups).swapaxes(1, 2)
+    if win.is_pointwise:
+        return _gather(dy, kernels, None, False, win)
+    dx = np.empty(shape, dy.dtype)
+    rows, depth = win.out[0] * win.out[1], kernels.shape[2]  # of one picture
+    size = groups * rows * depth * dy.itemsize
+    if (len(dy) * rows < depth or len(dy) < backend.threads()) and len(dy) * size <= _WHOLE:
+        columns = np.empty((groups, len(dy) * rows, depth), dy.dtype)
+        _multiply(by_group(dy, groups), kernels, columns)
+
+        def add_back(start: int, stop: int) -> None:
+            block = columns[:, start * rows : stop * rows]
+            _col2im_numba(block, dx[start:stop], win.stride, win.top, win.left, win.out, win.size)
+
+        backend.parallel_for(add_back, len(dx), _COPY_GRAIN * len(dx) // columns.size)
+        return dx
 
     def shard(start: int, stop: int) -> None:
-        if win.is_pointwise:
-            np.matmul(by_group(dy[start:stop], groups), kernels, out=by_group(dx[start:stop], groups))
-            return
-        blocks = columns.blocks(start, stop)
-        buffer = columns.buffer(max(last - first for first, last in blocks))
+        blocks = backend.split(start, stop, min(stop - start, max(1, round((stop - start) * size / _BLOCK))))
+        buffer = np.empty((groups, rows * max(last - first for first, last in blocks), depth), dy.dtype)
         for first, last in blocks:
-            block = buffer[:, : (last - first) * columns.rows]
+            block = buffer[:, : (last - first) * rows]
             np.matmul(by_group(dy[first:last], groups), kernels, out=block)
             _col2im_numba(block, dx[first:last], win.stride, win.top, win.left, win.out, win.size)
 
-    backend.parallel_for(shard, shape[0])
+    backend.parallel_for(shard, len(dx))
     return dx
 
 
 def correlate(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
-    """im2col(x)^T @ dy, cut along the pictures, or along the rows of dw where it is the larger side."""
-    columns = _Columns(win, groups, x.shape[-1], x.dtype)
-    whole = columns.bytes(len(x))
-    if len(x) * columns.rows < 2 * columns.depth and (win.is_pointwise or whole <= _WHOLE):
-        return _backward_w_by_depth(dy, x, shape, columns)
-    parts = backend.shards(len(x))
+    """im2col(x)^T @ dy."""
+    columns = _Columns(x, win, groups)
+    if columns.rows < 2 * columns.depth and columns.fit():
+        dw = np.empty(shape, x.dtype)
+        _multiply(columns.whole().swapaxes(1, 2), by_group(dy, groups), by_group(dw, groups))
+        return dw
+    lines = dy.reshape(columns.lines, win.out[1], -1)
+    parts = backend.shards(columns.lines)
     sums = [np.empty(shape, x.dtype) for _ in parts]
 
     def shard(part: int, start: int, stop: int) -> None:
+        product: Array | None = None
         # A block adds its product to the sum, so it pays to make blocks as large as the sum.
-        blocks = columns.blocks(start, stop, 2 * sums[0].nbytes)
-        if win.is_pointwise:
-            blocks = [(start, stop)]
-        buffer = None if win.is_pointwise else columns.buffer(max(last - first for first, last in blocks))
-        product = sums[part] if len(blocks) == 1 else np.empty(shape, x.dtype)
-        for number, (first, last) in enumerate(blocks):
-            target = sums[part] if number == 0 else product
-            matrix = columns.read(x[first:last], buffer).swapaxes(1, 2)
-            np.matmul(matrix, by_group(dy[first:last], groups), out=by_group(target, groups))
-            if number:
+        for first, last, matrix in columns.blocks(start, stop, 2 * sums[part].nbytes):
+            if first > start and product is None:
+                product = np.empty(shape, x.dtype)
+            target = by_group(sums[part] if product is None else product, groups)
+            np.matmul(matrix.swapaxes(1, 2), by_group(lines[first:last], groups), out=target)
+            if product is not None:
                 sums[part] += product
 
     backend.parallel_calls([partial(shard, number, *part) for number, part in enumerate(parts)])
@@ -204,20 +252,14 @@ def correlate(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: 
     return sums[0]
 
 
-def _backward_w_by_depth(dy: Array, x: Array, shape: tuple[int, ...], columns: _Columns) -> Array:
-    dw = np.empty(shape, x.dtype)
-    win, groups = columns.win, columns.groups
-    buffer = None if win.is_pointwise else columns.buffer(len(x))
-    if buffer is not None:
-
-        def read(start: int, stop: int) -> None:
-            columns.read(x[start:stop], buffer[:, start * columns.rows : stop * columns.rows])
-
-        backend.parallel_for(read, len(x))
-    matrix = (by_group(x, groups) if buffer is None else buffer).swapaxes(1, 2)  # (G, depth, rows)
+def _multiply(a: Array, b: Array, out: Array) -> None:
+    """out = a @ b, stacks of matrices, cut along the longer side of the result."""
+    wide = a.shape[1] < b.shape[2]
 
     def shard(start: int, stop: int) -> None:
-        np.matmul(matrix[:, start:stop], by_group(dy, groups), out=by_group(dw, groups)[:, start:stop])
+        if wide:
+            np.matmul(a, b[:, :, start:stop], out=out[:, :, start:stop])
+        else:
+            np.matmul(a[:, start:stop], b, out=out[:, start:stop])
 
-    backend.parallel_for(shard, columns.depth, grain=16)
-    return dw
+    backend.parallel_for(shard, b.shape[2] if wide else a.shape[1], _GRAIN)

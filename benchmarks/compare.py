@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -229,11 +229,13 @@ def _timed_step(optimizer: Any, forward: Callable[[], Any]) -> list[float]:
 class Peer:
     """A child process that does one thing at a time when asked, as long as the ``with`` block lasts."""
 
-    def __init__(self, name: str, folder: Path, job: Job) -> None:
+    def __init__(
+        self, name: str, folder: Path, job: Job, program: tuple[str, ...] = (sys.executable, __file__)
+    ) -> None:
         self.name = name
         environment = {**without_pins(), **(PINS if job.pins else {}), "OMP_NUM_THREADS": str(job.threads)}
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--peer", name, "--folder", str(folder)],
+            [*program, "--peer", name, "--folder", str(folder)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
         self._answer()
@@ -273,15 +275,17 @@ def prepare(folder: Path, job: Job) -> None:
     (folder / "job.json").write_text(json.dumps(asdict(job)))
 
 
-def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """Relative differences (norms) of what two peers computed: logits, and the gradients of the parameters.
+def difference(
+    a: dict[str, Any], b: dict[str, Any], outputs: Iterable[str] = ("training", "inference", FOLDED)
+) -> dict[str, Any]:
+    """Relative differences (norms) of what two peers computed: outputs, and the gradients of the parameters.
 
     "gradient" is that of all of them as one vector, "median" and "worst" are over the parameters. Those whose
     true gradient is zero, biases before a batch norm, have rounding alone: below 1e-4 of the largest they are
     left out of these two.
     """
     found: dict[str, Any] = {}
-    for what in ("training", "inference", FOLDED):
+    for what in outputs:
         found[what] = float(np.linalg.norm(a[what] - b[what]) / np.linalg.norm(b[what]))
     norms = {name: np.linalg.norm(array) for name, array in b.items() if name.startswith("d ")}
     errors = {name: np.linalg.norm(a[name] - b[name]) for name in norms}
@@ -296,16 +300,18 @@ def _length(parts: Any) -> float:
     return float(np.linalg.norm(list(parts)))
 
 
-def verify(agreement: dict[str, float]) -> None:
+BOUNDS = {"training": 1e-3, "inference": 1e-3, FOLDED: 1e-3, "gradient": 5e-2}
+
+
+def verify(agreement: dict[str, float], bounds: dict[str, float] = BOUNDS, peer: str = "PyTorch") -> None:
     """Raise SystemExit if the peers do not compute the same thing."""
-    bounds = {"training": 1e-3, "inference": 1e-3, FOLDED: 1e-3, "gradient": 5e-2}
     wrong = [
         f"{what} {agreement[what]:.1e} (at most {bound:.0e})"
         for what, bound in bounds.items()
         if not agreement[what] <= bound
     ]
     if wrong:
-        raise SystemExit(f"minires and PyTorch do not agree, so nothing is timed: {', '.join(wrong)}")
+        raise SystemExit(f"minires and {peer} do not agree, so nothing is timed: {', '.join(wrong)}")
 
 
 def summary(seconds: list[float]) -> dict[str, Any]:

@@ -18,20 +18,19 @@ and the variance are constants, kept from training, and the two terms fall away:
 A trap: with an upstream gradient of all ones, the true dx and dgamma are zero, so such a check passes a
 backward that returns zeros.
 
+How it is done fast on the CPU stands in batch_norm_kernels.py.
+
 Source: Ioffe and Szegedy 2015, Batch normalization, arXiv:1502.03167.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-import numpy as np
-
 from minires import backend
-from minires.backend import Array, kernel
+from minires.backend import Array
 from minires.errors import ShapeError
-from minires.ops import checks
+from minires.ops import batch_norm_kernels, checks
 from minires.ops.arithmetic import add as add_tensors
 from minires.ops.relu import relu as relu_tensor
 from minires.tensor import Tensor, is_fused, record
@@ -70,184 +69,6 @@ def _backward(
     dgamma, dbeta = (g * xhat).sum(axis=0), g.sum(axis=0)
     dx = g - (dbeta + xhat * dgamma) / len(x) if training else g
     return gamma * inv * dx, dgamma, dbeta, g
-
-
-# ----------------------------------------------------------------------------------------- fast, on CPU
-# Plain NumPy makes a pass over the memory for each operator. These kernels make two forward and two
-# backward. Sums are kept in float64, to which four rows at a time are added, since going from one type to the
-# other costs more than the sum; they are taken of x minus its first row, so that a large common mean does not
-# eat the digits of the variance.
-#
-# In the kernels x may have more columns than there are channels, as the array of a dense block's history
-# has; those behind belong to others. (Numba takes a view of the first columns as well, but then it no longer
-# knows that the channels lie one after the other, and its code was measured up to ten times slower.)
-
-
-@kernel
-def _sums_numba(x, shift, start, stop, total, squares):
-    channels = total.size
-    whole = stop - (stop - start) % 4
-    for m in range(start, whole, 4):
-        for c in range(channels):
-            d0, d1 = x[m, c] - shift[c], x[m + 1, c] - shift[c]
-            d2, d3 = x[m + 2, c] - shift[c], x[m + 3, c] - shift[c]
-            total[c] += (d0 + d1) + (d2 + d3)
-            squares[c] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
-    for m in range(whole, stop):
-        for c in range(channels):
-            d = x[m, c] - shift[c]
-            total[c] += d
-            squares[c] += d * d
-
-
-@kernel
-def _normalize_numba(x, scale, mean, beta, add, relu, y, start, stop):
-    zero = x.dtype.type(0)
-    for m in range(start, stop):
-        for c in range(len(mean)):
-            value = (x[m, c] - mean[c]) * scale[c] + beta[c]
-            if add.shape[0]:
-                value += add[m, c]
-            y[m, c] = zero if relu and value < zero else value  # NaN stays NaN
-
-
-# Where no shortcut was added, the sign of y follows from x, which the backward reads anyway. Then y, an array
-# as large, is not read: it is given without rows.
-
-
-@kernel
-def _gradient_sums_numba(dy, x, y, mean, scale, beta, relu, start, stop, total, products):
-    zero, channels, from_x = x.dtype.type(0), total.size, y.shape[0] == 0
-    whole = stop - (stop - start) % 4
-    for m in range(start, whole, 4):
-        for c in range(channels):
-            d0, d1 = x[m, c] - mean[c], x[m + 1, c] - mean[c]
-            d2, d3 = x[m + 2, c] - mean[c], x[m + 3, c] - mean[c]
-            g0, g1, g2, g3 = dy[m, c], dy[m + 1, c], dy[m + 2, c], dy[m + 3, c]
-            if relu:
-                g0 = g0 if (d0 * scale[c] + beta[c] if from_x else y[m, c]) > zero else zero
-                g1 = g1 if (d1 * scale[c] + beta[c] if from_x else y[m + 1, c]) > zero else zero
-                g2 = g2 if (d2 * scale[c] + beta[c] if from_x else y[m + 2, c]) > zero else zero
-                g3 = g3 if (d3 * scale[c] + beta[c] if from_x else y[m + 3, c]) > zero else zero
-            total[c] += (g0 + g1) + (g2 + g3)
-            products[c] += (g0 * d0 + g1 * d1) + (g2 * d2 + g3 * d3)
-    for m in range(whole, stop):
-        for c in range(channels):
-            d, g = x[m, c] - mean[c], dy[m, c]
-            if relu:
-                g = g if (d * scale[c] + beta[c] if from_x else y[m, c]) > zero else zero
-            total[c] += g
-            products[c] += g * d
-
-
-@kernel
-def _gradient_numba(dy, x, y, mean, scale, beta, relu, slope, offset, dx, dadd, start, stop):
-    zero, channels, from_x = x.dtype.type(0), mean.size, y.shape[0] == 0
-    for m in range(start, stop):
-        for c in range(channels):
-            d, g = x[m, c] - mean[c], dy[m, c]
-            if relu:
-                g = g if (d * scale[c] + beta[c] if from_x else y[m, c]) > zero else zero
-            dx[m, c] = scale[c] * g + slope[c] * d + offset[c]
-            if dadd.shape[0]:
-                dadd[m, c] = g
-
-
-_GRAIN = 16384  # numbers; fewer are not worth a second thread
-
-
-_WIDE = 64  # numbers in a row that make a kernel's inner loop worth its beginning and end
-
-
-def _reduce(task: Any, rows: Array, *given: Array) -> tuple[Array, Array]:
-    """The two sums of each channel: ``task(rows, *given, start, stop, a, b)`` on shards of the rows, each
-    with sums of its own, added up at the end.
-
-    ``given`` have a number per channel. Where there are few channels, several rows are taken as one.
-    """
-    count, channels = rows.shape
-    together = 1
-    while together * channels < _WIDE and count % (2 * together) == 0 and rows.flags.c_contiguous:
-        together *= 2
-    rows = rows.reshape(count // together, -1) if together > 1 else _wide(rows)
-    tiled = [np.tile(numbers, together) for numbers in given]
-    parts = backend.shards(len(rows), max(1, _GRAIN // (together * channels)))
-    sums = np.zeros((len(parts), 2, together * channels))  # float64
-    calls = [partial(task, rows, *tiled, *part, *pair) for part, pair in zip(parts, sums, strict=True)]
-    backend.parallel_calls(calls)
-    first, second = sums.reshape(len(parts), 2, together, channels).sum(axis=(0, 2))
-    return first, second
-
-
-def _statistics_numba(x: Array) -> tuple[Array, Array]:
-    total, squares = _reduce(_sums_numba, x, x[0])
-    offset = total / len(x)
-    mean = x[0] + offset
-    var = np.maximum(squares / len(x) - offset * offset, 0)
-    return mean.astype(x.dtype), var.astype(x.dtype)
-
-
-def _forward_numba(
-    x: Array, gamma: Array, beta: Array, mean: Array, inv: Array, add: Array | None, relu: bool
-) -> Array:
-    wide, y = _wide(x), np.empty(x.shape, x.dtype)
-    scale, added = gamma * inv, _none(x) if add is None else add
-
-    def shard(start: int, stop: int) -> None:
-        _normalize_numba(wide, scale, mean, beta, added, relu, y, start, stop)
-
-    backend.parallel_for(shard, len(x), max(1, _GRAIN // x.shape[1]))
-    return y
-
-
-def _backward_numba(
-    dy: Array,
-    x: Array,
-    y: Array,
-    gamma: Array,
-    beta: Array,
-    mean: Array,
-    inv: Array,
-    relu: bool,
-    training: bool,
-    added: bool,
-    need_g: bool,
-) -> tuple[Array, Array, Array, Array]:
-    signs = y if added and relu else _none(x)
-    scale = gamma * inv
-
-    def sums(rows: Array, means: Array, scales: Array, betas: Array, *where: Any) -> None:
-        shape = (len(rows), means.size)
-        y_rows = signs.reshape(shape) if len(signs) else signs
-        _gradient_sums_numba(dy.reshape(shape), rows, y_rows, means, scales, betas, relu, *where)
-
-    dbeta, products = _reduce(sums, x, mean, scale, beta)
-    dgamma = products * inv
-    slope = -scale * inv * dgamma / len(x) if training else np.zeros_like(dgamma)
-    offset = -scale * dbeta / len(x) if training else np.zeros_like(dbeta)
-    slope, offset = slope.astype(x.dtype), offset.astype(x.dtype)
-    wide, dx, g = _wide(x), np.empty_like(y), np.empty_like(y) if need_g else _none(x)
-
-    def shard(start: int, stop: int) -> None:
-        _gradient_numba(dy, wide, signs, mean, scale, beta, relu, slope, offset, dx, g, start, stop)
-
-    backend.parallel_for(shard, len(x), max(1, _GRAIN // x.shape[1]))
-    return dx, dgamma.astype(x.dtype), dbeta.astype(x.dtype), g
-
-
-def _wide(rows: Array) -> Array:
-    """The rows (M, C) of ``_rows`` without the gaps: each goes on to where the next one begins, (M, wider).
-
-    Behind the last row that may be beyond the end of the memory; only the first C columns are ever read.
-    """
-    if rows.flags.c_contiguous:
-        return rows
-    return np.lib.stride_tricks.as_strided(rows, (len(rows), rows.strides[0] // rows.itemsize))
-
-
-def _none(x: Array) -> Array:
-    """Stands for an array that a kernel does not get: no rows, but of a type Numba can compile for."""
-    return np.empty((0, 0), x.dtype)
 
 
 # ----------------------------------------------------------------------------------------------- public
@@ -305,21 +126,21 @@ def batch_norm(
     add_rows = None if add is None else xp.ascontiguousarray(add.data).reshape(rows.shape)
     fast = backend.fast(rows)
     if training:
-        mean, var = _statistics_numba(rows) if fast else _statistics(xp, rows)
+        mean, var = batch_norm_kernels.statistics(rows) if fast else _statistics(xp, rows)
         _update(running_mean, running_var, mean, var, len(rows), momentum, convention)
     else:
         # Copies of the dtype of x: what is updated in place later must not change this backward.
         mean, var = (xp.array(running, x.dtype) for running in (running_mean, running_var))
     inv = (1 / xp.sqrt(var + x.dtype.type(eps))).astype(x.dtype)
     run = (rows, gamma.data, beta.data, mean, inv, add_rows, relu)
-    y_rows = _forward_numba(*run) if fast else _forward(xp, *run)
+    y_rows = batch_norm_kernels.forward(*run) if fast else _forward(xp, *run)
     weights, bias, added = gamma.data, beta.data, add is not None
     needs_add = add is not None and add.requires_grad
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
         dy = xp.ascontiguousarray(dy).reshape(rows.shape)
         if backend.fast(dy):
-            dx, dgamma, dbeta, g = _backward_numba(
+            dx, dgamma, dbeta, g = batch_norm_kernels.backward(
                 dy, rows, y_rows, weights, bias, mean, inv, relu, training, added, needs_add
             )
         else:

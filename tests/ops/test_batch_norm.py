@@ -11,6 +11,7 @@ import pytest
 from minires import Tensor, backend, specification, unfused
 from minires.errors import ShapeError
 from minires.ops import batch_norm as batch_norm_module
+from minires.ops import batch_norm_kernels
 from minires.ops import cases
 from minires.ops.batch_norm import batch_norm
 
@@ -230,7 +231,7 @@ def test_a_view_is_not_copied(name):
     rows = batch_norm_module._rows(np, view)
     assert rows.shape == (view.size // view.shape[-1], view.shape[-1])
     assert np.shares_memory(rows, whole) == VIEWS[name][1]
-    wide = batch_norm_module._wide(rows)
+    wide = batch_norm_kernels._wide(rows)
     assert wide.flags.c_contiguous and np.shares_memory(wide, rows)
 
 

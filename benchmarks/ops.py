@@ -67,9 +67,9 @@ class Call:
         return self.op, tuple(tensors), tuple(self._plain())
 
     def _plain(self) -> Iterator[str]:
-        """The inputs that are no arrays, in words."""
+        """The inputs that are no arrays, in words; what is switched off is not mentioned."""
         for name, value in [*(("", value) for value in self.args), *self.options.items()]:
-            if isinstance(value, int | float | str | tuple):
+            if value is not False and isinstance(value, int | float | str | tuple):
                 yield f"{name}={value}" if name else str(value)
 
     def __str__(self) -> str:

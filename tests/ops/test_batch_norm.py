@@ -11,8 +11,7 @@ import pytest
 from minires import Tensor, backend, specification, unfused
 from minires.errors import ShapeError
 from minires.ops import batch_norm as batch_norm_module
-from minires.ops import batch_norm_kernels
-from minires.ops import cases
+from minires.ops import batch_norm_kernels, cases
 from minires.ops.batch_norm import batch_norm
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/compare.py [--model resnet50_signs] [--batch 32] [--size 64] [--threads 2] [--rounds 15]
                                  [--pins] [--json FILE]
-    python benchmarks/compare.py --all [--threads 2] [--rounds 15]
+    python benchmarks/compare.py --all [--again] [--threads 2] [--rounds 15]
 
 Every peer runs in a process of its own and waits while the others work, so that no thread of one disturbs
 another. All get the same weights, pictures and number of threads. Each round runs every peer once, in turn:
@@ -14,7 +14,8 @@ The peak of memory is that of training alone, in further processes.
 
 The environment's OpenBLAS pins are removed for all; ``--pins`` holds OpenBLAS to AVX2 instead
 (``OPENBLAS_CORETYPE=Haswell``), which PyTorch, with another BLAS, does not feel. ``--all`` runs the
-workloads of the README's table and writes ``results/speed_<model>_b<batch>.json``.
+workloads of the README's table and writes ``results/speed_<model>_b<batch>.json``; with ``--again`` the
+ratios of the run before are kept beside the new ones.
 """
 
 from __future__ import annotations
@@ -416,6 +417,7 @@ def main() -> None:
     parser.add_argument("--pins", action="store_true", help="hold OpenBLAS to AVX2")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
     parser.add_argument("--all", action="store_true", help="run every workload of the README's table")
+    parser.add_argument("--again", action="store_true", help="with --all: keep the ratios of the run before")
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -426,6 +428,9 @@ def main() -> None:
         for workload in WORKLOADS:
             job = Job(**{**asdict(workload), "threads": options.threads})
             report = measure(job, options.rounds)
+            if options.again:
+                before = json.loads(job.path.read_text())
+                report["run before"] = {key: before[key] for key in ("machine", "minires_over_pytorch_best")}
             show(report)
             job.path.write_text(json.dumps(report, indent=1) + "\n")
         return

@@ -40,17 +40,42 @@ def accuracy() -> str:
 
 def speed() -> str:
     """A line per workload beside PyTorch, then the parts of the step for the first of them."""
-    lines = ["| training step | minires | PyTorch | minires / PyTorch | inference | batch norms folded "
-             "| peak memory |", "|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = ["| training step | minires | PyTorch | minires / PyTorch | run before | inference "
+             "| batch norms folded | peak memory |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for path in _workloads():
         report = load(path.stem)
         ours, theirs = _step(report, "minires"), min(_step(report, name) for name in _torches(report))
         ratios = report["minires_over_pytorch_best"]
-        cells = " | ".join(_ratio(ratios, what) for what in ("train", "inference", FOLDED, "memory"))
-        lines.append(f"| {_workload(report)} | {ours:.0f} ms | {theirs:.0f} ms | {cells} |")
+        before = _ratio(report["run before"]["minires_over_pytorch_best"], "train").strip("*")
+        cells = " | ".join(_ratio(ratios, what) for what in ("inference", FOLDED, "memory"))
+        lines.append(
+            f"| {_workload(report)} | {ours:.0f} ms | {theirs:.0f} ms | {_ratio(ratios, 'train')} | {before} "
+            f"| {cells} |"
+        )
     return "\n".join(lines) + f"\n\n{_parts(load(DETAILED))}"
 
 
+def engines() -> str:
+    """A training step beside two older engines on NumPy."""
+    report = load("older_engines")
+    lines = ["| training step | time | minires / it |", "|---|---|---|"]
+    for name, row in report["results"].items():
+        ratio = "" if name == "minires" else f"**{report[f'minires_over_{name}']['train']:.2f}**"
+        lines.append(f"| {TITLES[name]} | {row['train']['median_ms']:.0f} ms | {ratio} |")
+    return "\n".join(lines) + f"\n\n{report['what']}. {_where(report)}\n"
+
+
+def first_run() -> str:
+    """What the first run on a machine costs."""
+    report = load("first_run")
+    more, own = report["more_seconds"], report["import_seconds"]
+    return (
+        f"The first `minires train` on a machine compiles its kernels and says so; it took {more:.0f} s more "
+        f"than the second. `import minires` took {own:.2f} s. {_where(report)}\n"
+    )
+
+
+TITLES = {"minires": "minires", "chainer": "Chainer 7.8.1", "dezero": "DeZero 0.0.13"}
 DETAILED = "speed_resnet50_signs_b32"
 FOLDED = "inference, folded"
 
@@ -169,7 +194,15 @@ def _where(report: dict[str, Any]) -> str:
     return f"Measured {machine['date']} on {machine['processor']}, {machine['cores']} cores; {versions}."
 
 
-TABLES = {"accuracy": accuracy, "speed": speed, "agreement": agreement, "family": family, "memory": memory}
+TABLES = {
+    "accuracy": accuracy,
+    "speed": speed,
+    "engines": engines,
+    "first_run": first_run,
+    "agreement": agreement,
+    "family": family,
+    "memory": memory,
+}
 
 
 def rewritten(text: str) -> str:

@@ -100,13 +100,14 @@ def _reduce(task: Any, rows: Array, *given: Array) -> tuple[Array, Array]:
     """The two sums of each channel: ``task(rows, *given, start, stop, a, b)`` on shards of the rows, each
     with sums of its own, added up at the end.
 
-    ``given`` have a number per channel. Where there are few channels, several rows are taken as one.
+    ``given`` have a number per channel. Where there are few channels, several rows are taken as one; a view
+    with gaps is copied then, so that the order of the sums, and their last bit, are those of an array.
     """
     count, channels = rows.shape
     together = 1
-    while together * channels < _WIDE and count % (2 * together) == 0 and rows.flags.c_contiguous:
+    while together * channels < _WIDE and count % (2 * together) == 0:
         together *= 2
-    rows = rows.reshape(count // together, -1) if together > 1 else _wide(rows)
+    rows = _wide(rows) if together == 1 else np.ascontiguousarray(rows).reshape(count // together, -1)
     tiled = [np.tile(numbers, together) for numbers in given]
     parts = backend.shards(len(rows), max(1, _GRAIN // (together * channels)))
     sums = np.zeros((len(parts), 2, together * channels))  # float64

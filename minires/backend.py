@@ -238,6 +238,8 @@ def _stay_awake_numba(rung, until):
 class _Bell:
     """Counts how often it was rung, and keeps threads awake that wait for that."""
 
+    compiled = False  # by a caller: a thread of the pool that compiles would hold up the end of the program
+
     def __init__(self) -> None:
         self.rung = np.zeros(1, np.int64)
 
@@ -248,6 +250,7 @@ class _Bell:
         """Return once it was rung ``until`` times, or when patience is at an end."""
         if _sched_yield is not None:
             _stay_awake_numba(self.rung, until)
+            _Bell.compiled = True
 
 
 class _Pool:
@@ -271,7 +274,7 @@ class _Pool:
             heard = int(self.bell.rung[0])
             task()
             del task  # and with it the arrays that it holds
-            if self.tasks.empty():
+            if self.tasks.empty() and _Bell.compiled:
                 self.bell.stay_awake(heard + 1)
 
     def close(self) -> None:

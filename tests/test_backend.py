@@ -4,13 +4,15 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from minires import backend, specification
+from minires import Tensor, backend, specification
 from minires.errors import ConfigError
+from minires.ops.relu import relu
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +47,40 @@ def test_shards_run_at_once_on_threads_of_their_own():
 
     backend.parallel_for(task, 3)
     assert threading.current_thread().name in names and len(names) <= 3
+
+
+@pytest.mark.parametrize("awake", [True, False], ids=["awake for a moment", "asleep at once"])
+def test_who_waits_misses_nothing(monkeypatch, awake):
+    """Thousands of short calls in a row, from two threads at once, and after a pause."""
+    backend.fast(np.ones(1)) and relu(Tensor(np.ones(10, np.float32)))  # Numba is in use
+    if not awake:
+        monkeypatch.setattr(backend, "_sched_yield", None)
+    sums = np.zeros((2, 3), int)
+
+    def caller(number):
+        def count(start, stop):
+            sums[number, start] += 1
+
+        for call in range(1500):
+            if call % 500 == 250:
+                time.sleep(0.01)  # longer than their patience
+            backend.parallel_for(count, 3)
+
+    other = threading.Thread(target=caller, args=(1,))
+    other.start()
+    caller(0)
+    other.join(timeout=60)
+    assert (sums == 1500).all()
+
+
+@pytest.mark.skipif(not backend.HAS_NUMBA, reason="who waits goes to sleep at once without Numba")
+def test_patience_has_an_end():
+    relu(Tensor(np.ones(10, np.float32)))  # Numba is in use
+    bell = backend._Bell()
+    bell.stay_awake(1)  # nobody rings
+    bell.ring()
+    bell.stay_awake(1)
+    assert bell.rung[0] == 1
 
 
 @pytest.mark.parametrize("shard", [0, 1, 2])

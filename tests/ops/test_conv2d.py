@@ -65,19 +65,22 @@ def three_threads():
 
 
 @pytest.mark.parametrize("winograd", [1, 99], ids=["Winograd", "columns"])
-@pytest.mark.parametrize("whole", [0, 1 << 30], ids=["cut by pictures", "cut by depth"])
+@pytest.mark.parametrize("whole", [0, 1 << 30], ids=["cut by lines", "cut by the kernel"])
 @pytest.mark.parametrize("joined", [1, 4, 64], ids=["groups apart", "few groups joined", "groups joined"])
-def test_small_blocks_on_three_threads(monkeypatch, three_threads, joined, whole, winograd):
+@pytest.mark.parametrize("pictures", [1, 7])
+def test_small_blocks_on_three_threads(monkeypatch, three_threads, pictures, joined, whole, winograd):
     """The sizes at which the fast path cuts its work are far above those of the cases: bring them down."""
     monkeypatch.setattr(module, "_JOINED_CHANNELS", joined)
     monkeypatch.setattr(module, "_WINOGRAD_CHANNELS", winograd)
     monkeypatch.setattr(conv2d_winograd, "_BLOCK", 256)
     monkeypatch.setattr(conv2d_columns, "_BLOCK", 256)
     monkeypatch.setattr(conv2d_columns, "_WHOLE", whole)
+    monkeypatch.setattr(conv2d_columns, "_GRAIN", 1)
+    monkeypatch.setattr(conv2d_columns, "_COPY_GRAIN", 1)
     for case in cases.CASES["conv2d"]:
         arrays = case.arrays()
-        # Seven pictures for three threads: shards and blocks of unequal sizes.
-        arrays["x"] = np.random.default_rng(1).standard_normal((7, *arrays["x"].shape[1:]))
+        # Seven pictures, or the lines of one, for three threads: shards and blocks of unequal sizes.
+        arrays["x"] = np.random.default_rng(1).standard_normal((pictures, *arrays["x"].shape[1:]))
         fast = opcheck.run(case, arrays)
         with specification():
             expected = opcheck.run(case, arrays)

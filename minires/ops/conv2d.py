@@ -113,7 +113,8 @@ def _is_winograd(win: Window, x_shape: tuple[int, ...], w_shape: tuple[int, ...]
 
 
 # Groups of few channels make products too small to be fast. So several groups are taken as one, with a kernel
-# that is zero where a channel of one would meet a channel of another.
+# that is zero where a channel of one would meet a channel of another. (NaN or infinity in one then shows in
+# the results of all that are joined, as zero times these is NaN.)
 
 
 def _joined_groups(groups: int, w_shape: tuple[int, ...]) -> int:

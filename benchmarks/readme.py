@@ -68,11 +68,13 @@ def engines() -> str:
 def first_run() -> str:
     """What the first run on a machine costs."""
     report = load("first_run")
-    more, own = report["more_seconds"], report["import_seconds"]
-    return (
-        f"The first `minires train` on a machine compiles its kernels and says so; it took {more:.0f} s more "
-        f"than the second. `import minires` took {own:.2f} s. {_where(report)}\n"
-    )
+    first, second, own = (report[f"{what}_seconds"] for what in ("first", "second", "import"))
+    lines = [
+        "| a short `minires train`, first run (it compiles, and says so) | second run | `import minires` |",
+        "|---|---|---|",
+        f"| {first:.1f} s | {second:.1f} s | {own:.2f} s |",
+    ]
+    return "\n".join(lines) + f"\n\n{_where(report)}\n"
 
 
 TITLES = {"minires": "minires", "chainer": "Chainer 7.8.1", "dezero": "DeZero 0.0.13"}

@@ -24,11 +24,12 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
 
+from minires import vectors
 from minires.errors import ConfigError
 
 Array = Any  # a numpy.ndarray or a cupy.ndarray; the two share their interface
@@ -160,11 +161,17 @@ def _numba() -> ModuleType:
         global _sched_yield
         types = importlib.import_module("numba.core.types")
         _sched_yield = types.ExternalFunction("sched_yield", types.intc())
+    vectors.set_up()
     return importlib.import_module("numba")
 
 
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     njit = functools.partial(_numba().njit, nogil=True, error_model="numpy")
+    names = function.__code__.co_names
+    called = {name: function.__globals__[name] for name in names if name in function.__globals__}
+    inner = {name: other.compiled() for name, other in called.items() if hasattr(other, "compiled")}
+    if inner:  # kernels that it calls: Numba must see these compiled
+        function = FunctionType(function.__code__, {**function.__globals__, **inner}, function.__name__)
     try:
         return njit(cache=True)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written to
@@ -175,19 +182,23 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile ``function`` with Numba on its first call (importing Numba only then), free of the global lock.
 
     The compiled code is kept on disk where it can be, so that the second run of a program starts at once.
+    A kernel may call other kernels of its module, and the functions of ``minires.vectors``.
     """
     lock = threading.Lock()
-    compiled: Callable[..., Any] | None = None
+    ready: Callable[..., Any] | None = None
+
+    def compiled() -> Callable[..., Any]:
+        nonlocal ready
+        with lock:
+            if ready is None:
+                ready = _compile(function)
+            return ready
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
-        nonlocal compiled
-        if compiled is None:
-            with lock:
-                if compiled is None:
-                    compiled = _compile(function)
-        return compiled(*arguments)
+        return (ready or compiled())(*arguments)
 
+    call.compiled = compiled  # type: ignore[attr-defined]
     return call
 
 

@@ -14,12 +14,15 @@ import minires
 ROOT = Path(minires.__file__).parent
 # A module may import what stands above it in this list, and modules of its own folder.
 FLOORS = [
-    "errors", "files", "backend", "tensor", "gradcheck", "ops", "nn", "models", "data", "train", "weights",
-    "inspect", "doctor", "commands", "cli", "__main__",
+    "errors", "files", "vectors", "backend", "tensor", "gradcheck", "ops", "nn", "models", "data", "train",
+    "weights", "inspect", "doctor", "commands", "cli", "__main__",
 ]  # fmt: skip
 ABOVE_THE_PACKAGE = {"doctor", "commands", "cli", "__main__"}  # these may import minires itself
-INDEPENDENT = {"errors": set(), "files": {"errors"}, "backend": {"errors"}, "data": {"errors", "files"}}
-ONLY_BACKEND = {"cupy", "numba"}
+INDEPENDENT = {
+    "errors": set(), "files": {"errors"}, "vectors": set(), "backend": {"errors", "vectors"},
+    "data": {"errors", "files"},
+}  # fmt: skip
+ONLY_BACKEND = {"cupy", "numba", "llvmlite"}
 NEVER = {"torch", "torchvision", "tensorflow", "keras", "jax", "sklearn", "scipy", "autograd", "pickle"}
 
 
@@ -81,9 +84,9 @@ def test_imports_go_in_no_circle():
     assert len(order) == len(set(order)) >= len(INSIDE)
 
 
-def test_only_the_backend_imports_cupy_and_numba():
+def test_only_the_backend_and_its_vectors_import_cupy_and_numba():
     users = {m for m in FILES if ONLY_BACKEND & {i.split(".")[0] for i in _imports(m)}}
-    assert users == {"minires.backend"}
+    assert users == {"minires.backend", "minires.vectors"}
 
 
 def test_no_other_framework_is_imported_and_nothing_is_unpickled():

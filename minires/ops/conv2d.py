@@ -32,7 +32,7 @@ import numpy as np
 from minires import backend
 from minires.backend import Array
 from minires.errors import ShapeError
-from minires.ops import checks, conv2d_winograd
+from minires.ops import checks, conv2d_direct, conv2d_winograd
 from minires.ops.conv2d_columns import by_group, correlate, finish, gather, scatter
 from minires.ops.relu import gradient as relu_gradient
 from minires.ops.relu import relu as relu_tensor
@@ -88,8 +88,9 @@ def _backward_w(xp: Any, dy: Array, x: Array, shape: tuple[int, ...], win: Windo
 
 
 # ----------------------------------------------------------------------------------------- fast, on CPU
-# How the products themselves are done fast stands in conv2d_columns.py, and how most 3x3 convolutions need
-# fewer of them in conv2d_winograd.py; here is which way is taken.
+# There are three ways: most 3x3 convolutions need fewer products in conv2d_winograd.py; of the others those
+# whose sums fit into registers are done without columns in conv2d_direct.py; the rest, 1x1 above all, by BLAS
+# in conv2d_columns.py. Here is which way is taken.
 # At stride 1 the adjoint of a convolution is a convolution again: with the window turned round and the kernel
 # flipped in both directions, its input and output channels exchanged. So each of the three products can be
 # had in two ways, with columns of x or with columns of what lies on the other side; where that has fewer
@@ -98,7 +99,20 @@ def _backward_w(xp: Any, dy: Array, x: Array, shape: tuple[int, ...], win: Windo
 
 
 _WINOGRAD_CHANNELS = 8  # with fewer, the transforms take longer than the products they save
+_DIRECT_KERNEL = 16 * 16  # channels times outputs, up to which 3x3 convolutions are faster in registers
 _JOINED_CHANNELS = 16  # of a group made of several
+
+
+def _is_busy(pictures: int) -> bool:
+    """Whether there is work for all threads where each takes whole pictures."""
+    return 2 * pictures > backend.threads()
+
+
+def _is_direct(win: Window, pictures: int, channels: int, outputs: int) -> bool:
+    """Whether sums in registers were measured to be faster; ``channels`` and ``outputs`` are of one group."""
+    if win.size == (1, 1) or not conv2d_direct.fits(win, outputs) or not _is_busy(pictures):
+        return False
+    return win.size != (3, 3) or win.stride != (1, 1) or channels * outputs <= _DIRECT_KERNEL
 
 
 def _is_winograd(win: Window, x_shape: tuple[int, ...], w_shape: tuple[int, ...], groups: int) -> bool:
@@ -108,8 +122,7 @@ def _is_winograd(win: Window, x_shape: tuple[int, ...], w_shape: tuple[int, ...]
     tiles = x_shape[0] * ((win.out[0] + 1) // 2) * ((win.out[1] + 1) // 2)
     fits = win.size == (3, 3) and win.stride == (1, 1) and max(win.top, win.left) < 3
     enough = min(channels, outputs) >= _WINOGRAD_CHANNELS
-    busy = 2 * x_shape[0] > backend.threads()  # a thread takes whole pictures
-    return fits and enough and busy and channels * outputs <= tiles * (channels + outputs)
+    return fits and enough and _is_busy(x_shape[0]) and channels * outputs <= tiles * (channels + outputs)
 
 
 # Groups of few channels make products too small to be fast. So several groups are taken as one, with a kernel
@@ -174,6 +187,8 @@ def _flipped(w: Array, groups: int) -> Array:
 def _forward_numba(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups: int) -> Array:
     left = _joined_groups(groups, w.shape)
     w, groups = _join(w, groups, left), left
+    if _is_direct(win, len(x), w.shape[2], w.shape[3] // groups):
+        return conv2d_direct.forward(x, w, b, relu, win, groups)
     if _is_winograd(win, x.shape, w.shape, groups):
         return conv2d_winograd.forward(x, w, b, relu, win, groups)
     turned = _turned(win, x.shape)
@@ -188,6 +203,8 @@ def _backward_x_numba(dy: Array, w: Array, shape: tuple[int, ...], win: Window, 
     left = _joined_groups(groups, w.shape)
     w, groups = _join(w, groups, left), left
     turned = _turned(win, shape)
+    if turned is not None and _is_direct(turned, len(dy), w.shape[3] // groups, w.shape[2]):
+        return conv2d_direct.forward(dy, _flipped(w, groups), None, False, turned, groups)
     if turned is not None and _is_winograd(win, shape, w.shape, groups):
         return conv2d_winograd.backward_x(dy, w, turned, groups)
     if turned is None or dy.shape[-1] >= 2 * shape[-1] or not _is_flip_cheap(shape, w.shape):
@@ -202,6 +219,8 @@ def _backward_w_numba(dy: Array, x: Array, shape: tuple[int, ...], win: Window, 
 
 
 def _correlate(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
+    if _is_direct(win, len(x), shape[2], shape[3] // groups):
+        return conv2d_direct.correlate(dy, x, shape, win, groups)
     sides = sorted((dy.shape[-1], x.shape[-1]))
     # Where one side has far fewer channels, its columns are made sooner than the tiles of both sides.
     if _is_winograd(win, x.shape, shape, groups) and sides[1] <= 2 * sides[0]:

@@ -9,7 +9,15 @@ import minires.ops
 from minires.errors import ConfigError
 from minires.ops import cases, softmax
 
-HELPERS = {"cases", "checks", "window", "batch_norm_kernels", "conv2d_columns", "conv2d_winograd"}
+HELPERS = {
+    "cases",
+    "checks",
+    "window",
+    "batch_norm_kernels",
+    "conv2d_columns",
+    "conv2d_direct",
+    "conv2d_winograd",
+}
 
 
 def test_every_operation_has_cases():

@@ -8,7 +8,7 @@ import pytest
 
 from minires import Tensor, backend, specification
 from minires.errors import ShapeError
-from minires.ops import cases, conv2d_columns, conv2d_winograd
+from minires.ops import cases, conv2d_columns, conv2d_direct, conv2d_winograd
 from minires.ops import conv2d as module
 from minires.ops.conv2d import conv2d
 from minires.ops.window import window
@@ -64,14 +64,16 @@ def three_threads():
     backend.set_threads(before)
 
 
+@pytest.mark.parametrize("kernel", [0, 1 << 30], ids=["", "in registers"])
 @pytest.mark.parametrize("winograd", [1, 99], ids=["Winograd", "columns"])
 @pytest.mark.parametrize("whole", [0, 1 << 30], ids=["cut by lines", "cut by the kernel"])
 @pytest.mark.parametrize("joined", [1, 4, 64], ids=["groups apart", "few groups joined", "groups joined"])
 @pytest.mark.parametrize("pictures", [1, 7])
-def test_small_blocks_on_three_threads(monkeypatch, three_threads, pictures, joined, whole, winograd):
+def test_small_blocks_on_three_threads(monkeypatch, three_threads, pictures, joined, whole, winograd, kernel):
     """The sizes at which the fast path cuts its work are far above those of the cases: bring them down."""
     monkeypatch.setattr(module, "_JOINED_CHANNELS", joined)
     monkeypatch.setattr(module, "_WINOGRAD_CHANNELS", winograd)
+    monkeypatch.setattr(module, "_DIRECT_KERNEL", kernel)
     monkeypatch.setattr(conv2d_winograd, "_BLOCK", 256)
     monkeypatch.setattr(conv2d_columns, "_BLOCK", 256)
     monkeypatch.setattr(conv2d_columns, "_WHOLE", whole)
@@ -99,28 +101,52 @@ def test_same_pads_as_tensorflow_does(size, stride, sides):
     assert np.array_equal(same, by_hand)
 
 
-@pytest.mark.parametrize("shape", [(8, 32, 16, 16), (4, 15, 64, 64), (32, 4, 256, 256)], ids=str)
-def test_winograd_rounds_little(shape):
+@pytest.mark.parametrize("way", [conv2d_winograd, conv2d_direct], ids=["Winograd", "in registers"])
+@pytest.mark.parametrize("shape", [(8, 32, 16, 16), (4, 15, 64, 64), (32, 8, 256, 256)], ids=str)
+def test_float32_rounds_little(shape, way):
     n, size, c, o = shape
     rng = np.random.default_rng(0)
     x, dy = rng.standard_normal((n, size, size, c)), rng.standard_normal((n, size, size, o))
     w = rng.standard_normal((3, 3, c, o)) * 0.1
     win = window("conv2d", (size, size), 3, 1, 1)
-    assert module._is_winograd(win, x.shape, w.shape, 1)
     exact = (
         module._forward(np, x, w, None, False, win, 1),
         module._backward_x(np, dy, w, x.shape, win, 1),
         module._backward_w(np, dy, x, w.shape, win, 1),
     )
     x, dy, w = (array.astype(np.float32) for array in (x, dy, w))
-    rounded = (
-        conv2d_winograd.forward(x, w, None, False, win, 1),
-        conv2d_winograd.backward_x(dy, w, win, 1),
-        conv2d_winograd.correlate(dy, x, w.shape, win, 1),
-    )
+    if way is conv2d_winograd:
+        dx = way.backward_x(dy, w, win, 1)
+    else:
+        dx = way.forward(dy, module._flipped(w, 1), None, False, win, 1)
+    rounded = (way.forward(x, w, None, False, win, 1), dx, way.correlate(dy, x, w.shape, win, 1))
     for limit, one, other in zip((1e-6, 1e-6, 2e-6), exact, rounded, strict=True):
         assert other.dtype == np.float32
         assert np.linalg.norm(other - one) < limit * np.linalg.norm(one)
+
+
+@pytest.mark.parametrize(
+    ("way", "x", "w", "options"),
+    [
+        ("direct", (128, 32, 32, 16), (3, 3, 16, 16), {"padding": 1}),
+        ("direct", (128, 32, 32, 16), (3, 3, 16, 32), {"padding": 1, "stride": 2}),
+        ("direct", (32, 64, 64, 3), (7, 7, 3, 64), {"padding": 3, "stride": 2}),
+        ("winograd", (128, 16, 16, 32), (3, 3, 32, 32), {"padding": 1}),
+        ("winograd", (64, 32, 32, 48), (3, 3, 48, 12), {"padding": 1}),
+        ("columns", (32, 15, 15, 64), (1, 1, 64, 256), {}),
+        ("columns", (32, 2, 2, 512), (3, 3, 512, 512), {"padding": 1}),
+        ("columns", (1, 64, 64, 3), (7, 7, 3, 64), {"padding": 3, "stride": 2}),
+    ],
+)
+def test_the_way_that_is_faster_is_taken(monkeypatch, three_threads, way, x, w, options):
+    backend.set_threads(2)
+    taken = []
+    for name in ("direct", "winograd"):
+        library = getattr(module, f"conv2d_{name}")
+        run = library.forward
+        monkeypatch.setattr(library, "forward", lambda *a, name=name, run=run: taken.append(name) or run(*a))
+    conv2d(Tensor(np.ones(x, np.float32)), Tensor(np.ones(w, np.float32)), **options)
+    assert taken == ([] if way == "columns" else [way])
 
 
 @pytest.mark.parametrize("size", range(3, 12))

@@ -8,7 +8,8 @@ NumPy 1.24 took away (DeZero cannot even be imported with it), so each gets an e
 Python 3.11 at most:
 
     python3.11 -m venv with_chainer
-    with_chainer/bin/pip install chainer==7.8.1 numpy==1.23.5 "setuptools<81"
+    with_chainer/bin/pip install "setuptools<81" wheel numpy==1.23.5
+    with_chainer/bin/pip install --no-build-isolation chainer==7.8.1
 
     python3.11 -m venv with_dezero
     with_dezero/bin/pip install dezero==0.0.13 numpy==1.23.5 "matplotlib<3.9"

@@ -431,7 +431,7 @@ def parallel_calls(calls: Sequence[Callable[[], None]]) -> None:
         raise errors[0]
 
 
-_ADD_GRAIN = 32768  # numbers; fewer are not worth a second thread
+_ADD_GRAIN = 1 << 17  # numbers; fewer are not worth a second thread
 
 
 def add(a: Array, b: Array, out: Array | None = None) -> Array:
@@ -464,7 +464,7 @@ def copy(source: Array, target: Array) -> None:
     parallel_for(task, len(target), _ADD_GRAIN * len(target) // target.size)
 
 
-_MATMUL_GRAIN = 1 << 20  # multiply-adds worth a thread of their own
+_MATMUL_GRAIN = 1 << 22  # multiply-adds worth a thread of their own
 
 
 def matmul(a: Array, b: Array) -> Array:

@@ -92,7 +92,7 @@ def _gradient_numba(dy, x, y, mean, scale, beta, relu, slope, offset, dx, dadd, 
                 dadd[m, c] = g
 
 
-_GRAIN = 16384  # numbers; fewer are not worth a second thread
+_GRAIN = 200_000  # numbers; fewer are not worth a second thread
 _WIDE = 64  # numbers in a row that make a kernel's inner loop worth its beginning and end
 
 

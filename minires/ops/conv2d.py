@@ -117,12 +117,12 @@ def _is_direct(win: Window, pictures: int, channels: int, outputs: int) -> bool:
 
 def _is_winograd(win: Window, x_shape: tuple[int, ...], w_shape: tuple[int, ...], groups: int) -> bool:
     """Whether Winograd's way was measured to be faster: 3x3, stride 1, and a kernel that, transformed, holds
-    no more numbers than the transformed tiles of the pictures and of the output."""
+    at most twice the numbers of the transformed tiles of the pictures and of the output."""
     channels, outputs = w_shape[2], w_shape[3] // groups
     tiles = x_shape[0] * ((win.out[0] + 1) // 2) * ((win.out[1] + 1) // 2)
     fits = win.size == (3, 3) and win.stride == (1, 1) and max(win.top, win.left) < 3
     enough = min(channels, outputs) >= _WINOGRAD_CHANNELS
-    return fits and enough and _is_busy(x_shape[0]) and channels * outputs <= tiles * (channels + outputs)
+    return fits and enough and _is_busy(x_shape[0]) and channels * outputs <= 2 * tiles * (channels + outputs)
 
 
 # Groups of few channels make products too small to be fast. So several groups are taken as one, with a kernel

@@ -28,7 +28,7 @@ from minires.ops.window import Window
 _BLOCK = 1 << 20  # bytes of columns in one block: about a core's second-level cache
 _WHOLE = 32 << 20  # bytes of columns that may exist at once where the kernel is cut
 _GRAIN = 16  # rows or columns of a matrix; fewer are not worth a second thread
-_COPY_GRAIN = 32768  # numbers that are copied or changed; fewer are not worth a second thread
+_COPY_GRAIN = 1 << 17  # numbers that are copied or changed; fewer are not worth a second thread
 
 
 def by_group(matrix: Array, groups: int) -> Array:

@@ -29,6 +29,7 @@ convolutional neural networks, arXiv:1509.09308.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -42,6 +43,7 @@ G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 _G_TWICE = np.kron(G, G)  # along both axes: (16, 9)
 _G_FLIPPED = np.kron(G[:, ::-1], G[:, ::-1])  # of the kernel turned by 180 degrees
 _BLOCK = 2 << 20  # bytes of v and of the products in one block
+_SMALL_KERNEL = 64  # times the tiles; with a larger one the 16 products are shared out, not the pictures
 
 
 # Even and odd pixels of a line are kept apart: a tile begins at every even pixel, so in the arrays of the
@@ -49,8 +51,8 @@ _BLOCK = 2 << 20  # bytes of v and of the products in one block
 
 
 @kernel
-def _inputs_numba(x, v, evens, odds, even, odd, top, left):
-    """v = B^T d B of the pictures x (n, H, W, C).
+def _inputs_numba(x, first, v, evens, odds, even, odd, top, left):
+    """v = B^T d B of the pictures x (n, H, W, C), whose tiles in v begin with those of picture ``first``.
 
     evens, odds (lines, across + 1, C) take a picture with its border of zeros, even, odd one of their lines.
     """
@@ -69,7 +71,7 @@ def _inputs_numba(x, v, evens, odds, even, odd, top, left):
                 for c in range(channels):
                     target[c] = source[c]
         for i in range(down):
-            start = (p * down + i) * run
+            start = ((first + p) * down + i) * run
             for k in range(4):
                 # B^T d: a sum or difference of two lines of the picture
                 one = 2 * i + (0 if k == 0 else 2 if k == 2 else 1)
@@ -95,7 +97,7 @@ def _inputs_numba(x, v, evens, odds, even, odd, top, left):
 
 
 @kernel
-def _outputs_numba(m, y, evens, odds):
+def _outputs_numba(m, first, y, evens, odds):
     """y = A^T m A into the pictures y (n, OH, OW, O); evens, odds (4, across * O)."""
     n, high, wide, channels = y.shape
     run = evens.shape[1]
@@ -103,7 +105,7 @@ def _outputs_numba(m, y, evens, odds):
     down = (high + 1) // 2
     for p in range(n):
         for i in range(down):
-            start = (p * down + i) * run
+            start = ((first + p) * down + i) * run
             for k in range(4):
                 m0, m1 = flat[4 * k, start : start + run], flat[4 * k + 1, start : start + run]
                 m2, m3 = flat[4 * k + 2, start : start + run], flat[4 * k + 3, start : start + run]
@@ -126,7 +128,7 @@ def _outputs_numba(m, y, evens, odds):
 
 
 @kernel
-def _gradients_numba(dy, e, evens, odds):
+def _gradients_numba(dy, first, e, evens, odds):
     """e = A dy A^T, the adjoint of _outputs_numba; evens, odds (at least 2, across * O) take two lines."""
     n, high, wide, channels = dy.shape
     run, number = evens.shape[1], dy.dtype.type
@@ -136,7 +138,7 @@ def _gradients_numba(dy, e, evens, odds):
     odds[...] = 0
     for p in range(n):
         for i in range(down):
-            start = (p * down + i) * run
+            start = ((first + p) * down + i) * run
             for line in range(2):
                 if 2 * i + line == high:
                     evens[line] = 0
@@ -181,6 +183,10 @@ class _Tiles:
         shape = (16, pictures * self.count, room.shape[2])
         return room.reshape(-1)[: math.prod(shape)].reshape(shape)
 
+    def are_few(self, pictures: int, kernel: int) -> bool:
+        """Whether ``kernel``, its numbers, are so many that each thread does better to read a part of it."""
+        return kernel > _SMALL_KERNEL * pictures * self.count
+
     def room(self, blocks: list[tuple[int, int]], channels: int, dtype: np.dtype) -> Array:
         """Room for the largest block."""
         return np.empty((16, self.count * max(last - first for first, last in blocks), channels), dtype)
@@ -190,13 +196,31 @@ class _Tiles:
         evens, odds = np.empty((2, 4, self.across * channels), dtype)
         return evens, odds
 
-    def read(self, x: Array, room: Array) -> Array:
-        """v of the pictures x, in the first numbers of ``room``."""
-        v, channels = self.view(room, len(x)), x.shape[-1]
-        evens, odds = np.empty((2, 2 * self.down + 2, self.across + 1, channels), x.dtype)
-        even, odd = np.empty((2, (self.across + 1) * channels), x.dtype)
-        _inputs_numba(x, v, evens, odds, even, odd, self.win.top, self.win.left)
+    def read(self, x: Array, v: Array, first: int = 0) -> Array:
+        """v of the pictures x, in its place from that of picture ``first`` on."""
+        evens, odds = np.empty((2, 2 * self.down + 2, self.across + 1, x.shape[-1]), x.dtype)
+        even, odd = np.empty((2, (self.across + 1) * x.shape[-1]), x.dtype)
+        _inputs_numba(x, first, v, evens, odds, even, odd, self.win.top, self.win.left)
         return v
+
+    def gradients(self, dy: Array, e: Array, first: int = 0) -> Array:
+        """e of the gradients dy, in its place from that of picture ``first`` on."""
+        _gradients_numba(dy, first, e, *self.lines(dy.shape[-1], dy.dtype))
+        return e
+
+    def write(self, m: Array, y: Array, first: int = 0) -> None:
+        """The outputs y of the products m from those of picture ``first`` on."""
+        _outputs_numba(m, first, y, *self.lines(y.shape[-1], y.dtype))
+
+    def whole(self, read: Callable[[Array, Array, int], Array], pictures: Array) -> Array:
+        """What ``read`` makes of all pictures (16, tiles, channels)."""
+        tiles = np.empty((16, len(pictures) * self.count, pictures.shape[-1]), pictures.dtype)
+
+        def shard(start: int, stop: int) -> None:
+            read(pictures[start:stop], tiles, start)
+
+        backend.parallel_for(shard, len(pictures))
+        return tiles
 
 
 def forward(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups: int) -> Array:
@@ -230,40 +254,55 @@ def _convolve(x: Array, u: Array, b: Array | None, relu: bool, win: Window) -> A
     def shard(start: int, stop: int) -> None:
         blocks = tiles.blocks(start, stop)
         inputs, products = (tiles.room(blocks, count, x.dtype) for count in (channels, outputs))
-        evens, odds = tiles.lines(outputs, x.dtype)
         for first, last in blocks:
-            v = tiles.read(x[first:last], inputs)
+            v = tiles.read(x[first:last], tiles.view(inputs, last - first))
             m = tiles.view(products, last - first)
             np.matmul(_by_group(v, groups), u, out=_by_group(m, groups))
-            _outputs_numba(m, y[first:last], evens, odds)
-            finish(y[first:last], b, relu)
+            write(m, 0, first, last)
 
-    backend.parallel_for(shard, len(x))
+    def write(m: Array, at: int, first: int, last: int) -> None:
+        tiles.write(m, y[first:last], at)
+        finish(y[first:last], b, relu)
+
+    if tiles.are_few(len(x), u[0].size):
+        m = np.empty((16, len(x) * tiles.count, outputs), x.dtype)
+        _multiply(_by_group(tiles.whole(tiles.read, x), groups), u, _by_group(m, groups))
+        backend.parallel_for(lambda start, stop: write(m, start, start, stop), len(x))
+    else:
+        backend.parallel_for(shard, len(x))
     return y
+
+
+def _multiply(a: Array, b: Array, out: Array) -> None:
+    """out = a @ b, 16 products shared out among the threads."""
+    backend.parallel_for(lambda i, j: np.matmul(a[i:j], b[i:j], out=out[i:j]), 16)
 
 
 def correlate(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
     """dw of ``shape`` (3, 3, C/G, O)."""
     channels, outputs = x.shape[-1], shape[-1]
     tiles = _Tiles(win, channels, outputs, x.itemsize)
-    parts = backend.shards(len(x))
+    few = tiles.are_few(len(x), shape[2] * outputs)
+    parts = backend.shards(1 if few else len(x))
     sums = np.empty((len(parts), 16, groups, shape[2], outputs // groups), x.dtype)
 
     def shard(part: int, start: int, stop: int) -> None:
         blocks = tiles.blocks(start, stop)
         inputs, gradients = (tiles.room(blocks, count, x.dtype) for count in (channels, outputs))
-        evens, odds = tiles.lines(outputs, x.dtype)
         product = np.empty_like(sums[0]) if len(blocks) > 1 else sums[part]
         for number, (first, last) in enumerate(blocks):
-            v = tiles.read(x[first:last], inputs)
-            e = tiles.view(gradients, last - first)
-            _gradients_numba(dy[first:last], e, evens, odds)
+            v = tiles.read(x[first:last], tiles.view(inputs, last - first))
+            e = tiles.gradients(dy[first:last], tiles.view(gradients, last - first))
             target = product if number else sums[part]
             np.matmul(_by_group(v, groups).swapaxes(2, 3), _by_group(e, groups), out=target)
             if number:
                 sums[part] += product
 
-    backend.parallel_calls([partial(shard, number, *part) for number, part in enumerate(parts)])
+    if few:
+        v, e = tiles.whole(tiles.read, x), tiles.whole(tiles.gradients, dy)
+        _multiply(_by_group(v, groups).swapaxes(2, 3), _by_group(e, groups), sums[0])
+    else:
+        backend.parallel_calls([partial(shard, number, *part) for number, part in enumerate(parts)])
     # G^T s G of all parts, which also adds them up
     back = np.tile(_G_TWICE.T.astype(x.dtype), len(parts))
     dw = backend.matmul(back, sums.reshape(16 * len(parts), -1))  # (9, G * C/G * O/G)

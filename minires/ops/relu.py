@@ -52,7 +52,7 @@ def _gradient_numba(dy, y, dx):
         dx[i] = dy[i] if y[i] > zero else zero
 
 
-_GRAIN = 32768  # numbers; fewer are not worth a second thread
+_GRAIN = 1 << 17  # numbers; fewer are not worth a second thread
 
 
 def _forward_numba(x: Array, add: Array | None) -> Array:

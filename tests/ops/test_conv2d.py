@@ -75,6 +75,7 @@ def test_small_blocks_on_three_threads(monkeypatch, three_threads, pictures, joi
     monkeypatch.setattr(module, "_WINOGRAD_CHANNELS", winograd)
     monkeypatch.setattr(module, "_DIRECT_KERNEL", kernel)
     monkeypatch.setattr(conv2d_winograd, "_BLOCK", 256)
+    monkeypatch.setattr(conv2d_winograd, "_SMALL_KERNEL", 1 << 30 if whole else 0)
     monkeypatch.setattr(conv2d_columns, "_BLOCK", 256)
     monkeypatch.setattr(conv2d_columns, "_WHOLE", whole)
     monkeypatch.setattr(conv2d_columns, "_GRAIN", 1)
@@ -133,6 +134,7 @@ def test_float32_rounds_little(shape, way):
         ("direct", (32, 64, 64, 3), (7, 7, 3, 64), {"padding": 3, "stride": 2}),
         ("winograd", (128, 16, 16, 32), (3, 3, 32, 32), {"padding": 1}),
         ("winograd", (64, 32, 32, 48), (3, 3, 48, 12), {"padding": 1}),
+        ("winograd", (8, 7, 7, 512), (3, 3, 512, 512), {"padding": 1}),
         ("columns", (32, 15, 15, 64), (1, 1, 64, 256), {}),
         ("columns", (32, 2, 2, 512), (3, 3, 512, 512), {"padding": 1}),
         ("columns", (1, 64, 64, 3), (7, 7, 3, 64), {"padding": 3, "stride": 2}),

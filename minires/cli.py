@@ -17,6 +17,7 @@ from typing import Any
 import minires
 from minires import commands
 from minires.errors import ConfigError, MiniresError
+from minires.interrupt import noticed
 
 FAILED, WRONG_USE, INTERRUPTED = commands.FAILED, 2, 130
 
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
-        with _plain_warnings():
+        with _plain_warnings(), noticed():
             status = options.run(options)
             sys.stdout.flush()
             return status

@@ -14,13 +14,13 @@ import minires
 ROOT = Path(minires.__file__).parent
 # A module may import what stands above it in this list, and modules of its own folder.
 FLOORS = [
-    "errors", "files", "vectors", "backend", "tensor", "gradcheck", "ops", "nn", "models", "data", "train",
-    "weights", "inspect", "doctor", "commands", "cli", "__main__",
+    "errors", "files", "interrupt", "vectors", "backend", "tensor", "gradcheck", "ops", "nn", "models",
+    "data", "train", "weights", "inspect", "doctor", "commands", "cli", "__main__",
 ]  # fmt: skip
 ABOVE_THE_PACKAGE = {"doctor", "commands", "cli", "__main__"}  # these may import minires itself
 INDEPENDENT = {
-    "errors": set(), "files": {"errors"}, "vectors": set(), "backend": {"errors", "vectors"},
-    "data": {"errors", "files"},
+    "errors": set(), "files": {"errors"}, "interrupt": set(), "vectors": set(),
+    "backend": {"errors", "vectors"}, "data": {"errors", "files"},
 }  # fmt: skip
 ONLY_BACKEND = {"cupy", "numba", "llvmlite"}
 NEVER = {"torch", "torchvision", "tensorflow", "keras", "jax", "sklearn", "scipy", "autograd", "pickle"}

@@ -43,6 +43,7 @@ from minires.tensor import Tensor
 # ------------------------------------------------------------------------------------------- observing
 
 
+REST = 0.5  # seconds after the specification: the threads of BLAS, which it woke, stay awake for a while
 USUAL = ("training=", "momentum=", "eps=", "convention=")  # of all layers: not worth a word
 
 
@@ -192,6 +193,7 @@ def measure_call(call: Call, rounds: int) -> dict[str, Any]:
                 dy = np.random.default_rng(0).standard_normal(y.shape).astype(y.dtype)
                 row[f"{prefix}backward_ms"] = 1e3 * seconds(functools.partial(backward, dy), times)
                 outgoing = [gradient for gradient in backward(dy) if gradient is not None]
+    time.sleep(REST)
     once = row["forward_ms"] + row["backward_ms"]
     row["total_ms"] = call.count * once
     row["forward_gflop"] = _flop(call, y) / 1e9

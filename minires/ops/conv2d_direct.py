@@ -117,8 +117,8 @@ def forward(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups
     b = np.zeros(w.shape[-1], x.dtype) if b is None else np.ascontiguousarray(b)
 
     def shard(start: int, stop: int) -> None:
-        run = (*_frame(win, x.shape[-1], x.dtype), win.stride, win.top, win.left, groups)
-        _forward_numba(x[start:stop], w, b, relu, y[start:stop], *run)
+        where = (*_frame(win, x.shape[-1], x.dtype), win.stride, win.top, win.left, groups)
+        _forward_numba(x[start:stop], w, b, relu, y[start:stop], *where)
 
     backend.parallel_for(shard, len(x))
     return y
@@ -132,8 +132,8 @@ def correlate(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: 
     sums = np.zeros((len(parts), kh, runs, -(-run // MOST_ROWS) * MOST_ROWS, outputs), x.dtype)
 
     def shard(part: int, start: int, stop: int) -> None:
-        run = (*_frame(win, x.shape[-1], x.dtype), win.stride, win.top, win.left, groups)
-        _correlate_numba(x[start:stop], dy[start:stop], sums[part], np.zeros(LANES, x.dtype), *run)
+        where = (*_frame(win, x.shape[-1], x.dtype), win.stride, win.top, win.left, groups)
+        _correlate_numba(x[start:stop], dy[start:stop], sums[part], np.zeros(LANES, x.dtype), *where)
 
     backend.parallel_calls([partial(shard, number, *part) for number, part in enumerate(parts)])
     return sums[:, :, :, :run].sum(axis=0).reshape(shape)

@@ -22,6 +22,10 @@ place of 36. Summed over channels each of the 16 is a matrix product of its own:
 Rounding: in float32, y and dx come out as near to the exact result as with im2col (2e-7 to 5e-7 of its size
 in networks' shapes), dw up to three times as far (1e-6) where many tiles are summed. A test holds these.
 
+Each thread takes some of the pictures, a few at a time, so that their tiles stay in its cache. Only where the
+kernel is much the larger matrix (few and small pictures, many channels) the tiles of all pictures are made
+first, and the 16 products are shared out: each thread then reads a part of the kernel, and not all of it.
+
 Source: Winograd 1980, Arithmetic complexity of computations; Lavin and Gray 2015, Fast algorithms for
 convolutional neural networks, arXiv:1509.09308.
 """

@@ -29,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from minires import vectors
-from minires.errors import ConfigError
+from minires import cublas, vectors
+from minires.errors import ConfigError, one_of
 
 Array = Any  # a numpy.ndarray or a cupy.ndarray; the two share their interface
 
@@ -72,16 +72,30 @@ def device_of(array: Array) -> str:
     return "cpu" if _is_numpy(array) else f"cuda:{array.device.id}"
 
 
+def choose_device(device: str) -> str:
+    """``device``; for ``"auto"`` it is ``"cuda"`` if there is a GPU that CuPy can use, else ``"cpu"``."""
+    if device != "auto":
+        return device
+    try:
+        cupy()
+    except ConfigError:
+        return "cpu"
+    return "cuda"
+
+
 def to_device(array: Array, device: str) -> Array:
     """``array`` on ``device`` (``"cpu"``, ``"cuda"``, ``"cuda:1"``); the same object if it is there already.
 
-    Raises: ConfigError for an unknown device, and where a GPU is asked for and there is none.
+    Raises: ConfigError for an unknown device, and for a GPU that is not there.
     """
     kind, _, index = device.partition(":")
     if device == "cpu":
         return array if _is_numpy(array) else cupy().asnumpy(array)
     if kind != "cuda" or (index and not index.isdigit()):
         raise ConfigError(f"unknown device {device!r}; use 'cpu', 'cuda' or 'cuda:1'")
+    count = cupy().cuda.runtime.getDeviceCount()
+    if int(index or 0) >= count:
+        raise ConfigError(f"there is no {device}: this machine's GPUs are cuda:0 to cuda:{count - 1}")
     with cupy().cuda.Device(int(index or 0)):
         return cupy().asarray(array)
 
@@ -93,6 +107,7 @@ HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 class _Mode(threading.local):
     specification = False
+    precision = "fp32"
 
 
 _mode = _Mode()
@@ -106,6 +121,20 @@ def specification(on: bool = True) -> Iterator[None]:
         yield
     finally:
         _mode.specification = before
+
+
+@contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Do the matrix products of GPUs in the arithmetic ``name`` inside this block: see minires.cublas.
+
+    Raises: ConfigError for an unknown name.
+    """
+    one_of("precision", name, cublas.PRECISIONS)
+    before, _mode.precision = _mode.precision, name
+    try:
+        yield
+    finally:
+        _mode.precision = before
 
 
 def is_specification() -> bool:
@@ -468,13 +497,16 @@ _MATMUL_GRAIN = 1 << 22  # multiply-adds worth a thread of their own
 
 
 def matmul(a: Array, b: Array) -> Array:
-    """``a @ b`` on the threads of the pool, cut along the longest of the three sides.
+    """``a @ b``: on the CPU on the threads of the pool, cut along the longest of the three sides; on a GPU by
+    cuBLAS, in the arithmetic chosen with ``precision``.
 
     Plain ``a @ b`` would wake the threads of BLAS, which then compete with ours for the cores.
-    Stacks of matrices and GPU arrays are multiplied as they are.
+    Stacks of matrices are multiplied as they are.
     """
-    if not (_is_numpy(a) and _is_numpy(b)) or a.ndim != 2 or b.ndim != 2:
+    if a.ndim != 2 or b.ndim != 2:
         return array_module(a, b).matmul(a, b)
+    if not (_is_numpy(a) and _is_numpy(b)):
+        return cublas.matmul(cupy(), a, b, precision=_mode.precision)
     (m, k), n = a.shape, b.shape[1]
     longest = max(m, k, n)
     parts = shards(longest, _MATMUL_GRAIN * longest // max(1, m * k * n))

@@ -19,6 +19,7 @@ from minires import commands
 from minires.errors import ConfigError, MiniresError
 from minires.interrupt import noticed
 
+DEVICES = "cpu (the default), cuda, cuda:1, or auto: the GPU if there is one"
 FAILED, WRONG_USE, INTERRUPTED = commands.FAILED, 2, 130
 
 
@@ -159,7 +160,8 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     option("--seed", "N", "of weights, order and augmentation (default: 0)", int)
     option("--size", "N", "resize the pictures to N x N (default: what the model is made for)", int)
     option("--train-on", "PARTS", "train, or train+val: then nothing is validated")
-    option("--device", "NAME", "cpu (the default), cuda or cuda:1")
+    option("--device", "NAME", DEVICES)
+    option("--precision", "NAME", "of matrix products on a GPU: fp32 (the default), or tf32, which is faster")
     option("--out", "FOLDER", "the run folder (default: runs/<data>-<recipe>-<number>)")
     parser.add_argument("--resume", nargs="?", const=True, metavar="FOLDER",
                         help="continue the run in FOLDER, or in that of --out, where it stopped")  # fmt: skip
@@ -172,7 +174,7 @@ def _variant_option(parser: argparse.ArgumentParser) -> None:
 
 def _model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="RUN", help="a run folder, or a model.safetensors file")
-    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu (the default), cuda or cuda:1")
+    parser.add_argument("--device", default="cpu", metavar="NAME", help=DEVICES)
 
 
 TRAIN = """\

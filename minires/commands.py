@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FAILED = 1
 # Settings of a run that are options of the same name.
-SETTINGS = ("model", "epochs", "batch_size", "seed", "device", "size", "train_on")
+SETTINGS = ("model", "epochs", "batch_size", "seed", "device", "precision", "size", "train_on")
 
 
 def run_train(options: argparse.Namespace) -> int:
@@ -305,7 +305,7 @@ def _new_folder(data: str, recipe: str) -> Path:
 
 def _load(options: argparse.Namespace) -> tuple[Trained, int]:
     """A trained model on its device, and the side of the square pictures it learnt from."""
-    from minires import train
+    from minires import backend, train
 
     trained = train.load_model(options.model)
     high, wide = trained.size
@@ -314,7 +314,7 @@ def _load(options: argparse.Namespace) -> tuple[Trained, int]:
             f"{options.model} learnt from pictures {high} high and {wide} wide; the command line prepares "
             "square ones only: use minires.train.predict or evaluate from Python"
         )
-    trained.model.to(options.device)
+    trained.model.to(backend.choose_device(options.device))
     return trained, high
 
 

@@ -19,20 +19,22 @@ from typing import Any
 import numpy as np
 
 import minires
-from minires import backend
+from minires import backend, cublas, cuda
 from minires.errors import MiniresError
 
 # Packages that are imported under another name.
 MODULES = {"pillow": "PIL"}
 THREAD_PINS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 PINS = ("MINIRES_DATA", "MINIRES_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", *THREAD_PINS)
-CUDA13_DRIVER = 580  # the oldest driver for CUDA 13, from its release notes
+# CuPy's packages, newest CUDA first, and the oldest driver for it (on Linux; NVIDIA, CUDA Compatibility).
+CUPY_DRIVERS = {"cupy-cuda13x": 580, "cupy-cuda12x": 525}
 LOW_DISK = 2e9  # bytes; a run of resnet50_signs needs up to three checkpoints of 283 MB at once
 _ARCHITECTURE = (
     "import numpy, threadpoolctl\n"
     "for library in threadpoolctl.threadpool_info():\n"
     "    if library['user_api'] == 'blas': print(library.get('architecture', ''))\n"
 )
+_REQUIREMENT = re.compile(r"""([\w.-]+)(?:\[\w+\])?>=([\d.]+)(?:\s*;\s*extra\s*==\s*["'](\w+)["'])?$""")
 Report = dict[str, Any]
 
 
@@ -107,14 +109,14 @@ def _install(requirement: str) -> str:
 
 
 def _requirements() -> dict[str, tuple[str, str]]:
-    """The packages that minires names: their least version, and the extra they belong to."""
+    """The packages that minires names, by name: their least version, and the extra they belong to."""
     try:
         wanted = importlib.metadata.requires("minires") or []
     except importlib.metadata.PackageNotFoundError:
         wanted = []
     found = {}
     for line in wanted:
-        if match := re.match(r"""([\w.-]+)>=([\d.]+)(?:\s*;\s*extra\s*==\s*["'](\w+)["'])?$""", line):
+        if match := _REQUIREMENT.match(line):
             found[match[1].lower()] = (match[2], match[3] or "")
     return found
 
@@ -237,29 +239,74 @@ def _blas_text(library: Mapping[str, Any]) -> str:
 
 
 def _gpu(advice: list[dict[str, str]]) -> dict[str, Any]:
-    """The NVIDIA GPUs that the driver names, and whether CuPy can use them."""
+    """The NVIDIA GPUs that the driver names, and whether CuPy can compile for them and use them."""
     cards, driver = _nvidia()
+    report: dict[str, Any] = {"cards": cards, "driver": driver or None, "usable": 0, "cupy": None}
+    package = next((name for name, oldest in CUPY_DRIVERS.items() if driver >= oldest), "cupy-cuda12x")
+    least = _requirements().get(package, ("", ""))[0]
+    install = _install(f"{package}[ctk]>={least}" if least else f"{package}[ctk]")
+    if cards and driver < min(CUPY_DRIVERS.values()):
+        what = f"the NVIDIA driver {driver} is too old: CUDA 12 needs {min(CUPY_DRIVERS.values())} or newer"
+        _advise(advice, "warning", f"{what}. Install a newer driver (nvidia.com/drivers)")
+    wheels = [name for name in (*CUPY_DRIVERS, "cupy") if _version(name)]
+    remove = shlex.join([sys.executable, "-m", "pip", "uninstall", "-y", *wheels])
+    if len(wheels) > 1:
+        what = f"{' and '.join(wheels)} are installed together; each spoils the files of the other"
+        _advise(advice, "warning", what, f"{remove} && {install}")
+    elif wheels and cards and driver < CUPY_DRIVERS.get(wheels[0], 0):
+        what = f"{wheels[0]} needs an NVIDIA driver {CUPY_DRIVERS[wheels[0]]} or newer, and this is {driver}"
+        _advise(advice, "warning", what, f"{remove} && {install}")
     if importlib.util.find_spec("cupy") is None:
         if not cards:
-            return {"cards": [], "usable": 0, "cupy": None, "text": "none found; training runs on the CPU"}
-        package = "cupy-cuda13x" if driver >= CUDA13_DRIVER else "cupy-cuda12x"
-        least = _requirements().get(package, ("", ""))[0]
+            return {**report, "text": "none found; training runs on the CPU"}
         what = f"{', '.join(cards)} is here (driver {driver}), but CuPy is not installed"
-        _advise(advice, "hint", what, _install(f"{package}>={least}" if least else package))
-        return {"cards": cards, "usable": 0, "cupy": None, "text": what}
+        _advise(advice, "hint", what, install)
+        return {**report, "text": what}
+    if not cards:
+        text = "CuPy is installed, but nvidia-smi names no GPU; training runs on the CPU"
+        return {**report, "text": text}
     try:
-        cupy = backend.cupy()
-        usable = cupy.cuda.runtime.getDeviceCount()
-        if int(cupy.arange(4).sum()) != 6:
-            raise RuntimeError("a sum on the GPU is wrong")
+        report |= _used(backend.cupy())
     except Exception as error:  # CuPy raises its own types, and a missing library an ImportError
-        text = f"CuPy is installed but cannot be used: {error}"
-        _advise(advice, "warning", text)
-        return {"cards": cards, "usable": 0, "cupy": None, "text": text}
-    runtime = cupy.cuda.runtime.runtimeGetVersion()  # 12040 for CUDA 12.4
-    cuda = f"{runtime // 1000}.{runtime % 1000 // 10}"
-    text = f"{', '.join(cards) or usable} (CuPy {cupy.__version__}, CUDA {cuda})"
-    return {"cards": cards, "usable": usable, "cupy": cupy.__version__, "text": text}
+        text = f"CuPy is installed but cannot be used: {(str(error).strip() or repr(error)).splitlines()[0]}"
+        _advise(advice, "warning", text, install)
+        return {**report, "text": text}
+    if not report["cublas"]:
+        what = "cuBLAS was not found, so products take CuPy's way, which is slower"
+        _advise(advice, "warning", what, install)
+    free = ", ".join(f"{left / 1e9:.0f} of {total / 1e9:.0f} GB free" for left, total in report["memory"])
+    versions = f"driver {driver}, CUDA {report['runtime']}, NVRTC {report['nvrtc']}, CuPy {report['cupy']}"
+    return {**report, "text": f"{', '.join(cards)} ({free}; {versions})"}
+
+
+_TWICE = cuda.Source(r"""
+extern "C" __global__ void twice(const T* x, T* y, int n) {
+    EACH(i, n) y[i] = 2 * x[i];
+}
+""")
+
+
+def _used(cupy: Any) -> dict[str, Any]:
+    """What CuPy says of the GPUs, after it has compiled a kernel and run it. Raises: anything."""
+    runtime = cupy.cuda.runtime
+    x = cupy.arange(4, dtype="float32")
+    y = cupy.empty(4, "float32")
+    _TWICE("twice", cuda.over(4), x, y, 4)
+    if cupy.asnumpy(y).tolist() != [0, 2, 4, 6]:
+        raise RuntimeError("a kernel on the GPU gives wrong results")
+    usable, memory = runtime.getDeviceCount(), []
+    for device in range(usable):
+        with cupy.cuda.Device(device):
+            memory.append(tuple(map(int, runtime.memGetInfo())))
+    number = runtime.runtimeGetVersion()  # 12040 for CUDA 12.4
+    return {
+        "usable": usable,
+        "cupy": cupy.__version__,
+        "runtime": f"{number // 1000}.{number % 1000 // 10}",
+        "nvrtc": ".".join(map(str, cupy.cuda.nvrtc.getVersion())),
+        "cublas": cublas.library() is not None,
+        "memory": memory,  # free and all bytes of each GPU
+    }
 
 
 def _nvidia() -> tuple[list[str], int]:

@@ -14,13 +14,13 @@ import minires
 ROOT = Path(minires.__file__).parent
 # A module may import what stands above it in this list, and modules of its own folder.
 FLOORS = [
-    "errors", "files", "interrupt", "vectors", "backend", "tensor", "gradcheck", "ops", "nn", "models",
-    "data", "train", "weights", "inspect", "doctor", "commands", "cli", "__main__",
+    "errors", "files", "interrupt", "vectors", "cublas", "backend", "cuda", "tensor", "gradcheck", "ops",
+    "nn", "models", "data", "train", "weights", "inspect", "doctor", "commands", "cli", "__main__",
 ]  # fmt: skip
 ABOVE_THE_PACKAGE = {"doctor", "commands", "cli", "__main__"}  # these may import minires itself
 INDEPENDENT = {
     "errors": set(), "files": {"errors"}, "interrupt": set(), "vectors": set(),
-    "backend": {"errors", "vectors"}, "data": {"errors", "files"},
+    "cublas": {"errors"}, "backend": {"errors", "vectors", "cublas"}, "data": {"errors", "files"},
 }  # fmt: skip
 ONLY_BACKEND = {"cupy", "numba", "llvmlite"}
 NEVER = {"torch", "torchvision", "tensorflow", "keras", "jax", "sklearn", "scipy", "autograd", "pickle"}
@@ -60,7 +60,7 @@ INSIDE = [module for module in FILES if module != "minires"]
 
 def test_every_room_has_its_floor():
     assert {_floor(module) for module in INSIDE} <= set(FLOORS)
-    assert {"errors", "backend", "tensor", "gradcheck", "ops", "nn", "models", "data", "train"} <= {
+    assert {"errors", "backend", "cuda", "tensor", "gradcheck", "ops", "nn", "models", "data", "train"} <= {
         _floor(module) for module in INSIDE
     }
 

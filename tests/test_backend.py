@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -363,3 +364,21 @@ def test_freed_memory_is_kept_for_the_next_arrays(told):
     if libc != "glibc":
         pytest.skip(f"the C library is {libc}")
     assert (int(faults) > 500) == told, f"{faults} page faults"
+
+
+def test_auto_is_the_gpu_if_there_is_one(monkeypatch):
+    def none():
+        raise ConfigError("this machine has none")
+
+    monkeypatch.setattr(backend, "cupy", none)
+    assert backend.choose_device("auto") == "cpu"
+    monkeypatch.setattr(backend, "cupy", lambda: "the cupy module")
+    assert backend.choose_device("auto") == "cuda"
+    assert backend.choose_device("cpu") == "cpu" and backend.choose_device("cuda:1") == "cuda:1"
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch):
+    runtime = SimpleNamespace(getDeviceCount=lambda: 2)
+    monkeypatch.setattr(backend, "cupy", lambda: SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
+    with pytest.raises(ConfigError, match="there is no cuda:2: this machine's GPUs are cuda:0 to cuda:1"):
+        backend.to_device(np.zeros(1), "cuda:2")

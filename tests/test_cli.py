@@ -314,6 +314,8 @@ def test_a_wrong_value_is_wrong_use(
         (["--lr", "-1"], "lr"),
         (["--lr", "nan"], "lr"),
         (["--device", "gpu"], "unknown device 'gpu'"),
+        (["--precision", "tf32"], "precision 'tf32' is for GPUs; on the CPU leave it at 'fp32'"),
+        (["--precision", "fp8"], "unknown precision 'fp8'"),
         (["--out", "run.txt"], "run.txt is a file"),
     ],
 )

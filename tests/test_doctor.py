@@ -10,6 +10,7 @@ import shutil
 import sys
 import types
 from collections import namedtuple
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 import minires
-from minires import backend, cli, doctor
+from minires import backend, cli, cublas, cuda, doctor
 
 INSTALL = f"{sys.executable} -m pip install "
 
@@ -187,7 +188,7 @@ def pretend_nvidia(monkeypatch: pytest.MonkeyPatch, folder: Path, answer: str) -
 
 @pytest.mark.skipif(os.name != "posix", reason="the stand-in for nvidia-smi is a shell script")
 @pytest.mark.parametrize(
-    ("driver", "package"), [("550.54.15", "cupy-cuda12x>=13"), ("580.65", "cupy-cuda13x>=13.6")]
+    ("driver", "package"), [("550.54.15", "cupy-cuda12x[ctk]>=14"), ("580.65", "cupy-cuda13x[ctk]>=14")]
 )
 def test_a_gpu_without_cupy_gets_the_package_of_its_driver(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, driver: str, package: str
@@ -207,21 +208,53 @@ def test_a_driver_that_does_not_answer_is_no_gpu(monkeypatch: pytest.MonkeyPatch
     assert doctor.examine()["gpu"]["cards"] == []
 
 
-def fake_cupy(total: int, devices: int = 1) -> types.SimpleNamespace:
-    runtime = types.SimpleNamespace(getDeviceCount=lambda: devices, runtimeGetVersion=lambda: 12090)
-    array = types.SimpleNamespace(sum=lambda: total)
-    return types.SimpleNamespace(
-        cuda=types.SimpleNamespace(runtime=runtime), arange=lambda _: array, __version__="14.0"
+def fake_cupy(devices: int = 1) -> types.SimpleNamespace:
+    """CuPy as far as doctor asks it; kernels are not run, the test says what they give."""
+    runtime = types.SimpleNamespace(
+        getDeviceCount=lambda: devices, runtimeGetVersion=lambda: 12090, memGetInfo=lambda: (70e9, 80e9)
     )
+    return types.SimpleNamespace(
+        __version__="14.0", arange=np.arange, empty=np.zeros, asnumpy=np.asarray,
+        cuda=types.SimpleNamespace(
+            runtime=runtime, Device=lambda _: nullcontext(),
+            nvrtc=types.SimpleNamespace(getVersion=lambda: (12, 9)),
+        ),
+    )  # fmt: skip
 
 
-def test_cupy_is_used_to_see_whether_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda _: True)
     monkeypatch.setattr(doctor, "_nvidia", lambda: (["NVIDIA H200"], 580))
-    monkeypatch.setattr(backend, "cupy", lambda: fake_cupy(6))
-    assert doctor.examine()["gpu"]["text"] == "NVIDIA H200 (CuPy 14.0, CUDA 12.9)"
-    monkeypatch.setattr(backend, "cupy", lambda: fake_cupy(7))
-    assert advice("CuPy")["what"] == "CuPy is installed but cannot be used: a sum on the GPU is wrong"
+    monkeypatch.setattr(backend, "cupy", fake_cupy)
+    monkeypatch.setattr(cublas, "library", lambda: "found")
+    monkeypatch.setattr(cuda, "_launch", lambda source, name, dtype, grid, a: np.multiply(a[0], 2, out=a[1]))
+    pretend_versions(monkeypatch, **{"cupy": None, "cupy-cuda12x": None, "cupy-cuda13x": "14.0"})
+
+
+def test_a_gpu_that_works_is_described(with_gpu: None) -> None:
+    report = doctor.examine()
+    text = "NVIDIA H200 (70 of 80 GB free; driver 580, CUDA 12.9, NVRTC 12.9, CuPy 14.0)"
+    assert report["gpu"]["text"] == text and report["gpu"]["usable"] == 1
+    assert not [one for one in report["advice"] if "GPU" in one["what"] or "CuPy" in one["what"]]
+    json.dumps(report)
+
+
+def test_a_gpu_that_computes_wrongly_is_not_used(with_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_launch", lambda *arguments: None)
+    one = advice("CuPy")
+    assert one["what"] == "CuPy is installed but cannot be used: a kernel on the GPU gives wrong results"
+    assert doctor.examine()["gpu"]["usable"] == 0
+
+
+def test_what_cupy_says_of_its_fault_is_told(with_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(*arguments: Any) -> None:
+        raise RuntimeError("libnvrtc.so.13: cannot open shared object file\nand more")
+
+    monkeypatch.setattr(cuda, "_launch", no_compiler)
+    one = advice("CuPy")
+    assert one["what"].endswith("cannot be used: libnvrtc.so.13: cannot open shared object file")
+    assert one["command"] == f"{INSTALL}'cupy-cuda13x[ctk]>=14'"
 
     def no_driver() -> Any:
         raise minires.ConfigError("CUDA does not answer")
@@ -229,6 +262,34 @@ def test_cupy_is_used_to_see_whether_it_works(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(backend, "cupy", no_driver)
     report = doctor.examine()
     assert report["ok"] and report["gpu"]["usable"] == 0 and "CUDA does not answer" in report["gpu"]["text"]
+
+
+def test_two_cupys_together_are_replaced_by_one(with_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_versions(monkeypatch, **{"cupy": None, "cupy-cuda12x": "13.6", "cupy-cuda13x": "14.0"})
+    one = advice("installed together")
+    assert one["what"].startswith("cupy-cuda13x and cupy-cuda12x are")
+    uninstall = f"{sys.executable} -m pip uninstall -y cupy-cuda13x cupy-cuda12x"
+    assert one["command"] == f"{uninstall} && {INSTALL}'cupy-cuda13x[ctk]>=14'"
+
+
+def test_a_driver_that_is_too_old_is_told(with_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_nvidia", lambda: (["NVIDIA A100"], 550))
+    one = advice("cupy-cuda13x needs an NVIDIA driver 580 or newer, and this is 550")
+    uninstall = f"{sys.executable} -m pip uninstall -y cupy-cuda13x"
+    assert one["command"] == f"{uninstall} && {INSTALL}'cupy-cuda12x[ctk]>=14'"
+    monkeypatch.setattr(doctor, "_nvidia", lambda: (["NVIDIA V100"], 470))
+    assert "CUDA 12 needs 525 or newer" in advice("driver 470 is too old")["what"]
+
+
+def test_cupy_without_a_gpu_trains_on_the_cpu(with_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_nvidia", lambda: ([], 0))
+    report = doctor.examine()
+    assert "nvidia-smi names no GPU" in report["gpu"]["text"] and report["gpu"]["usable"] == 0
+
+
+def test_cublas_that_is_missing_is_told(with_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cublas, "library", lambda: None)
+    assert advice("cuBLAS was not found")["command"] == f"{INSTALL}'cupy-cuda13x[ctk]>=14'"
 
 
 def test_data_sets_are_found_or_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ and the variance are constants, kept from training, and the two terms fall away:
 A trap: with an upstream gradient of all ones, the true dx and dgamma are zero, so such a check passes a
 backward that returns zeros.
 
-How it is done fast on the CPU stands in batch_norm_kernels.py.
+How it is done fast stands in batch_norm_kernels.py for the CPU, and in batch_norm_cuda.py for the GPU.
 
 Source: Ioffe and Szegedy 2015, Batch normalization, arXiv:1502.03167.
 """
@@ -27,10 +27,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from minires import backend
+from minires import backend, cuda
 from minires.backend import Array
 from minires.errors import ShapeError
-from minires.ops import batch_norm_kernels, checks
+from minires.ops import batch_norm_cuda, batch_norm_kernels, checks
 from minires.ops.arithmetic import add as add_tensors
 from minires.ops.relu import relu as relu_tensor
 from minires.tensor import Tensor, is_fused, record
@@ -124,25 +124,36 @@ def batch_norm(
     xp = backend.array_module(x.data)
     rows = _rows(xp, x.data)  # (..., C) -> (M, C)
     add_rows = None if add is None else xp.ascontiguousarray(add.data).reshape(rows.shape)
-    fast = backend.fast(rows)
+    on_gpu, fast = cuda.usable(rows), backend.fast(rows)
     if training:
-        mean, var = batch_norm_kernels.statistics(rows) if fast else _statistics(xp, rows)
-        _update(running_mean, running_var, mean, var, len(rows), momentum, convention)
+        moved = (running_mean, running_var, *_move(convention, momentum, len(rows)))
+    if on_gpu and training:
+        mean, inv = batch_norm_cuda.statistics(xp, rows, *moved, eps)
+    elif on_gpu:
+        mean, inv = batch_norm_cuda.constants(xp, x.dtype, running_mean, running_var, eps)
     else:
-        # Copies of the dtype of x: what is updated in place later must not change this backward.
-        mean, var = (xp.array(running, x.dtype) for running in (running_mean, running_var))
-    inv = (1 / xp.sqrt(var + x.dtype.type(eps))).astype(x.dtype)
+        if training:
+            mean, var = batch_norm_kernels.statistics(rows) if fast else _statistics(xp, rows)
+            _update(mean, var, *moved)
+        else:
+            # Copies of the dtype of x: what is updated in place later must not change this backward.
+            mean, var = (xp.array(running, x.dtype) for running in (running_mean, running_var))
+        inv = (1 / xp.sqrt(var + x.dtype.type(eps))).astype(x.dtype)
     run = (rows, gamma.data, beta.data, mean, inv, add_rows, relu)
-    y_rows = batch_norm_kernels.forward(*run) if fast else _forward(xp, *run)
+    if on_gpu:
+        y_rows = batch_norm_cuda.forward(xp, *run)
+    else:
+        y_rows = batch_norm_kernels.forward(*run) if fast else _forward(xp, *run)
     weights, bias, added = gamma.data, beta.data, add is not None
     needs_add = add is not None and add.requires_grad
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
         dy = xp.ascontiguousarray(dy).reshape(rows.shape)
-        if backend.fast(dy):
-            dx, dgamma, dbeta, g = batch_norm_kernels.backward(
-                dy, rows, y_rows, weights, bias, mean, inv, relu, training, added, needs_add
-            )
+        run = (dy, rows, y_rows, weights, bias, mean, inv, relu, training, added, needs_add)
+        if cuda.usable(dy):
+            dx, dgamma, dbeta, g = batch_norm_cuda.backward(xp, *run)
+        elif backend.fast(dy):
+            dx, dgamma, dbeta, g = batch_norm_kernels.backward(*run)
         else:
             dx, dgamma, dbeta, g = _backward(dy, rows, y_rows, weights, mean, inv, relu, training)
         gradients = (dx.reshape(x.shape), dgamma, dbeta)
@@ -161,20 +172,21 @@ def _rows(xp: Any, x: Array) -> Array:
     return rows if in_order else xp.ascontiguousarray(rows)
 
 
+def _move(convention: str, momentum: float, count: int) -> tuple[float, float]:
+    """By what share the running statistics move towards those of a batch, and the factor of its variance."""
+    return (momentum, count / (count - 1)) if convention == "torch" else (1 - momentum, 1.0)
+
+
 def _update(
-    running_mean: Array | None,
-    running_var: Array | None,
     mean: Array,
     var: Array,
-    count: int,
-    momentum: float,
-    convention: str,
+    running_mean: Array | None,
+    running_var: Array | None,
+    replaced: float,
+    correction: float,
 ) -> None:
     """Move the running statistics towards those of this batch, in place."""
-    replaced = momentum if convention == "torch" else 1 - momentum
-    if convention == "torch":
-        var = var * (count / (count - 1))
-    for running, new in ((running_mean, mean), (running_var, var)):
+    for running, new in ((running_mean, mean), (running_var, var * correction)):
         if running is not None:
             running += replaced * (new - running)
 

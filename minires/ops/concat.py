@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from math import prod
 from typing import Any
 
-from minires import backend
+from minires import backend, cuda
 from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
 from minires.tensor import Tensor, record
+
+# ---------------------------------------------------------------------------------------- specification
 
 
 def _forward(xp: Any, xs: list[Array], axis: int) -> Array:
@@ -25,6 +28,66 @@ def _forward(xp: Any, xs: list[Array], axis: int) -> Array:
 
 def _backward(xp: Any, dy: Array, sizes: list[int], axis: int) -> list[Array]:
     return xp.split(dy, list(accumulate(sizes))[:-1], axis=axis)
+
+
+# ------------------------------------------------------------------------------------------- fast, on GPU
+# Four tensors in one launch. CuPy takes a launch for each, or, for more than eight small ones, first sends a
+# list of their addresses to the GPU.
+
+_CUDA = cuda.Source(r"""
+// y has rows of `width` numbers; `joined` of them, from `start` on, are a row of a, then one of b, c, and d.
+// The row of a ends before number to_a of these, that of b before to_b, that of c before to_c.
+#define JOINED int to_a, int to_b, int to_c, int joined, int rows, int start, int width
+#define NUMBER(k) k < to_a ? a + row * to_a + k                    \
+                : k < to_b ? b + row * (to_b - to_a) + k - to_a    \
+                : k < to_c ? c + row * (to_c - to_b) + k - to_b    \
+                           : d + row * (joined - to_c) + k - to_c
+
+extern "C" __global__ void concat(const T* a, const T* b, const T* c, const T* d, T* y, JOINED) {
+    EACH(i, rows * joined) {
+        int row = i / joined, k = i % joined;
+        const T* number = NUMBER(k);
+        y[row * width + start + k] = *number;
+    }
+}
+
+extern "C" __global__ void concat_gradient(T* a, T* b, T* c, T* d, const T* dy, JOINED) {
+    EACH(i, rows * joined) {
+        int row = i / joined, k = i % joined;
+        T* number = NUMBER(k);
+        *number = dy[row * width + start + k];
+    }
+}
+""")
+
+
+def _launch(kernel: str, parts: list[Array], whole: Array, axis: int) -> None:
+    """Copy between ``parts`` and the array ``whole`` that they are the parts of, in rows from ``axis`` on."""
+    rows, widths = prod(whole.shape[:axis]), [prod(part.shape[axis:]) for part in parts]
+    for first in range(0, len(parts), 4):
+        ends = list(accumulate(widths[first : first + 4]))
+        missing = 4 - len(ends)
+        arrays = (*parts[first : first + 4], *[None] * missing, whole)
+        ends += ends[-1:] * missing
+        start = sum(widths[:first])
+        _CUDA(kernel, cuda.over(rows * ends[-1]), *arrays, *ends, rows, start, sum(widths))
+
+
+def _forward_cuda(xp: Any, xs: list[Array], axis: int) -> Array:
+    shape = list(xs[0].shape)
+    shape[axis] = sum(x.shape[axis] for x in xs)
+    y = xp.empty(shape, xs[0].dtype)
+    _launch("concat", [xp.ascontiguousarray(x) for x in xs], y, axis)
+    return y
+
+
+def _backward_cuda(xp: Any, dy: Array, sizes: list[int], axis: int) -> list[Array]:
+    dxs = [xp.empty((*dy.shape[:axis], size, *dy.shape[axis + 1 :]), dy.dtype) for size in sizes]
+    _launch("concat_gradient", dxs, xp.ascontiguousarray(dy), axis)
+    return dxs
+
+
+# ----------------------------------------------------------------------------------------------- public
 
 
 def concat(tensors: Sequence[Tensor], *, axis: int = -1) -> Tensor:
@@ -48,7 +111,11 @@ def concat(tensors: Sequence[Tensor], *, axis: int = -1) -> Tensor:
             )
     xp = backend.array_module(first.data)
     sizes = [tensor.shape[axis] for tensor in tensors]
-    y = _forward(xp, [tensor.data for tensor in tensors], axis)
+    arrays = [tensor.data for tensor in tensors]
+    if cuda.usable(*arrays):
+        y = _forward_cuda(xp, arrays, axis)
+        return record("concat", y, tensors, lambda dy: _backward_cuda(xp, dy, sizes, axis))
+    y = _forward(xp, arrays, axis)
     return record("concat", y, tensors, lambda dy: _backward(xp, dy, sizes, axis))
 
 

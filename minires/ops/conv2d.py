@@ -25,14 +25,16 @@ processing; groups: Krizhevsky, Sutskever, Hinton 2012.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from minires import backend
+from minires import backend, cuda
 from minires.backend import Array
 from minires.errors import ShapeError
-from minires.ops import checks, conv2d_direct, conv2d_winograd
+from minires.ops import checks, conv2d_cuda, conv2d_direct, conv2d_winograd
 from minires.ops.conv2d_columns import by_group, correlate, finish, gather, scatter
 from minires.ops.relu import gradient as relu_gradient
 from minires.ops.relu import relu as relu_tensor
@@ -87,6 +89,43 @@ def _backward_w(xp: Any, dy: Array, x: Array, shape: tuple[int, ...], win: Windo
     return dw
 
 
+# ---------------------------------------------------------------------------------------------- groups
+# Groups of few channels make products too small to be fast. So several groups are taken as one, with a kernel
+# that is zero where a channel of one would meet a channel of another. (NaN or infinity in one then shows in
+# the results of all that are joined, as zero times these is NaN.)
+
+
+def _joined_groups(groups: int, w_shape: tuple[int, ...], most: int) -> int:
+    """How many groups are left when as many are joined as have at most ``most`` channels together."""
+    widest = max(w_shape[2], w_shape[3] // groups)
+    joined = 1
+    while 2 * joined * widest <= most and groups % (2 * joined) == 0:
+        joined *= 2
+    return groups // joined
+
+
+def _join(xp: Any, w: Array, groups: int, left: int) -> Array:
+    """(KH, KW, C/groups, O) -> (KH, KW, C/left, O)."""
+    kh, kw, depth, outputs = w.shape
+    many = groups // left
+    if many == 1:
+        return w
+    parts = w.reshape(kh, kw, 1, depth, left, many, outputs // groups)
+    own = xp.eye(many, dtype=bool).reshape(many, 1, 1, many, 1)
+    return xp.where(own, parts, xp.zeros((), w.dtype)).reshape(kh, kw, many * depth, outputs)
+
+
+def _part(xp: Any, dw: Array, groups: int, left: int) -> Array:
+    """The adjoint of _join: (KH, KW, C/left, O) -> (KH, KW, C/groups, O)."""
+    kh, kw, depth, outputs = dw.shape
+    many = groups // left
+    if many == 1:
+        return dw
+    joined = dw.reshape(kh, kw, many, depth // many, left, many, outputs // groups)
+    parts = xp.moveaxis(joined.diagonal(axis1=2, axis2=5), -1, 4)  # (KH, KW, C/groups, left, many, O/groups)
+    return parts.reshape(kh, kw, depth // many, outputs)
+
+
 # ----------------------------------------------------------------------------------------- fast, on CPU
 # There are three ways: most 3x3 convolutions need fewer products in conv2d_winograd.py; of the others those
 # whose sums fit into registers are done without columns in conv2d_direct.py; the rest, 1x1 above all, by BLAS
@@ -125,44 +164,6 @@ def _is_winograd(win: Window, x_shape: tuple[int, ...], w_shape: tuple[int, ...]
     return fits and enough and _is_busy(x_shape[0]) and channels * outputs <= 2 * tiles * (channels + outputs)
 
 
-# Groups of few channels make products too small to be fast. So several groups are taken as one, with a kernel
-# that is zero where a channel of one would meet a channel of another. (NaN or infinity in one then shows in
-# the results of all that are joined, as zero times these is NaN.)
-
-
-def _joined_groups(groups: int, w_shape: tuple[int, ...]) -> int:
-    """How many groups are left when as many as are worth it have been joined."""
-    widest = max(w_shape[2], w_shape[3] // groups)
-    joined = 1
-    while 2 * joined * widest <= _JOINED_CHANNELS and groups % (2 * joined) == 0:
-        joined *= 2
-    return groups // joined
-
-
-def _join(w: Array, groups: int, left: int) -> Array:
-    """(KH, KW, C/groups, O) -> (KH, KW, C/left, O)."""
-    kh, kw, depth, outputs = w.shape
-    many = groups // left
-    if many == 1:
-        return w
-    joined = np.zeros((kh, kw, many, depth, left, many, outputs // groups), w.dtype)
-    parts = w.reshape(kh, kw, depth, left, many, outputs // groups)
-    for i in range(many):
-        joined[:, :, i, :, :, i] = parts[:, :, :, :, i]
-    return joined.reshape(kh, kw, many * depth, outputs)
-
-
-def _part(dw: Array, groups: int, left: int) -> Array:
-    """The adjoint of _join: (KH, KW, C/left, O) -> (KH, KW, C/groups, O)."""
-    kh, kw, depth, outputs = dw.shape
-    many = groups // left
-    if many == 1:
-        return dw
-    joined = dw.reshape(kh, kw, many, depth // many, left, many, outputs // groups)
-    parts = np.stack([joined[:, :, i, :, :, i] for i in range(many)], axis=4)
-    return parts.reshape(kh, kw, depth // many, outputs)
-
-
 def _turned(win: Window, x_shape: tuple[int, ...]) -> Window | None:
     """The window that looks from the output back at the picture; None where there is none."""
     (kh, kw), (h, w) = win.size, x_shape[1:3]
@@ -185,8 +186,8 @@ def _flipped(w: Array, groups: int) -> Array:
 
 
 def _forward_numba(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups: int) -> Array:
-    left = _joined_groups(groups, w.shape)
-    w, groups = _join(w, groups, left), left
+    left = _joined_groups(groups, w.shape, _JOINED_CHANNELS)
+    w, groups = _join(np, w, groups, left), left
     if _is_direct(win, len(x), w.shape[2], w.shape[3] // groups):
         return conv2d_direct.forward(x, w, b, relu, win, groups)
     if _is_winograd(win, x.shape, w.shape, groups):
@@ -200,8 +201,8 @@ def _forward_numba(x: Array, w: Array, b: Array | None, relu: bool, win: Window,
 
 
 def _backward_x_numba(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
-    left = _joined_groups(groups, w.shape)
-    w, groups = _join(w, groups, left), left
+    left = _joined_groups(groups, w.shape, _JOINED_CHANNELS)
+    w, groups = _join(np, w, groups, left), left
     turned = _turned(win, shape)
     if turned is not None and _is_direct(turned, len(dy), w.shape[3] // groups, w.shape[2]):
         return conv2d_direct.forward(dy, _flipped(w, groups), None, False, turned, groups)
@@ -213,9 +214,9 @@ def _backward_x_numba(dy: Array, w: Array, shape: tuple[int, ...], win: Window, 
 
 
 def _backward_w_numba(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
-    left = _joined_groups(groups, shape)
+    left = _joined_groups(groups, shape, _JOINED_CHANNELS)
     joined = (*shape[:2], x.shape[-1] // left, shape[3])
-    return _part(_correlate(dy, x, joined, win, left), groups, left)
+    return _part(np, _correlate(dy, x, joined, win, left), groups, left)
 
 
 def _correlate(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
@@ -230,6 +231,44 @@ def _correlate(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups:
         return correlate(dy, x, shape, win, groups)
     kh, kw, c, o = shape
     return _flipped(correlate(x, dy, (kh, kw, o // groups, c * groups), turned, groups), groups)
+
+
+# ------------------------------------------------------------------------------------------- fast, on GPU
+# Always by columns, in conv2d_cuda.py. A GPU multiplies so fast that wider groups are worth their zeros.
+
+_JOINED_CHANNELS_CUDA = 64  # of a group made of several
+
+
+def _forward_cuda(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups: int) -> Array:
+    left = _joined_groups(groups, w.shape, _JOINED_CHANNELS_CUDA)
+    w = _join(backend.array_module(w), w, groups, left)
+    return conv2d_cuda.forward(x, w, b, relu, win, left)
+
+
+def _backward_x_cuda(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
+    left = _joined_groups(groups, w.shape, _JOINED_CHANNELS_CUDA)
+    w = _join(backend.array_module(w), w, groups, left)
+    return conv2d_cuda.backward_x(dy, w, shape, win, left)
+
+
+def _backward_w_cuda(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
+    left = _joined_groups(groups, shape, _JOINED_CHANNELS_CUDA)
+    joined = (*shape[:2], x.shape[-1] // left, shape[3])
+    dw = conv2d_cuda.backward_w(dy, x, joined, win, left)
+    return _part(backend.array_module(dw), dw, groups, left)
+
+
+# ------------------------------------------------------------------------------------------- the choice
+
+
+def _implementation(array: Array) -> tuple[Callable[..., Array], Callable[..., Array], Callable[..., Array]]:
+    """forward, backward_x and backward_w for arrays such as this."""
+    if cuda.usable(array):
+        return _forward_cuda, _backward_x_cuda, _backward_w_cuda
+    if backend.fast(array):
+        return _forward_numba, _backward_x_numba, _backward_w_numba
+    xp = backend.array_module(array)
+    return partial(_forward, xp), partial(_backward_x, xp), partial(_backward_w, xp)
 
 
 def _backward_b(dy: Array) -> Array:
@@ -290,25 +329,21 @@ def conv2d(
     xp = backend.array_module(x.data)
     xdata, wdata = xp.ascontiguousarray(x.data), xp.ascontiguousarray(w.data)
     bdata = None if b is None else b.data
-    if backend.fast(xdata):
-        y = _forward_numba(xdata, wdata, bdata, relu, win, groups)
-    else:
-        y = _forward(xp, xdata, wdata, bdata, relu, win, groups)
+    forward, _, _ = _implementation(xdata)
+    y = forward(xdata, wdata, bdata, relu, win, groups)
     # Tensors that need no gradient cost no product: the first layer of a network never computes dx.
     need_x, need_w, need_b = x.requires_grad, w.requires_grad, b is not None and b.requires_grad
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
         dy = relu_gradient(dy, y) if relu else xp.ascontiguousarray(dy)
-        fast = backend.fast(dy)
+        _, backward_x, backward_w = _implementation(dy)
         dx = dw = db = None
         if need_w:
-            run = (dy, xdata, wdata.shape, win, groups)
-            dw = _backward_w_numba(*run) if fast else _backward_w(xp, *run)
+            dw = backward_w(dy, xdata, wdata.shape, win, groups)
         if need_b:
             db = _backward_b(dy)
         if need_x:
-            run = (dy, wdata, xdata.shape, win, groups)
-            dx = _backward_x_numba(*run) if fast else _backward_x(xp, *run)
+            dx = backward_x(dy, wdata, xdata.shape, win, groups)
         return (dx, dw) if b is None else (dx, dw, db)
 
     return record("conv2d", y, (x, w) if b is None else (x, w, b), backward)

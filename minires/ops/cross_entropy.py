@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from minires import backend
+from minires import backend, cuda
 from minires.backend import Array
 from minires.errors import ConfigError, DataError, ShapeError
 from minires.ops import checks
-from minires.ops.softmax import _forward_log
+from minires.ops.softmax import ROW_CODE, _forward_log, row_grid
 from minires.tensor import Tensor, record
+
+# ---------------------------------------------------------------------------------------- specification
 
 
 def _forward(xp: Any, logits: Array, target: Array) -> tuple[Array, Array]:
@@ -35,14 +37,19 @@ def _backward(xp: Any, dloss: Array, log_p: Array, target: Array) -> Array:
     return (xp.exp(log_p) - target) * (dloss / len(target))
 
 
-def _target(labels: Array, shape: tuple[int, ...], dtype: Any, device: str, smoothing: float) -> Array:
-    """Labels as an array (N, K) of probabilities. Raises: DataError, ShapeError if they make no sense.
-
-    They are checked where they are, so labels on the CPU cost a GPU no wait.
-    """
+def _check_shape(labels: Array, shape: tuple[int, ...]) -> None:
+    """Labels are class numbers (N,), or probabilities (N, K). Raises: ShapeError if they are neither."""
     n, k = shape
-    xp = np if device == "cpu" else backend.cupy()
-    if labels.shape == (n,) and labels.dtype.kind in "iu":
+    if labels.shape != (n, k) and not (labels.shape == (n,) and labels.dtype.kind in "iu"):
+        raise ShapeError(
+            f"cross_entropy: labels must be whole class numbers ({n},) or probabilities ({n}, {k}) "
+            f"to fit logits {shape}, not {labels.dtype} of shape {labels.shape}"
+        )
+
+
+def _check(labels: Array, k: int) -> None:
+    """Look at the labels where they are: on the CPU this costs a GPU no wait. Raises: DataError."""
+    if labels.ndim == 1:
         outside = (labels < 0) | (labels >= k)
         if outside.any():
             at = int(outside.argmax())
@@ -50,9 +57,7 @@ def _target(labels: Array, shape: tuple[int, ...], dtype: Any, device: str, smoo
                 f"cross_entropy: labels[{at}] is {int(labels[at])}, but there are {k} classes, "
                 f"0 to {k - 1}. Check the labels, or build the model with more classes"
             )
-        target = xp.zeros(shape, dtype)
-        target[xp.arange(n), backend.to_device(labels, device)] = 1
-    elif labels.shape == (n, k):
+    else:
         bad = (labels < 0).any(axis=1) | ~(abs(labels.sum(axis=1) - 1) < 1e-3)
         if bad.any():
             at = int(bad.argmax())
@@ -60,13 +65,106 @@ def _target(labels: Array, shape: tuple[int, ...], dtype: Any, device: str, smoo
                 f"cross_entropy: labels[{at}] must be probabilities of the {k} classes, none negative "
                 f"and summing to 1, but it is {labels[at].tolist()}"
             )
-        target = backend.to_device(labels, device).astype(dtype)
+
+
+def _target(labels: Array, k: int, dtype: Any, device: str, smoothing: float) -> Array:
+    """Labels as an array (N, K) of probabilities."""
+    if labels.ndim == 1:
+        xp = np if device == "cpu" else backend.cupy()
+        target = xp.zeros((len(labels), k), dtype)
+        target[xp.arange(len(labels)), backend.to_device(labels, device)] = 1
     else:
-        raise ShapeError(
-            f"cross_entropy: labels must be whole class numbers ({n},) or probabilities ({n}, {k}) "
-            f"to fit logits {shape}, not {labels.dtype} of shape {labels.shape}"
-        )
+        target = backend.to_device(labels, device).astype(dtype)
     return target if smoothing == 0 else (1 - smoothing) * target + smoothing / k
+
+
+# ------------------------------------------------------------------------------------------- fast, on GPU
+# Class numbers stay as they are, an int for each row; the kernels know which target is meant by one. A block
+# for each row, as for the softmax.
+
+_CUDA = cuda.Source(
+    ROW_CODE
+    + r"""
+#define NOT_A_NUMBER T(__int_as_float(0x7fffffff))
+
+// Whether a row's label is one of the classes, or its probabilities are none negative and sum to 1.
+__device__ bool makes_sense(int label, const T* given, int classes) {
+    if (!given) return 0 <= label && label < classes;
+    T mine = 0;
+    EACH_IN_BLOCK(k, classes) mine += given[k] < 0 ? NOT_A_NUMBER : given[k];
+    return fabs(over_block<SUM>(mine) - 1) < T(1e-3);
+}
+
+// The target of class k, in a row with a label or with probabilities: times 1 - s, plus s / K.
+__device__ T target(int k, int label, const T* given, T times, T plus) {
+    return times * (given ? given[k] : T(k == label)) + plus;
+}
+
+// One of labels and given is null.
+extern "C" __global__ void cross_entropy(const T* logits, const int* labels, const T* given, T* log_p,
+                                         T* losses, T times, T plus, int classes) {
+    int row = blockIdx.x * classes, label = labels ? labels[blockIdx.x] : 0;
+    logits += row; log_p += row; given = given ? given + row : nullptr;
+    T shift = largest(logits, classes);
+    T log_sum = log_of_sum(logits, shift, classes);
+    if (!makes_sense(label, given, classes)) log_sum = NOT_A_NUMBER;
+    T mine = 0;
+    EACH_IN_BLOCK(k, classes) {
+        log_p[k] = logits[k] - shift - log_sum;
+        mine -= target(k, label, given, times, plus) * log_p[k];
+    }
+    T loss = over_block<SUM>(mine);
+    if (threadIdx.x == 0) losses[blockIdx.x] = loss;
+}
+
+// One block, over rows instead of classes.
+extern "C" __global__ void cross_entropy_mean(const T* losses, T* loss, int rows) {
+    T mine = 0;
+    EACH_IN_BLOCK(row, rows) mine += losses[row];
+    T sum = over_block<SUM>(mine);
+    if (threadIdx.x == 0) *loss = sum / rows;
+}
+
+extern "C" __global__ void cross_entropy_gradient(const T* dloss, const T* log_p, const int* labels,
+                                                  const T* given, T* dlogits, T times, T plus, int classes) {
+    int row = blockIdx.x * classes, label = labels ? labels[blockIdx.x] : 0;
+    log_p += row; dlogits += row; given = given ? given + row : nullptr;
+    T share = *dloss / gridDim.x;
+    EACH_IN_BLOCK(k, classes) dlogits[k] = (exp(log_p[k]) - target(k, label, given, times, plus)) * share;
+}
+"""
+)
+
+
+def _labels_cuda(xp: Any, labels: Array, dtype: Any, device: str) -> tuple[Array | None, Array | None]:
+    """Labels as the kernels want them: class numbers and None, or None and probabilities."""
+    kind = np.int32 if labels.ndim == 1 else dtype
+    placed = xp.ascontiguousarray(backend.to_device(labels.astype(kind, copy=False), device))
+    return (placed, None) if labels.ndim == 1 else (None, placed)
+
+
+def _forward_cuda(
+    xp: Any, logits: Array, labels: Array | None, given: Array | None, smoothing: float
+) -> tuple[Array, Array]:
+    n, k = logits.shape
+    log_p, losses, loss = (xp.empty(shape, logits.dtype) for shape in ((n, k), n, ()))
+    inputs = xp.ascontiguousarray(logits), labels, given
+    _CUDA("cross_entropy", row_grid(n, k), *inputs, log_p, losses, 1 - smoothing, smoothing / k, k)
+    _CUDA("cross_entropy_mean", row_grid(1, n), losses, loss, n)
+    return loss, log_p
+
+
+def _backward_cuda(
+    xp: Any, dloss: Array, log_p: Array, labels: Array | None, given: Array | None, smoothing: float
+) -> Array:
+    n, k = log_p.shape
+    dlogits = xp.empty((n, k), log_p.dtype)
+    inputs = xp.ascontiguousarray(dloss), log_p, labels, given
+    _CUDA("cross_entropy_gradient", row_grid(n, k), *inputs, dlogits, 1 - smoothing, smoothing / k, k)
+    return dlogits
+
+
+# ----------------------------------------------------------------------------------------------- public
 
 
 def cross_entropy(logits: Tensor, labels: Any, *, label_smoothing: float = 0.0) -> Tensor:
@@ -76,6 +174,10 @@ def cross_entropy(logits: Tensor, labels: Any, *, label_smoothing: float = 0.0) 
     Units: nats per picture. Math, Shapes, Backward, Source: see the head of this file.
     Raises: DataError that names a label out of range and its place; ShapeError if shapes or dtypes do not
     fit; ConfigError if ``label_smoothing`` is not in [0, 1).
+
+    Labels that lie on a GPU are not looked at from here, since that would stop the GPU: the loss is NaN, and
+    so is the gradient of the row, where a class number (read as int32) is out of range or the probabilities
+    are none. They are kept as they are until the backward, so they must not be overwritten before it.
     """
     logits = checks.as_tensor(logits)
     checks.rank("cross_entropy", "logits", logits, "(N, K)")
@@ -88,6 +190,18 @@ def cross_entropy(logits: Tensor, labels: Any, *, label_smoothing: float = 0.0) 
     labels = labels.data if isinstance(labels, Tensor) else labels
     labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
     xp = backend.array_module(logits.data)
-    target = _target(labels, logits.shape, logits.dtype, logits.device, smoothing)
+    _check_shape(labels, logits.shape)
+    is_fast, k = cuda.usable(logits.data), logits.shape[1]
+    if not is_fast or backend.device_of(labels) == "cpu":
+        _check(labels, k)
+    if is_fast:
+        placed = _labels_cuda(xp, labels, logits.dtype, logits.device)
+        loss, log_p = _forward_cuda(xp, logits.data, *placed, smoothing)
+
+        def backward(dy: Array) -> tuple[Array]:
+            return (_backward_cuda(xp, dy, log_p, *placed, smoothing),)
+
+        return record("cross_entropy", loss, (logits,), backward)
+    target = _target(labels, k, logits.dtype, logits.device, smoothing)
     loss, log_p = _forward(xp, logits.data, target)
     return record("cross_entropy", loss, (logits,), lambda dy: (_backward(xp, dy, log_p, target),))

@@ -7,8 +7,10 @@ The numbers that stay are scaled up (inverted dropout), so the expected value is
 no change: there y = x.
 
 Shapes: any; y has the shape of x.
-Source: Srivastava et al. 2014, Dropout: a simple way to prevent neural networks from overfitting.
-Differs: the paper scales the weights down at inference instead.
+Source: Srivastava et al. 2014, Dropout: a simple way to prevent neural networks from overfitting;
+Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3 (the generator on the GPU).
+Differs: the paper scales the weights down at inference instead. On a GPU one state of ``rng`` gives another
+mask than on the CPU, the same one each time: see :func:`dropout`.
 """
 
 from __future__ import annotations
@@ -18,17 +20,69 @@ from typing import Any
 
 import numpy as np
 
-from minires import backend
+from minires import backend, cuda
 from minires.backend import Array
 from minires.errors import ConfigError
 from minires.ops import checks
 from minires.tensor import Tensor, record
 
+# ---------------------------------------------------------------------------------------- specification
+
 
 def _mask(xp: Any, shape: tuple[int, ...], dtype: Any, rate: float, rng: np.random.Generator) -> Array:
-    # Drawn on the CPU and in float32 always: one seed gives one mask on every device and in every dtype.
+    # Drawn on the CPU and in float32 always: as plain code, one seed gives one mask on every device and in
+    # every dtype.
     kept = rng.random(shape, dtype=np.float32) >= rate
     return xp.asarray(kept).astype(dtype) / (1 - rate)
+
+
+# ------------------------------------------------------------------------------------------- fast, on GPU
+# The mask is drawn where it is needed and kept nowhere. A counter-based generator makes random bits from a
+# key and the place of a number, so each thread can draw those of its own numbers, and the backward draws the
+# same bits as the forward from the same key.
+
+_CUDA = cuda.Source(r"""
+// Philox 4x32 with ten rounds: the four words of a counter become four random words. A round multiplies two
+// of them by constants, and mixes the upper halves of the products with the other two words and the key.
+__device__ void philox(unsigned word[4], unsigned key0, unsigned key1) {
+    for (int round = 0; round < 10; round++) {
+        unsigned upper0 = __umulhi(0xD2511F53, word[0]), lower0 = 0xD2511F53 * word[0];
+        unsigned upper1 = __umulhi(0xCD9E8D57, word[2]), lower1 = 0xCD9E8D57 * word[2];
+        word[0] = upper1 ^ word[1] ^ key0;
+        word[1] = lower1;
+        word[2] = upper0 ^ word[3] ^ key1;
+        word[3] = lower0;
+        key0 += 0x9E3779B9;
+        key1 += 0xBB67AE85;
+    }
+}
+
+// Forward, and backward with dy for x. dropped is the rate in units of 2^-31.
+extern "C" __global__ void dropout(const T* x, T* y, int key0, int key1, int dropped, T scale, int n) {
+    EACH(i, n) {
+        unsigned word[4] = {unsigned(i), 0, 0, 0};
+        philox(word, key0, key1);
+        bool kept = int(word[0] >> 1) >= dropped;
+        y[i] = x[i] * (kept ? scale : T(0));  // multiplied, so that NaN stays NaN
+    }
+}
+""")
+
+
+def _key(rng: np.random.Generator) -> tuple[int, int]:
+    """The 64 bits that choose the mask of one call, in two ints."""
+    first, second = rng.integers(-(2**31), 2**31, size=2).tolist()
+    return first, second
+
+
+def _masked_cuda(xp: Any, x: Array, rate: float, key: tuple[int, int]) -> Array:
+    y = xp.empty(x.shape, x.dtype)
+    dropped, scale = int(rate * 2**31), 1 / (1 - rate)
+    _CUDA("dropout", cuda.over(y.size), xp.ascontiguousarray(x), y, *key, dropped, scale, y.size)
+    return y
+
+
+# ----------------------------------------------------------------------------------------------- public
 
 
 def check_rate(rate: object) -> None:
@@ -42,7 +96,12 @@ def check_rate(rate: object) -> None:
 def dropout(x: Tensor, rate: float, *, rng: np.random.Generator, training: bool = True) -> Tensor:
     """Set numbers to zero with probability ``rate`` and scale the others up; ``x`` itself at inference.
 
-    Math, Shapes, Backward, Source: see the head of this file.
+    On a GPU each call draws 64 bits from ``rng``, the key of Philox 4x32-10; number i of x has the mask that
+    the generator gives for counter i. So one state of ``rng`` gives one mask, in every dtype and again after
+    a run is continued. The key is an argument of the kernel: a step that is captured into a CUDA graph would
+    have the same mask in every replay, unless its key lies in the memory of the GPU and is advanced there.
+
+    Math, Shapes, Backward, Source, Differs: see the head of this file.
     Raises: ConfigError if the rate is not in [0, 1); ShapeError if ``x`` is not float32 or float64.
     """
     x = checks.as_tensor(x)
@@ -51,5 +110,9 @@ def dropout(x: Tensor, rate: float, *, rng: np.random.Generator, training: bool 
     if not training or rate == 0:
         return x
     xp = backend.array_module(x.data)
+    if cuda.usable(x.data):
+        share, key = float(rate), _key(rng)
+        y = _masked_cuda(xp, x.data, share, key)
+        return record("dropout", y, (x,), lambda dy: (_masked_cuda(xp, dy, share, key),))
     mask = _mask(xp, x.shape, x.dtype, rate, rng)
     return record("dropout", x.data * mask, (x,), lambda dy: (dy * mask,))

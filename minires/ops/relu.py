@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minires import backend
+from minires import backend, cuda
 from minires.backend import Array, kernel
 from minires.errors import ShapeError
 from minires.ops import checks
@@ -78,11 +78,42 @@ def _backward_numba(dy: Array, y: Array) -> Array:
     return dx
 
 
+# ------------------------------------------------------------------------------------------- fast, on GPU
+
+_CUDA = cuda.Source(r"""
+extern "C" __global__ void relu(const T* x, const T* add, T* y, int n) {
+    EACH(i, n) {
+        T value = add ? x[i] + add[i] : x[i];
+        y[i] = value < 0 ? T(0) : value;  // NaN stays NaN
+    }
+}
+
+extern "C" __global__ void relu_gradient(const T* dy, const T* y, T* dx, int n) {
+    EACH(i, n) dx[i] = y[i] > 0 ? dy[i] : T(0);
+}
+""")
+
+
+def _forward_cuda(xp: Any, x: Array, add: Array | None) -> Array:
+    y = xp.empty(x.shape, x.dtype)
+    added = None if add is None else xp.ascontiguousarray(add)
+    _CUDA("relu", cuda.over(y.size), xp.ascontiguousarray(x), added, y, y.size)
+    return y
+
+
+def _backward_cuda(xp: Any, dy: Array, y: Array) -> Array:
+    dx = xp.empty(y.shape, y.dtype)
+    _CUDA("relu_gradient", cuda.over(dx.size), xp.ascontiguousarray(dy), y, dx, dx.size)
+    return dx
+
+
 # ----------------------------------------------------------------------------------------------- public
 
 
 def gradient(dy: Array, y: Array) -> Array:
     """dx for operations that end in a ReLU, from their result ``y``."""
+    if cuda.usable(dy, y):
+        return _backward_cuda(backend.array_module(dy), dy, y)
     return _backward_numba(dy, y) if backend.fast(dy) else _backward(dy, y)
 
 
@@ -106,7 +137,10 @@ def relu(x: Tensor, *, add: Tensor | None = None) -> Tensor:
             return relu(add_tensors(x, add))
     xp = backend.array_module(x.data)
     added = None if add is None else add.data
-    y = _forward_numba(x.data, added) if backend.fast(x.data) else _forward(xp, x.data, added)
+    if cuda.usable(x.data):
+        y = _forward_cuda(xp, x.data, added)
+    else:
+        y = _forward_numba(x.data, added) if backend.fast(x.data) else _forward(xp, x.data, added)
     needs_x, needs_add = x.requires_grad, add is not None and add.requires_grad
 
     def backward(dy: Array) -> tuple[Array | None, ...]:

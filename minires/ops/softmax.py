@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from minires import backend
+from minires import backend, cuda
 from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
 from minires.tensor import Tensor, record
+
+# ---------------------------------------------------------------------------------------- specification
 
 
 def _forward(xp: Any, x: Array) -> Array:
@@ -37,6 +39,113 @@ def _backward_log(xp: Any, dy: Array, y: Array) -> Array:
     return dy - xp.exp(y) * xp.sum(dy, axis=-1, keepdims=True)
 
 
+# ------------------------------------------------------------------------------------------- fast, on GPU
+# A block for each row. A number that is not finite needs no care: it makes the sum of its row NaN, and so the
+# whole row, as above.
+
+# What every kernel over rows of classes needs; cross entropy has it too.
+ROW_CODE = r"""
+// Shares 0 <= k < n out among the threads of a block.
+#define EACH_IN_BLOCK(k, n) for (int k = threadIdx.x; k < (n); k += blockDim.x)
+
+enum Joining { SUM, LARGEST };
+
+template <Joining how>
+__device__ T join(T a, T b) {
+    if (how == SUM) return a + b;
+    return b > a ? b : a;
+}
+
+// The sum or the largest of what the threads of the block bring, in an order that is always the same: first
+// within each warp, in pairs, then warp by warp. Every thread learns the result.
+template <Joining how>
+__device__ T over_block(T value) {
+    __shared__ T of_warp[32];
+    for (int by = 16; by > 0; by /= 2) value = join<how>(value, __shfl_xor_sync(0xffffffff, value, by));
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
+    __syncthreads();
+    value = of_warp[0];
+    for (int warp = 1; warp < blockDim.x / 32; warp++) value = join<how>(value, of_warp[warp]);
+    __syncthreads();  // who is first at the next call must not write yet
+    return value;
+}
+
+__device__ T largest(const T* x, int classes) {
+    T mine = x[0];
+    EACH_IN_BLOCK(k, classes) mine = join<LARGEST>(mine, x[k]);
+    return over_block<LARGEST>(mine);
+}
+
+// log sum exp(x - shift)
+__device__ T log_of_sum(const T* x, T shift, int classes) {
+    T mine = 0;
+    EACH_IN_BLOCK(k, classes) mine += exp(x[k] - shift);
+    return log(over_block<SUM>(mine));
+}
+"""
+
+_CUDA = cuda.Source(
+    ROW_CODE
+    + r"""
+extern "C" __global__ void softmax(const T* x, T* y, int classes) {
+    int row = blockIdx.x * classes;
+    x += row; y += row;
+    T shift = largest(x, classes), mine = 0;
+    EACH_IN_BLOCK(k, classes) {
+        y[k] = exp(x[k] - shift);
+        mine += y[k];
+    }
+    T sum = over_block<SUM>(mine);
+    EACH_IN_BLOCK(k, classes) y[k] /= sum;
+}
+
+extern "C" __global__ void softmax_gradient(const T* dy, const T* y, T* dx, int classes) {
+    int row = blockIdx.x * classes;
+    dy += row; y += row; dx += row;
+    T mine = 0;
+    EACH_IN_BLOCK(k, classes) mine += dy[k] * y[k];
+    T sum = over_block<SUM>(mine);
+    EACH_IN_BLOCK(k, classes) dx[k] = y[k] * (dy[k] - sum);
+}
+
+extern "C" __global__ void log_softmax(const T* x, T* y, int classes) {
+    int row = blockIdx.x * classes;
+    x += row; y += row;
+    T shift = largest(x, classes);
+    T log_sum = log_of_sum(x, shift, classes);
+    EACH_IN_BLOCK(k, classes) y[k] = x[k] - shift - log_sum;
+}
+
+extern "C" __global__ void log_softmax_gradient(const T* dy, const T* y, T* dx, int classes) {
+    int row = blockIdx.x * classes;
+    dy += row; y += row; dx += row;
+    T mine = 0;
+    EACH_IN_BLOCK(k, classes) mine += dy[k];
+    T sum = over_block<SUM>(mine);
+    EACH_IN_BLOCK(k, classes) dx[k] = dy[k] - exp(y[k]) * sum;
+}
+"""
+)
+
+
+def row_grid(rows: int, classes: int) -> tuple[int, int]:
+    """A block for each row, of so many warps that a thread has about four numbers, but 16 at most."""
+    return rows, 32 * min(16, -(-classes // 128))
+
+
+def _rows_cuda(xp: Any, kernel: str, *inputs: Array) -> Array:
+    """The result of one of the kernels above, which take arrays (..., K) and make one."""
+    out = xp.empty(inputs[0].shape, inputs[0].dtype)
+    classes = out.shape[-1]
+    if out.size:
+        grid = row_grid(out.size // classes, classes)
+        _CUDA(kernel, grid, *(xp.ascontiguousarray(array) for array in inputs), out, classes)
+    return out
+
+
+# ----------------------------------------------------------------------------------------------- public
+
+
 def _checked(op: str, x: Tensor) -> Tensor:
     x = checks.as_tensor(x)
     checks.same_floats(op, x=x)
@@ -53,6 +162,10 @@ def softmax(x: Tensor) -> Tensor:
     """
     x = _checked("softmax", x)
     xp = backend.array_module(x.data)
+    if cuda.usable(x.data):
+        y = _rows_cuda(xp, "softmax", x.data)
+        gradient = "softmax_gradient"
+        return record("softmax", y, (x,), lambda dy: (_rows_cuda(xp, gradient, dy, y),))
     y = _forward(xp, x.data)
     return record("softmax", y, (x,), lambda dy: (_backward(xp, dy, y),))
 
@@ -65,5 +178,9 @@ def log_softmax(x: Tensor) -> Tensor:
     """
     x = _checked("log_softmax", x)
     xp = backend.array_module(x.data)
+    if cuda.usable(x.data):
+        y = _rows_cuda(xp, "log_softmax", x.data)
+        gradient = "log_softmax_gradient"
+        return record("log_softmax", y, (x,), lambda dy: (_rows_cuda(xp, gradient, dy, y),))
     y = _forward_log(xp, x.data)
     return record("log_softmax", y, (x,), lambda dy: (_backward_log(xp, dy, y),))

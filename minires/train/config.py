@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from minires.cublas import PRECISIONS
 from minires.errors import ConfigError
 from minires.train.names import unknown
 from minires.train.recipes import get
@@ -40,7 +41,8 @@ class Config:
     ema: float = 0.0  # decay of the weights' running average, which is what is kept; 0: none
     recalibrate: bool = False  # measure batch norm's running statistics anew at the end
     seed: int = 0
-    device: str = "cpu"
+    device: str = "cpu"  # or "cuda", "cuda:1", "auto"
+    precision: str = "fp32"  # of the matrix products on a GPU, or "tf32"
     checkpoint_every: int = 200  # steps between checkpoints within an epoch; 0: at the end of epochs only
 
     def __post_init__(self) -> None:
@@ -73,6 +75,8 @@ class Config:
                 raise ConfigError(f"{name} is {value}; it must be at least {low}{below}")
         if self.train_on not in ("train", "train+val"):
             raise ConfigError(unknown("value of train_on", self.train_on, ["train", "train+val"]))
+        if self.precision not in PRECISIONS:
+            raise ConfigError(unknown("precision", self.precision, PRECISIONS))
         if isinstance(self.normalize, str) and self.normalize not in ("data", "none"):
             raise ConfigError(unknown("value of normalize", self.normalize, ["data", "none", "{mean, std}"]))
 

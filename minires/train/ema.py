@@ -9,15 +9,30 @@ Source: Polyak & Juditsky 1992; the growing decay is TensorFlow's ``ExponentialM
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from minires import backend
+from minires import backend, cuda
 from minires.backend import Array
 from minires.errors import CheckpointError, ConfigError
+from minires.train.optim_cuda import Sweep, fits
+
+_CUDA = cuda.Source(r"""
+// For all arrays at once; for the tables see optim_cuda.py.
+extern "C" __global__ void moving_average(const int* chunks, const unsigned long long* places,
+                                          const T* numbers) {
+    const int* chunk = chunks + 3 * blockIdx.x;
+    T* a = (T*)places[2 * chunk[0]];
+    const T* w = (const T*)places[2 * chunk[0] + 1];
+    if (!a) return;
+    T share = numbers[chunk[0]];
+    for (int i = chunk[1] + threadIdx.x; i < chunk[2]; i += blockDim.x) a[i] += share * (w[i] - a[i]);
+}
+""")
 
 
 class EMA:
@@ -38,9 +53,20 @@ class EMA:
         """Take in the weights as they are now; call it after each step of the optimiser."""
         self.updates += 1
         share = 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for path, array in _weights(self.model).items():
+        on_gpu: dict[int, tuple[list[Array], list[float]]] = {}
+        for i, (path, array) in enumerate(_weights(self.model).items()):
             average = self.averages[path]
-            average += share * (array - average)
+            if fits(average, array):
+                on_gpu[i] = [average, array], [share]
+            else:
+                average += share * (array - average)
+        if on_gpu:
+            self._on_gpu.set(on_gpu)
+            self._on_gpu.launch(_CUDA, "moving_average")
+
+    @functools.cached_property
+    def _on_gpu(self) -> Sweep:
+        return Sweep(list(self.averages.values()))
 
     @contextmanager
     def swap(self) -> Iterator[None]:

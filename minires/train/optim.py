@@ -14,7 +14,8 @@ It is applied to parameters of two axes or more; biases and batch norm's gamma a
 left alone, unless ``decay_vectors=True``.
 
 The formulas are PyTorch's, to the last rounding in float64. Updates are made in place, all parameters in one
-sweep over all threads: the arrays are read and written once, and that is all an update costs.
+sweep over all threads (on a GPU: in one launch): the arrays are read and written once, and that is all an
+update costs.
 
 Sources: SGD with momentum, Sutskever et al. 2013; Adam, Kingma & Ba arXiv:1412.6980; AdamW, Loshchilov &
 Hutter arXiv:1711.05101.
@@ -23,18 +24,20 @@ Hutter arXiv:1711.05101.
 from __future__ import annotations
 
 import bisect
+import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
-from minires import backend
+from minires import backend, cuda
 from minires.backend import Array
 from minires.errors import CheckpointError, ConfigError
 from minires.train.names import unknown
+from minires.train.optim_cuda import Sweep, fits
 
 _GRAIN = 1 << 16  # elements worth a thread of their own
 
@@ -91,19 +94,75 @@ def _adam_numba(w, g, m, v, scale, decay, keep, rate, new1, beta2, new2, correct
         w[i] = wi - rate * (mi / (np.sqrt(vi) / correction + eps))
 
 
+# --------------------------------------------------- the same, on a GPU; for the tables see optim_cuda.py
+
+_CUDA = cuda.Source(r"""
+// Where the norm of the gradients is given it scales them, and if it is not finite the step changes nothing.
+// Where it is not given, the host has seen to both.
+__device__ bool clipped(const double* norm, T clip, T* scale) {
+    if (!norm) return true;
+    double share = clip / (*norm + 1e-6);
+    if (clip > 0) *scale = share < 1 ? T(share) : T(1);
+    return isfinite(*norm);
+}
+
+extern "C" __global__ void sgd(const int* chunks, const unsigned long long* places, const T* numbers,
+                               const double* norm, T clip) {
+    const int* chunk = chunks + 3 * blockIdx.x;
+    const unsigned long long* place = places + 3 * chunk[0];
+    T *w = (T*)place[0], *g = (T*)place[1], *b = (T*)place[2];
+    if (!w) return;
+    const T* number = numbers + 7 * chunk[0];
+    T scale = number[0], decay = number[1], keep = number[2];
+    T lr = number[3], momentum = number[4], of_gradient = number[5], of_momentum = number[6];
+    if (!clipped(norm, clip, &scale)) return;
+    for (int i = chunk[1] + threadIdx.x; i < chunk[2]; i += blockDim.x) {
+        T wi = keep * w[i];
+        T gi = scale * g[i] + decay * wi;
+        T bi = momentum * b[i] + gi;
+        b[i] = bi;
+        w[i] = wi - lr * (of_gradient * gi + of_momentum * bi);
+    }
+}
+
+extern "C" __global__ void adam(const int* chunks, const unsigned long long* places, const T* numbers,
+                                const double* norm, T clip) {
+    const int* chunk = chunks + 3 * blockIdx.x;
+    const unsigned long long* place = places + 4 * chunk[0];
+    T *w = (T*)place[0], *g = (T*)place[1], *m = (T*)place[2], *v = (T*)place[3];
+    if (!w) return;
+    const T* number = numbers + 9 * chunk[0];
+    T scale = number[0], decay = number[1], keep = number[2];
+    T rate = number[3], new1 = number[4], beta2 = number[5], new2 = number[6];
+    T correction = number[7], eps = number[8];
+    if (!clipped(norm, clip, &scale)) return;
+    for (int i = chunk[1] + threadIdx.x; i < chunk[2]; i += blockDim.x) {
+        T wi = keep * w[i];
+        T gi = scale * g[i] + decay * wi;
+        T mi = m[i] + new1 * (gi - m[i]);
+        T vi = beta2 * v[i] + new2 * (gi * gi);
+        m[i] = mi;
+        v[i] = vi;
+        w[i] = wi - rate * (mi / (sqrt(vi) / correction + eps));
+    }
+}
+""")
+
+
 # --------------------------------------------------------------------------------------------- optimisers
 
 
 class Optimizer:
     """What all optimisers share: the parameters, their state, clipping, and the sweep over all arrays.
 
-    A subclass names its state arrays in ``slots``, gives its formula as ``plain`` and ``fused``, and says in
-    ``_numbers`` which numbers the formula needs at a step.
+    A subclass names its state arrays in ``slots``, gives its formula as ``plain``, as ``fused`` and, by name,
+    as a CUDA ``kernel``, and says in ``_numbers`` which numbers the formula needs at a step.
     """
 
     slots: tuple[str, ...] = ()
     plain: Callable[..., None]
     fused: Callable[..., None]
+    kernel: str
 
     def __init__(
         self,
@@ -140,8 +199,10 @@ class Optimizer:
 
     def gradient_norm(self) -> float:
         """Give the Euclidean norm of all gradients together; a NaN or infinity in any of them shows in it."""
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        return math.sqrt(sum(float(backend.array_module(g).vdot(g, g)) for g in gradients))
+        gradients = {i: p.grad for i, p in enumerate(self.parameters) if p.grad is not None}
+        if gradients and cuda.usable(*gradients.values()):
+            return float(self._on_gpu.norm(gradients))
+        return math.sqrt(sum(float(backend.array_module(g).vdot(g, g)) for g in gradients.values()))
 
     def step(self, *, norm: float | None = None) -> None:
         """Update every parameter that has a gradient, in place.
@@ -153,21 +214,60 @@ class Optimizer:
             norm = self.gradient_norm() if norm is None else norm
             scale = min(1.0, self.clip_norm / (norm + 1e-6))  # the 1e-6 is PyTorch's
         sweep: list[tuple[list[Array], tuple[Any, ...]]] = []
-        for i, parameter in enumerate(self.parameters):
-            if parameter.grad is None:
-                continue
-            self._steps[i] += 1
-            gradient = backend.array_module(parameter.grad).ascontiguousarray(parameter.grad)
-            arrays = [parameter.data, gradient, *self._slots_of(i)]
-            keep = 1.0 - self.lr * self._decoupled[i]
-            numbers = (scale, self._coupled[i], keep, *self._numbers(self._steps[i]))
-            if backend.fast(*arrays) and all(array.flags.c_contiguous for array in arrays):
+        on_gpu: dict[int, tuple[list[Array], tuple[float, ...]]] = {}
+        for i, arrays, numbers in self._next_step(scale):
+            if fits(*arrays):
+                on_gpu[i] = arrays, numbers
+            elif backend.fast(*arrays) and all(array.flags.c_contiguous for array in arrays):
                 cast = arrays[0].dtype.type  # float64 numbers would make float64 arithmetic of float32 arrays
                 sweep.append(([array.reshape(-1) for array in arrays], tuple(map(cast, numbers))))
             else:
                 type(self).plain(*arrays, *numbers)
         if sweep:
             _sweep(type(self).fused, sweep)
+        if on_gpu:
+            self._on_gpu.set(on_gpu)
+            self._on_gpu.launch(_CUDA, self.kernel, None, 0.0)
+
+    def _next_step(self, scale: float) -> Iterator[tuple[int, list[Array], tuple[float, ...]]]:
+        """Count a step of each parameter with a gradient: its place, its arrays, the formula's numbers."""
+        for i, parameter in enumerate(self.parameters):
+            if parameter.grad is None:
+                continue
+            self._steps[i] += 1
+            gradient = backend.array_module(parameter.grad).ascontiguousarray(parameter.grad)
+            keep = 1.0 - self.lr * self._decoupled[i]
+            numbers = (scale, self._coupled[i], keep, *self._numbers(self._steps[i]))
+            yield i, [parameter.data, gradient, *self._slots_of(i)], numbers
+
+    # A step in two halves, for a CUDA graph: ``launch_step`` is captured once, ``plan_step`` goes before each
+    # replay and writes what the launches find in their tables.
+
+    def launch_step(self) -> Array:
+        """Launch what ``plan_step`` plans, on the GPU; return the norm of the gradients, which stays there.
+
+        A step whose gradients have no finite norm changes nothing.
+        """
+        assert self._on_gpu.tables, "there are no tables before a first step()"
+        norm = self._on_gpu.launch_norm()
+        self._on_gpu.launch(_CUDA, self.kernel, norm, self.clip_norm or 0.0)
+        return norm
+
+    def plan_step(self) -> None:
+        """Count a step, and write its tables from the gradients and the learning rate as they are now.
+
+        Raises: ConfigError if a parameter or gradient is not on a GPU, or has gaps.
+        """
+        rows = {i: (arrays, numbers) for i, arrays, numbers in self._next_step(1.0)}
+        misfits = [
+            self.paths[i]
+            for i, (arrays, _) in rows.items()
+            if not fits(*arrays) or arrays[1] is not self.parameters[i].grad
+        ]
+        if misfits:
+            raise ConfigError(f"these are not on a GPU, or have gaps: {', '.join(misfits)}")
+        self._on_gpu.set(rows)
+        self._on_gpu.set_norm({i: arrays[1] for i, (arrays, _) in rows.items()})
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Give the optimiser's state as arrays by name, ``<slot>:<path>``; the arrays are copies.
@@ -215,6 +315,11 @@ class Optimizer:
                     else backend.to_device(np.array(saved, data.dtype), backend.device_of(data))
                 )
 
+    @functools.cached_property
+    def _on_gpu(self) -> Sweep:
+        """Made when first needed: until then the parameters may still be moved to a GPU."""
+        return Sweep([parameter.data for parameter in self.parameters])
+
     def _slots_of(self, i: int) -> list[Array]:
         """The state arrays of parameter ``i``, made of zeros when first asked for."""
         data = self.parameters[i].data
@@ -238,6 +343,7 @@ class SGD(Optimizer):
     slots = ("momentum",)
     plain = _sgd
     fused = _sgd_numba
+    kernel = "sgd"
 
     def __init__(
         self,
@@ -278,6 +384,7 @@ class Adam(Optimizer):
     slots = ("average", "square")
     plain = _adam
     fused = _adam_numba
+    kernel = "adam"
 
     def __init__(
         self,

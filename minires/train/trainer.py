@@ -30,7 +30,7 @@ from minires.interrupt import Interrupted, StopWish
 from minires.nn.module import Module
 from minires.ops.cross_entropy import cross_entropy
 from minires.tensor import Tensor
-from minires.train import modelfile, optim, record
+from minires.train import captured, modelfile, optim, record
 from minires.train.checkpoint import Checkpoints, differences
 from minires.train.config import Config
 from minires.train.diagnose import first_not_finite
@@ -111,7 +111,10 @@ class Trainer:
                 self.variant = {**models.entry(config.model).fitted(size), **self.variant}
             classes = len(self.train_set.classes)
             model = models.build(config.model, classes=classes, seed=config.seed, **self.variant)
-        self.model = model.to(config.device)
+        self.device = backend.choose_device(config.device)
+        if config.precision != "fp32" and self.device == "cpu":
+            raise ConfigError(f"precision {config.precision!r} is for GPUs; on the CPU leave it at 'fp32'")
+        self.model = model.to(self.device)
         self.optimizer = optim.build(config.optimizer, model.named_parameters())
         total = config.epochs * len(self.loader)
         self.schedule = Schedule(config.schedule, lr=self.optimizer.lr, total_steps=total)
@@ -121,6 +124,9 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.checkpoints = Checkpoints(self.out)
         self._dropout_before: dict[str, Any] = {}
+        self._pending: list[Callable[[], None]] = []  # what is to be done with the figures of the last steps
+        on_gpu = self.device != "cpu"
+        self._capture = captured.Capture(model, self.optimizer, self._loss, say) if on_gpu else None
         self._drawn = -math.inf
         self._since = time.perf_counter()
         self._open_folder(resume)
@@ -150,7 +156,8 @@ class Trainer:
             total=config.epochs * per_epoch, initial=self.progress.epoch * per_epoch + self.progress.pictures,
             unit=" pictures", disable=hidden, dynamic_ncols=True,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {rate_fmt}, {remaining} left{postfix}",
-        ) as bar, backend.before_compiling(functools.partial(self._say_beside, bar)):  # fmt: skip
+        ) as bar, backend.before_compiling(functools.partial(self._say_beside, bar)), \
+                backend.precision(config.precision):  # fmt: skip
             self._since = time.perf_counter()
             while self.progress.epoch < config.epochs:
                 self._epoch(stop, bar)
@@ -167,10 +174,13 @@ class Trainer:
             for x, y in batches:
                 self._step(x, y)
                 progress.epoch_seconds += self._tick()
-                loss, accuracy = progress.loss / progress.pictures, progress.right / progress.pictures
+                seen = max(1, progress.pictures)
+                loss, accuracy = progress.loss / seen, progress.right / seen
                 bar.set_postfix_str(f"loss {loss:.3f}, accuracy {100 * accuracy:.1f}%", refresh=False)
                 bar.update(len(y))
                 last = progress.batch == len(self.loader)
+                if last or stop.wanted:
+                    self._settle()
                 if stop.wanted:
                     self._leave()
                 if config.checkpoint_every and progress.step % config.checkpoint_every == 0 and not last:
@@ -201,37 +211,61 @@ class Trainer:
 
     def _step(self, x: np.ndarray, y: np.ndarray) -> None:
         """One step of the optimiser; nothing is changed if its loss or gradient is not finite."""
-        progress = self.progress
         self._dropout_before = self.model.random_states()
-        self.optimizer.lr = self.schedule.lr(progress.step)
-        pictures = Tensor(backend.to_device(x, self.config.device))
+        self.optimizer.lr = self.schedule.lr(self.progress.step)
+        if self._capture and (step := self._capture(x, y)):
+            slot = step(x, y)
+            self._settle()
+            self._pending.append(functools.partial(self._account, slot.read, x, y, self.progress.step))
+        else:
+            self._settle()
+            self._eager_step(x, y)
+        if self.ema:
+            self.ema.update()
+        self.progress.batch += 1
+        self.progress.step += 1
+
+    def _eager_step(self, x: np.ndarray, y: np.ndarray) -> None:
+        pictures = Tensor(backend.to_device(x, self.device))
         logits = self.model(pictures)
         loss = self._loss(logits, y)
         value = float(loss.item())
         if not math.isfinite(value):
-            self._stop_not_finite(f"the loss is {value}", pictures, y)
+            self._stop_not_finite(f"the loss is {value}", x, y, self.progress.step)
         loss.backward()
         norm = self.optimizer.gradient_norm()
         if not math.isfinite(norm):
-            self._stop_not_finite(f"the norm of the gradients is {norm}", pictures, y)
+            self._stop_not_finite(f"the norm of the gradients is {norm}", x, y, self.progress.step)
         self.optimizer.step(norm=norm)
         self.optimizer.zero_grad()
-        if self.ema:
-            self.ema.update()
-        progress.batch += 1
-        progress.step += 1
-        progress.pictures += len(y)
-        progress.loss += value * len(y)
-        progress.right += int((logits.numpy().argmax(axis=1) == y).sum())
-        progress.norm += norm
+        right = int((logits.numpy().argmax(axis=1) == y).sum())
+        self._account(lambda: captured.Figures(value, right, norm), x, y, self.progress.step)
 
-    def _loss(self, logits: Tensor, y: np.ndarray) -> Tensor:
+    def _settle(self) -> None:
+        """Read the figures of the steps that were started and not yet read."""
+        while self._pending:
+            self._pending.pop(0)()
+
+    def _account(self, read: Callable[[], captured.Figures], x: np.ndarray, y: np.ndarray, step: int) -> None:
+        """Add the figures of one step to those of the epoch."""
+        figures, progress = read(), self.progress
+        for what, value in (("loss", figures.loss), ("norm of the gradients", figures.norm)):
+            if not math.isfinite(value):
+                self._stop_not_finite(f"the {what} is {value}", x, y, step)
+        progress.pictures += len(y)
+        progress.loss += figures.loss * len(y)
+        progress.right += figures.right
+        progress.norm += figures.norm
+
+    def _loss(self, logits: Tensor, y: Any) -> Tensor:
         return cross_entropy(logits, y, label_smoothing=self.config.label_smoothing)
 
-    def _stop_not_finite(self, what: str, x: Tensor, y: np.ndarray) -> None:
-        place = f"step {self.progress.step} (epoch {self.progress.epoch + 1}, batch {self.progress.batch})"
+    def _stop_not_finite(self, what: str, x: np.ndarray, y: np.ndarray, step: int) -> None:
+        batch = self.progress.batch - (self.progress.step - step)
+        place = f"step {step} (epoch {self.progress.epoch + 1}, batch {batch})"
         self.model.load_random_states(self._dropout_before)
-        first = first_not_finite(self.model, x, lambda logits: self._loss(logits, y))
+        pictures = Tensor(backend.to_device(x, self.device))
+        first = first_not_finite(self.model, pictures, lambda logits: self._loss(logits, y))
         raise MiniresError(
             f"{what} at {place}. First not finite: {first}. The run is stopped and its checkpoints are kept; "
             "try a lower learning rate, more warm-up or clip_norm, or mend the pictures if it is the input"
@@ -241,6 +275,7 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of the run as it stands. Raises: MiniresError if it cannot be written."""
+        self._settle()
         groups = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.ema:
             groups["ema"] = self.ema.state_dict()
@@ -390,7 +425,7 @@ class Trainer:
             "train_pictures": len(self.train_set),
             "test_pictures": len(test_set),
             "parameters": sum(parameter.size for parameter in self.model.parameters()),
-            "device": config.device,
+            "device": self.device,
             "threads": backend.threads(),
             "versions": _versions(),
         }

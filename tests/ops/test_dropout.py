@@ -12,7 +12,8 @@ from minires.ops.dropout import dropout
 @opcheck.on_devices
 @opcheck.of("dropout")
 def test_case(case, device):
-    opcheck.check(case, device)
+    # On a GPU the fast path draws other masks than the specification, as its docstring says.
+    opcheck.check(case, device, implementations=device == "cpu")
 
 
 def _rng():

@@ -1,0 +1,117 @@
+"""Runs CUDA kernels without a GPU: their own source, compiled by g++ with cuda_on_cpu.h.
+
+With ``emulate(monkeypatch)`` every operation takes its way through CUDA on NumPy arrays. Around each array
+that a kernel gets lies a margin of NaN: what it writes there is found, and what it reads there shows in the
+result.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib
+import pkgutil
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import minires
+from minires import backend, cuda
+
+HEADER = Path(__file__).with_name("cuda_on_cpu.h")
+MARGIN = 64  # numbers before and behind an array
+_FOLDER = Path(tempfile.mkdtemp(prefix="minires-emulated-"))
+
+
+def compiler() -> str | None:
+    return shutil.which("g++")
+
+
+def sources() -> dict[str, cuda.Source]:
+    """Every source in the package, by its module."""
+    found = {}
+    for info in pkgutil.walk_packages(minires.__path__, "minires."):
+        if not info.name.endswith("__main__"):
+            for name, value in vars(importlib.import_module(info.name)).items():
+                if isinstance(value, cuda.Source):
+                    found.setdefault(value, f"{info.name}.{name}")
+    return {place: source for source, place in found.items()}
+
+
+def kernels(code: str) -> list[str]:
+    """The names of the kernels in a source."""
+    return re.findall(r'extern "C" __global__ void (?:__launch_bounds__\(\w+\) )?(\w+)\(', code)
+
+
+@functools.cache
+def library(code: str) -> ctypes.CDLL:
+    """A source compiled for the CPU, with a function launch_<name> for each kernel."""
+    launches = "\n".join(
+        f'extern "C" int launch_{name}(int blocks, int threads, int waiting, void** arguments, int count) '
+        f"{{ return emulated::launch({name}, blocks, threads, waiting, arguments, count); }}"
+        for name in kernels(code)
+    )
+    stem = hashlib.sha256(f"{code}{HEADER.read_text()}".encode()).hexdigest()[:16]
+    source, target = _FOLDER / f"{stem}.cpp", _FOLDER / f"{stem}.so"
+    source.write_text(f'#include "{HEADER}"\n{code}\n{launches}\n')
+    command = [compiler() or "g++", "-O1", "-std=c++17", "-shared", "-fPIC"]
+    done = subprocess.run([*command, source, "-o", target], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(target))
+
+
+class Emulator:
+    """Takes the place of ``cuda._launch``, and counts the launches by kernel."""
+
+    def __init__(self) -> None:
+        self.launches: dict[str, int] = {}
+
+    def launch(self, source: Any, name: str, dtype: Any, grid: tuple[int, int], arguments: list[Any]) -> None:
+        self.launches[name] = self.launches.get(name, 0) + 1
+        inner = [_with_margins(a) if isinstance(a, np.ndarray) else np.array(a) for a in arguments]
+        places = [
+            ctypes.c_void_p(whole.ctypes.data + (MARGIN * whole.itemsize if isinstance(a, np.ndarray) else 0))
+            for a, whole in zip(arguments, inner, strict=True)
+        ]
+        # An array is given as a pointer to its pointer, a number as a pointer to it.
+        given = (ctypes.c_void_p * len(places))(
+            *(
+                ctypes.addressof(place) if isinstance(a, np.ndarray) else place.value
+                for a, place in zip(arguments, places, strict=True)
+            )
+        )
+        waiting = "__sync" in source.code or "__shfl" in source.code
+        code = library(source.text(str(dtype)))
+        wanted = getattr(code, f"launch_{name}")(*grid, int(waiting), given, len(places))
+        assert wanted == -1, f"{name} takes {wanted} arguments, but got {len(places)}"
+        for a, whole in zip(arguments, inner, strict=True):
+            if isinstance(a, np.ndarray):
+                margins = np.concatenate([whole[:MARGIN], whole[-MARGIN:]])
+                assert (margins == _margin(a.dtype)).all() or np.isnan(margins).all(), f"{name} wrote outside"
+                if not np.array_equal(a.reshape(-1), whole[MARGIN:-MARGIN], equal_nan=a.dtype.kind == "f"):
+                    assert a.flags.writeable, f"{name} wrote to what it may only read"
+                    a.reshape(-1)[...] = whole[MARGIN:-MARGIN]
+
+
+def _margin(dtype: Any) -> Any:
+    return np.nan if dtype.kind == "f" else np.array(77, dtype)
+
+
+def _with_margins(array: np.ndarray) -> np.ndarray:
+    whole = np.full(array.size + 2 * MARGIN, _margin(array.dtype), array.dtype)
+    whole[MARGIN:-MARGIN] = array.reshape(-1)
+    return whole
+
+
+def emulate(monkeypatch: Any) -> Emulator:
+    """From here on NumPy arrays go through the CUDA kernels, until the test ends."""
+    emulator = Emulator()
+    monkeypatch.setattr(cuda, "usable", lambda *arrays: not backend.is_specification())
+    monkeypatch.setattr(cuda, "_launch", emulator.launch)
+    return emulator

@@ -1,0 +1,148 @@
+// CUDA kernels on the CPU: the names of CUDA for g++, so that the very source of a kernel can be run and
+// checked where there is no GPU.
+//
+// The blocks run one after the other. Where threads of a block wait for each other (__syncthreads, shuffles),
+// each thread is a fiber with a stack of its own; it runs until it must wait, then the next one runs. So a
+// barrier that is missing shows: who comes first reads what the others have not written yet.
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <ucontext.h>
+
+#include <functional>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __restrict__
+#define __launch_bounds__(...)
+#define __shared__ static  // one block at a time
+
+struct Three { unsigned x, y, z; };
+static Three gridDim, blockDim, blockIdx, threadIdx;
+static const int warpSize = 32;
+
+using std::isinf;
+using std::isnan;
+static inline float __int_as_float(int bits) { float f; __builtin_memcpy(&f, &bits, 4); return f; }
+static inline float rsqrt(float x) { return 1 / sqrtf(x); }
+static inline double rsqrt(double x) { return 1 / sqrt(x); }
+static inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned long long)a * b >> 32; }
+template <class N> static inline N min(N a, N b) { return b < a ? b : a; }
+template <class N> static inline N max(N a, N b) { return a < b ? b : a; }
+
+namespace emulated {
+
+struct Fiber {
+    ucontext_t context;
+    std::vector<char> stack;
+    bool done = false;
+    int waits = 0;       // how many barriers of the block it has come to
+    int exchanges = 0;   // and of its warp
+};
+
+static std::vector<Fiber> fibers;
+static ucontext_t scheduler;
+static int current;
+static std::function<void()> body;
+static double lanes[2][64][32];  // what each lane of each warp offers, of this exchange and of the next
+
+static void entry() {
+    body();
+    fibers[current].done = true;
+    swapcontext(&fibers[current].context, &scheduler);
+}
+
+static void yield() {
+    int self = current;
+    swapcontext(&fibers[self].context, &scheduler);
+}
+
+// Wait until every thread of the range that has not ended has come here as often as this one.
+static void meet(int Fiber::*count, int first, int last) {
+    int mine = ++(fibers[current].*count);
+    for (;;) {
+        bool all = true;
+        for (int t = first; t < last; t++) all = all && (fibers[t].done || fibers[t].*count >= mine);
+        if (all) return;
+        yield();
+    }
+}
+
+static void run_block(int threads, bool waiting) {
+    blockDim = {unsigned(threads), 1, 1};
+    if (!waiting) {
+        for (int t = 0; t < threads; t++) {
+            threadIdx = {unsigned(t), 0, 0};
+            body();
+        }
+        return;
+    }
+    fibers.resize(threads);
+    for (int t = 0; t < threads; t++) {
+        Fiber& fiber = fibers[t];
+        fiber.done = false;
+        fiber.waits = fiber.exchanges = 0;
+        fiber.stack.resize(64 << 10);
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = fiber.stack.data();
+        fiber.context.uc_stack.ss_size = fiber.stack.size();
+        fiber.context.uc_link = &scheduler;
+        makecontext(&fiber.context, entry, 0);
+    }
+    for (bool busy = true; busy;) {
+        busy = false;
+        for (int t = 0; t < threads; t++) {
+            if (fibers[t].done) continue;
+            busy = true;
+            current = t;
+            threadIdx = {unsigned(t), 0, 0};
+            swapcontext(&scheduler, &fibers[t].context);
+        }
+    }
+}
+
+template <class... A, size_t... I>
+static void launch(void (*kernel)(A...), int blocks, int threads, bool waiting, void** arguments,
+                   std::index_sequence<I...>) {
+    gridDim = {unsigned(blocks), 1, 1};
+    body = [=] { kernel(*(A*)arguments[I]...); };
+    for (int b = 0; b < blocks; b++) {
+        blockIdx = {unsigned(b), 0, 0};
+        run_block(threads, waiting);
+    }
+}
+
+template <class... A>
+static int launch(void (*kernel)(A...), int blocks, int threads, bool waiting, void** arguments, int count) {
+    if (count != sizeof...(A)) return sizeof...(A);
+    launch(kernel, blocks, threads, waiting, arguments, std::index_sequence_for<A...>());
+    return -1;
+}
+
+template <class N>
+static N exchange(N value, int from) {
+    int warp = current / 32, lane = current % 32, first = warp * 32;
+    int last = min(first + 32, int(fibers.size())), turn = fibers[current].exchanges % 2;
+    lanes[turn][warp][lane] = value;
+    meet(&Fiber::exchanges, first, last);
+    return from >= 0 && first + from < last ? N(lanes[turn][warp][from]) : value;
+}
+
+}  // namespace emulated
+
+static void __syncthreads() { emulated::meet(&emulated::Fiber::waits, 0, int(emulated::fibers.size())); }
+template <class N> static N __shfl_down_sync(unsigned, N value, int by) {
+    int lane = emulated::current % 32;
+    return emulated::exchange(value, lane + by < 32 ? lane + by : -1);
+}
+template <class N> static N __shfl_xor_sync(unsigned, N value, int mask) {
+    return emulated::exchange(value, (emulated::current % 32) ^ mask);
+}
+template <class N> static N __shfl_sync(unsigned, N value, int lane) {
+    return emulated::exchange(value, lane);
+}

@@ -1,0 +1,218 @@
+"""Stands in for CuPy where there is no GPU: arrays on the CPU, and streams whose work can be captured.
+
+While a stream is captured, what is done with its arrays is written down and not kept: kernels (run by the
+emulator), products, and the functions of NumPy. A graph does all of it again, on the very same arrays. So a
+number that found its way into a step from the host, and would be frozen in a CUDA graph, is frozen here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import cuda_emulator
+import numpy as np
+
+from minires import backend, cuda
+
+_captured: list[Callable[[], Any]] | None = None  # what was written down so far, while a stream is captured
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, DeviceArray):
+        return value.view(np.ndarray)
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    return value
+
+
+def _computed(work: Callable[[], Any]) -> Any:
+    """The result of ``work`` as an array, which a graph computes anew."""
+    with np.errstate(all="ignore"):  # while capturing arrays hold what was in the memory before
+        result = work()
+    if isinstance(result, list | tuple):
+        raise NotImplementedError("this stand-in knows functions with one result only")
+    array = np.array(result)
+    if _captured is not None:
+        _captured.append(lambda: np.copyto(array, work()))
+    return array.view(DeviceArray)
+
+
+def _changed(work: Callable[[], Any]) -> None:
+    """Do what changes arrays in place; while capturing only write it down."""
+    if _captured is None:
+        work()
+    else:
+        _captured.append(work)
+
+
+class DeviceArray(np.ndarray):
+    """An array on the GPU that is not there."""
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
+        run, inputs = getattr(ufunc, method), _plain(inputs)
+        if out is None:
+            return _computed(lambda: run(*inputs, **options))
+        target = _plain(out)
+        _changed(lambda: run(*inputs, out=target, **options))
+        return out[0]
+
+    def __array_function__(self, function, types, args, options):
+        args, options = _plain(args), {name: _plain(value) for name, value in options.items()}
+        result = function(*args, **options)
+        if isinstance(result, np.ndarray) and any(np.shares_memory(result, a) for a in args if _is_array(a)):
+            return result.view(DeviceArray)  # a view: nothing was computed
+        if not isinstance(result, np.ndarray | np.generic):
+            return result
+        return _computed(lambda: function(*args, **options))
+
+    def __setitem__(self, key, value):
+        mine, key, value = _plain(self), _plain(key), _plain(value)
+        _changed(lambda: mine.__setitem__(key, value))
+
+    def argmax(self, *args, **options):
+        mine = _plain(self)
+        return _computed(lambda: mine.argmax(*args, **options))
+
+    def copy(self, order="C"):
+        mine = _plain(self)
+        return _computed(lambda: mine.copy(order))
+
+    def astype(self, dtype, *args, copy=True, **options):
+        mine = _plain(self)
+        return self if self.dtype == dtype and not copy else _computed(lambda: mine.astype(dtype))
+
+    def set(self, array, stream=None):
+        _plain(self)[...] = array
+
+    def get(self, out, stream=None, blocking=True):
+        out[...] = _plain(self)
+        return out
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray)
+
+
+class Stream:
+    """Everything on it is done at once, unless it is captured."""
+
+    def __init__(self, non_blocking: bool = False) -> None:
+        self.log: list[str] = []
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def wait_event(self, event: Event) -> None:
+        assert event.recorded, "this would wait for nothing"
+
+    def begin_capture(self) -> None:
+        global _captured
+        _captured = []
+
+    def end_capture(self) -> SimpleNamespace:
+        global _captured
+        work, _captured = _captured, None
+
+        def launch(stream: Stream) -> None:
+            for step in work or ():
+                step()
+
+        return SimpleNamespace(launch=launch, size=len(work or ()))
+
+
+class Event:
+    recorded = False
+
+    def record(self, stream: Stream) -> None:
+        self.recorded = True
+
+    def synchronize(self) -> None:
+        pass
+
+
+class Device:
+    def __init__(self, number: int = 0) -> None:
+        pass
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+class FakeCupy:
+    """The module: NumPy's functions, whose results are arrays on the device."""
+
+    cuda = SimpleNamespace(
+        Stream=Stream,
+        Event=Event,
+        Device=Device,
+        MemoryPool=lambda: SimpleNamespace(malloc=None),
+        using_allocator=contextmanager(lambda allocator: iter([None])),
+        alloc_pinned_memory=bytearray,
+        runtime=SimpleNamespace(getDeviceCount=lambda: 1),
+    )
+    matmul = staticmethod(np.matmul)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(np, name)
+        if not callable(found) or isinstance(found, type | np.ufunc):
+            return found
+
+        def function(*args: Any, **options: Any) -> Any:
+            result = found(*args, **options)
+            return result.view(DeviceArray) if type(result) is np.ndarray else result
+
+        return function
+
+    @staticmethod
+    def asarray(array: Any, dtype: Any = None) -> Any:
+        return np.asarray(_plain(array), dtype).view(DeviceArray)
+
+    @staticmethod
+    def ascontiguousarray(array: Any, dtype: Any = None) -> Any:
+        dtype = array.dtype if dtype is None else np.dtype(dtype)
+        if array.flags.c_contiguous and array.dtype == dtype:
+            return array
+        return _computed(lambda: np.array(_plain(array), dtype, order="C"))
+
+    @staticmethod
+    def asnumpy(array: Any) -> Any:
+        return np.array(_plain(array))
+
+
+def pretend(monkeypatch: Any) -> cuda_emulator.Emulator:
+    """From here on there is a GPU, "cuda": CuPy is this module, and kernels are emulated."""
+    emulator = cuda_emulator.emulate(monkeypatch)
+    fake = FakeCupy()
+
+    def launch(*arguments: Any) -> None:
+        _changed(lambda: emulator.launch(*arguments))
+
+    monkeypatch.setattr(cuda, "_launch", launch)
+    monkeypatch.setattr(
+        cuda, "usable", lambda *arrays: _on_device(*arrays) and not backend.is_specification()
+    )
+    monkeypatch.setattr(backend, "cupy", lambda: fake)
+    monkeypatch.setattr(backend, "_is_numpy", lambda array: not _on_device(array) and _is_host(array))
+    monkeypatch.setattr(backend, "device_of", lambda array: "cuda:0" if _on_device(array) else "cpu")
+    monkeypatch.setattr(backend, "matmul", lambda a, b: np.matmul(a, b))
+    return emulator
+
+
+def _on_device(*arrays: Any) -> bool:
+    return all(isinstance(array, DeviceArray) for array in arrays)
+
+
+def _is_host(array: Any) -> bool:
+    return isinstance(array, np.ndarray | np.generic)

@@ -1,0 +1,157 @@
+"""Pooling and joining in CUDA, run on the CPU: shapes beyond the table of cases, and wrong kernels."""
+
+import cuda_emulator
+import numpy as np
+import opcheck
+import pytest
+
+from minires import cuda
+from minires.ops import avg_pool2d, concat, max_pool2d, pad_channels
+from minires.ops.window import window
+
+pytestmark = [
+    pytest.mark.emulated,
+    pytest.mark.skipif(cuda_emulator.compiler() is None, reason="there is no g++ here"),
+]
+
+WINDOWS = [  # picture, kernel, stride, padding
+    ((2, 9, 11, 37), 3, 2, 1),
+    ((1, 23, 17, 1), 3, 1, "same"),
+    ((3, 8, 7, 130), 2, 2, 0),
+    ((2, 9, 7, 33), (2, 3), (3, 1), ((0, 1), (1, 0))),
+    ((1, 13, 14, 16), 2, 3, "ceil"),
+    ((4, 1, 1, 70), 4, 1, 2),
+]
+JOINED = [  # sizes of the parts along the axis, the other axes, the axis
+    ([5], (40, 3), 2),
+    ([3, 64], (2, 5, 7), 3),
+    ([1, 2, 3, 4], (3, 9, 11), 3),
+    ([7, 1, 33, 2, 9], (2, 5, 3), 3),
+    ([2, 0, 3], (10, 13), 1),
+    ([3, 1, 4, 1, 5, 9, 2, 6, 5], (30, 2), 1),
+    ([3, 1, 4, 1, 5], (40, 7), 0),
+]
+PADDED = [  # picture, channels, stride, channels before
+    ((2, 9, 7, 16), 33, 2, 8),
+    ((1, 30, 31, 1), 2, 1, 0),
+    ((3, 8, 10, 40), 70, 3, 0),
+    ((2, 5, 5, 20), 20, 2, 0),
+]
+
+
+@pytest.fixture(autouse=True)
+def emulator(monkeypatch):
+    monkeypatch.setattr(cuda, "_MOST_BLOCKS", 3)  # so that a thread has more than one number to do
+    return cuda_emulator.emulate(monkeypatch)
+
+
+def _random(shape, dtype, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def check_max_pool(dtype):
+    for shape, kernel, stride, padding in WINDOWS:
+        win = window("max_pool2d", shape[1:3], kernel, stride, padding)
+        numbers, often = [np.nan, -np.inf, -1, 0, 1], [0.03, 0.5, 0.2, 0.2, 0.07]  # many are equal
+        x = np.random.default_rng(0).choice(numbers, shape, p=often).astype(dtype)
+        y, winner = max_pool2d._forward_cuda(np, x, win)
+        expected_y, expected_winner = max_pool2d._forward(np, x, win)
+        assert np.array_equal(y, expected_y, equal_nan=True)
+        assert winner.dtype == np.int32 and np.array_equal(winner, expected_winner)
+        dy = _random(y.shape, dtype)
+        dx = max_pool2d._backward_cuda(np, dy, winner, shape, win)
+        opcheck.assert_close(dx, max_pool2d._backward(np, dy, winner, shape, win), opcheck.CLOSE[dtype], "dx")
+
+
+def check_avg_pool(dtype):
+    for shape, kernel, stride, padding in WINDOWS:
+        win = window("avg_pool2d", shape[1:3], kernel, stride, padding)
+        for count_padding in (False, True):
+            counts = avg_pool2d._counts(np, win, shape, dtype, count_padding)
+            x = _random(shape, dtype)
+            y = avg_pool2d._forward_cuda(np, x, win, count_padding)
+            opcheck.assert_close(y, avg_pool2d._sum(np, x, win) / counts, opcheck.CLOSE[dtype], "y")
+            dy = _random(y.shape, dtype, 1)
+            dx = avg_pool2d._backward_cuda(np, dy, shape, win, count_padding)
+            expected = avg_pool2d._backward(np, dy / counts, shape, win)
+            opcheck.assert_close(dx, expected, opcheck.CLOSE[dtype], "dx")
+
+
+def check_global_avg_pool(dtype):
+    for n, h, w, c in [(3, 7, 5, 67), (1, 40, 41, 1), (2, 1, 1, 1000)]:
+        dy = _random((n, c), dtype)
+        dx = avg_pool2d._global_backward_cuda(np, dy, (n, h, w, c))
+        expected = np.broadcast_to(dy[:, None, None, :] / (h * w), (n, h, w, c))
+        opcheck.assert_close(dx, expected, opcheck.CLOSE[dtype], "dx")
+
+
+def check_concat(dtype):
+    for sizes, others, axis in JOINED:
+        parts = [_random((*others[:axis], size, *others[axis:]), dtype) for size in sizes]
+        assert np.array_equal(concat._forward_cuda(np, parts, axis), concat._forward(np, parts, axis))
+        dy = _random(concat._forward(np, parts, axis).shape, dtype)
+        found, expected = (f(np, dy, sizes, axis) for f in (concat._backward_cuda, concat._backward))
+        for part, expected_part in zip(found, expected, strict=True):
+            assert np.array_equal(part, expected_part) and part.flags.owndata and part.flags.c_contiguous
+
+
+def check_pad_channels(dtype):
+    for shape, channels, stride, before in PADDED:
+        x = _random(shape, dtype)
+        y = pad_channels._forward_cuda(np, x, channels, stride, before)
+        assert np.array_equal(y, pad_channels._forward(np, x, channels, stride, before))
+        dy = _random(y.shape, dtype, 1)
+        dx = pad_channels._backward_cuda(np, dy, shape, stride, before)
+        assert np.array_equal(dx, pad_channels._backward(np, dy, shape, stride, before))
+
+
+CHECKS = [check_max_pool, check_avg_pool, check_global_avg_pool, check_concat, check_pad_channels]
+
+
+@pytest.mark.parametrize("dtype", cuda.C_TYPES)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_shapes_beyond_the_table(check, dtype):
+    check(dtype)
+
+
+@pytest.mark.parametrize(("tensors", "launches"), [(1, 1), (4, 1), (5, 2), (9, 3)])
+def test_four_tensors_are_joined_in_one_launch(tensors, launches, emulator):
+    parts = [np.ones((2, 3))] * tensors
+    y = concat._forward_cuda(np, parts, 1)
+    concat._backward_cuda(np, y, [3] * tensors, 1)
+    assert emulator.launches == {"concat": launches, "concat_gradient": launches}
+
+
+@pytest.mark.parametrize(
+    ("module", "check", "right", "wrong"),
+    [
+        (max_pool2d, check_max_pool, "pixel > best", "pixel >= best"),
+        (max_pool2d, check_max_pool, " || isnan(pixel)", ""),
+        (max_pool2d, check_max_pool, "max(start_w, 0)", "start_w"),
+        (max_pool2d, check_max_pool, "row / out_h * h", "row / out_h * out_h"),
+        (max_pool2d, check_max_pool, "oh >= 0", "oh > 0"),
+        (max_pool2d, check_max_pool, "(ih - oh * stride_h) * kernel_w", "(ih - oh * stride_h) * kernel_h"),
+        (max_pool2d, check_max_pool, "sum += dy", "sum = dy"),
+        (avg_pool2d, check_avg_pool, "(stop_h - first_h) * (stop_w - first_w)", "kernel_h * kernel_w"),
+        (avg_pool2d, check_avg_pool, "row % out_h * stride_h", "row % out_h * stride_w"),
+        (avg_pool2d, check_avg_pool, "real_h * real_w", "real_w * real_w"),
+        (avg_pool2d, check_avg_pool, "ih < oh", "ih <= oh"),
+        (avg_pool2d, check_global_avg_pool, "* channels + i % channels", "* channels"),
+        (concat, check_concat, "k < to_a", "k <= to_a"),
+        (concat, check_concat, "k - to_a", "to_b - 1 - k"),
+        (concat, check_concat, " y[row * width + start", " y[row * width"),
+        (concat, check_concat, "dy[row * width", "dy[row * joined"),
+        (pad_channels, check_pad_channels, "c < channels", "c <= channels"),
+        (pad_channels, check_pad_channels, "% out_channels - before", "% out_channels"),
+        (pad_channels, check_pad_channels, "row % out_h * stride", "row % out_h"),
+        (pad_channels, check_pad_channels, " && ow * stride == iw", ""),
+    ],
+)
+def test_a_wrong_kernel_is_caught(module, check, right, wrong, monkeypatch):
+    code = module._CUDA.code.removeprefix(cuda.PRELUDE)
+    assert code.count(right) == 1
+    source = cuda.Source(code.replace(right, wrong))
+    cuda_emulator.library(source.text("float64"))  # it can be compiled
+    monkeypatch.setattr(module, "_CUDA", source)
+    with pytest.raises(AssertionError):
+        check("float64")

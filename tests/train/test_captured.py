@@ -1,0 +1,181 @@
+"""The captured step, with a stand-in for CuPy: replayed, it does what a step launched anew does."""
+
+from __future__ import annotations
+
+import cuda_emulator
+import fake_cupy
+import numpy as np
+import opcheck
+import pytest
+from train.small_run import CONFIG, small_model, small_splits
+
+from minires import backend, nn
+from minires.errors import MiniresError
+from minires.ops.cross_entropy import cross_entropy
+from minires.tensor import Tensor
+from minires.train import SGD, Adam, Config, Trainer, captured
+
+pytestmark = [
+    pytest.mark.emulated,
+    pytest.mark.skipif(cuda_emulator.compiler() is None, reason="there is no g++ here"),
+]
+
+
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def gpu(request, monkeypatch):
+    if request.param == "emulated":
+        fake_cupy.pretend(monkeypatch)
+    else:
+        opcheck.need_device("cuda")
+    return request.param
+
+
+def _network():
+    rng = np.random.default_rng(0)
+    return nn.Sequential(
+        conv1=nn.Conv2d(3, 4, 3, padding="same", rng=rng),
+        bn1=nn.BatchNorm2d(4, momentum=0.9, relu=True),
+        pool=nn.MaxPool2d(2),
+        conv2=nn.Conv2d(4, 8, 1, rng=rng),
+        bn2=nn.BatchNorm2d(8, momentum=0.9, relu=True),
+        mean=nn.GlobalAvgPool2d(),
+        fc=nn.Linear(8, 3, rng=rng),
+    ).name_modules()
+
+
+def _batches(count, size=4):
+    rng = np.random.default_rng(1)
+    for _ in range(count):
+        yield rng.standard_normal((size, 6, 6, 3)).astype(np.float32), rng.integers(0, 3, size)
+
+
+OPTIMIZERS = {
+    "adam": lambda p: Adam(p, 1e-2, weight_decay=1e-3),
+    "clipped": lambda p: SGD(p, 0.1, momentum=0.9, nesterov=True, clip_norm=0.5),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_replayed_step_is_a_step_launched_anew(gpu, name):
+    figures, states, count = {}, {}, 12 if gpu == "emulated" else 100
+    for way in ("anew", "captured"):
+        model = _network().to("cuda").train()
+        optimizer = OPTIMIZERS[name](model.named_parameters())
+        step, slots, figures[way] = None, [], []
+        for number, (x, y) in enumerate(_batches(count)):
+            optimizer.lr = 1e-2 / (1 + number)  # must not be frozen
+            if way == "captured" and number >= 2:
+                step = step or captured.CapturedStep(model, optimizer, cross_entropy, x, y)
+                slots.append(step(x, y))
+                figures[way] += [slot.read() for slot in slots[-2:-1]]  # a step later
+                continue
+            logits = model(Tensor(backend.to_device(x, "cuda")))
+            loss = cross_entropy(logits, y)
+            optimizer.zero_grad()
+            loss.backward()
+            norm = optimizer.gradient_norm()
+            optimizer.step(norm=norm)
+            right = int((logits.numpy().argmax(axis=1) == y).sum())
+            figures[way].append(captured.Figures(float(loss.item()), right, norm))
+        figures[way] += [slot.read() for slot in slots[-1:]]
+        states[way] = {**model.state_dict(), **optimizer.state_dict()}
+    assert figures["anew"] == figures["captured"]
+    for key, array in states["anew"].items():
+        assert np.array_equal(array, states["captured"][key]), key
+
+
+def test_the_learning_rate_of_a_replay_is_that_of_its_own_step(gpu):
+    """The test above would not see a frozen one if rates made no difference: here they do."""
+    model = _network().to("cuda").train()
+    optimizer = SGD(model.named_parameters(), 0.0)
+    batches = list(_batches(4))
+    _anew(model, optimizer, *batches[0])
+    step = captured.CapturedStep(model, optimizer, cross_entropy, *batches[1])
+    before = model.state_dict()
+    step(*batches[1])
+    assert np.array_equal(model.state_dict()["fc.weight"], before["fc.weight"])
+    optimizer.lr = 1.0
+    step(*batches[2])
+    assert not np.array_equal(model.state_dict()["fc.weight"], before["fc.weight"])
+
+
+def _anew(model, optimizer, x, y):
+    optimizer.zero_grad()
+    cross_entropy(model(Tensor(backend.to_device(x, "cuda"))), y).backward()
+    optimizer.step()
+
+
+def test_a_step_that_is_not_finite_changes_no_weight(gpu):
+    model = _network().to("cuda").train()
+    optimizer = Adam(model.named_parameters())
+    (x, y), *_ = _batches(1)
+    _anew(model, optimizer, x, y)
+    step = captured.CapturedStep(model, optimizer, cross_entropy, x, y)
+    before = {name: p.numpy().copy() for name, p in model.named_parameters()}
+    figures = step(np.full_like(x, np.nan), y).read()
+    assert np.isnan(figures.loss) and np.isnan(figures.norm)
+    for name, parameter in model.named_parameters():
+        assert np.array_equal(parameter.numpy(), before[name]), name
+
+
+CALM = {**CONFIG.to_dict(), "epochs": 2, "device": "cuda", "precision": "fp32"}
+
+
+def _without_dropout():
+    model = small_model()
+    model.drop.rate = 0.0
+    return model
+
+
+def _trained(out, say, **changes):
+    config = Config.from_dict({**CALM, **changes})
+    trainer = Trainer(config, out, splits=small_splits(), model=_without_dropout(), progress=False, say=say)
+    trainer.run()
+    return trainer
+
+
+def test_a_captured_run_is_a_run(gpu, tmp_path, monkeypatch):
+    """With a last batch that is smaller, checkpoints in the middle, a moving average and clipping."""
+    said = []
+    runs = {}
+    for way in ("captured", "anew"):
+        if way == "anew":
+            monkeypatch.setattr(captured, "WARM_UP", 10**6)
+        runs[way] = _trained(tmp_path / way, said.append)
+    assert runs["captured"]._capture.step and not runs["anew"]._capture.step
+    metrics = {way: (tmp_path / way / "metrics.csv").read_text().splitlines() for way in runs}
+    header = metrics["anew"][0].split(",")
+    timed = {header.index(name) for name in header if "second" in name or "per_s" in name}
+    assert len(metrics["anew"]) == 3
+    for one, other in zip(metrics["captured"], metrics["anew"], strict=True):
+        pairs = zip(one.split(","), other.split(","), strict=True)
+        assert not [(header[i], a, b) for i, (a, b) in enumerate(pairs) if a != b and i not in timed]
+    states = [{**run.model.state_dict(), **run.optimizer.state_dict()} for run in runs.values()]
+    assert all(np.array_equal(array, states[1][key]) for key, array in states[0].items())
+    assert not [line for line in said if "captured into" in line]
+
+
+def test_what_cannot_be_captured_is_launched_anew(gpu, tmp_path, monkeypatch):
+    said = []
+
+    def refuse(*arguments):
+        raise RuntimeError("no graphs today")
+
+    monkeypatch.setattr(captured.CapturedStep, "_capture", refuse)
+    trainer = _trained(tmp_path / "run", said.append, epochs=1)
+    assert trainer.progress.step == 12
+    lines = [line for line in said if "captured into" in line]
+    assert lines == [
+        "the step could not be captured into a CUDA graph (no graphs today): it is launched anew"
+    ]
+
+
+def test_dropout_is_an_obstacle():
+    assert captured.obstacle(_without_dropout()) is None
+    assert captured.obstacle(small_model()).startswith("its dropout draws a key for each step")
+
+
+def test_a_loss_that_is_not_finite_stops_a_captured_run(gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(captured._Slot, "read", lambda self: captured.Figures(float("nan"), 0, 1.0))
+    with pytest.raises(MiniresError, match=r"the loss is nan at step 3 \(epoch 1, batch 3\)"):
+        _trained(tmp_path / "run", lambda line: None)

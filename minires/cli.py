@@ -17,7 +17,6 @@ from typing import Any
 import minires
 from minires import commands
 from minires.errors import ConfigError, MiniresError
-from minires.interrupt import noticed
 
 DEVICES = "cpu (the default), cuda, cuda:1, or auto: the GPU if there is one"
 FAILED, WRONG_USE, INTERRUPTED = commands.FAILED, 2, 130
@@ -29,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
-        with _plain_warnings(), noticed():
+        with _plain_warnings():
             status = options.run(options)
             sys.stdout.flush()
             return status

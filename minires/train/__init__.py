@@ -1,9 +1,9 @@
 """Training: optimisers, schedules, recipes, checkpoints, and the Trainer that runs it all."""
 
-from minires.interrupt import Interrupted
 from minires.train.config import Config
 from minires.train.ema import EMA
 from minires.train.evaluate import Evaluation, evaluate, predict, recalibrate
+from minires.train.interrupt import Interrupted
 from minires.train.modelfile import Trained, load_model, save_model
 from minires.train.optim import SGD, Adam, AdamW
 from minires.train.recipes import names as recipes

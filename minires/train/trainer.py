@@ -26,7 +26,6 @@ from tqdm import tqdm
 
 from minires import backend, data, models
 from minires.errors import CheckpointError, ConfigError, MiniresError
-from minires.interrupt import Interrupted, StopWish
 from minires.nn.module import Module
 from minires.ops.cross_entropy import cross_entropy
 from minires.tensor import Tensor
@@ -36,6 +35,7 @@ from minires.train.config import Config
 from minires.train.diagnose import first_not_finite
 from minires.train.ema import EMA
 from minires.train.evaluate import Evaluation, evaluate, recalibrate
+from minires.train.interrupt import Interrupted, StopWish
 from minires.train.schedules import Schedule
 
 # Settings that may change when a run is continued.

@@ -5,41 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-_pressed = False  # whether Ctrl-C was pressed since noticed() began
-
-
-@contextmanager
-def noticed() -> Iterator[None]:
-    """Inside this block no Ctrl-C is lost: where Python forgets one, a StopWish that begins later raises it.
-
-    Python raises KeyboardInterrupt wherever the main thread happens to be. In a destructor, or the callback
-    of a weak reference, of which the import of a package has many, it only prints a line and goes on.
-    """
-    global _pressed
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        global _pressed
-        _pressed = True
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        _pressed = False
 
 
 class Interrupted(KeyboardInterrupt):
@@ -50,7 +19,6 @@ class StopWish:
     """Inside this block the first SIGINT or SIGTERM only sets ``wanted``; a second one acts as usual.
 
     Signals reach the main thread only; in any other thread the block changes nothing.
-    Raises: KeyboardInterrupt if Ctrl-C was pressed before and Python forgot it: see noticed().
     """
 
     def __init__(self) -> None:
@@ -58,8 +26,6 @@ class StopWish:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopWish:
-        if _pressed:
-            raise KeyboardInterrupt
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self

@@ -117,7 +117,45 @@ def _parser() -> argparse.ArgumentParser:
         "--input", type=int, metavar="N", help="picture side (default: what the model is made for)"
     )
     sub.add_argument("--classes", type=int, metavar="N", help="how many classes (default: the model's usual)")
+    sub.add_argument("--full", action="store_true", help="every layer, not a line for each block")
     _variant_option(sub)
+
+    sub = command("plot", commands.run_plot, "draw a model as a picture, an SVG file", PLOT)
+    sub.add_argument("model", metavar="NAME", help="the model")
+    sub.add_argument("--out", metavar="FILE", help="where to write it (default: NAME.svg)")
+    sub.add_argument(
+        "--input", type=int, metavar="N", help="picture side (default: what the model is made for)"
+    )
+    sub.add_argument("--classes", type=int, metavar="N", help="how many classes (default: the model's usual)")
+    _variant_option(sub)
+
+    sub = command("diff", commands.run_diff, "say what differs between two models", DIFF)
+    for which in ("a", "b"):
+        sub.add_argument(
+            which, metavar=which.upper(), help="a model, with its options: 'resnet34 shortcut=A'"
+        )
+    sub.add_argument("--input", type=int, metavar="N", help="picture side (default: what A is made for)")
+    sub.add_argument("--classes", type=int, metavar="N", help="how many classes (default: the models' usual)")
+
+    sub = command(
+        "import-weights", commands.run_import_weights, "make a model of ours from a PyTorch or Keras file",
+        IMPORT_WEIGHTS,
+    )  # fmt: skip
+    sub.add_argument("source_file", metavar="FILE", help=".pth .pt .th .bin .safetensors .h5 .keras")
+    sub.add_argument("--model", metavar="NAME", required=True, help="which of our models it is")
+    sub.add_argument("--out", metavar="FILE", help="where to write it (default: NAME.safetensors)")
+    sub.add_argument("--source", metavar="WHOSE", help="whose names the file has (default: seen from them)")
+    sub.add_argument("--classes", type=int, metavar="N", help="how many classes (default: the model's usual)")
+    _variant_option(sub)
+
+    sub = command("export", commands.run_export, "write a trained model for ONNX or PyTorch", EXPORT)
+    sub.add_argument("model", metavar="RUN", help="a run folder, or a model.safetensors file")
+    sub.add_argument("--onnx", metavar="FILE", help="write an ONNX file; the batch size is left free")
+    sub.add_argument(
+        "--torch", metavar="FILE", help="write a safetensors file with PyTorch's names and layout"
+    )
+    sub.add_argument("--names", metavar="WHOSE", default="torchvision",
+                     help="whose names: torchvision (the default), akamaster or timm")  # fmt: skip
 
     sub = command(
         "gradcheck", commands.run_gradcheck, "check the gradients of all operations numerically", GRADCHECK
@@ -161,6 +199,12 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     option("--train-on", "PARTS", "train, or train+val: then nothing is validated")
     option("--device", "NAME", DEVICES)
     option("--precision", "NAME", "of matrix products on a GPU: fp32 (the default), or tf32, which is faster")
+    option("--start-from", "RUN", "fine-tune a trained model, of a run folder or a model.safetensors file: "
+           "its picture size and normalisation, and a new last layer if the classes are others")  # fmt: skip
+    parser.add_argument(
+        "--freeze", action="append", metavar="PART",
+        help="a part that stays as it is, for example conv1, or 'res[23]*'; can be repeated",
+    )  # fmt: skip
     option("--out", "FOLDER", "the run folder (default: runs/<data>-<recipe>-<number>)")
     parser.add_argument("--resume", nargs="?", const=True, metavar="FOLDER",
                         help="continue the run in FOLDER, or in that of --out, where it stopped")  # fmt: skip
@@ -199,6 +243,28 @@ parameters (running statistics of batch norm included) and multiply-adds of conv
 
   minires summary resnet34 --variant shortcut=A
   minires summary resnet20_cifar --classes 100"""
+PLOT = """\
+Draw a model: stages, blocks with their repeats, skip paths and projections, the shapes between them.
+
+  minires plot resnet50 --out resnet50.svg
+  minires plot resnet34 --variant shortcut=A"""
+DIFF = """\
+Say what differs between two models: totals, layers, shapes, settings. Weights are not compared.
+
+  minires diff resnet50 resnet50v2_keras
+  minires diff "resnet34 shortcut=A" "resnet34 shortcut=B\""""
+IMPORT_WEIGHTS = """\
+Bring trained weights in: names, layout, batch norm's conventions and the preparation of pictures come with
+the source. Nothing is written unless every tensor fits. PyTorch's files need pip install 'minires[torch]'.
+
+  minires import-weights resnet50-0676ba61.pth --model resnet50
+  minires import-weights resnet20-12fca82f.th --model resnet20_cifar --out trained.safetensors
+  minires import-weights resnet50_weights.h5 --model resnet50_keras"""
+EXPORT = """\
+Take a trained model out. ONNX needs pip install 'minires[onnx]'; Netron opens the file.
+
+  minires export runs/signs-default-1 --onnx signs.onnx
+  minires export trained.safetensors --torch theirs.safetensors --names akamaster"""
 GRADCHECK = """\
 Compare the gradients of every operation with numeric ones, in float64 and with a random upstream gradient,
 in a table of cases: strides, paddings, groups, odd sizes. Exit status 1 if one is wrong."""

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 from minires.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from minires.nn import Module
     from minires.train import Trained, Trainer
 
 FAILED = 1
 # Settings of a run that are options of the same name.
-SETTINGS = ("model", "epochs", "batch_size", "seed", "device", "precision", "size", "train_on")
+SETTINGS = ("model", "epochs", "batch_size", "seed", "device", "precision", "size", "train_on", "freeze")
 
 
 def run_train(options: argparse.Namespace) -> int:
@@ -102,22 +103,91 @@ def run_predict(options: argparse.Namespace) -> int:
 
 
 def run_summary(options: argparse.Namespace) -> int:
-    from minires import models
     from minires.inspect import summarize
 
-    entry = models.entry(options.model)
-    side = entry.size if options.input is None else options.input
-    if side < 1:
-        raise ConfigError(f"--input is {side}; it must be at least 1")
-    variant = {**entry.fitted(side), **_variant(options)}
-    if "initializer" in entry.options:
-        variant.setdefault("initializer", "zeros")  # nothing to see in random numbers, and VGG has many
-    model = models.build(options.model, classes=options.classes, **variant)
-    summary = summarize(model, (side, side, 3), name=options.model)
+    model, side = _built(options, options.model, _variant(options))
+    summary = summarize(model, (side, side, 3), name=options.model, memory=True)
     if options.json:
         _print_json(summary.to_dict())
     else:
-        print(summary)
+        print(summary.table(full=options.full))
+    return 0
+
+
+def run_diff(options: argparse.Namespace) -> int:
+    from minires.inspect import diff, parse
+
+    (name, variant), (other, other_variant) = parse(options.a), parse(options.b)
+    model, side = _built(options, name, variant)
+    options.input = side  # both see pictures of one size
+    found = diff(
+        model, _built(options, other, other_variant)[0], (side, side, 3), names=(options.a, options.b)
+    )  # fmt: skip
+    if options.json:
+        _print_json(found.to_dict())
+    else:
+        print(found)
+    return 0
+
+
+def run_plot(options: argparse.Namespace) -> int:
+    from minires.inspect import plot
+
+    model, side = _built(options, options.model, _variant(options))
+    out = options.out or f"{options.model}.svg"
+    plot(model, (side, side, 3), out, name=options.model)
+    if options.json:
+        _print_json({"model": options.model, "out": out})
+    else:
+        print(f"{out}: {options.model}, any browser shows it")
+    return 0
+
+
+def run_import_weights(options: argparse.Namespace) -> int:
+    from minires import weights
+    from minires.weights import keras_pretrained
+
+    out = options.out or f"{options.model}.safetensors"
+    classes = None if options.classes is None else [str(number) for number in range(options.classes)]
+    if Path(options.source_file).suffix in keras_pretrained.SUFFIXES:
+        if options.source or options.variant:
+            raise ConfigError("--source and --variant are for PyTorch's files; what Keras has is known")
+        report = keras_pretrained.import_keras(options.source_file, options.model, out, classes=classes)
+    else:
+        report = weights.import_weights(
+            options.source_file, options.model, out, source=options.source, classes=classes,
+            variant=_variant(options),
+        )  # fmt: skip
+    if options.json:
+        found = {"source": report.source, "tensors": report.tensors, "numbers": report.numbers}
+        _print_json({"model": options.model, **found, "out": out})
+        return 0
+    place = shlex.quote(out)
+    print(f"{report}\nwritten to {out}. Next:")
+    print(f"  minires evaluate {place} --data PATH   test it on pictures")
+    print(f"  minires predict {place} PICTURE...     what is on these?")
+    return 0
+
+
+def run_export(options: argparse.Namespace) -> int:
+    from minires import train
+    from minires.weights.onnx_export import export_onnx_run
+    from minires.weights.torch_export import export_torch
+
+    if options.onnx is None and options.torch is None:
+        raise ConfigError("export to what? --onnx FILE.onnx, or --torch FILE.safetensors")
+    written = {}
+    if options.onnx is not None:
+        export_onnx_run(options.model, options.onnx)
+        written["onnx"] = options.onnx
+    if options.torch is not None:
+        export_torch(train.load_model(options.model).model, options.torch, options.names)
+        written["torch"] = options.torch
+    if options.json:
+        _print_json(written)
+    else:
+        for kind, path in written.items():
+            print(f"{path}: {options.model} for {'ONNX' if kind == 'onnx' else 'PyTorch'}")
     return 0
 
 
@@ -221,6 +291,7 @@ def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer
 
     recipe = options.recipe or "default"
     changes = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
+    changes = {**_taken_over(options), **changes}
     base = Config.of(recipe, **changes)
     models.entry(base.model)  # an unknown model is named before the data set is read
     name, why = _choose_data(options.data, recipe)
@@ -234,6 +305,24 @@ def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer
     return trainer
 
 
+def _taken_over(options: argparse.Namespace) -> dict[str, Any]:
+    """What a run takes over from the trained model that it starts from."""
+    if options.start_from is None:
+        return {}
+    trained, side = _load_square(options.start_from)
+    if options.model not in (None, trained.name):
+        raise ConfigError(
+            f"{options.start_from} is a {trained.name}, but --model is {options.model}; leave --model out"
+        )
+    return {
+        "model": trained.name,
+        "variant": trained.variant,
+        "size": side,
+        "normalize": {"mean": list(trained.normalize.mean), "std": list(trained.normalize.std)},
+        "start_from": str(Path(options.start_from).resolve()),
+    }
+
+
 def _continued(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer:
     """The run in a folder, from its newest checkpoint, with its own settings."""
     from minires.train import Trainer, record
@@ -243,7 +332,7 @@ def _continued(options: argparse.Namespace, say: Callable[[str], None]) -> Train
         raise ConfigError(
             "which run? minires train --resume FOLDER, for example --resume runs/signs-default-1"
         )
-    own = ("data", "recipe", "lr", "variant", *SETTINGS)
+    own = ("data", "recipe", "lr", "variant", "start_from", *SETTINGS)
     settled = [name for name in own if getattr(options, name) is not None]
     if settled := [name for name in settled if name != "device"]:
         given = ", ".join(f"--{name.replace('_', '-')}" for name in settled)
@@ -253,6 +342,20 @@ def _continued(options: argparse.Namespace, say: Callable[[str], None]) -> Train
     if options.device is not None:
         config["device"] = options.device
     return Trainer(config, out, resume=True, say=say)
+
+
+def _built(options: argparse.Namespace, name: str, variant: dict[str, Any]) -> tuple[Module, int]:
+    """A model to look at, and the side of the pictures for it: --input, or what it is made for."""
+    from minires import models
+
+    entry = models.entry(name)
+    side = entry.size if options.input is None else options.input
+    if side < 1:
+        raise ConfigError(f"--input is {side}; it must be at least 1")
+    variant = {**entry.fitted(side), **variant}
+    if "initializer" in entry.options:
+        variant.setdefault("initializer", "zeros")  # nothing to see in random numbers, and VGG has many
+    return models.build(name, classes=options.classes, **variant), side
 
 
 def _variant(options: argparse.Namespace) -> dict[str, Any]:
@@ -305,16 +408,23 @@ def _new_folder(data: str, recipe: str) -> Path:
 
 def _load(options: argparse.Namespace) -> tuple[Trained, int]:
     """A trained model on its device, and the side of the square pictures it learnt from."""
-    from minires import backend, train
+    from minires import backend
 
-    trained = train.load_model(options.model)
+    trained, side = _load_square(options.model)
+    trained.model.to(backend.choose_device(options.device))
+    return trained, side
+
+
+def _load_square(model: str) -> tuple[Trained, int]:
+    from minires import train
+
+    trained = train.load_model(model)
     high, wide = trained.size
     if high != wide:
         raise ConfigError(
-            f"{options.model} learnt from pictures {high} high and {wide} wide; the command line prepares "
-            "square ones only: use minires.train.predict or evaluate from Python"
+            f"{model} learnt from pictures {high} high and {wide} wide; the command line prepares "
+            "square ones only: use minires.train.predict, evaluate or start_from from Python"
         )
-    trained.model.to(backend.choose_device(options.device))
     return trained, high
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 import minires
 from minires import Tensor, backend, cli, data, models, nn
 from minires.ops import cases
-from minires.train import load_model, recipes
+from minires.train import Trained, load_model, recipes, save_model
 
 PICTURES = ("curves.png", "confusion.png", "mistakes.png")
 COLOURS = ("blue", "green", "red")
@@ -327,6 +327,70 @@ def test_a_wrong_value_is_found_before_anything_is_written(
     base = ["train", "--data", "colours", "--model", "tiny", "--batch-size", "4"]
     assert said in refused(capsys, 2, *base, *arguments)
     assert (place / "run.txt").read_text() == "mine" and not (place / "runs").exists()
+
+
+def test_two_models_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = call(capsys, "diff", "resnet20_cifar shortcut=A", "resnet20_cifar shortcut=B")
+    assert status == 0 and "shortcut A -> B: 2 (res3a, res4a)" in out
+    found = json.loads(call(capsys, "diff", "resnet20_cifar", "resnet20_cifar", "--json")[1])
+    assert found["equal"] is True
+    assert "write the name first" in refused(capsys, 2, "diff", "shortcut=A", "resnet34")
+
+
+def test_a_summary_has_a_line_for_each_block_or_for_each_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    short, full = (call(capsys, "summary", "resnet20_cifar", *more)[1] for more in ((), ("--full",)))
+    assert "res2a-res2c  x3" in short and "branch2b" not in short
+    assert "branch2b" in full and len(full.splitlines()) > 40
+
+
+def test_weights_go_out_under_other_names_and_come_in_again(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = models.build("resnet20_cifar", pad="both", seed=3)
+    names = tuple(map(str, range(10)))
+    normalize = data.Normalize.none()
+    save_model("mine.safetensors", Trained(model, "resnet20_cifar", {}, names, normalize, (32, 32), "none"))
+    arguments = ("export", "mine.safetensors", "--torch", "theirs.safetensors", "--names", "akamaster")
+    status, out, _ = call(capsys, *arguments)
+    assert status == 0 and out == "theirs.safetensors: mine.safetensors for PyTorch\n"
+    status, out, _ = call(
+        capsys, "import-weights", "theirs.safetensors", "--model", "resnet20_cifar", "--json"
+    )
+    assert status == 0 and json.loads(out) == {
+        "model": "resnet20_cifar", "source": "akamaster", "tensors": 97, "numbers": 271_098,
+        "out": "resnet20_cifar.safetensors",
+    }  # fmt: skip
+    trained = load_model("resnet20_cifar.safetensors")
+    assert trained.variant == {"pad": "both"} and trained.classes[:2] == ("airplane", "automobile")
+    state = trained.model.state_dict()
+    assert all(np.array_equal(array, state[name]) for name, array in model.state_dict().items())
+    wrong = ("import-weights", "theirs.safetensors", "--model", "resnet32_cifar", "--out", "no")
+    status, _, said = call(capsys, *wrong)
+    assert status == 1 and "does not fit the model; nothing was loaded" in said and not Path("no").exists()
+    assert "export to what?" in refused(capsys, 2, "export", "mine.safetensors")
+
+
+def test_fine_tuning_takes_over_the_model_and_makes_a_new_head(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = make_pictures(place / "two")
+    shutil.rmtree(pictures / "blue")
+    base = ("train", "--data", "two", "--start-from", run, "--epochs", "1", "--batch-size", "4")
+    status, out, _ = call(capsys, *base, "--freeze", "conv", "--freeze", "n*", "--out", "tuned")
+    assert status == 0 and f"starting from {run}; new: fc.bias, fc.weight" in out
+    before, after = load_model(run), load_model("tuned")
+    assert after.classes == ("green", "red") and after.normalize == before.normalize
+    old, new = before.model.state_dict(), after.model.state_dict()
+    kept = [name for name in old if np.array_equal(old[name], new[name])]
+    assert kept == [name for name in old if not name.startswith("fc.")]
+    assert call(capsys, "evaluate", "tuned", "--data", "two")[0] == 0
+    assert "there is no part 'cnov' to freeze; did you mean 'conv'" in refused(
+        capsys, 2, *base, "--freeze", "cnov"
+    )
+    assert "is a tiny, but --model is resnet50; leave --model out" in refused(
+        capsys, 2, *base, "--model", "resnet50"
+    )
+    assert "gone does not exist" in refused(capsys, 1, "train", "--start-from", "gone")
 
 
 def test_a_run_folder_that_exists_is_left_alone(

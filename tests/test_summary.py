@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import json
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
-from minires import ShapeError, Tensor, models, nn, no_grad
+from minires import ShapeError, Tensor, checkpoint, models, nn, no_grad
 from minires.inspect import summarize
+from minires.inspect.summary import _bytes
+from minires.tensor import record
 
 RNG = np.random.default_rng(0)
 
@@ -69,7 +76,7 @@ def test_the_output_of_a_block_is_what_it_hands_on_and_not_that_of_its_last_laye
     summary = summarize(models.build("densenet_bc100_k12_cifar", initializer="zeros"), (32, 32, 3))
     assert [summary.outputs[f"block{i}"] for i in (1, 2, 3)] == [(32, 32, 216), (16, 16, 300), (8, 8, 342)]
     assert list(dict(summary.stages())) == [(32, 32), (16, 16), (8, 8), ()]
-    assert any(line.split() == ["block1", "32x32x216"] for line in str(summary).splitlines())
+    assert any(line.split() == ["block1", "32x32x216"] for line in summary.table(full=True).splitlines())
 
 
 def test_every_output_is_what_the_layer_gave() -> None:
@@ -93,7 +100,10 @@ def test_the_model_is_left_as_it_was() -> None:
     model.body.norm.training = False  # a part in another mode than the whole
     before = model.state_dict()
     x = Tensor(RNG.normal(size=(2, 6, 8, 3)).astype(np.float32))
-    summarize(model, (6, 8, 3))
+    generator = model.drop.rng.bit_generator.state
+    summarize(model, (6, 8, 3), memory=True)
+    assert model.drop.rng.bit_generator.state == generator
+    assert all(parameter.grad is None for parameter in model.parameters())
     assert model.training and model.fc.training and not model.body.norm.training
     assert all(np.array_equal(before[name], array) for name, array in model.state_dict().items())
     assert all("forward" not in vars(module) for _, module in model.named_modules())
@@ -116,17 +126,26 @@ def test_a_picture_that_does_not_fit_names_the_layer_and_leaves_the_model_whole(
     assert all("forward" not in vars(module) for _, module in signs.named_modules())
 
 
-def test_the_table_is_aligned_and_holds_every_figure() -> None:
+def test_the_full_table_is_aligned_and_holds_every_figure() -> None:
     summary = summarize(Small(), (6, 8, 3), name="small")
-    lines = str(summary).splitlines()
+    lines = summary.table(full=True).splitlines()
     assert lines[0] == "small, input 6x8x3"
     head = lines[2]
+    assert head.split() == ["layer", "what", "output", "bytes", "parameters", "multiply-adds"]
     for layer in summary.layers:
-        line = next(one for one in lines if one.split()[:1] == [layer.name] and layer.kind in one)
+        name = layer.name.removeprefix("body.")
+        line = next(one for one in lines if one.split()[:1] == [name] and layer.kind in one)
         assert line.index("x".join(map(str, layer.output))) == head.index("output")
         if layer.madds:
             assert line.endswith(f"{layer.madds:,}") and len(line) == len(head)
-    assert f"{summary.params_total:,}" in lines[-4] and f"{summary.madds:,}" in lines[-1]
+    figures = {
+        name.strip(): figure for name, figure in ((one[:13], one[13:28].strip()) for one in lines[-6:])
+    }
+    assert figures == {
+        "parameters": f"{summary.params_total:,}", "in torch": f"{summary.parameters:,}",
+        "trainable": f"{summary.params_trainable:,}", "not trained": "8",
+        "multiply-adds": f"{summary.madds:,}", "output bytes": f"{summary.output_bytes:,}",
+    }  # fmt: skip
 
 
 def test_the_dict_can_be_written_as_json() -> None:
@@ -134,3 +153,213 @@ def test_the_dict_can_be_written_as_json() -> None:
     content = json.loads(json.dumps(summary.to_dict()))
     assert content["params_total"] == summary.params_total and content["madds"] == summary.madds
     assert content["layers"][0]["output"] == [6, 8, 4]
+    assert content["layers"][0]["output_bytes"] == 6 * 8 * 4 * 4 and content["layers"][0]["held"] is None
+    content = json.loads(json.dumps(summarize(Small(), (6, 8, 3), memory=True).to_dict()))
+    assert content["held"] == sum(layer["held"] for layer in content["layers"]) > 0
+
+
+def test_parameters_in_the_conventions_of_torch_and_keras() -> None:
+    """The published counts: torchvision's resnet50, and "Total params" of Keras's ResNet50."""
+    model = models.build("resnet50", initializer="zeros")
+    assert summarize(model, (32, 32, 3)).parameters == 25_557_032
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    frozen = summarize(model, (32, 32, 3))
+    assert (frozen.parameters, frozen.params_trainable) == (25_557_032, 0)
+    keras = summarize(models.build("resnet50_keras", initializer="zeros"), (32, 32, 3))
+    assert keras.params_total == 25_636_712
+
+
+# ------------------------------------------------------------------------------------------ equal blocks
+
+
+def lines_of(summary: Any) -> dict[str, list[str]]:
+    """The lines of the short table, by their first word."""
+    return {line.split()[0]: line.split() for line in str(summary).splitlines() if line.strip()}
+
+
+def test_equal_blocks_are_one_line_with_their_sums() -> None:
+    summary = summarize(models.build("resnet50", initializer="zeros"), (224, 224, 3), name="resnet50")
+    lines = lines_of(summary)
+    assert lines["res2b-res2c"][1:-1] == ["x2", "1x1,", "3x3,", "1x1", "56x56x256", "18M", "142,336"]
+    assert lines["res2a"][1:6] == ["1x1,", "3x3,", "1x1,", "1x1", "56x56x256"]
+    blocks = [name for name in lines if name.startswith("res")]
+    assert blocks == [
+        "resnet50,", "res2a", "res2b-res2c", "res3a", "res3b-res3d", "res4a", "res4b-res4f", "res5a",
+        "res5b-res5c",
+    ]  # fmt: skip
+    # Every parameter and multiply-add is in one line of a stage, and in one of a block.
+    table = str(summary).split("\n\nparameters")[0].splitlines()
+    head, rows = table[2], [line for line in table[4:] if line]
+    left, right = head.index("bytes") + len("bytes"), head.index("parameters") + len("parameters")
+    for of_block in (False, True):
+        ours = [line for line in rows if line.startswith(" ") == of_block]
+        assert sum(number(line[left:right]) for line in ours) == summary.params_total
+        assert sum(number(line[right:]) for line in ours) == summary.madds
+
+
+def number(cell: str) -> int:
+    return int(cell.replace(",", "") if cell.strip() else 0)
+
+
+def chain(*blocks: nn.Module) -> nn.Module:
+    return nn.Sequential(**{f"part{index}": block for index, block in enumerate(blocks)})
+
+
+def block(channels: int = 4, kernel: int = 3, groups: int = 1) -> nn.Module:
+    conv = nn.Conv2d(4, channels, kernel, padding=kernel // 2, groups=groups, rng=RNG)
+    return nn.Sequential(conv=conv, norm=nn.BatchNorm2d(channels))
+
+
+def test_blocks_that_differ_in_anything_are_lines_of_their_own() -> None:
+    def first_words(*blocks: nn.Module) -> list[str]:
+        summary = summarize(chain(*blocks), (6, 8, 4))
+        return [line.split()[0] for line in str(summary).splitlines() if line.startswith(" part")]
+
+    assert first_words(block(), block(), block()) == ["part0-part2"]
+    assert first_words(block(), block(), block(kernel=1)) == ["part0-part1", "part2"]
+    assert first_words(block(), block(groups=2)) == ["part0", "part1"]  # as many convolutions, fewer weights
+    assert first_words(block(), block(channels=8)) == ["part0", "part1"]
+    frozen = block()
+    next(frozen.parameters()).requires_grad = False
+    assert first_words(block(), frozen, block()) == ["part0", "part1", "part2"]
+
+
+def test_a_repeated_pattern_of_convolutions_is_said_once() -> None:
+    summary = summarize(models.build("densenet121", initializer="zeros"), (64, 64, 3))
+    lines = lines_of(summary)
+    assert lines["block3"][1:5] == ["24", "x", "(1x1,", "3x3)"]
+
+
+@pytest.mark.parametrize("name", ["resnext101_64x4d", "bn_inception"])
+def test_a_table_fits_in_100_columns(name: str) -> None:
+    summary = summarize(models.build(name, initializer="zeros"), (224, 224, 3), name=name, memory=True)
+    for full in (False, True):
+        assert max(map(len, summary.table(full=full).splitlines())) <= 100
+
+
+def test_bytes_have_few_digits() -> None:
+    given = [0, None, 7, 999, 1000, 1024 * 9.9, 1024 * 9.97, 1024 * 999, 1024 * 999.6, 3 << 30]
+    assert [_bytes(number) for number in given] == [
+        "", "", "7", "999", "1.0K", "9.9K", "10K", "999K", "1.0M", "3.0G",
+    ]  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------- what the tape keeps
+
+
+class Keeping(nn.Module):
+    """An operation whose closure holds what ``keep`` makes of its input."""
+
+    def __init__(self, keep: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.keep = keep
+        self.gain = nn.Parameter(np.ones(4, np.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = self.keep(x.data)
+        return record("keeping", x.data + 0, (x, self.gain), lambda dy: (dy, kept))
+
+
+def test_what_the_tape_keeps_for_each_layer() -> None:
+    shared = Keeping(lambda x: x)
+    model = chain(
+        shared,  # its input: the picture
+        Keeping(lambda x: [x[:, 1:], {"a": x.copy()}, 3.0]),  # a view of its input, and a copy
+        Keeping(lambda x: functools.partial(abs, Tensor(x))),  # its input
+        shared,  # its input, in a second call
+        nn.ReLU(),  # its result
+        nn.Flatten(),
+        nn.Linear(192, 192, rng=RNG),  # a view of what is kept already; the weights belong to the model
+        nn.Dropout(0.5),  # a mask
+        nn.Linear(192, 7, rng=RNG),  # its input
+    )
+    held = [layer.held for layer in summarize(model, (6, 8, 4), memory=True).layers]
+    assert held == [768 * arrays for arrays in (1, 2, 1, 1, 1, 0, 0, 1, 1)]  # 6 * 8 * 4 = 192 numbers each
+
+
+def test_what_does_not_grow_with_the_pictures_is_not_counted() -> None:
+    fixed = np.zeros(100, np.float32)
+    model = chain(block(), Keeping(lambda x: fixed.copy()))
+    assert summarize(model, (6, 8, 4), memory=True).layers[-1].held == 0
+
+
+@pytest.mark.parametrize("name", ["resnet20_cifar", "se_resnet56_cifar", "densenet_bc100_k12_cifar"])
+def test_what_the_tape_keeps_is_the_memory_that_a_forward_pass_leaves(name: str) -> None:
+    """Against tracemalloc, which sees every array that NumPy makes."""
+    model = models.build(name)
+
+    def left(count: int) -> int:
+        x = Tensor(np.random.default_rng(0).standard_normal((count, 32, 32, 3)).astype(np.float32))
+        model(x)  # what is made once is there before
+        gc.collect()
+        tracemalloc.start()
+        y = model(x)
+        gc.collect()
+        bytes_left = tracemalloc.get_traced_memory()[0] - y.data.nbytes
+        tracemalloc.stop()
+        return bytes_left
+
+    held = summarize(model, (32, 32, 3), memory=True).held
+    picture = 32 * 32 * 3 * 4  # it was there before
+    assert held is not None and held - picture == pytest.approx((left(10) - left(2)) / 8, rel=2e-3)
+
+
+def test_what_is_kept_outside_of_layers_has_its_place() -> None:
+    summary = summarize(models.build("se_resnet56_cifar"), (32, 32, 3), memory=True)
+    # Behind the gate, addition and ReLU are an operation of the block, which keeps its result.
+    assert summary.held_between["res2b1"] >= 4 * 32 * 32 * 16
+    assert summary.held == sum(layer.held or 0 for layer in summary.layers) + sum(
+        summary.held_between.values()
+    )
+    assert str(summary).count("(between layers)") == 0
+    assert summary.table(full=True).count("(between layers)") == len(summary.held_between) == 27
+
+
+def test_a_checkpoint_keeps_its_input_only() -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self, inside: nn.Module) -> None:
+            super().__init__()
+            self.inside = inside
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.inside, x)
+
+    def inside() -> nn.Module:
+        return chain(block(), block(), block())
+
+    picture = 4 * 6 * 8 * 4
+    plain = summarize(chain(block(), inside()), (6, 8, 4), memory=True)
+    saving = summarize(chain(block(), Checkpointed(inside())), (6, 8, 4), memory=True)
+    assert plain.held == (1 + 4 * 2) * picture
+    assert saving.held == 3 * picture  # the picture; and in the first block, input and result of the norm
+
+
+def test_a_buffer_that_layers_share_is_counted_once() -> None:
+    options: dict[str, Any] = {"blocks": (3, 3, 3), "growth": 4, "stem": "cifar"}
+    shared, copied = (
+        summarize(models.build("densenet121", shared=shared, **options), (16, 16, 3), memory=True).held or 0
+        for shared in (True, False)
+    )
+    assert 0 < shared < copied
+
+
+def test_frozen_layers_keep_less() -> None:
+    model = models.build("resnet20_cifar")
+    whole = summarize(model, (32, 32, 3), memory=True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name.startswith("fc")
+    head = summarize(model, (32, 32, 3), memory=True)
+    assert whole.held is not None and whole.held > 1_000_000
+    assert head.held == 4 * 64  # what the dense layer reads
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    assert summarize(model, (32, 32, 3), memory=True).held == 0
+
+
+def test_it_is_measured_where_one_picture_could_not_train() -> None:
+    # The last stage has one place: batch norm needs two values.
+    summary = summarize(models.build("resnet18"), (32, 32, 3), memory=True)
+    assert summary.outputs["res5b"] == (1, 1, 512) and summary.held and summary.held > 0
+    with no_grad():
+        assert summarize(models.build("resnet18"), (32, 32, 3), memory=True).held == summary.held

@@ -1,22 +1,32 @@
-"""A model layer by layer: output shape, parameters, multiply-adds, all seen in one forward pass."""
+"""A model layer by layer: output shape, parameters, multiply-adds, memory, all seen while pictures pass.
+
+What the tape keeps for the backward pass is measured, too: each operation leaves a closure on the tape, and
+the arrays that it holds stay in memory until the gradient comes back. See :func:`_measure`.
+"""
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+import math
+import types
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from minires.backend import Array
 from minires.nn import layers as nn
 from minires.nn.fuse import AddReLU
 from minires.nn.module import Module, Parameter
-from minires.tensor import Tensor, no_grad
+from minires.tensor import Tensor, no_grad, reachable, with_settings
 
 Shape = tuple[int, ...]
+Row = tuple[str, ...]
+LONGEST = 24  # letters for what a block is made of, so that a table fits in 100 columns
 
 
 @dataclass(frozen=True)
@@ -24,7 +34,9 @@ class Layer:
     """One call of one layer.
 
     Units: ``params`` counts numbers, running statistics included; ``params_trainable`` those that are
-    learned; ``madds`` the multiply-adds for one picture, of convolutions and dense layers only.
+    learned; ``madds`` the multiply-adds for one picture, of convolutions and dense layers only;
+    ``output_bytes`` the bytes of its output for one picture in float32; ``held`` the bytes that the tape
+    keeps for its backward, per picture, None where that was not measured.
     Shapes: ``output`` is that of one picture, without the batch axis.
     """
 
@@ -35,13 +47,21 @@ class Layer:
     params: int
     params_trainable: int
     madds: int
+    output_bytes: int
+    held: int | None = None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a model is made of; ``str`` of it is a table.
+    """What a model is made of; ``str`` of it is a table, with equal blocks in one line.
 
     ``outputs`` has what each part directly inside the model hands on: block1 -> (32, 32, 216).
+    ``held_between`` has what the tape keeps for operations in none of the layers, by the part in which they
+    are (an addition behind a gate, say; "" is the model itself).
+
+    Units: ``params_total`` counts what Keras calls total parameters, with the running statistics of batch
+    norm; ``parameters`` what torch calls parameters, without these; ``params_trainable`` those of them that
+    are not frozen. ``output_bytes`` and ``held`` are sums, for one picture; see :class:`Layer`.
     """
 
     model: str
@@ -49,8 +69,12 @@ class Summary:
     layers: tuple[Layer, ...]
     outputs: dict[str, Shape]
     params_total: int
+    parameters: int
     params_trainable: int
     madds: int
+    output_bytes: int
+    held: int | None = None
+    held_between: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Give everything as plain data for JSON."""
@@ -63,69 +87,104 @@ class Summary:
         for size, group in itertools.groupby(blocks, key=lambda block: self.outputs[block[0].block][:-1]):
             yield size, [layer for block in group for layer in block]
 
-    def __str__(self) -> str:
+    def table(self, *, full: bool = False) -> str:
+        """Give a table: one line per block and one for a run of equal blocks; ``full``, one per layer.
+
+        A line for several blocks has the sums of them all.
+        """
+        statistics = self.params_total - self.parameters
         fixed = self.params_total - self.params_trainable
+        figures = [
+            ("parameters", self.params_total, "as Keras counts, running statistics of batch norm included"),
+            ("  in torch", self.parameters, f"without the {statistics:,} running statistics (buffers)"),
+            ("  trainable", self.params_trainable, ""),
+            ("  not trained", fixed, "running statistics, frozen layers"),
+            ("multiply-adds", self.madds, "of convolutions and dense layers, one picture"),
+            ("output bytes", self.output_bytes, "of all layers, one picture, float32"),
+        ]
+        if self.held is not None:
+            figures.append(("held bytes", self.held, "kept on the tape for the backward, per picture"))
+        lines = [f"{name:<13} {figure:>14,}  {note}".rstrip() for name, figure, note in figures]
         return "\n".join([
-            f"{self.model}, input {_times(self.input)}",
-            "",
-            *_table(self),
-            "",
-            f"parameters     {self.params_total:>13,}",
-            f"  trainable    {self.params_trainable:>13,}",
-            f"  not trained  {fixed:>13,}  (running statistics of batch norm, frozen layers)",
-            f"multiply-adds  {self.madds:>13,}  (convolutions and dense layers, one picture)",
+            f"{self.model}, input {times(self.input)}", "", *_table(self, full=full), "", *lines
         ])  # fmt: skip
 
+    def __str__(self) -> str:
+        return self.table()
 
-def summarize(model: Module, input: Shape, *, name: str | None = None) -> Summary:
+
+def summarize(model: Module, input: Shape, *, name: str | None = None, memory: bool = False) -> Summary:
     """List the layers of ``model`` in the order in which one zero picture passes through them.
 
     The model runs once, in inference mode and without gradients, and is left as it was. A layer that is
-    called twice has two rows, and its parameters in the first.
+    called twice has two rows, and its parameters in the first. With ``memory`` it runs twice more, in
+    training mode, to measure what the tape keeps: see ``held`` of :class:`Layer`.
 
     Shapes: input (H, W, C), without the batch axis.
     Raises: ShapeError if such a picture does not fit the model.
     """
-    parameters = list(model.parameters())
-    dtype, device = parameters[0].dtype, parameters[0].device
-    modes = [(module, module.training) for module in (model, *(part for _, part in model.named_modules()))]
-    model.eval()
-    try:
-        with _observed(model) as (calls, outputs), no_grad():
-            model(Tensor(np.zeros((1, *input), dtype)).to(device))
-    finally:
-        for module, training in modes:
-            module.training = training
-    buffers = sum(int(buffer.size) for _, buffer in model.named_buffers())
-    total = sum(parameter.size for parameter in parameters)
-    trainable = sum(parameter.size for parameter in parameters if parameter.requires_grad)
+    with left_as_it_is(model):
+        model.eval()
+        with _observed(model) as seen, no_grad():
+            model(_pictures(model, input, 1))
+        per_picture = _held_per_picture(model, input) if memory else None
+    layers, between = tuple(seen.layers), {}
+    if per_picture is not None:
+        layers = tuple(replace(layer, held=per_picture[index]) for index, layer in enumerate(layers))
+        between = {place: held for place, held in per_picture.items() if isinstance(place, str) and held}
+    sizes = [(parameter.size, parameter.requires_grad) for parameter in model.parameters()]
+    total = sum(size for size, _ in sizes)
     return Summary(
-        name or type(model).__name__, tuple(input), tuple(calls), outputs, total + buffers, trainable,
-        sum(layer.madds for layer in calls),
+        model=name or type(model).__name__, input=tuple(input), layers=layers, outputs=seen.outputs,
+        params_total=total + sum(int(buffer.size) for _, buffer in model.named_buffers()), parameters=total,
+        params_trainable=sum(size for size, trained in sizes if trained),
+        madds=sum(layer.madds for layer in layers),
+        output_bytes=sum(layer.output_bytes for layer in layers),
+        held=None if per_picture is None else sum(per_picture.values()), held_between=between,
     )  # fmt: skip
 
 
+# ------------------------------------------------------------------------------------- watching a model run
+
+
+@dataclass
+class _Seen:
+    """What happened in a forward pass.
+
+    A span is the range of the tape's numbers that were given out meanwhile: in the call of the layer with the
+    same index, or in a part directly inside the model.
+    """
+
+    layers: list[Layer] = field(default_factory=list)
+    outputs: dict[str, Shape] = field(default_factory=dict)
+    spans: list[range] = field(default_factory=list)
+    spans_of_parts: list[tuple[str, range]] = field(default_factory=list)
+
+
 @contextmanager
-def _observed(model: Module) -> Iterator[tuple[list[Layer], dict[str, Shape]]]:
+def _observed(model: Module) -> Iterator[_Seen]:
     """Yield what is filled as long as this block lasts: the calls of layers, and what each part hands on."""
-    calls: list[Layer] = []
-    outputs: dict[str, Shape] = {}
-    seen: set[int] = set()
+    seen = _Seen()
+    counted: set[int] = set()
     wrapped: list[Module] = []
 
     def observe(path: str, block: str, module: Module, forward: Callable[..., Tensor], x: Tensor,
                 **options: Any) -> Tensor:  # fmt: skip
+        start = _number()
         y = forward(x, **options)
-        total, trainable = (0, 0) if id(module) in seen else _own_parameters(module)
-        seen.add(id(module))
+        total, trainable = (0, 0) if id(module) in counted else _own_parameters(module)
+        counted.add(id(module))
         output = tuple(y.shape[1:])
         kind, madds = _kind(module, options), _madds(module, output)
-        calls.append(Layer(path, block, kind, output, total, trainable, madds))
+        seen.layers.append(Layer(path, block, kind, output, total, trainable, madds, 4 * math.prod(output)))
+        seen.spans.append(range(start, _number()))
         return y
 
     def hand_on(name: str, forward: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
+        start = _number()
         y = forward(*args, **options)
-        outputs[name] = tuple(y.shape[1:])
+        seen.outputs[name] = tuple(y.shape[1:])
+        seen.spans_of_parts.append((name, range(start, _number())))
         return y
 
     for top, child in model.children():
@@ -137,35 +196,190 @@ def _observed(model: Module) -> Iterator[tuple[list[Layer], dict[str, Shape]]]:
         vars(child)["forward"] = functools.partial(hand_on, top, child.forward)
         wrapped.append(child)
     try:
-        yield calls, outputs
+        yield seen
     finally:
         for module in wrapped:
             vars(module).pop("forward", None)
 
 
-def _table(summary: Summary) -> Iterator[str]:
-    """The lines of the table: a heading per stage with its sums, one per block, one per layer."""
-    rows = [("layer", "what", "output", "parameters", "multiply-adds")]
+@contextmanager
+def left_as_it_is(model: Module) -> Iterator[None]:
+    """Put modes, running statistics and random generators back at the end of this block."""
+    modes = [(module, module.training) for module in (model, *(part for _, part in model.named_modules()))]
+    buffers = [(buffer, buffer.copy()) for _, buffer in model.named_buffers()]
+    generators = model.random_states()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for buffer, values in buffers:
+            buffer[...] = values
+        model.load_random_states(generators)
+
+
+def _pictures(model: Module, input: Shape, count: int) -> Tensor:
+    parameter = next(model.parameters())
+    return Tensor(np.zeros((count, *input), parameter.dtype)).to(parameter.device)
+
+
+def _number() -> int:
+    """The number that the tape has reached: every node made from now on has a higher one."""
+    node = Tensor(0.0, requires_grad=True).node
+    assert node is not None
+    return node.number
+
+
+# ------------------------------------------------------------------------------------- what the tape keeps
+
+
+def _held_per_picture(model: Module, input: Shape) -> Counter[int | str]:
+    """The bytes that one picture more makes the tape keep, by index of the call or name of the part.
+
+    It is the difference between three pictures and two. So parameters and the statistics of a batch, which
+    are as large for any number of pictures, fall away; and with one picture, batch norm may have a single
+    value per channel, which it refuses.
+    """
+    model.train()
+    three, two = _measure(model, input, 3), _measure(model, input, 2)
+    three.subtract(two)
+    return three
+
+
+def _measure(model: Module, input: Shape, count: int) -> Counter[int | str]:
+    """The bytes of the arrays that the closures on the tape hold after a forward pass of ``count`` pictures.
+
+    Each piece of memory is counted once, for the first operation that holds it or a view of it.
+    """
+    with _observed(model) as seen, with_settings(recording=True):
+        y = model(_pictures(model, input, count))
+    places: dict[int, int | str] = {}
+    for index, span in enumerate(seen.spans):  # a call inside another call ends first
+        for number in span:
+            places.setdefault(number, index)
+    for part, span in seen.spans_of_parts:
+        for number in span:
+            places.setdefault(number, part)
+    held: Counter[int | str] = Counter()
+    counted: set[int] = set()
+    for node in sorted(reachable(y.node) if y.node else (), key=lambda node: node.number):
+        for array in map(_memory, _arrays(node.backward)):
+            if id(array) not in counted:
+                counted.add(id(array))
+                held[places.get(node.number, "")] += array.nbytes
+    return held
+
+
+def _arrays(value: Any) -> Iterator[Array]:
+    """The arrays that a closure, or what stands in one, keeps alive."""
+    if isinstance(value, np.ndarray) or type(value).__module__.startswith("cupy"):
+        yield value
+    elif isinstance(value, Tensor):
+        yield value.data
+    elif isinstance(value, types.FunctionType):
+        for cell in value.__closure__ or ():
+            yield from _arrays(cell.cell_contents)
+    elif isinstance(value, functools.partial):
+        yield from _arrays((value.args, value.keywords))
+    elif isinstance(value, Mapping):
+        yield from _arrays(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _arrays(part)
+
+
+def _memory(array: Array) -> Array:
+    """The array whose memory ``array`` is a view of."""
+    while getattr(array, "base", None) is not None and hasattr(array.base, "nbytes"):
+        array = array.base
+    return array
+
+
+# --------------------------------------------------------------------------------------------- the table
+
+
+def _table(summary: Summary, *, full: bool) -> Iterator[str]:
+    """The lines of the table: a heading per stage with its sums, then its blocks."""
+    rows: list[Row] = [("layer", "what", "output", "bytes", "held", "parameters", "multiply-adds")]
     for size, stage in summary.stages():
-        title = f"output {_times(size)}" if size else "scores"
-        rows.append((title, "", "", _sum(stage, "params"), _sum(stage, "madds")))
-        for name, block in itertools.groupby(stage, key=lambda layer: layer.block):
-            layers = list(block)
-            indent = "  "
-            if layers[0].name != name:
-                rows.append((f"  {name}", "", _times(summary.outputs[name]), "", ""))
-                indent = "    "
-            rows += [
-                (indent + one.name, one.kind, _times(one.output), _sum([one], "params"), _sum([one], "madds"))
-                for one in layers
-            ]
+        blocks = [list(block) for _, block in itertools.groupby(stage, key=lambda layer: layer.block)]
+        title = f"output {times(size)}" if size else "scores"
+        rows.append((title, "", "", *_figures(summary, blocks)))
+        rows += _layer_rows(summary, blocks) if full else _block_rows(summary, blocks)
+    if summary.held is None:
+        rows = [(*row[:4], *row[5:]) for row in rows]
+    head, *lines = aligned(rows, left=3)
+    yield head
+    for number, line in enumerate(lines):
+        if not line.startswith(" "):
+            yield "" if number else "-" * len(head)
+        yield line
+
+
+def aligned(rows: list[Row], *, left: int) -> Iterator[str]:
+    """The rows as lines of one table: the first ``left`` columns to the left, the figures to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for number, row in enumerate(rows):
-        if number and not row[0].startswith(" "):
-            yield "-" * (sum(widths) + 8) if number == 1 else ""
-        left = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=False)]
-        right = [cell.rjust(width) for cell, width in zip(row[3:], widths[3:], strict=True)]
-        yield "  ".join(left + right).rstrip()
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
+
+
+def _layer_rows(summary: Summary, blocks: list[list[Layer]]) -> Iterator[Row]:
+    """A row per layer, and a heading for each block that has more than itself."""
+    for layers in blocks:
+        name, indent = layers[0].block, " "
+        if layers[0].name != name:
+            yield (f" {name}", "", times(summary.outputs[name]), "", "", "", "")
+            indent = "  "
+        for one in layers:
+            figures = (_bytes(one.output_bytes), _bytes(one.held), count(one.params), count(one.madds))
+            yield (indent + one.name.removeprefix(name + "."), one.kind, times(one.output), *figures)
+        if between := summary.held_between.get(name):
+            yield (f"{indent}(between layers)", "", "", "", _bytes(between), "", "")
+
+
+def _block_rows(summary: Summary, blocks: list[list[Layer]]) -> Iterator[Row]:
+    """A row per block, or per run of blocks that are made of the same layers."""
+    for _, group in itertools.groupby(blocks, key=lambda block: _made_of(summary, block)):
+        run = list(group)
+        first, last = run[0][0].block, run[-1][0].block
+        name = f" {first}" if len(run) == 1 else f" {first}-{last}  x{len(run)}"
+        yield (name, in_short(run[0]), times(summary.outputs[first]), *_figures(summary, run))
+
+
+def _made_of(summary: Summary, block: list[Layer]) -> tuple[Any, ...]:
+    """What two blocks must have in common to be shown as one."""
+    layers = [(one.kind, one.output, one.params, one.params_trainable, one.madds) for one in block]
+    return summary.outputs[block[0].block], layers
+
+
+def in_short(block: list[Layer]) -> str:
+    """The kernels and strides of a block's convolutions: 1x1 /2, 3x3, 1x1; a repeated pattern once."""
+    if len(block) == 1:
+        return block[0].kind
+    kernels = [one.kind.removeprefix("conv ").split(",")[0] for one in block if one.kind.startswith("conv ")]
+    if not kernels:
+        return f"{len(block)} layers"
+    total = len(kernels)
+    period = next(n for n in range(1, total + 1) if kernels == kernels[:n] * (total // n))
+    text = ", ".join(kernels[:period])
+    if total > 2 * period:
+        text = f"{total // period} x ({text})"
+    else:
+        text = ", ".join(kernels)
+    return text if len(text) <= LONGEST else f"{total} convolutions"
+
+
+def _figures(summary: Summary, blocks: list[list[Layer]]) -> Row:
+    """The sums over all layers of ``blocks``: bytes of outputs, bytes held, parameters, multiply-adds."""
+    layers = [layer for block in blocks for layer in block]
+    held = sum(summary.held_between.get(block[0].block, 0) for block in blocks)
+    held += sum(layer.held or 0 for layer in layers)
+    params, madds = (sum(getattr(layer, what) for layer in layers) for what in ("params", "madds"))
+    return _bytes(sum(layer.output_bytes for layer in layers)), _bytes(held), count(params), count(madds)
 
 
 def _own_parameters(module: Module) -> tuple[int, int]:
@@ -190,10 +404,10 @@ def _kind(module: Module, options: dict[str, Any]) -> str:
     if isinstance(module, nn.Conv2d):
         groups = f", {module.groups} groups" if module.groups > 1 else ""
         relu = ", ReLU" if module.relu else ""
-        return f"conv {_times(module.weight.shape[:2])}{_by(module.stride)}{groups}{relu}"
+        return f"conv {times(module.weight.shape[:2])}{by_stride(module.stride)}{groups}{relu}"
     if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
         word = "max pool" if isinstance(module, nn.MaxPool2d) else "average pool"
-        return f"{word} {_times(_pair(module.kernel))}{_by(module.stride or module.kernel)}"
+        return f"{word} {times(pair(module.kernel))}{by_stride(module.stride or module.kernel)}"
     if isinstance(module, nn.BatchNorm2d):
         added = " + shortcut" if options.get("add") is not None else ""
         return f"batch norm{added}{', ReLU' if module.relu else ''}"
@@ -206,21 +420,32 @@ def _kind(module: Module, options: dict[str, Any]) -> str:
     return words.get(type(module), type(module).__name__)
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+def pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else value
 
 
-def _by(stride: int | tuple[int, int]) -> str:
+def by_stride(stride: int | tuple[int, int]) -> str:
     """The stride as the papers write it: /2."""
-    high, wide = _pair(stride)
+    high, wide = pair(stride)
     return "" if high == wide == 1 else f" /{high}" if high == wide else f" /{high}x{wide}"
 
 
-def _times(shape: Shape) -> str:
+def times(shape: Shape) -> str:
     return "x".join(map(str, shape))
 
 
-def _sum(layers: list[Layer], what: str) -> str:
-    """The sum over ``layers``, nothing where it is zero."""
-    total = sum(getattr(layer, what) for layer in layers)
-    return f"{total:,}" if total else ""
+def count(number: int) -> str:
+    """A figure with commas, nothing where it is zero."""
+    return f"{number:,}" if number else ""
+
+
+def _bytes(number: int | None) -> str:
+    """Two or three digits and a unit, K for 1024: 3.1M. Nothing where it is zero or unknown."""
+    if not number:
+        return ""
+    size, unit = float(number), ""
+    for larger in "KMGT":
+        if size < 999.5:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.{1 if unit and size < 9.95 else 0}f}{unit}"

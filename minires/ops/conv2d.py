@@ -334,8 +334,10 @@ def conv2d(
     # Tensors that need no gradient cost no product: the first layer of a network never computes dx.
     need_x, need_w, need_b = x.requires_grad, w.requires_grad, b is not None and b.requires_grad
 
+    rectified = y if relu else None  # the tape keeps the result only where its signs are needed
+
     def backward(dy: Array) -> tuple[Array | None, ...]:
-        dy = relu_gradient(dy, y) if relu else xp.ascontiguousarray(dy)
+        dy = xp.ascontiguousarray(dy) if rectified is None else relu_gradient(dy, rectified)
         _, backward_x, backward_w = _implementation(dy)
         dx = dw = db = None
         if need_w:

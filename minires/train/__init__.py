@@ -3,6 +3,7 @@
 from minires.train.config import Config
 from minires.train.ema import EMA
 from minires.train.evaluate import Evaluation, evaluate, predict, recalibrate
+from minires.train.finetune import freeze, start_from
 from minires.train.interrupt import Interrupted
 from minires.train.modelfile import Trained, load_model, save_model
 from minires.train.optim import SGD, Adam, AdamW
@@ -12,5 +13,5 @@ from minires.train.trainer import Trainer
 
 __all__ = [
     "EMA", "SGD", "Adam", "AdamW", "Config", "Evaluation", "Interrupted", "Schedule", "Trained", "Trainer",
-    "evaluate", "load_model", "predict", "recalibrate", "recipes", "save_model",
+    "evaluate", "freeze", "load_model", "predict", "recalibrate", "recipes", "save_model", "start_from",
 ]  # fmt: skip

@@ -43,6 +43,8 @@ class Config:
     seed: int = 0
     device: str = "cpu"  # or "cuda", "cuda:1", "auto"
     precision: str = "fp32"  # of the matrix products on a GPU, or "tf32"
+    start_from: str | None = None  # a trained model, whose weights are the start
+    freeze: list[Any] = field(default_factory=list)  # parts that stay as they are: see minires.train.freeze
     checkpoint_every: int = 200  # steps between checkpoints within an epoch; 0: at the end of epochs only
 
     def __post_init__(self) -> None:
@@ -52,6 +54,7 @@ class Config:
             "bool": bool,
             "float": int | float,
             "int | None": int | None,
+            "str | None": str | None,
             "dict[str, Any]": dict,
             "list[Any]": list,
             "str | dict[str, Any]": str | dict,

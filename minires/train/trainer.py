@@ -29,7 +29,7 @@ from minires.errors import CheckpointError, ConfigError, MiniresError
 from minires.nn.module import Module
 from minires.ops.cross_entropy import cross_entropy
 from minires.tensor import Tensor
-from minires.train import captured, modelfile, optim, record
+from minires.train import captured, finetune, modelfile, optim, record
 from minires.train.checkpoint import Checkpoints, differences
 from minires.train.config import Config
 from minires.train.diagnose import first_not_finite
@@ -111,6 +111,10 @@ class Trainer:
                 self.variant = {**models.entry(config.model).fitted(size), **self.variant}
             classes = len(self.train_set.classes)
             model = models.build(config.model, classes=classes, seed=config.seed, **self.variant)
+        if config.start_from and not resume:
+            new = finetune.start_from(model, config.start_from)
+            say(f"starting from {config.start_from}; new: {', '.join(new) or 'nothing'}")
+        finetune.freeze(model, config.freeze)
         self.device = backend.choose_device(config.device)
         if config.precision != "fp32" and self.device == "cpu":
             raise ConfigError(f"precision {config.precision!r} is for GPUs; on the CPU leave it at 'fp32'")

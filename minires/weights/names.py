@@ -1,0 +1,259 @@
+"""What other people's weight files call the layers of our models, as tables.
+
+Each layer of ours has a kind and a place in the network: ``res3b2_branch2c`` is a "res_branch2" at stage=2,
+unit=3, n=3. A table gives every kind the name that one source has for it, with the place filled in:
+
+    stage   of a residual network, the block of a VGG or DenseNet: from 1
+    unit    the block in its stage, the layer in its dense block, the convolution in its VGG block: from 1
+    index   the same from 0; in a VGG the number of the layer, ReLUs and pools counted too
+    n       the convolution in its branch, or batch norm after it: from 1
+    stem    pytorchcv: ".conv" where the network begins as for ImageNet, with a pool; nothing for CIFAR
+
+Sources:
+
+    akamaster     akamaster/pytorch_resnet_cifar10
+    torchvision   pytorch/vision; timm has the same names where nothing else is said
+    timm          huggingface/pytorch-image-models: SE-ResNet, SE-ResNeXt; the dense layers of its VGG
+    cadene        Cadene/pretrained-models.pytorch: SENet as released by its authors; in timm "legacy_"
+    pytorchcv     osmr/imgclsmob
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from minires.errors import ConfigError, one_of
+from minires.nn.module import Module
+
+Table = Mapping[str, str]
+Place = tuple[str, dict[str, Any]]  # the kind of a layer, and where it stands
+
+# A file is of the first source here one of whose marks begins a name in it.
+MARKS = {
+    "pytorchcv": ("features.init_block.", "features.stage1."),
+    "cadene": ("layer0.", "last_linear."),
+    "timm": ("layer1.0.se.", "pre_logits."),
+    "akamaster": ("linear.",),
+    "torchvision": ("layer1.", "features.denseblock1.", "features.0."),
+}
+SOURCES = tuple(MARKS)
+
+# ------------------------------------------------------------------------------------- residual networks
+
+_LAYERS = {
+    "res_branch2": "layer{stage}.{index}.conv{n}",
+    "bn_branch2": "layer{stage}.{index}.bn{n}",
+    "res_branch1": "layer{stage}.{index}.downsample.0",
+    "bn_branch1": "layer{stage}.{index}.downsample.1",
+}
+_TORCHVISION = {"conv1": "conv1", "bn_conv1": "bn1", "fc": "fc", **_LAYERS}
+_CADENE = {
+    "conv1": "layer0.conv1", "bn_conv1": "layer0.bn1", "fc": "last_linear", **_LAYERS,
+    "se.reduce": "layer{stage}.{index}.se_module.fc1", "se.expand": "layer{stage}.{index}.se_module.fc2",
+}  # fmt: skip
+_UNIT = "features.stage{stage}.unit{unit}"
+_PYTORCHCV = {
+    "conv1": "features.init_block{stem}.conv", "bn_conv1": "features.init_block{stem}.bn", "fc": "output",
+    "res_branch2": f"{_UNIT}.body.conv{{n}}.conv", "bn_branch2": f"{_UNIT}.body.conv{{n}}.bn",
+    "res_branch1": f"{_UNIT}.identity_conv.conv", "bn_branch1": f"{_UNIT}.identity_conv.bn",
+    "se.reduce": f"{_UNIT}.se.conv1", "se.expand": f"{_UNIT}.se.conv2",
+}  # fmt: skip
+RESIDUAL: dict[str, Table] = {
+    "akamaster": {
+        "conv1": "conv1", "bn_conv1": "bn1", "fc": "linear",
+        "res_branch2": _LAYERS["res_branch2"], "bn_branch2": _LAYERS["bn_branch2"],
+    },
+    "torchvision": _TORCHVISION,
+    "timm": {
+        **_TORCHVISION,
+        "se.reduce": "layer{stage}.{index}.se.fc1", "se.expand": "layer{stage}.{index}.se.fc2",
+    },
+    "cadene": _CADENE,
+    "pytorchcv": _PYTORCHCV,
+}  # fmt: skip
+SENET: dict[str, Table] = {  # a stem of three convolutions
+    "cadene": {
+        **_CADENE,
+        **{f"conv1_{n}": f"layer0.conv{n}" for n in (1, 2, 3)},
+        **{f"bn1_{n}": f"layer0.bn{n}" for n in (1, 2, 3)},
+    },
+    "pytorchcv": {
+        **_PYTORCHCV,
+        **{f"conv1_{n}": f"features.init_block.conv{n}.conv" for n in (1, 2, 3)},
+        **{f"bn1_{n}": f"features.init_block.conv{n}.bn" for n in (1, 2, 3)},
+        "fc": "output.fc",
+    },
+}
+PREACTIVATION: dict[str, Table] = {
+    "pytorchcv": {  # for CIFAR, with bottlenecks: the first unit holds the batch norm after conv1
+        **_PYTORCHCV,
+        "conv1": "features.init_block", "bn_conv1": "features.stage1.unit1.body.conv1.bn",
+        "post_bn": "features.post_activ.bn", "res_branch1": f"{_UNIT}.identity_conv",
+    },
+}  # fmt: skip
+
+# ---------------------------------------------------------------------------------- VGG, DenseNet, Inception
+
+_VGG = {"conv": "features.{index}", "bn": "features.{index}"}
+VGG: dict[str, Table] = {
+    "torchvision": {**_VGG, "fc6": "classifier.0", "fc7": "classifier.3", "fc8": "classifier.6"},
+    "timm": {**_VGG, "fc6": "pre_logits.fc1", "fc7": "pre_logits.fc2", "fc8": "head.fc"},
+    "pytorchcv": {
+        "conv": f"{_UNIT}.conv", "bn": f"{_UNIT}.bn",
+        "fc6": "output.fc1.fc", "fc7": "output.fc2.fc", "fc8": "output.fc3",
+    },
+}  # fmt: skip
+_DENSENET = {
+    "conv1": "features.conv0", "bn_conv1": "features.norm0", "bn_last": "features.norm5", "fc": "classifier",
+    "layer.bn": "features.denseblock{stage}.denselayer{unit}.norm{n}",
+    "layer.conv": "features.denseblock{stage}.denselayer{unit}.conv{n}",
+    "transition.bn": "features.transition{stage}.norm", "transition.conv": "features.transition{stage}.conv",
+}  # fmt: skip
+DENSENET: dict[str, Table] = {
+    "torchvision": _DENSENET,
+    "timm": _DENSENET,
+    "pytorchcv": {
+        "conv1": "features.init_block{stem}", "bn_conv1": "features.init_block.bn",
+        "bn_last": "features.post_activ.bn", "fc": "output",
+        "layer.bn": f"{_UNIT}.conv{{n}}.bn", "layer.conv": f"{_UNIT}.conv{{n}}.conv",
+        "transition.bn": "features.stage{next}.trans{next}.conv.bn",
+        "transition.conv": "features.stage{next}.trans{next}.conv.conv",
+    },
+}  # fmt: skip
+INCEPTION: dict[str, Table] = {
+    "pytorchcv": {
+        "conv1": "features.init_block.conv1.conv", "bn1": "features.init_block.conv1.bn",
+        "conv2_reduce": "features.init_block.conv2.conv1.conv",
+        "bn2_reduce": "features.init_block.conv2.conv1.bn",
+        "conv2": "features.init_block.conv2.conv2.conv", "bn2": "features.init_block.conv2.conv2.bn",
+        "conv": f"{_UNIT}.branches.{{branch}}.conv", "bn": f"{_UNIT}.branches.{{branch}}.bn", "fc": "output",
+    },
+}  # fmt: skip
+_MODULES = {
+    # module: stage and unit in pytorchcv
+    "3a": (1, 1), "3b": (1, 2), "3c": (2, 1), "4a": (2, 2), "4b": (2, 3), "4c": (2, 4), "4d": (2, 5),
+    "4e": (3, 1), "5a": (3, 2), "5b": (3, 3),
+}  # fmt: skip
+_BRANCHES = {
+    # place: which branch in pytorchcv (one less where there is no 1x1), and what in it
+    "1x1": (1, ""), "3x3_reduce": (2, ".conv1"), "3x3": (2, ".conv2"), "double3x3_reduce": (3, ".conv1"),
+    "double3x3a": (3, ".conv2"), "double3x3b": (3, ".conv3"), "pool_proj": (4, ".conv"),
+}  # fmt: skip
+_WITHOUT_1X1 = ("3c", "4e")
+
+# ------------------------------------------------------------------------------- where a layer of ours stands
+
+
+def _residual(layers: Sequence[str]) -> Iterable[Place]:
+    blocks: dict[str, list[str]] = {}
+    for layer in layers:
+        found = re.fullmatch(r"(res|bn)(\d)([a-z]\d*)_(branch1|branch2|se)([a-f]?)\.?(\w*)", layer)
+        if found is None:
+            yield layer, {}
+            continue
+        what, stage, block, part, letter, dense = found.groups()
+        seen = blocks.setdefault(stage, [])
+        if block not in seen:
+            seen.append(block)
+        index = seen.index(block)
+        n = "abcdef".index(letter) + 1 if letter else 0
+        kind = f"se.{dense}" if part == "se" else f"{what}_{part}"
+        yield kind, {"stage": int(stage) - 1, "unit": index + 1, "index": index, "n": n}
+
+
+def _vgg(layers: Sequence[str]) -> Iterable[Place]:
+    index, before = 0, "1"
+    for layer in layers:
+        found = re.fullmatch(r"(conv|bn)(\d)_(\d)", layer)
+        if found is None:
+            yield layer, {}
+            continue
+        kind, stage, unit = found.groups()
+        if kind == "conv" and index:
+            index += 1 if stage == before else 2  # the ReLU before it, and the pool between two blocks
+        yield kind, {"stage": stage, "unit": unit, "index": index}
+        index, before = index + 1, stage
+
+
+def _densenet(layers: Sequence[str]) -> Iterable[Place]:
+    bottleneck = any(layer.endswith(".bn2") for layer in layers)
+    for layer in layers:
+        if found := re.fullmatch(r"block(\d)\.layer(\d+)\.(bn|conv)(\d)", layer):
+            stage, unit, kind, n = found.groups()
+            yield f"layer.{kind}", {"stage": stage, "unit": unit, "n": n if bottleneck else ""}
+        elif found := re.fullmatch(r"transition(\d)\.(bn|conv)", layer):
+            stage, kind = found.groups()
+            yield f"transition.{kind}", {"stage": stage, "next": int(stage) + 1}
+        else:
+            yield layer, {}
+
+
+def _inception(layers: Sequence[str]) -> Iterable[Place]:
+    for layer in layers:
+        found = re.fullmatch(r"inception_(\d[a-e])\.(conv|bn)_(\w+)", layer)
+        if found is None:
+            yield layer, {}
+            continue
+        module, kind, place = found.groups()
+        stage, unit = _MODULES[module]
+        number, inner = _BRANCHES[place]
+        branch = f"branch{number - (module in _WITHOUT_1X1)}{inner}"
+        yield kind, {"stage": stage, "unit": unit, "branch": branch}
+
+
+def _family(
+    layers: Sequence[str],
+) -> tuple[str, dict[str, Table], Callable[[Sequence[str]], Iterable[Place]]]:
+    """What family of networks has these layers, its tables, and what tells where a layer stands in it."""
+    if "res2a_branch2a" in layers:
+        if "post_bn" in layers:
+            return "pre-activation ResNet", PREACTIVATION, _residual
+        return ("SENet", SENET, _residual) if "conv1_1" in layers else ("ResNet", RESIDUAL, _residual)
+    if "conv1_1" in layers:
+        return "VGG", VGG, _vgg
+    if "block1.layer1.bn1" in layers:
+        return "DenseNet", DENSENET, _densenet
+    if "inception_3a.conv_3x3" in layers:
+        return "BN-Inception", INCEPTION, _inception
+    raise ConfigError(
+        "there are name maps for ResNet, ResNeXt, SENet, VGG, DenseNet and BN-Inception as "
+        f"minires.models.build makes them, not for a model of {', '.join(layers[:3])}, ..."
+    )
+
+
+def names_of(source: str, model: Module) -> dict[str, str]:
+    """The name that each parameter and buffer of ``model`` has in files of ``source``; no two have the same.
+
+    Raises: ConfigError if the source is unknown or has no such network, with the layer it lacks.
+    """
+    one_of("source", source, SOURCES)
+    paths = [name for name, _ in model.named_parameters()] + [name for name, _ in model.named_buffers()]
+    layers = list(dict.fromkeys(path.rpartition(".")[0] for path in paths))
+    family, tables, places = _family(layers)
+    if source not in tables:
+        raise ConfigError(f"{source} has no {family} that fits a model of ours; {', '.join(tables)} may have")
+    stem = ".conv" if any(name == "pool1" for name, _ in model.children()) else ""
+    there = {}
+    for layer, (kind, place) in zip(layers, places(layers), strict=True):
+        if kind not in tables[source]:
+            raise ConfigError(f"the networks of {source} have nothing in place of our layer {layer}")
+        there[layer] = tables[source][kind].format(stem=stem, **place)
+    leaves = {"gamma": "weight", "beta": "bias"}
+    found = {}
+    for path in paths:
+        layer, _, leaf = path.rpartition(".")
+        found[path] = f"{there[layer]}.{leaves.get(leaf, leaf)}"
+    return found
+
+
+def recognise(names: Iterable[str]) -> str | None:
+    """The source whose files hold such names, or None."""
+    names = list(names)
+    return next((source for source, marks in MARKS.items() if any(n.startswith(marks) for n in names)), None)
+
+
+def modern(name: str) -> str:
+    """``denselayer1.norm.1``, as torchvision's older DenseNet files have it -> ``denselayer1.norm1``."""
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=\d)", r"\1", name)

@@ -1,0 +1,122 @@
+"""Fine-tuning: what is taken over, what is new, and what is frozen really stays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from train.small_run import CONFIG, small_splits, stripes
+
+from minires import models
+from minires.data import Dataset, Normalize, Splits
+from minires.errors import CheckpointError, ConfigError
+from minires.models import build
+from minires.ops.cross_entropy import cross_entropy
+from minires.tensor import Tensor
+from minires.train import SGD, Config, Trained, Trainer, freeze, load_model, save_model, start_from
+
+PLAIN = Normalize.none()
+
+
+def small(classes=10, seed=0):
+    return build("resnet20_cifar", classes=classes, seed=seed)
+
+
+def saved(path, classes=10):
+    model = small(classes, seed=7)
+    for name, array in model.named_buffers():
+        array += 0.5 if name.endswith("mean") else 1.0
+    names = tuple(map(str, range(classes)))
+    save_model(path, Trained(model, "resnet20_cifar", {}, names, PLAIN, (32, 32), "none"))
+    return model.state_dict()
+
+
+def test_all_weights_are_taken_over_where_the_classes_are_as_many(tmp_path):
+    state = saved(tmp_path / "model.safetensors")
+    model = small()
+    assert start_from(model, tmp_path / "model.safetensors") == []
+    assert all(np.array_equal(array, state[name]) for name, array in model.state_dict().items())
+
+
+def test_with_other_classes_the_head_is_new_and_nothing_else(tmp_path):
+    state = saved(tmp_path / "model.safetensors")
+    model = small(classes=3)
+    before = model.state_dict()
+    assert start_from(model, tmp_path / "model.safetensors") == ["fc.bias", "fc.weight"]
+    after = model.state_dict()
+    for name, array in after.items():
+        assert np.array_equal(array, before[name] if name.startswith("fc.") else state[name]), name
+
+
+def test_another_model_changes_nothing(tmp_path):
+    saved(tmp_path / "model.safetensors")
+    model = build("resnet32_cifar")
+    before = model.state_dict()
+    with pytest.raises(
+        CheckpointError, match="model.safetensors holds a resnet20_cifar: these weights do not"
+    ):
+        start_from(model, tmp_path / "model.safetensors")
+    assert all(np.array_equal(array, before[name]) for name, array in model.state_dict().items())
+
+
+def _step(model):
+    rng = np.random.default_rng(0)
+    x = Tensor(rng.standard_normal((4, 32, 32, 3)).astype(np.float32))
+    optimizer = SGD(model.named_parameters(), 0.1, weight_decay=1e-2)
+    cross_entropy(model.train()(x), rng.integers(0, 10, 4)).backward()
+    optimizer.step()
+
+
+def test_what_is_frozen_stays_and_the_rest_learns():
+    model = small()
+    count = freeze(model, ["conv1", "bn_conv1", "res2*"])
+    before = model.state_dict()
+    assert count == sum(
+        parameter.size for name, parameter in model.named_parameters() if not parameter.requires_grad
+    )
+    _step(model)
+    inside = ("conv1.", "bn_conv1.", "res2", "bn2")
+    for name, array in model.state_dict().items():
+        assert np.array_equal(array, before[name]) == name.startswith(inside), name
+
+
+def test_a_part_that_is_not_there_is_named_with_the_nearest():
+    with pytest.raises(ConfigError, match="there is no part 'res9a' to freeze; did you mean 'res"):
+        freeze(small(), ["conv1", "res9a"])
+
+
+def _bright(count: int, seed: int) -> Dataset:
+    """Two classes that the run before has not seen: dark and bright pictures."""
+    like = stripes(count, seed)
+    labels = (np.arange(count) % 2).astype(np.int64)
+    images = (like.images // 2 + 100 * labels[:, None, None, None]).astype(np.uint8)
+    return replace(like, images=images, labels=labels, classes=("dark", "bright"))
+
+
+def test_a_run_starts_from_another_and_goes_on_after_a_stop(tmp_path, monkeypatch):
+    from train.small_run import small_model
+
+    def make(*, classes, rng):
+        return small_model(classes)
+
+    monkeypatch.setitem(models._MODELS, "small", models.Entry(make, size=12, classes=3))
+    Trainer(CONFIG, tmp_path / "first", splits=small_splits(), progress=False, say=lambda line: None).run()
+    said = []
+    changes = {
+        "start_from": str(tmp_path / "first"), "freeze": ["conv1", "bn1"], "epochs": 2, "ema": 0.0,
+    }  # fmt: skip
+    config = Config.from_dict({**CONFIG.to_dict(), **changes})
+    splits = Splits(_bright(60, 3), _bright(20, 4), _bright(20, 5), "bright")
+    summary = Trainer(config, tmp_path / "second", splits=splits, progress=False, say=said.append).run()
+    assert any(line.endswith("first; new: fc.bias, fc.weight") for line in said)
+    assert summary["test_accuracy"] > 0.9
+    first, second = (load_model(tmp_path / name).model.state_dict() for name in ("first", "second"))
+    for name in first:
+        same = name.split(".")[0] in ("conv1", "bn1")
+        assert (first[name].shape == second[name].shape and np.array_equal(first[name], second[name])) == same
+    # Continued from its own checkpoints, it does not need the model that it started from any more.
+    (tmp_path / "first" / "model.safetensors").unlink()
+    again = Trainer(None, tmp_path / "second", resume=True, splits=splits, progress=False, say=said.append)
+    assert again.run()["test_accuracy"] == summary["test_accuracy"]
+    assert not again.model.bn1.gamma.requires_grad and again.model.bn1.frozen

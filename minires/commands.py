@@ -359,17 +359,10 @@ def _built(options: argparse.Namespace, name: str, variant: dict[str, Any]) -> t
 
 
 def _variant(options: argparse.Namespace) -> dict[str, Any]:
-    """The options of the model from ``--variant NAME=VALUE``; a value is JSON, or else a word."""
-    variant = {}
-    for text in options.variant or []:
-        name, equals, value = text.partition("=")
-        if not name or not equals:
-            raise ConfigError(f"--variant is {text!r}; write NAME=VALUE, for example --variant shortcut=A")
-        try:
-            variant[name] = json.loads(value)
-        except json.JSONDecodeError:
-            variant[name] = value
-    return variant
+    """The options of the model from ``--variant NAME=VALUE``."""
+    from minires.models import option
+
+    return dict(option(text) for text in options.variant or [])
 
 
 def _choose_data(asked: str | None, recipe: str) -> tuple[str, str]:

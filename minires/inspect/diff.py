@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import json
 import textwrap
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 from minires.errors import ConfigError
 from minires.inspect.summary import Layer, Row, Shape, Summary, aligned, count, in_short, summarize, times
+from minires.models import option
 from minires.nn.module import Module, Parameter
 
 Pair = tuple[Layer | None, Layer | None]  # a layer of each model; None where a model has no such layer
@@ -132,16 +132,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     name, *options = text.split() or [""]
     if not name or "=" in name:
         raise ConfigError(f"{text!r} names no model; write the name first, for example 'resnet34 shortcut=A'")
-    variant = {}
-    for option in options:
-        key, equals, value = option.partition("=")
-        if not key or not equals:
-            raise ConfigError(f"{option!r} in {text!r} is no option; write NAME=VALUE, without spaces")
-        try:
-            variant[key] = json.loads(value)
-        except json.JSONDecodeError:
-            variant[key] = value
-    return name, variant
+    return name, dict(option(text) for text in options)
 
 
 # ---------------------------------------------------------------------------------------------- comparing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,20 @@ def entry(name: str) -> Entry:
         near = difflib.get_close_matches(name, _MODELS, 1, 0)
         raise ConfigError(f"unknown model {name!r}; did you mean {near[0]!r}? Known: {', '.join(_MODELS)}")
     return _MODELS[name]
+
+
+def option(text: str) -> tuple[str, Any]:
+    """Read an option of a model, ``"shortcut=A"``; its value is JSON, or else a word.
+
+    Raises: ConfigError if the text is not NAME=VALUE.
+    """
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ConfigError(f"{text!r} is no option of a model; write NAME=VALUE, for example shortcut=A")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 def build(name: str, *, classes: int | None = None, seed: int = 0, **variant: Any) -> Module:

@@ -9,6 +9,7 @@ from minires import ops
 from minires.backend import set_threads, specification
 from minires.errors import CheckpointError, ConfigError, DataError, MiniresError, ShapeError
 from minires.gradcheck import GradcheckError, gradcheck
+from minires.nn.module import Module
 from minires.tensor import Tensor, cut, no_grad, unfused
 
 if TYPE_CHECKING:
@@ -40,6 +41,13 @@ __all__ = [
     "unfused",
 ]
 
+
+def _summary(self: Module, input: tuple[int, int, int], *, memory: bool = False) -> Any:
+    """List the layers of the model for a picture (H, W, C): see :func:`minires.inspect.summarize`."""
+    return importlib.import_module("minires.inspect").summarize(self, input, memory=memory)
+
+
+Module.summary = _summary  # type: ignore[method-assign]
 
 _FUNCTIONS = {"fuse": "minires.nn.fuse", "checkpoint": "minires.nn.recompute"}
 

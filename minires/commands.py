@@ -145,11 +145,11 @@ def run_plot(options: argparse.Namespace) -> int:
 
 def run_import_weights(options: argparse.Namespace) -> int:
     from minires import weights
-    from minires.weights import keras_pretrained
+    from minires.weights import keras_files, keras_pretrained
 
     out = options.out or f"{options.model}.safetensors"
     classes = None if options.classes is None else [str(number) for number in range(options.classes)]
-    if Path(options.source_file).suffix in keras_pretrained.SUFFIXES:
+    if Path(options.source_file).suffix in keras_files.SUFFIXES:
         if options.source or options.variant:
             raise ConfigError("--source and --variant are for PyTorch's files; what Keras has is known")
         report = keras_pretrained.import_keras(options.source_file, options.model, out, classes=classes)

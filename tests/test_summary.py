@@ -363,3 +363,8 @@ def test_it_is_measured_where_one_picture_could_not_train() -> None:
     assert summary.outputs["res5b"] == (1, 1, 512) and summary.held and summary.held > 0
     with no_grad():
         assert summarize(models.build("resnet18"), (32, 32, 3), memory=True).held == summary.held
+
+
+def test_a_model_summarizes_itself():
+    model = models.build("resnet20_cifar")
+    assert model.summary((32, 32, 3)).layers == summarize(model, (32, 32, 3)).layers

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -145,6 +145,10 @@ class Module:
                 elif isinstance(value, np.ndarray) and value.dtype.kind == "f":
                     setattr(module, name, value.astype(dtype))
         return self
+
+    if TYPE_CHECKING:  # bound in minires/__init__.py: looking at models is a floor above them
+
+        def summary(self, input: tuple[int, int, int], *, memory: bool = False) -> Any: ...
 
     # --------------------------------------------------------------------------------------- its state
 

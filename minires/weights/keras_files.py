@@ -47,6 +47,7 @@ DAMAGED = (
     OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, MemoryError,
     zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
+SUFFIXES = (".h5", ".hdf5", ".keras")  # of files that Keras writes
 SHOWN = 5  # names of each kind in a message
 
 VARIANTS: dict[str, dict[str, Any]] = {

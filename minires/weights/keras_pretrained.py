@@ -28,7 +28,6 @@ from minires.weights.pretrained import IMAGENET, Report
 
 CAFFE = Normalize((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255))
 TF = Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-SUFFIXES = (".h5", ".hdf5", ".keras")
 
 
 def import_keras(

@@ -23,6 +23,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from minires.errors import CheckpointError, ConfigError, one_of
 from minires.nn.layers import Flatten, Linear
 from minires.nn.module import Module
 from minires.train import Trained, save_model
-from minires.weights import torch_files
+from minires.weights import keras_files, torch_files
 from minires.weights.names import SOURCES, modern, names_of, recognise
 
 IMAGENET = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -111,15 +112,25 @@ def variant_for(source: str, model: str) -> dict[str, Any]:
 def load_pretrained(
     model: Module, path: str | os.PathLike[str], *, source: str | None = None, head: bool = True
 ) -> Report:
-    """Set the weights of ``model`` from a file of PyTorch's; nothing is changed unless every tensor fits.
+    """Set the weights of ``model`` from a file of PyTorch's or Keras's, all or, if one does not fit, none.
 
     ``source`` says whose names the file has, as in :mod:`minires.weights.names`; without it they are
     recognised. ``head=False`` leaves out the last dense layer, for fine-tuning with classes of one's own. The
     model must have been built with the options of :func:`variant_for`, as names and shapes do not show them.
 
     Raises: CheckpointError if the file cannot be read, its names are of no known source, or tensors are
-    missing, unmatched or of another shape; ConfigError if the source has no such network.
+    missing, unmatched or of another shape; ConfigError if the source has no such network, or ``source`` or
+    ``head=False`` are given for a file of Keras's.
     """
+    if Path(path).suffix in keras_files.SUFFIXES:
+        if source is not None or not head:
+            raise ConfigError(
+                f"{os.fspath(path)} is a file of Keras's: it is loaded whole and without source=. For classes "
+                "of your own, import it with `minires import-weights`, then start from that"
+            )
+        arrays = keras_files.read(path)
+        model.load_state_dict(keras_files.to_state(arrays, model))
+        return Report(os.fspath(path), "Keras", len(arrays), sum(array.size for array in arrays.values()))
     return _load(model, _read(path, source), head=head)
 
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from minires.errors import ConfigError
+from minires.models import build
 from minires.tensor import Tensor, no_grad
 from minires.train import load_model
+from minires.weights import keras_files, load_pretrained
 from minires.weights.keras_pretrained import import_keras
 
 
@@ -29,6 +31,9 @@ def test_pictures_are_prepared_as_keras_does(tmp_path, monkeypatch, name, kind, 
             weight.assign(rng.uniform(0.5, 1.5, weight.shape))
     theirs.save_weights(tmp_path / "theirs.weights.h5")
     classes = [f"class {number}" for number in range(10)]
+    other = build(name, classes=10, **variant_of(kind))
+    report = load_pretrained(other, tmp_path / "theirs.weights.h5")
+    assert report.numbers == sum(array.size for array in other.state_dict().values())
     report = import_keras(
         tmp_path / "theirs.weights.h5", name, tmp_path / "ours.safetensors", classes=classes
     )
@@ -39,7 +44,18 @@ def test_pictures_are_prepared_as_keras_does(tmp_path, monkeypatch, name, kind, 
     expected = np.asarray(keras.ops.convert_to_numpy(theirs(prepared, training=False)))
     with no_grad():
         scores = trained.model(Tensor(trained.normalize(pictures))).numpy()
-    assert np.linalg.norm(scores - expected) < 1e-4 * np.linalg.norm(expected)
+        again = other.eval()(Tensor(np.asarray(prepared, np.float32))).numpy()
+    for found in (scores, again):
+        assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
+
+
+def variant_of(kind):
+    return {key: value for key, value in keras_files.variant_for(kind).items() if key != "name"}
+
+
+def test_a_head_cannot_be_left_out(tmp_path):
+    with pytest.raises(ConfigError, match="any.h5 is a file of Keras's: it is loaded whole"):
+        load_pretrained(build("resnet20_cifar"), tmp_path / "any.h5", head=False)
 
 
 def test_a_network_that_keras_has_not(tmp_path):

@@ -125,8 +125,8 @@ def load_pretrained(
     if Path(path).suffix in keras_files.SUFFIXES:
         if source is not None or not head:
             raise ConfigError(
-                f"{os.fspath(path)} is a file of Keras's: it is loaded whole and without source=. For classes "
-                "of your own, import it with `minires import-weights`, then start from that"
+                f"{os.fspath(path)} is a file of Keras's: it is loaded whole and without source=. For other "
+                "classes import it with `minires import-weights`, then start from that"
             )
         arrays = keras_files.read(path)
         model.load_state_dict(keras_files.to_state(arrays, model))

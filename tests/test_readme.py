@@ -35,7 +35,7 @@ def test_its_code_runs(code, capsys):
 def test_its_commands_exist():
     from minires.cli import main
 
-    commands = set(re.findall(r"^minires (\w+)|/minires (\w+)|`minires (\w+)", TEXT, re.MULTILINE))
+    commands = set(re.findall(r"^minires ([\w-]+)|/minires ([\w-]+)|`minires ([\w-]+)", TEXT, re.MULTILINE))
     for command in {one for group in commands for one in group if one}:
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])

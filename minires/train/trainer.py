@@ -183,7 +183,7 @@ class Trainer:
                 bar.set_postfix_str(f"loss {loss:.3f}, accuracy {100 * accuracy:.1f}%", refresh=False)
                 bar.update(len(y))
                 last = progress.batch == len(self.loader)
-                if last or stop.wanted:
+                if last:
                     self._settle()
                 if stop.wanted:
                     self._leave()

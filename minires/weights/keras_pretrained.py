@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 from minires import models
 from minires.data import Normalize
@@ -24,7 +25,7 @@ from minires.nn.layers import Conv2d
 from minires.nn.module import Module
 from minires.train import Trained, save_model
 from minires.weights import keras_files
-from minires.weights.pretrained import IMAGENET, Report
+from minires.weights.pretrained import IMAGENET, Report, load_keras
 
 CAFFE = Normalize((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255))
 TF = Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -53,16 +54,13 @@ def import_keras(
     entry = models.entry(name)
     classes = [str(number) for number in range(entry.classes)] if classes is None else classes
     model = models.build(name, classes=len(classes), **variant)
-    arrays = keras_files.read(src)
-    model.load_state_dict(keras_files.to_state(arrays, model))
+    report = load_keras(model, src)
     normalize = _preprocessing(kind)
     if normalize is CAFFE:
         _take_red_first(model)
     side = variant.get("size", entry.size)
     save_model(out, Trained(model, name, variant, tuple(classes), normalize, (side, side), "imagenet"))
-    return Report(
-        os.fspath(src), f"Keras's {kind}", len(arrays), sum(array.size for array in arrays.values())
-    )
+    return replace(report, source=f"Keras's {kind}")
 
 
 def _preprocessing(kind: str) -> Normalize:

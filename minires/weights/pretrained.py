@@ -128,10 +128,15 @@ def load_pretrained(
                 f"{os.fspath(path)} is a file of Keras's: it is loaded whole and without source=. For other "
                 "classes import it with `minires import-weights`, then start from that"
             )
-        arrays = keras_files.read(path)
-        model.load_state_dict(keras_files.to_state(arrays, model))
-        return Report(os.fspath(path), "Keras", len(arrays), sum(array.size for array in arrays.values()))
+        return load_keras(model, path)
     return _load(model, _read(path, source), head=head)
+
+
+def load_keras(model: Module, path: str | os.PathLike[str]) -> Report:
+    """The same for a file of Keras's, whatever its name. Raises: CheckpointError as :func:`load_pretrained`."""
+    arrays = keras_files.read(path)
+    model.load_state_dict(keras_files.to_state(arrays, model))
+    return Report(os.fspath(path), "Keras", len(arrays), sum(array.size for array in arrays.values()))
 
 
 def import_weights(

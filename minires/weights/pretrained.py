@@ -133,7 +133,10 @@ def load_pretrained(
 
 
 def load_keras(model: Module, path: str | os.PathLike[str]) -> Report:
-    """The same for a file of Keras's, whatever its name. Raises: CheckpointError as :func:`load_pretrained`."""
+    """The same for a file of Keras's, whatever its name.
+
+    Raises: CheckpointError as :func:`load_pretrained`.
+    """
     arrays = keras_files.read(path)
     model.load_state_dict(keras_files.to_state(arrays, model))
     return Report(os.fspath(path), "Keras", len(arrays), sum(array.size for array in arrays.values()))

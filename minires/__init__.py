@@ -14,6 +14,7 @@ from minires.tensor import Tensor, cut, no_grad, unfused
 
 if TYPE_CHECKING:
     from minires import data, models, nn, train
+    from minires.inspect.step import step
     from minires.nn.fuse import fuse
     from minires.nn.recompute import checkpoint
 
@@ -37,6 +38,7 @@ __all__ = [
     "ops",
     "set_threads",
     "specification",
+    "step",
     "train",
     "unfused",
 ]
@@ -49,7 +51,11 @@ def _summary(self: Module, input: tuple[int, int, int], *, memory: bool = False)
 
 Module.summary = _summary  # type: ignore[method-assign]
 
-_FUNCTIONS = {"fuse": "minires.nn.fuse", "checkpoint": "minires.nn.recompute"}
+_FUNCTIONS = {
+    "fuse": "minires.nn.fuse",
+    "checkpoint": "minires.nn.recompute",
+    "step": "minires.inspect.step",
+}
 
 
 def __getattr__(name: str) -> Any:

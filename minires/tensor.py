@@ -12,11 +12,13 @@ The tape keeps no result alive by itself: each closure holds just the arrays tha
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,14 +35,15 @@ class _State(threading.local):
     recording = True
     fused = True
     path = ""  # the path of the module whose forward is running, for the names of nodes
+    watcher: Callable[[Call], None] | None = None
 
 
 _state = _State()
 
 
 def settings() -> dict[str, Any]:
-    """What no_grad(), unfused() and scope() have set for this thread."""
-    return {name: getattr(_state, name) for name in ("recording", "fused", "path")}
+    """What no_grad(), unfused(), scope() and watching() have set for this thread."""
+    return {name: getattr(_state, name) for name in ("recording", "fused", "path", "watcher")}
 
 
 @contextmanager
@@ -77,6 +80,31 @@ def is_fused() -> bool:
 def scope(path: str) -> AbstractContextManager[None]:
     """Name the nodes recorded inside this block after the module at ``path``."""
     return with_settings(path=path)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an operation: its result, its inputs, and the frame in which it was computed."""
+
+    op: str
+    y: Tensor
+    inputs: Sequence[Tensor]
+    frame: FrameType  # let go of it at once: a frame keeps all of its variables alive
+
+    @property
+    def local(self) -> Mapping[str, Any]:
+        """The operation's local variables, among them its options (stride, eps, ...)."""
+        return self.frame.f_locals
+
+
+def watching(watcher: Callable[[Call], None]) -> AbstractContextManager[None]:
+    """Call ``watcher`` after every operation inside this block, whether or not it is recorded on the tape."""
+    return with_settings(watcher=watcher)
+
+
+def is_watched() -> bool:
+    """Whether somebody watches the operations now."""
+    return _state.watcher is not None
 
 
 @contextmanager
@@ -338,6 +366,8 @@ def record(op: str, data: Array, parents: Sequence[Tensor], backward: Backward) 
         nodes = tuple(parent.node for parent in parents)
         if any(node is not None for node in nodes):
             output._node = Node(op, output, nodes, backward)
+    if _state.watcher is not None:
+        _state.watcher(Call(op, output, parents, sys._getframe(1)))
     return output
 
 

@@ -21,7 +21,7 @@ from minires import backend, tensor
 from minires.backend import Array
 from minires.errors import MiniresError
 from minires.nn.module import Module
-from minires.tensor import Tensor, is_recording, reachable, record, set_apart, with_settings
+from minires.tensor import Tensor, is_recording, is_watched, reachable, record, set_apart, with_settings
 
 
 def checkpoint(block: Module, *inputs: Any) -> Tensor:
@@ -33,7 +33,7 @@ def checkpoint(block: Module, *inputs: Any) -> Tensor:
     move once. Hooks on tensors inside are called in the second run, if they are registered in ``forward``.
 
     On the tape it is one step, named after the block, whose parents are the inputs and all parameters that
-    the block uses. Without recording it is a plain call.
+    the block uses. Without recording it is a plain call, and while somebody watches every operation, too.
 
     The state that the second run finds is that of the block's own modules: what it borrows from elsewhere (a
     batch norm of another block, a global random generator) would move twice.
@@ -43,7 +43,7 @@ def checkpoint(block: Module, *inputs: Any) -> Tensor:
     and is not among the inputs.
     Source: arXiv:1604.06174.
     """
-    if not is_recording():
+    if not is_recording() or is_watched():
         return block(*inputs)
     path = block.path or tensor.settings()["path"]
     settings, specification = {**tensor.settings(), "path": path}, backend.is_specification()

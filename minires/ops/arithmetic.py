@@ -143,19 +143,25 @@ def _unary(op: str, x: Any, forward: Callable[..., Array], backward: Callable[..
 
 
 def neg(x: Tensor) -> Tensor:
-    """The negative. Math: y = -x. Shapes: any. Raises: ShapeError if ``x`` is not a float."""
+    """The negative.
+
+    Math: y = -x. Shapes: any. Backward: dx = -dy. Raises: ShapeError if ``x`` is not a float.
+    """
     return _unary("neg", x, lambda xp, x: -x, lambda xp, dy, x, y: -dy)
 
 
 def exp(x: Tensor) -> Tensor:
-    """The exponential. Math: y = e ** x. Shapes: any. Raises: ShapeError if ``x`` is not a float."""
+    """The exponential.
+
+    Math: y = e ** x. Shapes: any. Backward: dx = dy * y. Raises: ShapeError if ``x`` is not a float.
+    """
     return _unary("exp", x, lambda xp, x: xp.exp(x), lambda xp, dy, x, y: dy * y)
 
 
 def log(x: Tensor) -> Tensor:
     """The natural logarithm; -inf at zero, NaN below, as in NumPy.
 
-    Shapes: any. Raises: ShapeError if ``x`` is not a float.
+    Math: y = log(x). Shapes: any. Backward: dx = dy / x. Raises: ShapeError if ``x`` is not a float.
     """
     return _unary("log", x, lambda xp, x: xp.log(x), lambda xp, dy, x, y: dy / x)
 
@@ -163,7 +169,7 @@ def log(x: Tensor) -> Tensor:
 def sqrt(x: Tensor) -> Tensor:
     """The square root; its gradient is infinite at zero, as in NumPy.
 
-    Shapes: any. Raises: ShapeError if ``x`` is not a float.
+    Math: y = sqrt(x). Shapes: any. Backward: dx = dy / (2 y). Raises: ShapeError if ``x`` is not a float.
     """
     return _unary("sqrt", x, lambda xp, x: xp.sqrt(x), lambda xp, dy, x, y: dy / (y + y))
 

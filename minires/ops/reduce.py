@@ -33,7 +33,7 @@ def _spread(xp: Any, dy: Array, shape: tuple[int, ...], axes: tuple[int, ...]) -
 def sum(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """The sum over ``axis`` (an axis, several, or None for all).
 
-    Shapes: see the head of this file. Backward: dy at every place that was summed.
+    Math: y = sum of x. Shapes: see the head of this file. Backward: dx = dy at every place that was summed.
     Raises: ShapeError if an axis does not exist or ``x`` is not a float.
     """
     x = checks.as_tensor(x)
@@ -47,7 +47,7 @@ def sum(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
 def mean(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """The mean over ``axis`` (an axis, several, or None for all).
 
-    Shapes: see the head of this file. Backward: dy / count at every place that was averaged.
+    Math: y = sum of x / count. Shapes: see the head of this file. Backward: dx = dy / count at every place.
     Raises: ShapeError if an axis does not exist, there is nothing to average, or ``x`` is not a float.
     """
     x = checks.as_tensor(x)
@@ -62,7 +62,8 @@ def mean(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
 def max(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """The maximum over ``axis`` (an axis, several, or None for all).
 
-    Shapes: see the head of this file. Backward: dy goes to the maximum; ties share it evenly.
+    Math: y = max of x. Shapes: see the head of this file. Backward: dx = dy at the maximum, else 0; ties
+    share it evenly.
     Raises: ShapeError if an axis does not exist, there is nothing to choose from, or ``x`` is not a float.
     """
     x = checks.as_tensor(x)

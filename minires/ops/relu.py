@@ -122,7 +122,8 @@ def relu(x: Tensor, *, add: Tensor | None = None) -> Tensor:
 
     Under ``minires.unfused()`` the addition is a node of its own on the tape.
 
-    Math: y = max(x + add, 0). Backward: dx = dadd = dy where y > 0; at exactly zero the gradient is zero.
+    Math: y = max(x, 0), with a shortcut max(x + add, 0). Backward: dx = dadd = dy where y > 0; at exactly
+    zero the gradient is zero.
     Shapes: any; add and y as x.
     Raises: ShapeError if ``x`` is not float32 or float64, or ``add`` has another shape or dtype.
     """

@@ -23,7 +23,7 @@ from minires.tensor import Tensor, record
 def reshape(x: Tensor, shape: int | tuple[int, ...]) -> Tensor:
     """The same numbers, in the same order, in another shape; one size may be -1: what is left over.
 
-    Shapes: x any -> y ``shape``. Backward: dy in the shape of x.
+    Math: y = x in another shape. Shapes: x any -> y ``shape``. Backward: dx = dy in the shape of x.
     Raises: ShapeError if the number of elements differs.
     """
     x = checks.as_tensor(x)
@@ -38,7 +38,8 @@ def reshape(x: Tensor, shape: int | tuple[int, ...]) -> Tensor:
 def flatten(x: Tensor) -> Tensor:
     """One row per picture: all axes but the first become one.
 
-    Shapes: x (N, ...) -> y (N, the product of the others). Backward: dy in the shape of x.
+    Math: y = x, each picture as a row. Shapes: x (N, ...) -> y (N, the product of the others).
+    Backward: dx = dy in the shape of x.
     Raises: ShapeError if ``x`` has no axis.
     """
     x = checks.as_tensor(x)
@@ -50,7 +51,8 @@ def flatten(x: Tensor) -> Tensor:
 def transpose(x: Tensor, axes: tuple[int, ...] | None = None) -> Tensor:
     """The axes in another order; without ``axes`` in reverse.
 
-    Shapes: axis i of y is axis ``axes[i]`` of x. Backward: the inverse order.
+    Math: y = x with its axes in another order. Shapes: axis i of y is axis ``axes[i]`` of x.
+    Backward: dx = dy with its axes in the inverse order.
     Raises: ShapeError if ``axes`` does not name every axis once.
     """
     x = checks.as_tensor(x)
@@ -65,7 +67,7 @@ def transpose(x: Tensor, axes: tuple[int, ...] | None = None) -> Tensor:
 def getitem(x: Tensor, index: Any) -> Tensor:
     """The elements at ``index``: numbers, slices, ``...``, None, lists or arrays of numbers or of booleans.
 
-    Shapes: as in NumPy. Backward: each gradient goes back to the element it was read from.
+    Math: y = x[index]. Shapes: as in NumPy. Backward: dx = dy at the elements that were read, else 0.
     Raises: IndexError, with NumPy's message, if the index does not fit.
     """
     x = checks.as_tensor(x)

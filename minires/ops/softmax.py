@@ -157,7 +157,7 @@ def _checked(op: str, x: Tensor) -> Tensor:
 def softmax(x: Tensor) -> Tensor:
     """Turn scores into probabilities that sum to one along the last axis.
 
-    Math, Shapes, Backward: see the head of this file.
+    Math: y = exp(x) / sum exp(x). Shapes: see the head of this file. Backward: dx = y * (dy - sum(dy * y)).
     Raises: ShapeError if ``x`` has no classes or is not float32 or float64.
     """
     x = _checked("softmax", x)
@@ -173,7 +173,7 @@ def softmax(x: Tensor) -> Tensor:
 def log_softmax(x: Tensor) -> Tensor:
     """The logarithm of :func:`softmax`, exact where a probability would round to zero.
 
-    Math, Shapes, Backward: see the head of this file.
+    Math: y = x - log sum exp(x). Shapes: see the head of this file. Backward: dx = dy - exp(y) * sum(dy).
     Raises: ShapeError if ``x`` has no classes or is not float32 or float64.
     """
     x = _checked("log_softmax", x)

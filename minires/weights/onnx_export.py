@@ -1,9 +1,8 @@
 """A model as an ONNX file, for every runtime that reads ONNX: onnxruntime, a phone, a browser, Netron.
 
-The graph is written down while two pictures of zeros pass through the model. Every operation hands its result
-to ``minires.tensor.record``, also when nothing is kept for a backward pass, and there we look on: the inputs
-come with the call, and the options (stride, padding, eps, ...) are the operation's own local variables. So it
-does not matter how a model is put together.
+The graph is written down while two pictures of zeros pass through the model and we watch every operation,
+see ``minires.tensor.watching``: the inputs come with the call, and the options (stride, padding, eps, ...)
+are the operation's own local variables. So it does not matter how a model is put together.
 
 ONNX has the channels before the height and the width. In the graph every tensor of four axes is (N, C, H, W)
 where ours is (N, H, W, C); kernels are transposed when they are written, (O, C/groups, KH, KW) for our
@@ -17,14 +16,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import inspect
 import itertools
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +29,7 @@ from minires.errors import ConfigError
 from minires.files import atomic_write
 from minires.nn.module import Module
 from minires.ops.window import Window
-from minires.tensor import Tensor, no_grad, with_settings
+from minires.tensor import Call, Tensor, no_grad, watching, with_settings
 from minires.train.modelfile import Trained, load_model
 
 INPUT, OUTPUT = "input", "logits"
@@ -157,16 +152,6 @@ def _notes(trained: Trained) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------- observing
 
 
-@dataclass(frozen=True)
-class Call:
-    """One call of an operation: its result, its inputs, and all of its local variables."""
-
-    op: str
-    y: Tensor
-    inputs: Sequence[Tensor]
-    local: Mapping[str, Any]
-
-
 def _observe(graph: _Graph, model: Module, input: tuple[int, int, int]) -> Tensor:
     """Pass pictures through the model, in inference mode, and note every operation in the graph."""
     first = next(model.parameters()).data
@@ -175,37 +160,11 @@ def _observe(graph: _Graph, model: Module, input: tuple[int, int, int]) -> Tenso
     graph.values[x] = INPUT
     model.eval()
     try:
-        with no_grad(), with_settings(fused=True), _recording_to(graph.note):
+        with no_grad(), with_settings(fused=True), watching(graph.note):
             return model(x)
     finally:
         for module, training in modes:
             module.training = training
-
-
-@contextmanager
-def _recording_to(note: Callable[[Call], None]) -> Iterator[None]:
-    """Call ``note`` for every operation inside this block, after it is computed."""
-    record = tensor.record
-
-    def noted(op: str, data: Any, inputs: Sequence[Tensor], backward: Any) -> Tensor:
-        y = record(op, data, inputs, backward)
-        operation = inspect.currentframe().f_back  # type: ignore[union-attr]
-        note(Call(op, y, inputs, operation.f_locals))  # type: ignore[union-attr]
-        return y
-
-    # Those of others too, who define operations of their own: they are found and named.
-    users = [
-        module
-        for module in list(sys.modules.values())
-        if getattr(module, "__dict__", {}).get("record") is record
-    ]
-    for module in users:
-        vars(module)["record"] = noted
-    try:
-        yield
-    finally:
-        for module in users:
-            vars(module)["record"] = record
 
 
 # -------------------------------------------------------------------------------------------- the graph

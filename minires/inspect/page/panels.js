@@ -1,0 +1,547 @@
+// What is shown of a step: the channels of its tensors as pictures, its kernels, and one number explained.
+//
+// A panel shows the channels of one tensor: small pictures to choose from, and the chosen one large. Where a
+// panel explains its numbers, pointing at the large picture says how they came about.
+
+function forwardView(operation) {
+  const { trace } = state;
+  const inputs = operation.inputs
+    .map((input, place) => [input, place])
+    .filter(([input]) => input.number !== null);
+  const panels = inputs.map(([input]) => {
+    const source = trace.operations[input.number];
+    return panel({
+      key: `x${source.number}`,
+      title: word("inputOf", { label: input.label }),
+      link: source,
+      operation: source,
+      id: source.arrays.output,
+    });
+  });
+  const explainHere = (channel, i, j) => explainOutput(trace, operation, channel, i, j);
+  const title = word(operation.op === "input" ? "asTheNetworkSees" : "output");
+  const y = panel({
+    key: `y${operation.number}`,
+    title,
+    operation,
+    id: operation.arrays.output,
+    explain: explainHere,
+  });
+  return [
+    element("div", { class: "panels" }, photo(operation), panels, y),
+    kernelPanels(operation, [["kernel", operation.op === "linear" ? "weights" : "kernels", null]]),
+  ].flat();
+}
+
+function photo(operation) {
+  if (operation.op !== "input" || !state.trace.picture) return [];
+  return element("section", { class: "panel" }, element("h3", {}, word("picture")), photographed());
+}
+
+function photographed() {
+  const { height, width } = state.trace.picture;
+  const box = largePicture(height, width, false);
+  box.append(photograph(state.trace.picture));
+  return box;
+}
+
+function backwardView(operation) {
+  const { trace } = state;
+  const own = panel({
+    key: `dy${operation.number}`,
+    title: word("incoming"),
+    operation,
+    id: operation.arrays.incoming,
+    shownOnly: true,
+    explain: (channel, i, j) => explainIncoming(trace, operation, channel, i, j),
+  });
+  const sent = operation.outgoing
+    .map((gradient, input) => {
+      if (gradient.array === undefined) return null;
+      const source = trace.source(operation, input);
+      return panel({
+        key: `dx${operation.number}.${input}`,
+        title: word("outgoing", { label: operation.inputs[input].label }),
+        link: source,
+        operation: source,
+        id: gradient.array,
+        shownOnly: true,
+        explain: (channel, i, j) => explainOutgoing(trace, operation, input, channel, i, j),
+      });
+    })
+    .filter(Boolean);
+  return [
+    fork(operation),
+    element("div", { class: "panels" }, photo(operation), own, sent),
+    kernelPanels(operation, [
+      ["kernel", operation.op === "linear" ? "weights" : "kernels", null],
+      [
+        "kernel_gradient",
+        operation.op === "linear" ? "weightGradients" : "kernelGradients",
+        (place) => explainKernelGradient(trace, operation, place.channel, place.input, place.i, place.j),
+      ],
+    ]),
+    parameterPanels(operation),
+  ].flat();
+}
+
+/** Who sent which part of the gradient that comes in; at a fork with the size of each part and of the sum. */
+function fork(operation) {
+  const parts = operation.contributions;
+  const link = (part) => goLink(state.trace.operations[part.from]);
+  if (!parts.length)
+    return operation.op === "input" ? [] : element("p", { class: "note" }, word("startOfBack"));
+  if (parts.length === 1)
+    return element("p", { class: "note" }, word("single", { name: "" }), link(parts[0]));
+  const [rows, columns] = places(operation);
+  const arrays = [...parts.map((part) => part.array), operation.arrays.incoming];
+  const full = fullColour(state.trace.array(operation.arrays.incoming).data);
+  const figure = (name, size, kind) =>
+    element(
+      "figure",
+      { "data-part": kind },
+      element("div", { class: "slot" }),
+      element(
+        "figcaption",
+        {},
+        name,
+        element("span", { "data-name": "norm" }, word("shareOfNorm", { norm: format(size.norm) })),
+      ),
+    );
+  const figures = parts.map((part) => figure(link(part), part.size, part.from));
+  const sum = figure(word("sumOfAll"), operation.incoming, "sum");
+  const signs = parts.slice(1).map(() => element("span", { class: "sign" }, "+"));
+  const row = figures.flatMap((one, place) => (place ? [signs[place - 1], one] : [one]));
+  const section = element(
+    "section",
+    { class: "fork panel" },
+    element("h3", {}, word("fork", { count: parts.length })),
+    element("div", { class: "sum" }, row, element("span", { class: "sign" }, "="), sum),
+  );
+  const redraw = () => {
+    const index = Math.max(0, operation.kept.indexOf(state.channels.get(operation.family)));
+    const isMap = rows * columns > 1;
+    [...figures, sum].forEach((one, place) => {
+      const values = isMap ? state.trace.plane(arrays[place], index) : state.trace.array(arrays[place]).data;
+      const wide = isMap ? columns : Math.ceil(Math.sqrt(values.length));
+      one.firstChild.replaceChildren(
+        picture(values, isMap ? rows : Math.ceil(values.length / wide), wide, full),
+      );
+    });
+  };
+  redraw();
+  return Object.assign(section, { family: operation.family, redraw });
+}
+
+function goLink(operation) {
+  return element(
+    "button",
+    { type: "button", class: "link", click: () => goToOperation(operation.number) },
+    nameOf(operation),
+  );
+}
+
+/** How the numbers of a panel lie in its large picture: a map as it is, a vector in rows. */
+function layout(operation, count) {
+  const [rows, columns] = places(operation);
+  if (rows * columns > 1) return { isMap: true, rows, columns };
+  const wide = count <= 12 ? count : Math.ceil(Math.sqrt(2 * count));
+  return { isMap: false, columns: wide, rows: Math.ceil(count / wide) };
+}
+
+function panel({ key, title, link, operation, id, shownOnly, explain: how }) {
+  const { trace } = state;
+  const { data } = trace.array(id);
+  const count = shownOnly ? operation.shown : operation.kept.length;
+  const drawnCount = Math.min(operation.shown, count);
+  const { isMap, rows, columns } = layout(operation, count);
+  const full = fullColour(data.subarray(0, isMap ? drawnCount * rows * columns : count));
+  const kept = operation.kept.slice(0, drawnCount);
+  const { family } = operation;
+  if (!kept.includes(state.channels.get(family))) state.channels.set(family, kept[0]);
+  const holder = element("section", {
+    class: "panel",
+    "data-panel": key.replace(/\d.*/, ""),
+    "data-key": key,
+  });
+  const named = isMap ? "channelsOf" : "numbersOf";
+  const header = [
+    element("h3", {}, title, link ? element("small", {}, " ", goLink(link)) : ""),
+    element(
+      "p",
+      { class: "soft" },
+      word(named, { count: isMap ? drawnCount : count, total: allChannels(operation) }),
+    ),
+  ];
+  const large = largePicture(rows, columns, Boolean(how));
+  const caption = element("p", { class: "caption" });
+  const thumbs = isMap ? thumbnails() : how ? chips() : [];
+  holder.append(...header, large, caption, ...[thumbs].flat(), scaleBar(full));
+  if (isProbabilities(operation) && id === operation.arrays.output) holder.append(scoreList(operation));
+  Object.assign(holder, { family, redraw, shift });
+  redraw();
+  return holder;
+
+  function thumbnails() {
+    return element(
+      "div",
+      { class: "thumbs", role: "group", "aria-label": title },
+      kept.map((channel, index) =>
+        element(
+          "button",
+          {
+            type: "button",
+            class: "thumb",
+            "data-channel": channel,
+            "aria-label": word("channel", { channel }),
+            click: () => choose(channel),
+          },
+          picture(trace.plane(id, index), rows, columns, full),
+          element("span", {}, channel),
+        ),
+      ),
+    );
+  }
+
+  /** Buttons for the numbers of a long vector that have their arithmetic on this page. */
+  function chips() {
+    const numbers = operation.arrays.output === id && count > 12 ? withArithmetic(trace, operation) : null;
+    if (!numbers) return [];
+    const press = (channel) => () => {
+      const cell = operation.kept.indexOf(channel);
+      point(Math.floor(cell / columns), cell % columns);
+    };
+    return element(
+      "p",
+      { class: "chips" },
+      word("withArithmetic"),
+      numbers.map((channel) =>
+        element(
+          "button",
+          { type: "button", class: "link", click: press(channel) },
+          nameOfNumber(operation, channel),
+        ),
+      ),
+    );
+  }
+
+  /** Draw a channel large, here and in the other panels in which it stands for the same. */
+  function choose(channel) {
+    state.channels.set(family, channel);
+    for (const one of document.querySelectorAll(".panel")) if (one.family === family) one.redraw();
+    explain();
+  }
+
+  function shift(by) {
+    if (isMap) choose(kept[(kept.indexOf(state.channels.get(family)) + by + kept.length) % kept.length]);
+  }
+
+  function redraw() {
+    const channel = state.channels.get(family);
+    const index = kept.indexOf(channel);
+    const canvas = isMap
+      ? picture(trace.plane(id, index), rows, columns, full)
+      : picture(data.subarray(0, count), rows, columns, full);
+    large.replaceChildren(canvas, overlayOf(rows, columns));
+    caption.textContent = isMap ? word("channel", { channel }) : "";
+    for (const thumb of holder.querySelectorAll(".thumb"))
+      thumb.setAttribute("aria-pressed", String(Number(thumb.dataset.channel) === channel));
+    if (how)
+      pointable(canvas, {
+        title: `${title}, ${caption.textContent}`,
+        key,
+        rows,
+        columns,
+        point,
+        move: (from, step) => from + step,
+      });
+    if (state.place && state.place.key === key) point(state.place.i, state.place.j);
+  }
+
+  /** Explain the number at a place of the large picture. */
+  function point(i, j) {
+    const cell = i * columns + j;
+    if (!isMap && cell >= count) return;
+    const channel = isMap ? state.channels.get(family) : operation.kept[cell];
+    const [row, column] = isMap ? [i, j] : [0, 0];
+    const text = isMap
+      ? `${word("channel", { channel })}, ${word("placeIn", { i, j })}`
+      : nameOfNumber(operation, channel);
+    state.place = { key, i, j, channel, text: `${title}: ${text}`, how: () => how(channel, row, column) };
+    explain();
+  }
+}
+
+/** The box of a large picture, and what is drawn over it. */
+function largePicture(rows, columns, points) {
+  const box = element("div", { class: points ? "large points" : "large" });
+  box.style.setProperty("--rows", rows);
+  box.style.setProperty("--columns", columns);
+  return box;
+}
+
+function overlayOf(rows, columns) {
+  return drawn("svg", {
+    viewBox: `0 0 ${columns} ${rows}`,
+    preserveAspectRatio: "none",
+    "aria-hidden": "true",
+  });
+}
+
+/** Let a picture be pointed at, by a pointer or with the arrow keys; `move` says where a key leads. */
+function pointable(canvas, { title, key, rows, columns, point, move }) {
+  const hover = (event) => {
+    const box = canvas.getBoundingClientRect();
+    const cell = (from, length, cells) =>
+      Math.min(cells - 1, Math.max(0, Math.floor((from / length) * cells)));
+    point(
+      cell(event.clientY - box.top, box.height, rows),
+      cell(event.clientX - box.left, box.width, columns),
+    );
+  };
+  const here = () => (state.place && state.place.key === key ? state.place : null);
+  const pressed = (event) => {
+    const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+    if (event.key === "Escape") at("step").focus();
+    if (!step) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const { i, j } = here() || { i: 0, j: 0 };
+    const inside = (to, cells) => Math.min(cells - 1, Math.max(0, to));
+    point(inside(move(i, step[0], 0), rows), inside(move(j, step[1], 1), columns));
+  };
+  canvas.tabIndex = 0;
+  canvas.setAttribute("role", "application");
+  canvas.setAttribute("aria-label", `${title}. ${word("pointAt")}`);
+  canvas.addEventListener("pointermove", hover);
+  canvas.addEventListener("pointerdown", hover);
+  canvas.addEventListener("focus", () => {
+    if (!here()) point(0, 0);
+  });
+  canvas.addEventListener("keydown", pressed);
+}
+
+function isProbabilities(operation) {
+  const last = state.trace.operations[state.trace.operations.length - 1];
+  return (
+    last.op === "cross_entropy" &&
+    last.inputs[0].number === operation.number &&
+    allChannels(operation) === operation.kept.length
+  );
+}
+
+function nameOfNumber(operation, channel) {
+  return isProbabilities(operation) ? className(state.trace, channel) : word("number", { channel });
+}
+
+/** The largest scores with the names of their classes and their probabilities. */
+function scoreList(operation) {
+  const { data } = state.trace.array(operation.arrays.output);
+  const order = [...data.keys()].sort((a, b) => data[b] - data[a]).slice(0, 10);
+  const powers = [...data].map((score) => Math.exp(score - data[order[0]]));
+  const sum = powers.reduce((total, power) => total + power, 0);
+  const row = (k) =>
+    element(
+      "tr",
+      {},
+      element("th", { scope: "row" }, className(state.trace, k)),
+      element("td", {}, format(data[k])),
+      element("td", {}, percent(powers[k] / sum)),
+    );
+  const heading = ["", word("score"), word("probability")].map((text) =>
+    element("th", { scope: "col" }, text),
+  );
+  return element(
+    "table",
+    { class: "list" },
+    element("thead", {}, element("tr", {}, heading)),
+    element("tbody", {}, order.map(row)),
+  );
+}
+
+/** The kernels in detail, all in one picture: a row of tiles for each output channel. */
+function kernelPanels(operation, wanted) {
+  const { trace } = state;
+  const source =
+    operation.inputs.length && operation.inputs[0].number !== null ? trace.source(operation, 0) : null;
+  const panels = wanted
+    .filter(([name]) => operation.arrays[name] !== undefined)
+    .map(([name, title, how]) => {
+      const { data, shape } = trace.array(operation.arrays[name]);
+      const inputs = Math.min(shape[1], source.shown, 64);
+      return kernelPanel({ operation, source, name, title: word(title), data, shape, inputs, how });
+    });
+  return panels.length ? [element("div", { class: "panels" }, panels)] : [];
+}
+
+function kernelPanel({ operation, source, name, title, data, shape, inputs, how }) {
+  const [outputs, all, height, width] = shape;
+  const gap = height * width > 1 ? 1 : 0;
+  const inputsDown = inputs <= outputs; // the longer list goes to the right
+  const [down, right] = inputsDown ? [inputs, outputs] : [outputs, inputs];
+  const [rows, columns] = [down * (height + gap) - gap, right * (width + gap) - gap];
+  const values = new Float32Array(rows * columns);
+  const number = (o, c, kh, kw) => data[((o * all + c) * height + kh) * width + kw];
+  const tile = (row, column) => {
+    const [d, r] = [Math.floor(row / (height + gap)), Math.floor(column / (width + gap))];
+    return [...(inputsDown ? [r, d] : [d, r]), row % (height + gap), column % (width + gap)];
+  };
+  for (let row = 0; row < rows; row++) {
+    for (let column = 0; column < columns; column++) {
+      const [o, c, kh, kw] = tile(row, column);
+      if (kh < height && kw < width) values[row * columns + column] = number(o, c, kh, kw);
+    }
+  }
+  const full = fullColour(values);
+  const canvas = picture(values, rows, columns, full);
+  const key = `${name}${operation.number}`;
+  const texts = { inputs, allInputs: allChannels(source), outputs, allOutputs: allChannels(operation) };
+  const large = largePicture(rows, columns, true);
+  large.append(canvas, overlayOf(rows, columns));
+  // The next number over the gap between two tiles.
+  const move = (from, step, axis) => {
+    const length = axis === 0 ? height : width;
+    return from + step + (gap && (from + step + 1) % (length + gap) === 0 ? step : 0);
+  };
+  pointable(canvas, { title, key, rows, columns, point: pointTile, move });
+  return element(
+    "section",
+    { class: "panel kernels", "data-panel": name, "data-key": key },
+    element("h3", {}, title),
+    element("p", { class: "soft" }, word(inputsDown ? "rowsOfInputs" : "rowsOfOutputs", texts)),
+    large,
+    scaleBar(full),
+  );
+
+  function pointTile(row, column) {
+    const [o, c, kh, kw] = tile(row, column);
+    if (kh >= height || kw >= width) return;
+    const place = { channel: operation.detail[o], input: source.kept[c], i: kh, j: kw };
+    const ends = `${word("output")} ${place.channel}, ${word("inputOf", { label: "x" })} ${place.input}`;
+    const text = `${ends}, ${word("placeIn", place)}`;
+    const recorded = number(o, c, kh, kw);
+    state.place = {
+      key,
+      i: row,
+      j: column,
+      channel: place.channel,
+      text: `${title}: ${text}`,
+      how: how ? () => how(place) : () => ({ blocks: [], recorded }),
+    };
+    explain();
+  }
+}
+
+/** The gradients of other parameters: of a bias, of gamma and beta. */
+function parameterPanels(operation) {
+  const { trace } = state;
+  const { arrays } = operation;
+  const wanted = [
+    [
+      "bias_gradient",
+      word("biasGradients"),
+      operation.detail,
+      (channel) => explainBiasGradient(trace, operation, channel),
+    ],
+    [
+      "gamma_gradient",
+      word("gradientOf", { label: "gamma" }),
+      operation.kept.slice(0, operation.shown),
+      (channel) => explainNormGradient(trace, operation, "gamma", channel),
+    ],
+    [
+      "beta_gradient",
+      word("gradientOf", { label: "beta" }),
+      operation.kept.slice(0, operation.shown),
+      (channel) => explainNormGradient(trace, operation, "beta", channel),
+    ],
+  ].filter(([name]) => arrays[name] !== undefined);
+  if (!wanted.length) return [];
+  return [
+    element(
+      "div",
+      { class: "panels" },
+      wanted.map(([name, title, channels, how]) =>
+        panel({
+          key: `${name}${operation.number}`,
+          title,
+          id: arrays[name],
+          explain: (channel) => how(channel),
+          operation: {
+            shape: [1, allChannels(operation)],
+            kept: channels,
+            shown: channels.length,
+            arrays: {},
+            family: name,
+          },
+        }),
+      ),
+    ),
+  ];
+}
+
+// -------------------------------------------------------------------------------------- one number explained
+
+function arithmetic() {
+  return element(
+    "section",
+    { id: "arithmetic" },
+    element("h3", {}, word("arithmetic")),
+    element("p", { id: "place", class: "soft" }),
+    element("div", { id: "explanation" }),
+  );
+}
+
+/** Explain the number that is pointed at, and mark it and what it was made of in the pictures. */
+function explain() {
+  const { place } = state;
+  at("place").textContent = place ? place.text : word("pointAt");
+  at("explanation").replaceChildren(...(place ? explained(place.how()) : []));
+  for (const panelAt of document.querySelectorAll(".panel")) {
+    const overlay = panelAt.querySelector(".large svg");
+    if (overlay) overlay.replaceChildren(...(place ? marks(panelAt.dataset, place) : []));
+  }
+}
+
+/** The frames on a panel for the number that is explained: itself, and on inputs its window. */
+function marks({ key, panel: kind }, place) {
+  const frame = (x, y, width, height) => drawn("rect", { x, y, width, height, class: "mark" });
+  if (key === place.key) return [frame(place.j, place.i, 1, 1)];
+  const { number, way } = state.stops[state.stop];
+  const operation = state.trace.operations[number];
+  const [height, width] = places(operation);
+  if (way === "forward" && kind === "x" && place.key.startsWith("y") && height * width > 1) {
+    const source = state.trace.operations[Number(key.slice(1))];
+    return places(source)[0] * places(source)[1] > 1 ? windowMark(operation, source, place, frame) : [];
+  }
+  if (way === "backward" && kind === "dy" && place.key.startsWith("dx") && height * width > 1)
+    return readersMark(operation, place, frame);
+  return [];
+}
+
+function windowMark(operation, source, place, frame) {
+  const { size, stride, top, left } = geometry(operation);
+  if (operation.options.kernel)
+    return [frame(place.j * stride[1] - left, place.i * stride[0] - top, size[1], size[0])];
+  const origin = ORIGIN[operation.op] && ORIGIN[operation.op](operation, place.channel, place.i, place.j);
+  if (ORIGIN[operation.op]) return origin && !origin.zero ? [frame(origin.j, origin.i, 1, 1)] : [];
+  return places(source).join() === places(operation).join() ? [frame(place.j, place.i, 1, 1)] : [];
+}
+
+/** The frame around the places of the output whose windows are over a number of the input. */
+function readersMark(operation, place, frame) {
+  if (!operation.options.kernel)
+    return places(operation).join() === places(state.trace.source(operation, 0)).join()
+      ? [frame(place.j, place.i, 1, 1)]
+      : [];
+  const { size, stride, top, left } = geometry(operation);
+  const [[i, high], [j, wide]] = [
+    [place.i + top, 0],
+    [place.j + left, 1],
+  ].map(([from, axis]) => {
+    const first = Math.max(0, Math.ceil((from - size[axis] + 1) / stride[axis]));
+    const end = Math.min(places(operation)[axis], Math.floor(from / stride[axis]) + 1);
+    return [first, end - first];
+  });
+  return high > 0 && wide > 0 ? [frame(j, i, wide, high)] : [];
+}

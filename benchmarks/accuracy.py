@@ -24,10 +24,10 @@ RESULTS = Path(__file__).parent / "results"
 PICTURES = ("curves.png", "confusion.png", "mistakes.png")
 
 
-def run(recipe: str, data: str, seed: int, out: Path) -> dict[str, Any]:
+def run(recipe: str, data: str, seed: int, out: Path, *options: str) -> dict[str, Any]:
     """Train once; the run's own summary."""
     command = [sys.executable, "-m", "minires", "train", "--data", data, "--recipe", recipe]
-    command += ["--seed", str(seed), "--out", str(out)]
+    command += ["--seed", str(seed), "--out", str(out), *options]
     subprocess.run(command, check=True, env=without_pins())
     return json.loads((out / "summary.json").read_text())
 

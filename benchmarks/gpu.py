@@ -8,14 +8,14 @@ In this order, so that what is cut off by the time limit is the least needed:
 * the tests marked ``gpu``;
 * gradients of the SIGNS ResNet-50 on the GPU against those on the CPU, in float32;
 * training step and inference of each workload: minires launching each kernel anew and as a captured graph,
-  PyTorch eager in both memory layouts (cuDNN's benchmark mode on) and as a captured graph, in float32 and in
-  TF32, like beside like;
+  PyTorch eager in both memory layouts (cuDNN's benchmark mode on) and as a captured graph, in float32, in
+  TF32, and in bfloat16 with float32 parameters (PyTorch under autocast), like beside like;
 * training on SIGNS until 97% of the validation pictures are right, where SIGNS is found.
 
 Each peer runs in a process of its own, one after the other. A time is the median over blocks of ten steps,
 each with one synchronisation at its end; pictures and labels lie on the device for all, but for the captured
-step, which copies them from the host as in training. The floor is the time that a copy at the measured rate
-takes for each array that a formula reads or writes, once.
+step, which rounds and copies them from the host as in training. The floor is the time that a copy at the
+measured rate takes for each array that a formula reads or writes, once.
 
 Units: milliseconds a step.
 """
@@ -43,6 +43,7 @@ from machine import describe
 
 import minires
 from minires import backend, cublas, cuda
+from minires.cublas import PRECISIONS
 from minires.data import find
 from minires.errors import ConfigError
 from minires.models import build
@@ -51,7 +52,6 @@ from minires.tensor import Node, Tensor, reachable
 from minires.train import Adam, captured
 
 PEERS = ("minires", "minires captured", "torch", "torch channels-last", "torch graph")
-PRECISIONS = ("fp32", "tf32")
 WORKLOADS = (
     Job("resnet50_signs", 32, 64),
     Job("resnet20_cifar", 128, 32),
@@ -102,7 +102,8 @@ def _minires(job: Job, x: Any, labels: Any, weights: Any, precision: str, peer: 
     model.load_state_dict(weights)
     model = model.to("cuda").train()
     optimizer = Adam(model.named_parameters(), 1e-3)
-    on_device = Tensor(backend.to_device(x, "cuda"))
+    activations = backend.activations(precision)
+    on_device = Tensor(backend.to_device(x.astype(activations), "cuda"))
     classes = Tensor(backend.to_device(labels.astype(np.int32), "cuda"))
 
     def eager() -> None:
@@ -141,8 +142,8 @@ def _minires(job: Job, x: Any, labels: Any, weights: Any, precision: str, peer: 
     for _ in range(captured.WARM_UP):
         eager()
     with backend.precision(precision):
-        step = captured.CapturedStep(model, optimizer, cross_entropy, x, labels)
-    return lambda: step(x, labels), None, wait, lambda: 1
+        step = captured.CapturedStep(model, optimizer, cross_entropy, x.astype(activations), labels)
+    return lambda: step(x.astype(activations, copy=False), labels), None, wait, lambda: 1
 
 
 def _torch(job: Job, x: Any, labels: Any, weights: Any, precision: str, peer: str) -> Timed:
@@ -158,14 +159,19 @@ def _torch(job: Job, x: Any, labels: Any, weights: Any, precision: str, peer: st
     graph = "graph" in peer
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True, capturable=graph)
 
+    def autocast() -> Any:  # entered anew in each step, so that the rounded weights are made anew
+        return torch.autocast("cuda", dtype=torch.bfloat16, enabled=precision == "bf16")
+
     def eager() -> None:
         optimizer.zero_grad(set_to_none=True)
-        torch.nn.functional.cross_entropy(model(pictures), classes).backward()
+        with autocast():
+            loss = torch.nn.functional.cross_entropy(model(pictures), classes)
+        loss.backward()
         optimizer.step()
 
     def infer() -> None:
         model.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast():
             model(pictures)
         model.train()
 
@@ -263,10 +269,11 @@ def agreement() -> dict[str, Any]:
     return {"loss": abs(loss_gpu - loss) / abs(loss), "gradient": apart, "bound": GRADIENT_BOUND}
 
 
-def floor_bytes(job: Job) -> int:
+def floor_bytes(job: Job, precision: str) -> int:
     """What one training step reads and writes if each operation reads its inputs and writes its result once,
     and going back reads both and writes the gradients of the inputs; Adam reads four arrays and writes three.
     """
+    stored = backend.activations(precision).itemsize
     pictures = 2  # what an operation moves grows with the batch, weights do not
     network = job.build(initializer="zeros")
     x = Tensor(np.zeros((pictures, job.size, job.size, 3), np.float32))
@@ -274,8 +281,10 @@ def floor_bytes(job: Job) -> int:
     assert loss.node is not None
 
     def size(node: Node) -> int:
-        numbers = math.prod(node.shape) * node.dtype.itemsize
-        return numbers if node.op == "leaf" else numbers * job.batch // pictures
+        numbers = math.prod(node.shape)
+        if node.op == "leaf":
+            return numbers * node.dtype.itemsize
+        return numbers * stored * job.batch // pictures
 
     moved = 7 * sum(parameter.data.nbytes for parameter in network.parameters())
     for node in reachable(loss.node):
@@ -401,7 +410,9 @@ def main() -> None:
     for job in WORKLOADS[:2] if options.quick else WORKLOADS:
         if left() > 30:
             figures = workload(job, left)
-            figures["floor_ms"] = round(floor_bytes(job) / report["probes"]["copy_gb_per_s"] / 1e6, 3)
+            for precision in PRECISIONS:
+                floor = floor_bytes(job, precision) / report["probes"]["copy_gb_per_s"] / 1e6
+                figures[precision]["floor_ms"] = round(floor, 3)
             note("workloads", {**figures, "job": asdict(job)})
     if left() > 30:
         note("signs", time_to_97(left()))

@@ -1,9 +1,11 @@
 """Arrays and devices: the only file that imports CuPy or Numba, and the one pool of threads.
 
-Three things live here:
+Four things live here:
 
 * **array modules.** ``array_module(x)`` is ``numpy`` or ``cupy``, so that one piece of plain code (the
   specification of an operation) runs on either kind of array.
+* **bfloat16.** Its dtype, which NumPy knows once the package ``ml_dtypes`` is imported, and which dtypes go
+  together with it.
 * **kernels.** ``@kernel`` marks a function over NumPy arrays that Numba compiles on its first call, without
   Python's global lock. ``fast(x)`` says whether such a kernel may be used: Numba is installed, the array is
   a NumPy array, and nobody asked for the plain code with ``with specification():``.
@@ -100,6 +102,41 @@ def to_device(array: Array, device: str) -> Array:
         return cupy().asarray(array)
 
 
+# --------------------------------------------------------------------------------------------- bfloat16
+
+
+@functools.cache
+def bfloat16() -> np.dtype[Any]:
+    """The dtype bfloat16: a float32 without the lower half of its bits. Raises: ConfigError if it is missing.
+
+    It has the range of float32 (8 bits of exponent) and 8 significant bits instead of 24.
+    """
+    if importlib.util.find_spec("ml_dtypes") is None:
+        raise ConfigError(
+            "bfloat16 was asked for, but the package ml_dtypes, which brings it to NumPy, is not installed. "
+            "Install it with pip install 'minires[bf16]', or leave the precision at 'fp32'"
+        )
+    return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+
+
+def is_bfloat16(dtype: Any) -> bool:
+    """Whether a dtype is bfloat16, without importing what brings it."""
+    return dtype.kind == "V" and dtype.name == "bfloat16"
+
+
+def is_float(dtype: Any) -> bool:
+    """Whether a dtype is one of floating-point numbers. NumPy alone does not count bfloat16 among them."""
+    return dtype.kind == "f" or is_bfloat16(dtype)
+
+
+def accumulator(dtype: Any) -> np.dtype[Any]:
+    """The dtype in which numbers of ``dtype`` are added up, and that of parameters beside activations of it.
+
+    It is float32 for bfloat16, else ``dtype`` itself.
+    """
+    return np.dtype(np.float32) if is_bfloat16(dtype) else dtype
+
+
 # ---------------------------------------------------------------------------------------------- kernels
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
@@ -125,16 +162,28 @@ def specification(on: bool = True) -> Iterator[None]:
 
 @contextmanager
 def precision(name: str) -> Iterator[None]:
-    """Do the matrix products of GPUs in the arithmetic ``name`` inside this block: see minires.cublas.
+    """Do the matrix products of GPUs in the arithmetic ``name`` inside this block.
 
-    Raises: ConfigError for an unknown name.
+    "fp32" and "tf32" say how float32 is multiplied: see minires.cublas. "bf16" is a matter of the arrays: a
+    network that is given pictures in bfloat16, ``model(x.astype("bfloat16"))``, keeps its activations and
+    their gradients in it, and multiplies in it, with sums in float32. Parameters, their gradients,
+    statistics, the optimiser's state and the loss stay float32: see minires.ops.mixed_precision. What is
+    float32 inside a block "bf16" is multiplied as in "fp32".
+
+    Raises: ConfigError for an unknown name, and for "bf16" without the package ml_dtypes.
     """
     one_of("precision", name, cublas.PRECISIONS)
+    activations(name)
     before, _mode.precision = _mode.precision, name
     try:
         yield
     finally:
         _mode.precision = before
+
+
+def activations(precision: str) -> np.dtype[Any]:
+    """The dtype in which a network is to be given its pictures in ``precision``, and keeps activations."""
+    return bfloat16() if precision == "bf16" else np.dtype(np.float32)
 
 
 def is_specification() -> bool:
@@ -496,17 +545,20 @@ def copy(source: Array, target: Array) -> None:
 _MATMUL_GRAIN = 1 << 22  # multiply-adds worth a thread of their own
 
 
-def matmul(a: Array, b: Array) -> Array:
+def matmul(a: Array, b: Array, dtype: Any = None) -> Array:
     """``a @ b``: on the CPU on the threads of the pool, cut along the longest of the three sides; on a GPU by
     cuBLAS, in the arithmetic chosen with ``precision``.
 
     Plain ``a @ b`` would wake the threads of BLAS, which then compete with ours for the cores.
-    Stacks of matrices are multiplied as they are.
+    Stacks of matrices are multiplied as they are. Matrices of bfloat16 are multiplied with sums in float32,
+    and their product is given as ``dtype``: bfloat16 if left out, or float32.
     """
+    if _is_numpy(a) and is_bfloat16(a.dtype):
+        return matmul(a.astype(np.float32), b.astype(np.float32)).astype(dtype or a.dtype, copy=False)
     if a.ndim != 2 or b.ndim != 2:
         return array_module(a, b).matmul(a, b)
     if not (_is_numpy(a) and _is_numpy(b)):
-        return cublas.matmul(cupy(), a, b, precision=_mode.precision)
+        return cublas.matmul(cupy(), a, b, dtype=dtype, precision=_mode.precision)
     (m, k), n = a.shape, b.shape[1]
     longest = max(m, k, n)
     parts = shards(longest, _MATMUL_GRAIN * longest // max(1, m * k * n))

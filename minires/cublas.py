@@ -6,6 +6,10 @@ each product says in which arithmetic it is to be done:
 
     "fp32"    float32 throughout
     "tf32"    float32 numbers whose factors are rounded to 10 bits, on the tensor cores; sums in float32
+    "bf16"    as "fp32": it is for networks whose activations are bfloat16, and says nothing of float32
+
+Matrices of bfloat16 are multiplied on the tensor cores in every precision, with sums in float32. The product
+is rounded to bfloat16, or given in float32.
 
 cuBLAS counts matrices by columns. A row-major matrix is, read so, its transpose: y = a @ b by rows is
 y^T = b^T @ a^T by columns, so b is given first and nothing is copied.
@@ -30,12 +34,12 @@ from minires.errors import ConfigError, MiniresError
 
 Array = Any  # a cupy.ndarray
 
-PRECISIONS = ("fp32", "tf32")
+PRECISIONS = ("fp32", "tf32", "bf16")
 _WORKSPACE = 32 << 20  # bytes, as recommended for Hopper
 _NO_TRANSPOSE, _TRANSPOSE = 0, 1
 _DEFAULT_ALGORITHM = -1
-# dtype: cudaDataType_t, and the cublasComputeType_t of each precision
-_TYPES = {"float32": (0, {"fp32": 68, "tf32": 77}), "float64": (1, {"fp32": 70, "tf32": 70})}
+_TYPES = {"float32": 0, "float64": 1, "bfloat16": 14}  # cudaDataType_t
+_FLOAT, _FLOAT_BY_TF32, _DOUBLE = 68, 77, 70  # cublasComputeType_t
 
 
 def _candidates() -> Iterator[str]:
@@ -106,35 +110,45 @@ def _layout(matrix: Array) -> tuple[int, int] | None:
     return None
 
 
-def matmul(cupy: Any, a: Array, b: Array, out: Array | None = None, *, precision: str = "fp32") -> Array:
+def _compute(dtype: str, precision: str) -> int:
+    if dtype == "float64":
+        return _DOUBLE
+    return _FLOAT_BY_TF32 if dtype == "float32" and precision == "tf32" else _FLOAT
+
+
+def matmul(
+    cupy: Any, a: Array, b: Array, out: Array | None = None, *, dtype: Any = None, precision: str = "fp32"
+) -> Array:
     """a (M, K) @ b (K, N) -> (M, N) on the GPU where they are, into ``out`` where given.
 
-    a and b may be transposed views, and have gaps between their lines; ``out`` has its rows in order.
+    a and b may be transposed views, and have gaps between their lines; ``out`` has its rows in order. Without
+    ``out`` the result has ``dtype``, that of a and b if left out; of bfloat16 it may also be float32.
     Raises: ConfigError if the precision needs cuBLAS and it is missing; MiniresError if it reports an error.
     """
     if library() is None:
-        if precision != "fp32":
+        needed = "bf16" if str(a.dtype) == "bfloat16" else precision
+        if needed != "fp32":
             raise ConfigError(
-                f"precision {precision!r} needs cuBLAS, and it was not found. "
+                f"precision {needed!r} needs cuBLAS, and it was not found. "
                 "Install it with pip install nvidia-cublas-cu12 (or nvidia-cublas for CUDA 13)"
             )
         return cupy.matmul(a, b, out=out)
     (m, k), n = a.shape, b.shape[1]
-    out = cupy.empty((m, n), a.dtype) if out is None else out
+    out = cupy.empty((m, n), a.dtype if dtype is None else dtype) if out is None else out
     if _layout(a) is None:
         a = cupy.ascontiguousarray(a)
     if _layout(b) is None:
         b = cupy.ascontiguousarray(b)
     (turn_a, down_a), (turn_b, down_b), layout = _layout(a), _layout(b), _layout(out)  # type: ignore[misc]
     assert layout is not None and layout[0] == _NO_TRANSPOSE, "the rows of out must be in order"
-    kind, compute = _TYPES[str(a.dtype)]
+    kind, kind_out = _TYPES[str(a.dtype)], _TYPES[str(out.dtype)]
     scalar = ctypes.c_double if a.dtype == "float64" else ctypes.c_float
     handle = _handle(cupy, a.device.id).on(cupy.cuda.get_current_stream().ptr)
     pointer, size = ctypes.c_void_p, ctypes.c_int
     _call(
         "cublasGemmEx", handle, turn_b, turn_a, size(n), size(m), size(k), ctypes.byref(scalar(1)),
         pointer(b.data.ptr), kind, size(down_b), pointer(a.data.ptr), kind, size(down_a),
-        ctypes.byref(scalar(0)), pointer(out.data.ptr), kind, size(layout[1]), compute[precision],
-        _DEFAULT_ALGORITHM,
+        ctypes.byref(scalar(0)), pointer(out.data.ptr), kind_out, size(layout[1]),
+        _compute(str(a.dtype), precision), _DEFAULT_ALGORITHM,
     )  # fmt: skip
     return out

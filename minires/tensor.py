@@ -169,8 +169,8 @@ class Step:
 class Tensor:
     """An array that remembers how it was made.
 
-    Python numbers and lists become float32; arrays keep their dtype, and only float32 and float64 can need
-    a gradient.
+    Python numbers and lists become float32; arrays keep their dtype, and only float32, float64 and bfloat16
+    can need a gradient.
 
     Raises: ShapeError if ``requires_grad`` is asked for integers; ConfigError for an unknown device.
     """
@@ -192,7 +192,7 @@ class Tensor:
         self.name = name
         self._node: Node | None = None
         if requires_grad:
-            if self.data.dtype.kind != "f":
+            if not backend.is_float(self.data.dtype):
                 raise ShapeError(f"only floating-point tensors have gradients, not {self.data.dtype}")
             self._node = Node("leaf", self, (), None)
 
@@ -347,6 +347,7 @@ class Tensor:
         def sum(self, axis: Any = None, *, keepdims: bool = False) -> Tensor: ...
         def mean(self, axis: Any = None, *, keepdims: bool = False) -> Tensor: ...
         def max(self, axis: Any = None, *, keepdims: bool = False) -> Tensor: ...
+        def astype(self, dtype: Any) -> Tensor: ...
         def reshape(self, *shape: Any) -> Tensor: ...
         def transpose(self, *axes: Any) -> Tensor: ...
         def exp(self) -> Tensor: ...

@@ -2,7 +2,7 @@
 
 With ``emulate(monkeypatch)`` every operation takes its way through CUDA on NumPy arrays. Around each array
 that a kernel gets lies a margin of NaN: what it writes there is found, and what it reads there shows in the
-result.
+result. Each array must be of the type that the kernel declares for it.
 """
 
 from __future__ import annotations
@@ -50,6 +50,26 @@ def kernels(code: str) -> list[str]:
 
 
 @functools.cache
+def _parameters(code: str, name: str) -> list[str]:
+    """The parameters of a kernel as they are declared, macros replaced: ``const T* x``."""
+    macros = dict(re.findall(r"#define (\w+) ((?:.*\\\n)*.*)", code))
+    declared = re.search(rf"\b{name}\(([^)]*)\)", code[code.index(f" {name}(") :])
+    assert declared, name
+    text = re.sub(r"\b[A-Z_]+\b", lambda word: macros.get(word[0], word[0]), declared[1])
+    return [" ".join(part.replace("\\", " ").split()) for part in text.split(",")]
+
+
+def check_types(source: cuda.Source, name: str, dtype: str, arguments: list[Any]) -> None:
+    """Every array is of the dtype that the kernel reads and writes it in."""
+    dtypes = {"T": dtype, "A": "float32" if dtype == "bfloat16" else dtype, "double": "float64"}
+    dtypes |= {"int": "int32", "unsigned long long": "uint64"}
+    for declared, argument in zip(_parameters(source.code, name), arguments, strict=False):
+        if isinstance(argument, np.ndarray):
+            kind = re.sub(r"const |__restrict__ |\*.*", "", declared)
+            assert dtypes[kind] == str(argument.dtype), f"{name}: {declared} got {argument.dtype}"
+
+
+@functools.cache
 def library(code: str) -> ctypes.CDLL:
     """A source compiled for the CPU, with a function launch_<name> for each kernel."""
     launches = "\n".join(
@@ -67,13 +87,15 @@ def library(code: str) -> ctypes.CDLL:
 
 
 class Emulator:
-    """Takes the place of ``cuda._launch``, and counts the launches by kernel."""
+    """Takes the place of ``cuda._launch``, and counts the launches by kernel and by dtype."""
 
     def __init__(self) -> None:
         self.launches: dict[str, int] = {}
+        self.of_dtype: dict[str, set[str]] = {}
 
     def launch(self, source: Any, name: str, dtype: Any, grid: tuple[int, int], arguments: list[Any]) -> None:
         self.launches[name] = self.launches.get(name, 0) + 1
+        self.of_dtype.setdefault(str(dtype), set()).add(name)
         inner = [_with_margins(a) if isinstance(a, np.ndarray) else np.array(a) for a in arguments]
         places = [
             ctypes.c_void_p(whole.ctypes.data + (MARGIN * whole.itemsize if isinstance(a, np.ndarray) else 0))
@@ -86,6 +108,7 @@ class Emulator:
                 for a, place in zip(arguments, places, strict=True)
             )
         )
+        check_types(source, name, str(dtype), arguments)
         waiting = "__sync" in source.code or "__shfl" in source.code
         code = library(source.text(str(dtype)))
         wanted = getattr(code, f"launch_{name}")(*grid, int(waiting), given, len(places))
@@ -94,13 +117,13 @@ class Emulator:
             if isinstance(a, np.ndarray):
                 margins = np.concatenate([whole[:MARGIN], whole[-MARGIN:]])
                 assert (margins == _margin(a.dtype)).all() or np.isnan(margins).all(), f"{name} wrote outside"
-                if not np.array_equal(a.reshape(-1), whole[MARGIN:-MARGIN], equal_nan=a.dtype.kind == "f"):
+                if a.tobytes() != whole[MARGIN:-MARGIN].tobytes():
                     assert a.flags.writeable, f"{name} wrote to what it may only read"
                     a.reshape(-1)[...] = whole[MARGIN:-MARGIN]
 
 
 def _margin(dtype: Any) -> Any:
-    return np.nan if dtype.kind == "f" else np.array(77, dtype)
+    return np.nan if backend.is_float(dtype) else np.array(77, dtype)
 
 
 def _with_margins(array: np.ndarray) -> np.ndarray:

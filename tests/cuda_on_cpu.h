@@ -29,6 +29,8 @@ static const int warpSize = 32;
 using std::isinf;
 using std::isnan;
 static inline float __int_as_float(int bits) { float f; __builtin_memcpy(&f, &bits, 4); return f; }
+static inline float __uint_as_float(unsigned bits) { return __int_as_float(int(bits)); }
+static inline unsigned __float_as_uint(float f) { unsigned bits; __builtin_memcpy(&bits, &f, 4); return bits; }
 static inline float rsqrt(float x) { return 1 / sqrtf(x); }
 static inline double rsqrt(double x) { return 1 / sqrt(x); }
 static inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned long long)a * b >> 32; }

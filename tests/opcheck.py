@@ -9,11 +9,15 @@
 * a second backward over a retained graph, with twice the upstream gradient, gives twice the gradients;
 * a gradient that is not asked for changes nothing about the others.
 
+``check_bfloat16`` asks what is right of the others in bfloat16, and holds each number to the specification in
+float64 on the same inputs, up to the roundings that are allowed.
+
 ``check_against_torch`` holds it against PyTorch, where that is installed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -31,6 +35,11 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = ("float32", "float64")
 # Relative to the largest number in the array: a few hundred roundings.
 CLOSE = {"float32": 3e-5, "float64": 1e-12}
+
+# Relative to each number: rounding it to bfloat16 once, to 8 significant bits.
+ROUNDING = 2.0**-8
+# The inputs that stay float32 beside activations in bfloat16. "w" is rounded, as a factor of a product.
+PARAMETERS = {"conv2d": "wb", "linear": "wb", "batch_norm": ("gamma", "beta")}
 
 Arrays = dict[str, Any]
 
@@ -68,7 +77,13 @@ def need_device(device: str) -> None:
 
 
 def arrays_of(case: Case, dtype: str = "float64", device: str = "cpu") -> Arrays:
-    return {name: backend.to_device(array, device) for name, array in case.arrays(dtype).items()}
+    """The inputs of a case; in bfloat16 its parameters are float32."""
+    stored = {name: dtype for name in case.inputs}
+    if dtype == "bfloat16":
+        stored |= {name: "float32" for name in PARAMETERS.get(case.op, ()) if name in stored}
+        backend.bfloat16()  # now NumPy knows the name
+    arrays = case.arrays().items()
+    return {name: backend.to_device(array.astype(stored[name]), device) for name, array in arrays}
 
 
 def upstream(y: Tensor) -> Any:
@@ -181,11 +196,11 @@ def check_upstream_layouts(case: Case, device: str = "cpu") -> None:
             assert_all_close(got, expected, CLOSE["float64"], f"{case}, upstream broadcast")
 
 
-def check_memory(case: Case, device: str = "cpu") -> None:
+def check_memory(case: Case, device: str = "cpu", dtype: str = "float64") -> None:
     """Inputs and upstream gradient stay as they were, gradients share memory with nothing, and a second
     backward over a retained graph is as good as the first."""
     for implementation in (nullcontext, backend.specification):
-        arrays = arrays_of(case, device=device)
+        arrays = arrays_of(case, dtype, device)
         before = {name: array.copy() for name, array in arrays.items()}
         leaves = {name: Tensor(array, requires_grad=True) for name, array in arrays.items()}
         with implementation():
@@ -213,9 +228,9 @@ def check_memory(case: Case, device: str = "cpu") -> None:
                 assert not shared, f"{case}: the gradient of {name} shares its memory with {other}"
 
 
-def check_single_gradients(case: Case, device: str = "cpu") -> None:
+def check_single_gradients(case: Case, device: str = "cpu", dtype: str = "float64") -> None:
     """The gradient of one input alone is what it is when all are asked for, and only it arrives."""
-    arrays = arrays_of(case, device=device)
+    arrays = arrays_of(case, dtype, device)
     for implementation in (nullcontext, backend.specification):
         with implementation():
             everything = run(case, arrays)
@@ -228,6 +243,49 @@ def check_single_gradients(case: Case, device: str = "cpu") -> None:
                 assert_close(leaves[name].grad, everything[name], CLOSE["float64"], f"{case}, {name} alone")
             plain = case(*(Tensor(array) for array in arrays.values()))
             assert not plain.requires_grad, f"{case}: a gradient is recorded that nobody needs"
+
+
+def check_bfloat16(case: Case, device: str = "cpu") -> None:
+    """Dtypes, memory, single gradients; and each number of the output and of the gradients against float64.
+
+    The specification gets the very same inputs, rounded as they are. So a number that is stored in bfloat16
+    may be off by its own rounding, and by what float32 makes of the sums. In two operations something on the
+    way is rounded, too: the products of ``mul`` that are summed up where an operand was broadcast; and, with
+    kernels, the products of ``conv2d`` before its bias is added and before its columns are added up. What
+    these roundings make together is at most ROUNDING times the result that absolute values give.
+    """
+    check_memory(case, device, "bfloat16")
+    check_single_gradients(case, device, "bfloat16")
+    arrays = arrays_of(case, "bfloat16", device)
+
+    def make_dy(y: Tensor) -> Any:
+        return upstream(y).astype(backend.bfloat16()).astype(y.dtype)
+
+    got = run(case, arrays, make_dy)
+    exact = {name: array.astype(np.float64) for name, array in arrays.items()}
+    if "w" in PARAMETERS.get(case.op, ()):
+        exact["w"] = arrays["w"].astype(backend.bfloat16()).astype(np.float64)
+    with backend.specification():
+        expected = run(case, exact, make_dy)
+        between = {name: np.zeros(()) for name in expected}
+        if case.op in ("mul", "conv2d"):
+            without_relu = {name: option for name, option in case.options.items() if name != "relu"}
+            absolute = {name: abs(array) for name, array in exact.items()}
+            linear = dataclasses.replace(case, options=without_relu)
+            between = run(linear, absolute, lambda y: abs(make_dy(y)))
+    assert got.keys() == expected.keys()
+    for name, array in got.items():
+        of_output = "float32" if case.op == "cross_entropy" else "bfloat16"
+        stored = of_output if name == "y" else arrays[name].dtype
+        assert array.dtype == stored, f"{case}: {name} is {array.dtype}, not {stored}"
+        on_cpu = (backend.to_device(a, "cpu") for a in (array, expected[name], between[name]))
+        number, right, more = (a.astype(np.float64) for a in on_cpu)
+        assert number.shape == right.shape, f"{case}: {name}"
+        allowed = np.full(right.shape, CLOSE["float32"] * max(float(abs(right).max(initial=0)), 0.01))
+        if backend.is_bfloat16(array.dtype):
+            allowed += ROUNDING * (abs(right) + abs(more))
+        worst = (abs(number - right) / allowed).max(initial=0)
+        assert worst <= 1, f"{case}: {name} is off by {worst:.2f} times what is allowed"
 
 
 def pair(value: Any) -> tuple[Any, Any]:

@@ -22,7 +22,7 @@ INDEPENDENT = {
     "errors": set(), "files": {"errors"}, "vectors": set(),
     "cublas": {"errors"}, "backend": {"errors", "vectors", "cublas"}, "data": {"errors", "files"},
 }  # fmt: skip
-ONLY_BACKEND = {"cupy", "numba", "llvmlite"}
+ONLY_BACKEND = {"cupy", "numba", "llvmlite", "ml_dtypes"}
 NEVER = {"torch", "torchvision", "tensorflow", "keras", "jax", "sklearn", "scipy", "autograd", "pickle"}
 # Weight files that torch.save wrote are pickles, which PyTorch's own safe loader opens, and nothing else.
 READERS = {("minires.weights.torch_files", "torch")}

@@ -108,6 +108,25 @@ def test_products_in_every_layout(fake, shape, dtype):
         np.testing.assert_allclose(np.asarray(y), a @ b, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("kept", ["bfloat16", "float32"])
+@pytest.mark.parametrize("shape", [(3, 4, 5), (1, 4, 5), (3, 1, 5), (3, 4, 1), (6, 2, 6)], ids=str)
+def test_products_in_bfloat16(fake, shape, kept):
+    """The sums are float32, and the product is rounded once or not at all."""
+    (m, k, n), rng, narrow = shape, np.random.default_rng(0), backend.bfloat16()
+    a, b = (rng.standard_normal(size).astype(narrow) for size in ((m, k), (k, n)))
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    for lay_a, lay_b in itertools.product(LAYOUTS, LAYOUTS):
+        for precision in cublas.PRECISIONS:
+            y = cublas.matmul(FakeCupy, lay_a(a), lay_b(b), dtype=kept, precision=precision)
+            assert y.dtype == kept and fake.fake_last_compute() == 68
+            assert np.array_equal(np.asarray(y), exact.astype(np.float32).astype(kept))
+    y = cublas.matmul(FakeCupy, on_gpu(a), on_gpu(b))
+    assert y.dtype == narrow
+    out = on_gpu(np.full((m, n), 77, np.float32))
+    assert cublas.matmul(FakeCupy, on_gpu(a), on_gpu(b), out) is out
+    assert np.array_equal(np.asarray(out), exact.astype(np.float32))
+
+
 def test_the_handle_is_made_once_and_has_a_workspace(fake):
     before = fake.fake_created()
     a = on_gpu(np.ones((2, 2), np.float32))
@@ -119,7 +138,7 @@ def test_the_handle_is_made_once_and_has_a_workspace(fake):
 
 def test_the_arithmetic_is_chosen_for_each_call(fake):
     a = on_gpu(np.ones((2, 2), np.float32))
-    for precision, number in (("fp32", 68), ("tf32", 77)):
+    for precision, number in (("fp32", 68), ("tf32", 77), ("bf16", 68)):
         cublas.matmul(FakeCupy, a, a, precision=precision)
         assert fake.fake_last_compute() == number
     cublas.matmul(FakeCupy, a.astype(np.float64), a.astype(np.float64), precision="tf32")
@@ -134,19 +153,20 @@ def test_the_backend_sends_gpu_arrays_there(monkeypatch):
     backend.matmul(gpu, gpu)
     with backend.precision("tf32"):
         backend.matmul(gpu, gpu)
-    backend.matmul(gpu, gpu)
+    backend.matmul(gpu, gpu, np.float32)
     assert [options["precision"] for _, options in seen] == ["fp32", "tf32", "fp32"]
+    assert [options["dtype"] for _, options in seen] == [None, None, np.float32]
     assert seen[0][0] == ("the cupy module", gpu, gpu)
 
 
 def test_an_unknown_precision_is_named():
-    with pytest.raises(ConfigError, match="precision must be one of 'fp32', 'tf32', not 'fp8'"):
+    with pytest.raises(ConfigError, match="precision must be one of 'fp32', 'tf32', 'bf16', not 'fp8'"):
         with backend.precision("fp8"):
             pass
 
 
 def test_errors_of_the_library_are_told(fake, monkeypatch):
-    monkeypatch.setitem(cublas._TYPES, "float32", (0, {"fp32": 70}))
+    monkeypatch.setattr(cublas, "_FLOAT", 70)
     a = on_gpu(np.ones((2, 2), np.float32))
     with pytest.raises(MiniresError, match="cublasGemmEx failed with status 7"):
         cublas.matmul(FakeCupy, a, a)
@@ -158,6 +178,9 @@ def test_without_the_library_cupy_multiplies(monkeypatch):
     assert cublas.matmul(FakeCupy, a, a) == "by CuPy"
     with pytest.raises(ConfigError, match="precision 'tf32' needs cuBLAS.*pip install nvidia-cublas"):
         cublas.matmul(FakeCupy, a, a, precision="tf32")
+    a = on_gpu(np.ones((2, 2), backend.bfloat16()))
+    with pytest.raises(ConfigError, match="precision 'bf16' needs cuBLAS"):
+        cublas.matmul(FakeCupy, a, a)
 
 
 def test_it_is_looked_for_in_wheels_and_toolkits(monkeypatch, tmp_path):

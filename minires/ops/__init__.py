@@ -21,6 +21,7 @@ from minires.ops import (
     local_response_norm,
     matmul,
     max_pool2d,
+    mixed_precision,
     pad,
     pad_channels,
     reduce,
@@ -92,6 +93,7 @@ _METHODS: dict[str, Callable[..., Tensor]] = {
     "exp": arithmetic.exp,
     "log": arithmetic.log,
     "sqrt": arithmetic.sqrt,
+    "astype": mixed_precision.astype,
     "reshape": _reshape,
     "transpose": _transpose,
 }

@@ -14,6 +14,9 @@ Shapes: those of two operands are broadcast as NumPy does. Broadcasting copies a
 its adjoint sums over these places: ``unbroadcast``.
 
 A number (2, 0.5, np.float32(3)) takes the dtype of the tensor it meets; two tensors must agree.
+
+NumPy and CuPy compute a + b, a - b, a * b and -x of bfloat16 as it should be, in float32 with one rounding of
+the result. The others have more steps, and go the way of ``mixed``.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from minires import backend
 from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
+from minires.ops.mixed_precision import mixed
 from minires.tensor import Tensor, record
 
 
@@ -38,7 +42,8 @@ def unbroadcast(xp: Any, dy: Array, shape: Sequence[int]) -> Array:
         return dy
     added = dy.ndim - len(shape)
     stretched = [added + i for i, size in enumerate(shape) if size == 1 and dy.shape[added + i] != 1]
-    return xp.sum(dy, axis=(*range(added), *stretched)).reshape(shape)
+    total = xp.sum(dy, axis=(*range(added), *stretched), dtype=backend.accumulator(dy.dtype))
+    return total.reshape(shape).astype(dy.dtype, copy=False)
 
 
 def _operand(op: str, x: Any, other: Any) -> Tensor:
@@ -126,6 +131,7 @@ def mul(a: Any, b: Any) -> Tensor:
     return _binary("mul", a, b, lambda a, b: a * b, lambda dy, a, b, y: (lambda: dy * b, lambda: dy * a))
 
 
+@mixed()
 def div(a: Any, b: Any) -> Tensor:
     """The quotient, element by element, of two tensors, or of a tensor and a number.
 
@@ -150,6 +156,7 @@ def neg(x: Tensor) -> Tensor:
     return _unary("neg", x, lambda xp, x: -x, lambda xp, dy, x, y: -dy)
 
 
+@mixed()
 def exp(x: Tensor) -> Tensor:
     """The exponential.
 
@@ -158,6 +165,7 @@ def exp(x: Tensor) -> Tensor:
     return _unary("exp", x, lambda xp, x: xp.exp(x), lambda xp, dy, x, y: dy * y)
 
 
+@mixed()
 def log(x: Tensor) -> Tensor:
     """The natural logarithm; -inf at zero, NaN below, as in NumPy.
 
@@ -166,6 +174,7 @@ def log(x: Tensor) -> Tensor:
     return _unary("log", x, lambda xp, x: xp.log(x), lambda xp, dy, x, y: dy / x)
 
 
+@mixed()
 def sqrt(x: Tensor) -> Tensor:
     """The square root; its gradient is infinite at zero, as in NumPy.
 
@@ -174,6 +183,7 @@ def sqrt(x: Tensor) -> Tensor:
     return _unary("sqrt", x, lambda xp, x: xp.sqrt(x), lambda xp, dy, x, y: dy / (y + y))
 
 
+@mixed()
 def pow(x: Tensor, exponent: float) -> Tensor:
     """A tensor to the power of a number.
 

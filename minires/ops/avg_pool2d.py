@@ -16,6 +16,7 @@ from typing import Any
 from minires import backend, cuda
 from minires.backend import Array
 from minires.ops import checks
+from minires.ops.mixed_precision import mixed
 from minires.ops.window import Padding, Window, window
 from minires.tensor import Tensor, record
 
@@ -62,12 +63,12 @@ extern "C" __global__ void avg_pool(const T* x, T* y, int n, WINDOW) {
         int first_h = max(start_h, 0), stop_h = min(start_h + kernel_h, h);
         int first_w = max(start_w, 0), stop_w = min(start_w + kernel_w, w);
         const T* pixels = x + row / out_h * h * w * channels + c;
-        T sum = T(0);
+        A sum = 0;
         for (int ih = first_h; ih < stop_h; ih++) {
             for (int iw = first_w; iw < stop_w; iw++) sum += pixels[(ih * w + iw) * channels];
         }
         int count = count_padding ? kernel_h * kernel_w : (stop_h - first_h) * (stop_w - first_w);
-        y[i] = sum / T(count);
+        y[i] = sum / A(count);
     }
 }
 
@@ -77,7 +78,7 @@ extern "C" __global__ void avg_pool_gradient(const T* dy, T* dx, int n, WINDOW) 
     EACH(i, n) {
         int c = i % channels, place = i / channels, row = place / w;
         int ih = row % h + top, iw = place % w + left;  // in the padded picture
-        T sum = T(0);
+        A sum = 0;
         for (int oh = min(ih / stride_h, out_h - 1); oh >= 0 && ih < oh * stride_h + kernel_h; oh--) {
             int start_h = oh * stride_h - top;
             int real_h = min(start_h + kernel_h, h) - max(start_h, 0);
@@ -85,7 +86,7 @@ extern "C" __global__ void avg_pool_gradient(const T* dy, T* dx, int n, WINDOW) 
                 int start_w = ow * stride_w - left;
                 int real_w = min(start_w + kernel_w, w) - max(start_w, 0);
                 int count = count_padding ? kernel_h * kernel_w : real_h * real_w;
-                sum += dy[((row / h * out_h + oh) * out_w + ow) * channels + c] / T(count);
+                sum += dy[((row / h * out_h + oh) * out_w + ow) * channels + c] / A(count);
             }
         }
         dx[i] = sum;
@@ -93,7 +94,7 @@ extern "C" __global__ void avg_pool_gradient(const T* dy, T* dx, int n, WINDOW) 
 }
 
 extern "C" __global__ void global_avg_pool_gradient(const T* dy, T* dx, int n, int pixels, int channels) {
-    EACH(i, n) dx[i] = dy[i / (pixels * channels) * channels + i % channels] / T(pixels);
+    EACH(i, n) dx[i] = dy[i / (pixels * channels) * channels + i % channels] / A(pixels);
 }
 """)
 
@@ -125,6 +126,7 @@ def _global_backward_cuda(xp: Any, dy: Array, shape: tuple[int, ...]) -> Array:
 # ----------------------------------------------------------------------------------------------- public
 
 
+@mixed(kernels=True)
 def avg_pool2d(
     x: Tensor,
     kernel: int | tuple[int, int],
@@ -158,6 +160,7 @@ def avg_pool2d(
     return record("avg_pool2d", y, (x,), lambda dy: (_backward(xp, dy / counts, shape, win),))
 
 
+@mixed(kernels=True)
 def global_avg_pool2d(x: Tensor) -> Tensor:
     """The mean of each channel over the whole picture.
 
@@ -177,4 +180,5 @@ def global_avg_pool2d(x: Tensor) -> Tensor:
         share = (dy / (h * w)).reshape(n, 1, 1, c)
         return (xp.broadcast_to(share, (n, h, w, c)).copy(),)
 
-    return record("global_avg_pool2d", x.data.mean(axis=(1, 2)), (x,), backward)
+    y = x.data.mean(axis=(1, 2), dtype=backend.accumulator(x.dtype)).astype(x.dtype, copy=False)
+    return record("global_avg_pool2d", y, (x,), backward)

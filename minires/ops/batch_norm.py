@@ -32,6 +32,7 @@ from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import batch_norm_cuda, batch_norm_kernels, checks
 from minires.ops.arithmetic import add as add_tensors
+from minires.ops.mixed_precision import mixed
 from minires.ops.relu import relu as relu_tensor
 from minires.tensor import Tensor, is_fused, record
 
@@ -74,6 +75,7 @@ def _backward(
 # ----------------------------------------------------------------------------------------------- public
 
 
+@mixed(kernels=True, parameters=("gamma", "beta"))
 def batch_norm(
     x: Tensor,
     gamma: Tensor,
@@ -130,7 +132,7 @@ def batch_norm(
     if on_gpu and training:
         mean, inv = batch_norm_cuda.statistics(xp, rows, *moved, eps)
     elif on_gpu:
-        mean, inv = batch_norm_cuda.constants(xp, x.dtype, running_mean, running_var, eps)
+        mean, inv = batch_norm_cuda.constants(xp, gamma.dtype, running_mean, running_var, eps)
     else:
         if training:
             mean, var = batch_norm_kernels.statistics(rows) if fast else _statistics(xp, rows)
@@ -206,7 +208,7 @@ def _check(
         raise ShapeError(
             f"batch_norm: x must have a batch axis and channels last, but its shape is {x.shape}"
         )
-    checks.same_floats("batch_norm", x=x, gamma=gamma, beta=beta)
+    checks.same_floats("batch_norm", parameters=("gamma", "beta"), x=x, gamma=gamma, beta=beta)
     channels = x.shape[-1]
     parts = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
     for name, part in parts.items():

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minires import cuda
+from minires import backend, cuda
 from minires.backend import Array
 
 _THREADS = 512  # of a block
@@ -92,13 +92,13 @@ extern "C" __global__ void batch_norm_sums(
     Place at(channels, width);
     Sums own = {0, 0};
     if (at.channel < channels) {
-        T shift = x[at.channel];
+        A shift = x[at.channel];
         for (int row = at.row; row < rows; row += 4 * at.step) {
-            T total = 0, squares = 0;
+            A total = 0, squares = 0;
 #pragma unroll
             for (int k = 0; k < 4; k++) {
                 int m = row + k * at.step;
-                T d = m < rows ? x[m * stride + at.channel] - shift : T(0);
+                A d = m < rows ? x[m * stride + at.channel] - shift : A(0);
                 total += d;
                 squares += d * d;
             }
@@ -111,75 +111,75 @@ extern "C" __global__ void batch_norm_sums(
 
 extern "C" __global__ void batch_norm_statistics(
     const T* x, const double* partial, int parts, int rows, int channels, int width,
-    T replaced, T correction, T eps, T* running_mean, T* running_var, T* mean, T* inv
+    A replaced, A correction, A eps, A* running_mean, A* running_var, A* mean, A* inv
 ) {
     Place at(channels, width);
     Sums sums = over_parts(partial, parts, at, channels, width);
     if (threadIdx.x >= width || at.channel >= channels) return;
     int c = at.channel;
     double offset = sums.first / rows, square = sums.second / rows - offset * offset;
-    T m = x[c] + offset, var = square < 0 ? 0 : square;  // NaN stays NaN
+    A m = x[c] + offset, var = square < 0 ? 0 : square;  // NaN stays NaN
     mean[c] = m;
-    inv[c] = T(1) / sqrt(var + eps);
+    inv[c] = A(1) / sqrt(var + eps);
     if (running_mean) running_mean[c] += replaced * (m - running_mean[c]);
     if (running_var) running_var[c] += replaced * (var * correction - running_var[c]);
 }
 
 extern "C" __global__ void batch_norm_constants(
-    const T* running_mean, const T* running_var, T eps, T* mean, T* inv, int channels
+    const A* running_mean, const A* running_var, A eps, A* mean, A* inv, int channels
 ) {
     EACH(c, channels) {
         mean[c] = running_mean[c];
-        inv[c] = T(1) / sqrt(running_var[c] + eps);
+        inv[c] = A(1) / sqrt(running_var[c] + eps);
     }
 }
 
 // y before the addition. The backward finds its sign once more: to the last bit, hence the fma.
-__device__ T normalized(T d, T scale, T beta) { return fma(d, scale, beta); }
+__device__ A normalized(A d, A scale, A beta) { return fma(d, scale, beta); }
 
 extern "C" __global__ void batch_norm_normalize(
-    const T* __restrict__ x, int stride, const T* gamma, const T* beta, const T* mean, const T* inv,
+    const T* __restrict__ x, int stride, const A* gamma, const A* beta, const A* mean, const A* inv,
     const T* __restrict__ add, int relu, int rows, int channels, int width, T* __restrict__ y
 ) {
     Place at(channels, width);
     int c = at.channel;
     if (c >= channels) return;
-    T middle = mean[c], scale = gamma[c] * inv[c], bias = beta[c];
+    A middle = mean[c], scale = gamma[c] * inv[c], bias = beta[c];
 #pragma unroll 4
     for (int m = at.row; m < rows; m += at.step) {
         int i = m * channels + c;
-        T value = normalized(x[m * stride + c] - middle, scale, bias);
+        A value = normalized(x[m * stride + c] - middle, scale, bias);
         if (add) value += add[i];
-        y[i] = relu && value < 0 ? T(0) : value;  // NaN stays NaN
+        y[i] = relu && value < 0 ? A(0) : value;  // NaN stays NaN
     }
 }
 
 // g, from dy at place i. Where nothing was added the sign of y follows from d = x - mean, and y is not given.
-__device__ T before_relu(T dy, int relu, const T* y, int i, T d, T scale, T beta) {
+__device__ A before_relu(A dy, int relu, const T* y, int i, A d, A scale, A beta) {
     if (!relu) return dy;
-    T value = y ? y[i] : normalized(d, scale, beta);
-    return value > 0 ? dy : T(0);
+    A value = y ? A(y[i]) : normalized(d, scale, beta);
+    return value > 0 ? dy : A(0);
 }
 
 extern "C" __global__ void batch_norm_gradient_sums(
     const T* dy, const T* x, int stride, const T* y,
-    const T* gamma, const T* beta, const T* mean, const T* inv,
+    const A* gamma, const A* beta, const A* mean, const A* inv,
     int relu, int rows, int channels, int width, double* partial
 ) {
     Place at(channels, width);
     int c = at.channel;
     Sums own = {0, 0};
     if (c < channels) {
-        T middle = mean[c], scale = gamma[c] * inv[c], bias = beta[c];
+        A middle = mean[c], scale = gamma[c] * inv[c], bias = beta[c];
         for (int row = at.row; row < rows; row += 4 * at.step) {
-            T total = 0, products = 0;
+            A total = 0, products = 0;
 #pragma unroll
             for (int k = 0; k < 4; k++) {
                 int m = row + k * at.step;
                 if (m < rows) {
                     int i = m * channels + c;
-                    T d = x[m * stride + c] - middle;
-                    T g = before_relu(dy[i], relu, y, i, d, scale, bias);
+                    A d = x[m * stride + c] - middle;
+                    A g = before_relu(dy[i], relu, y, i, d, scale, bias);
                     total += g;
                     products += g * d;
                 }
@@ -192,7 +192,7 @@ extern "C" __global__ void batch_norm_gradient_sums(
 }
 
 extern "C" __global__ void batch_norm_gradient_totals(
-    const T* inv, const double* partial, int parts, int channels, int width, T* dgamma, T* dbeta
+    const A* inv, const double* partial, int parts, int channels, int width, A* dgamma, A* dbeta
 ) {
     Place at(channels, width);
     Sums sums = over_parts(partial, parts, at, channels, width);
@@ -203,19 +203,19 @@ extern "C" __global__ void batch_norm_gradient_totals(
 
 extern "C" __global__ void batch_norm_gradient(
     const T* __restrict__ dy, const T* __restrict__ x, int stride, const T* __restrict__ y,
-    const T* gamma, const T* beta, const T* mean, const T* inv, const T* dgamma, const T* dbeta,
+    const A* gamma, const A* beta, const A* mean, const A* inv, const A* dgamma, const A* dbeta,
     int relu, int training, int rows, int channels, int width, T* __restrict__ dx, T* __restrict__ dadd
 ) {
     Place at(channels, width);
     int c = at.channel;
     if (c >= channels) return;
-    T middle = mean[c], scale = gamma[c] * inv[c], bias = beta[c];
-    T slope = -scale * inv[c] * dgamma[c] / rows, offset = -scale * dbeta[c] / rows;
+    A middle = mean[c], scale = gamma[c] * inv[c], bias = beta[c];
+    A slope = -scale * inv[c] * dgamma[c] / rows, offset = -scale * dbeta[c] / rows;
 #pragma unroll 4
     for (int m = at.row; m < rows; m += at.step) {
         int i = m * channels + c;
-        T d = x[m * stride + c] - middle;
-        T g = before_relu(dy[i], relu, y, i, d, scale, bias);
+        A d = x[m * stride + c] - middle;
+        A g = before_relu(dy[i], relu, y, i, d, scale, bias);
         dx[i] = training ? scale * g + slope * d + offset : scale * g;
         if (dadd) dadd[i] = g;
     }
@@ -260,9 +260,10 @@ def statistics(
     numbers, stride = _numbers(xp, x)
     partial = xp.empty((2, parts, x.shape[1]), "float64")
     _CUDA("batch_norm_sums", (parts * across, _THREADS), numbers, stride, *x.shape, width, partial)
-    mean, inv = xp.empty(x.shape[1], x.dtype), xp.empty(x.shape[1], x.dtype)
+    dtype = backend.accumulator(x.dtype)
+    mean, inv = xp.empty(x.shape[1], dtype), xp.empty(x.shape[1], dtype)
     running = (running_mean, running_var)
-    moved = [None if given is None else xp.ascontiguousarray(given, x.dtype) for given in running]
+    moved = [None if given is None else xp.ascontiguousarray(given, dtype) for given in running]
     _CUDA(
         "batch_norm_statistics", (across, _THREADS), numbers, partial, parts, *x.shape, width,
         float(replaced), float(correction), float(eps), *moved, mean, inv,
@@ -321,7 +322,7 @@ def backward(
     partial = xp.empty((2, parts, x.shape[1]), "float64")
     blocks = (parts * across, _THREADS)
     _CUDA("batch_norm_gradient_sums", blocks, *given, relu, *x.shape, width, partial)
-    dgamma, dbeta = xp.empty(x.shape[1], x.dtype), xp.empty(x.shape[1], x.dtype)
+    dgamma, dbeta = xp.empty(x.shape[1], inv.dtype), xp.empty(x.shape[1], inv.dtype)
     totals = (inv, partial, parts, x.shape[1], width, dgamma, dbeta)
     _CUDA("batch_norm_gradient_totals", (across, _THREADS), *totals)
     dx, dadd = xp.empty(x.shape, x.dtype), xp.empty(x.shape, x.dtype) if need_dadd else None

@@ -121,10 +121,10 @@ def _conv2d() -> Iterator[Case]:
 
 
 def running_statistics(like: Tensor) -> dict[str, Any]:
-    """Some running statistics for inference on ``like``, of its dtype and on its device."""
+    """Some running statistics for inference on ``like``, of its dtype (or float32) and on its device."""
     xp, channels = backend.array_module(like.data), like.shape[-1]
-    mean = xp.linspace(-0.5, 0.5, channels).astype(like.dtype)
-    return {"running_mean": mean, "running_var": (mean + 1.5).astype(like.dtype)}
+    mean = xp.linspace(-0.5, 0.5, channels).astype(backend.accumulator(like.dtype))
+    return {"running_mean": mean, "running_var": (mean + 1.5).astype(mean.dtype)}
 
 
 def _batch_norm_case(x: Tensor, gamma: Tensor, beta: Tensor, add: Any = None, **options: Any) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
+from minires import backend
 from minires.errors import ShapeError
 from minires.tensor import Tensor
 
@@ -17,8 +19,10 @@ def as_tensor(x: Any) -> Tensor:
     return x if isinstance(x, Tensor) else Tensor(x)
 
 
-def same_floats(op: str, **tensors: Tensor | None) -> None:
-    """All tensors given are float32, or all are float64, and all lie on one device.
+def same_floats(op: str, *, parameters: Collection[str] = (), **tensors: Tensor | None) -> None:
+    """All tensors given are float32, or all are float64, or all bfloat16, and all lie on one device.
+
+    Those named in ``parameters``, of which none is the first, are float32 where the others are bfloat16.
 
     Raises: ShapeError that names the odd one.
     """
@@ -26,13 +30,19 @@ def same_floats(op: str, **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is None:
             continue
-        if tensor.dtype not in FLOATS:
+        if tensor.dtype not in FLOATS and not backend.is_bfloat16(tensor.dtype):
             raise ShapeError(
                 f"{op}: {name} is {tensor.dtype}, but float32 or float64 is needed. "
                 "Convert it first, pictures for example with x.astype('float32') / 255"
             )
         if first is None:
             first = (name, tensor)
+        elif name in parameters and backend.is_bfloat16(first[1].dtype):
+            if tensor.dtype != np.float32:
+                raise ShapeError(
+                    f"{op}: {name} is {tensor.dtype}, but it must be float32, as all parameters stay beside "
+                    f"activations in bfloat16, here {first[0]}"
+                )
         elif tensor.dtype != first[1].dtype:
             raise ShapeError(
                 f"{op}: {first[0]} is {first[1].dtype} but {name} is {tensor.dtype}. "

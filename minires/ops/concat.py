@@ -100,7 +100,8 @@ def concat(tensors: Sequence[Tensor], *, axis: int = -1) -> Tensor:
     tensors = [checks.as_tensor(tensor) for tensor in tensors]
     if not tensors:
         raise ShapeError("concat: there is nothing to join; give at least one tensor")
-    checks.same_floats("concat", **{f"tensors[{i}]": tensor for i, tensor in enumerate(tensors)})
+    named: dict[str, Any] = {f"tensors[{i}]": tensor for i, tensor in enumerate(tensors)}
+    checks.same_floats("concat", **named)
     first = tensors[0]
     (axis,) = checks.axes("concat", axis, first.ndim)
     for i, tensor in enumerate(tensors):

@@ -36,6 +36,7 @@ from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks, conv2d_cuda, conv2d_direct, conv2d_winograd
 from minires.ops.conv2d_columns import by_group, correlate, finish, gather, scatter
+from minires.ops.mixed_precision import mixed
 from minires.ops.relu import gradient as relu_gradient
 from minires.ops.relu import relu as relu_tensor
 from minires.ops.window import Padding, Window, window
@@ -110,9 +111,11 @@ def _join(xp: Any, w: Array, groups: int, left: int) -> Array:
     many = groups // left
     if many == 1:
         return w
-    parts = w.reshape(kh, kw, 1, depth, left, many, outputs // groups)
+    wide = w.astype(backend.accumulator(w.dtype), copy=False)  # CuPy has no where for bfloat16
+    parts = wide.reshape(kh, kw, 1, depth, left, many, outputs // groups)
     own = xp.eye(many, dtype=bool).reshape(many, 1, 1, many, 1)
-    return xp.where(own, parts, xp.zeros((), w.dtype)).reshape(kh, kw, many * depth, outputs)
+    joined = xp.where(own, parts, xp.zeros((), wide.dtype)).reshape(kh, kw, many * depth, outputs)
+    return joined.astype(w.dtype, copy=False)
 
 
 def _part(xp: Any, dw: Array, groups: int, left: int) -> Array:
@@ -274,12 +277,14 @@ def _implementation(array: Array) -> tuple[Callable[..., Array], Callable[..., A
 def _backward_b(dy: Array) -> Array:
     """The sum of each channel, (N, OH, OW, O) -> (O,), as a product with ones."""
     rows = dy.reshape(-1, dy.shape[-1])
-    return backend.matmul(backend.array_module(dy).ones((1, len(rows)), dy.dtype), rows)[0]
+    ones = backend.array_module(dy).ones((1, len(rows)), dy.dtype)
+    return backend.matmul(ones, rows, backend.accumulator(dy.dtype))[0]
 
 
 # ----------------------------------------------------------------------------------------------- public
 
 
+@mixed(kernels=True, parameters=("b",), factors=("w",))
 def conv2d(
     x: Tensor,
     w: Tensor,
@@ -308,7 +313,7 @@ def conv2d(
     b = None if b is None else checks.as_tensor(b)
     checks.rank("conv2d", "x", x, "(N, H, W, C)")
     checks.rank("conv2d", "w", w, "(KH, KW, C/groups, O)")
-    checks.same_floats("conv2d", w=w, b=b, x=x)
+    checks.same_floats("conv2d", parameters=("b",), w=w, b=b, x=x)
     (_, h, width, c), (kh, kw, depth, o) = x.shape, w.shape
     if not isinstance(groups, int) or groups < 1 or c % groups or o % groups:
         raise ShapeError(

@@ -14,6 +14,9 @@ thread takes one number of dx, and adds up what the windows over it give, always
 threads add to one number, and the result is the same each time. In both, neighbouring threads take
 neighbouring channels, which lie side by side in the pictures and in the columns; and the divisions that find
 a thread's place are done once for all KH*KW numbers.
+
+In bfloat16 the products are rounded where they are stored: y before its bias is added, and the columns of dx
+before they are added up, in float32. dw is float32 throughout.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ extern "C" __global__ void col2im(const T* __restrict__ columns, T* __restrict__
         int channel = i % depth, pixel = i / depth;
         int px = pixel % w + left, py = pixel / w % h + top, n = pixel / (h * w);
         const T* source = columns + n * oh * ow * kh * kw * depth + channel;
-        T sum = T(0);
+        A sum = 0;
         // The windows over the pixel, from the last one, in which it lies uppermost, to the first.
         for (int y = min(py / sh, oh - 1); y >= 0 && py - y * sh < kh; y--) {
             for (int x = min(px / sw, ow - 1); x >= 0 && px - x * sw < kw; x--) {
@@ -69,10 +72,11 @@ extern "C" __global__ void col2im(const T* __restrict__ columns, T* __restrict__
     }
 }
 
-extern "C" __global__ void bias_relu(T* y, const T* b, int outputs, int relu, int n) {
+extern "C" __global__ void bias_relu(T* y, const A* b, int outputs, int relu, int n) {
     EACH(i, n) {
-        T value = b ? y[i] + b[i % outputs] : y[i];
-        y[i] = relu && value < 0 ? T(0) : value;  // NaN stays NaN
+        A value = y[i];
+        if (b) value += b[i % outputs];
+        y[i] = relu && value < 0 ? A(0) : value;  // NaN stays NaN
     }
 }
 """)
@@ -108,13 +112,13 @@ def backward_x(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups:
 
 def backward_w(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
     """im2col(x)^T @ dy."""
-    xp = backend.array_module(x)
-    dw = xp.empty(shape, x.dtype)
+    xp, dtype = backend.array_module(x), backend.accumulator(x.dtype)
+    dw = xp.empty(shape, dtype)
     for group in range(groups):
         total = None
         for start, stop in _chunks(x, win, groups):
             columns = _im2col(xp, x[start:stop], win, group, groups)
-            product = backend.matmul(columns.T, by_group(dy[start:stop], groups)[group])
+            product = backend.matmul(columns.T, by_group(dy[start:stop], groups)[group], dtype)
             total = product if total is None else backend.add(total, product, out=total)
         dw = _placed(dw, 0, len(dw), group, groups, total)
     return dw

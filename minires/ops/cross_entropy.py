@@ -21,6 +21,7 @@ from minires import backend, cuda
 from minires.backend import Array
 from minires.errors import ConfigError, DataError, ShapeError
 from minires.ops import checks
+from minires.ops.mixed_precision import astype
 from minires.ops.softmax import ROW_CODE, _forward_log, row_grid
 from minires.tensor import Tensor, record
 
@@ -170,7 +171,8 @@ def _backward_cuda(
 def cross_entropy(logits: Tensor, labels: Any, *, label_smoothing: float = 0.0) -> Tensor:
     """The mean over the batch of the cross entropy between ``labels`` and ``softmax(logits)``.
 
-    ``labels`` are class numbers (N,), or one-hot or other probabilities (N, K); they get no gradient.
+    ``labels`` are class numbers (N,), or one-hot or other probabilities (N, K); they get no gradient. Of
+    logits in bfloat16 the loss is float32.
     Units: nats per picture. Math, Shapes, Backward, Source: see the head of this file.
     Raises: DataError that names a label out of range and its place; ShapeError if shapes or dtypes do not
     fit; ConfigError if ``label_smoothing`` is not in [0, 1).
@@ -182,6 +184,7 @@ def cross_entropy(logits: Tensor, labels: Any, *, label_smoothing: float = 0.0) 
     logits = checks.as_tensor(logits)
     checks.rank("cross_entropy", "logits", logits, "(N, K)")
     checks.same_floats("cross_entropy", logits=logits)
+    logits = astype(logits, backend.accumulator(logits.dtype))
     if logits.size == 0:
         raise ShapeError(f"cross_entropy: logits {logits.shape} are empty; there is no mean over nothing")
     smoothing = float(label_smoothing)

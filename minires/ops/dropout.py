@@ -24,6 +24,7 @@ from minires import backend, cuda
 from minires.backend import Array
 from minires.errors import ConfigError
 from minires.ops import checks
+from minires.ops.mixed_precision import mixed
 from minires.tensor import Tensor, record
 
 # ---------------------------------------------------------------------------------------- specification
@@ -58,12 +59,12 @@ __device__ void philox(unsigned word[4], unsigned key0, unsigned key1) {
 }
 
 // Forward, and backward with dy for x. dropped is the rate in units of 2^-31.
-extern "C" __global__ void dropout(const T* x, T* y, int key0, int key1, int dropped, T scale, int n) {
+extern "C" __global__ void dropout(const T* x, T* y, int key0, int key1, int dropped, A scale, int n) {
     EACH(i, n) {
         unsigned word[4] = {unsigned(i), 0, 0, 0};
         philox(word, key0, key1);
         bool kept = int(word[0] >> 1) >= dropped;
-        y[i] = x[i] * (kept ? scale : T(0));  // multiplied, so that NaN stays NaN
+        y[i] = x[i] * (kept ? scale : A(0));  // multiplied, so that NaN stays NaN
     }
 }
 """)
@@ -93,6 +94,7 @@ def check_rate(rate: object) -> None:
         )
 
 
+@mixed(kernels=True)
 def dropout(x: Tensor, rate: float, *, rng: np.random.Generator, training: bool = True) -> Tensor:
     """Set numbers to zero with probability ``rate`` and scale the others up; ``x`` itself at inference.
 
@@ -102,7 +104,7 @@ def dropout(x: Tensor, rate: float, *, rng: np.random.Generator, training: bool 
     have the same mask in every replay, unless its key lies in the memory of the GPU and is advanced there.
 
     Math, Shapes, Backward, Source, Differs: see the head of this file.
-    Raises: ConfigError if the rate is not in [0, 1); ShapeError if ``x`` is not float32 or float64.
+    Raises: ConfigError if the rate is not in [0, 1); ShapeError if ``x`` is not a float.
     """
     x = checks.as_tensor(x)
     checks.same_floats("dropout", x=x)

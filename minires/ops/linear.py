@@ -16,12 +16,13 @@ from minires import backend
 from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
+from minires.ops.mixed_precision import mixed
 from minires.tensor import Tensor, record
 
 
 def _forward(xp: Any, x: Array, w: Array, b: Array | None) -> Array:
-    y = backend.matmul(x, w)
-    return y if b is None else y + b
+    y = backend.matmul(x, w, backend.accumulator(x.dtype))
+    return (y if b is None else y + b).astype(x.dtype, copy=False)
 
 
 def _backward_x(xp: Any, dy: Array, w: Array) -> Array:
@@ -29,13 +30,14 @@ def _backward_x(xp: Any, dy: Array, w: Array) -> Array:
 
 
 def _backward_w(xp: Any, dy: Array, x: Array) -> Array:
-    return backend.matmul(x.T, dy)
+    return backend.matmul(x.T, dy, backend.accumulator(x.dtype))
 
 
 def _backward_b(xp: Any, dy: Array) -> Array:
-    return xp.sum(dy, axis=0)
+    return xp.sum(dy, axis=0, dtype=backend.accumulator(dy.dtype))
 
 
+@mixed(kernels=True, parameters=("b",), factors=("w",))
 def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """Multiply rows with a matrix and add a bias.
 
@@ -46,7 +48,7 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     b = None if b is None else checks.as_tensor(b)
     checks.rank("linear", "x", x, "(N, C)")
     checks.rank("linear", "w", w, "(C, O)")
-    checks.same_floats("linear", w=w, b=b, x=x)
+    checks.same_floats("linear", parameters=("b",), w=w, b=b, x=x)
     if x.shape[1] != w.shape[0]:
         raise ShapeError(
             f"linear: x {x.shape} has {x.shape[1]} features but w {w.shape} expects {w.shape[0]}"

@@ -22,6 +22,7 @@ from minires import backend
 from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
+from minires.ops.mixed_precision import mixed
 from minires.tensor import Tensor, record
 
 
@@ -45,13 +46,14 @@ def _backward(
     return dy * s**-beta - 2 * alpha * beta * x * _neighbours(xp, dy * y / s, size)
 
 
+@mixed()
 def local_response_norm(
     x: Tensor, size: int = 5, *, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75
 ) -> Tensor:
     """Divide each channel by a norm of the ``size`` channels around it.
 
     Math, Shapes, Backward, Source, Differs: see the head of this file.
-    Raises: ShapeError if ``x`` has no channels or is not float32 or float64, ``size`` is not odd, or ``k`` is
+    Raises: ShapeError if ``x`` has no channels or is not a float, ``size`` is not odd, or ``k`` is
     not above 0 or ``alpha`` below 0 (the norm could be 0).
     """
     x = checks.as_tensor(x)

@@ -19,6 +19,7 @@ from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
 from minires.ops.arithmetic import unbroadcast
+from minires.ops.mixed_precision import mixed
 from minires.tensor import Tensor, record
 
 
@@ -34,6 +35,7 @@ def _backward_b(xp: Any, dy: Array, a: Array, b: Array) -> Array:
     return unbroadcast(xp, backend.matmul(a.swapaxes(-1, -2), dy), b.shape)
 
 
+@mixed()
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """The matrix product ``a @ b``.
 

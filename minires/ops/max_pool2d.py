@@ -17,6 +17,7 @@ import numpy as np
 from minires import backend, cuda
 from minires.backend import Array, kernel
 from minires.ops import checks
+from minires.ops.mixed_precision import mixed
 from minires.ops.window import Padding, Window, window
 from minires.tensor import Tensor, record
 
@@ -96,11 +97,11 @@ extern "C" __global__ void max_pool(const T* x, T* y, int* winner, int n, WINDOW
         int first_h = max(start_h, 0), stop_h = min(start_h + kernel_h, h);
         int first_w = max(start_w, 0), stop_w = min(start_w + kernel_w, w);
         const T* pixels = x + row / out_h * h * w * channels + c;
-        T best = pixels[(first_h * w + first_w) * channels];  // the first pixel, which may be -inf itself
+        A best = pixels[(first_h * w + first_w) * channels];  // the first pixel, which may be -inf itself
         int where = (first_h - start_h) * kernel_w + first_w - start_w;
         for (int ih = first_h; ih < stop_h; ih++) {
             for (int iw = first_w; iw < stop_w; iw++) {
-                T pixel = pixels[(ih * w + iw) * channels];
+                A pixel = pixels[(ih * w + iw) * channels];
                 if (pixel > best || isnan(pixel)) {
                     best = pixel;
                     where = (ih - start_h) * kernel_w + iw - start_w;
@@ -118,7 +119,7 @@ extern "C" __global__ void max_pool_gradient(const T* dy, const int* winner, T* 
     EACH(i, n) {
         int c = i % channels, place = i / channels, row = place / w;
         int ih = row % h + top, iw = place % w + left;  // in the padded picture
-        T sum = T(0);
+        A sum = 0;
         for (int oh = min(ih / stride_h, out_h - 1); oh >= 0 && ih < oh * stride_h + kernel_h; oh--) {
             for (int ow = min(iw / stride_w, out_w - 1); ow >= 0 && iw < ow * stride_w + kernel_w; ow--) {
                 int o = ((row / h * out_h + oh) * out_w + ow) * channels + c;
@@ -152,6 +153,7 @@ def _backward_cuda(xp: Any, dy: Array, winner: Array, shape: tuple[int, ...], wi
 # ----------------------------------------------------------------------------------------------- public
 
 
+@mixed(kernels=True)
 def max_pool2d(
     x: Tensor,
     kernel: int | tuple[int, int],

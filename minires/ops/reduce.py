@@ -19,6 +19,7 @@ from minires import backend
 from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
+from minires.ops.mixed_precision import mixed
 from minires.tensor import Tensor, record
 
 Axis = int | tuple[int, ...] | None
@@ -30,6 +31,7 @@ def _spread(xp: Any, dy: Array, shape: tuple[int, ...], axes: tuple[int, ...]) -
     return xp.broadcast_to(dy.reshape(kept), shape)
 
 
+@mixed()
 def sum(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """The sum over ``axis`` (an axis, several, or None for all).
 
@@ -44,6 +46,7 @@ def sum(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     return record("sum", y, (x,), lambda dy: (_spread(xp, dy, shape, axes),))
 
 
+@mixed()
 def mean(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """The mean over ``axis`` (an axis, several, or None for all).
 
@@ -59,6 +62,7 @@ def mean(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     return record("mean", y, (x,), lambda dy: (_spread(xp, dy / count, shape, axes),))
 
 
+@mixed()
 def max(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """The maximum over ``axis`` (an axis, several, or None for all).
 

@@ -18,6 +18,7 @@ from minires.backend import Array, kernel
 from minires.errors import ShapeError
 from minires.ops import checks
 from minires.ops.arithmetic import add as add_tensors
+from minires.ops.mixed_precision import mixed
 from minires.tensor import Tensor, is_fused, record
 
 # ---------------------------------------------------------------------------------------- specification
@@ -83,8 +84,9 @@ def _backward_numba(dy: Array, y: Array) -> Array:
 _CUDA = cuda.Source(r"""
 extern "C" __global__ void relu(const T* x, const T* add, T* y, int n) {
     EACH(i, n) {
-        T value = add ? x[i] + add[i] : x[i];
-        y[i] = value < 0 ? T(0) : value;  // NaN stays NaN
+        A value = x[i];
+        if (add) value += add[i];
+        y[i] = value < 0 ? A(0) : value;  // NaN stays NaN
     }
 }
 
@@ -117,6 +119,7 @@ def gradient(dy: Array, y: Array) -> Array:
     return _backward_numba(dy, y) if backend.fast(dy) else _backward(dy, y)
 
 
+@mixed(kernels=True)
 def relu(x: Tensor, *, add: Tensor | None = None) -> Tensor:
     """Add ``add`` where given, then set negative values to zero.
 
@@ -125,7 +128,7 @@ def relu(x: Tensor, *, add: Tensor | None = None) -> Tensor:
     Math: y = max(x, 0), with a shortcut max(x + add, 0). Backward: dx = dadd = dy where y > 0; at exactly
     zero the gradient is zero.
     Shapes: any; add and y as x.
-    Raises: ShapeError if ``x`` is not float32 or float64, or ``add`` has another shape or dtype.
+    Raises: ShapeError if ``x`` is not a float, or ``add`` has another shape or dtype.
     """
     x = checks.as_tensor(x)
     checks.same_floats("relu", x=x)

@@ -83,9 +83,10 @@ def getitem(x: Tensor, index: Any) -> Tensor:
 
 
 def _backward_getitem(xp: Any, dy: Array, shape: tuple[int, ...], index: Any, plain: bool) -> Array:
-    dx = xp.zeros(shape, dy.dtype)
+    dtype = dy.dtype if plain else backend.accumulator(dy.dtype)
+    dx = xp.zeros(shape, dtype)
     if plain:
         dx[index] = dy
     else:  # a list may name an element twice; assignment would keep one of its gradients only
-        xp.add.at(dx, index, dy)
-    return dx
+        xp.add.at(dx, index, dy.astype(dtype, copy=False))
+    return dx.astype(dy.dtype, copy=False)

@@ -15,6 +15,7 @@ from typing import Any
 from minires import backend
 from minires.backend import Array
 from minires.ops import checks
+from minires.ops.mixed_precision import mixed
 from minires.tensor import Tensor, record
 
 
@@ -27,10 +28,11 @@ def _backward(xp: Any, dy: Array, y: Array) -> Array:
     return dy * y * (1 - y)
 
 
+@mixed()
 def sigmoid(x: Tensor) -> Tensor:
     """Squeeze every number into (0, 1).
 
-    Math, Shapes, Backward: see the head of this file. Raises: ShapeError if ``x`` is not float32 or float64.
+    Math, Shapes, Backward: see the head of this file. Raises: ShapeError if ``x`` is not a float.
     """
     x = checks.as_tensor(x)
     checks.same_floats("sigmoid", x=x)

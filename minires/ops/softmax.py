@@ -16,6 +16,7 @@ from minires import backend, cuda
 from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
+from minires.ops.mixed_precision import mixed
 from minires.tensor import Tensor, record
 
 # ---------------------------------------------------------------------------------------- specification
@@ -154,11 +155,12 @@ def _checked(op: str, x: Tensor) -> Tensor:
     return x
 
 
+@mixed()
 def softmax(x: Tensor) -> Tensor:
     """Turn scores into probabilities that sum to one along the last axis.
 
     Math: y = exp(x) / sum exp(x). Shapes: see the head of this file. Backward: dx = y * (dy - sum(dy * y)).
-    Raises: ShapeError if ``x`` has no classes or is not float32 or float64.
+    Raises: ShapeError if ``x`` has no classes or is not a float.
     """
     x = _checked("softmax", x)
     xp = backend.array_module(x.data)
@@ -170,11 +172,12 @@ def softmax(x: Tensor) -> Tensor:
     return record("softmax", y, (x,), lambda dy: (_backward(xp, dy, y),))
 
 
+@mixed()
 def log_softmax(x: Tensor) -> Tensor:
     """The logarithm of :func:`softmax`, exact where a probability would round to zero.
 
     Math: y = x - log sum exp(x). Shapes: see the head of this file. Backward: dx = dy - exp(y) * sum(dy).
-    Raises: ShapeError if ``x`` has no classes or is not float32 or float64.
+    Raises: ShapeError if ``x`` has no classes or is not a float.
     """
     x = _checked("log_softmax", x)
     xp = backend.array_module(x.data)

@@ -70,7 +70,7 @@ class CapturedStep:
 
     ``loss(logits, labels)`` gives the loss of a batch. Parameters have no ``.grad`` before and after a step.
 
-    Shapes: x (N, H, W, C) float32, y (N,) class numbers, as NumPy arrays.
+    Shapes: x (N, H, W, C) float32 or bfloat16, y (N,) class numbers, as NumPy arrays.
     Raises: whatever CUDA or CuPy raise if the step cannot be captured; weights are unchanged then.
     """
 
@@ -107,7 +107,8 @@ class CapturedStep:
                 value = loss(logits, self.y)
                 value.backward()
                 norm = self.optimizer.launch_step()
-                right = logits.data.argmax(axis=1) == self.y.data
+                scores = logits.data.astype(np.float32, copy=False)  # CuPy has no argmax of bfloat16
+                right = scores.argmax(axis=1) == self.y.data
                 for place, number in enumerate((value.data, right.sum(), norm)):
                     self.figures[place] = number
             finally:

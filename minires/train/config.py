@@ -42,7 +42,7 @@ class Config:
     recalibrate: bool = False  # measure batch norm's running statistics anew at the end
     seed: int = 0
     device: str = "cpu"  # or "cuda", "cuda:1", "auto"
-    precision: str = "fp32"  # of the matrix products on a GPU, or "tf32"
+    precision: str = "fp32"  # or "tf32", products on a GPU; or "bf16", activations while training
     start_from: str | None = None  # a trained model, whose weights are the start
     freeze: list[Any] = field(default_factory=list)  # parts that stay as they are: see minires.train.freeze
     checkpoint_every: int = 200  # steps between checkpoints within an epoch; 0: at the end of epochs only

@@ -71,7 +71,7 @@ def _watched(model: Module) -> Iterator[None]:
 
 def _bad(array: Array) -> str:
     """Say how much of an array is not finite; nothing if all of it is."""
-    if array.dtype.kind != "f":
+    if not backend.is_float(array.dtype):
         return ""
     xp: Any = backend.array_module(array)
     if bool(xp.isfinite(array).all()):

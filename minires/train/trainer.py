@@ -116,8 +116,11 @@ class Trainer:
             say(f"starting from {config.start_from}; new: {', '.join(new) or 'nothing'}")
         finetune.freeze(model, config.freeze)
         self.device = backend.choose_device(config.device)
-        if config.precision != "fp32" and self.device == "cpu":
+        if config.precision == "tf32" and self.device == "cpu":
             raise ConfigError(f"precision {config.precision!r} is for GPUs; on the CPU leave it at 'fp32'")
+        if config.precision == "bf16" and self.device == "cpu":
+            say("precision 'bf16' is slower than 'fp32' on the CPU, and only for checking its accuracy there")
+        self.activations = backend.activations(config.precision)
         self.model = model.to(self.device)
         self.optimizer = optim.build(config.optimizer, model.named_parameters())
         total = config.epochs * len(self.loader)
@@ -215,6 +218,7 @@ class Trainer:
 
     def _step(self, x: np.ndarray, y: np.ndarray) -> None:
         """One step of the optimiser; nothing is changed if its loss or gradient is not finite."""
+        x = x.astype(self.activations, copy=False)
         self._dropout_before = self.model.random_states()
         self.optimizer.lr = self.schedule.lr(self.progress.step)
         if self._capture and (step := self._capture(x, y)):

@@ -187,7 +187,7 @@ def test_the_backward_sees_the_same_signs_as_the_forward(emulator):
 MUTANTS = {
     "a barrier is missing": ("        __syncthreads();\n", ""),
     "the last halving is missing": ("half >= width;", "half > width;"),
-    "one row too many": ("T d = m < rows ?", "T d = m <= rows ?"),
+    "one row too many": ("A d = m < rows ?", "A d = m <= rows ?"),
     "the last row is missing": ("if (m < rows) {", "if (m < rows - 1) {"),
     "one row too many in y and dx": ("m < rows; m += at.step", "m <= rows; m += at.step"),
     "rows are added twice": ("row += 4 * at.step", "row += 3 * at.step"),
@@ -196,16 +196,16 @@ MUTANTS = {
     "one part is missing": ("part < parts;", "part < parts - 1;"),
     "squares where products are": ("products += g * d", "products += d * d"),
     "rows without gaps": ("x[m * stride + at.channel]", "x[m * channels + at.channel]"),
-    "rows without gaps in the backward": ("T d = x[m * stride + c]", "T d = x[m * channels + c]"),
+    "rows without gaps in the backward": ("A d = x[m * stride + c]", "A d = x[m * channels + c]"),
     "the variance of the first row": ("- offset * offset", ""),
     "always the biased variance": ("var * correction", "var"),
     "the mean without the first row": ("x[c] + offset", "offset"),
     "eps outside the root": ("sqrt(var + eps)", "(sqrt(var) + eps)"),
-    "the sign is not that of y": ("T value = y ? y[i] :", "T value ="),
+    "the sign is not that of y": ("A value = y ? A(y[i]) :", "A value ="),
     "no gradient through the variance": ("slope * d + offset", "offset"),
     "no gradient through the mean": ("slope * d + offset", "slope * d"),
     "training in inference": ("dx[i] = training ?", "dx[i] = 1 ?"),
-    "the addition is forgotten": ("value += add[i]", "value += T(0)"),
+    "the addition is forgotten": ("value += add[i]", "value += A(0)"),
     "the addition gets dy": ("dadd[i] = g", "dadd[i] = dy[i]"),
 }
 

@@ -12,6 +12,7 @@ from minires.ops import cases, softmax
 HELPERS = {
     "cases",
     "checks",
+    "mixed_precision",
     "window",
     "batch_norm_kernels",
     "batch_norm_cuda",

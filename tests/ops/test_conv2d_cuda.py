@@ -145,7 +145,7 @@ def test_what_is_not_needed_is_not_launched(emulator):
         ("dx[pixel * c + first + channel]", "dx[pixel * c + channel]"),
         ("b[i % outputs]", "b[(i + 1) % outputs]"),
         ("relu && value < 0", "value < 0"),
-        ("relu && value < 0 ? T(0) : value", "relu ? (value > 0 ? value : T(0)) : value"),
+        ("relu && value < 0 ? A(0) : value", "relu ? (value > 0 ? value : A(0)) : value"),
     ],
 )
 def test_wrong_kernels_are_caught(right, wrong, emulator, monkeypatch):

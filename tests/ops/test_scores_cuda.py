@@ -428,7 +428,7 @@ def test_a_generator_that_is_wrong_is_found(piece, wrong, emulator, monkeypatch)
         ("philox(word, key0, key1)", "philox(word, key1, key0)"),
         (">= dropped", "< dropped"),
         ("word[0] >> 1", "word[0] >> 2"),
-        ("(kept ? scale : T(0))", "T(kept)"),
+        ("(kept ? scale : A(0))", "A(kept)"),
     ],
 )
 def test_a_dropout_that_is_wrong_is_found(piece, wrong, emulator, monkeypatch):

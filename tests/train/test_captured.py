@@ -43,10 +43,11 @@ def _network():
     ).name_modules()
 
 
-def _batches(count, size=4):
+def _batches(count, size=4, precision="fp32"):
     rng = np.random.default_rng(1)
     for _ in range(count):
-        yield rng.standard_normal((size, 6, 6, 3)).astype(np.float32), rng.integers(0, 3, size)
+        x = rng.standard_normal((size, 6, 6, 3)).astype(backend.activations(precision))
+        yield x, rng.integers(0, 3, size)
 
 
 OPTIMIZERS = {
@@ -55,14 +56,16 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_replayed_step_is_a_step_launched_anew(gpu, name):
+@pytest.mark.parametrize(
+    ("name", "precision"), [("adam", "fp32"), ("clipped", "fp32"), ("adam", "bf16")], ids=str
+)
+def test_a_replayed_step_is_a_step_launched_anew(gpu, name, precision):
     figures, states, count = {}, {}, 12 if gpu == "emulated" else 100
     for way in ("anew", "captured"):
         model = _network().to("cuda").train()
         optimizer = OPTIMIZERS[name](model.named_parameters())
         step, slots, figures[way] = None, [], []
-        for number, (x, y) in enumerate(_batches(count)):
+        for number, (x, y) in enumerate(_batches(count, precision=precision)):
             optimizer.lr = 1e-2 / (1 + number)  # must not be frozen
             if way == "captured" and number >= 2:
                 step = step or captured.CapturedStep(model, optimizer, cross_entropy, x, y)
@@ -134,14 +137,15 @@ def _trained(out, say, **changes):
     return trainer
 
 
-def test_a_captured_run_is_a_run(gpu, tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_captured_run_is_a_run(gpu, tmp_path, monkeypatch, precision):
     """With a last batch that is smaller, checkpoints in the middle, a moving average and clipping."""
     said = []
     runs = {}
     for way in ("captured", "anew"):
         if way == "anew":
             monkeypatch.setattr(captured, "WARM_UP", 10**6)
-        runs[way] = _trained(tmp_path / way, said.append)
+        runs[way] = _trained(tmp_path / way, said.append, precision=precision)
     assert runs["captured"]._capture.step and not runs["anew"]._capture.step
     metrics = {way: (tmp_path / way / "metrics.csv").read_text().splitlines() for way in runs}
     header = metrics["anew"][0].split(",")
@@ -153,6 +157,8 @@ def test_a_captured_run_is_a_run(gpu, tmp_path, monkeypatch):
     states = [{**run.model.state_dict(), **run.optimizer.state_dict()} for run in runs.values()]
     assert all(np.array_equal(array, states[1][key]) for key, array in states[0].items())
     assert not [line for line in said if "captured into" in line]
+    assert all(run.activations == backend.activations(precision) for run in runs.values())
+    assert {str(array.dtype) for array in states[0].values()} == {"float32", "float64", "int64"}
 
 
 def test_what_cannot_be_captured_is_launched_anew(gpu, tmp_path, monkeypatch):

@@ -14,12 +14,12 @@ import minires
 ROOT = Path(minires.__file__).parent
 # A module may import what stands above it in this list, and modules of its own folder.
 FLOORS = [
-    "errors", "files", "vectors", "cublas", "backend", "cuda", "tensor", "gradcheck", "ops",
+    "errors", "files", "exercises", "vectors", "cublas", "backend", "cuda", "tensor", "gradcheck", "ops",
     "nn", "models", "data", "train", "weights", "inspect", "doctor", "commands", "cli", "__main__",
 ]  # fmt: skip
 ABOVE_THE_PACKAGE = {"doctor", "commands", "cli", "__main__"}  # these may import minires itself
 INDEPENDENT = {
-    "errors": set(), "files": {"errors"}, "vectors": set(),
+    "errors": set(), "files": {"errors"}, "exercises": set(), "vectors": set(),
     "cublas": {"errors"}, "backend": {"errors", "vectors", "cublas"}, "data": {"errors", "files"},
 }  # fmt: skip
 ONLY_BACKEND = {"cupy", "numba", "llvmlite", "ml_dtypes"}

@@ -419,7 +419,11 @@ if hasattr(os, "register_at_fork"):
 
 
 class _SingleThreadedBlas:
-    """While any thread is inside, each BLAS call runs on one thread; afterwards the setting is as before."""
+    """While any thread is inside, each BLAS call runs on one thread; afterwards the setting is as before.
+
+    From its version 3.8 on threadpoolctl lets only the first Python thread that sets a limit set any, while
+    that thread lives. Here threads do not fight over it, as they are counted, so each takes it over.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -436,16 +440,20 @@ class _SingleThreadedBlas:
         with self.lock:
             if self.inside == 0:
                 self.before = [library.get_num_threads() for library in self.libraries]
-                for library in self.libraries:
-                    library.set_num_threads(1)
+                self._set([1] * len(self.libraries))
             self.inside += 1
 
     def __exit__(self, *_: object) -> None:
         with self.lock:
             self.inside -= 1
             if self.inside == 0:
-                for library, count in zip(self.libraries, self.before, strict=True):
-                    library.set_num_threads(count)
+                self._set(self.before)
+
+    def _set(self, counts: list[int]) -> None:
+        for library, count in zip(self.libraries, counts, strict=True):
+            if hasattr(library, "clear_controlling_thread"):
+                library.clear_controlling_thread(force=True)
+            library.set_num_threads(count)
 
 
 _single_threaded_blas = _SingleThreadedBlas()

@@ -1,4 +1,4 @@
-"""The command line: options in, exit status out; what the subcommands do stands in ``commands.py``.
+"""The command line: options in, exit status out; what the subcommands do stands in ``commands``.
 
 Exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted.
 """
@@ -78,14 +78,15 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(
-        name: str, run: Callable[[argparse.Namespace], int], help: str, text: str
+        name: str, run: Callable[[argparse.Namespace], int], help: str, text: str, json: bool = True
     ) -> argparse.ArgumentParser:
         sub = subparsers.add_parser(
             name, help=help, description=text, allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         sub.set_defaults(run=run)
-        sub.add_argument("--json", action="store_true", help="print the result as JSON, for programs")
+        if json:
+            sub.add_argument("--json", action="store_true", help="print the result as JSON, for programs")
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         return sub
 
@@ -128,6 +129,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--classes", type=int, metavar="N", help="how many classes (default: the model's usual)")
     _variant_option(sub)
+
+    sub = command(
+        "trace", commands.run_trace, "step through one picture, forward and backward, in a page", TRACE
+    )
+    sub.add_argument("model", metavar="RUN", help="a run folder, a model.safetensors file, or a model's name")
+    sub.add_argument(
+        "--image", metavar="FILE", help="the picture (default: the first test picture of the run)"
+    )
+    sub.add_argument("--label", metavar="NAME", help="what is on it (default: the model's own guess)")
+    sub.add_argument(
+        "--html", metavar="FILE", help="where to write it (default: trace-MODEL.html in the run)"
+    )
+
+    sub = command(
+        "play", commands.run_play, "show pictures to a trained model, in the browser", PLAY, json=False
+    )
+    _model_argument(sub)
+    sub.add_argument("--port", type=int, default=0, metavar="N", help="the port (default: a free one)")
+    sub.add_argument("--no-browser", dest="browser", action="store_false", help="only print the address")
 
     sub = command("diff", commands.run_diff, "say what differs between two models", DIFF)
     for which in ("a", "b"):
@@ -198,7 +218,8 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     option("--size", "N", "resize the pictures to N x N (default: what the model is made for)", int)
     option("--train-on", "PARTS", "train, or train+val: then nothing is validated")
     option("--device", "NAME", DEVICES)
-    option("--precision", "NAME", "of matrix products on a GPU: fp32 (the default), or tf32, which is faster")
+    option("--precision", "NAME", "fp32 (the default); tf32: faster matrix products on a GPU; bf16: "
+           "activations in bfloat16 while training, parameters in float32")  # fmt: skip
     option("--start-from", "RUN", "fine-tune a trained model, of a run folder or a model.safetensors file: "
            "its picture size and normalisation, and a new last layer if the classes are others")  # fmt: skip
     parser.add_argument(
@@ -248,6 +269,19 @@ Draw a model: stages, blocks with their repeats, skip paths and projections, the
 
   minires plot resnet50 --out resnet50.svg
   minires plot resnet34 --variant shortcut=A"""
+TRACE = """\
+Write a page in which you walk through a network with one picture, from its pixels to the loss and back to the
+first kernel: every step with its values and gradients. The page is one file and needs no network.
+
+  minires trace runs/signs-default-1
+  minires trace runs/signs-default-1 --image hand.jpg --label 3 --html hand.html
+  minires trace resnet50 --image hand.jpg         fresh weights, not trained"""
+PLAY = """\
+Open a page in the browser in which you drop, draw or photograph pictures, and see what a trained model takes
+them for, and which places of a picture made it think so. Only this machine can reach the page; Ctrl-C ends
+it.
+
+  minires play runs/signs-default-1"""
 DIFF = """\
 Say what differs between two models: totals, layers, shapes, settings. Weights are not compared.
 

@@ -15,7 +15,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 @contextmanager
-def chromium() -> Iterator[Any]:
+def chromium(*switches: str) -> Iterator[Any]:
     """Yield Playwright's browser; the test is skipped where Playwright or Chromium is missing."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     found = next(filter(None, map(shutil.which, NAMES)), None)
@@ -24,7 +24,7 @@ def chromium() -> Iterator[Any]:
     # Chromium's sandbox refuses to run as root.
     arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=arguments)
+        browser = playwright.chromium.launch(executable_path=found, args=[*arguments, *switches])
         try:
             yield browser
         finally:

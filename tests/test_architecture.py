@@ -15,7 +15,7 @@ ROOT = Path(minires.__file__).parent
 # A module may import what stands above it in this list, and modules of its own folder.
 FLOORS = [
     "errors", "files", "exercises", "vectors", "cublas", "backend", "cuda", "tensor", "gradcheck", "ops",
-    "nn", "models", "data", "train", "weights", "inspect", "doctor", "commands", "cli", "__main__",
+    "nn", "models", "data", "train", "weights", "inspect", "play", "doctor", "commands", "cli", "__main__",
 ]  # fmt: skip
 ABOVE_THE_PACKAGE = {"doctor", "commands", "cli", "__main__"}  # these may import minires itself
 INDEPENDENT = {

@@ -382,3 +382,17 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(backend, "cupy", lambda: SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
     with pytest.raises(ConfigError, match="there is no cuda:2: this machine's GPUs are cuda:0 to cuda:1"):
         backend.to_device(np.zeros(1), "cuda:2")
+
+
+def test_matrix_products_use_one_thread_each_when_a_second_thread_asks():
+    """The limit of threadpoolctl belongs to the first thread that sets one, as long as that lives."""
+    inside = []
+    with threadpool_limits(2, user_api="blas"):
+        before = _blas_threads()
+        asking = threading.Thread(
+            target=lambda: backend.parallel_for(lambda start, stop: inside.append(_blas_threads()), 3)
+        )
+        asking.start()
+        asking.join()
+        assert inside == [[1] * len(before)] * len(inside) and inside
+        assert _blas_threads() == before

@@ -20,7 +20,7 @@ from PIL import Image
 import minires
 from minires import Tensor, backend, cli, data, models, nn
 from minires.ops import cases
-from minires.train import Trained, load_model, recipes, save_model
+from minires.train import Trained, load_model, predict, recipes, save_model
 
 PICTURES = ("curves.png", "confusion.png", "mistakes.png")
 COLOURS = ("blue", "green", "red")
@@ -211,7 +211,8 @@ def test_a_run_says_what_it_did_and_what_to_do_next(place: Path, capsys: pytest.
     look = next(line for line in lines if line.startswith("Look at "))
     assert all(name in look for name in PICTURES)
     following = "".join(lines[lines.index(look) + 1 :])
-    assert f"minires predict {folder} PICTURE..." in following and f"minires evaluate {folder} " in following
+    for command in ("predict {} PICTURE...", "evaluate {} ", "trace {} ", "play {} "):
+        assert f"minires {command.format(folder)}" in following
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["dataset"] == "my colours" and summary["model"] == "tiny"
     # A second run gets a folder of its own.
@@ -552,6 +553,49 @@ def test_commands_that_compile_say_so_the_first_time_and_beside_the_result(
             assert err.count("compiling the kernels, once on this machine") == times
 
 
+# ------------------------------------------------------------------------------------------ trace, play
+
+
+def test_a_run_is_traced_with_its_first_test_picture_or_with_one_of_the_users(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, _ = call(capsys, "trace", run, "--json")
+    got = json.loads(out)
+    page = run / "trace-tiny.html"
+    assert status == 0 and Path(got["html"]) == page and got["bytes"] == page.stat().st_size > 100_000
+    test = data.load(run.parent / "colours", size=12).test
+    trained = load_model(run)
+    guess = trained.classes[predict(trained.model, test.images[:1], trained.normalize)[0].argmax()]
+    assert got["guess"] == guess
+    page.unlink()
+    picture = run.parent / "colours/red/0.png"
+    arguments = ("trace", run, "--image", picture, "--label", "blue", "--html", "red.html")
+    status, text, _ = call(capsys, *arguments)
+    assert status == 0 and "red.html" in text and "guess: red" in text
+    assert Path("red.html").is_file() and not page.exists()
+
+
+def test_a_fresh_model_is_traced_with_a_picture(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_pictures(place / "colours", 1)
+    status, text, _ = call(capsys, "trace", "tiny", "--image", "colours/red/0.png")
+    assert status == 0 and "trace-tiny.html" in text and Path("trace-tiny.html").is_file()
+    assert "which picture? --image FILE" in refused(capsys, 2, "trace", "tiny")
+
+
+def test_trace_and_play_refuse_what_cannot_be(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, 2, "trace", "resnet5")
+    assert "resnet5 is neither a run folder, a model.safetensors file nor a model" in line
+    assert "--label pink: the model knows blue, green, red" in refused(
+        capsys, 2, "trace", run, "--label", "pink"
+    )
+    assert "nosuch.png" in refused(capsys, 1, "trace", run, "--image", "nosuch.png")
+    assert "cannot write" in refused(capsys, 1, "trace", run, "--html", place / "no" / "x.html")
+    assert "does not exist" in refused(capsys, 1, "play", place / "nothing")
+    assert "port" in refused(capsys, 2, "play", run, "--port", "99999", "--no-browser")
+
+
 # ------------------------------------------------------------------------------ summary, gradcheck, data
 
 
@@ -672,7 +716,7 @@ def test_help_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(call(capsys, "train", "--help")[1].split())
     for name in (*recipes(), *data.names()):
         assert name in text[text.index("--data NAME signs") :]
-    for command in ("evaluate", "predict", "summary", "gradcheck", "data", "doctor"):
+    for command in ("evaluate", "predict", "summary", "trace", "gradcheck", "data", "doctor"):
         assert "--json" in call(capsys, command, "--help")[1]
 
 

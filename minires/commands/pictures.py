@@ -1,0 +1,85 @@
+"""What follows one picture through a model: trace, play."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minires.commands.parts import data_of_run, load_square, print_json, speaker
+from minires.errors import ConfigError
+
+if TYPE_CHECKING:
+    from minires.train import Trained
+
+
+def run_trace(options: argparse.Namespace) -> int:
+    from minires import backend, train
+    from minires.inspect import trace
+
+    trained, side = _trained_or_fresh(options.model)
+    seen, label = _picture_to_trace(options, trained, side)
+    folder = Path(options.model) if Path(options.model).is_dir() else Path()
+    out = options.html or str(folder / f"trace-{trained.name}.html")
+    x = trained.normalize(seen[None])
+    with backend.before_compiling(speaker(sys.stderr)):
+        trace(trained.model, x, label, out=out, name=trained.name, classes=trained.classes, picture=seen)
+    probabilities = train.predict(trained.model, seen[None], trained.normalize)[0]
+    guess = trained.classes[int(probabilities.argmax())]
+    size = Path(out).stat().st_size
+    if options.json:
+        print_json({"model": trained.name, "html": out, "bytes": size, "guess": guess,
+                     "probability": float(probabilities.max())})  # fmt: skip
+        return 0
+    print(f"The model's guess: {guess}, {100 * probabilities.max():.1f}%")
+    print(
+        f"{out}: every step of this picture, {size / 1e6:.1f} MB. Open it in a browser; it needs no network."
+    )
+    return 0
+
+
+def run_play(options: argparse.Namespace) -> int:
+    from minires.play import serve
+
+    serve(options.model, port=options.port, device=options.device, open_browser=options.browser)
+    return 0
+
+
+def _trained_or_fresh(model: str) -> tuple[Trained, int]:
+    """A trained model with the side of its pictures; or, by the name of a model, one with fresh weights."""
+    from minires import models, train
+    from minires.data import Normalize
+
+    if Path(model).exists():
+        return load_square(model)
+    if model not in models.names():
+        raise ConfigError(
+            f"{model} is neither a run folder, a model.safetensors file nor a model; "
+            "`minires summary` knows the models, `minires train` makes a run"
+        )
+    entry = models.entry(model)
+    classes = tuple(map(str, range(entry.classes)))
+    fresh = models.build(model, seed=0).eval()
+    centred = Normalize((0.5,) * 3, (0.25,) * 3)
+    return train.Trained(fresh, model, {}, classes, centred, (entry.size,) * 2, "none"), entry.size
+
+
+def _picture_to_trace(options: argparse.Namespace, trained: Trained, side: int) -> tuple[Any, int | None]:
+    """The picture of --image with the label of --label; or the first test picture of the run and its own."""
+    from minires import data
+
+    label = None
+    if options.label is not None:
+        if options.label not in trained.classes:
+            raise ConfigError(f"--label {options.label}: the model knows {', '.join(trained.classes)}")
+        label = trained.classes.index(options.label)
+    if options.image is not None:
+        return data.decode(Path(options.image), size=side), label
+    if not Path(options.model).exists():
+        raise ConfigError(
+            "which picture? --image FILE (a run has test pictures of its own, a fresh model none)"
+        )
+    test = data.load(data_of_run(options.model), size=side).test
+    known = tuple(test.classes) == tuple(trained.classes)
+    return test.images[0], int(test.labels[0]) if label is None and known else label

@@ -1,0 +1,123 @@
+"""What the page asks about pictures, answered by a trained model as plain data for JSON."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import os
+import threading
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from minires import backend
+from minires.data import decode
+from minires.errors import ConfigError, DataError, MiniresError
+from minires.inspect.cam import activation_maps, overlay
+from minires.inspect.trace import trace_page
+from minires.train import load_model, predict
+
+KEPT = 8  # pictures, as the network saw them, that can be asked about again
+
+
+class Player:
+    """A trained model that is asked from many threads and answers one question at a time.
+
+    ``run`` is a run folder or a model.safetensors file. Nothing is written to disk; the last eight pictures
+    are kept in memory.
+
+    Raises: CheckpointError if ``run`` is no trained model; ConfigError if it learnt from pictures that are
+    not square, or there is no such device.
+    """
+
+    def __init__(self, run: str | os.PathLike[str], *, device: str = "cpu") -> None:
+        self.trained = load_model(run)
+        high, wide = self.trained.size
+        if high != wide:
+            raise ConfigError(f"{run} learnt from pictures {high} high and {wide} wide; they must be square")
+        self.trained.model.to(backend.choose_device(device))
+        self._lock = threading.Lock()
+        self._pictures: dict[str, NDArray[np.uint8]] = {}  # oldest first
+        self._numbers = itertools.count(1)
+
+    def warm_up(self) -> None:
+        """Answer once about a black picture, so that kernels are compiled before the first real one."""
+        self._answer(np.zeros((*self.trained.size, 3), np.uint8))
+
+    def about(self) -> dict[str, Any]:
+        """What the model is and which classes it knows."""
+        trained = self.trained
+        return {
+            "model": trained.name, "dataset": trained.dataset, "classes": list(trained.classes),
+            "side": trained.size[0],
+        }  # fmt: skip
+
+    def guess(self, source: bytes) -> dict[str, Any]:
+        """Say what is on a picture file: the probabilities of all classes, and the likeliest one's maps.
+
+        The picture is decoded as ``minires predict`` does and kept under the name ``picture``.
+
+        Raises: DataError if it cannot be read.
+        """
+        with self._lock:
+            seen = decode(source, name="the file sent", size=self.trained.size[0])
+            answer = self._answer(seen)
+            name = str(next(self._numbers))
+            self._pictures[name] = seen
+            for oldest in list(self._pictures)[:-KEPT]:
+                del self._pictures[oldest]
+        return {"picture": name, **answer}
+
+    def maps(self, picture: str, label: int) -> dict[str, Any]:
+        """The maps of any class on a picture that was asked about. Raises: DataError, ConfigError."""
+        with self._lock:
+            return self._maps(self._kept(picture), label)
+
+    def trace(self, picture: str) -> bytes:
+        """The page that steps through such a picture. Raises: DataError if it is no longer kept."""
+        with self._lock:
+            seen, trained = self._kept(picture), self.trained
+            return trace_page(
+                trained.model, trained.normalize(seen[None]), name=trained.name, classes=trained.classes,
+                picture=seen,
+            )  # fmt: skip
+
+    def _kept(self, picture: str) -> NDArray[np.uint8]:
+        if picture not in self._pictures:
+            raise DataError(f"this picture is no longer kept, only the last {KEPT} are; show it again")
+        return self._pictures[picture]
+
+    def _answer(self, seen: NDArray[np.uint8]) -> dict[str, Any]:
+        start = time.perf_counter()
+        (probabilities,) = predict(self.trained.model, seen[None], self.trained.normalize)
+        seconds = time.perf_counter() - start
+        if not np.isfinite(probabilities).all():
+            raise MiniresError("the model's scores are not finite numbers; train it again")
+        label = int(probabilities.argmax())
+        return {
+            "seen": _data_url(seen), "seconds": seconds, "probabilities": probabilities.tolist(),
+            "maps": self._maps(seen, label),
+        }  # fmt: skip
+
+    def _maps(self, seen: NDArray[np.uint8], label: int) -> dict[str, Any]:
+        found = activation_maps(self.trained.model, self.trained.normalize(seen), label)
+        return {
+            "label": found.label, "score": found.scores[label],
+            "picture_share": found.picture_share, "rest_share": found.rest_share,
+            "stages": [
+                {"name": stage.name, "size": list(stage.values.shape), "share": stage.share,
+                 "positive": bool((stage.values > 0).any()),
+                 "overlay": _data_url(overlay(seen, stage.values))}
+                for stage in found.stages
+            ],
+        }  # fmt: skip
+
+
+def _data_url(picture: NDArray[np.uint8]) -> str:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

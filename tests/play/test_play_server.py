@@ -1,0 +1,491 @@
+"""What the server of `minires play` answers, and that bad requests get a sentence and cost nothing."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from play.trained import a_picture, encoded, trained_run
+
+from minires import CheckpointError, ConfigError, data, train
+from minires.inspect.cam import activation_maps, overlay
+from minires.play import server as serving
+from minires.play.player import KEPT, Player
+from minires.play.server import LARGEST, Server
+from minires.tensor import no_grad
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return trained_run(tmp_path_factory.mktemp("play") / "run")
+
+
+@pytest.fixture(scope="module")
+def server(run) -> Iterator[Server]:
+    with Server(Player(run)) as one:
+        threading.Thread(target=one.serve_forever, daemon=True).start()
+        yield one
+        status, answer = ask(one, "POST", "guess", a_picture())  # after all that was done to it
+        assert status == 200 and len(answer["probabilities"]) == 6
+        one.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def it_lives_on(server) -> Iterator[None]:
+    """After each test, whatever it did, a good question gets a good answer."""
+    yield
+    status, answer = ask(server, "GET", "about")
+    assert status == 200 and answer["side"] == 32
+
+
+def ask(
+    server: Server, method: str, name: str, body: bytes | None = None, headers: dict[str, str] | None = None
+) -> tuple[int, Any]:
+    """The status and the JSON of the answer to a request for /TOKEN/name."""
+    status, _, content = exchange(server, method, f"/{server.token}/{name}", body, headers)
+    return status, json.loads(content)
+
+
+def exchange(
+    server: Server,
+    method: str,
+    address: str,
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
+) -> tuple[int, http.client.HTTPMessage, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
+    try:
+        connection.request(method, address, body, headers or {})
+        response = connection.getresponse()
+        return response.status, response.headers, response.read()
+    finally:
+        connection.close()
+
+
+def raw(server: Server, request: bytes) -> tuple[int, Any]:
+    """The answer to bytes as they are."""
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=30) as connection:
+        connection.sendall(request)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        return response.status, json.loads(response.read())
+
+
+def refused(answer: tuple[int, Any], status: int, code: str, says: str) -> None:
+    assert answer[0] == status, answer
+    assert answer[1]["error"]["code"] == code
+    assert re.search(says, answer[1]["error"]["message"]), answer[1]
+
+
+def pixels(url: str) -> np.ndarray:
+    head, content = url.split(",")
+    assert head == "data:image/png;base64"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+
+
+# ------------------------------------------------------------------------------------------ good requests
+
+
+def test_the_guess_is_that_of_minires_predict_and_the_maps_are_there(server, run):
+    picture = a_picture()
+    trained = train.load_model(run)
+    seen = data.decode(picture, size=32)
+    (expected,) = train.predict(trained.model, seen[None], trained.normalize)
+    status, answer = ask(server, "POST", "guess", picture)
+    assert status == 200
+    assert answer["probabilities"] == expected.tolist()
+    assert np.array_equal(pixels(answer["seen"]), seen)
+    found = activation_maps(trained.model, trained.normalize(seen))
+    maps = answer["maps"]
+    assert maps["label"] == expected.argmax() and maps["score"] == found.scores.max()
+    assert [stage["size"] for stage in maps["stages"]] == [[32, 32], [16, 16], [8, 8]]
+    for stage, one in zip(maps["stages"], found.stages, strict=True):
+        assert stage["share"] == one.share
+        assert np.array_equal(pixels(stage["overlay"]), overlay(seen, one.values))
+
+
+def test_the_maps_of_another_class_are_given_for_a_picture_that_is_kept(server):
+    _, answer = ask(server, "POST", "guess", a_picture())
+    other = (answer["maps"]["label"] + 1) % 6
+    status, maps = ask(server, "GET", f"maps?picture={answer['picture']}&label={other}")
+    assert status == 200 and maps["label"] == other and maps["score"] < answer["maps"]["score"]
+    shares = [stage["share"] for stage in maps["stages"]]
+    assert maps["picture_share"] + sum(shares) + maps["rest_share"] == pytest.approx(maps["score"], rel=1e-9)
+    for _ in range(KEPT):
+        ask(server, "POST", "guess", a_picture())
+    gone = ask(server, "GET", f"maps?picture={answer['picture']}&label=0")
+    refused(gone, 422, "picture", f"no longer kept, only the last {KEPT} are")
+
+
+def test_the_trace_of_the_picture_is_a_page_of_its_own(server):
+    _, answer = ask(server, "POST", "guess", a_picture())
+    status, headers, page = exchange(server, "GET", f"/{server.token}/trace?picture={answer['picture']}")
+    assert status == 200 and headers["Content-Type"] == "text/html; charset=utf-8"
+    assert page.lower().startswith(b"<!doctype html>") and b"resnet20_cifar" in page
+
+
+def test_the_page_says_what_the_model_is(server):
+    assert ask(server, "GET", "about") == (
+        200, {"model": "resnet20_cifar", "dataset": "hands", "classes": list("012345"), "side": 32},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("", "text/html"),
+        ("page.js", "text/javascript"),
+        ("page.css", "text/css"),
+        ("words.js", "text/javascript"),
+    ],
+)
+def test_the_files_of_the_page_are_there_and_may_load_nothing_else(server, name, kind):
+    status, headers, content = exchange(server, "GET", f"/{server.token}/{name}")
+    assert status == 200 and content and headers["Content-Type"] == f"{kind}; charset=utf-8"
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert headers["X-Content-Type-Options"] == "nosniff" and headers["Cache-Control"] == "no-store"
+    assert not [name for name in headers if name.lower().startswith("access-control")]
+
+
+def test_many_at_once_get_the_same_answer_whatever_the_settings_of_other_threads(server):
+    _, alone = ask(server, "POST", "guess", a_picture())
+    answers: list[Any] = []
+    with no_grad():
+        threads = [
+            threading.Thread(target=lambda: answers.append(ask(server, "POST", "guess", a_picture())))
+            for _ in range(6)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [status for status, _ in answers] == [200] * 6
+    assert all(answer["probabilities"] == alone["probabilities"] for _, answer in answers)
+    assert all(answer["maps"] == alone["maps"] for _, answer in answers)
+
+
+def gif() -> bytes:
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
+    return encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    return encoded(Image.fromarray(noise), exif=exif)
+
+
+ODD = {
+    "animated": gif,
+    "CMYK": lambda: encoded(Image.new("CMYK", (40, 40), (255, 0, 0, 0)), "JPEG"),
+    "16 bits": lambda: encoded(Image.fromarray(np.arange(1600, dtype=np.uint16).reshape(40, 40) * 40)),
+    "turned by EXIF": turned,
+    "alpha": lambda: encoded(Image.new("RGBA", (40, 20), (10, 20, 30, 100))),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_pictures_are_decoded_as_minires_predict_does(server, run, kind):
+    picture = ODD[kind]()
+    trained, seen = train.load_model(run), data.decode(picture, size=32)
+    status, answer = ask(server, "POST", "guess", picture)
+    assert status == 200 and np.array_equal(pixels(answer["seen"]), seen)
+    (expected,) = train.predict(trained.model, seen[None], trained.normalize)
+    assert answer["probabilities"] == expected.tolist()
+
+
+# ------------------------------------------------------------------------------------------- bad pictures
+
+
+def bomb(side: int) -> bytes:
+    """A real PNG of side x side black pixels, some kilobytes long."""
+    deflate = zlib.compressobj(9)
+    row = bytes(1 + (side + 7) // 8)
+    content = b"".join(deflate.compress(row) for _ in range(side)) + deflate.flush()
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+
+
+BAD = {
+    "nothing": (lambda: b"", "not a picture in a known format"),
+    "text": (lambda: b"#!/bin/sh\necho hello\n" * 50, "not a picture in a known format"),
+    "PostScript": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n", "not a picture in a known format"),
+    "truncated": (lambda: a_picture()[:-700], "(?i)truncated"),
+    "a head alone": (lambda: a_picture()[:40], "the file sent: cannot read"),
+    "a bomb": (lambda: bomb(20_000), "more than 64,000,000 pixels"),
+    "a small bomb": (lambda: bomb(9_000), "9000 x 9000 pixels are more than the limit"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_is_no_picture_is_refused_with_the_cause(server, kind):
+    make, says = BAD[kind]
+    refused(ask(server, "POST", "guess", make()), 422, "picture", says)
+
+
+def test_a_bomb_costs_no_memory(server):
+    resource = pytest.importorskip("resource", reason="needs getrusage")
+    content = bomb(20_000)
+    assert len(content) < 100_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(3):
+        ask(server, "POST", "guess", content)
+    more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert more < 40_000  # kilobytes; it would unfold to 50 MB
+
+
+def test_a_file_that_is_too_large_is_refused_unread(server):
+    head = f"POST /{server.token}/guess HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n"
+    start = time.monotonic()
+    answer = raw(server, f"{head}Content-Length: {LARGEST + 1}\r\n\r\n".encode())  # and nothing follows
+    refused(answer, 413, "large", r"20,000,001 bytes, more than the 20,000,000")
+    assert time.monotonic() - start < serving.PATIENCE / 2
+    refused(
+        raw(server, f"{head}Content-Length: {10**18}\r\n\r\n".encode()),
+        413,
+        "large",
+        "this file has 1,000,000,000,000,000,000 bytes",
+    )
+
+
+def test_the_answer_reaches_who_sends_a_large_file_all_the_same(server):
+    refused(ask(server, "POST", "guess", bytes(LARGEST + 5_000_000)), 413, "large", "25,000,000 bytes")
+
+
+@pytest.mark.parametrize(
+    "headers, status, code, says",
+    [
+        ("", 411, "length", "length of the picture must be given"),
+        ("Transfer-Encoding: chunked\r\n", 411, "length", "length of the picture must be given"),
+        ("Transfer-Encoding: chunked\r\nContent-Length: 3\r\n", 411, "length", "must be given"),
+        ("Content-Length: -1\r\n", 400, "query", "must be a whole number, not '-1'"),
+        ("Content-Length: 1e3\r\n", 400, "query", "must be a whole number, not '1e3'"),
+        (f"Content-Length: {'9' * 5000}\r\n", 400, "query", "must be a whole number"),
+    ],
+)
+def test_the_length_must_be_known(server, headers, status, code, says):
+    head = f"POST /{server.token}/guess HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n{headers}\r\n"
+    refused(raw(server, head.encode() + b"5\r\nhello\r\n"), status, code, says)
+
+
+def test_what_arrives_too_slowly_or_not_at_all_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(serving, "PATIENCE", 0.6)
+    head = (
+        f"POST /{server.token}/guess HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\nContent-Length: 500"
+    )
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=30) as connection:
+        connection.sendall(f"{head}\r\n\r\n".encode())
+        for _ in range(4):  # a drop now and then does not gain time
+            connection.sendall(b"x")
+            time.sleep(0.1)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        refused(
+            (response.status, json.loads(response.read())), 408, "slow", "did not arrive within 0.6 seconds"
+        )
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=30) as connection:
+        connection.sendall(b"GET / HT")
+        assert connection.recv(100) == b""
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=30) as connection:
+        connection.sendall(f"{head}\r\n\r\nhello".encode())
+        connection.shutdown(socket.SHUT_WR)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        refused((response.status, json.loads(response.read())), 400, "short", "only 5 of 500 bytes arrived")
+
+
+def test_idle_connections_are_limited(server):
+    connections = [
+        socket.create_connection(("127.0.0.1", server.server_port), timeout=30)
+        for _ in range(serving.CONNECTIONS + 4)
+    ]
+    try:
+        for connection in connections[serving.CONNECTIONS :]:
+            try:
+                assert connection.recv(1) == b""  # hung up on at once
+            except ConnectionResetError:
+                pass
+    finally:
+        for connection in connections:
+            connection.close()
+    time.sleep(0.2)
+
+
+# --------------------------------------------------------------------------------------------- bad requests
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/page.js", "/guess", "/wrong/", "/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd"]
+)
+def test_without_the_token_there_is_nothing(server, path):
+    status, _, content = exchange(server, "GET", path)
+    refused((status, json.loads(content)), 403, "token", "token in this address is wrong")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../etc/passwd", "..%2f..%2fetc%2fpasswd", "%2e%2e/%2e%2e/etc/passwd", "..\\..\\etc\\passwd",
+        "page.html", "/etc/passwd", "page/page.js", "server.py", "page.js%00",
+        "maps/../page.js", "favicon.ico", "PAGE.JS",
+    ],
+)  # fmt: skip
+def test_no_address_is_a_path_in_the_file_system(server, name):
+    refused(ask(server, "GET", name), 404, "unknown", "nothing at this address")
+
+
+@pytest.mark.parametrize(
+    "method, name, right",
+    [("GET", "guess", "POST"), ("PUT", "guess", "POST"), ("POST", "", "GET"), ("POST", "about", "GET"),
+     ("DELETE", "maps", "GET"), ("OPTIONS", "guess", "POST")],
+)  # fmt: skip
+def test_a_wrong_method_is_told_the_right_one(server, method, name, right):
+    status, headers, content = exchange(server, method, f"/{server.token}/{name}", b"x")
+    refused((status, json.loads(content)), 405, "method", f"answers {right} only, not {method}")
+    assert headers["Allow"] == right
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Host": "evil.example"}, {"Host": "127.0.0.1"}, {"Origin": "http://evil.example"}, {"Origin": "null"}],
+)
+def test_other_hosts_and_other_pages_are_refused(server, headers):
+    for method, name in (("GET", ""), ("POST", "guess")):
+        answer = ask(server, method, name, a_picture(), headers)
+        refused(answer, 403, "origin", "only the page on this machine")
+
+
+@pytest.mark.parametrize(
+    "name, status, says",
+    [
+        ("maps", 400, "must give one picture"),
+        ("maps?picture=1", 400, "must give one label"),
+        ("maps?picture=1&picture=2&label=0", 400, "must give one picture"),
+        ("maps?picture=1&label=two", 400, "label must be a whole number, not 'two'"),
+        ("maps?picture=../../etc/passwd&label=0", 422, "no longer kept"),
+        ("trace?picture=zzz", 422, "no longer kept"),
+        ("maps?" + "&".join(f"a{i}=1" for i in range(50)), 400, "must give one picture"),
+    ],
+)
+def test_a_question_that_cannot_be_answered_says_why(server, name, status, says):
+    refused(ask(server, "GET", name), status, "query" if status == 400 else "picture", says)
+
+
+def test_a_class_that_does_not_exist_is_named(server):
+    _, answer = ask(server, "POST", "guess", a_picture())
+    wrong = ask(server, "GET", f"maps?picture={answer['picture']}&label=6")
+    refused(wrong, 422, "picture", "label is 6; the model has classes 0 to 5")
+
+
+@pytest.mark.parametrize(
+    "request_line", [b"", b"GET\r\n\r\n", b"BREW /coffee HTTP/1.1\r\n\r\n", b"GET http://[ HTTP/1.1\r\n\r\n"]
+)
+def test_what_is_no_request_is_survived(server, request_line):
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=30) as connection:
+        connection.sendall(request_line)
+        connection.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert not request_line or b'"error"' in answer
+
+
+def test_our_own_mistake_is_said_and_the_server_lives_on(server, monkeypatch, capfd):
+    def broken(picture: str) -> bytes:
+        raise TypeError("oh")
+
+    monkeypatch.setattr(server.player, "trace", broken)
+    refused(ask(server, "GET", "trace?picture=1"), 500, "mistake", "TypeError: oh")
+    time.sleep(0.1)
+    assert "TypeError: oh" in capfd.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------ start and end
+
+
+def test_only_this_machine_is_listened_to(server):
+    assert server.server_address[0] == "127.0.0.1"
+    assert len(server.token) >= 32
+
+
+def test_what_cannot_be_served_is_refused(server, run, tmp_path):
+    with pytest.raises(CheckpointError, match="model.safetensors"):
+        Player(tmp_path)
+    with pytest.raises(ConfigError, match=f"port {server.server_port} cannot be used: .*choose another"):
+        Server(server.player, server.server_port)
+    with pytest.raises(ConfigError, match="port is 70000; it must be from 1 to 65535"):
+        Server(server.player, 70000)
+
+
+def test_it_says_its_address_and_ctrl_c_ends_it_in_one_line(run):
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from minires.play import serve\n"
+        "serve(sys.argv[1], open_browser=False, say=lambda line: print(line, flush=True))"
+    )
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as program:  # fmt: skip
+        assert program.stdout is not None
+        lines = (line for line in program.stdout if not line.startswith("compiling"))
+        first, second = next(lines), next(lines)
+        found = re.fullmatch(
+            r"resnet20_cifar from .* waits for pictures at http://127\.0\.0\.1:(\d+)/(\S+)/\n", first
+        )
+        assert found and second.endswith("Ctrl-C ends it.\n")
+        connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=30)
+        connection.request("GET", f"/{found[2]}/about")
+        assert json.loads(connection.getresponse().read())["model"] == "resnet20_cifar"
+        idle = socket.create_connection(("127.0.0.1", int(found[1])))  # it does not hold up the end
+        program.send_signal(signal.SIGINT)
+        out, err = program.communicate(timeout=20)
+        idle.close()
+    assert (out, err, program.returncode) == ("Stopped.\n", "", 0)
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+
+
+def test_the_browser_is_opened_and_its_absence_said(run, monkeypatch):
+    opened, said = [], []
+    ended = threading.Event()
+
+    def no_browser(url: str) -> bool:
+        opened.append(url)
+        return False
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line.startswith("No browser"):
+            ended.set()
+
+    def until_then(self: Server) -> None:
+        assert ended.wait(20)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(serving.webbrowser, "open", no_browser)
+    monkeypatch.setattr(Server, "serve_forever", until_then)
+    serving.serve(run, say=say)
+    assert said[-1] == "Stopped." and opened[0] in next(line for line in said if "waits for pictures" in line)

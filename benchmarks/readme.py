@@ -65,6 +65,18 @@ def engines() -> str:
     return "\n".join(lines) + f"\n\n{report['what']}. {_where(report)}\n"
 
 
+def bf16() -> str:
+    """The same training in float32 and with bfloat16 activations."""
+    report = load("bf16_accuracy")
+    lines = ["| `--precision` | test accuracy, median | every seed |", "|---|---|---|"]
+    for name in ("fp32", "bf16"):
+        row = report[name]
+        seeds = ", ".join(percent(seed["test_accuracy"]) for seed in row["seeds"].values())
+        lines.append(f"| {name} | **{percent(row['median_test_accuracy'])}** | {seeds} |")
+    command = report["what"].removesuffix(" --precision ...")
+    return "\n".join(lines) + f"\n\n`{command}`. {_where(report)}\n"
+
+
 def first_run() -> str:
     """What the first run on a machine costs."""
     report = load("first_run")
@@ -202,6 +214,7 @@ TABLES = {
     "engines": engines,
     "first_run": first_run,
     "agreement": agreement,
+    "bf16": bf16,
     "family": family,
     "memory": memory,
 }

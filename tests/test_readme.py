@@ -24,7 +24,7 @@ def test_every_file_it_points_to_is_there():
 
 
 @pytest.mark.parametrize(
-    "code", CODE, ids=["family", "one block", "training loop", "inference", "less memory"]
+    "code", CODE, ids=["family", "step", "one block", "training loop", "inference", "less memory"]
 )
 def test_its_code_runs(code, capsys):
     # The loop is the reader's to run in full; here it sees two batches.

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from browser import chromium, screenshot, watched
 from PIL import Image
-from play.trained import a_picture, encoded, trained_run
+from play.trained import a_picture, encoded
 
 from minires import data, models, train
 from minires.data import Normalize
@@ -29,11 +28,6 @@ PHONE = {"viewport": {"width": 375, "height": 780}, "has_touch": True}
 def browser() -> Iterator[Any]:
     with chromium("--use-fake-device-for-media-stream") as one:
         yield one
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    return trained_run(tmp_path_factory.mktemp("play") / "run")
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,12 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from play.trained import a_picture, encoded, trained_run
+from play.trained import a_picture, encoded
 
 from minires import CheckpointError, ConfigError, data, train
 from minires.inspect.cam import activation_maps, overlay
@@ -31,11 +30,6 @@ from minires.play import server as serving
 from minires.play.player import KEPT, Player
 from minires.play.server import LARGEST, Server
 from minires.tensor import no_grad
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    return trained_run(tmp_path_factory.mktemp("play") / "run")
 
 
 @pytest.fixture(scope="module")

@@ -90,6 +90,15 @@ function stopText() {
   return word("stop", { stop: state.stop + 1, total: state.stops.length, way: word(way) });
 }
 
+/** 3 × 3 for a kernel or a stride; of padding one number where all sides have the same, else 0+1 × 0+1. */
+function optionText(key, value) {
+  if ((key === "kernel" || key === "stride") && Array.isArray(value)) return timesSigns(value);
+  if (key !== "padding" || !Array.isArray(value)) return JSON.stringify(value);
+  const sides = value.flat();
+  const same = sides.every((side) => side === sides[0]);
+  return same ? String(sides[0]) : value.map((ends) => ends.join("+")).join(" × ");
+}
+
 function heading(operation, way) {
   const [name, does, back] = operationWords(operation.op);
   const block = state.trace.blocks[state.map.blockOf.get(operation.number)];
@@ -97,7 +106,7 @@ function heading(operation, way) {
   const formula = found && found[way];
   const seconds = way === "forward" ? operation.seconds : operation.backwardSeconds;
   const options = Object.entries(operation.options)
-    .map(([key, value]) => `${key} ${JSON.stringify(value)}`)
+    .map(([key, value]) => `${key} ${optionText(key, value)}`)
     .join(", ");
   const facts = [
     formula && [word("formula"), element("code", { class: "formula" }, formula)],

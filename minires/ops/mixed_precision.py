@@ -42,7 +42,7 @@ P = ParamSpec("P")
 def astype(x: Tensor, dtype: Any) -> Tensor:
     """The numbers of ``x`` as another dtype of floats, "bfloat16" too; ``x`` itself if it has it already.
 
-    Shapes: any. Backward: dy in the dtype of x.
+    Math: y = x, rounded to the dtype. Shapes: any. Backward: dx = dy in the dtype of x.
     Raises: ShapeError if either dtype is not one of floats; ConfigError for "bfloat16" without ml_dtypes.
     """
     x = checks.as_tensor(x)

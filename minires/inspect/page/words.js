@@ -375,6 +375,14 @@ const OPERATIONS = {
     ["Reshape", "The same numbers in another shape.", "The gradient in the shape from before."],
     ["变形", "同样的数，换一种形状。", "梯度恢复原来的形状。"],
   ],
+  astype: [
+    ["Type", "The same numbers in another floating-point type, rounded to it.", "The gradient in the type from before."],
+    ["类型", "同样的数，换一种浮点类型（舍入）。", "梯度恢复原来的类型。"],
+  ],
+  round: [
+    ["Rounding", "The weights rounded to 16 bits, for the product.", "The gradient passes through as it is."],
+    ["舍入", "权重为乘积舍入到 16 位。", "梯度原样通过。"],
+  ],
   transpose: [
     ["Transpose", "The axes in another order.", "The gradient with its axes put back."],
     ["转置", "交换轴的次序。", "梯度的轴恢复原来次序。"],

@@ -28,14 +28,17 @@ def percent(value: float) -> str:
 
 def accuracy() -> str:
     """Every recipe that has a result, with all its seeds."""
-    lines = ["| command | test accuracy, median | every seed | time of one run |", "|---|---|---|---|"]
+    lines = [
+        "| command | test accuracy, median | every seed | time of one run | measured |",
+        "|---|---|---|---|---|",
+    ]
     reports = [load(path.stem) for path in sorted(RESULTS.glob("*_*.json"))]
     for report in (one for one in reports if "median_test_accuracy" in one):
         seeds = ", ".join(percent(seed["test_accuracy"]) for seed in report["seeds"].values())
         minutes = report["median_seconds"] / 60
         row = (f"`{report['what']}`", f"**{percent(report['median_test_accuracy'])}**", seeds)
-        lines.append(f"| {' | '.join(row)} | {minutes:.1f} min |")
-    return "\n".join(lines) + f"\n\n{_where(report)}\n"
+        lines.append(f"| {' | '.join(row)} | {minutes:.1f} min | {report['machine']['date']} |")
+    return "\n".join(lines) + f"\n\nOn {_machine(report)}\n"
 
 
 def speed() -> str:
@@ -203,9 +206,13 @@ def memory() -> str:
 
 
 def _where(report: dict[str, Any]) -> str:
+    return f"Measured {report['machine']['date']} on {_machine(report)}"
+
+
+def _machine(report: dict[str, Any]) -> str:
     machine = report["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
-    return f"Measured {machine['date']} on {machine['processor']}, {machine['cores']} cores; {versions}."
+    return f"{machine['processor']}, {machine['cores']} cores; {versions}."
 
 
 TABLES = {

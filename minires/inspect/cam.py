@@ -38,6 +38,7 @@ from PIL import Image
 
 from minires import backend
 from minires.errors import ConfigError, MiniresError, ShapeError
+from minires.inspect.graph import chains, crossings
 from minires.inspect.summary import left_as_it_is
 from minires.nn.module import Module
 from minires.tensor import Node, Tensor, reachable, set_apart, watching, with_settings
@@ -159,12 +160,9 @@ def _crossings(start: Node, end: Node) -> Iterator[Node]:
         if found := [parent for parent in node.parents if parent in parents]:
             parents[node] = [parent for parent in found if parent is not None]
     nodes = list(parents)
-    last_use = {parent: place for place, node in enumerate(nodes) for parent in parents[node]}
-    reach = 0
-    for place, node in enumerate(nodes):
-        if reach <= place:  # nothing before it is used after it
-            yield node
-        reach = max(reach, last_use.get(node, 0))
+    places = {node: place for place, node in enumerate(nodes)}
+    used = [[places[parent] for parent in parents[node]] for node in nodes]
+    yield from (nodes[place] for place in crossings(used))
 
 
 def _gradients(result: Tensor, label: int, wanted: list[Tensor]) -> dict[Tensor, backend.Array]:
@@ -188,10 +186,7 @@ def _map(value: Tensor, gradient: backend.Array) -> NDArray[np.float64]:
 
 def _names(model: Module, picture: Tensor, ends: list[Tensor], kept: list[Tensor]) -> Iterator[str]:
     """For each stage, the parts of the model that its first and its last operation are in."""
-    parts = {}
-    for name, child in model.children():
-        parts[name] = name
-        parts.update((path, name) for path, _ in child.named_modules(f"{name}." if child.in_path else ""))
+    parts = {path: around[0] for path, around in chains(model)}
     assert picture.node is not None
     before = picture.node.number
     for end in ends:

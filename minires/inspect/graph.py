@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -148,7 +148,7 @@ class _Tape:
 
     def __init__(self, model: Module, input: Shape) -> None:
         self.modules = dict(model.named_modules())
-        self.chains: dict[str, tuple[str, ...]] = dict(_chains(model))
+        self.chains: dict[str, tuple[str, ...]] = dict(chains(model))
         with left_as_it_is(model), with_settings(recording=True, fused=False):
             model.eval()
             weight = next(model.parameters())
@@ -208,15 +208,14 @@ class _Tape:
     def _pieces(self, start: Node, end: Node) -> Iterator[tuple[Node, Node, Node | Step | Fork]]:
         """Cut what lies between two nodes at every node that all paths go through."""
         nodes = [start, *self._between(start, end)]
-        last_use = {parent: i for i, node in enumerate(nodes) if i for parent in self.parents[node]}
-        reach, before, first = 0, start, 0
-        for i, node in enumerate(nodes):
-            if 0 < i and reach <= i:  # nothing before it is used after it
-                inside = i - first - 1
-                joins = len(self.parents[node]) > 1
-                yield before, node, self._fork(before, node, inside) if joins else node
-                before, first = node, i
-            reach = max(reach, last_use.get(node, 0))
+        places = {node: place for place, node in enumerate(nodes)}
+        used = [[places[p] for p in self.parents[node] if p in places] for node in nodes[1:]]
+        first = 0
+        for place in itertools.islice(crossings([[], *used]), 1, None):
+            before, node, inside = nodes[first], nodes[place], place - first - 1
+            joins = len(self.parents[node]) > 1
+            yield before, node, self._fork(before, node, inside) if joins else node
+            first = place
 
     def _fork(self, start: Node, end: Node, inside: int) -> Step | Fork:
         """The branches from ``start`` to ``end``, with ``inside`` nodes between them."""
@@ -274,14 +273,27 @@ class _Tape:
         return words.get(node.op, node.op.replace("_", " "))
 
 
-def _chains(
+def crossings(used: Sequence[Iterable[int]]) -> Iterator[int]:
+    """The places in a row of operations that every path through it goes through, in order.
+
+    ``used`` has for each operation the places of those whose results it uses.
+    """
+    last_use = {place: user for user, places in enumerate(used) for place in places}
+    reach = 0
+    for place in range(len(used)):
+        if reach <= place:  # nothing before it is used after it
+            yield place
+        reach = max(reach, last_use.get(place, 0))
+
+
+def chains(
     model: Module, prefix: str = "", around: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Each module's path, with those of the modules around it and its own, outermost first."""
     for name, child in model.children():
         path = f"{prefix}{name}"
         yield path, (*around, path)
-        yield from _chains(child, f"{path}." if child.in_path else prefix, (*around, path))
+        yield from chains(child, f"{path}." if child.in_path else prefix, (*around, path))
 
 
 def _common(chains: Iterable[tuple[str, ...]]) -> tuple[str, ...]:

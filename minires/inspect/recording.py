@@ -24,7 +24,7 @@ import numpy as np
 from minires import backend
 from minires.backend import Array
 from minires.errors import ConfigError, MiniresError, ShapeError
-from minires.inspect.graph import _chains
+from minires.inspect.graph import chains
 from minires.inspect.summary import Shape, left_as_it_is
 from minires.nn.module import Module
 from minires.ops.cross_entropy import cross_entropy
@@ -344,7 +344,7 @@ def _untouched(nodes: Iterable[Node]) -> Iterator[None]:
 
 def put_together(module: Module | None, seen: Sequence[Seen], back: Back, **others: Any) -> Recording:
     """The recording of both ways."""
-    around = dict(_chains(module)) if module else {}
+    around = dict(chains(module)) if module else {}
     within = [around.get(one.path, ()) for one in seen]
     numbers, sizes = _stages(seen, within)
     operations = tuple(

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from minires.backend import Array
 from minires.errors import MiniresError
 from minires.inspect.card import statistics
+from minires.inspect.graph import crossings
 from minires.inspect.recording import Operation, Recording
 from minires.ops.window import Window
 
@@ -458,22 +459,11 @@ def blocks(recording: Recording) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-def _parts(operations: Sequence[Operation]) -> Iterator[list[Operation]]:
-    last_use = list(range(len(operations)))
-    for one in operations:
-        for source in one.inputs:
-            if source.number is not None:
-                last_use[source.number] = one.number
-    part: list[Operation] = []
-    reach = 0
-    for one in operations:
-        part.append(one)
-        if reach <= one.number:  # nothing before it is used after it
-            yield part
-            part = []
-        reach = max(reach, last_use[one.number])
-    if part:
-        yield part
+def _parts(operations: Sequence[Operation]) -> Iterator[Sequence[Operation]]:
+    used = [[source.number for source in one.inputs if source.number is not None] for one in operations]
+    ends = [place + 1 for place in crossings(used)]
+    for start, end in itertools.pairwise(sorted({0, *ends, len(operations)})):
+        yield operations[start:end]
 
 
 def _name(part: Sequence[Operation], holders: Container[str]) -> str:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -573,6 +574,24 @@ def test_a_run_is_traced_with_its_first_test_picture_or_with_one_of_the_users(
     status, text, _ = call(capsys, *arguments)
     assert status == 0 and "red.html" in text and "guess: red" in text
     assert Path("red.html").is_file() and not page.exists()
+
+
+def test_the_loss_of_a_trace_is_for_the_label_of_the_picture_or_for_the_one_given(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = data.load(run.parent / "colours", size=12)
+    backwards = replace(splits, test=splits.test.take(range(len(splits.test) - 1, -1, -1)))
+    monkeypatch.setattr(data, "load", lambda *_, **__: backwards)
+    labels: list[Any] = []
+
+    def spied(model: nn.Module, x: Any, y: Any, *, out: str, **_: Any) -> None:
+        labels.append(y)
+        Path(out).write_text("a page")
+
+    monkeypatch.setattr("minires.inspect.trace", spied)
+    for more in ((), ("--label", "green"), ("--image", run.parent / "colours/red/0.png")):
+        assert call(capsys, "trace", run, "--html", "page.html", *more)[0] == 0
+    assert backwards.test.labels[0] == 2 and labels == [2, 1, None]
 
 
 def test_a_fresh_model_is_traced_with_a_picture(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,8 +42,9 @@ from compare import Job
 from machine import describe
 
 import minires
-from minires import backend, cublas, cuda
-from minires.cublas import PRECISIONS
+from minires import backend
+from minires.backend import cublas, cuda
+from minires.backend.cublas import PRECISIONS
 from minires.data import find
 from minires.errors import ConfigError
 from minires.models import build

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from minires import ops
 from minires.backend import set_threads, specification
 from minires.errors import CheckpointError, ConfigError, DataError, MiniresError, ShapeError
-from minires.gradcheck import GradcheckError, gradcheck
+from minires.gradient_check import GradcheckError, gradcheck
 from minires.nn.module import Module
 from minires.tensor import Tensor, cut, no_grad, unfused
 
 if TYPE_CHECKING:
     from minires import data, models, nn, train
-    from minires.inspect.step import step
+    from minires.debug.step import step
     from minires.nn.fuse import fuse
     from minires.nn.recompute import checkpoint
 
@@ -54,7 +54,7 @@ Module.summary = _summary  # type: ignore[method-assign]
 _FUNCTIONS = {
     "fuse": "minires.nn.fuse",
     "checkpoint": "minires.nn.recompute",
-    "step": "minires.inspect.step",
+    "step": "minires.debug.step",
 }
 
 

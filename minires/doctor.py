@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 import minires
-from minires import backend, cublas, cuda
+from minires import backend
+from minires.backend import cublas, cuda
 from minires.errors import MiniresError
 
 # Packages that are imported under another name.

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 import minires
-from minires import backend, cuda
+from minires import backend
+from minires.backend import cuda
 
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 MARGIN = 64  # numbers before and behind an array

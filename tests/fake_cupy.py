@@ -15,7 +15,8 @@ from typing import Any
 import cuda_emulator
 import numpy as np
 
-from minires import backend, cuda
+from minires import backend
+from minires.backend import cuda
 
 _captured: list[Callable[[], Any]] | None = None  # what was written down so far, while a stream is captured
 # What CuPy 14 computes of bfloat16, as far as it is used here. It has no where and no argmax.

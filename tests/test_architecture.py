@@ -14,18 +14,18 @@ import minires
 ROOT = Path(minires.__file__).parent
 # A module may import what stands above it in this list, and modules of its own folder.
 FLOORS = [
-    "errors", "files", "exercises", "vectors", "cublas", "backend", "cuda", "tensor", "gradcheck", "ops",
-    "nn", "models", "data", "train", "weights", "inspect", "play", "doctor", "commands", "cli", "__main__",
+    "errors", "files", "exercises", "backend", "tensor", "gradient_check", "ops", "nn", "models", "data",
+    "train", "weights", "inspect", "debug", "play", "doctor", "commands", "cli", "__main__",
 ]  # fmt: skip
 ABOVE_THE_PACKAGE = {"doctor", "commands", "cli", "__main__"}  # these may import minires itself
 INDEPENDENT = {
-    "errors": set(), "files": {"errors"}, "exercises": set(), "vectors": set(),
-    "cublas": {"errors"}, "backend": {"errors", "vectors", "cublas"}, "data": {"errors", "files"},
+    "errors": set(), "files": {"errors"}, "exercises": set(), "backend": {"errors"},
+    "data": {"errors", "files"},
 }  # fmt: skip
 ONLY_BACKEND = {"cupy", "numba", "llvmlite", "ml_dtypes"}
 NEVER = {"torch", "torchvision", "tensorflow", "keras", "jax", "sklearn", "scipy", "autograd", "pickle"}
 # Weight files that torch.save wrote are pickles, which PyTorch's own safe loader opens, and nothing else.
-READERS = {("minires.weights.torch_files", "torch")}
+READERS = {("minires.weights.torch.files", "torch")}
 
 
 def _name(path: Path) -> str:
@@ -62,7 +62,7 @@ INSIDE = [module for module in FILES if module != "minires"]
 
 def test_every_room_has_its_floor():
     assert {_floor(module) for module in INSIDE} <= set(FLOORS)
-    assert {"errors", "backend", "cuda", "tensor", "gradcheck", "ops", "nn", "models", "data", "train"} <= {
+    assert {"errors", "backend", "tensor", "gradient_check", "ops", "nn", "models", "data", "train"} <= {
         _floor(module) for module in INSIDE
     }
 
@@ -88,7 +88,7 @@ def test_imports_go_in_no_circle():
 
 def test_only_the_backend_and_its_vectors_import_cupy_and_numba():
     users = {m for m in FILES if ONLY_BACKEND & {i.split(".")[0] for i in _imports(m)}}
-    assert users == {"minires.backend", "minires.vectors"}
+    assert users == {"minires.backend", "minires.backend.simd"}
 
 
 def test_no_other_framework_is_imported_and_nothing_is_unpickled():

@@ -68,7 +68,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(models._MODELS, "tiny", models.Entry(Tiny, size=12, classes=3))
     for name in ("draw_curves", "draw_confusion", "draw_mistakes"):  # most of the time of such a small run
-        monkeypatch.setattr(f"minires.train.record.{name}", lambda *_, **__: None)
+        monkeypatch.setattr(f"minires.train.run_folder.{name}", lambda *_, **__: None)
     return tmp_path
 
 
@@ -588,7 +588,7 @@ def test_the_loss_of_a_trace_is_for_the_label_of_the_picture_or_for_the_one_give
         labels.append(y)
         Path(out).write_text("a page")
 
-    monkeypatch.setattr("minires.inspect.trace", spied)
+    monkeypatch.setattr("minires.debug.trace_page.trace", spied)
     for more in ((), ("--label", "green"), ("--image", run.parent / "colours/red/0.png")):
         assert call(capsys, "trace", run, "--html", "page.html", *more)[0] == 0
     assert backwards.test.labels[0] == 2 and labels == [2, 1, None]

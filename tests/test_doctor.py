@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 import minires
-from minires import backend, cli, cublas, cuda, doctor
+from minires import backend, cli, doctor
+from minires.backend import cublas, cuda
 
 INSTALL = f"{sys.executable} -m pip install "
 

@@ -15,7 +15,7 @@ import opcheck
 import pytest
 
 from minires import backend
-from minires.gradcheck import GradcheckError
+from minires.gradient_check import GradcheckError
 from minires.ops import (
     arithmetic,
     avg_pool2d,

@@ -25,7 +25,7 @@ from minires.models import build
 from minires.nn import BatchNorm2d
 from minires.ops.cross_entropy import cross_entropy
 from minires.train import Adam, Schedule, evaluate, predict, recalibrate
-from minires.train.record import confusion_table
+from minires.train.run_folder import confusion_table
 
 # %%
 # Look at the pictures first

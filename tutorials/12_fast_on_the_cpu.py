@@ -10,7 +10,7 @@ this page are those of the machine that made it, and of that moment; run the les
 """
 
 # %%
-# The lesson needs the threads of ``minires/backend.py`` and the files in which minires convolves. Numba
+# The lesson needs the threads of ``minires/backend/`` and the files in which minires convolves. Numba
 # compiles Python functions. minires works without it, more slowly, and so does this lesson.
 
 import time
@@ -23,8 +23,8 @@ from minires import Tensor, backend
 from minires.exercises import check
 from minires.inspect import summarize
 from minires.nn import Conv2d, Sequential
-from minires.ops import conv2d_columns, conv2d_direct, conv2d_winograd
-from minires.ops.conv2d import conv2d
+from minires.ops.conv2d import columns as by_columns
+from minires.ops.conv2d import conv2d, direct, winograd
 from minires.ops.window import window
 
 print("threads:", backend.threads(), " Numba:", "yes" if backend.HAS_NUMBA else "no")
@@ -151,7 +151,7 @@ else:
 # vector instructions, keeps a tile of sums in registers, and goes through memory in an order that suits the
 # caches. So make the columns and multiply.
 #
-# BLAS has threads of its own. ``parallel_calls`` of ``minires/backend.py`` runs a list of functions at once
+# BLAS has threads of its own. ``parallel_calls`` of ``minires/backend/`` runs a list of functions at once
 # and holds BLAS to one thread inside them. With a list of one this step and the next run on one core, and
 # can be compared.
 
@@ -283,7 +283,7 @@ ax.set(xlabel="columns of a block (MiB)", ylabel="GFLOP/s", ylim=(0, None), titl
 B_T = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
 A_T = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
 d, g = rng.standard_normal(4), rng.standard_normal(3)
-products = (conv2d_winograd.G @ g) * (B_T @ d)
+products = (winograd.G @ g) * (B_T @ d)
 print(products.size, "products give", A_T @ products, "=", np.correlate(d, g, "valid"))
 assert products.size == 4 and np.allclose(A_T @ products, np.correlate(d, g, "valid"))
 
@@ -300,8 +300,8 @@ print("fewer products by a factor of", saving)
 # No way is the best for all
 # --------------------------
 #
-# minires has three: columns (``conv2d_columns.py``), sums in registers without columns
-# (``conv2d_direct.py``), and Winograd (``conv2d_winograd.py``). With few channels the columns cost as much
+# minires has three: columns (``conv2d/columns.py``), sums in registers without columns
+# (``conv2d/direct.py``), and Winograd (``conv2d/winograd.py``). With few channels the columns cost as much
 # as their product. With many, BLAS or Winograd pays. A 1x1 convolution is a product already. The next
 # picture shows all that can do a layer, for four layers. ``conv2d.py`` says which one is taken, by rules
 # that come from measurements like this.
@@ -313,9 +313,9 @@ layers = {  # (N, H, W, C), (KH, KW, C, O), stride, padding
     "7x7, 3 -> 64, /2": ((16, 64, 64, 3), (7, 7, 3, 64), 2, 3),
 }
 ways = {
-    "columns": conv2d_columns.gather,
-    "direct": conv2d_direct.forward,
-    "Winograd": conv2d_winograd.forward,
+    "columns": by_columns.gather,
+    "direct": direct.forward,
+    "Winograd": winograd.forward,
 }
 
 

@@ -17,7 +17,8 @@ import time
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minires import Tensor, backend, cublas, cuda
+from minires import Tensor, backend
+from minires.backend import cublas, cuda
 from minires.exercises import check
 from minires.models import build
 from minires.ops import relu as relu_file

@@ -4,11 +4,11 @@ A function imports what it needs when it runs, so that ``minires --help`` answer
 doctor`` works where a package is missing. Each returns the exit status.
 """
 
-from minires.commands.machine import run_data, run_doctor, run_gradcheck
+from minires.commands.checks import run_data, run_doctor, run_gradcheck
+from minires.commands.loading import FAILED
 from minires.commands.models import run_diff, run_export, run_import_weights, run_plot, run_summary
-from minires.commands.parts import FAILED
 from minires.commands.pictures import run_play, run_trace
-from minires.commands.running import run_evaluate, run_predict, run_train
+from minires.commands.training import run_evaluate, run_predict, run_train
 
 __all__ = [
     "FAILED",

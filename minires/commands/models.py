@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minires.commands.parts import print_json, variant_of
+from minires.commands.loading import print_json, variant_of
 from minires.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def run_plot(options: argparse.Namespace) -> int:
 
 def run_import_weights(options: argparse.Namespace) -> int:
     from minires import weights
-    from minires.weights import keras_files, keras_pretrained
+    from minires.weights.keras import files as keras_files
+    from minires.weights.keras import pretrained as keras_pretrained
 
     out = options.out or f"{options.model}.safetensors"
     classes = None if options.classes is None else [str(number) for number in range(options.classes)]
@@ -83,8 +84,8 @@ def run_import_weights(options: argparse.Namespace) -> int:
 
 def run_export(options: argparse.Namespace) -> int:
     from minires import train
-    from minires.weights.onnx_export import export_onnx_run
-    from minires.weights.torch_export import export_torch
+    from minires.weights.onnx import export_onnx_run
+    from minires.weights.torch.export import export_torch
 
     if options.onnx is None and options.torch is None:
         raise ConfigError("export to what? --onnx FILE.onnx, or --torch FILE.safetensors")

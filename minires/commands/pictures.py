@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minires.commands.parts import data_of_run, load_square, print_json, speaker
+from minires.commands.loading import data_of_run, load_square, print_json, speaker
 from minires.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def run_trace(options: argparse.Namespace) -> int:
     from minires import backend, train
-    from minires.inspect import trace
+    from minires.debug.trace_page import trace
 
     trained, side = _trained_or_fresh(options.model)
     seen, label = _picture_to_trace(options, trained, side)

@@ -12,7 +12,7 @@ from minires.data.dataset import Dataset, Splits
 from minires.data.fetch import download, prepare
 from minires.data.loader import Loader
 from minires.data.pictures import decode
-from minires.data.places import cache, roots
+from minires.data.search_path import cache, roots
 from minires.errors import ConfigError, DataError
 
 __all__ = [

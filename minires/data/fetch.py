@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from minires.data import cifar, folder, signs
 from minires.data.dataset import Splits
-from minires.data.places import cache
+from minires.data.search_path import cache
 from minires.errors import ConfigError, DataError
 from minires.files import atomic_write
 

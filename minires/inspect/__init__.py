@@ -1,11 +1,7 @@
-"""Looking into models: what they are made of and cost, how they look and differ, what one pass does."""
+"""What models are made of and cost, how they look, and how two differ."""
 
-from minires.inspect.diff import Diff, Setting, diff, parse
-from minires.inspect.plot import plot, plot_tape
+from minires.inspect.differences import Diff, Setting, diff, parse
+from minires.inspect.drawing import plot, plot_tape
 from minires.inspect.summary import Layer, Summary, summarize
-from minires.inspect.trace import trace, trace_page
 
-__all__ = [
-    "Diff", "Layer", "Setting", "Summary", "diff", "parse", "plot", "plot_tape", "summarize", "trace",
-    "trace_page",
-]  # fmt: skip
+__all__ = ["Diff", "Layer", "Setting", "Summary", "diff", "parse", "plot", "plot_tape", "summarize"]

@@ -10,7 +10,7 @@ import numpy as np
 
 from minires.errors import ConfigError, MiniresError
 from minires.models import bn_inception, densenet, resnet, resnet_signs, resnet_v2, resnext, senet, vgg
-from minires.models.entry import Entry
+from minires.models.registry import Entry
 from minires.nn.module import Module
 
 _MODELS: dict[str, Entry] = {

@@ -48,8 +48,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minires.errors import ShapeError
-from minires.models import parts
-from minires.models.entry import Entry
+from minires.models import stem_and_head
+from minires.models.registry import Entry
 from minires.nn.blocks import Conv
 from minires.nn.layers import AvgPool2d, BatchNorm2d, Conv2d, MaxPool2d, Sequential
 from minires.nn.module import Module
@@ -201,7 +201,7 @@ def bn_inception(
         module = InceptionModule(channels, row, convolution=convolution, gate=gate if se else None)
         layers[f"inception_{name}"] = module
         channels = module.out_channels
-    return Sequential(**layers, **parts.head(channels, classes, initializer=initializer, rng=rng))
+    return Sequential(**layers, **stem_and_head.head(channels, classes, initializer=initializer, rng=rng))
 
 
 MODELS = {

@@ -45,8 +45,8 @@ from typing import Any
 import numpy as np
 
 from minires.errors import ConfigError
-from minires.models import parts
-from minires.models.entry import Entry
+from minires.models import stem_and_head
+from minires.models.registry import Entry
 from minires.nn.layers import AvgPool2d, BatchNorm2d, Conv2d, Dropout, Sequential
 from minires.nn.module import Module
 from minires.ops.concat import concat
@@ -148,7 +148,7 @@ def densenet(
     channels = init_channels
     layers: dict[str, Module]
     if stem == "imagenet":
-        layers = parts.imagenet_stem(channels, initializer=initializer, norm=norm, rng=rng)
+        layers = stem_and_head.imagenet_stem(channels, initializer=initializer, norm=norm, rng=rng)
     else:  # no batch norm and ReLU: the first layer begins with them
         layers = {"conv1": Conv2d(3, channels, 3, padding=1, bias=False, initializer=initializer, rng=rng)}
     for number, depth in enumerate(blocks, 1):
@@ -163,7 +163,7 @@ def densenet(
             layers[f"transition{number}"] = Sequential(**unit(channels, kept, 1), pool=AvgPool2d(2))
             channels = kept
     layers["bn_last"] = BatchNorm2d(channels, relu=True, **norm)
-    return Sequential(**layers, **parts.head(channels, classes, initializer=initializer, rng=rng))
+    return Sequential(**layers, **stem_and_head.head(channels, classes, initializer=initializer, rng=rng))
 
 
 def _check(

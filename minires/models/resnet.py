@@ -65,8 +65,8 @@ from typing import Any
 import numpy as np
 
 from minires.errors import one_of
-from minires.models import parts
-from minires.models.entry import Entry
+from minires.models import stem_and_head
+from minires.models.registry import Entry
 from minires.nn.blocks import ResidualBlock, basic, bottleneck, check_stages, stack
 from minires.nn.layers import Sequential
 from minires.nn.module import Module
@@ -145,12 +145,12 @@ def resnet(
 
     layers: dict[str, Module]
     if stem == "imagenet":
-        layers = parts.imagenet_stem(widths[0], bias=bool(bias), pool_padding=pool_padding, **options)
+        layers = stem_and_head.imagenet_stem(widths[0], bias=bool(bias), pool_padding=pool_padding, **options)
     else:
-        layers = parts.cifar_stem(widths[0], bias=bool(bias), **options)
+        layers = stem_and_head.cifar_stem(widths[0], bias=bool(bias), **options)
     layers |= stack(widths[0], widths, repeats, make)
     channels = 4 * widths[-1] if kind == "bottleneck" else widths[-1]
-    return Sequential(**layers, **parts.head(channels, classes, initializer=initializer, rng=rng))
+    return Sequential(**layers, **stem_and_head.head(channels, classes, initializer=initializer, rng=rng))
 
 
 MODELS = {

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.models.entry import Entry
+from minires.models.registry import Entry
 from minires.nn.blocks import convolutional_block, identity_block
 from minires.nn.layers import AvgPool2d, BatchNorm2d, Conv2d, Flatten, Linear, MaxPool2d, Sequential
 from minires.nn.module import Module

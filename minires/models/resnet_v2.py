@@ -65,8 +65,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minires.errors import ConfigError, one_of
-from minires.models.entry import Entry
-from minires.models.parts import cifar_stem, head, imagenet_stem
+from minires.models.registry import Entry
+from minires.models.stem_and_head import cifar_stem, head, imagenet_stem
 from minires.nn.blocks import Conv, basic, bottleneck, check_stages, stack
 from minires.nn.layers import BatchNorm2d, Conv2d, Dropout, MaxPool2d, ReLU, Sequential
 from minires.nn.module import Module

@@ -56,8 +56,8 @@ from typing import Any
 import numpy as np
 
 from minires.errors import ConfigError, one_of
-from minires.models.entry import Entry
-from minires.models.parts import cifar_stem, head, imagenet_stem
+from minires.models.registry import Entry
+from minires.models.stem_and_head import cifar_stem, head, imagenet_stem
 from minires.nn.blocks import ResidualBlock, bottleneck, check_stages, stack
 from minires.nn.layers import BatchNorm2d, Conv2d, Sequential
 from minires.nn.module import Module

@@ -53,8 +53,8 @@ from typing import Any
 import numpy as np
 
 from minires.errors import ConfigError, one_of
-from minires.models import parts
-from minires.models.entry import Entry
+from minires.models import stem_and_head
+from minires.models.registry import Entry
 from minires.models.vgg import vgg
 from minires.nn.blocks import Conv, ResidualBlock, basic, bottleneck, check_stages, stack
 from minires.nn.layers import BatchNorm2d, Conv2d, Dropout, MaxPool2d, Sequential
@@ -116,12 +116,12 @@ def se_resnet(
 
     layers: dict[str, Module]
     if stem == "imagenet":
-        layers = parts.imagenet_stem(widths[0], pool_padding=pool_padding, **options)
+        layers = stem_and_head.imagenet_stem(widths[0], pool_padding=pool_padding, **options)
     else:
-        layers = parts.cifar_stem(widths[0], **options)
+        layers = stem_and_head.cifar_stem(widths[0], **options)
     layers |= stack(widths[0], widths, repeats, block)
     channels = 4 * widths[-1] if kind == "bottleneck" else widths[-1]
-    return Sequential(**layers, **parts.head(channels, classes, initializer=initializer, rng=rng))
+    return Sequential(**layers, **stem_and_head.head(channels, classes, initializer=initializer, rng=rng))
 
 
 def senet154(
@@ -174,7 +174,7 @@ def senet154(
         channels = outputs
     layers["pool1"] = MaxPool2d(3, stride=2, padding=pool_padding)
     layers |= stack(channels, widths, repeats, block)
-    head = parts.head(4 * widths[-1], classes, initializer=initializer, rng=rng)
+    head = stem_and_head.head(4 * widths[-1], classes, initializer=initializer, rng=rng)
     layers["avg_pool"] = head["avg_pool"]
     layers["drop"] = Dropout(dropout, seed=int(rng.integers(2**32)))
     layers["fc"] = head["fc"]

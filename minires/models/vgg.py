@@ -36,8 +36,8 @@ from typing import Any
 import numpy as np
 
 from minires.errors import ConfigError, one_of
-from minires.models.entry import Entry
-from minires.models.parts import head as linear_head
+from minires.models.registry import Entry
+from minires.models.stem_and_head import head as linear_head
 from minires.nn.layers import (
     BatchNorm2d,
     Conv2d,

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from minires import backend, cuda
-from minires.backend import Array
+from minires import backend
+from minires.backend import Array, cuda
 from minires.ops import checks
 from minires.ops.mixed_precision import mixed
 from minires.ops.window import Padding, Window, window

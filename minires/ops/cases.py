@@ -18,7 +18,7 @@ import numpy as np
 
 from minires import backend
 from minires.errors import ConfigError
-from minires.gradcheck import Report, gradcheck
+from minires.gradient_check import Report, gradcheck
 from minires.ops import arithmetic, reduce, reshape
 from minires.ops.avg_pool2d import avg_pool2d, global_avg_pool2d
 from minires.ops.batch_norm import batch_norm

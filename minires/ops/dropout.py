@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from minires import backend, cuda
-from minires.backend import Array
+from minires import backend
+from minires.backend import Array, cuda
 from minires.errors import ConfigError
 from minires.ops import checks
 from minires.ops.mixed_precision import mixed

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from minires import backend, cuda
-from minires.backend import Array, kernel
+from minires import backend
+from minires.backend import Array, cuda, kernel
 from minires.ops import checks
 from minires.ops.mixed_precision import mixed
 from minires.ops.window import Padding, Window, window

@@ -10,10 +10,10 @@ float32:
                 the optimiser, the loss; all sums, and all arithmetic on the way from input to result
 
 So an operation reads bfloat16, computes in float32, and rounds its result once. Where there are CUDA kernels
-that do so, they are used (a convolution rounds once more there: see conv2d_cuda.py). Everywhere else, on the
-CPU always, it is done as it is written here: the inputs become float32, the operation is the one for float32,
-and its result becomes bfloat16. These are steps of their own on the tape ("astype", "round"). It saves no
-time, and it is what the kernels must agree with.
+that do so, they are used (a convolution rounds once more there: see conv2d/cuda_columns.py). Everywhere
+else, on the CPU always, it is done as it is written here: the inputs become float32, the operation is the one
+for float32, and its result becomes bfloat16. These are steps of their own on the tape ("astype",
+"round"). It saves no time, and it is what the kernels must agree with.
 
 A network computes in bfloat16 if it is given bfloat16: ``model(x.astype("bfloat16"))``.
 
@@ -31,7 +31,8 @@ from typing import Any, ParamSpec
 
 import numpy as np
 
-from minires import backend, cuda
+from minires import backend
+from minires.backend import cuda
 from minires.errors import ShapeError
 from minires.ops import checks
 from minires.tensor import Tensor, record

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from minires import backend, cuda
-from minires.backend import Array
+from minires import backend
+from minires.backend import Array, cuda
 from minires.errors import ShapeError
 from minires.ops import checks
 from minires.tensor import Tensor, record

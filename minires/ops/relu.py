@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from minires import backend, cuda
-from minires.backend import Array, kernel
+from minires import backend
+from minires.backend import Array, cuda, kernel
 from minires.errors import ShapeError
 from minires.ops import checks
 from minires.ops.arithmetic import add as add_tensors

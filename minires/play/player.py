@@ -16,9 +16,9 @@ from PIL import Image
 
 from minires import backend
 from minires.data import decode
+from minires.debug.cam import activation_maps, overlay
+from minires.debug.trace_page import trace_html
 from minires.errors import ConfigError, DataError, MiniresError
-from minires.inspect.cam import activation_maps, overlay
-from minires.inspect.trace import trace_page
 from minires.train import load_model, predict
 
 KEPT = 8  # pictures, as the network saw them, that can be asked about again
@@ -81,7 +81,7 @@ class Player:
         """The page that steps through such a picture. Raises: DataError if it is no longer kept."""
         with self._lock:
             seen, trained = self._kept(picture), self.trained
-            return trace_page(
+            return trace_html(
                 trained.model, trained.normalize(seen[None]), name=trained.name, classes=trained.classes,
                 picture=seen,
             )  # fmt: skip

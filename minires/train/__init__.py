@@ -2,10 +2,10 @@
 
 from minires.train.config import Config
 from minires.train.ema import EMA
-from minires.train.evaluate import Evaluation, evaluate, predict, recalibrate
+from minires.train.evaluation import Evaluation, evaluate, predict, recalibrate
 from minires.train.finetune import freeze, start_from
 from minires.train.interrupt import Interrupted
-from minires.train.modelfile import Trained, load_model, save_model
+from minires.train.model_file import Trained, load_model, save_model
 from minires.train.optim import SGD, Adam, AdamW
 from minires.train.recipes import names as recipes
 from minires.train.schedules import Schedule

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from minires.cublas import PRECISIONS
+from minires.backend.cublas import PRECISIONS
 from minires.errors import ConfigError
 from minires.train.names import unknown
 from minires.train.recipes import get

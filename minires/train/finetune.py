@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from minires.errors import CheckpointError, ConfigError
 from minires.nn.layers import BatchNorm2d, Linear
 from minires.nn.module import Module, Parameter
-from minires.train.modelfile import load_model
+from minires.train.model_file import load_model
 
 
 def start_from(model: Module, path: str | os.PathLike[str]) -> list[str]:

@@ -33,8 +33,8 @@ from typing import Any
 
 import numpy as np
 
-from minires import backend, cuda
-from minires.backend import Array
+from minires import backend
+from minires.backend import Array, cuda
 from minires.errors import CheckpointError, ConfigError
 from minires.train.names import unknown
 from minires.train.optim_cuda import Sweep, fits

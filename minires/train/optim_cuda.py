@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from minires import backend, cuda
-from minires.backend import Array
+from minires import backend
+from minires.backend import Array, cuda
 
 CHUNK = 4096  # numbers for one block: 16 for each thread
 _THREADS = 256  # of a block, as the kernels below expect

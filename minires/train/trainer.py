@@ -29,18 +29,18 @@ from minires.errors import CheckpointError, ConfigError, MiniresError
 from minires.nn.module import Module
 from minires.ops.cross_entropy import cross_entropy
 from minires.tensor import Tensor
-from minires.train import captured, finetune, modelfile, optim, record
+from minires.train import captured, finetune, model_file, optim, run_folder
 from minires.train.checkpoint import Checkpoints, differences
 from minires.train.config import Config
 from minires.train.diagnose import first_not_finite
 from minires.train.ema import EMA
-from minires.train.evaluate import Evaluation, evaluate, recalibrate
+from minires.train.evaluation import Evaluation, evaluate, recalibrate
 from minires.train.interrupt import Interrupted, StopWish
 from minires.train.schedules import Schedule
 
 # Settings that may change when a run is continued.
 FREE = ("device", "checkpoint_every")
-RUN_FILES = ("config.json", "metrics.csv", "summary.json", modelfile.NAME, "checkpoint-*.safetensors")
+RUN_FILES = ("config.json", "metrics.csv", "summary.json", model_file.NAME, "checkpoint-*.safetensors")
 REDRAW = 30.0  # seconds between two drawings of the curves
 
 
@@ -90,7 +90,7 @@ class Trainer:
         if config is None:
             if not resume:
                 raise ConfigError("a new run needs a configuration, for example Config.of('default')")
-            config = record.read_json(self.out / "config.json")
+            config = run_folder.read_json(self.out / "config.json")
         self.config = config = config if isinstance(config, Config) else Config.from_dict(config)
 
         size = config.size or (models.entry(config.model).size if model is None else None)
@@ -356,7 +356,7 @@ class Trainer:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise MiniresError(f"cannot make the folder {self.out}: {error.strerror}") from error
-        record.write_json(self.out / "config.json", self.config.to_dict())
+        run_folder.write_json(self.out / "config.json", self.config.to_dict())
 
     def _leave(self) -> None:
         path = self.save()
@@ -386,10 +386,10 @@ class Trainer:
     def _write_history(self) -> None:
         if not self.history:
             return
-        record.write_metrics(self.out / "metrics.csv", self.history)
+        run_folder.write_metrics(self.out / "metrics.csv", self.history)
         if time.monotonic() - self._drawn > REDRAW or self.progress.epoch == self.config.epochs:
             title = f"{self.config.model} on {self.train_set.name}, recipe {self.config.recipe}"
-            record.draw_curves(
+            run_folder.draw_curves(
                 self.out / "curves.png",
                 self.history,
                 title=title,
@@ -405,15 +405,15 @@ class Trainer:
                 recalibrate(self.model, self.train_set.images, self.normalize)
             val = evaluate(self.model, self.val_set, self.normalize) if self.val_set else None
             test = evaluate(self.model, test_set, self.normalize)
-            modelfile.save_model(self.out / modelfile.NAME, modelfile.Trained(
+            model_file.save_model(self.out / model_file.NAME, model_file.Trained(
                 self.model, config.model, self.variant, test_set.classes, self.normalize,
                 (test_set.images.shape[1], test_set.images.shape[2]), self.train_set.name,
             ))  # fmt: skip
         self._tick()
-        record.draw_confusion(
+        run_folder.draw_confusion(
             self.out / "confusion.png", test_set.labels, test.probabilities.argmax(axis=1), test_set.classes
         )
-        record.draw_mistakes(self.out / "mistakes.png", test_set, test.probabilities)
+        run_folder.draw_mistakes(self.out / "mistakes.png", test_set, test.probabilities)
         self._write_history()
         summary = {
             "model": config.model,
@@ -437,7 +437,7 @@ class Trainer:
             "threads": backend.threads(),
             "versions": _versions(),
         }
-        record.write_json(self.out / "summary.json", summary)
+        run_folder.write_json(self.out / "summary.json", summary)
         self.say(
             f"test accuracy {100 * test.accuracy:.2f}% ({round(test.accuracy * len(test_set))} of "
             f"{len(test_set)}), test loss {test.loss:.4f}, {self.progress.seconds:.0f} s; see {self.out}"

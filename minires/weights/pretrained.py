@@ -2,8 +2,8 @@
 
     report = import_weights("resnet50-0676ba61.pth", "resnet50", "model.safetensors")
 
-A weight file holds names and numbers. Names are translated by the tables of :mod:`minires.weights.names`,
-and numbers get our layout, channels last:
+A weight file holds names and numbers. Names are translated by the tables of
+:mod:`minires.weights.name_tables`, and numbers get our layout, channels last:
 
     convolution             (O, C, KH, KW)  -> (KH, KW, C, O)
     dense                   (O, C)          -> (C, O)
@@ -34,8 +34,9 @@ from minires.errors import CheckpointError, ConfigError, one_of
 from minires.nn.layers import Flatten, Linear
 from minires.nn.module import Module
 from minires.train import Trained, save_model
-from minires.weights import keras_files, torch_files
-from minires.weights.names import SOURCES, modern, names_of, recognise
+from minires.weights.keras import files as keras_files
+from minires.weights.name_tables import SOURCES, modern, names_of, recognise
+from minires.weights.torch import files as torch_files
 
 IMAGENET = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PYTORCHCV_CIFAR = Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
@@ -114,7 +115,7 @@ def load_pretrained(
 ) -> Report:
     """Set the weights of ``model`` from a file of PyTorch's or Keras's, all or, if one does not fit, none.
 
-    ``source`` says whose names the file has, as in :mod:`minires.weights.names`; without it they are
+    ``source`` says whose names the file has, as in :mod:`minires.weights.name_tables`; without it they are
     recognised. ``head=False`` leaves out the last dense layer, for fine-tuning with classes of one's own. The
     model must have been built with the options of :func:`variant_for`, as names and shapes do not show them.
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import ImageFont
 
 from minires import MiniresError, ShapeError, Tensor, models, nn
-from minires.inspect.plot import plot, plot_tape
+from minires.inspect.drawing import plot, plot_tape
 from minires.models.densenet import DenseBlock
 from minires.nn.blocks import ResidualBlock
 from minires.tensor import reachable

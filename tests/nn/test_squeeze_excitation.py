@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minires.errors import ConfigError
-from minires.gradcheck import gradcheck
+from minires.gradient_check import gradcheck
 from minires.inspect.summary import summarize
 from minires.nn import Conv2d, Sequential
 from minires.nn.squeeze_excitation import SqueezeExcitation

@@ -11,8 +11,8 @@ import pytest
 from minires import Tensor, backend, specification, unfused
 from minires.errors import ShapeError
 from minires.ops import batch_norm as batch_norm_module
-from minires.ops import batch_norm_kernels, cases
-from minires.ops.batch_norm import batch_norm
+from minires.ops import cases
+from minires.ops.batch_norm import batch_norm, numba_kernels
 
 
 @opcheck.on_devices
@@ -230,7 +230,7 @@ def test_a_view_is_not_copied(name):
     rows = batch_norm_module._rows(np, view)
     assert rows.shape == (view.size // view.shape[-1], view.shape[-1])
     assert np.shares_memory(rows, whole) == VIEWS[name][1]
-    wide = batch_norm_kernels._wide(rows)
+    wide = numba_kernels._wide(rows)
     assert wide.flags.c_contiguous and np.shares_memory(wide, rows)
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import opcheck
 import pytest
 
-from minires import Tensor, cuda, specification
-from minires.ops import batch_norm_cuda
-from minires.ops.batch_norm import batch_norm
+from minires import Tensor, specification
+from minires.backend import cuda
+from minires.ops.batch_norm import batch_norm, cuda_kernels
 
 pytestmark = [
     pytest.mark.emulated,
@@ -88,7 +88,7 @@ def test_inference(options, dtype, emulator):
 @pytest.fixture
 def few_blocks(monkeypatch):
     """So few that a thread has many rows of x, as it has in large arrays."""
-    monkeypatch.setattr(batch_norm_cuda, "_BLOCKS", 18)
+    monkeypatch.setattr(cuda_kernels, "_BLOCKS", 18)
 
 
 # In the first there are more parts than the block that adds them up has rows, too.
@@ -100,11 +100,11 @@ def test_many_rows_for_each_thread(shape, dtype, emulator, few_blocks):
 
 def test_blocks_are_no_more_than_allowed_and_threads_reach_every_number():
     for rows, channels in [(2, 1), (2, 4096), (10**7, 1), (10**7, 16), (10**6, 96), (12544, 2048), (7, 3)]:
-        width, across, parts = batch_norm_cuda._cut(rows, channels)
-        assert width & (width - 1) == 0 and width <= batch_norm_cuda._WIDTH
+        width, across, parts = cuda_kernels._cut(rows, channels)
+        assert width & (width - 1) == 0 and width <= cuda_kernels._WIDTH
         assert width * across >= channels > width * (across - 1)
-        assert parts * across <= max(batch_norm_cuda._BLOCKS, across)
-        height = batch_norm_cuda._THREADS // width
+        assert parts * across <= max(cuda_kernels._BLOCKS, across)
+        height = cuda_kernels._THREADS // width
         assert parts == 1 or (parts - 1) * height < rows
 
 
@@ -113,7 +113,7 @@ def test_blocks_are_no_more_than_allowed_and_threads_reach_every_number():
 def test_a_view_is_read_where_it_lies(used, training, emulator):
     whole = np.full((3, 10, 5, 8), np.nan)
     whole[used] = np.random.default_rng(0).standard_normal(whole[used].shape)
-    numbers, stride = batch_norm_cuda._numbers(np, whole[used].reshape(-1, whole[used].shape[-1]))
+    numbers, stride = cuda_kernels._numbers(np, whole[used].reshape(-1, whole[used].shape[-1]))
     assert stride == 8 and numbers.flags.c_contiguous and np.shares_memory(numbers, whole)
     _check(whole[used], training, relu=True)
 
@@ -150,7 +150,7 @@ def test_statistics_that_move_before_the_backward_do_not_change_it(emulator):
 
 def test_a_large_common_mean_does_not_eat_the_variance(emulator):
     x = (1e4 + np.random.default_rng(0).standard_normal((2000, 3))).astype(np.float32)
-    mean, inv = batch_norm_cuda.statistics(np, x, None, None, 0.0, 1.0, 0.0)
+    mean, inv = cuda_kernels.statistics(np, x, None, None, 0.0, 1.0, 0.0)
     exact = x.astype(np.float64)
     assert np.allclose(mean, exact.mean(0), rtol=1e-7) and np.allclose(inv, 1 / exact.std(0), rtol=1e-6)
 
@@ -158,7 +158,7 @@ def test_a_large_common_mean_does_not_eat_the_variance(emulator):
 @pytest.mark.parametrize("dtype", opcheck.DTYPES)
 def test_a_constant_channel_stays_finite(dtype, emulator):
     x = np.full((600, 2), 3.1, dtype)
-    mean, inv = batch_norm_cuda.statistics(np, x, None, None, 0.0, 1.0, 1e-3)
+    mean, inv = cuda_kernels.statistics(np, x, None, None, 0.0, 1.0, 1e-3)
     assert np.array_equal(mean, x[0]) and np.allclose(inv, 1e-3**-0.5, rtol=1e-6)
 
 
@@ -224,9 +224,9 @@ def test_the_kernels_pass_what_mutants_fail(emulator, few_blocks):
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants(name, emulator, few_blocks, monkeypatch):
     right, wrong = MUTANTS[name]
-    code = batch_norm_cuda._CUDA.code
+    code = cuda_kernels._CUDA.code
     changed = code.replace(right, wrong)
     assert changed != code
-    monkeypatch.setattr(batch_norm_cuda, "_CUDA", cuda.Source(changed.removeprefix(cuda.PRELUDE)))
+    monkeypatch.setattr(cuda_kernels, "_CUDA", cuda.Source(changed.removeprefix(cuda.PRELUDE)))
     with pytest.raises(AssertionError):
         _check_all()

@@ -14,12 +14,6 @@ HELPERS = {
     "checks",
     "mixed_precision",
     "window",
-    "batch_norm_kernels",
-    "batch_norm_cuda",
-    "conv2d_columns",
-    "conv2d_cuda",
-    "conv2d_direct",
-    "conv2d_winograd",
 }
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from minires import Tensor, backend, specification
 from minires.errors import ShapeError
-from minires.ops import cases, conv2d_columns, conv2d_direct, conv2d_winograd
+from minires.ops import cases
 from minires.ops import conv2d as module
-from minires.ops.conv2d import conv2d
+from minires.ops.conv2d import columns, conv2d, direct, winograd
 from minires.ops.window import window
 
 
@@ -65,21 +65,21 @@ def three_threads():
 
 
 @pytest.mark.parametrize("kernel", [0, 1 << 30], ids=["", "in registers"])
-@pytest.mark.parametrize("winograd", [1, 99], ids=["Winograd", "columns"])
+@pytest.mark.parametrize("channels", [1, 99], ids=["Winograd", "columns"])
 @pytest.mark.parametrize("whole", [0, 1 << 30], ids=["cut by lines", "cut by the kernel"])
 @pytest.mark.parametrize("joined", [1, 4, 64], ids=["groups apart", "few groups joined", "groups joined"])
 @pytest.mark.parametrize("pictures", [1, 7])
-def test_small_blocks_on_three_threads(monkeypatch, three_threads, pictures, joined, whole, winograd, kernel):
+def test_small_blocks_on_three_threads(monkeypatch, three_threads, pictures, joined, whole, channels, kernel):
     """The sizes at which the fast path cuts its work are far above those of the cases: bring them down."""
     monkeypatch.setattr(module, "_JOINED_CHANNELS", joined)
-    monkeypatch.setattr(module, "_WINOGRAD_CHANNELS", winograd)
+    monkeypatch.setattr(module, "_WINOGRAD_CHANNELS", channels)
     monkeypatch.setattr(module, "_DIRECT_KERNEL", kernel)
-    monkeypatch.setattr(conv2d_winograd, "_BLOCK", 256)
-    monkeypatch.setattr(conv2d_winograd, "_SMALL_KERNEL", 1 << 30 if whole else 0)
-    monkeypatch.setattr(conv2d_columns, "_BLOCK", 256)
-    monkeypatch.setattr(conv2d_columns, "_WHOLE", whole)
-    monkeypatch.setattr(conv2d_columns, "_GRAIN", 1)
-    monkeypatch.setattr(conv2d_columns, "_COPY_GRAIN", 1)
+    monkeypatch.setattr(winograd, "_BLOCK", 256)
+    monkeypatch.setattr(winograd, "_SMALL_KERNEL", 1 << 30 if whole else 0)
+    monkeypatch.setattr(columns, "_BLOCK", 256)
+    monkeypatch.setattr(columns, "_WHOLE", whole)
+    monkeypatch.setattr(columns, "_GRAIN", 1)
+    monkeypatch.setattr(columns, "_COPY_GRAIN", 1)
     for case in cases.CASES["conv2d"]:
         arrays = case.arrays()
         # Seven pictures, or the lines of one, for three threads: shards and blocks of unequal sizes.
@@ -102,7 +102,7 @@ def test_same_pads_as_tensorflow_does(size, stride, sides):
     assert np.array_equal(same, by_hand)
 
 
-@pytest.mark.parametrize("way", [conv2d_winograd, conv2d_direct], ids=["Winograd", "in registers"])
+@pytest.mark.parametrize("way", [winograd, direct], ids=["Winograd", "in registers"])
 @pytest.mark.parametrize("shape", [(8, 32, 16, 16), (4, 15, 64, 64), (32, 8, 256, 256)], ids=str)
 def test_float32_rounds_little(shape, way):
     n, size, c, o = shape
@@ -116,7 +116,7 @@ def test_float32_rounds_little(shape, way):
         module._backward_w(np, dy, x, w.shape, win, 1),
     )
     x, dy, w = (array.astype(np.float32) for array in (x, dy, w))
-    if way is conv2d_winograd:
+    if way is winograd:
         dx = way.backward_x(dy, w, win, 1)
     else:
         dx = way.forward(dy, module._flipped(w, 1), None, False, win, 1)
@@ -144,7 +144,7 @@ def test_the_way_that_is_faster_is_taken(monkeypatch, three_threads, way, x, w, 
     backend.set_threads(2)
     taken = []
     for name in ("direct", "winograd"):
-        library = getattr(module, f"conv2d_{name}")
+        library = getattr(module, name)
         run = library.forward
         monkeypatch.setattr(library, "forward", lambda *a, name=name, run=run: taken.append(name) or run(*a))
     conv2d(Tensor(np.ones(x, np.float32)), Tensor(np.ones(w, np.float32)), **options)

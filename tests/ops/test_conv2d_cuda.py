@@ -7,10 +7,10 @@ import numpy as np
 import opcheck
 import pytest
 
-from minires import Tensor, cuda, specification
+from minires import Tensor, specification
+from minires.backend import cuda
 from minires.ops import conv2d as module
-from minires.ops import conv2d_cuda
-from minires.ops.conv2d import conv2d
+from minires.ops.conv2d import conv2d, cuda_columns
 from minires.ops.window import window
 
 pytestmark = [
@@ -47,14 +47,14 @@ def check(x, w, options, dtype="float64"):
     x, w, b = (rng.standard_normal(shape).astype(dtype) for shape in (x, w, w[-1:]))
     for bias in (b, None):
         for relu in (False, True):
-            y = conv2d_cuda.forward(x, w, bias, relu, win, groups)
+            y = cuda_columns.forward(x, w, bias, relu, win, groups)
             expected = module._forward(np, x, w, bias, relu, win, groups)
             opcheck.assert_close(y, expected, opcheck.CLOSE[dtype], f"y, relu={relu}")
             assert y.dtype == dtype
     dy = rng.standard_normal(y.shape).astype(dtype)
-    dx = conv2d_cuda.backward_x(dy, w, x.shape, win, groups)
+    dx = cuda_columns.backward_x(dy, w, x.shape, win, groups)
     opcheck.assert_close(dx, module._backward_x(np, dy, w, x.shape, win, groups), opcheck.CLOSE[dtype], "dx")
-    dw = conv2d_cuda.backward_w(dy, x, w.shape, win, groups)
+    dw = cuda_columns.backward_w(dy, x, w.shape, win, groups)
     opcheck.assert_close(dw, module._backward_w(np, dy, x, w.shape, win, groups), opcheck.CLOSE[dtype], "dw")
 
 
@@ -63,7 +63,7 @@ def check_nan():
     x = np.zeros((1, 3, 3, 1))
     x[0, 0, 0, 0] = np.nan
     win = window("conv2d", (3, 3), 2, 1, 0)
-    y = conv2d_cuda.forward(x, np.ones((2, 2, 1, 1)), None, True, win, 1)
+    y = cuda_columns.forward(x, np.ones((2, 2, 1, 1)), None, True, win, 1)
     assert np.isnan(y[0, :, :, 0]).tolist() == [[True, False], [False, False]]
 
 
@@ -86,8 +86,8 @@ def test_chunks(groups, pictures, emulator, monkeypatch):
     x, w = (7, 5, 4, 6), (3, 2, 6 // groups, 9)
     win = window("conv2d", x[1:3], w[:2], (1, 2), (1, 0))
     size = math.prod(win.out) * math.prod(w[:3]) * 8
-    monkeypatch.setattr(conv2d_cuda, "_CHUNK", pictures * size + 7)
-    chunks = conv2d_cuda._chunks(np.ones(x), win, groups)
+    monkeypatch.setattr(cuda_columns, "_CHUNK", pictures * size + 7)
+    chunks = cuda_columns._chunks(np.ones(x), win, groups)
     assert [n for start, stop in chunks for n in range(start, stop)] == list(range(7))
     assert max(stop - start for start, stop in chunks) == max(1, pictures)
     check(x, w, {"stride": (1, 2), "padding": (1, 0), "groups": groups})
@@ -149,9 +149,9 @@ def test_what_is_not_needed_is_not_launched(emulator):
     ],
 )
 def test_wrong_kernels_are_caught(right, wrong, emulator, monkeypatch):
-    code = conv2d_cuda._CUDA.code.removeprefix(cuda.PRELUDE)
+    code = cuda_columns._CUDA.code.removeprefix(cuda.PRELUDE)
     assert code.count(right) == 1
-    monkeypatch.setattr(conv2d_cuda, "_CUDA", cuda.Source(code.replace(right, wrong)))
+    monkeypatch.setattr(cuda_columns, "_CUDA", cuda.Source(code.replace(right, wrong)))
     with pytest.raises(AssertionError):
         for shape in SHAPES.values():
             check(*shape)

@@ -11,28 +11,18 @@ import numpy as np
 import opcheck
 import pytest
 
-from minires import Tensor, backend, cuda, specification
+from minires import Tensor, backend, specification
+from minires.backend import cuda
 from minires.errors import ConfigError, ShapeError
-from minires.ops import (
-    avg_pool2d,
-    batch_norm_cuda,
-    cases,
-    checks,
-    concat,
-    conv2d_cuda,
-    dropout,
-    max_pool2d,
-    pad_channels,
-    relu,
-)
-from minires.ops.batch_norm import batch_norm
-from minires.ops.conv2d import conv2d
+from minires.ops import avg_pool2d, cases, checks, concat, dropout, max_pool2d, pad_channels, relu
+from minires.ops.batch_norm import batch_norm, cuda_kernels
+from minires.ops.conv2d import conv2d, cuda_columns
 
 BFLOAT16 = backend.bfloat16()
 # The sources that know bfloat16. All other kernels get float32: softmax, cross entropy, optimiser, average.
 SOURCES = {
     module.__name__: module._CUDA
-    for module in (relu, batch_norm_cuda, conv2d_cuda, max_pool2d, avg_pool2d, concat, pad_channels, dropout)
+    for module in (relu, cuda_kernels, cuda_columns, max_pool2d, avg_pool2d, concat, pad_channels, dropout)
 }
 # Operations whose kernels do in bfloat16 what they do in float32, and round the result.
 ONE_ROUNDING = ("relu", "batch_norm", "max_pool2d", "avg_pool2d", "concat", "pad_channels", "dropout")
@@ -114,10 +104,10 @@ def test_these_kernels_and_no_others_run_in_bfloat16(emulator):
     ("module", "op", "right", "wrong"),
     [
         (relu, "relu", "value += add[i]", "value = T(value) + T(add[i] * A(1.01))"),
-        (batch_norm_cuda, "batch_norm", "products += g * d", "products += T(g * d)"),
-        (batch_norm_cuda, "batch_norm", "A d = m < rows ?", "T d = m < rows ?"),
-        (batch_norm_cuda, "batch_norm", "if (add) value += add[i]", "if (add) value = T(value) + add[i]"),
-        (batch_norm_cuda, "batch_norm", "? scale * g + slope * d", "? T(scale * g) + slope * d"),
+        (cuda_kernels, "batch_norm", "products += g * d", "products += T(g * d)"),
+        (cuda_kernels, "batch_norm", "A d = m < rows ?", "T d = m < rows ?"),
+        (cuda_kernels, "batch_norm", "if (add) value += add[i]", "if (add) value = T(value) + add[i]"),
+        (cuda_kernels, "batch_norm", "? scale * g + slope * d", "? T(scale * g) + slope * d"),
         (max_pool2d, "max_pool2d", "sum += dy[o]", "sum = T(sum + dy[o])"),
         (avg_pool2d, "avg_pool2d", "sum / A(count)", "T(sum) / A(count)"),
         (dropout, "dropout", "(kept ? scale : A(0))", "(kept ? A(T(scale)) : A(0))"),
@@ -145,10 +135,10 @@ def test_kernels_that_round_more_often_are_caught(module, op, right, wrong, emul
     ],
 )
 def test_convolutions_that_round_more_often_are_caught(right, wrong, emulator, monkeypatch):
-    code = conv2d_cuda._CUDA.code.removeprefix(cuda.PRELUDE)
+    code = cuda_columns._CUDA.code.removeprefix(cuda.PRELUDE)
     assert code.count(right) == 1
-    monkeypatch.setattr(conv2d_cuda, "_CUDA", cuda.Source(code.replace(right, wrong)))
-    cuda_emulator.library(conv2d_cuda._CUDA.text("bfloat16"))
+    monkeypatch.setattr(cuda_columns, "_CUDA", cuda.Source(code.replace(right, wrong)))
+    cuda_emulator.library(cuda_columns._CUDA.text("bfloat16"))
     with pytest.raises(AssertionError):
         _check_exact_convolution()
 

@@ -5,7 +5,7 @@ import numpy as np
 import opcheck
 import pytest
 
-from minires import cuda
+from minires.backend import cuda
 from minires.ops import avg_pool2d, concat, max_pool2d, pad_channels
 from minires.ops.window import window
 

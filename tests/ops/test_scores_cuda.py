@@ -7,7 +7,8 @@ import opcheck
 import pytest
 
 import minires
-from minires import Tensor, cuda
+from minires import Tensor
+from minires.backend import cuda
 from minires.errors import DataError
 from minires.nn import Dropout
 from minires.ops import cases, cross_entropy, dropout, softmax

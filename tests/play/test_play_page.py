@@ -15,7 +15,7 @@ from play.trained import a_picture, encoded
 
 from minires import data, models, train
 from minires.data import Normalize
-from minires.inspect.cam import activation_maps
+from minires.debug.cam import activation_maps
 from minires.play.player import Player
 from minires.play.server import LARGEST, Server
 from minires.train import Trained, load_model, save_model

@@ -25,7 +25,7 @@ from PIL import Image
 from play.trained import a_picture, encoded
 
 from minires import CheckpointError, ConfigError, data, train
-from minires.inspect.cam import activation_maps, overlay
+from minires.debug.cam import activation_maps, overlay
 from minires.play import server as serving
 from minires.play.player import KEPT, Player
 from minires.play.server import LARGEST, Server

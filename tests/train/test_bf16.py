@@ -24,7 +24,7 @@ BFLOAT16 = backend.bfloat16()
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
-        monkeypatch.setattr(f"minires.train.record.{name}", lambda *_, **__: None)
+        monkeypatch.setattr(f"minires.train.run_folder.{name}", lambda *_, **__: None)
 
 
 def trainer(out, *, say=lambda line: None, resume=False, kind=Trainer, **changes):

@@ -11,7 +11,8 @@ import numpy as np
 import opcheck
 import pytest
 
-from minires import backend, cuda
+from minires import backend
+from minires.backend import cuda
 from minires.tensor import Tensor
 from minires.train import ema, optim, optim_cuda
 from minires.train.ema import EMA

@@ -34,7 +34,7 @@ def trainer(out, *, model=None, splits=None, resume=False, progress=False, **cha
 def no_pictures(monkeypatch):
     """Drawing takes most of such a small run; one run, made before, and test_record.py draw."""
     for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
-        monkeypatch.setattr(f"minires.train.record.{name}", lambda *_, **__: None)
+        monkeypatch.setattr(f"minires.train.run_folder.{name}", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 from minires.errors import CheckpointError, ConfigError
 from minires.models import build
 from minires.tensor import Tensor, no_grad
-from minires.weights import keras_files
+from minires.weights.keras import files as keras_files
 
 NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 

@@ -9,8 +9,9 @@ from minires.errors import ConfigError
 from minires.models import build
 from minires.tensor import Tensor, no_grad
 from minires.train import load_model
-from minires.weights import keras_files, load_pretrained
-from minires.weights.keras_pretrained import import_keras
+from minires.weights import load_pretrained
+from minires.weights.keras import files as keras_files
+from minires.weights.keras.pretrained import import_keras
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from minires import Tensor
 from minires.errors import ConfigError
 from minires.models import build
 from minires.weights import load_pretrained, variant_for
-from minires.weights.torch_export import export_torch
+from minires.weights.torch.export import export_torch
 
 MODELS = [
     ("torchvision", "resnet18", {"repeats": (1, 1, 1, 1), "widths": (4, 8, 12, 16)}),

@@ -1,0 +1,145 @@
+"""The trace of one picture as a page: every number of a forward and a backward pass, in a file of its own.
+
+    trace(model, x, y, out="trace.html")
+
+The page needs no network and no server: what it shows, and the program that shows it, lie in the one file.
+What is shown are the recorded values: see :mod:`minires.debug.trace_page.pack` for which of them are kept.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import os
+import re
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from minires.backend import Array
+from minires.debug.formula import formula
+from minires.debug.recording import Recording, record_passes
+from minires.debug.trace_page import pack
+from minires.errors import ConfigError, ShapeError
+from minires.files import atomic_write
+from minires.nn.module import Module
+from minires.tensor import Tensor
+
+LIMIT = 15_000_000  # bytes of a page
+SCRIPTS = (  # the parts of one script, in their order
+    "words.js", "data.js", "arithmetic.js", "gradients.js", "draw.js", "map.js", "panels.js", "plot.js",
+    "search.js", "page.js",
+)  # fmt: skip
+
+
+def trace(
+    model: Module,
+    x: Any,
+    y: Any = None,
+    *,
+    out: str | os.PathLike[str],
+    name: str | None = None,
+    classes: Sequence[str] | None = None,
+    picture: Array | None = None,
+) -> None:
+    """Record one picture's way through a model, forward and backward, and write the page ``out``.
+
+    ``y`` is its label; without it the loss is that of the model's own guess, and the page says so. ``name``
+    is the title, ``classes`` the names of the labels, and ``picture`` the picture as people see it. The model
+    runs in its own mode and is left as it was. Of each operation as many channels are kept as fit into 15 MB.
+
+    Shapes: x (H, W, C) or (1, H, W, C), as the model takes it; y a class number, or probabilities (K,);
+    picture (H, W, 3), uint8.
+    Raises: ShapeError if x is not one picture, does not fit the model, or the picture is none; ConfigError if
+    the classes are not as many as the scores; DataError if the label is none of them; MiniresError if a page
+    would be too large, or the file cannot be written.
+    """
+    content = trace_html(model, x, y, name=name, classes=classes, picture=picture)
+    with atomic_write(out) as file:
+        file.write(content)
+
+
+def trace_html(
+    model: Module,
+    x: Any,
+    y: Any = None,
+    *,
+    name: str | None = None,
+    classes: Sequence[str] | None = None,
+    picture: Array | None = None,
+) -> bytes:
+    """The page that :func:`trace` writes, which says what is given and raised."""
+    x = np.asarray(x.numpy() if isinstance(x, Tensor) else x)
+    x = x[None] if x.ndim == 3 else x
+    if x.ndim < 2 or len(x) != 1:
+        raise ShapeError(f"trace: x must be one picture, (H, W, C) or (1, H, W, C), not {x.shape}")
+    if picture is not None and (picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3):
+        raise ShapeError(f"trace: picture must be uint8 (H, W, 3), not {picture.dtype} {picture.shape}")
+    labels = None if y is None else np.asarray(y)[None]
+    record_passes(model, x, labels)  # kernels are compiled or read from the disk now, so that times are true
+    recording = record_passes(model, x, labels)
+    title = name or type(model).__name__
+    about = _about(recording, title, classes, picture)
+    # What stands around the chunks counts, too.
+    room = LIMIT - len(_page(title, [])) - 64 * (len(recording.operations) + 1)
+    return _page(title, pack.pack(recording, about, room))
+
+
+def _about(
+    recording: Recording, title: str, classes: Sequence[str] | None, picture: Array | None
+) -> dict[str, Any]:
+    """What the page says of the pass as a whole."""
+    logits, labels = recording.logits, recording.labels
+    if classes is not None and (logits is None or len(classes) != logits.shape[-1]):
+        scores = "a single value" if logits is None else f"{logits.shape[-1]} scores"
+        raise ConfigError(f"trace: {len(classes)} classes are named, but the model gives {scores}")
+    # A label that is given as probabilities is the most probable of them.
+    label = None if labels is None else int(labels[0] if labels.ndim == 1 else labels[0].argmax())
+    kinds = sorted({one.op for one in recording.operations})
+    formulas = {op: found for op in kinds if (found := formula(op)) is not None}
+    return {
+        "name": title, "classes": None if classes is None else list(map(str, classes)), "label": label,
+        "guess": _guess(logits), "guessed": recording.guessed, "training": recording.training,
+        "formulas": {op: {"forward": one.forward, "backward": one.backward} for op, one in formulas.items()},
+        "picture": None if picture is None else {
+            "height": picture.shape[0], "width": picture.shape[1],
+            "rgb": base64.b64encode(np.ascontiguousarray(picture).tobytes()).decode(),
+        },
+    }  # fmt: skip
+
+
+def _guess(logits: Array | None) -> dict[str, Any] | None:
+    """The most probable label."""
+    if logits is None:
+        return None
+    scores = np.asarray(logits[0], np.float64)
+    powers = np.exp(scores - scores.max())
+    label = int(powers.argmax())
+    probability = float(powers[label] / powers.sum())
+    return {"label": label, "probability": probability if np.isfinite(probability) else "NaN"}
+
+
+def _page(title: str, chunks: Sequence[str]) -> bytes:
+    """The page with its data. It may run its own script and use its own style, and load nothing at all."""
+    folder = resources.files("minires.debug.trace_page") / "page"
+    style = (folder / "page.css").read_text(encoding="utf-8")
+    script = "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    policy = (
+        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    data = [f'<script type="text/plain" id="chunk{i}">{chunk}</script>' for i, chunk in enumerate(chunks)]
+    parts = {
+        "title": html.escape(title), "policy": policy, "style": style, "data": "\n".join(data),
+        "script": script,
+    }  # fmt: skip
+    page = (folder / "page.html").read_text(encoding="utf-8")
+    # In one go, so that a title with such a place in it stays what it is.
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], page).encode()
+
+
+def _digest(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,0 +1,139 @@
+"""Convolution on the CPU without im2col and without BLAS: sums in registers, pictures read where they lie.
+
+For few channels the columns of im2col cost as much as their product, and the matrices of Winograd's way are
+too small for BLAS. Here a tile of sums (``minires.backend.simd``: neighbouring places of a line times 16
+output channels) stays in registers while the window goes by:
+
+    y[i, j : j + ROWS, o : o + 16] += x[i*stride + kh, (j..)*stride + kw, c] * w[kh, kw, c, o : o + 16]
+
+and for dw a tile of ROWS input channels times 16 output channels stays while the picture goes by:
+
+    dw[kh, kw, c : c + ROWS, o : o + 16] += x[i*stride + kh, j*stride + kw, c : ...] * dy[i, j, o : o + 16]
+
+Each picture is copied into a frame with its border of zeros first, so that no place needs a question. In the
+frame, and in w, the KW*C numbers under a line of the window lie side by side: with one group they are one
+run; with several groups, KW runs of C/G.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from minires import backend
+from minires.backend import Array, kernel, simd
+from minires.backend.simd import add, multiply_add, rectify, spread, store
+from minires.ops.window import Window
+
+LANES = simd.LANES
+MOST_ROWS = 8  # of a tile, on any processor
+
+
+@kernel
+def _frame_numba(picture, frame, lines, across, top, left):
+    """Copy a picture (H, W, C) into the frame (lines, across, C), flat, whose border is zero already."""
+    h, w, channels = picture.shape
+    run = min(w, across - left) * channels
+    for i in range(min(h, lines - top)):
+        source = picture[i].reshape(w * channels)
+        at = ((i + top) * across + left) * channels
+        target = frame[at : at + run]
+        for c in range(run):
+            target[c] = source[c]
+
+
+@kernel
+def _forward_numba(x, w, b, relu, y, frame, lines, across, stride, top, left, groups):
+    (n, _, _, channels), (kh, kw, depth, outputs) = x.shape, w.shape
+    _, oh, ow, _ = y.shape
+    runs, run = (1, kw * channels) if groups == 1 else (kw, depth)
+    kernels, sums, step = w.reshape(w.size), y.reshape(y.size), stride[1] * channels
+    for p in range(n):
+        _frame_numba(x[p], frame, lines, across, top, left)
+        for i in range(oh):
+            for o in range(0, outputs, LANES):
+                group = o // (outputs // groups)
+                for start in range(0, ow, simd.ROWS):
+                    j = min(start, ow - simd.ROWS)  # the last tile of a line overlaps the one before
+                    tile = spread(b, o)
+                    for k in range(kh):
+                        for r in range(runs):
+                            pixel = (i * stride[0] + k) * across + j * stride[1] + r
+                            at, row = pixel * channels + group * depth, (k * kw + r) * depth * outputs + o
+                            for c in range(run):
+                                tile = multiply_add(tile, frame, at + c, step, kernels, row + c * outputs)
+                    if relu:
+                        tile = rectify(tile)
+                    store(tile, sums, ((p * oh + i) * ow + j) * outputs + o, outputs)
+
+
+@kernel
+def _correlate_numba(x, dy, dw, zeros, frame, lines, across, stride, top, left, groups):
+    """Add to dw (KH, runs, run, O), whose runs are rounded up to whole tiles: what is behind is meaningless.
+
+    Each picture is summed by itself first, which rounds less than one long sum.
+    """
+    n, _, _, channels = x.shape
+    kh, runs, run, outputs = dw.shape
+    _, oh, ow, _ = dy.shape
+    gradients, sums, step = dy.reshape(dy.size), dw.reshape(dw.size), stride[1] * channels
+    for p in range(n):
+        _frame_numba(x[p], frame, lines, across, top, left)
+        for k in range(kh):
+            for r in range(runs):
+                for c in range(0, run, simd.ROWS):
+                    for o in range(0, outputs, LANES):
+                        first = o // (outputs // groups) * (channels // groups) + c
+                        place, row = ((k * runs + r) * run + c) * outputs + o, p * oh * ow * outputs + o
+                        tile = spread(zeros, 0)
+                        for i in range(oh):
+                            at = ((i * stride[0] + k) * across + r) * channels + first
+                            for _ in range(ow):
+                                tile = multiply_add(tile, frame, at, 1, gradients, row)
+                                at += step
+                                row += outputs
+                        add(tile, sums, place, outputs)
+
+
+def fits(win: Window, outputs: int) -> bool:
+    """Whether there are whole tiles: ``outputs`` are those of a group."""
+    return outputs % LANES == 0 and win.out[1] >= MOST_ROWS
+
+
+def _frame(win: Window, channels: int, dtype: np.dtype) -> tuple[Array, int, int]:
+    """Zeros for what the window sees of a picture, flat, and its lines and pixels in a line.
+
+    Behind it are a few more, which the last tile may read without using them.
+    """
+    sides = zip(win.out, win.stride, win.size, strict=True)
+    lines, across = ((out - 1) * step + size for out, step, size in sides)
+    return np.zeros(lines * across * channels + MOST_ROWS, dtype), lines, across
+
+
+def forward(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups: int) -> Array:
+    """conv2d of x (N, H, W, C) with w (KH, KW, C/G, O), with a ReLU behind it where asked."""
+    y = np.empty((len(x), *win.out, w.shape[-1]), x.dtype)
+    b = np.zeros(w.shape[-1], x.dtype) if b is None else np.ascontiguousarray(b)
+
+    def shard(start: int, stop: int) -> None:
+        where = (*_frame(win, x.shape[-1], x.dtype), win.stride, win.top, win.left, groups)
+        _forward_numba(x[start:stop], w, b, relu, y[start:stop], *where)
+
+    backend.parallel_for(shard, len(x))
+    return y
+
+
+def correlate(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
+    """dw of ``shape`` (KH, KW, C/G, O)."""
+    kh, kw, depth, outputs = shape
+    runs, run = (1, kw * depth) if groups == 1 else (kw, depth)
+    parts = backend.shards(len(x))
+    sums = np.zeros((len(parts), kh, runs, -(-run // MOST_ROWS) * MOST_ROWS, outputs), x.dtype)
+
+    def shard(part: int, start: int, stop: int) -> None:
+        where = (*_frame(win, x.shape[-1], x.dtype), win.stride, win.top, win.left, groups)
+        _correlate_numba(x[start:stop], dy[start:stop], sums[part], np.zeros(LANES, x.dtype), *where)
+
+    backend.parallel_calls([partial(shard, number, *part) for number, part in enumerate(parts)])
+    return sums[:, :, :, :run].sum(axis=0).reshape(shape)

@@ -1,0 +1,324 @@
+"""The stepper: where it goes, and what its cards say."""
+
+import base64
+import io
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import minires
+from minires.debug import card
+from minires.debug.card import WIDTH, statistics
+from minires.debug.step import step
+from minires.errors import ConfigError, MiniresError, ShapeError
+from minires.nn.layers import ReLU
+from minires.ops.arithmetic import mul
+from minires.ops.cases import CASES
+from minires.ops.cross_entropy import cross_entropy
+from minires.tensor import Tensor
+
+EVERY_CASE = [pytest.param(case, id=str(case)) for cases in CASES.values() for case in cases]
+
+
+def pictures(count=2, size=32):
+    return np.random.default_rng(0).standard_normal((count, size, size, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def recording():
+    return step(minires.models.build("resnet20_cifar"), pictures(), np.array([3, 7])).recording
+
+
+@pytest.fixture
+def s(recording):
+    return minires.debug.step.Stepper(recording)
+
+
+# ------------------------------------------------------------------------------------------- moving
+
+
+def test_every_operation_is_passed_once_each_way(s):
+    count = len(s.recording.operations)
+    assert len(s) == 2 * count == len(list(s))
+    assert [stop.number for stop in s] == list(range(2 * count))
+    assert [stop.operation.number for stop in s if not stop.backward] == list(range(count))
+    assert [stop.operation.number for stop in s if stop.backward] == list(s.recording.order_back)
+    assert s.here is s[0] and s[0].op == "input" and s[-1].op == "input" and s[-1].backward
+    assert s[count].op == "cross_entropy" and s[count].direction == "backward"
+
+
+def test_next_and_prev_go_through_all_stops(s):
+    for number in range(1, len(s)):
+        assert s.next() is s[number] is s.here
+    with pytest.raises(
+        MiniresError, match=f"there is no stop {len(s)}: 0 is the first and {len(s) - 1} the last"
+    ):
+        s.next()
+    assert s.here is s[-1]
+    for number in reversed(range(len(s) - 1)):
+        assert s.prev() is s[number]
+    with pytest.raises(MiniresError, match="there is no stop -1"):
+        s.prev()
+    assert [stop.op for stop in s[1:4]] == ["conv2d", "batch_norm", "relu"]
+
+
+def test_goto(s):
+    assert s.goto("res3a_branch2b").operation.path == "res3a_branch2b" and s.here.op == "conv2d"
+    assert s.goto("res3a").path == "res3a_branch2a"  # a block begins with its first convolution
+    operation = s.here.operation
+    assert s.back().backward and s.here.operation is operation
+    assert s.back() is s.here  # it is there already
+    first = s.goto("res3a")  # on the way back a block begins at its end
+    assert first.backward and (first.op, first.path) == ("relu", "bn3a_branch2b")
+    assert s.goto(operation) is s.here and s.here.backward
+    assert s.goto(5) is s[5] and s.goto(s[9]) is s[9]
+    assert not s.goto(operation).backward
+    with pytest.raises(
+        ConfigError, match="there is no module 'res3a_branch2z'; the nearest are res3a_branch"
+    ):
+        s.goto("res3a_branch2z")
+    with pytest.raises(MiniresError, match="there is no stop 1000"):
+        s.goto(1000)
+    assert s.here.operation is operation  # a mistake moves nothing
+
+
+def test_unknown_names_are_met_with_the_nearest(s):
+    with pytest.raises(ConfigError) as caught:
+        s.goto("res3a_brunch2a")
+    assert str(caught.value).startswith("there is no module 'res3a_brunch2a'; the nearest are res3a_branch2a")
+    with pytest.raises(ConfigError, match="no operation 'conv'; the nearest are conv2d"):
+        s.find(op="conv")
+    with pytest.raises(ConfigError, match="say what to look for"):
+        s.find()
+
+
+def test_find_goes_from_one_to_the_next(s):
+    found = [s.find(op="add") for _ in range(9)]
+    assert [stop.path for stop in found][:2] == ["bn2a_branch2b", "bn2b_branch2b"]
+    assert s.find(op="add").backward  # then on the way back
+    assert s.find(op="conv2d", path="res2a").path == "res2a_branch2b"
+    assert s.find(path="bn_conv1").op == "relu" and s.find(path="bn_conv1").op == "batch_norm"
+    s.goto(len(s) - 1)
+    with pytest.raises(MiniresError, match=f"no add comes after stop {len(s) - 1}; those before: "):
+        s.find(op="add")
+    with pytest.raises(MiniresError, match="there is no linear in res2a"):
+        s.find(op="linear", path="res2a")
+
+
+def test_explain_at_the_stop_where_we_are(s):
+    s.goto("res3a_branch2b")
+    found = s.explain(n=1, i=3, j=5, o=7)
+    assert found.stored == s.here.operation.output[1, 3, 5, 7]
+    assert found.result == pytest.approx(found.stored, abs=1e-5)
+    number = s.here.number
+    s.back()
+    with pytest.raises(ConfigError, match=rf"on the way back.*goto\({number}\)"):
+        s.explain()
+    assert s.goto(number).explain(i=1).place["i"] == 1
+
+
+def test_a_stop_without_a_gradient():
+    def network(x):
+        off = x.detach() * 2
+        return (x + off).sum()
+
+    s = step(network, np.ones((1, 2)))
+    assert [stop.op for stop in s] == ["input", "mul", "add", "sum", "sum", "add", "input"]
+    s.goto(1)
+    with pytest.raises(MiniresError, match="no gradient flows through <1 mul"):
+        s.back()
+    assert "2" in repr(s.here)
+
+
+def test_what_step_takes():
+    loss = (Tensor([1.0, 2.0], requires_grad=True) * 3).sum()
+    with pytest.raises(ConfigError, match="a loss is stepped through alone"):
+        step(loss, np.ones(2))
+    with pytest.raises(ConfigError, match="give a batch"):
+        step(ReLU())
+    with pytest.raises(ShapeError, match="res2a_branch2a|conv1"):
+        step(minires.models.build("resnet20_cifar"), np.ones((1, 8, 8, 5), np.float32))
+    assert [stop.op for stop in step(loss)] == ["input", "mul", "sum", "sum", "mul", "input"]
+
+
+def test_it_is_imported_on_first_use_only():
+    code = (
+        "import sys, minires; print('minires.inspect' in sys.modules); "
+        "minires.step; print('PIL' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.split() == ["False", "False"], run.stderr
+
+
+# -------------------------------------------------------------------------------------------- cards
+
+
+def rows(text):
+    """The lines of a card's table, by name."""
+    return {
+        line.split()[0]: line.split()[1:]
+        for line in text.splitlines()
+        if re.match(r"\w{1,8} +\d+(x\d+)* .*%", line)
+    }
+
+
+def test_a_card_of_a_convolution_has_the_right_numbers(s):
+    stop = s.goto("res3a_branch2b")
+    text, one = repr(s), stop.operation
+    lines = text.splitlines()
+    assert lines[0] == f"stop {stop.number} of {len(s) - 1}, forward: conv2d res3a_branch2b"
+    assert lines[1] == "stage 2 of 4 (16x16), block res3a, training mode"
+    assert lines[3].strip().startswith("y[n, i, j, o] = b[o] + sum over kh, kw, c of x[n, i*stride")
+    assert "  stride 1x1, padding 1, groups 1, kernel 3x3" in lines
+    table = rows(text)
+    assert list(table) == ["x", "w", "y"]
+    for name, array in (("x", one.inputs[0].value), ("w", one.inputs[1].value), ("y", one.output)):
+        shape, *figures = table[name]
+        assert shape == "x".join(map(str, array.shape))
+        wanted = [
+            array.mean(dtype=float), array.std(dtype=float), 100 * (array == 0).mean(), array.min(),
+            array.max(), np.sqrt(np.square(array, dtype=float).sum()),
+        ]  # fmt: skip
+        assert [float(figure.rstrip("%")) for figure in figures] == pytest.approx(wanted, rel=6e-3, abs=0.06)
+    assert f"took {1000 * one.seconds:.2f} ms" in lines
+    corner = lines[lines.index("y[0, :4, :6, 0]") + 1 :]
+    shown = [[float(value) for value in line.split()] for line in corner]
+    assert np.allclose(shown, one.output[0, :4, :6, 0], rtol=1e-4)
+    assert f"  x is {one.inputs[0].number} relu bn3a_branch2a" in lines
+    assert "  w is the parameter res3a_branch2b.weight" in lines
+
+
+def test_a_card_of_an_addition_has_the_norms(s):
+    one = s.find(op="add").operation
+    norms = [np.linalg.norm(array) for array in (*(source.value for source in one.inputs), one.output)]
+    line = next(line for line in repr(s).splitlines() if "summands" in line)
+    figures = [float(figure) for figure in re.findall(r"\d+\.?\d*", line)]
+    assert figures == pytest.approx(norms, rel=6e-3)
+
+
+def test_a_card_of_a_fork_has_each_contribution_and_the_sum(s):
+    fork = s.recording.operations[3]
+    forward = repr(s.goto(fork))
+    assert "a fork: y is read 2 times, by 4 conv2d res2a_branch2a; 9 add bn2a_branch2b" in forward
+    text = repr(s.back())
+    lines = text.splitlines()
+    start = lines.index("  a fork: dy is the sum of 2 contributions")
+    figures = [float(line.split()[-1]) for line in lines[start + 1 : start + 4]]
+    parts = [np.linalg.norm(gradient) for _, gradient in fork.contributions]
+    assert figures == pytest.approx([*parts, np.linalg.norm(fork.incoming)], rel=6e-3)
+    assert [line.split()[1:4] for line in lines[start + 1 : start + 3]] == [
+        ["9", "add", "bn2a_branch2b"], ["4", "conv2d", "res2a_branch2a"],
+    ]  # fmt: skip
+    assert "their sum" in lines[start + 3]
+
+
+def test_backward_cards_have_every_gradient(s):
+    s.goto("fc")
+    text, one = repr(s.back()), s.here.operation
+    table = rows(text)
+    assert list(table) == ["dy", "dx", "dw", "db"]
+    for name, array in zip(table, (one.incoming, *one.outgoing), strict=True):
+        assert float(table[name][-1]) == pytest.approx(np.linalg.norm(array), rel=6e-3)
+    assert "dw goes to the parameter fc.weight" in text and "dx = dy @ w^T" in text
+    assert "dy comes from" in text
+    last = repr(s.goto(len(s) - 1))
+    assert list(rows(last)) == ["dx"] and "dx comes from 1 conv2d conv1" in last
+
+
+def test_cards_tell_mode_and_guess():
+    s = step(minires.models.build("resnet20_cifar").eval(), pictures(1))
+    text = repr(s.find(op="cross_entropy"))
+    assert "inference mode" in text and "that of the model's own guess" in " ".join(text.split())
+    assert "training mode" not in text
+
+
+@pytest.mark.parametrize("case", EVERY_CASE)
+def test_cards_are_never_wider_than_a_terminal(case):
+    first, *others = case.arrays().values()
+    tensors = [Tensor(1e-5 * array, requires_grad=True) for array in others]
+
+    def network(x):
+        y = case(x, *tensors)
+        return mul(y, np.random.default_rng(1).uniform(0.5, 1.5, y.shape)).sum()
+
+    with np.errstate(all="ignore"):
+        for stop in step(network, first):
+            text = repr(stop)
+            assert max(map(len, text.splitlines())) <= WIDTH and "\n\n\n" not in text
+            assert stop._repr_html_().startswith("<div><pre")
+
+
+def test_cards_of_a_real_network_fit_and_say_what_is_not_kept(s):
+    for stop in s:
+        assert max(map(len, repr(stop).splitlines())) <= WIDTH
+    model = minires.models.build("resnet20_cifar")
+    alone = step(cross_entropy(model(Tensor(pictures())), np.array([0, 1])))
+    assert "not kept: give the model and x instead" in repr(alone.find(op="linear"))
+    for stop in alone:
+        assert max(map(len, repr(stop).splitlines())) <= WIDTH
+
+
+def test_statistics():
+    found = statistics(np.array([[0.0, -3.0], [4.0, 0.0]], np.float32))
+    assert found == pytest.approx((0.25, np.std([0, -3, 4, 0]), 0.5, -3, 4, 5))
+    assert np.isnan(statistics(np.array([1.0, np.nan])).max) and statistics(np.zeros((0, 2))).norm == 0
+
+
+# --------------------------------------------------------------------------------------- notebooks
+
+
+def images(text):
+    return [
+        Image.open(io.BytesIO(base64.b64decode(data)))
+        for data in re.findall(r'src="data:image/png;base64,([^"]+)"', text)
+    ]
+
+
+def test_in_a_notebook_there_are_pictures(s):
+    s.goto("res3a_branch2b")
+    text = s._repr_html_()
+    (image,) = images(text)
+    assert image.size == (8 * (64 + 2), 2 * (64 + 2)) and "16 of 32 channels of picture 0" in text
+    assert "&lt;" not in text and len(text) < 300_000
+    both = images(s.back()._repr_html_())
+    assert len(both) == 2 and len(images(s.goto("fc")._repr_html_())) == 0
+    assert images(s.goto(0)._repr_html_())[0].mode == "RGB"
+    assert max(len(stop._repr_html_()) for stop in s[::10]) < 300_000
+
+
+def test_the_pictures_show_the_values():
+    array = np.zeros((1, 2, 3, 2), np.float32)
+    array[0, 0, 1, 0], array[0, 1, 2, 1] = 2.0, -1.0
+    png, caption = card.maps(array)
+    image = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    side = 64 // 3  # each value is a square of so many pixels
+    assert caption == "2 channels of picture 0, from -2 (blue) to 2 (red)"
+    assert image[0, side].tolist() == [178, 24, 43] and image[0, 0].tolist() == [255, 255, 255]
+    red, green, blue = image[side, 3 * side + 2 + 2 * side].tolist()
+    assert blue > green > red  # half as dark a blue
+    assert image[0, 3 * side].tolist() == [150, 150, 150]
+    picture, caption = card.photograph(np.arange(12.0).reshape(1, 2, 2, 3))
+    image = np.asarray(Image.open(io.BytesIO(picture)))
+    assert image[0, 0].tolist() == [0, 23, 46] and image[-1, -1].tolist() == [209, 232, 255]
+    assert caption == "picture 0, from 0 (black) to 11 (white)"
+
+
+def test_large_pictures_are_thinned_out_and_names_escaped():
+    rng = np.random.default_rng(0)
+    png, caption = card.maps(rng.standard_normal((1, 224, 224, 64)))
+    assert len(png) < 200_000 and "one of 3 rows and columns" in caption
+
+    class Named(minires.Module):
+        def __init__(self):
+            super().__init__()
+            setattr(self, "<b>&", ReLU())
+
+        def forward(self, x):
+            return getattr(self, "<b>&")(x).sum()
+
+    text = step(Named().name_modules(), rng.standard_normal((1, 2, 2, 3)))[1]._repr_html_()
+    assert "&lt;b&gt;&amp;" in text and "<b>" not in text

@@ -1,0 +1,251 @@
+"""The numeric gradient check: what it reports, and that it is not fooled."""
+
+import re
+
+import numpy as np
+import pytest
+
+import minires
+from minires import Tensor, no_grad
+from minires.gradient_check import GradcheckError, gradcheck
+from minires.nn.layers import BatchNorm2d, Conv2d, Linear
+from minires.nn.module import Module
+from minires.ops.avg_pool2d import global_avg_pool2d
+from minires.ops.relu import relu
+from minires.tensor import record
+
+
+def _wrong(factor):
+    """y = x ** 2 with a gradient that is off by a factor at one place."""
+
+    def operation(x):
+        def backward(dy):
+            dx = 2 * x.data * dy
+            dx[1, 2] *= factor
+            return (dx,)
+
+        return record("wrong", x.data**2, (x,), backward)
+
+    return operation
+
+
+X = np.random.default_rng(0).uniform(1, 2, (2, 3))
+
+
+def test_it_is_the_function_of_the_package():
+    assert minires.gradcheck is gradcheck
+    assert issubclass(GradcheckError, minires.MiniresError)
+
+
+def test_a_right_gradient_passes_and_every_element_is_reported():
+    report = gradcheck(lambda a, b: a * b.exp(), {"a": X, "b": X.T.copy().T})
+    assert report.ok and str(report).startswith("gradcheck passed")
+    for part, name in zip(report.inputs, "ab", strict=True):
+        assert part.name == name and part.shape == (2, 3) and part.failed == 0 and not part.blind
+        assert [element.index for element in part.elements] == list(np.ndindex(2, 3))
+    assert report.worst.error < 1e-7
+
+
+def test_the_worst_place_is_named():
+    with pytest.raises(GradcheckError) as caught:
+        gradcheck(_wrong(1.01), {"x": X})
+    report = caught.value.report
+    assert not report.ok and report.inputs[0].failed == 1
+    worst = report.worst
+    assert (worst.input, worst.index) == ("x", (1, 2))
+    assert worst.analytic == pytest.approx(1.01 * worst.numeric)
+    assert worst.error == pytest.approx(0.01, rel=0.02)
+    text = str(caught.value)
+    assert "gradcheck FAILED" in text and "x (2, 3): 1 of 6 checked elements are wrong" in text
+    assert f"worst x[1, 2]: analytic {worst.analytic:.9g}, numeric {worst.numeric:.9g}" in text
+
+
+@pytest.mark.parametrize(("factor", "ok"), [(1 + 1e-7, True), (1 + 1e-4, False), (0.0, False), (-1.0, False)])
+def test_the_tolerance(factor, ok):
+    assert gradcheck(_wrong(factor), [X], raise_on_fail=False).ok is ok
+
+
+def test_tiny_gradients_are_measured_against_themselves():
+    def scaled(factor):
+        return lambda x: _wrong(factor)(x) * 1e-9
+
+    assert gradcheck(scaled(1.0), [X]).ok
+    assert not gradcheck(scaled(1.001), [X], raise_on_fail=False).ok
+    assert not gradcheck(scaled(0.0), [X], raise_on_fail=False).ok
+
+
+def test_a_gradient_that_is_nan_or_infinite_is_wrong():
+    for factor in (np.nan, np.inf):
+        report = gradcheck(_wrong(factor), [X], raise_on_fail=False)
+        assert not report.ok and report.worst.index == (1, 2)
+
+
+def test_the_upstream_gradient_is_random():
+    seen = []
+
+    def spy(x):
+        def backward(dy):
+            seen.append(dy.copy())
+            return (2 * dy,)
+
+        return record("spy", 2 * x.data, (x,), backward)
+
+    for seed in (0, 1):
+        gradcheck(spy, [np.ones((5, 5))], seed=seed)
+    first, other = seen[0], seen[-1]
+    assert len(np.unique(np.abs(first))) == first.size and not np.array_equal(first, other)
+    assert (first > 0).any() and (first < 0).any() and np.abs(first).min() >= 0.5
+
+
+def test_a_gradient_that_never_arrives_is_wrong():
+    def forgets(x):
+        return record("forgets", 2 * x.data, (x,), lambda dy: (None,))
+
+    report = gradcheck(forgets, {"x": X}, raise_on_fail=False)
+    assert report.inputs[0].failed == 6 and report.worst.analytic == 0
+
+
+def test_an_input_without_influence_is_said_to_be_so():
+    report = gradcheck(lambda a, b: a * 2 + b * 0, {"a": X, "b": X})
+    assert [part.blind for part in report.inputs] == [False, True]
+    assert "b (2, 3): 0 of 6 checked elements are wrong; it has no influence on the output" in str(report)
+
+
+def test_a_gradient_out_of_nothing_is_wrong():
+    def invents(x):
+        return record("invents", np.ones(3), (x,), lambda dy: (np.full(x.shape, 1e-3),))
+
+    assert not gradcheck(invents, [X], raise_on_fail=False).ok
+
+
+def test_a_kink_at_an_input_is_named():
+    report = gradcheck(lambda x: relu(x), {"x": np.array([1.0, 0.0, -1.0])}, raise_on_fail=False)
+    assert report.worst.index == (1,) and report.worst.kink
+    assert "the function has a kink here, move the input away from it" in str(report)
+
+
+def test_a_kink_near_an_input_is_passed_by_with_a_smaller_step():
+    report = gradcheck(lambda x: relu(x), {"x": np.array([1.0, 3e-7, -3e-7])})
+    assert not any(element.kink for element in report.inputs[0].elements)
+
+
+def test_a_wrong_gradient_is_not_taken_for_a_kink():
+    report = gradcheck(_wrong(2.0), [X], raise_on_fail=False)
+    assert not report.worst.kink
+
+
+def test_views_of_the_input_are_no_trap():
+    """The output of a reshape is the memory of its input: two evaluations must not be one array."""
+    assert gradcheck(lambda x: x.reshape(3, 2).transpose()[0], [X]).inputs[0].failed == 0
+    report = gradcheck(lambda x: record("view", x.data[:], (x,), lambda dy: (-dy,)), [X], raise_on_fail=False)
+    assert report.inputs[0].failed == 6
+
+
+def _problem(fn, inputs, **options):
+    report = gradcheck(fn, inputs, raise_on_fail=False, **options)
+    assert not report.ok
+    return "\n".join(report.problems)
+
+
+def test_functions_that_cannot_be_checked():
+    rng = np.random.default_rng(0)
+    assert "must return a Tensor, not ndarray" in _problem(lambda x: x.data, [X])
+    assert "no path leads from the output back" in _problem(lambda x: Tensor(x.data), [X])
+    narrowed = lambda x: record("cast", np.float32(x.data), (x,), lambda dy: (dy,))  # noqa: E731
+    assert "returned float32" in _problem(narrowed, [X])
+    assert "two results for the same inputs" in _problem(lambda x: x * rng.random(), [X])
+    with np.errstate(divide="ignore"):
+        assert "the output is not finite" in _problem(lambda x: (x - x).log(), [X])
+    with no_grad():
+        assert "no_grad" in _problem(lambda x: x * 2, [X])
+
+
+def test_what_is_changed_in_place_is_named():
+    def changes_input(x):
+        x.data[0, 0] += 1
+        return x * 1
+
+    def changes_upstream(x):
+        def backward(dy):
+            dy *= 2
+            return (dy,)
+
+        return record("changes", 2 * x.data, (x,), backward)
+
+    assert "x was changed in place" in _problem(changes_input, {"x": X})
+    assert "changed the upstream gradient in place" in _problem(changes_upstream, [X])
+
+
+def test_a_backward_that_differs_from_call_to_call():
+    calls = []
+
+    def fn(x):
+        def backward(dy):
+            calls.append(1)
+            return (2 * dy if len(calls) == 1 else 3 * dy,)
+
+        return record("moody", 2 * x.data, (x,), backward)
+
+    assert "two backward passes gave two gradients of x" in _problem(fn, {"x": X})
+
+
+def test_inputs_are_copied_to_float64_and_left_alone():
+    x = X.astype(np.float32)
+    before = x.copy()
+    gradcheck(lambda a, b, c: a * b + c, [x, Tensor(x), 2.0])
+    assert np.array_equal(x, before)
+
+
+def test_fewer_elements():
+    chosen = []
+    for seed in (3, 4):
+        report = gradcheck(lambda x: x.exp(), [np.ones((9, 9))], elements=2, seed=seed)
+        chosen.append({element.index for element in report.inputs[0].elements})
+    assert len(chosen[0]) == len(chosen[1]) == 2 and chosen[0] != chosen[1]
+
+
+# ---------------------------------------------------------------------------------- a whole small network
+
+
+class _Net(Module):
+    def __init__(self):
+        super().__init__()
+        rng = np.random.default_rng(0)
+        self.conv = Conv2d(2, 3, 3, padding="same", rng=rng)
+        self.bn = BatchNorm2d(3, relu=True)
+        self.fc = Linear(3, 2, rng=rng)
+
+    def forward(self, x):
+        y = self.bn(self.conv(x))
+        return self.fc(global_avg_pool2d(y))
+
+
+PICTURES = np.random.default_rng(1).standard_normal((3, 4, 4, 2))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_network_with_its_parameters(training):
+    net = _Net().astype("float64").train(training)
+    before = net.state_dict()
+    report = gradcheck(net, {"x": PICTURES}, parameters=net.named_parameters(), elements=20)
+    names = [part.name for part in report.inputs]
+    assert names == ["x", *(name for name, _ in net.named_parameters())]
+    blind = [part.name for part in report.inputs if part.blind]
+    assert blind == (["conv.bias"] if training else []), "batch norm takes a bias away in training"
+    for name, parameter in net.named_parameters():
+        assert np.array_equal(parameter.data, before[name]) and parameter.grad is None
+
+
+def test_a_network_with_a_wrong_layer_is_caught(monkeypatch):
+    from minires.ops import linear
+
+    net = _Net().astype("float64")
+    monkeypatch.setattr(linear, "_backward_w", lambda xp, dy, x: 0.999 * (x.T @ dy))
+    with pytest.raises(GradcheckError, match=re.escape("worst fc.weight[")):
+        gradcheck(net, {"x": PICTURES}, parameters=net.named_parameters(), elements=5)
+
+
+def test_float32_parameters_are_refused():
+    net = _Net()
+    text = _problem(net, {"x": PICTURES}, parameters=net.named_parameters())
+    assert "only float64 can be checked, but conv.weight is float32" in text

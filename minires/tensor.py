@@ -6,19 +6,23 @@ the gradient of the result into one gradient for each input. ``loss.backward()``
 to the parameters. A node is numbered when it is made, and an operation can only use what was made before it,
 so walking by falling numbers is a reverse topological order: no recursion, however deep the network.
 
-The tape keeps no result alive by itself: each closure holds just the arrays that its formula needs.
+An operation declares itself when it calls ``record``: what its inputs are called, the options it was called
+with, the arrays that it saved for its backward. Whoever wants to know more of a pass than its gradients (the
+debugger, a summary, an export) reads these, and nothing else.
+
+The tape keeps no result alive by itself: each closure holds just the arrays that its formula needs, those
+that the operation declares as saved.
 """
 
 from __future__ import annotations
 
 import itertools
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from types import FrameType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +32,7 @@ from minires.backend import Array
 from minires.errors import MiniresError, ShapeError
 
 Backward = Callable[[Array], Sequence["Array | None"]]
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 _numbers = itertools.count()
 
 
@@ -84,17 +89,16 @@ def scope(path: str) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of an operation: its result, its inputs, and the frame in which it was computed."""
+    """One call of an operation, as it was declared: see :func:`record`.
+
+    ``inputs`` are the tensors that were given, by the names that the formula has for them.
+    """
 
     op: str
     y: Tensor
-    inputs: Sequence[Tensor]
-    frame: FrameType  # let go of it at once: a frame keeps all of its variables alive
-
-    @property
-    def local(self) -> Mapping[str, Any]:
-        """The operation's local variables, among them its options (stride, eps, ...)."""
-        return self.frame.f_locals
+    inputs: Mapping[str, Tensor]
+    options: Mapping[str, Any]
+    saved: Mapping[str, Array]
 
 
 def watching(watcher: Callable[[Call], None]) -> AbstractContextManager[None]:
@@ -127,18 +131,31 @@ class Node:
     """One entry of the tape: an operation that was done, or a leaf (a tensor the user made).
 
     ``op`` is the operation's name, ``path`` the module it ran in, ``parents`` one node (or None: no gradient
-    needed) per input, ``shape`` and ``dtype`` those of the result.
+    needed) per input, ``names`` what the inputs are called, ``options`` what the operation was called with,
+    ``saved`` the arrays that its backward needs, ``shape`` and ``dtype`` those of the result.
     """
 
-    __slots__ = ("op", "path", "parents", "backward", "number", "shape", "dtype", "output", "hooks", "retain")
+    __slots__ = (
+        "op", "path", "parents", "backward", "names", "options", "saved", "number", "shape", "dtype",
+        "output", "hooks", "retain",
+    )  # fmt: skip
 
     def __init__(
-        self, op: str, output: Tensor, parents: tuple[Node | None, ...], backward: Backward | None
+        self,
+        op: str,
+        output: Tensor,
+        parents: tuple[Node | None, ...],
+        backward: Backward | None,
+        *,
+        names: tuple[str, ...] = (),
+        options: Mapping[str, Any] = _NOTHING,
+        saved: Mapping[str, Array] = _NOTHING,
     ) -> None:
         self.op = op
         self.path = _state.path
         self.parents = parents
         self.backward = backward
+        self.names, self.options, self.saved = names, options, saved
         self.number = next(_numbers)
         self.shape = output.data.shape
         self.dtype = output.data.dtype
@@ -151,7 +168,7 @@ class Node:
         return self.backward is None and self.op != "leaf"
 
     def free(self) -> None:
-        self.backward, self.parents = None, ()
+        self.backward, self.parents, self.saved = None, (), _NOTHING
 
     def __repr__(self) -> str:
         return f"<{self.op} {self.path or '(no module)'} {tuple(self.shape)}>"
@@ -273,7 +290,13 @@ class Tensor:
         if moved is self.data:
             return self
         home = self.device
-        return record("to", moved, (self,), lambda dy: (backend.to_device(dy, home),))
+        return record(
+            "to",
+            moved,
+            inputs={"x": self},
+            options={"device": device},
+            backward=lambda dy: (backend.to_device(dy, home),),
+        )
 
     # ------------------------------------------------------------------------------------ the backward
 
@@ -355,21 +378,58 @@ class Tensor:
         def sqrt(self) -> Tensor: ...
 
 
-def record(op: str, data: Array, parents: Sequence[Tensor], backward: Backward) -> Tensor:
+def record(
+    op: str,
+    data: Array,
+    *,
+    inputs: Mapping[str, Tensor | None],
+    backward: Backward,
+    options: Mapping[str, Any] = _NOTHING,
+    saved: Mapping[str, Array | None] = _NOTHING,
+) -> Tensor:
     """Make the tensor of an operation's result and note on the tape how to go back.
 
-    ``backward(dy)`` gets the gradient of the result and returns one gradient per parent, None where none is
-    needed. It must not change ``dy``; it may return ``dy`` itself or a view of it, but no other array that
-    is used elsewhere.
+    inputs: what the result was computed from, by the names that the formula has for them; None for one that
+        was not given.
+    backward: ``backward(dy)`` gets the gradient of the result and returns one gradient per input, in their
+        order, None where none is needed. It must not change ``dy``; it may return ``dy`` itself or a view of
+        it, but no other array that is used elsewhere.
+    options: what the operation was called with (stride, eps, ...), as plain values or arrays.
+    saved: the arrays that ``backward`` keeps alive. One that has the name of an input holds the values of
+        that input, and "y" those of the result, in any shape of as many numbers.
+
+    An own operation is a function that ends in ``record``:
+
+    >>> def cube(x):
+    ...     return record(
+    ...         "cube", x.data**3, inputs={"x": x}, saved={"x": x.data},
+    ...         backward=lambda dy: (3 * dy * x.data**2,),
+    ...     )
+    >>> x = Tensor([1.0, 2.0], requires_grad=True)
+    >>> cube(x).backward(np.ones(2))
+    >>> x.grad.tolist()
+    [3.0, 12.0]
     """
     output = Tensor(data)
-    if _state.recording:
-        nodes = tuple(parent.node for parent in parents)
+    recording, watcher = _state.recording, _state.watcher
+    if not recording and watcher is None:
+        return output
+    given = {name: x for name, x in inputs.items() if x is not None}
+    kept = {name: array for name, array in saved.items() if array is not None}
+    if recording:
+        nodes = tuple(x.node for x in given.values())
         if any(node is not None for node in nodes):
-            output._node = Node(op, output, nodes, backward)
-    if _state.watcher is not None:
-        _state.watcher(Call(op, output, parents, sys._getframe(1)))
+            if len(given) < len(inputs):
+                backward = _of_those_given(backward, [x is not None for x in inputs.values()])
+            output._node = Node(op, output, nodes, backward, names=tuple(given), options=options, saved=kept)
+    if watcher is not None:
+        watcher(Call(op, output, given, options, kept))
     return output
+
+
+def _of_those_given(backward: Backward, given: Sequence[bool]) -> Backward:
+    """The gradients of the inputs that were given, without the places of the others."""
+    return lambda dy: [gradient for gradient, there in zip(backward(dy), given, strict=True) if there]
 
 
 _FREED = (

@@ -6,6 +6,7 @@
 * every implementation gives what the specification gives, in float32 and in float64;
 * dtypes and shapes are kept, inputs are left unchanged, no two gradients share memory;
 * inputs and upstream gradients may lie in memory in any order;
+* what it declares as saved is what its backward keeps alive;
 * a second backward over a retained graph, with twice the upstream gradient, gives twice the gradients;
 * a gradient that is not asked for changes nothing about the others.
 
@@ -18,7 +19,9 @@ float64 on the same inputs, up to the roundings that are allowed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+import types
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -29,7 +32,7 @@ from minires import backend
 from minires.errors import MiniresError
 from minires.ops import cases
 from minires.ops.cases import Case
-from minires.tensor import Tensor
+from minires.tensor import Tensor, reachable
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = ("float32", "float64")
@@ -61,6 +64,7 @@ def check(case: Case, device: str = "cpu", *, implementations: bool = True) -> N
     check_layouts(case, device)
     check_upstream_layouts(case, device)
     check_memory(case, device)
+    check_saved(case, device)
     check_single_gradients(case, device)
     cases.check(case, raise_on_fail=True, device=device)
 
@@ -226,6 +230,48 @@ def check_memory(case: Case, device: str = "cpu", dtype: str = "float64") -> Non
             for other, array in {**others, **{n: g for n, g in first.items() if n != name}}.items():
                 shared = gradient.size and xp.shares_memory(gradient, array)
                 assert not shared, f"{case}: the gradient of {name} shares its memory with {other}"
+
+
+def check_saved(case: Case, device: str = "cpu", dtype: str = "float64") -> None:
+    """The arrays that an operation declares as saved are those that its backward keeps alive: no more, which
+    would take memory, and no less, which a summary and the debugger would not know of."""
+    arrays = arrays_of(case, dtype, device)
+    for implementation in (nullcontext, backend.specification):
+        with implementation():
+            leaves = [Tensor(array, requires_grad=True) for array in arrays.values()]
+            y = case(*leaves)
+        for node in reachable(y.node):
+            held = {_memory(array) for array in _held(node.backward)}
+            saved = {_memory(array) for array in node.saved.values() if array.ndim}
+            assert held == saved, f"{case}: {node} saved {sorted(node.saved)}, which is not what it holds"
+            for name, array in node.saved.items():
+                owners = {**dict(zip(node.names, node.parents, strict=True)), "y": node}
+                owner = owners.get(name)
+                fits = owner is None or array.size == np.prod(owner.shape, dtype=int)
+                assert fits, f"{case}: {node} saved {name} {array.shape}, which has another size"
+
+
+def _held(value: Any) -> Iterator[Any]:
+    """The arrays with axes that a backward function, or what stands in it, keeps alive."""
+    if hasattr(value, "dtype") and hasattr(value, "strides") and value.ndim:
+        yield value
+    elif isinstance(value, Tensor):
+        yield from _held(value.data)
+    elif isinstance(value, types.FunctionType):
+        for cell in value.__closure__ or ():
+            yield from _held(cell.cell_contents)
+    elif isinstance(value, functools.partial):
+        yield from _held((*value.args, *value.keywords.values()))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _held(part)
+
+
+def _memory(array: Any) -> int:
+    """Where the memory that ``array`` is a view of lies."""
+    while getattr(array, "base", None) is not None and hasattr(array.base, "dtype"):
+        array = array.base
+    return id(array)
 
 
 def check_single_gradients(case: Case, device: str = "cpu", dtype: str = "float64") -> None:

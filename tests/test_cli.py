@@ -662,7 +662,8 @@ def test_a_wrong_gradient_fails(capsys: pytest.CaptureFixture[str], monkeypatch:
     from minires.tensor import record
 
     def doubled(x: Tensor) -> Tensor:
-        return record("relu", np.maximum(x.data, 0), [x], lambda dy: (2 * dy * (x.data > 0),))
+        y = np.maximum(x.data, 0)
+        return record("relu", y, inputs={"x": x}, backward=lambda dy: (2 * dy * (x.data > 0),))
 
     wrong = [cases.Case("relu", "doubled", doubled, {"x": cases._apart((3, 4))})]
     monkeypatch.setitem(cases.CASES, "relu", wrong)

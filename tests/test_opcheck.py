@@ -199,7 +199,13 @@ def _op(backward: Callable[..., Any], forward: Callable[..., Any] = lambda x: 2 
 
     def operation(x: Tensor) -> Tensor:
         y = forward(x.data)
-        return record("wrong", y, (x,), lambda dy: (backward(dy, x.data, y),))
+        return record(
+            "wrong",
+            y,
+            inputs={"x": x},
+            saved={"x": x.data, "y": y},
+            backward=lambda dy: (backward(dy, x.data, y),),
+        )
 
     return operation
 
@@ -233,7 +239,7 @@ def _assumes_ordered_inputs(dy, x, y):
 
 def _drops_dropout_scale(x: Tensor) -> Tensor:
     mask = np.random.default_rng(0).random(x.shape) > 0.5
-    return record("wrong", x.data * (mask / 0.5), (x,), lambda dy: (dy * mask,))
+    return record("wrong", x.data * (mask / 0.5), inputs={"x": x}, backward=lambda dy: (dy * mask,))
 
 
 def _another_mask_each_time() -> Callable[[Tensor], Tensor]:
@@ -243,23 +249,30 @@ def _another_mask_each_time() -> Callable[[Tensor], Tensor]:
 
 def _forgets_its_state(x: Tensor) -> Tensor:
     state = [2.0]
-    return record("wrong", 2 * x.data, (x,), lambda dy: (dy * (state.pop() if state else 1.0),))
+
+    def backward(dy: Any) -> Any:
+        return (dy * (state.pop() if state else 1.0),)
+
+    return record("wrong", 2 * x.data, inputs={"x": x}, backward=backward)
 
 
 def _promotes(x: Tensor) -> Tensor:
-    return record("wrong", 2 * x.data, (x,), lambda dy: (dy * np.full(dy.shape, 2.0),))
+    return record("wrong", 2 * x.data, inputs={"x": x}, backward=lambda dy: (dy * np.full(dy.shape, 2.0),))
 
 
 def _swaps(a: Tensor, b: Tensor) -> Tensor:
-    return record("wrong", a.data / b.data, (a, b), lambda dy: (-dy * a.data / b.data**2, dy / b.data))
+    def backward(dy: Any) -> Any:
+        return -dy * a.data / b.data**2, dy / b.data
+
+    return record("wrong", a.data / b.data, inputs={"a": a, "b": b}, backward=backward)
 
 
 def _forgets_one(a: Tensor, b: Tensor) -> Tensor:
-    return record("wrong", a.data * b.data, (a, b), lambda dy: (dy * b.data, None))
+    return record("wrong", a.data * b.data, inputs={"a": a, "b": b}, backward=lambda dy: (dy * b.data, None))
 
 
 def _sign(a: Tensor, b: Tensor) -> Tensor:
-    return record("wrong", a.data - b.data, (a, b), lambda dy: (dy, dy))
+    return record("wrong", a.data - b.data, inputs={"a": a, "b": b}, backward=lambda dy: (dy, dy))
 
 
 def _shares(a: Tensor, b: Tensor) -> Tensor:
@@ -269,7 +282,7 @@ def _shares(a: Tensor, b: Tensor) -> Tensor:
         gradient = 2 * dy
         return gradient, gradient
 
-    return record("wrong", 2 * (a.data + b.data), (a, b), backward)
+    return record("wrong", 2 * (a.data + b.data), inputs={"a": a, "b": b}, backward=backward)
 
 
 def _gives_its_buffer_away(x: Tensor) -> Tensor:
@@ -280,10 +293,24 @@ def _gives_its_buffer_away(x: Tensor) -> Tensor:
         two[...] = 2 * dy
         return (two,)
 
-    return record("wrong", 2 * x.data, (x,), backward)
+    return record("wrong", 2 * x.data, inputs={"x": x}, backward=backward)
+
+
+def _saves(*names: str) -> Callable[[Tensor], Tensor]:
+    """y = x^2, whose backward needs x; it says that it saved ``names``."""
+
+    def square(x: Tensor) -> Tensor:
+        data = x.data
+        known = {"x": data, "y": data * data, "copy": data.copy()}
+        saved = {name: known[name] for name in names}
+        return record("wrong", known["y"], inputs={"x": x}, saved=saved, backward=lambda dy: (2 * dy * data,))
+
+    return square
 
 
 WRONG: dict[str, Wrong] = {
+    "more is declared as saved": Wrong(_saves("x", "copy"), opcheck.check_saved, "not what it holds"),
+    "less is declared as saved": Wrong(_saves(), opcheck.check_saved, "not what it holds"),
     "wrong sign": Wrong(_sign, cases.check, "b"),
     "swapped operands": Wrong(_swaps, cases.check, "a"),
     "a gradient is forgotten": Wrong(_forgets_one, cases.check, "b"),

@@ -250,7 +250,7 @@ class _Held(np.ndarray):
 def _watched(x):
     """An operation whose backward holds an array of its own, and a watch on that array."""
     held = np.ones(x.shape).view(_Held)
-    y = record("watched", x.data * 2, (x,), lambda dy: (np.asarray(dy * held),))
+    y = record("watched", x.data * 2, inputs={"x": x}, backward=lambda dy: (np.asarray(dy * held),))
     return y, weakref.ref(held)
 
 
@@ -340,7 +340,7 @@ def test_the_gradient_of_a_leaf_is_there_as_soon_as_it_is_complete():
 
 def test_what_no_gradient_reaches_is_no_step():
     x = leaf(1.0)
-    y = record("stop", x.data * 2, (x,), lambda dy: (None,))
+    y = record("stop", x.data * 2, inputs={"x": x}, backward=lambda dy: (None,))
     steps = list((y * 3 + x).backward_steps())
     assert [step.node.op for step in steps] == ["add", "mul", "stop"]
     assert x.grad.tolist() == [1]

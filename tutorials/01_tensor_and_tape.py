@@ -141,8 +141,8 @@ assert abs(slope - x.grad) < 1e-6
 # ------------------------
 #
 # Every operation of minires has two halves: compute an array, then call ``record`` with the name, the result,
-# the parents, and a function ``backward(dy)`` that returns one gradient per parent. Nothing else makes an
-# operation.
+# the inputs by their names, and a function ``backward(dy)`` that returns one gradient per input. Nothing else
+# makes an operation.
 
 
 def sine(x):
@@ -151,7 +151,7 @@ def sine(x):
     def backward(dy):
         return (dy * np.cos(x.data),)
 
-    return record("sine", np.sin(x.data), (x,), backward)
+    return record("sine", np.sin(x.data), inputs={"x": x}, backward=backward)
 
 
 angles = Tensor(np.linspace(-np.pi, np.pi, 100), requires_grad=True)
@@ -263,7 +263,7 @@ def your_cube_backward(dy, x):
 
 
 def cube(x):
-    return record("cube", x.data**3, (x,), lambda dy: (your_cube_backward(dy, x.data),))
+    return record("cube", x.data**3, inputs={"x": x}, backward=lambda dy: (your_cube_backward(dy, x.data),))
 
 
 def gradient_of(function, x, dy):

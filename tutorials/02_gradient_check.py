@@ -149,7 +149,8 @@ def honest(x):
 
 def fraud(x):
     """Batch norm with a backward that returns zeros."""
-    return record("fraud", honest(Tensor(x.data)).data, (x,), lambda dy: (np.zeros_like(x.data),))
+    y = honest(Tensor(x.data)).data
+    return record("fraud", y, inputs={"x": x}, backward=lambda dy: (np.zeros_like(x.data),))
 
 
 # %%
@@ -275,7 +276,11 @@ assert moody.problems
 
 
 def wrong(backward):
-    return lambda x: record("centre", x.data - x.data.mean(), (x,), lambda dy: (backward(dy),))
+    def centre(x):
+        y = x.data - x.data.mean()
+        return record("centre", y, inputs={"x": x}, backward=lambda dy: (backward(dy),))
+
+    return centre
 
 
 backwards = {
@@ -314,7 +319,7 @@ def your_leaky_backward(dy, x):
 
 def leaky_relu(x):
     y = np.where(x.data > 0, x.data, 0.1 * x.data)
-    return record("leaky_relu", y, (x,), lambda dy: (your_leaky_backward(dy, x.data),))
+    return record("leaky_relu", y, inputs={"x": x}, backward=lambda dy: (your_leaky_backward(dy, x.data),))
 
 
 numbers = np.random.default_rng(2).normal(size=(3, 4))

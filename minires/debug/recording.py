@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ from minires.inspect.graph import chains
 from minires.inspect.summary import Shape, left_as_it_is
 from minires.nn.module import Module
 from minires.ops.cross_entropy import cross_entropy
-from minires.ops.window import Window
 from minires.tensor import Call, Node, Tensor, reachable, settings, watching, with_settings
 
 INPUT = "input"  # the operation that stands for what the model is given
@@ -53,6 +51,7 @@ class Source:
 class Operation:
     """One operation of the forward pass; the model's input is one too, named "input".
 
+    ``names`` are what the formula calls its inputs: x, w, b.
     ``output`` is what it made; None where a tape has not kept it.
     ``options`` are what it was called with, plain values and arrays (running statistics as they are after the
     operation), and of a window all sides: ``kernel`` (KH, KW), ``stride`` (SH, SW), ``padding`` ((top,
@@ -70,6 +69,7 @@ class Operation:
     number: int
     op: str
     path: str
+    names: tuple[str, ...]
     inputs: tuple[Source, ...]
     output: Array
     options: Mapping[str, Any]
@@ -86,13 +86,6 @@ class Operation:
     def block(self) -> str:
         """The part directly inside the model to which it belongs: res2a; "" outside of all."""
         return self.within[0] if self.within else ""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What the formula calls its inputs: x, w, b."""
-        several = len(self.inputs) > 1
-        known = NAMES.get(self.op, [] if several else ["x"])
-        return tuple(known[i] if i < len(known) else f"x{i + 1}" for i in range(len(self.inputs)))
 
     def __repr__(self) -> str:
         return f"<{self.number} {self.op} {self.path or '(no module)'} {self.shape}>"
@@ -121,14 +114,6 @@ class Recording:
     training: bool | None = None
     gradients: Mapping[str, Array] = field(default_factory=dict)
     stages: tuple[Shape, ...] = ()
-
-
-# What the formulas call the inputs of operations that have several.
-NAMES = {
-    "conv2d": ["x", "w", "b"], "linear": ["x", "w", "b"], "batch_norm": ["x", "gamma", "beta", "add"],
-    "relu": ["x", "add"], "dense_buffer": ["latest", "new"], "cross_entropy": ["logits"],
-    **dict.fromkeys(("add", "sub", "mul", "div", "matmul"), ["a", "b"]),
-}  # fmt: skip
 
 
 def record_passes(model: Module | Callable[[Tensor], Tensor], x: Any, y: Any = None) -> Recording:
@@ -188,6 +173,7 @@ class Seen:
     op: str
     path: str
     node: Node | None
+    names: tuple[str, ...]
     inputs: tuple[Source, ...]
     output: Array | None
     shape: Shape
@@ -199,7 +185,7 @@ class _Notes:
     """What is written down while the model runs, beginning with the input."""
 
     def __init__(self, module: Module | None, picture: Tensor) -> None:
-        self.seen = [Seen(INPUT, "", picture.node, (), picture.numpy(), picture.shape)]
+        self.seen = [Seen(INPUT, "", picture.node, (), (), picture.numpy(), picture.shape)]
         self._parameters = dict(module.named_parameters()) if module else {}
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
         self._numbers = {id(picture): 0}
@@ -212,11 +198,15 @@ class _Notes:
         output = backend.to_device(call.y.data, "cpu")
         seconds = time.perf_counter() - self._clock
         path = settings()["path"]
-        inputs = tuple(map(self._source, call.inputs))
-        options = plain_options(_arguments(call.frame))
+        inputs = tuple(map(self._source, call.inputs.values()))
         self._numbers[id(call.y)] = len(self.seen)
-        self._tensors += [call.y, *call.inputs]
-        self.seen.append(Seen(call.op, path, call.y.node, inputs, output, output.shape, options, seconds))
+        self._tensors += [call.y, *call.inputs.values()]
+        self.seen.append(
+            Seen(
+                call.op, path, call.y.node, tuple(call.inputs), inputs, output, output.shape,
+                plain_options(call.options), seconds,
+            )
+        )  # fmt: skip
         self._clock = time.perf_counter()
 
     def _source(self, tensor: Tensor) -> Source:
@@ -236,36 +226,13 @@ class _Notes:
         return {name: gradient for name, gradient in sums.items() if gradient is not None}
 
 
-def _arguments(frame: FrameType) -> dict[str, Any]:
-    """What the operation that runs in ``frame`` was called with, and its window.
-
-    Some operations of one file share a function that calls ``record``: those around it count, too.
-    """
-    found: dict[str, Any] = {}
-    file, here = frame.f_globals["__name__"], frame
-    while here.f_globals["__name__"] == file:
-        code, local = here.f_code, here.f_locals
-        names = [*code.co_varnames[: code.co_argcount + code.co_kwonlyargcount], "win"]
-        found = {name: local[name] for name in names if name in local} | found
-        if here.f_back is None or not file.startswith("minires.ops."):
-            break
-        here = here.f_back
-    return found
-
-
-def plain_options(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of an operation's variables that are plain values or arrays; its window in full."""
-    options = {
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies, on the CPU, of those options that are plain values or arrays."""
+    return {
         name: np.array(backend.to_device(value, "cpu")) if _is_array(value) else value
-        for name, value in variables.items()
-        # "op" is its name. A ReLU that is not fused is an operation of its own.
-        if (_is_array(value) or _is_plain(value)) and name != "op" and not (name == "relu" and not value)
+        for name, value in options.items()
+        if _is_array(value) or _is_plain(value)
     }
-    win = variables.get("win")
-    if isinstance(win, Window):
-        padding = ((win.top, win.bottom), (win.left, win.right))
-        options |= {"kernel": win.size, "stride": win.stride, "padding": padding}
-    return options
 
 
 def _is_array(value: Any) -> bool:
@@ -349,7 +316,7 @@ def put_together(module: Module | None, seen: Sequence[Seen], back: Back, **othe
     numbers, sizes = _stages(seen, within)
     operations = tuple(
         Operation(
-            number, one.op, one.path, one.inputs, one.output, one.options, one.seconds,
+            number, one.op, one.path, one.names, one.inputs, one.output, one.options, one.seconds,
             back.seconds.get(number, 0.0), back.incoming.get(number), back.outgoing.get(number, ()),
             tuple(back.contributions.get(one.node, ())) if one.node else (),
             within[number], numbers[number], tuple(one.shape),

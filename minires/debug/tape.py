@@ -1,15 +1,13 @@
 """What a tape still knows: the recording of a backward pass whose forward pass was not watched.
 
-A tape keeps no result alive by itself. But each operation's closure holds the arrays that its gradient
-needs: a convolution the picture that it read, a batch norm its result, too. Put together they are most of the
-forward pass. What they are called in the closures stands in :data:`KEPT`.
+A tape keeps no result alive by itself. But each operation has saved the arrays that its gradient needs: a
+convolution the picture that it read, a batch norm its result, too. Put together they are most of the forward
+pass. An operation declares what it saves: see :func:`minires.tensor.record`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import FunctionType
-from typing import Any
 
 from minires import backend
 from minires.backend import Array
@@ -25,24 +23,14 @@ from minires.debug.recording import (
 from minires.nn.module import Parameter
 from minires.tensor import Node, Tensor, reachable
 
-RESULT = -1
-# The variables of an operation's closure that hold one of its inputs (by place) or its result.
-KEPT: dict[str, dict[str, int]] = {
-    "conv2d": {"xdata": 0, "wdata": 1, "rectified": RESULT}, "linear": {"xdata": 0, "wdata": 1},
-    "matmul": {"adata": 0, "bdata": 1}, "batch_norm": {"rows": 0, "weights": 1, "bias": 2, "y_rows": RESULT},
-    "local_response_norm": {"data": 0, "y": RESULT}, "max": {"xdata": 0, "y": RESULT},
-    **dict.fromkeys(("mul", "div"), {"adata": 0, "bdata": 1, "y": RESULT}),
-    **dict.fromkeys(("neg", "exp", "log", "sqrt", "pow"), {"xdata": 0, "y": RESULT}),
-    **dict.fromkeys(("relu", "softmax", "log_softmax", "sigmoid"), {"y": RESULT}),
-}  # fmt: skip
-OPTIONS = {"win", "groups", "training", "relu", "axis", "axes", "size", "alpha", "beta"}
+RESULT = "y"  # the name under which an operation saves its result
 
 
 def record_tape(loss: Tensor) -> Recording:
     """Walk back from ``loss`` and write down every gradient, and what the tape still has of the values.
 
     The tape and all gradients stay as they are. A value that nobody has kept is None. Fused operations stay
-    fused, there are no forward times, and of the options only those that the way back needs.
+    fused, and there are no forward times. Running statistics are as they are now.
 
     Raises: MiniresError if no gradient flows to the loss or its tape was freed; ShapeError if it is not a
     single value.
@@ -55,9 +43,9 @@ def record_tape(loss: Tensor) -> Recording:
     values = _values(nodes)
     seen = [
         Seen(
-            INPUT if node.op == "leaf" else node.op, node.path, node,
+            INPUT if node.op == "leaf" else node.op, node.path, node, node.names,
             tuple(_source(node, place, numbers, values) for place in range(len(node.parents))),
-            values.get(node), node.shape, _options(node),
+            values.get(node), node.shape, plain_options(node.options),
         )
         for node in nodes
     ]  # fmt: skip
@@ -76,7 +64,7 @@ def _source(
     parent = node.parents[place]
     if parent is not None and parent in numbers:
         return Source(INPUT if parent.op == "leaf" else "operation", numbers[parent], None, values[parent])
-    value = _closed_over(node).get(place)
+    value = _saved(node).get(node.names[place])
     if parent is None:
         return Source("constant", None, None, value)
     tensor = parent.output()
@@ -84,11 +72,12 @@ def _source(
 
 
 def _values(nodes: Sequence[Node]) -> dict[Node, Array | None]:
-    """The result of each node: from its tensor, its own closure, that of a reader, or its inputs."""
+    """The result of each node: from its tensor, what it or a reader has saved, or its inputs."""
     values: dict[Node, Array | None] = dict.fromkeys(nodes)
     for node in nodes:
-        for place, array in _closed_over(node).items():
-            owner = node if place == RESULT else node.parents[place]
+        owners = dict(zip(node.names, node.parents, strict=True)) | {RESULT: node}
+        for name, array in _saved(node).items():
+            owner = owners.get(name)
             if owner in values:
                 values[owner] = array.reshape(owner.shape)
     for node in nodes:
@@ -108,23 +97,6 @@ def _from_inputs(node: Node, inputs: Sequence[Array | None]) -> Array | None:
     return known[0].reshape(node.shape) if node.op == "reshape" and known else None
 
 
-def _closed_over(node: Node) -> dict[int, Array]:
-    """The inputs, by place, and the result that a node's closure holds, on the CPU."""
-    variables, names = _variables(node), KEPT.get(node.op, {})
-    found = {place: variables.get(name) for name, place in names.items()}
-    return {place: backend.to_device(array, "cpu") for place, array in found.items() if array is not None}
-
-
-def _options(node: Node) -> dict[str, Any]:
-    variables = _variables(node)
-    options = plain_options({name: value for name, value in variables.items() if name in OPTIONS})
-    # A convolution keeps its result only where a ReLU ends it.
-    return options if variables.get("rectified") is None else {**options, "relu": True}
-
-
-def _variables(node: Node) -> dict[str, Any]:
-    """The variables around a node's backward function."""
-    if not isinstance(node.backward, FunctionType):
-        return {}
-    cells = [cell.cell_contents for cell in node.backward.__closure__ or ()]
-    return dict(zip(node.backward.__code__.co_freevars, cells, strict=True))
+def _saved(node: Node) -> dict[str, Array]:
+    """The arrays that a node has saved, on the CPU."""
+    return {name: backend.to_device(array, "cpu") for name, array in node.saved.items()}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -247,7 +246,7 @@ def _held_per_picture(model: Module, input: Shape) -> Counter[int | str]:
 
 
 def _measure(model: Module, input: Shape, count: int) -> Counter[int | str]:
-    """The bytes of the arrays that the closures on the tape hold after a forward pass of ``count`` pictures.
+    """The bytes of the arrays that operations have saved after a forward pass of ``count`` pictures.
 
     Each piece of memory is counted once, for the first operation that holds it or a view of it.
     """
@@ -263,29 +262,11 @@ def _measure(model: Module, input: Shape, count: int) -> Counter[int | str]:
     held: Counter[int | str] = Counter()
     counted: set[int] = set()
     for node in sorted(reachable(y.node) if y.node else (), key=lambda node: node.number):
-        for array in map(_memory, _arrays(node.backward)):
+        for array in map(_memory, node.saved.values()):
             if id(array) not in counted:
                 counted.add(id(array))
                 held[places.get(node.number, "")] += array.nbytes
     return held
-
-
-def _arrays(value: Any) -> Iterator[Array]:
-    """The arrays that a closure, or what stands in one, keeps alive."""
-    if isinstance(value, np.ndarray) or type(value).__module__.startswith("cupy"):
-        yield value
-    elif isinstance(value, Tensor):
-        yield value.data
-    elif isinstance(value, types.FunctionType):
-        for cell in value.__closure__ or ():
-            yield from _arrays(cell.cell_contents)
-    elif isinstance(value, functools.partial):
-        yield from _arrays((value.args, value.keywords))
-    elif isinstance(value, Mapping):
-        yield from _arrays(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _arrays(part)
 
 
 def _memory(array: Array) -> Array:

@@ -81,7 +81,16 @@ def checkpoint(block: Module, *inputs: Any) -> Tensor:
 
     tensors = [x for x in inputs if isinstance(x, Tensor)]
     with with_settings(path=path):
-        return record("checkpoint", y.data, (*tensors, *parameters), backward)
+        return record(
+            "checkpoint",
+            y.data,
+            inputs={
+                **{f"x{i}": x for i, x in enumerate(tensors, 1)},
+                **{f"w{i}": parameter for i, parameter in enumerate(parameters, 1)},
+            },
+            saved={f"x{i}": x.data for i, x in enumerate(tensors, 1)},
+            backward=backward,
+        )
 
 
 def _leaf(x: Any) -> Any:

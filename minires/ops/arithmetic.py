@@ -85,7 +85,8 @@ def _binary(op: str, a: Any, b: Any, forward: Callable[..., Array], backward: Ca
         parts = zip(needed, backward(dy, adata, bdata, y), (adata, bdata), strict=True)
         return [unbroadcast(xp, part(), x.shape) if need else None for need, part, x in parts]
 
-    return record(op, y, (a, b), back)
+    saved = {"a": adata, "b": bdata, "y": y}
+    return record(op, y, inputs={"a": a, "b": b}, saved=saved, backward=back)
 
 
 def add(a: Any, b: Any) -> Tensor:
@@ -104,7 +105,7 @@ def add(a: Any, b: Any) -> Tensor:
 
     # Sums of equal shapes, the residual ones, run on all threads.
     y = backend.add(a.data, b.data) if a.shape == b.shape else a.data + b.data
-    return record("add", y, (a, b), backward)
+    return record("add", y, inputs={"a": a, "b": b}, backward=backward)
 
 
 def sub(a: Any, b: Any) -> Tensor:
@@ -120,7 +121,7 @@ def sub(a: Any, b: Any) -> Tensor:
         da = None if ashape is None else unbroadcast(xp, dy, ashape)
         return da, None if bshape is None else -unbroadcast(xp, dy, bshape)
 
-    return record("sub", a.data - b.data, (a, b), backward)
+    return record("sub", a.data - b.data, inputs={"a": a, "b": b}, backward=backward)
 
 
 def mul(a: Any, b: Any) -> Tensor:
@@ -140,12 +141,21 @@ def div(a: Any, b: Any) -> Tensor:
     return _binary("div", a, b, lambda a, b: a / b, lambda dy, a, b, y: (lambda: dy / b, lambda: -dy * y / b))
 
 
-def _unary(op: str, x: Any, forward: Callable[..., Array], backward: Callable[..., Array]) -> Tensor:
+def _unary(
+    op: str, x: Any, forward: Callable[..., Array], backward: Callable[..., Array], **options: Any
+) -> Tensor:
     x = checks.as_tensor(x)
     checks.same_floats(op, x=x)
     xp, xdata = backend.array_module(x.data), x.data
     y = forward(xp, xdata)
-    return record(op, y, (x,), lambda dy: (backward(xp, dy, xdata, y),))
+    return record(
+        op,
+        y,
+        inputs={"x": x},
+        options=options,
+        saved={"x": xdata, "y": y},
+        backward=lambda dy: (backward(xp, dy, xdata, y),),
+    )
 
 
 def neg(x: Tensor) -> Tensor:
@@ -200,4 +210,4 @@ def pow(x: Tensor, exponent: float) -> Tensor:
     def backward(xp: Any, dy: Array, x: Array, y: Array) -> Array:
         return xp.zeros_like(x) if p == 0 else dy * (p * x ** (p - 1))
 
-    return _unary("pow", x, lambda xp, x: x**p, backward)
+    return _unary("pow", x, lambda xp, x: x**p, backward, exponent=p)

@@ -151,13 +151,26 @@ def avg_pool2d(
     )
     checks.border("avg_pool2d", win.size, (win.top, win.bottom), (win.left, win.right))
     xp = backend.array_module(x.data)
-    shape = x.shape
+    shape, options = x.shape, {**win.options(), "count_padding": count_padding}
     if cuda.usable(x.data):
         y = _forward_cuda(xp, x.data, win, count_padding)
-        return record("avg_pool2d", y, (x,), lambda dy: (_backward_cuda(xp, dy, shape, win, count_padding),))
+        return record(
+            "avg_pool2d",
+            y,
+            inputs={"x": x},
+            options=options,
+            backward=lambda dy: (_backward_cuda(xp, dy, shape, win, count_padding),),
+        )
     counts = _counts(xp, win, shape, x.dtype, count_padding)
     y = _sum(xp, x.data, win) / counts
-    return record("avg_pool2d", y, (x,), lambda dy: (_backward(xp, dy / counts, shape, win),))
+    return record(
+        "avg_pool2d",
+        y,
+        inputs={"x": x},
+        options=options,
+        saved={"counts": counts},
+        backward=lambda dy: (_backward(xp, dy / counts, shape, win),),
+    )
 
 
 @mixed(kernels=True)
@@ -181,4 +194,4 @@ def global_avg_pool2d(x: Tensor) -> Tensor:
         return (xp.broadcast_to(share, (n, h, w, c)).copy(),)
 
     y = x.data.mean(axis=(1, 2), dtype=backend.accumulator(x.dtype)).astype(x.dtype, copy=False)
-    return record("global_avg_pool2d", y, (x,), backward)
+    return record("global_avg_pool2d", y, inputs={"x": x}, backward=backward)

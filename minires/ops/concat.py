@@ -114,10 +114,16 @@ def concat(tensors: Sequence[Tensor], *, axis: int = -1) -> Tensor:
     sizes = [tensor.shape[axis] for tensor in tensors]
     arrays = [tensor.data for tensor in tensors]
     if cuda.usable(*arrays):
-        y = _forward_cuda(xp, arrays, axis)
-        return record("concat", y, tensors, lambda dy: _backward_cuda(xp, dy, sizes, axis))
-    y = _forward(xp, arrays, axis)
-    return record("concat", y, tensors, lambda dy: _backward(xp, dy, sizes, axis))
+        y, back = _forward_cuda(xp, arrays, axis), _backward_cuda
+    else:
+        y, back = _forward(xp, arrays, axis), _backward
+    return record(
+        "concat",
+        y,
+        inputs={f"x{i}": tensor for i, tensor in enumerate(tensors, 1)},
+        options={"axis": axis},
+        backward=lambda dy: back(xp, dy, sizes, axis),
+    )
 
 
 def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:

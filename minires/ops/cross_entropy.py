@@ -204,7 +204,20 @@ def cross_entropy(logits: Tensor, labels: Any, *, label_smoothing: float = 0.0) 
         def backward(dy: Array) -> tuple[Array]:
             return (_backward_cuda(xp, dy, log_p, *placed, smoothing),)
 
-        return record("cross_entropy", loss, (logits,), backward)
-    target = _target(labels, k, logits.dtype, logits.device, smoothing)
-    loss, log_p = _forward(xp, logits.data, target)
-    return record("cross_entropy", loss, (logits,), lambda dy: (_backward(xp, dy, log_p, target),))
+        saved = {"log_p": log_p, "labels": placed[0], "probabilities": placed[1]}
+    else:
+        target = _target(labels, k, logits.dtype, logits.device, smoothing)
+        loss, log_p = _forward(xp, logits.data, target)
+        saved = {"log_p": log_p, "target": target}
+
+        def backward(dy: Array) -> tuple[Array]:
+            return (_backward(xp, dy, log_p, target),)
+
+    return record(
+        "cross_entropy",
+        loss,
+        inputs={"logits": logits},
+        options={"labels": labels, "label_smoothing": smoothing},
+        saved=saved,
+        backward=backward,
+    )

@@ -57,7 +57,8 @@ class DenseBuffer:
         if x.shape[-1] > room:
             raise ShapeError(f"dense_buffer: x {x.shape} has {x.shape[-1]} channels, but room is {room}")
         self._array = backend.array_module(x.data).empty((*x.shape[:-1], room), x.dtype)
-        self.latest = record("dense_buffer", _forward(self._array, x.data, 0), (x,), lambda dy: (dy,))
+        y = _forward(self._array, x.data, 0)
+        self.latest = record("dense_buffer", y, inputs={"x": x}, backward=lambda dy: (dy,))
 
     def append(self, new: Tensor) -> Tensor:
         """Put the channels of ``new`` behind the latest. Returns the new ``latest``.
@@ -79,5 +80,10 @@ class DenseBuffer:
                 f"{new.shape[-1]} of new {new.shape}; make the buffer with a larger room"
             )
         y = _forward(self._array, new.data, used)
-        self.latest = record("dense_buffer", y, (before, new), lambda dy: _backward(dy, used))
+        self.latest = record(
+            "dense_buffer",
+            y,
+            inputs={"latest": before, "new": new},
+            backward=lambda dy: _backward(dy, used),
+        )
         return self.latest

@@ -115,6 +115,19 @@ def dropout(x: Tensor, rate: float, *, rng: np.random.Generator, training: bool 
     if cuda.usable(x.data):
         share, key = float(rate), _key(rng)
         y = _masked_cuda(xp, x.data, share, key)
-        return record("dropout", y, (x,), lambda dy: (_masked_cuda(xp, dy, share, key),))
+        return record(
+            "dropout",
+            y,
+            inputs={"x": x},
+            options={"rate": rate},
+            backward=lambda dy: (_masked_cuda(xp, dy, share, key),),
+        )
     mask = _mask(xp, x.shape, x.dtype, rate, rng)
-    return record("dropout", x.data * mask, (x,), lambda dy: (dy * mask,))
+    return record(
+        "dropout",
+        x.data * mask,
+        inputs={"x": x},
+        options={"rate": rate},
+        saved={"mask": mask},
+        backward=lambda dy: (dy * mask,),
+    )

@@ -64,7 +64,9 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         dx = _backward_x(xp, dy, wdata) if need_x else None
         dw = _backward_w(xp, dy, xdata) if need_w else None
         db = _backward_b(xp, dy) if need_b else None
-        return (dx, dw) if b is None else (dx, dw, db)
+        return dx, dw, db
 
     y = _forward(xp, xdata, wdata, None if b is None else b.data)
-    return record("linear", y, (x, w) if b is None else (x, w, b), backward)
+    return record(
+        "linear", y, inputs={"x": x, "w": w, "b": b}, saved={"x": xdata, "w": wdata}, backward=backward
+    )

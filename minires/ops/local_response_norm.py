@@ -75,4 +75,11 @@ def local_response_norm(
     def backward(dy: Array) -> tuple[Array]:
         return (_backward(xp, dy, data, y, s, size, alpha, beta),)
 
-    return record("local_response_norm", y, (x,), backward)
+    return record(
+        "local_response_norm",
+        y,
+        inputs={"x": x},
+        options={"size": size, "k": k, "alpha": alpha, "beta": beta},
+        saved={"x": data, "y": y, "s": s},
+        backward=backward,
+    )

@@ -69,4 +69,10 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
         db = _backward_b(xp, dy, adata, bdata) if need_b else None
         return da, db
 
-    return record("matmul", _forward(xp, adata, bdata), (a, b), backward)
+    return record(
+        "matmul",
+        _forward(xp, adata, bdata),
+        inputs={"a": a, "b": b},
+        saved={"a": adata, "b": bdata},
+        backward=backward,
+    )

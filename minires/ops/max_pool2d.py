@@ -207,4 +207,6 @@ def max_pool2d(
         backend.parallel_for(shard, shape[0])
         return (dx,)
 
-    return record("max_pool2d", y, (x,), backward)
+    return record(
+        "max_pool2d", y, inputs={"x": x}, options=win.options(), saved={"winner": winner}, backward=backward
+    )

@@ -54,13 +54,19 @@ def astype(x: Tensor, dtype: Any) -> Tensor:
             raise ShapeError(f"astype: floats become floats; {one} is no dtype of floats")
     if before == after:
         return x
-    return record("astype", x.data.astype(after), (x,), lambda dy: (dy.astype(before),))
+    return record(
+        "astype",
+        x.data.astype(after),
+        inputs={"x": x},
+        options={"dtype": after.name},
+        backward=lambda dy: (dy.astype(before),),
+    )
 
 
 def _rounded(w: Tensor, stored: Any) -> Tensor:
     """``w`` with its numbers rounded to bfloat16, stored so or as float32. Its gradient stays as it is."""
     data = w.data.astype(backend.bfloat16()).astype(stored, copy=False)
-    return record("round", data, (w,), lambda dy: (dy,))
+    return record("round", data, inputs={"x": w}, backward=lambda dy: (dy,))
 
 
 def mixed(

@@ -39,4 +39,11 @@ def pad(x: Tensor, padding: Padding) -> Tensor:
     checks.same_floats("pad", x=x)
     border = sides("pad", padding)
     xp = backend.array_module(x.data)
-    return record("pad", _forward(xp, x.data, border), (x,), lambda dy: (_backward(xp, dy, border),))
+    top, bottom, left, right = border
+    return record(
+        "pad",
+        _forward(xp, x.data, border),
+        inputs={"x": x},
+        options={"padding": ((top, bottom), (left, right))},
+        backward=lambda dy: (_backward(xp, dy, border),),
+    )

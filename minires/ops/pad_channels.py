@@ -101,6 +101,13 @@ def pad_channels(x: Tensor, channels: int, *, stride: int = 1, both: bool = Fals
     xp, shape = backend.array_module(x.data), x.shape
     if cuda.usable(x.data):
         y = _forward_cuda(xp, x.data, channels, stride, before)
-        return record("pad_channels", y, (x,), lambda dy: (_backward_cuda(xp, dy, shape, stride, before),))
-    y = _forward(xp, x.data, channels, stride, before)
-    return record("pad_channels", y, (x,), lambda dy: (_backward(xp, dy, shape, stride, before),))
+        back = _backward_cuda
+    else:
+        y, back = _forward(xp, x.data, channels, stride, before), _backward
+    return record(
+        "pad_channels",
+        y,
+        inputs={"x": x},
+        options={"stride": stride, "before": before, "after": channels - before - x.shape[-1]},
+        backward=lambda dy: (back(xp, dy, shape, stride, before),),
+    )

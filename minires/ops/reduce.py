@@ -43,7 +43,13 @@ def sum(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     axes = checks.axes("sum", axis, x.ndim)
     xp, shape = backend.array_module(x.data), x.shape
     y = xp.sum(x.data, axis=axes, keepdims=keepdims)
-    return record("sum", y, (x,), lambda dy: (_spread(xp, dy, shape, axes),))
+    return record(
+        "sum",
+        y,
+        inputs={"x": x},
+        options={"axis": axes, "keepdims": keepdims},
+        backward=lambda dy: (_spread(xp, dy, shape, axes),),
+    )
 
 
 @mixed()
@@ -59,7 +65,13 @@ def mean(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     xp, shape = backend.array_module(x.data), x.shape
     count = _count("mean", shape, axes)
     y = xp.mean(x.data, axis=axes, keepdims=keepdims)
-    return record("mean", y, (x,), lambda dy: (_spread(xp, dy / count, shape, axes),))
+    return record(
+        "mean",
+        y,
+        inputs={"x": x},
+        options={"axis": axes, "keepdims": keepdims},
+        backward=lambda dy: (_spread(xp, dy / count, shape, axes),),
+    )
 
 
 @mixed()
@@ -82,7 +94,14 @@ def max(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
         ties = xp.sum(at_maximum, axis=axes, keepdims=keepdims)
         return (_spread(xp, dy / ties, xdata.shape, axes) * at_maximum,)
 
-    return record("max", y, (x,), backward)
+    return record(
+        "max",
+        y,
+        inputs={"x": x},
+        options={"axis": axes, "keepdims": keepdims},
+        saved={"x": xdata, "y": y},
+        backward=backward,
+    )
 
 
 def _count(op: str, shape: tuple[int, ...], axes: tuple[int, ...]) -> int:

@@ -149,9 +149,7 @@ def relu(x: Tensor, *, add: Tensor | None = None) -> Tensor:
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
         dx = gradient(dy, y)
-        if add is None:
-            return (dx,)
         # Each gets an array of its own: a gradient may be changed by who receives it.
         return dx if needs_x else None, (dx.copy() if needs_x else dx) if needs_add else None
 
-    return record("relu", y, (x,) if add is None else (x, add), backward)
+    return record("relu", y, inputs={"x": x, "add": add}, saved={"y": y}, backward=backward)

@@ -32,7 +32,13 @@ def reshape(x: Tensor, shape: int | tuple[int, ...]) -> Tensor:
         y = x.data.reshape(shape)
     except (ValueError, TypeError):
         raise ShapeError(f"reshape: {x.size} numbers of shape {before} do not fit in {shape}") from None
-    return record("reshape", y, (x,), lambda dy: (dy.reshape(before),))
+    return record(
+        "reshape",
+        y,
+        inputs={"x": x},
+        options={"shape": y.shape},
+        backward=lambda dy: (dy.reshape(before),),
+    )
 
 
 def flatten(x: Tensor) -> Tensor:
@@ -61,7 +67,13 @@ def transpose(x: Tensor, axes: tuple[int, ...] | None = None) -> Tensor:
         raise ShapeError(f"transpose: axes {order} must name each of the {x.ndim} axes of {x.shape} once")
     order = tuple(axis % x.ndim for axis in order)
     inverse = tuple(order.index(axis) for axis in range(x.ndim))
-    return record("transpose", x.data.transpose(order), (x,), lambda dy: (dy.transpose(inverse),))
+    return record(
+        "transpose",
+        x.data.transpose(order),
+        inputs={"x": x},
+        options={"axes": order},
+        backward=lambda dy: (dy.transpose(inverse),),
+    )
 
 
 def getitem(x: Tensor, index: Any) -> Tensor:
@@ -77,8 +89,14 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     plain = all(part is None or part is Ellipsis or isinstance(part, int | slice) for part in parts)
     plain = plain and not any(isinstance(part, bool) for part in parts)
     xp, shape = backend.array_module(x.data), x.shape
+    arrays = {f"index {i}": part for i, part in enumerate(parts) if hasattr(part, "dtype")}
     return record(
-        "getitem", x.data[parts], (x,), lambda dy: (_backward_getitem(xp, dy, shape, parts, plain),)
+        "getitem",
+        x.data[parts],
+        inputs={"x": x},
+        options={"index": parts},
+        saved=arrays,
+        backward=lambda dy: (_backward_getitem(xp, dy, shape, parts, plain),),
     )
 
 

@@ -38,4 +38,4 @@ def sigmoid(x: Tensor) -> Tensor:
     checks.same_floats("sigmoid", x=x)
     xp = backend.array_module(x.data)
     y = _forward(xp, x.data)
-    return record("sigmoid", y, (x,), lambda dy: (_backward(xp, dy, y),))
+    return record("sigmoid", y, inputs={"x": x}, saved={"y": y}, backward=lambda dy: (_backward(xp, dy, y),))

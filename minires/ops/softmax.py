@@ -10,6 +10,7 @@ Shapes: x (..., K); y has the shape of x.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from minires import backend
@@ -166,10 +167,10 @@ def softmax(x: Tensor) -> Tensor:
     xp = backend.array_module(x.data)
     if cuda.usable(x.data):
         y = _rows_cuda(xp, "softmax", x.data)
-        gradient = "softmax_gradient"
-        return record("softmax", y, (x,), lambda dy: (_rows_cuda(xp, gradient, dy, y),))
-    y = _forward(xp, x.data)
-    return record("softmax", y, (x,), lambda dy: (_backward(xp, dy, y),))
+        back = partial(_rows_cuda, xp, "softmax_gradient")
+    else:
+        y, back = _forward(xp, x.data), partial(_backward, xp)
+    return record("softmax", y, inputs={"x": x}, saved={"y": y}, backward=lambda dy: (back(dy, y),))
 
 
 @mixed()
@@ -183,7 +184,7 @@ def log_softmax(x: Tensor) -> Tensor:
     xp = backend.array_module(x.data)
     if cuda.usable(x.data):
         y = _rows_cuda(xp, "log_softmax", x.data)
-        gradient = "log_softmax_gradient"
-        return record("log_softmax", y, (x,), lambda dy: (_rows_cuda(xp, gradient, dy, y),))
-    y = _forward_log(xp, x.data)
-    return record("log_softmax", y, (x,), lambda dy: (_backward_log(xp, dy, y),))
+        back = partial(_rows_cuda, xp, "log_softmax_gradient")
+    else:
+        y, back = _forward_log(xp, x.data), partial(_backward_log, xp)
+    return record("log_softmax", y, inputs={"x": x}, saved={"y": y}, backward=lambda dy: (back(dy, y),))

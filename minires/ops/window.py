@@ -27,6 +27,11 @@ class Window:
     right: int
     out: tuple[int, int]
 
+    def options(self) -> dict[str, Any]:
+        """What the operation was called with, in full: kernel, stride, and the padding of all four sides."""
+        padding = ((self.top, self.bottom), (self.left, self.right))
+        return {"kernel": self.size, "stride": self.stride, "padding": padding}
+
     @property
     def is_pointwise(self) -> bool:
         """A 1x1 window on every pixel: the columns of im2col are the picture itself."""

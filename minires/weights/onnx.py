@@ -1,8 +1,8 @@
 """A model as an ONNX file, for every runtime that reads ONNX: onnxruntime, a phone, a browser, Netron.
 
 The graph is written down while two pictures of zeros pass through the model and we watch every operation,
-see ``minires.tensor.watching``: the inputs come with the call, and the options (stride, padding, eps, ...)
-are the operation's own local variables. So it does not matter how a model is put together.
+see ``minires.tensor.watching``: the inputs and the options (stride, padding, eps, ...) come
+with the call, as each operation declares them. So it does not matter how a model is put together.
 
 ONNX has the channels before the height and the width. In the graph every tensor of four axes is (N, C, H, W)
 where ours is (N, H, W, C); kernels are transposed when they are written, (O, C/groups, KH, KW) for our
@@ -28,7 +28,6 @@ from minires import backend, tensor
 from minires.errors import ConfigError
 from minires.files import atomic_write
 from minires.nn.module import Module
-from minires.ops.window import Window
 from minires.tensor import Call, Tensor, no_grad, watching, with_settings
 from minires.train.model_file import Trained, load_model
 
@@ -286,72 +285,79 @@ def _not_computed(array: Any) -> ConfigError:
 
 
 def _conv2d(graph: _Graph, call: Call) -> str:
-    x, w, *b = call.inputs
+    x, w, *b = call.inputs.values()
     bias = [graph.weight(one.data) for one in b]
     kernel = graph.weight(w.data, (3, 2, 0, 1))
     y = graph.add(
-        "Conv", graph.value(x), kernel, *bias, group=call.local["groups"], **_window(call.local["win"])
+        "Conv", graph.value(x), kernel, *bias, group=call.options["groups"], **_window(call)
     )
-    return graph.add("Relu", y) if call.local["relu"] else y
+    return graph.add("Relu", y) if call.options.get("relu") else y
 
 
 def _batch_norm(graph: _Graph, call: Call) -> str:
-    x, gamma, beta, *add = call.inputs
-    if call.local["training"]:
+    x, gamma, beta, *add = call.inputs.values()
+    if call.options["training"]:
         raise ConfigError(
             "a batch norm uses the statistics of its batch in inference too; ONNX has none such"
         )
-    state = (gamma.data, beta.data, call.local["running_mean"], call.local["running_var"])
+    state = (gamma.data, beta.data, call.options["running_mean"], call.options["running_var"])
     y = graph.add(
-        "BatchNormalization", graph.value(x), *map(graph.weight, state), epsilon=float(call.local["eps"])
+        "BatchNormalization", graph.value(x), *map(graph.weight, state), epsilon=float(call.options["eps"])
     )
     for one in add:
         y = graph.add("Add", y, graph.value(one))
-    return graph.add("Relu", y) if call.local["relu"] else y
+    return graph.add("Relu", y) if call.options.get("relu") else y
 
 
 def _relu(graph: _Graph, call: Call) -> str:
-    x, *add = map(graph.value, call.inputs)
+    x, *add = map(graph.value, call.inputs.values())
     return graph.add("Relu", graph.add("Add", x, *add) if add else x)
 
 
+def _first(call: Call) -> Tensor:
+    return next(iter(call.inputs.values()))
+
+
 def _max_pool2d(graph: _Graph, call: Call) -> str:
-    return graph.add("MaxPool", graph.value(call.inputs[0]), **_window(call.local["win"]))
+    return graph.add("MaxPool", graph.value(_first(call)), **_window(call))
 
 
 def _avg_pool2d(graph: _Graph, call: Call) -> str:
-    counted = int(call.local["count_padding"])
-    x = graph.value(call.inputs[0])
-    return graph.add("AveragePool", x, count_include_pad=counted, **_window(call.local["win"]))
+    counted = int(call.options["count_padding"])
+    x = graph.value(_first(call))
+    return graph.add("AveragePool", x, count_include_pad=counted, **_window(call))
 
 
-def _window(win: Window) -> dict[str, Any]:
+def _window(call: Call) -> dict[str, Any]:
     """What ONNX calls the window of a convolution or a pool."""
-    pads = [win.top, win.left, win.bottom, win.right]
-    return {"kernel_shape": win.size, "strides": win.stride, "pads": pads}
+    (top, bottom), (left, right) = call.options["padding"]
+    pads = [top, left, bottom, right]
+    return {"kernel_shape": call.options["kernel"], "strides": call.options["stride"], "pads": pads}
 
 
 def _global_avg_pool2d(graph: _Graph, call: Call) -> str:
-    return graph.add("Flatten", graph.add("GlobalAveragePool", graph.value(call.inputs[0])), axis=1)
+    return graph.add("Flatten", graph.add("GlobalAveragePool", graph.value(_first(call))), axis=1)
 
 
 def _max(graph: _Graph, call: Call) -> str:
     """The maximum over the whole picture, as in a squeeze; no other axes."""
-    (x,) = call.inputs
-    if x.ndim != 4 or set(call.local["axes"]) != {1, 2}:
-        raise ConfigError(f"of max over axes only that over (1, 2) can be written, not {call.local['axes']}")
+    (x,) = call.inputs.values()
+    if x.ndim != 4 or set(call.options["axis"]) != {1, 2}:
+        raise ConfigError(
+            f"of max over axes only that over (1, 2) can be written, not {call.options['axis']}"
+        )
     y = graph.add("GlobalMaxPool", graph.value(x))
-    return y if call.local["keepdims"] else graph.add("Flatten", y, axis=1)
+    return y if call.options["keepdims"] else graph.add("Flatten", y, axis=1)
 
 
 def _linear(graph: _Graph, call: Call) -> str:
-    x, *weights = call.inputs
+    x, *weights = call.inputs.values()
     return graph.add("Gemm", graph.value(x), *(graph.weight(one.data) for one in weights))
 
 
 def _reshape(graph: _Graph, call: Call) -> str:
     """The numbers in our order, channels last, are brought into another shape."""
-    (x,), y = call.inputs, call.y
+    (x,), y = call.inputs.values(), call.y
     if x.shape[0] != BATCH or y.shape[:1] != (BATCH,):
         raise ConfigError(
             f"reshape from {x.shape} to {y.shape} changes the first axis, that of the pictures; keep it"
@@ -368,41 +374,42 @@ def _reshape(graph: _Graph, call: Call) -> str:
 
 
 def _concat(graph: _Graph, call: Call) -> str:
-    axis = call.local["axis"]
+    axis = call.options["axis"]
     axis = CHANNELS_FIRST.index(axis) if call.y.ndim == 4 else axis
-    return graph.add("Concat", *map(graph.value, call.inputs), axis=axis)
+    return graph.add("Concat", *map(graph.value, call.inputs.values()), axis=axis)
 
 
 def _dense_buffer(graph: _Graph, call: Call) -> str:
     """A history that begins is its first part; one that goes on is a concatenation."""
-    parts = [graph.value(x) for x in call.inputs]
+    parts = [graph.value(x) for x in call.inputs.values()]
     return parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
 
 
 def _pad(graph: _Graph, call: Call) -> str:
-    top, bottom, left, right = call.local["border"]
+    (top, bottom), (left, right) = call.options["padding"]
     border = graph.integers("border", (0, 0, top, left, 0, 0, bottom, right))
-    return graph.add("Pad", graph.value(call.inputs[0]), border)
+    return graph.add("Pad", graph.value(_first(call)), border)
 
 
 def _pad_channels(graph: _Graph, call: Call) -> str:
-    (x,), stride, before = call.inputs, call.local["stride"], call.local["before"]
+    (x,) = call.inputs.values()
+    stride, before, after = (call.options[name] for name in ("stride", "before", "after"))
     value = graph.value(x)
     if stride > 1:
         height, width = x.shape[1:3]
         ranges = {"starts": (0, 0), "ends": (height, width), "axes": (2, 3), "steps": (stride, stride)}
         value = graph.add("Slice", value, *(graph.integers(name, places) for name, places in ranges.items()))
-    after = call.y.shape[-1] - before - x.shape[-1]
     return graph.add("Pad", value, graph.integers("border", (0, before, 0, 0, 0, after, 0, 0)))
 
 
 def _local_response_norm(graph: _Graph, call: Call) -> str:
-    (x,), local = call.inputs, call.local
+    (x,), options = call.inputs.values(), call.options
     if x.ndim != 4:
         raise ConfigError(f"local_response_norm can be written for pictures (N, H, W, C) only, not {x.shape}")
-    size = local["size"]  # ONNX divides alpha by it
+    size = options["size"]
+    alpha = options["alpha"] * size  # which ONNX divides by it
     return graph.add(
-        "LRN", graph.value(x), size=size, alpha=local["alpha"] * size, beta=local["beta"], bias=local["k"]
+        "LRN", graph.value(x), size=size, alpha=alpha, beta=options["beta"], bias=options["k"]
     )
 
 
@@ -410,14 +417,14 @@ def _channelwise(kind: str) -> Callable[[_Graph, Call], str]:
     """Along the channels, our last axis."""
 
     def write(graph: _Graph, call: Call) -> str:
-        return graph.add(kind, graph.value(call.inputs[0]), axis=1 if call.y.ndim == 4 else -1)
+        return graph.add(kind, graph.value(_first(call)), axis=1 if call.y.ndim == 4 else -1)
 
     return write
 
 
 def _elementwise(kind: str) -> Callable[[_Graph, Call], str]:
     def write(graph: _Graph, call: Call) -> str:
-        return graph.add(kind, *(graph.operand(x, call.y) for x in call.inputs))
+        return graph.add(kind, *(graph.operand(x, call.y) for x in call.inputs.values()))
 
     return write
 

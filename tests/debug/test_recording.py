@@ -9,7 +9,7 @@ import pytest
 import minires
 from minires.debug.formula import formula
 from minires.debug.recording import record_passes
-from minires.debug.tape import RESULT, _closed_over, record_tape
+from minires.debug.tape import RESULT, record_tape
 from minires.errors import ConfigError, DataError, MiniresError, ShapeError
 from minires.nn.layers import BatchNorm2d, Conv2d, Dropout, GlobalAvgPool2d, Linear, ReLU, Sequential
 from minires.nn.module import Module
@@ -213,7 +213,7 @@ def test_operations_are_watched_in_this_thread_and_block_only():
     relu(x)
     assert not minires.tensor.is_watched()
     (call,) = calls
-    assert call.op == "relu" and call.y is y and call.inputs[0] is x and call.local["add"] is None
+    assert call.op == "relu" and call.y is y and call.inputs == {"x": x} and call.saved["y"] is y.data
 
 
 def test_labels_may_be_probabilities():
@@ -391,14 +391,15 @@ def test_a_freed_tape_and_a_loss_of_many_values_are_refused():
 
 
 @pytest.mark.parametrize("case", EVERY_CASE)
-def test_what_closures_keep_is_what_went_in_and_came_out(case):
+def test_what_is_saved_under_the_name_of_an_input_is_that_input(case):
     tensors = [Tensor(array, requires_grad=True) for array in case.arrays().values()]
     y = case(*tensors)
     if y.node is None or y.node.op == "leaf":
         return
-    for place, array in _closed_over(y.node).items():
-        parent = None if place == RESULT else y.node.parents[place]
-        if place != RESULT and parent is None:
+    parents = dict(zip(y.node.names, y.node.parents, strict=True))
+    for name in {RESULT, *parents} & set(y.node.saved):
+        array, parent = y.node.saved[name], parents.get(name)
+        if name != RESULT and parent is None:
             assert array == case.options["number"]
         else:
             whose = y if parent is None else next(tensor for tensor in tensors if tensor.node is parent)

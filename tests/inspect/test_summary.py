@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import json
 import tracemalloc
@@ -249,24 +248,30 @@ def test_bytes_have_few_digits() -> None:
 
 
 class Keeping(nn.Module):
-    """An operation whose closure holds what ``keep`` makes of its input."""
+    """An operation that saves what ``keep`` makes of its input."""
 
-    def __init__(self, keep: Callable[[Any], Any]) -> None:
+    def __init__(self, keep: Callable[[Any], dict[str, Any]]) -> None:
         super().__init__()
         self.keep = keep
         self.gain = nn.Parameter(np.ones(4, np.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         kept = self.keep(x.data)
-        return record("keeping", x.data + 0, (x, self.gain), lambda dy: (dy, kept))
+        return record(
+            "keeping",
+            x.data + 0,
+            inputs={"x": x, "gain": self.gain},
+            saved=kept,
+            backward=lambda dy: (dy, kept),
+        )
 
 
 def test_what_the_tape_keeps_for_each_layer() -> None:
-    shared = Keeping(lambda x: x)
+    shared = Keeping(lambda x: {"x": x})
     model = chain(
         shared,  # its input: the picture
-        Keeping(lambda x: [x[:, 1:], {"a": x.copy()}, 3.0]),  # a view of its input, and a copy
-        Keeping(lambda x: functools.partial(abs, Tensor(x))),  # its input
+        Keeping(lambda x: {"part": x[:, 1:], "copy": x.copy(), "nothing": None}),  # a copy, and a view
+        Keeping(lambda x: {"once": x, "again": x.reshape(-1)}),  # its input
         shared,  # its input, in a second call
         nn.ReLU(),  # its result
         nn.Flatten(),
@@ -280,7 +285,7 @@ def test_what_the_tape_keeps_for_each_layer() -> None:
 
 def test_what_does_not_grow_with_the_pictures_is_not_counted() -> None:
     fixed = np.zeros(100, np.float32)
-    model = chain(block(), Keeping(lambda x: fixed.copy()))
+    model = chain(block(), Keeping(lambda x: {"fixed": fixed.copy()}))
     assert summarize(model, (6, 8, 4), memory=True).layers[-1].held == 0
 
 

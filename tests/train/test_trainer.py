@@ -234,7 +234,7 @@ class Breaks(Module):
                 dx.flat[1] = np.nan
             return (dx,)
 
-        return record("breaks", y, (x,), backward)
+        return record("breaks", y, inputs={"x": x}, backward=backward)
 
 
 def broken_model(what, call):

@@ -159,11 +159,18 @@ def batch_norm(
             dx, dgamma, dbeta, g = numba_kernels.backward(*run)
         else:
             dx, dgamma, dbeta, g = _backward(dy, rows, y_rows, weights, mean, inv, relu, training)
-        gradients = (dx.reshape(x.shape), dgamma, dbeta)
-        return gradients if add is None else (*gradients, g.reshape(x.shape) if needs_add else None)
+        return dx.reshape(x.shape), dgamma, dbeta, g.reshape(x.shape) if needs_add else None
 
-    parents = (x, gamma, beta) if add is None else (x, gamma, beta, add)
-    return record("batch_norm", y_rows.reshape(x.shape), parents, backward)
+    options = {"training": training, "momentum": momentum, "eps": eps, "convention": convention}
+    options |= {"running_mean": running_mean, "running_var": running_var, **({"relu": True} if relu else {})}
+    return record(
+        "batch_norm",
+        y_rows.reshape(x.shape),
+        inputs={"x": x, "gamma": gamma, "beta": beta, "add": add},
+        options=options,
+        saved={"x": rows, "gamma": weights, "beta": bias, "mean": mean, "inv": inv, "y": y_rows},
+        backward=backward,
+    )
 
 
 def _rows(xp: Any, x: Array) -> Array:

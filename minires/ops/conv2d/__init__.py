@@ -352,6 +352,13 @@ def conv2d(
             db = _backward_b(dy)
         if need_x:
             dx = backward_x(dy, wdata, xdata.shape, win, groups)
-        return (dx, dw) if b is None else (dx, dw, db)
+        return dx, dw, db
 
-    return record("conv2d", y, (x, w) if b is None else (x, w, b), backward)
+    return record(
+        "conv2d",
+        y,
+        inputs={"x": x, "w": w, "b": b},
+        options={**win.options(), "groups": groups, **({"relu": True} if relu else {})},
+        saved={"x": xdata, "w": wdata, "y": rectified},
+        backward=backward,
+    )

@@ -316,8 +316,7 @@ function partOf(operation, channel) {
 
 /** How many rows and columns of zeros were put above and to the left. */
 function borderOf({ options: { padding } }) {
-  const [vertical, horizontal] = typeof padding === "number" ? [padding, padding] : padding;
-  return [vertical[0] ?? vertical, horizontal[0] ?? horizontal];
+  return [padding[0][0], padding[1][0]];
 }
 
 /** The place of a number among all in their order, and back; of a vector, that is the channel. */
@@ -332,7 +331,7 @@ function placeOf(shape, flat) {
 }
 
 function isByChannels({ options, shape }) {
-  return options.axis === undefined || options.axis === -1 || options.axis === shape.length - 1;
+  return options.axis === shape.length - 1;
 }
 
 /** What is only handed on: from which input, channel and place; `zero` says why there is none. */
@@ -342,8 +341,8 @@ const ORIGIN = {
   dense_buffer: (operation, channel, i, j) => ({ ...partOf(operation, channel), i, j }),
   pad_channels: (operation, channel, i, j) => {
     const count = operation.inputs[0].shape[3];
-    const { stride = 1, both } = operation.options;
-    const from = channel - (both ? Math.floor((operation.shape[3] - count) / 2) : 0);
+    const { stride, before } = operation.options;
+    const from = channel - before;
     if (from < 0 || from >= count) return { zero: word("addedZero") };
     return { input: 0, channel: from, i: i * stride, j: j * stride };
   },

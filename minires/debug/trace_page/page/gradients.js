@@ -206,8 +206,7 @@ const DESTINATION = {
     isByChannels(operation) ? { channel: channel + firstOf(operation, input), i, j } : null,
   dense_buffer: (operation, input, channel, i, j) => ({ channel: channel + firstOf(operation, input), i, j }),
   pad_channels: (operation, input, channel, i, j) => {
-    const { stride = 1, both } = operation.options;
-    const before = both ? Math.floor((operation.shape[3] - operation.inputs[0].shape[3]) / 2) : 0;
+    const { stride, before } = operation.options;
     return i % stride || j % stride ? null : { channel: channel + before, i: i / stride, j: j / stride };
   },
   pad: (operation, input, channel, i, j) => {

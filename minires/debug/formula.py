@@ -42,7 +42,7 @@ def formula(op: str) -> Formula | None:
 
 
 def _modules() -> Iterator[ModuleType]:
-    yield from (getattr(ops, name) for name in ops.__all__)
+    yield from (value for value in vars(ops).values() if isinstance(value, ModuleType))
 
 
 def _section(function: object, heading: str) -> str:

@@ -1,6 +1,8 @@
-"""Operations on tensors, one per file: ``minires.ops.conv2d.conv2d``, ``minires.ops.relu.relu``, ...
+"""Operations on tensors: ``ops.conv2d(x, w)``, ``ops.relu(x)``, ``ops.add(a, b)``, ...
 
-The table below gives :class:`~minires.tensor.Tensor` its operators and methods.
+Each lives in a file of its own, small relatives in one. The file of an operation is called like it: see
+:mod:`minires.ops.callable_module`. The table below gives :class:`~minires.tensor.Tensor` its operators and
+methods.
 """
 
 from __future__ import annotations
@@ -8,51 +10,43 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from minires.ops import (
-    arithmetic,
-    avg_pool2d,
-    batch_norm,
-    concat,
-    conv2d,
-    cross_entropy,
-    dense_buffer,
-    dropout,
-    linear,
-    local_response_norm,
-    matmul,
-    max_pool2d,
-    mixed_precision,
-    pad,
-    pad_channels,
-    reduce,
-    relu,
-    reshape,
-    sigmoid,
-    softmax,
-)
+from minires.ops.arithmetic import add as add
+from minires.ops.arithmetic import div as div
+from minires.ops.arithmetic import exp as exp
+from minires.ops.arithmetic import log as log
+from minires.ops.arithmetic import mul as mul
+from minires.ops.arithmetic import neg as neg
+from minires.ops.arithmetic import pow as pow
+from minires.ops.arithmetic import sqrt as sqrt
+from minires.ops.arithmetic import sub as sub
+from minires.ops.avg_pool2d import avg_pool2d as avg_pool2d
+from minires.ops.avg_pool2d import global_avg_pool2d as global_avg_pool2d
+from minires.ops.batch_norm import batch_norm as batch_norm
+from minires.ops.callable_module import put_in_place
+from minires.ops.concat import concat as concat
+from minires.ops.conv2d import conv2d as conv2d
+from minires.ops.cross_entropy import cross_entropy as cross_entropy
+from minires.ops.dense_buffer import DenseBuffer as DenseBuffer
+from minires.ops.dropout import dropout as dropout
+from minires.ops.linear import linear as linear
+from minires.ops.local_response_norm import local_response_norm as local_response_norm
+from minires.ops.matmul import matmul as matmul
+from minires.ops.max_pool2d import max_pool2d as max_pool2d
+from minires.ops.mixed_precision import astype as astype
+from minires.ops.pad import pad as pad
+from minires.ops.pad_channels import pad_channels as pad_channels
+from minires.ops.reduce import max as max
+from minires.ops.reduce import mean as mean
+from minires.ops.reduce import sum as sum
+from minires.ops.relu import relu as relu
+from minires.ops.reshape import flatten as flatten
+from minires.ops.reshape import getitem as getitem
+from minires.ops.reshape import reshape as reshape
+from minires.ops.reshape import transpose as transpose
+from minires.ops.sigmoid import sigmoid as sigmoid
+from minires.ops.softmax import log_softmax as log_softmax
+from minires.ops.softmax import softmax as softmax
 from minires.tensor import Tensor
-
-__all__ = [
-    "arithmetic",
-    "avg_pool2d",
-    "batch_norm",
-    "concat",
-    "conv2d",
-    "cross_entropy",
-    "dense_buffer",
-    "dropout",
-    "linear",
-    "local_response_norm",
-    "matmul",
-    "max_pool2d",
-    "pad",
-    "pad_channels",
-    "reduce",
-    "relu",
-    "reshape",
-    "sigmoid",
-    "softmax",
-]
 
 
 def _reflected(operation: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
@@ -66,37 +60,39 @@ def _sequence(values: tuple[Any, ...]) -> tuple[int, ...]:
 
 
 def _reshape(self: Tensor, *shape: Any) -> Tensor:
-    return reshape.reshape(self, _sequence(shape))
+    return reshape(self, _sequence(shape))
 
 
 def _transpose(self: Tensor, *axes: Any) -> Tensor:
-    return reshape.transpose(self, _sequence(axes) if axes else None)
+    return transpose(self, _sequence(axes) if axes else None)
 
 
 _METHODS: dict[str, Callable[..., Tensor]] = {
-    "__add__": arithmetic.add,
-    "__radd__": _reflected(arithmetic.add),
-    "__sub__": arithmetic.sub,
-    "__rsub__": _reflected(arithmetic.sub),
-    "__mul__": arithmetic.mul,
-    "__rmul__": _reflected(arithmetic.mul),
-    "__truediv__": arithmetic.div,
-    "__rtruediv__": _reflected(arithmetic.div),
-    "__pow__": arithmetic.pow,
-    "__neg__": arithmetic.neg,
-    "__matmul__": matmul.matmul,
-    "__rmatmul__": _reflected(matmul.matmul),
-    "__getitem__": reshape.getitem,
-    "sum": reduce.sum,
-    "mean": reduce.mean,
-    "max": reduce.max,
-    "exp": arithmetic.exp,
-    "log": arithmetic.log,
-    "sqrt": arithmetic.sqrt,
-    "astype": mixed_precision.astype,
+    "__add__": add,
+    "__radd__": _reflected(add),
+    "__sub__": sub,
+    "__rsub__": _reflected(sub),
+    "__mul__": mul,
+    "__rmul__": _reflected(mul),
+    "__truediv__": div,
+    "__rtruediv__": _reflected(div),
+    "__pow__": pow,
+    "__neg__": neg,
+    "__matmul__": matmul,
+    "__rmatmul__": _reflected(matmul),
+    "__getitem__": getitem,
+    "sum": sum,
+    "mean": mean,
+    "max": max,
+    "exp": exp,
+    "log": log,
+    "sqrt": sqrt,
+    "astype": astype,
     "reshape": _reshape,
     "transpose": _transpose,
 }
 
 for _name, _method in _METHODS.items():
     setattr(Tensor, _name, _method)
+
+put_in_place(globals())

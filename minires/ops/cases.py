@@ -19,7 +19,7 @@ import numpy as np
 from minires import backend
 from minires.errors import ConfigError
 from minires.gradient_check import Report, gradcheck
-from minires.ops import arithmetic, reduce, reshape
+from minires.ops import arithmetic, reduce
 from minires.ops.avg_pool2d import avg_pool2d, global_avg_pool2d
 from minires.ops.batch_norm import batch_norm
 from minires.ops.concat import concat
@@ -34,6 +34,7 @@ from minires.ops.max_pool2d import max_pool2d
 from minires.ops.pad import pad
 from minires.ops.pad_channels import pad_channels
 from minires.ops.relu import relu
+from minires.ops.reshape import flatten, getitem, reshape, transpose
 from minires.ops.sigmoid import sigmoid
 from minires.ops.softmax import log_softmax, softmax
 from minires.tensor import Tensor
@@ -266,19 +267,19 @@ def _shapes() -> Iterator[Case]:
     yield Case("dense_buffer", "room is left", grow, grown, {"room": 9})
     yield Case("dense_buffer", "no append", grow, {"a": picture}, {"room": 2})
     for shape in [(4, 6), (-1,), (2, 1, -1, 2)]:
-        yield Case("reshape", f"{shape}", reshape.reshape, {"x": (2, 3, 4)}, {"shape": shape})
-    yield Case("reshape", "single value", reshape.reshape, {"x": ()}, {"shape": (1, 1)})
-    yield Case("flatten", "pictures", reshape.flatten, {"x": picture})
-    yield Case("flatten", "rows of one", reshape.flatten, {"x": (3,)})
+        yield Case("reshape", f"{shape}", reshape, {"x": (2, 3, 4)}, {"shape": shape})
+    yield Case("reshape", "single value", reshape, {"x": ()}, {"shape": (1, 1)})
+    yield Case("flatten", "pictures", flatten, {"x": picture})
+    yield Case("flatten", "rows of one", flatten, {"x": (3,)})
     for axes in [None, (0, 2, 1), (-1, 0, 1)]:
-        yield Case("transpose", f"axes={axes}", reshape.transpose, {"x": (2, 3, 4)}, {"axes": axes})
+        yield Case("transpose", f"axes={axes}", transpose, {"x": (2, 3, 4)}, {"axes": axes})
     indices: list[tuple[str, Any]] = [
         ("number", 1), ("slices", (slice(None), slice(2, None, -2))), ("dots and new axis", (..., None, 0)),
         ("list, an element twice", [1, 0, 1]), ("pairs of lists", ([0, 1, 1, 1], [2, 0, 0, 1])),
         ("booleans", np.array([True, False])), ("list and slice", (slice(1, None), [2, 2, 0])),
     ]  # fmt: skip
     for name, index in indices:
-        yield Case("getitem", name, reshape.getitem, {"x": (2, 3, 2)}, {"index": index})
+        yield Case("getitem", name, getitem, {"x": (2, 3, 2)}, {"index": index})
 
 
 def _local_response_norms() -> Iterator[Case]:
@@ -369,10 +370,10 @@ def surrounded(case: Case, arrays: Mapping[str, Any]) -> tuple[Callable[..., Ten
 
     def network(*inputs: Tensor) -> Tensor:
         xs = [arithmetic.mul(u, scale) for u, scale in zip(inputs, scales.values(), strict=True)]
-        y = reshape.transpose(case(*xs))
+        y = transpose(case(*xs))
         weights = xp.asarray(np.random.default_rng(2).uniform(0.5, 1.5, y.shape))
         parts = [arithmetic.mul(y, weights), *(arithmetic.mul(x, x) for x in xs)]
-        return concat([reshape.reshape(part, (-1,)) for part in parts])
+        return concat([reshape(part, (-1,)) for part in parts])
 
     return network, {name: array / scales[name] for name, array in arrays.items()}
 

@@ -1,34 +1,46 @@
 """The tables of cases, and the runner behind ``minires gradcheck``."""
 
+import copy
+import importlib
+import inspect
+import pickle
 import pkgutil
+import sys
+import types
 
 import numpy as np
 import pytest
 
-import minires.ops
+from minires import Tensor, ops
 from minires.errors import ConfigError
 from minires.ops import cases, softmax
 
-HELPERS = {
-    "cases",
-    "checks",
-    "mixed_precision",
-    "window",
-}
+HELPERS = {"callable_module", "cases", "checks", "mixed_precision", "window"}
 
 
 def test_every_operation_has_cases():
-    operations = {module.name for module in pkgutil.iter_modules(minires.ops.__path__)} - HELPERS
+    operations = {module.name for module in pkgutil.iter_modules(ops.__path__)} - HELPERS
     covered = {case.fn.__module__.rsplit(".", 1)[-1] for table in cases.CASES.values() for case in table}
     wrapped = {"batch_norm", "dropout", "concat", "dense_buffer"}  # called through a function of the table
     assert wrapped <= set(cases.CASES)
     assert operations == (covered - {"cases"}) | wrapped
 
 
-def test_every_operation_is_a_module_of_the_package():
-    for name in minires.ops.__all__:
-        assert getattr(minires.ops, name).__name__ == f"minires.ops.{name}"
-    assert {m.name for m in pkgutil.iter_modules(minires.ops.__path__)} - HELPERS == set(minires.ops.__all__)
+def test_the_file_of_an_operation_is_called_like_it():
+    x, w = Tensor(np.ones((1, 3, 3, 2))), Tensor(np.ones((3, 3, 2, 4)))
+    assert isinstance(ops.conv2d, types.ModuleType) and ops.conv2d is sys.modules["minires.ops.conv2d"]
+    assert np.array_equal(ops.conv2d(x, w, padding=1).data, ops.conv2d.conv2d(x, w, padding=1).data)
+    assert inspect.signature(ops.conv2d) == inspect.signature(ops.conv2d.conv2d)
+    for name in ("relu", "sigmoid", "softmax", "log_softmax", "global_avg_pool2d", "exp", "flatten"):
+        assert isinstance(getattr(ops, name)(x), Tensor)
+    assert copy.deepcopy(ops.relu) is ops.relu and pickle.loads(pickle.dumps(ops.relu)) is ops.relu
+
+
+def test_no_function_stands_where_a_module_of_that_name_is():
+    for module in pkgutil.iter_modules(ops.__path__):
+        whole = importlib.import_module(f"minires.ops.{module.name}")
+        assert getattr(ops, module.name) is whole
+        assert callable(whole) == (hasattr(whole, module.name) and module.name not in HELPERS), module.name
 
 
 def test_names_are_unique_and_inputs_the_same_each_time():

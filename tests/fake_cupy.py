@@ -16,7 +16,7 @@ import cuda_emulator
 import numpy as np
 
 from minires import backend
-from minires.backend import cuda
+from minires.backend import arrays, cuda, parallel
 
 _captured: list[Callable[[], Any]] | None = None  # what was written down so far, while a stream is captured
 # What CuPy 14 computes of bfloat16, as far as it is used here. It has no where and no argmax.
@@ -214,10 +214,12 @@ def pretend(monkeypatch: Any) -> cuda_emulator.Emulator:
     monkeypatch.setattr(
         cuda, "usable", lambda *arrays: _on_device(*arrays) and not backend.is_specification()
     )
-    monkeypatch.setattr(backend, "cupy", lambda: fake)
-    monkeypatch.setattr(backend, "_is_numpy", lambda array: not _on_device(array) and _is_host(array))
-    monkeypatch.setattr(backend, "device_of", lambda array: "cuda:0" if _on_device(array) else "cpu")
-    monkeypatch.setattr(backend, "matmul", _matmul)
+    monkeypatch.setattr(arrays, "is_numpy", lambda array: not _on_device(array) and _is_host(array))
+    for home in (backend, arrays):
+        monkeypatch.setattr(home, "cupy", lambda: fake)
+        monkeypatch.setattr(home, "device_of", lambda array: "cuda:0" if _on_device(array) else "cpu")
+    for home in (backend, parallel):
+        monkeypatch.setattr(home, "matmul", _matmul)
     return emulator
 
 

@@ -19,7 +19,7 @@ import pytest
 
 import minires
 from minires import backend, cli, doctor
-from minires.backend import cublas, cuda
+from minires.backend import arrays, cublas, cuda, thread_pool
 
 INSTALL = f"{sys.executable} -m pip install "
 
@@ -31,7 +31,7 @@ def plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(backend, "_pool", None)  # so that MINIRES_THREADS is read anew
+    monkeypatch.setattr(thread_pool, "_pool", None)  # so that MINIRES_THREADS is read anew
 
 
 def advice(about: str) -> dict[str, str]:
@@ -144,11 +144,11 @@ def test_a_numba_that_does_not_work_is_an_error(monkeypatch: pytest.MonkeyPatch)
 
 def test_threads_asked_for_are_compared_with_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     cores = doctor.examine()["cores"]["usable"]
-    monkeypatch.setattr(backend, "_pool", None)
+    monkeypatch.setattr(thread_pool, "_pool", None)
     monkeypatch.setenv("MINIRES_THREADS", str(cores + 1))
     one = advice("MINIRES_THREADS")
     assert f"={cores + 1}, but {cores} cores" in one["what"] and one["command"] == "unset MINIRES_THREADS"
-    monkeypatch.setattr(backend, "_pool", None)
+    monkeypatch.setattr(thread_pool, "_pool", None)
     monkeypatch.setenv("MINIRES_THREADS", "many")
     report = doctor.examine()
     assert not report["ok"] and report["threads"] is None and "'many'" in str(report["advice"])
@@ -227,7 +227,8 @@ def fake_cupy(devices: int = 1) -> types.SimpleNamespace:
 def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda _: True)
     monkeypatch.setattr(doctor, "_nvidia", lambda: (["NVIDIA H200"], 580))
-    monkeypatch.setattr(backend, "cupy", fake_cupy)
+    for home in (backend, arrays):
+        monkeypatch.setattr(home, "cupy", fake_cupy)
     monkeypatch.setattr(cublas, "library", lambda: "found")
     monkeypatch.setattr(cuda, "_launch", lambda source, name, dtype, grid, a: np.multiply(a[0], 2, out=a[1]))
     pretend_versions(monkeypatch, **{"cupy": None, "cupy-cuda12x": None, "cupy-cuda13x": "14.0"})

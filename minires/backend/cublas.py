@@ -26,13 +26,15 @@ import ctypes.util
 import functools
 import importlib.util
 import os
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from minires.errors import ConfigError, MiniresError
-
-Array = Any  # a cupy.ndarray
+from minires.backend import arrays
+from minires.backend.arrays import Array
+from minires.errors import ConfigError, MiniresError, one_of
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 _WORKSPACE = 32 << 20  # bytes, as recommended for Hopper
@@ -40,6 +42,39 @@ _NO_TRANSPOSE, _TRANSPOSE = 0, 1
 _DEFAULT_ALGORITHM = -1
 _TYPES = {"float32": 0, "float64": 1, "bfloat16": 14}  # cudaDataType_t
 _FLOAT, _FLOAT_BY_TF32, _DOUBLE = 68, 77, 70  # cublasComputeType_t
+
+
+class _Mode(threading.local):
+    precision = "fp32"
+
+
+_mode = _Mode()
+
+
+@contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Do the matrix products of GPUs in the arithmetic ``name`` inside this block.
+
+    "fp32" and "tf32" say how float32 is multiplied: see minires.backend.cublas. "bf16" is a matter of the
+    arrays: a network that is given pictures in bfloat16, ``model(x.astype("bfloat16"))``, keeps its
+    activations and their gradients in it, and multiplies in it, with sums in float32. Parameters, their
+    gradients, statistics, the optimiser's state and the loss stay float32: see minires.ops.mixed_precision.
+    What is float32 inside a block "bf16" is multiplied as in "fp32".
+
+    Raises: ConfigError for an unknown name, and for "bf16" without the package ml_dtypes.
+    """
+    one_of("precision", name, PRECISIONS)
+    arrays.activations(name)  # raises if bfloat16 is missing
+    before, _mode.precision = _mode.precision, name
+    try:
+        yield
+    finally:
+        _mode.precision = before
+
+
+def chosen_precision() -> str:
+    """The arithmetic chosen with :func:`precision`."""
+    return _mode.precision
 
 
 def _candidates() -> Iterator[str]:

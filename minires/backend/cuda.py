@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from minires import backend
-from minires.backend import Array
+from minires.backend import arrays, kernels
+from minires.backend.arrays import Array
 
 THREADS = 256  # of a block
 _MOST_BLOCKS = 8192  # threads of more would only wait
@@ -50,10 +50,10 @@ struct bfloat16 {
 """
 
 
-def usable(*arrays: Array) -> bool:
-    """Whether the CUDA kernels may be used on these arrays."""
-    on_gpu = not any(isinstance(array, np.ndarray | np.generic) for array in arrays)
-    return on_gpu and not backend.is_specification()
+def usable(*given: Array) -> bool:
+    """Whether the CUDA kernels may be used on the arrays given."""
+    on_gpu = not any(isinstance(array, np.ndarray | np.generic) for array in given)
+    return on_gpu and not kernels.is_specification()
 
 
 def over(n: int, threads: int = THREADS) -> tuple[int, int]:
@@ -80,7 +80,7 @@ class Source:
 
     def __call__(self, name: str, grid: tuple[int, int], *arguments: Any) -> None:
         """Launch the kernel ``name`` on ``grid``: how many blocks, and how many threads in each."""
-        dtype = next(a.dtype for a in arguments if hasattr(a, "dtype") and backend.is_float(a.dtype))
+        dtype = next(a.dtype for a in arguments if hasattr(a, "dtype") and arrays.is_float(a.dtype))
         _launch(self, name, dtype, grid, [_argument(argument, dtype) for argument in arguments])
 
 
@@ -93,12 +93,12 @@ def _argument(value: Any, dtype: Any) -> Any:
         assert value.flags.c_contiguous, "a kernel knows nothing of strides"
         assert value.size < _MOST_NUMBERS, f"an array of {value.size} numbers is too large for a kernel"
         return value
-    return backend.accumulator(dtype).type(value) if isinstance(value, float) else np.int32(value)
+    return arrays.accumulator(dtype).type(value) if isinstance(value, float) else np.int32(value)
 
 
 @functools.cache
 def _module(source: Source, dtype: str) -> Any:
-    return backend.cupy().RawModule(code=source.text(dtype), options=("--std=c++17",))
+    return arrays.cupy().RawModule(code=source.text(dtype), options=("--std=c++17",))
 
 
 @functools.cache

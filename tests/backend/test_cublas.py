@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from minires import backend
-from minires.backend import cublas
+from minires.backend import arrays, cublas
 from minires.errors import ConfigError, MiniresError
 
 SOURCE = Path(__file__).parents[1] / "fake_cublas.c"
@@ -149,7 +149,7 @@ def test_the_arithmetic_is_chosen_for_each_call(fake):
 def test_the_backend_sends_gpu_arrays_there(monkeypatch):
     seen = []
     gpu = SimpleNamespace(ndim=2)
-    monkeypatch.setattr(backend, "cupy", lambda: "the cupy module")
+    monkeypatch.setattr(arrays, "cupy", lambda: "the cupy module")
     monkeypatch.setattr(cublas, "matmul", lambda *args, **options: seen.append((args, options)))
     backend.matmul(gpu, gpu)
     with backend.precision("tf32"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -259,9 +260,9 @@ def test_astype_and_its_gradient():
 
 
 def test_without_the_package_it_says_what_is_missing(monkeypatch):
-    find_spec = backend.importlib.util.find_spec
+    find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        backend.importlib.util, "find_spec", lambda name: None if name == "ml_dtypes" else find_spec(name)
+        importlib.util, "find_spec", lambda name: None if name == "ml_dtypes" else find_spec(name)
     )
     backend.bfloat16.cache_clear()
     try:

@@ -1,0 +1,125 @@
+"""Arrays: NumPy's and CuPy's, the device they lie on, and bfloat16.
+
+``array_module(x)`` is ``numpy`` or ``cupy``, so that one piece of plain code (the reference implementation
+of an operation) runs on either kind of array. bfloat16 is a dtype that NumPy knows once the package
+``ml_dtypes`` is imported; here stands which dtypes go together with it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from minires.errors import ConfigError
+
+Array = Any  # a numpy.ndarray or a cupy.ndarray; the two share their interface
+
+# ---------------------------------------------------------------------------------------------- devices
+
+
+@functools.cache
+def cupy() -> ModuleType:
+    """The CuPy module. Raises: ConfigError that says what is missing and how to get it."""
+    if importlib.util.find_spec("cupy") is None:
+        raise ConfigError(
+            "a GPU was asked for, but CuPy is not installed. "
+            "Install it with pip install 'minires[cuda12]' (or cuda13), or use device='cpu'"
+        )
+    module = importlib.import_module("cupy")
+    try:
+        count = module.cuda.runtime.getDeviceCount()
+    except Exception as error:  # CuPy raises its own type, which is only known once it is imported
+        raise ConfigError(
+            f"a GPU was asked for, but CUDA does not answer ({error}); use device='cpu'"
+        ) from error
+    if count == 0:
+        raise ConfigError("a GPU was asked for, but this machine has none; use device='cpu'")
+    return module
+
+
+def is_numpy(array: Array) -> bool:
+    """Whether an array is NumPy's, and so lies in the memory of the CPU."""
+    return isinstance(array, np.ndarray | np.generic)
+
+
+def array_module(*arrays: Array) -> Any:
+    """``cupy`` if any of ``arrays`` lies on a GPU, else ``numpy``."""
+    return np if all(is_numpy(array) for array in arrays) else cupy()
+
+
+def device_of(array: Array) -> str:
+    """``"cpu"``, ``"cuda:0"``, ``"cuda:1"``, ..."""
+    return "cpu" if is_numpy(array) else f"cuda:{array.device.id}"
+
+
+def choose_device(device: str) -> str:
+    """``device``; for ``"auto"`` it is ``"cuda"`` if there is a GPU that CuPy can use, else ``"cpu"``."""
+    if device != "auto":
+        return device
+    try:
+        cupy()
+    except ConfigError:
+        return "cpu"
+    return "cuda"
+
+
+def to_device(array: Array, device: str) -> Array:
+    """``array`` on ``device`` (``"cpu"``, ``"cuda"``, ``"cuda:1"``); the same object if it is there already.
+
+    Raises: ConfigError for an unknown device, and for a GPU that is not there.
+    """
+    kind, _, index = device.partition(":")
+    if device == "cpu":
+        return array if is_numpy(array) else cupy().asnumpy(array)
+    if kind != "cuda" or (index and not index.isdigit()):
+        raise ConfigError(f"unknown device {device!r}; use 'cpu', 'cuda' or 'cuda:1'")
+    count = cupy().cuda.runtime.getDeviceCount()
+    if int(index or 0) >= count:
+        raise ConfigError(f"there is no {device}: this machine's GPUs are cuda:0 to cuda:{count - 1}")
+    with cupy().cuda.Device(int(index or 0)):
+        return cupy().asarray(array)
+
+
+# --------------------------------------------------------------------------------------------- bfloat16
+
+
+@functools.cache
+def bfloat16() -> np.dtype[Any]:
+    """The dtype bfloat16: a float32 without the lower half of its bits. Raises: ConfigError if it is missing.
+
+    It has the range of float32 (8 bits of exponent) and 8 significant bits instead of 24.
+    """
+    if importlib.util.find_spec("ml_dtypes") is None:
+        raise ConfigError(
+            "bfloat16 was asked for, but the package ml_dtypes, which brings it to NumPy, is not installed. "
+            "Install it with pip install 'minires[bf16]', or leave the precision at 'fp32'"
+        )
+    return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+
+
+def is_bfloat16(dtype: Any) -> bool:
+    """Whether a dtype is bfloat16, without importing what brings it."""
+    return dtype.kind == "V" and dtype.name == "bfloat16"
+
+
+def is_float(dtype: Any) -> bool:
+    """Whether a dtype is one of floating-point numbers. NumPy alone does not count bfloat16 among them."""
+    return dtype.kind == "f" or is_bfloat16(dtype)
+
+
+def accumulator(dtype: Any) -> np.dtype[Any]:
+    """The dtype in which numbers of ``dtype`` are added up, and that of parameters beside activations of it.
+
+    It is float32 for bfloat16, else ``dtype`` itself.
+    """
+    return np.dtype(np.float32) if is_bfloat16(dtype) else dtype
+
+
+def activations(precision: str) -> np.dtype[Any]:
+    """The dtype in which a network is to be given its pictures in ``precision``, and keeps activations."""
+    return bfloat16() if precision == "bf16" else np.dtype(np.float32)

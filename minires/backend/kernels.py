@@ -1,0 +1,150 @@
+"""Kernels: functions over NumPy arrays that Numba compiles, and the switch between them and plain code.
+
+``@kernel`` marks a function that is compiled on its first call and runs without Python's global lock.
+``fast(x)`` says whether such a kernel may be used: Numba is installed, the array is a NumPy array, and nobody
+asked for the plain code with ``with specification():``. Numba is imported when the first kernel is compiled.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FunctionType, ModuleType
+from typing import Any
+
+from minires.backend import arrays, simd
+from minires.backend.arrays import Array
+
+HAS_NUMBA = importlib.util.find_spec("numba") is not None
+
+
+class _Mode(threading.local):
+    specification = False
+
+
+_mode = _Mode()
+
+
+@contextmanager
+def specification(on: bool = True) -> Iterator[None]:
+    """Run every operation as its plain array code, without fused kernels, inside this block."""
+    before, _mode.specification = _mode.specification, on
+    try:
+        yield
+    finally:
+        _mode.specification = before
+
+
+def is_specification() -> bool:
+    """Whether operations run as their plain array code now."""
+    return _mode.specification
+
+
+def fast(*given: Array) -> bool:
+    """Whether the Numba kernels may be used on the arrays given."""
+    return HAS_NUMBA and not _mode.specification and all(arrays.is_numpy(array) for array in given)
+
+
+_tell: Callable[[str], None] | None = None  # who is told before a kernel is compiled
+
+
+@contextmanager
+def before_compiling(tell: Callable[[str], None]) -> Iterator[None]:
+    """Call ``tell`` with a line to show before the first kernel that is compiled inside this block.
+
+    A kernel that comes from the cache on disk is not compiled, and nothing is told then.
+    """
+    global _tell
+    before, _tell = _tell, tell
+    try:
+        yield
+    finally:
+        _tell = before
+
+
+def _announce(kept: bool) -> None:
+    """Tell whoever wants to know that kernels are being compiled, and whether they are kept on disk."""
+    global _tell
+    tell, _tell = _tell, None  # the kernels that follow are no news
+    if tell is not None:
+        often = "once on this machine" if kept else "at each start, as no folder for them can be written to"
+        tell(f"compiling the kernels, {often}; it takes about ten seconds")
+
+
+_in_use = False
+
+
+def is_numba_in_use() -> bool:
+    """Whether Numba is imported already, as it is once a kernel was called."""
+    return _in_use
+
+
+@functools.cache
+def _numba() -> ModuleType:
+    """Numba, which from now on says when it compiles: only then, and before the wait."""
+    from numba.core import event
+
+    class Compiling(event.Listener):
+        def on_start(self, start: Any) -> None:
+            _announce(kept=start.data["dispatcher"].stats.cache_path is not None)
+
+        def on_end(self, end: Any) -> None:
+            pass
+
+    event.register("numba:compile", Compiling())
+    global _in_use
+    _in_use = True
+    simd.set_up()
+    return importlib.import_module("numba")
+
+
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    njit = functools.partial(_numba().njit, nogil=True, error_model="numpy")
+    names = function.__code__.co_names
+    called = {name: function.__globals__[name] for name in names if name in function.__globals__}
+    inner = {name: other.compiled() for name, other in called.items() if hasattr(other, "compiled")}
+    if inner:  # kernels that it calls: Numba must see these compiled
+        function = FunctionType(function.__code__, {**function.__globals__, **inner}, function.__name__)
+    try:
+        return njit(cache=True)(function)
+    except RuntimeError:  # neither the package's folder nor the user's cache can be written to
+        return njit()(function)
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile ``function`` with Numba on its first call (importing Numba only then), free of the global lock.
+
+    The compiled code is kept on disk where it can be, so that the second run of a program starts at once.
+    A kernel may call other kernels of its module, and the functions of ``minires.backend.simd``.
+    """
+    lock = threading.Lock()
+    ready: Callable[..., Any] | None = None
+
+    def compiled() -> Callable[..., Any]:
+        nonlocal ready
+        with lock:
+            if ready is None:
+                ready = _compile(function)
+            return ready
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        return (ready or compiled())(*arguments)
+
+    call.compiled = compiled  # type: ignore[attr-defined]
+    return call
+
+
+class _SchedYield:
+    def compiled(self) -> Any:
+        types = importlib.import_module("numba.core.types")
+        return types.ExternalFunction("sched_yield", types.intc())
+
+
+# The C function of this name, for kernels: who calls it gives way to another thread. Windows has none.
+sched_yield: Any = _SchedYield() if hasattr(os, "sched_yield") else None

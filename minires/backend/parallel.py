@@ -1,0 +1,148 @@
+"""Work on all threads: loops, additions, copies and matrix products.
+
+``parallel_for(task, n)`` cuts ``range(n)`` into one shard per thread. What is called inside a shard runs in
+place, and its matrix products use one thread each.
+"""
+
+from __future__ import annotations
+
+import functools
+import queue
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+
+from minires.backend import arrays, cublas, thread_pool
+from minires.backend.arrays import Array
+
+
+def shards(n: int, grain: int = 1) -> list[tuple[int, int]]:
+    """``range(n)`` in nearly equal parts, at most one per thread, none (but a lone one) under ``grain``."""
+    return split(0, n, max(1, min(thread_pool.threads(), n // max(1, grain))))
+
+
+def split(start: int, stop: int, count: int) -> list[tuple[int, int]]:
+    """``range(start, stop)`` in ``count`` nearly equal parts."""
+    edges = [start + (stop - start) * part // count for part in range(count + 1)]
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+def parallel_for(task: Callable[[int, int], None], n: int, grain: int = 1) -> None:
+    """Call ``task(start, stop)`` on the shards of ``range(n)``, one thread each, and wait for all of them.
+
+    ``grain`` is the least work worth a thread of its own. An exception in a shard is raised here.
+    """
+    parts = [(0, n)] if thread_pool.inside.yes else shards(n, grain)
+    parallel_calls([functools.partial(task, *part) for part in parts])
+
+
+def parallel_calls(calls: Sequence[Callable[[], None]]) -> None:
+    """Run ``calls`` at once, the first on this thread, the others on the pool; wait for all of them.
+
+    Matrix products inside them use one thread each: the threads of BLAS stay awake for a while after they
+    were needed, and would take the cores from ours.
+    """
+    if len(calls) == 1 or thread_pool.inside.yes:
+        with nullcontext() if thread_pool.inside.yes else thread_pool.single_threaded_blas:
+            for call in calls:
+                call()
+        return
+    pool = thread_pool.get_pool()
+    done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    bell = thread_pool.Bell()
+
+    def guarded(call: Callable[[], None]) -> None:
+        try:
+            call()
+        except BaseException as error:
+            done.put(error)
+        else:
+            done.put(None)
+        bell.ring()
+
+    with thread_pool.single_threaded_blas:
+        pool.put([functools.partial(guarded, call) for call in calls[1:]])
+        thread_pool.inside.yes = True
+        try:
+            guarded(calls[0])
+        finally:
+            thread_pool.inside.yes = False
+        if done.qsize() < len(calls):
+            bell.stay_awake(len(calls))
+        errors = [error for _ in calls if (error := done.get()) is not None]
+    if errors:
+        raise errors[0]
+
+
+_ADD_GRAIN = 1 << 17  # numbers; fewer are not worth a second thread
+
+
+def add(a: Array, b: Array, out: Array | None = None) -> Array:
+    """``a + b`` of two arrays of one shape, on all threads where they are large NumPy arrays."""
+    if a.size < 2 * _ADD_GRAIN or not arrays.is_numpy(a):
+        xp = arrays.array_module(a, b)
+        return xp.asarray(xp.add(a, b, out=out))  # NumPy adds arrays without axes to a scalar
+    out = np.empty(a.shape, a.dtype) if out is None else out
+    parts = (a, b, out)
+    if all(part.flags.c_contiguous for part in parts):
+        parts = (a.reshape(-1), b.reshape(-1), out.reshape(-1))
+    first, second, total = parts
+
+    def task(start: int, stop: int) -> None:
+        np.add(first[start:stop], second[start:stop], out=total[start:stop])
+
+    parallel_for(task, len(total), _ADD_GRAIN * len(total) // total.size)
+    return out
+
+
+def copy(source: Array, target: Array) -> None:
+    """``target[...] = source``, on all threads where they are large NumPy arrays."""
+    if target.size < 2 * _ADD_GRAIN or not arrays.is_numpy(target):
+        target[...] = source
+        return
+
+    def task(start: int, stop: int) -> None:
+        target[start:stop] = source[start:stop]
+
+    parallel_for(task, len(target), _ADD_GRAIN * len(target) // target.size)
+
+
+_MATMUL_GRAIN = 1 << 22  # multiply-adds worth a thread of their own
+
+
+def matmul(a: Array, b: Array, dtype: Any = None) -> Array:
+    """``a @ b``: on the CPU on the threads of the pool, cut along the longest of the three sides; on a GPU by
+    cuBLAS, in the arithmetic chosen with ``precision``.
+
+    Plain ``a @ b`` would wake the threads of BLAS, which then compete with ours for the cores.
+    Stacks of matrices are multiplied as they are. Matrices of bfloat16 are multiplied with sums in float32,
+    and their product is given as ``dtype``: bfloat16 if left out, or float32.
+    """
+    if arrays.is_numpy(a) and arrays.is_bfloat16(a.dtype):
+        return matmul(a.astype(np.float32), b.astype(np.float32)).astype(dtype or a.dtype, copy=False)
+    if a.ndim != 2 or b.ndim != 2:
+        return arrays.array_module(a, b).matmul(a, b)
+    if not (arrays.is_numpy(a) and arrays.is_numpy(b)):
+        return cublas.matmul(arrays.cupy(), a, b, dtype=dtype, precision=cublas.chosen_precision())
+    (m, k), n = a.shape, b.shape[1]
+    longest = max(m, k, n)
+    parts = shards(longest, _MATMUL_GRAIN * longest // max(1, m * k * n))
+    with thread_pool.single_threaded_blas:
+        if longest in (m, n):
+            out = np.empty((m, n), a.dtype)
+            if longest == m:
+                calls = [functools.partial(np.matmul, a[i:j], b, out=out[i:j]) for i, j in parts]
+            else:
+                calls = [functools.partial(np.matmul, a, b[:, i:j], out=out[:, i:j]) for i, j in parts]
+            parallel_calls(calls)
+            return out
+        sums = np.empty((len(parts), m, n), a.dtype)
+        parallel_calls(
+            [
+                functools.partial(np.matmul, a[:, i:j], b[i:j], out=part)
+                for (i, j), part in zip(parts, sums, strict=True)
+            ]
+        )
+    return sums[0].copy() if len(parts) == 1 else sums.sum(axis=0)

@@ -1,0 +1,198 @@
+"""The one pool of threads, and the threads of BLAS beneath it.
+
+``minires.backend.parallel`` hands work to the pool. While it runs every matrix product uses one thread: two
+layers of threads would fight for the same cores, which was measured to cost a factor of two to five.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import platform
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minires.backend import kernels
+from minires.backend.kernels import kernel, sched_yield
+from minires.errors import ConfigError
+
+
+def _available_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+_MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # the numbers of these options in glibc's malloc.h
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep the memory of freed arrays for the next ones, unless the user told it otherwise.
+
+    By default it gives large arrays back to the system, which then clears each page anew: a training step
+    asks for the same hundreds of megabytes every time, and was measured to lose 5 to 12% so.
+    """
+    told = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
+    if platform.libc_ver()[0] == "glibc" and not told:
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_MMAP_MAX, 0)
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+# A sleeping thread takes some 50 microseconds to wake, and a step of a network is made of hundreds of shards
+# that take little longer. So who waits stays awake for a moment first, and gives way to whoever else wants
+# the core. This is but a delay: what there is to do, and whether it is done, is learned from queues.
+
+_PATIENCE = 2000  # times to give way before going to sleep, about half a millisecond on an idle core
+_GRACE = 20  # times more, in which the thread that rang lets go of Python's global lock
+
+
+@kernel
+def _stay_awake_numba(rung, until):
+    for _ in range(_PATIENCE):
+        if rung[0] >= until:
+            break
+        sched_yield()
+    for _ in range(_GRACE):
+        sched_yield()
+
+
+class Bell:
+    """Counts how often it was rung, and keeps threads awake that wait for that."""
+
+    compiled = False  # by a caller: a thread of the pool that compiles would hold up the end of the program
+
+    def __init__(self) -> None:
+        self.rung = np.zeros(1, np.int64)
+
+    def ring(self) -> None:
+        self.rung[0] += 1
+
+    def stay_awake(self, until: int) -> None:
+        """Return once it was rung ``until`` times, or when patience is at an end."""
+        if sched_yield is not None and kernels.is_numba_in_use():
+            _stay_awake_numba(self.rung, until)
+            Bell.compiled = True
+
+
+class _Pool:
+    """Threads that wait for shards. The caller works on the first shard itself, so a pool of n has n - 1."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.bell = Bell()
+        for _ in range(size - 1):
+            threading.Thread(target=self._work, name="minires", daemon=True).start()
+
+    def put(self, tasks: list[Callable[[], None]]) -> None:
+        for task in tasks:
+            self.tasks.put(task)
+        self.bell.ring()
+
+    def _work(self) -> None:
+        inside.yes = True
+        while (task := self.tasks.get()) is not None:
+            heard = int(self.bell.rung[0])
+            task()
+            del task  # and with it the arrays that it holds
+            if self.tasks.empty() and Bell.compiled:
+                self.bell.stay_awake(heard + 1)
+
+    def close(self) -> None:
+        for _ in range(self.size - 1):
+            self.tasks.put(None)
+
+
+class _Inside(threading.local):
+    yes = False  # in a shard already: a parallel_for in it runs in place
+
+
+inside = _Inside()
+_pool: _Pool | None = None
+_pool_lock = threading.Lock()
+
+
+def threads() -> int:
+    """How many threads the operations use: set_threads(), else MINIRES_THREADS, else the cores at hand."""
+    return get_pool().size
+
+
+def set_threads(count: int) -> None:
+    """Use ``count`` threads from now on. Raises: ConfigError if it is not at least 1."""
+    global _pool
+    if count < 1:
+        raise ConfigError(f"the number of threads must be at least 1, not {count}")
+    with _pool_lock:
+        if _pool is None:
+            _keep_freed_memory()
+        else:
+            _pool.close()
+        _pool = _Pool(count)
+
+
+def get_pool() -> _Pool:
+    """The pool, which is made when it is first needed."""
+    if _pool is None:
+        asked = os.environ.get("MINIRES_THREADS", "")
+        if asked and not asked.isdigit():
+            raise ConfigError(f"MINIRES_THREADS must be a whole number of threads, not {asked!r}")
+        set_threads(int(asked) if asked else _available_cores())
+    assert _pool is not None
+    return _pool
+
+
+def _forget_pool() -> None:
+    """A forked child has no threads but its own: it starts a pool of its own when it needs one."""
+    global _pool
+    _pool = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+class _SingleThreadedBlas:
+    """While any thread is inside, each BLAS call runs on one thread; afterwards the setting is as before.
+
+    From its version 3.8 on threadpoolctl lets only the first Python thread that sets a limit set any, while
+    that thread lives. Here threads do not fight over it, as they are counted, so each takes it over.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.before: list[int] = []
+
+    @functools.cached_property
+    def libraries(self) -> list[Any]:
+        from threadpoolctl import ThreadpoolController
+
+        return ThreadpoolController().select(user_api="blas").lib_controllers
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.inside == 0:
+                self.before = [library.get_num_threads() for library in self.libraries]
+                self._set([1] * len(self.libraries))
+            self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                self._set(self.before)
+
+    def _set(self, counts: list[int]) -> None:
+        for library, count in zip(self.libraries, counts, strict=True):
+            if hasattr(library, "clear_controlling_thread"):
+                library.clear_controlling_thread(force=True)
+            library.set_num_threads(count)
+
+
+single_threaded_blas = _SingleThreadedBlas()

@@ -171,14 +171,14 @@ def test_a_wrong_gradient_is_caught(monkeypatch, mutant):
 
 @pytest.mark.skipif(not backend.HAS_NUMBA, reason="there are no fast kernels without Numba")
 def test_a_fast_kernel_that_is_wrong_is_caught(monkeypatch):
-    whole = conv2d._backward_w_numba
+    whole = conv2d.choose.backward_w
 
     def forgets_the_last_picture(dy, x, *rest):
         return whole(dy[:-1], x[:-1], *rest) if len(x) > 1 else whole(dy, x, *rest)
 
     case = cases.CASES["conv2d"][4]
     opcheck.check_implementations(case)
-    monkeypatch.setattr(conv2d, "_backward_w_numba", forgets_the_last_picture)
+    monkeypatch.setattr(conv2d.choose, "backward_w", forgets_the_last_picture)
     with pytest.raises(AssertionError, match="fast against specification, gradient of w"):
         opcheck.check_implementations(case)
     assert not cases.check(case).ok

@@ -313,7 +313,7 @@ layers = {  # (N, H, W, C), (KH, KW, C, O), stride, padding
     "7x7, 3 -> 64, /2": ((16, 64, 64, 3), (7, 7, 3, 64), 2, 3),
 }
 ways = {
-    "columns": by_columns.gather,
+    "columns": by_columns.forward,
     "direct": direct.forward,
     "Winograd": winograd.forward,
 }

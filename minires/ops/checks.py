@@ -59,9 +59,14 @@ def rank(op: str, name: str, x: Tensor, axes: str) -> None:
 
     Raises: ShapeError with the shape found.
     """
+    rank_of_shape(op, name, x.shape, axes)
+
+
+def rank_of_shape(op: str, name: str, shape: tuple[int, ...], axes: str) -> None:
+    """As :func:`rank`, where there is no tensor yet."""
     wanted = axes.count(",") + 1
-    if x.ndim != wanted:
-        raise ShapeError(f"{op}: {name} must be {axes}, {wanted} axes, but its shape is {x.shape}")
+    if len(shape) != wanted:
+        raise ShapeError(f"{op}: {name} must be {axes}, {wanted} axes, but its shape is {shape}")
 
 
 def pair(op: str, name: str, value: Any, *, least: int = 1) -> tuple[int, int]:

@@ -85,7 +85,7 @@ win = window("conv2d", (6, 11), (3, 2), (1, 1), (1, 1))
 dy = rng.standard_normal((3, *win.out, 32))
 y = direct.forward(x, w, None, True, win, 1)
 assert np.allclose(y, conv2d._forward(np, x, w, None, True, win, 1), rtol=1e-12, atol=1e-12)
-dw = direct.correlate(dy, x, w.shape, win, 1)
+dw = direct.backward_w(dy, x, w.shape, win, 1)
 assert np.allclose(dw, conv2d._backward_w(np, dy, x, w.shape, win, 1), rtol=1e-12, atol=1e-12)
 print(simd.ROWS)
 """

@@ -10,7 +10,7 @@ from minires import Tensor, backend, specification
 from minires.errors import ShapeError
 from minires.ops import cases
 from minires.ops import conv2d as module
-from minires.ops.conv2d import columns, conv2d, direct, winograd
+from minires.ops.conv2d import choose, columns, conv2d, direct, way, winograd
 from minires.ops.window import window
 
 
@@ -71,9 +71,9 @@ def three_threads():
 @pytest.mark.parametrize("pictures", [1, 7])
 def test_small_blocks_on_three_threads(monkeypatch, three_threads, pictures, joined, whole, channels, kernel):
     """The sizes at which the fast path cuts its work are far above those of the cases: bring them down."""
-    monkeypatch.setattr(module, "_JOINED_CHANNELS", joined)
-    monkeypatch.setattr(module, "_WINOGRAD_CHANNELS", channels)
-    monkeypatch.setattr(module, "_DIRECT_KERNEL", kernel)
+    monkeypatch.setattr(choose, "_JOINED_CHANNELS", joined)
+    monkeypatch.setattr(choose, "_WINOGRAD_CHANNELS", channels)
+    monkeypatch.setattr(choose, "_DIRECT_KERNEL", kernel)
     monkeypatch.setattr(winograd, "_BLOCK", 256)
     monkeypatch.setattr(winograd, "_SMALL_KERNEL", 1 << 30 if whole else 0)
     monkeypatch.setattr(columns, "_BLOCK", 256)
@@ -102,9 +102,9 @@ def test_same_pads_as_tensorflow_does(size, stride, sides):
     assert np.array_equal(same, by_hand)
 
 
-@pytest.mark.parametrize("way", [winograd, direct], ids=["Winograd", "in registers"])
+@pytest.mark.parametrize("file", [winograd, direct], ids=["Winograd", "in registers"])
 @pytest.mark.parametrize("shape", [(8, 32, 16, 16), (4, 15, 64, 64), (32, 8, 256, 256)], ids=str)
-def test_float32_rounds_little(shape, way):
+def test_float32_rounds_little(shape, file):
     n, size, c, o = shape
     rng = np.random.default_rng(0)
     x, dy = rng.standard_normal((n, size, size, c)), rng.standard_normal((n, size, size, o))
@@ -116,39 +116,98 @@ def test_float32_rounds_little(shape, way):
         module._backward_w(np, dy, x, w.shape, win, 1),
     )
     x, dy, w = (array.astype(np.float32) for array in (x, dy, w))
-    if way is winograd:
-        dx = way.backward_x(dy, w, win, 1)
-    else:
-        dx = way.forward(dy, module._flipped(w, 1), None, False, win, 1)
-    rounded = (way.forward(x, w, None, False, win, 1), dx, way.correlate(dy, x, w.shape, win, 1))
+    rounded = (
+        file.forward(x, w, None, False, win, 1),
+        file.backward_x(dy, w, x.shape, win, 1),
+        file.backward_w(dy, x, w.shape, win, 1),
+    )
     for limit, one, other in zip((1e-6, 1e-6, 2e-6), exact, rounded, strict=True):
         assert other.dtype == np.float32
         assert np.linalg.norm(other - one) < limit * np.linalg.norm(one)
 
 
+@pytest.fixture
+def taken(monkeypatch):
+    """What really ran: for each product the name of the file, and the groups it was given."""
+    ran, products = {}, ("forward", "backward_x", "backward_w")
+
+    def spy(home, attribute, name, product):
+        run = getattr(home, attribute)
+
+        def spying(*arguments):
+            if not inside:
+                ran[product] = (name, arguments[-1])
+            inside.append(name)  # what a way calls of another one is part of it
+            try:
+                return run(*arguments)
+            finally:
+                inside.pop()
+
+        monkeypatch.setattr(home, attribute, spying)
+
+    inside = []
+    for product in products:
+        spy(module, f"_{product}", "reference", product)
+        for name, file in choose._FILES.items():
+            spy(file, product, name, product)
+    return ran
+
+
+def run_and_ask(x, w, options):
+    """Run a convolution forward and backward, and ask for its ways."""
+    pictures, kernel = (Tensor(np.ones(shape, np.float32), requires_grad=True) for shape in (x, w))
+    y = conv2d(pictures, kernel, **options)
+    y.backward(np.ones(y.shape, np.float32))
+    return way(x, w, **options)._asdict()
+
+
+@pytest.mark.skipif(not backend.HAS_NUMBA, reason="without Numba there is one way")
 @pytest.mark.parametrize(
-    ("way", "x", "w", "options"),
+    ("ways", "x", "w", "options"),
     [
-        ("direct", (128, 32, 32, 16), (3, 3, 16, 16), {"padding": 1}),
-        ("direct", (128, 32, 32, 16), (3, 3, 16, 32), {"padding": 1, "stride": 2}),
-        ("direct", (32, 64, 64, 3), (7, 7, 3, 64), {"padding": 3, "stride": 2}),
-        ("winograd", (128, 16, 16, 32), (3, 3, 32, 32), {"padding": 1}),
-        ("winograd", (64, 32, 32, 48), (3, 3, 48, 12), {"padding": 1}),
-        ("winograd", (8, 7, 7, 512), (3, 3, 512, 512), {"padding": 1}),
-        ("columns", (32, 15, 15, 64), (1, 1, 64, 256), {}),
-        ("columns", (32, 2, 2, 512), (3, 3, 512, 512), {"padding": 1}),
-        ("columns", (1, 64, 64, 3), (7, 7, 3, 64), {"padding": 3, "stride": 2}),
+        ("direct direct direct", (128, 32, 32, 16), (3, 3, 16, 16), {"padding": 1}),
+        ("direct columns direct", (128, 32, 32, 16), (3, 3, 16, 32), {"padding": 1, "stride": 2}),
+        ("direct columns direct", (32, 64, 64, 3), (7, 7, 3, 64), {"padding": 3, "stride": 2}),
+        ("winograd winograd winograd", (128, 16, 16, 32), (3, 3, 32, 32), {"padding": 1}),
+        ("winograd winograd turned_columns", (64, 32, 32, 48), (3, 3, 48, 12), {"padding": 1}),
+        ("winograd winograd winograd", (8, 7, 7, 512), (3, 3, 512, 512), {"padding": 1}),
+        ("columns columns columns", (32, 15, 15, 64), (1, 1, 64, 256), {}),
+        ("columns columns columns", (32, 2, 2, 512), (3, 3, 512, 512), {"padding": 1}),
+        ("columns columns columns", (1, 64, 64, 3), (7, 7, 3, 64), {"padding": 3, "stride": 2}),
+        ("turned_columns turned_columns turned_columns", (8, 7, 7, 96), (5, 5, 96, 8), {"padding": 2}),
     ],
 )
-def test_the_way_that_is_faster_is_taken(monkeypatch, three_threads, way, x, w, options):
+def test_the_way_that_is_faster_is_taken_and_told(three_threads, taken, ways, x, w, options):
     backend.set_threads(2)
-    taken = []
-    for name in ("direct", "winograd"):
-        library = getattr(module, name)
-        run = library.forward
-        monkeypatch.setattr(library, "forward", lambda *a, name=name, run=run: taken.append(name) or run(*a))
-    conv2d(Tensor(np.ones(x, np.float32)), Tensor(np.ones(w, np.float32)), **options)
-    assert taken == ([] if way == "columns" else [way])
+    told = run_and_ask(x, w, options)
+    assert [name for name, _ in told.values()] == ways.split()
+    assert taken == told and list(told) == ["forward", "backward_x", "backward_w"]
+
+
+@pytest.mark.skipif(not backend.HAS_NUMBA, reason="without Numba no groups are joined")
+@pytest.mark.parametrize(("groups", "left"), [(1, 1), (4, 1), (32, 8), (31, 31)])
+def test_groups_that_are_joined_are_told(taken, groups, left):
+    told = run_and_ask((32, 16, 16, 4 * groups), (3, 3, 4, 4 * groups), {"padding": 1, "groups": groups})
+    assert taken == told and {found.groups for found in told.values()} == {left}
+
+
+@opcheck.of("conv2d")
+def test_what_is_told_of_every_case_is_what_ran(taken, case):
+    shapes = {name: array.shape for name, array in case.arrays().items()}
+    options = {name: value for name, value in case.options.items() if name != "relu"}
+    told = run_and_ask(shapes["x"], shapes["w"], options)
+    assert taken == told
+    with specification():
+        told = run_and_ask(shapes["x"], shapes["w"], options)
+    assert taken == told
+    assert {name for name, _ in told.values()} == {"reference"}
+
+
+def test_a_way_is_asked_for_with_shapes_that_fit():
+    with pytest.raises(ShapeError, match=re.escape("conv2d: x must be (N, H, W, C), 4 axes, but its shape")):
+        way((8, 8, 3), (3, 3, 3, 4))
+    with pytest.raises(ShapeError, match="conv2d: the kernel 3x3 is larger than the padded picture 2x2"):
+        way((1, 2, 2, 3), (3, 3, 3, 4))
 
 
 @pytest.mark.parametrize("size", range(3, 12))

@@ -10,7 +10,7 @@ import pytest
 from minires import Tensor, specification
 from minires.backend import cuda
 from minires.ops import conv2d as module
-from minires.ops.conv2d import conv2d, cuda_columns
+from minires.ops.conv2d import choose, conv2d, cuda_columns, way
 from minires.ops.window import window
 
 pytestmark = [
@@ -97,7 +97,7 @@ def test_chunks(groups, pictures, emulator, monkeypatch):
 
 @pytest.mark.parametrize(("most", "left"), [(1, 16), (16, 8), (48, 4), (64, 2)])
 def test_joined_groups(most, left, emulator, monkeypatch):
-    monkeypatch.setattr(module, "_JOINED_CHANNELS_CUDA", most)
+    monkeypatch.setattr(choose, "_JOINED_CHANNELS_CUDA", most)
     shapes = {"x": (2, 5, 4, 64), "w": (3, 2, 4, 128), "b": (128,)}
     arrays = {name: np.random.default_rng(1).standard_normal(shape) for name, shape in shapes.items()}
 
@@ -106,6 +106,8 @@ def test_joined_groups(most, left, emulator, monkeypatch):
 
     got = opcheck.run(case, arrays)
     assert emulator.launches["col2im"] == left
+    told = way(shapes["x"], shapes["w"], groups=16, padding=1)
+    assert {*told} == {("cuda_columns", left)}
     with specification():
         expected = opcheck.run(case, arrays)
     opcheck.assert_all_close(got, expected, 1e-12, f"{left} groups")

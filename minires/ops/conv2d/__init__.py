@@ -20,11 +20,21 @@ As is usual in deep learning, the kernel is not flipped (cross-correlation).
 
 Source: Chellapilla, Puri, Simard 2006, High performance convolutional neural networks for document
 processing; groups: Krizhevsky, Sutskever, Hinton 2012.
+
+This is the idea. What is fast stands in files beside this one; ``way`` says which of them is taken.
+
+    choose.py           which way is taken, and why
+    columns.py          im2col on the CPU, in blocks that stay in the cache
+    turned_columns.py   the same with the columns of the other side, where these are smaller
+    direct.py           no columns: sums in the processor's registers
+    winograd.py         3x3 with fewer multiplications
+    cuda_columns.py     im2col on a GPU
+    adjoint.py          the convolution that goes from dy to dx
+    joined_groups.py    several small groups taken as one
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -32,18 +42,18 @@ from typing import Any
 import numpy as np
 
 from minires import backend
-from minires.backend import Array, cuda
+from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
-from minires.ops.conv2d import cuda_columns, direct, winograd
-from minires.ops.conv2d.columns import by_group, correlate, finish, gather, scatter
+from minires.ops.conv2d import choose
+from minires.ops.conv2d.columns import by_group
 from minires.ops.mixed_precision import mixed
 from minires.ops.relu import gradient as relu_gradient
 from minires.ops.relu import relu as relu_tensor
 from minires.ops.window import Padding, Window, window
 from minires.tensor import Tensor, is_fused, record
 
-# ---------------------------------------------------------------------------------------- specification
+# ------------------------------------------------------------------------------ reference implementation
 
 
 def _im2col(xp: Any, x: Array, win: Window, groups: int) -> Array:
@@ -91,190 +101,6 @@ def _backward_w(xp: Any, dy: Array, x: Array, shape: tuple[int, ...], win: Windo
     return dw
 
 
-# ---------------------------------------------------------------------------------------------- groups
-# Groups of few channels make products too small to be fast. So several groups are taken as one, with a kernel
-# that is zero where a channel of one would meet a channel of another. (NaN or infinity in one then shows in
-# the results of all that are joined, as zero times these is NaN.)
-
-
-def _joined_groups(groups: int, w_shape: tuple[int, ...], most: int) -> int:
-    """How many groups are left when as many are joined as have at most ``most`` channels together."""
-    widest = max(w_shape[2], w_shape[3] // groups)
-    joined = 1
-    while 2 * joined * widest <= most and groups % (2 * joined) == 0:
-        joined *= 2
-    return groups // joined
-
-
-def _join(xp: Any, w: Array, groups: int, left: int) -> Array:
-    """(KH, KW, C/groups, O) -> (KH, KW, C/left, O)."""
-    kh, kw, depth, outputs = w.shape
-    many = groups // left
-    if many == 1:
-        return w
-    wide = w.astype(backend.accumulator(w.dtype), copy=False)  # CuPy has no where for bfloat16
-    parts = wide.reshape(kh, kw, 1, depth, left, many, outputs // groups)
-    own = xp.eye(many, dtype=bool).reshape(many, 1, 1, many, 1)
-    joined = xp.where(own, parts, xp.zeros((), wide.dtype)).reshape(kh, kw, many * depth, outputs)
-    return joined.astype(w.dtype, copy=False)
-
-
-def _part(xp: Any, dw: Array, groups: int, left: int) -> Array:
-    """The adjoint of _join: (KH, KW, C/left, O) -> (KH, KW, C/groups, O)."""
-    kh, kw, depth, outputs = dw.shape
-    many = groups // left
-    if many == 1:
-        return dw
-    joined = dw.reshape(kh, kw, many, depth // many, left, many, outputs // groups)
-    parts = xp.moveaxis(joined.diagonal(axis1=2, axis2=5), -1, 4)  # (KH, KW, C/groups, left, many, O/groups)
-    return parts.reshape(kh, kw, depth // many, outputs)
-
-
-# ----------------------------------------------------------------------------------------- fast, on CPU
-# There are three ways: most 3x3 convolutions need fewer products in winograd.py; of the others those
-# whose sums fit into registers are done without columns in direct.py; the rest, 1x1 above all, by BLAS
-# in columns.py. Here is which way is taken.
-# At stride 1 the adjoint of a convolution is a convolution again: with the window turned round and the kernel
-# flipped in both directions, its input and output channels exchanged. So each of the three products can be
-# had in two ways, with columns of x or with columns of what lies on the other side; where that has fewer
-# channels, its columns are smaller. Adding columns back (scatter) takes up to twice as long as reading them
-# (gather).
-
-
-_WINOGRAD_CHANNELS = 8  # with fewer, the transforms take longer than the products they save
-_DIRECT_KERNEL = 16 * 16  # channels times outputs, up to which 3x3 convolutions are faster in registers
-_JOINED_CHANNELS = 16  # of a group made of several
-
-
-def _is_busy(pictures: int) -> bool:
-    """Whether there is work for all threads where each takes whole pictures."""
-    return 2 * pictures > backend.threads()
-
-
-def _is_direct(win: Window, pictures: int, channels: int, outputs: int) -> bool:
-    """Whether sums in registers were measured to be faster; ``channels`` and ``outputs`` are of one group."""
-    if win.size == (1, 1) or not direct.fits(win, outputs) or not _is_busy(pictures):
-        return False
-    return win.size != (3, 3) or win.stride != (1, 1) or channels * outputs <= _DIRECT_KERNEL
-
-
-def _is_winograd(win: Window, x_shape: tuple[int, ...], w_shape: tuple[int, ...], groups: int) -> bool:
-    """Whether Winograd's way was measured to be faster: 3x3, stride 1, and a kernel that, transformed, holds
-    at most twice the numbers of the transformed tiles of the pictures and of the output."""
-    channels, outputs = w_shape[2], w_shape[3] // groups
-    tiles = x_shape[0] * ((win.out[0] + 1) // 2) * ((win.out[1] + 1) // 2)
-    fits = win.size == (3, 3) and win.stride == (1, 1) and max(win.top, win.left) < 3
-    enough = min(channels, outputs) >= _WINOGRAD_CHANNELS
-    return fits and enough and _is_busy(x_shape[0]) and channels * outputs <= 2 * tiles * (channels + outputs)
-
-
-def _turned(win: Window, x_shape: tuple[int, ...]) -> Window | None:
-    """The window that looks from the output back at the picture; None where there is none."""
-    (kh, kw), (h, w) = win.size, x_shape[1:3]
-    sides = (kh - 1 - win.top, kh - 1 - win.bottom, kw - 1 - win.left, kw - 1 - win.right)
-    if win.stride != (1, 1) or win.size == (1, 1) or min(sides) < 0:
-        return None
-    return Window(win.size, (1, 1), *sides, out=(h, w))
-
-
-def _is_flip_cheap(x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> bool:
-    """Whether the kernel is no larger than the pictures; else flipping it takes longer than it saves."""
-    return math.prod(w_shape) <= math.prod(x_shape)
-
-
-def _flipped(w: Array, groups: int) -> Array:
-    """(KH, KW, C/G, O) -> (KH, KW, O/G, C), turned by 180 degrees; doing it twice changes nothing."""
-    kh, kw, c, o = w.shape
-    by_group = w[::-1, ::-1].reshape(kh, kw, c, groups, o // groups)
-    return np.ascontiguousarray(by_group.transpose(0, 1, 4, 3, 2)).reshape(kh, kw, o // groups, groups * c)
-
-
-def _forward_numba(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups: int) -> Array:
-    left = _joined_groups(groups, w.shape, _JOINED_CHANNELS)
-    w, groups = _join(np, w, groups, left), left
-    if _is_direct(win, len(x), w.shape[2], w.shape[3] // groups):
-        return direct.forward(x, w, b, relu, win, groups)
-    if _is_winograd(win, x.shape, w.shape, groups):
-        return winograd.forward(x, w, b, relu, win, groups)
-    turned = _turned(win, x.shape)
-    if turned is None or 2 * w.shape[-1] > x.shape[-1] or not _is_flip_cheap(x.shape, w.shape):
-        return gather(x, w, b, relu, win, groups)
-    y = scatter(x, _flipped(w, groups), (len(x), *win.out, w.shape[-1]), turned, groups)
-    finish(y, b, relu)
-    return y
-
-
-def _backward_x_numba(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
-    left = _joined_groups(groups, w.shape, _JOINED_CHANNELS)
-    w, groups = _join(np, w, groups, left), left
-    turned = _turned(win, shape)
-    if turned is not None and _is_direct(turned, len(dy), w.shape[3] // groups, w.shape[2]):
-        return direct.forward(dy, _flipped(w, groups), None, False, turned, groups)
-    if turned is not None and _is_winograd(win, shape, w.shape, groups):
-        return winograd.backward_x(dy, w, turned, groups)
-    if turned is None or dy.shape[-1] >= 2 * shape[-1] or not _is_flip_cheap(shape, w.shape):
-        return scatter(dy, w, shape, win, groups)
-    return gather(dy, _flipped(w, groups), None, False, turned, groups)
-
-
-def _backward_w_numba(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
-    left = _joined_groups(groups, shape, _JOINED_CHANNELS)
-    joined = (*shape[:2], x.shape[-1] // left, shape[3])
-    return _part(np, _correlate(dy, x, joined, win, left), groups, left)
-
-
-def _correlate(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
-    if _is_direct(win, len(x), shape[2], shape[3] // groups):
-        return direct.correlate(dy, x, shape, win, groups)
-    sides = sorted((dy.shape[-1], x.shape[-1]))
-    # Where one side has far fewer channels, its columns are made sooner than the tiles of both sides.
-    if _is_winograd(win, x.shape, shape, groups) and sides[1] <= 2 * sides[0]:
-        return winograd.correlate(dy, x, shape, win, groups)
-    turned = _turned(win, x.shape)
-    if turned is None or dy.shape[-1] >= x.shape[-1] or not _is_flip_cheap(x.shape, shape):
-        return correlate(dy, x, shape, win, groups)
-    kh, kw, c, o = shape
-    return _flipped(correlate(x, dy, (kh, kw, o // groups, c * groups), turned, groups), groups)
-
-
-# ------------------------------------------------------------------------------------------- fast, on GPU
-# Always by columns, in cuda_columns.py. A GPU multiplies so fast that wider groups are worth their zeros.
-
-_JOINED_CHANNELS_CUDA = 64  # of a group made of several
-
-
-def _forward_cuda(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups: int) -> Array:
-    left = _joined_groups(groups, w.shape, _JOINED_CHANNELS_CUDA)
-    w = _join(backend.array_module(w), w, groups, left)
-    return cuda_columns.forward(x, w, b, relu, win, left)
-
-
-def _backward_x_cuda(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
-    left = _joined_groups(groups, w.shape, _JOINED_CHANNELS_CUDA)
-    w = _join(backend.array_module(w), w, groups, left)
-    return cuda_columns.backward_x(dy, w, shape, win, left)
-
-
-def _backward_w_cuda(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
-    left = _joined_groups(groups, shape, _JOINED_CHANNELS_CUDA)
-    joined = (*shape[:2], x.shape[-1] // left, shape[3])
-    dw = cuda_columns.backward_w(dy, x, joined, win, left)
-    return _part(backend.array_module(dw), dw, groups, left)
-
-
-# ------------------------------------------------------------------------------------------- the choice
-
-
-def _implementation(array: Array) -> tuple[Callable[..., Array], Callable[..., Array], Callable[..., Array]]:
-    """forward, backward_x and backward_w for arrays such as this."""
-    if cuda.usable(array):
-        return _forward_cuda, _backward_x_cuda, _backward_w_cuda
-    if backend.fast(array):
-        return _forward_numba, _backward_x_numba, _backward_w_numba
-    xp = backend.array_module(array)
-    return partial(_forward, xp), partial(_backward_x, xp), partial(_backward_w, xp)
-
-
 def _backward_b(dy: Array) -> Array:
     """The sum of each channel, (N, OH, OW, O) -> (O,), as a product with ones."""
     rows = dy.reshape(-1, dy.shape[-1])
@@ -298,37 +124,32 @@ def conv2d(
 ) -> Tensor:
     """Convolve pictures with kernels, and apply ReLU where asked.
 
-    Under ``minires.unfused()`` the ReLU is a node of its own on the tape.
+    padding: an int, a pair (height, width), four sides ((top, bottom), (left, right)), ``"same"`` or
+        ``"ceil"``; see :func:`minires.ops.window.window`.
+    groups: the input and the output channels are cut into as many groups, each of which meets its own only.
+    relu: y = max(y, 0) in the same pass. Under ``minires.unfused()`` it is a node of its own on the tape.
 
     Math: y[n, i, j, o] = b[o] + sum over kh, kw, c of x[n, i*stride + kh - top, j*stride + kw - left, c] *
     w[kh, kw, c, o], with zeros outside the picture.
     Shapes: x (N, H, W, C), w (KH, KW, C/groups, O), b (O,) -> y (N, OH, OW, O) with
     OH = (H + top + bottom - KH) // stride + 1.
-    ``padding`` is an int, a pair (height, width), four sides ((top, bottom), (left, right)), ``"same"`` or
-    ``"ceil"``: see :func:`minires.ops.window.window`.
-    Backward: see the head of this file.
+    Backward: dw[kh, kw, c, o] = sum over n, i, j of x[n, i*stride + kh - top, j*stride + kw - left, c] *
+    dy[n, i, j, o]; db[o] = sum over n, i, j of dy[n, i, j, o]; dx: each dy[n, i, j, o] * w[kh, kw, c, o] is
+    added to the pixel of x that it came from.
     Raises: ShapeError if ranks, channels, groups or dtypes do not fit, or the kernel is larger than the
     padded picture.
+
+    >>> x, w = Tensor(np.ones((1, 4, 4, 3))), Tensor(np.ones((3, 3, 3, 8)))
+    >>> y = conv2d(x, w, padding=1)
+    >>> y.shape, y.numpy()[0, :, :, 0].tolist()[0]
+    ((1, 4, 4, 8), [12.0, 18.0, 18.0, 12.0])
     """
     x, w = checks.as_tensor(x), checks.as_tensor(w)
     b = None if b is None else checks.as_tensor(b)
-    checks.rank("conv2d", "x", x, "(N, H, W, C)")
-    checks.rank("conv2d", "w", w, "(KH, KW, C/groups, O)")
+    win = _window(x.shape, w.shape, stride, padding, groups)
     checks.same_floats("conv2d", parameters=("b",), w=w, b=b, x=x)
-    (_, h, width, c), (kh, kw, depth, o) = x.shape, w.shape
-    if not isinstance(groups, int) or groups < 1 or c % groups or o % groups:
-        raise ShapeError(
-            f"conv2d: groups={groups} must divide the {c} input channels of x {x.shape} "
-            f"and the {o} output channels of w {w.shape}"
-        )
-    if depth * groups != c:
-        raise ShapeError(
-            f"conv2d: w {w.shape} expects {depth * groups} input channels (with groups={groups}), "
-            f"but x {x.shape} has {c}. x must be channels last, (N, H, W, C)"
-        )
-    if b is not None and b.shape != (o,):
-        raise ShapeError(f"conv2d: b must have shape ({o},), one per output channel, not {b.shape}")
-    win = window("conv2d", (h, width), (kh, kw), stride, padding)
+    if b is not None and b.shape != w.shape[3:]:
+        raise ShapeError(f"conv2d: b must have shape {w.shape[3:]}, one per output channel, not {b.shape}")
     if relu and not is_fused():
         return relu_tensor(conv2d(x, w, b, stride=stride, padding=padding, groups=groups))
 
@@ -339,7 +160,6 @@ def conv2d(
     y = forward(xdata, wdata, bdata, relu, win, groups)
     # Tensors that need no gradient cost no product: the first layer of a network never computes dx.
     need_x, need_w, need_b = x.requires_grad, w.requires_grad, b is not None and b.requires_grad
-
     rectified = y if relu else None  # the tape keeps the result only where its signs are needed
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
@@ -362,3 +182,58 @@ def conv2d(
         saved={"x": xdata, "w": wdata, "y": rectified},
         backward=backward,
     )
+
+
+def way(
+    x_shape: tuple[int, ...],
+    w_shape: tuple[int, ...],
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: Padding = 0,
+    groups: int = 1,
+    device: str = "cpu",
+) -> choose.Ways:
+    """The ways in which a convolution of these shapes is computed on this machine: to y, to dx, to dw.
+
+    Each has a name, that of a file beside this one or "reference", and says how many groups are left: fewer
+    than given where small ones are joined. "turned_columns" turns the window round and flips the kernel; so
+    do "direct" and "winograd" on their way to dx.
+    Shapes, options, Raises: as in :func:`conv2d`; ConfigError for a ``device`` that is not there.
+
+    >>> found = way((32, 16, 16, 64), (3, 3, 64, 128), padding=1)
+    >>> found.forward.name, found.backward_x.name, found.backward_w.name
+    ('winograd', 'winograd', 'winograd')
+    >>> way((32, 56, 56, 128), (3, 3, 4, 128), padding=1, groups=32).forward
+    Way(name='direct', groups=8)
+    """
+    win = _window(x_shape, w_shape, stride, padding, groups)
+    like = backend.to_device(np.empty(0, np.float32), device)
+    return choose.ways(like, x_shape, w_shape, win, groups)
+
+
+def _window(
+    x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: Any, padding: Padding, groups: int
+) -> Window:
+    """The window of a kernel w on pictures x. Raises: ShapeError if their shapes do not fit."""
+    checks.rank_of_shape("conv2d", "x", x_shape, "(N, H, W, C)")
+    checks.rank_of_shape("conv2d", "w", w_shape, "(KH, KW, C/groups, O)")
+    (_, h, width, c), (kh, kw, depth, o) = x_shape, w_shape
+    if not isinstance(groups, int) or groups < 1 or c % groups or o % groups:
+        raise ShapeError(
+            f"conv2d: groups={groups} must divide the {c} input channels of x {x_shape} "
+            f"and the {o} output channels of w {w_shape}"
+        )
+    if depth * groups != c:
+        raise ShapeError(
+            f"conv2d: w {w_shape} expects {depth * groups} input channels (with groups={groups}), "
+            f"but x {x_shape} has {c}. x must be channels last, (N, H, W, C)"
+        )
+    return window("conv2d", (h, width), (kh, kw), stride, padding)
+
+
+def _implementation(array: Array) -> tuple[Callable[..., Array], Callable[..., Array], Callable[..., Array]]:
+    """forward, backward_x and backward_w for arrays such as this."""
+    if choose.is_fast(array):
+        return choose.forward, choose.backward_x, choose.backward_w
+    xp = backend.array_module(array)
+    return partial(_forward, xp), partial(_backward_x, xp), partial(_backward_w, xp)

@@ -2,9 +2,9 @@
 
 The same three products as in ``minires.ops.conv2d``, which says what they are:
 
-    gather       y  = im2col(x) @ w + b
-    scatter      dx = col2im(dy @ w^T)
-    correlate    dw = im2col(x)^T @ dy
+    forward      y  = im2col(x) @ w + b
+    backward_x   dx = col2im(dy @ w^T)
+    backward_w   dw = im2col(x)^T @ dy
 
 Each thread takes a shard of the output's lines, and of that a block of a few lines at a time, so that the
 columns of a block are still in the core's own cache when the product reads them. The columns of the whole
@@ -167,13 +167,13 @@ def finish(y: Array, b: Array | None, relu: bool) -> None:
         _finish_numba(y.reshape(-1, y.shape[-1]), np.empty(0, y.dtype) if b is None else b, relu)
 
 
-def gather(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups: int) -> Array:
+def forward(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups: int) -> Array:
     """im2col(x) @ w + b, with a ReLU behind it where asked."""
-    return _gather(x, by_group(w, groups), b, relu, win)
+    return _multiply_columns(x, by_group(w, groups), b, relu, win)
 
 
-def _gather(x: Array, kernels: Array, b: Array | None, relu: bool, win: Window) -> Array:
-    """The same with kernels (G, depth, O/G)."""
+def _multiply_columns(x: Array, kernels: Array, b: Array | None, relu: bool, win: Window) -> Array:
+    """im2col(x) @ kernels + b, with kernels (G, depth, O/G)."""
     groups, _, width = kernels.shape
     columns = _Columns(x, win, groups)
     y = np.empty((len(x), *win.out, groups * width), x.dtype)
@@ -193,11 +193,11 @@ def _gather(x: Array, kernels: Array, b: Array | None, relu: bool, win: Window) 
     return y
 
 
-def scatter(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
+def backward_x(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
     """col2im(dy @ w^T)."""
     kernels = by_group(w, groups).swapaxes(1, 2)
     if win.is_pointwise:
-        return _gather(dy, kernels, None, False, win)
+        return _multiply_columns(dy, kernels, None, False, win)
     dx = np.empty(shape, dy.dtype)
     rows, depth = win.out[0] * win.out[1], kernels.shape[2]  # of one picture
     size = groups * rows * depth * dy.itemsize
@@ -224,7 +224,7 @@ def scatter(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups: in
     return dx
 
 
-def correlate(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
+def backward_w(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
     """im2col(x)^T @ dy."""
     columns = _Columns(x, win, groups)
     if columns.rows < 2 * columns.depth and columns.fit():

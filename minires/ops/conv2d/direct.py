@@ -24,6 +24,7 @@ import numpy as np
 from minires import backend
 from minires.backend import Array, kernel, simd
 from minires.backend.simd import add, multiply_add, rectify, spread, store
+from minires.ops.conv2d import adjoint
 from minires.ops.window import Window
 
 LANES = simd.LANES
@@ -69,7 +70,7 @@ def _forward_numba(x, w, b, relu, y, frame, lines, across, stride, top, left, gr
 
 
 @kernel
-def _correlate_numba(x, dy, dw, zeros, frame, lines, across, stride, top, left, groups):
+def _backward_w_numba(x, dy, dw, zeros, frame, lines, across, stride, top, left, groups):
     """Add to dw (KH, runs, run, O), whose runs are rounded up to whole tiles: what is behind is meaningless.
 
     Each picture is summed by itself first, which rounds less than one long sum.
@@ -124,7 +125,12 @@ def forward(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups
     return y
 
 
-def correlate(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
+def backward_x(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
+    """dx of ``shape`` (N, H, W, C): forward through the adjoint."""
+    return forward(dy, adjoint.kernel(w, groups), None, False, adjoint.window(win, shape), groups)
+
+
+def backward_w(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
     """dw of ``shape`` (KH, KW, C/G, O)."""
     kh, kw, depth, outputs = shape
     runs, run = (1, kw * depth) if groups == 1 else (kw, depth)
@@ -133,7 +139,7 @@ def correlate(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: 
 
     def shard(part: int, start: int, stop: int) -> None:
         where = (*_frame(win, x.shape[-1], x.dtype), win.stride, win.top, win.left, groups)
-        _correlate_numba(x[start:stop], dy[start:stop], sums[part], np.zeros(LANES, x.dtype), *where)
+        _backward_w_numba(x[start:stop], dy[start:stop], sums[part], np.zeros(LANES, x.dtype), *where)
 
     backend.parallel_calls([partial(shard, number, *part) for number, part in enumerate(parts)])
     return sums[:, :, :, :run].sum(axis=0).reshape(shape)

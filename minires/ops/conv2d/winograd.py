@@ -40,6 +40,7 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array, kernel
+from minires.ops.conv2d import adjoint
 from minires.ops.conv2d.columns import finish
 from minires.ops.window import Window
 
@@ -233,13 +234,13 @@ def forward(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups
     return _convolve(x, _by_group(u.reshape(16, *w.shape[2:]), groups), b, relu, win)
 
 
-def backward_x(dy: Array, w: Array, win: Window, groups: int) -> Array:
-    """dx: conv2d of dy (N, OH, OW, O), seen through the turned window, with the flipped kernel."""
+def backward_x(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
+    """dx of ``shape`` (N, H, W, C): forward through the adjoint, with the kernel flipped by its transform."""
     u = backend.matmul(_G_FLIPPED.astype(dy.dtype), w.reshape(9, -1))
     u = _by_group(u.reshape(16, *w.shape[2:]), groups).swapaxes(2, 3)
     if u.nbytes < _BLOCK:  # then BLAS gains more from matrices in order than it takes to put them so
         u = np.ascontiguousarray(u)
-    return _convolve(dy, u, None, False, win)
+    return _convolve(dy, u, None, False, adjoint.window(win, shape))
 
 
 def _by_group(matrices: Array, groups: int) -> Array:
@@ -282,7 +283,7 @@ def _multiply(a: Array, b: Array, out: Array) -> None:
     backend.parallel_for(lambda i, j: np.matmul(a[i:j], b[i:j], out=out[i:j]), 16)
 
 
-def correlate(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
+def backward_w(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
     """dw of ``shape`` (3, 3, C/G, O)."""
     channels, outputs = x.shape[-1], shape[-1]
     tiles = _Tiles(win, channels, outputs, x.itemsize)

@@ -10,9 +10,8 @@ import pytest
 
 from minires import Tensor, backend, specification, unfused
 from minires.errors import ShapeError
-from minires.ops import batch_norm as batch_norm_module
 from minires.ops import cases
-from minires.ops.batch_norm import batch_norm, numba_kernels
+from minires.ops.batch_norm import arguments, batch_norm, numba_kernels
 
 
 @opcheck.on_devices
@@ -227,7 +226,7 @@ def test_a_view_is_as_good_as_a_copy_of_it(name, dtype, training):
 def test_a_view_is_not_copied(name):
     whole = np.zeros((3, 4, 5, 8), np.float32)
     view = whole[VIEWS[name][0]]
-    rows = batch_norm_module._rows(np, view)
+    rows = arguments.rows(np, view)
     assert rows.shape == (view.size // view.shape[-1], view.shape[-1])
     assert np.shares_memory(rows, whole) == VIEWS[name][1]
     wide = numba_kernels._wide(rows)

@@ -18,9 +18,14 @@ and the variance are constants, kept from training, and the two terms fall away:
 A trap: with an upstream gradient of all ones, the true dx and dgamma are zero, so such a check passes a
 backward that returns zeros.
 
-How it is done fast stands in numba_kernels.py for the CPU, and in cuda_kernels.py for the GPU.
-
+Shapes: x, add, y (..., C), any axes before the channels; gamma, beta, mean, var (C,).
 Source: Ioffe and Szegedy 2015, Batch normalization, arXiv:1502.03167.
+
+This is the idea. Beside it stand
+
+    numba_kernels.py    the same on the CPU in few passes over the memory
+    cuda_kernels.py     ... and on a GPU
+    arguments.py        what is asked of the arguments; x as a matrix (M, C)
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ from minires.backend import Array, cuda
 from minires.errors import ShapeError
 from minires.ops import checks
 from minires.ops.arithmetic import add as add_tensors
-from minires.ops.batch_norm import cuda_kernels, numba_kernels
+from minires.ops.batch_norm import arguments, cuda_kernels, numba_kernels
 from minires.ops.mixed_precision import mixed
 from minires.ops.relu import relu as relu_tensor
 from minires.tensor import Tensor, is_fused, record
@@ -44,13 +49,36 @@ CONVENTIONS = {
     "torch": {"momentum": 0.1, "eps": 1e-5},  # momentum is the share that is replaced; unbiased
 }
 
-# ---------------------------------------------------------------------------------------- specification
+# ------------------------------------------------------------------------------ reference implementation
 
 
 def _statistics(xp: Any, x: Array) -> tuple[Array, Array]:
     """Mean and biased variance of each channel of x (M, C), as (C,) each."""
     mean = x.mean(axis=0)
     return mean, xp.square(x - mean).mean(axis=0)
+
+
+def _inv(xp: Any, var: Array, eps: float) -> Array:
+    return (1 / xp.sqrt(var + var.dtype.type(eps))).astype(var.dtype)
+
+
+def _move(convention: str, momentum: float, count: int) -> tuple[float, float]:
+    """By what share the running statistics move towards those of a batch, and the factor of its variance."""
+    return (momentum, count / (count - 1)) if convention == "torch" else (1 - momentum, 1.0)
+
+
+def _update(
+    mean: Array,
+    var: Array,
+    running_mean: Array | None,
+    running_var: Array | None,
+    replaced: float,
+    correction: float,
+) -> None:
+    """Move the running statistics towards those of this batch, in place."""
+    for running, new in ((running_mean, mean), (running_var, var * correction)):
+        if running is not None:
+            running += replaced * (new - running)
 
 
 def _forward(
@@ -93,27 +121,36 @@ def batch_norm(
 ) -> Tensor:
     """Normalise each channel; then add ``add`` and apply ReLU where asked.
 
-    In training the statistics are those of the batch, and ``running_mean`` and ``running_var`` are updated
-    in place where given; in inference they are used, and not changed. ``convention`` says what ``momentum``
-    means, what it and ``eps`` are if left out, and which variance is kept: see CONVENTIONS. Under
-    ``minires.unfused()`` the addition and the ReLU are nodes of their own on the tape.
+    training: take the statistics of the batch, and move the running ones towards them, in place, where they
+        are given; in inference the running ones are used, and not changed.
+    momentum: the share of the running statistics that is kept (Keras) or replaced (PyTorch).
+    eps: is added to the variance, so that nothing is divided by zero.
+    convention: "keras" or "torch". It says what ``momentum`` means, what it and ``eps`` are if left out, and
+        which variance is kept: see CONVENTIONS.
+    add, relu: y = y + add, then y = max(y, 0), in the same pass. Under ``minires.unfused()`` they are nodes
+        of their own on the tape.
 
-    Math and Backward: see the head of this file.
+    Math: xhat = (x - mean) * inv, y = gamma * xhat + beta, with inv = 1 / sqrt(var + eps); mean and var are
+    over all M values of a channel.
     Shapes: x (..., C), any axes before the channels; gamma, beta, running_mean, running_var (C,); add and y
     as x.
+    Backward: dx = gamma * inv * (g - dbeta / M - xhat * dgamma / M), in inference dx = gamma * inv * g;
+    dbeta = sum(g), dgamma = sum(g * xhat), dadd = g; g is dy, behind a ReLU only where y > 0.
     Raises: ShapeError if shapes or dtypes do not fit, if inference has no running statistics, or if training
     has a single value per channel (its variance says nothing).
     Source: arXiv:1502.03167.
+
+    >>> x, gamma, beta = Tensor([[1.0], [3.0]]), Tensor([1.0]), Tensor([5.0])
+    >>> batch_norm(x, gamma, beta, training=True, eps=0.0).numpy().tolist()
+    [[4.0], [6.0]]
     """
     x, gamma, beta = checks.as_tensor(x), checks.as_tensor(gamma), checks.as_tensor(beta)
-    _check(x, gamma, beta, running_mean, running_var, training, convention)
-    if add is not None:
-        add = checks.as_tensor(add)
-        checks.same_floats("batch_norm", x=x, add=add)
-        if add.shape != x.shape:
-            raise ShapeError(
-                f"batch_norm: add has shape {add.shape}, but x has {x.shape}; they must be equal"
-            )
+    add = None if add is None else checks.as_tensor(add)
+    if convention not in CONVENTIONS:
+        raise ShapeError(f"batch_norm: convention must be 'keras' or 'torch', not {convention!r}")
+    arguments.check(
+        x, gamma, beta, add, training=training, running_mean=running_mean, running_var=running_var
+    )
     momentum = CONVENTIONS[convention]["momentum"] if momentum is None else momentum
     eps = CONVENTIONS[convention]["eps"] if eps is None else eps
     if not is_fused() and (add is not None or relu):
@@ -125,28 +162,14 @@ def batch_norm(
         return relu_tensor(y) if relu else y
 
     xp = backend.array_module(x.data)
-    rows = _rows(xp, x.data)  # (..., C) -> (M, C)
+    rows = arguments.rows(xp, x.data)  # (..., C) -> (M, C)
     add_rows = None if add is None else xp.ascontiguousarray(add.data).reshape(rows.shape)
-    on_gpu, fast = cuda.usable(rows), backend.fast(rows)
     if training:
-        moved = (running_mean, running_var, *_move(convention, momentum, len(rows)))
-    if on_gpu and training:
-        mean, inv = cuda_kernels.statistics(xp, rows, *moved, eps)
-    elif on_gpu:
-        mean, inv = cuda_kernels.constants(xp, gamma.dtype, running_mean, running_var, eps)
+        moved = _move(convention, momentum, len(rows))
+        mean, inv = _of_batch(xp, rows, running_mean, running_var, *moved, eps)
     else:
-        if training:
-            mean, var = numba_kernels.statistics(rows) if fast else _statistics(xp, rows)
-            _update(mean, var, *moved)
-        else:
-            # Copies of the dtype of x: what is updated in place later must not change this backward.
-            mean, var = (xp.array(running, x.dtype) for running in (running_mean, running_var))
-        inv = (1 / xp.sqrt(var + x.dtype.type(eps))).astype(x.dtype)
-    run = (rows, gamma.data, beta.data, mean, inv, add_rows, relu)
-    if on_gpu:
-        y_rows = cuda_kernels.forward(xp, *run)
-    else:
-        y_rows = numba_kernels.forward(*run) if fast else _forward(xp, *run)
+        mean, inv = _of_running(xp, rows, gamma.dtype, running_mean, running_var, eps)
+    y_rows = _normalized(xp, rows, gamma.data, beta.data, mean, inv, add_rows, relu)
     weights, bias, added = gamma.data, beta.data, add is not None
     needs_add = add is not None and add.requires_grad
 
@@ -173,61 +196,37 @@ def batch_norm(
     )
 
 
-def _rows(xp: Any, x: Array) -> Array:
-    """x (..., C) as (M, C): a view where its numbers lie in order, also with gaps between the rows, as in the
-    first channels of a wider array; else a copy."""
-    rows = x.reshape(-1, x.shape[-1])
-    to_next_row, to_next = rows.strides
-    in_order = to_next == x.itemsize and to_next_row % to_next == 0 and to_next_row >= x.shape[-1] * to_next
-    return rows if in_order else xp.ascontiguousarray(rows)
+# ------------------------------------------------------------------------------------------- the choice
 
 
-def _move(convention: str, momentum: float, count: int) -> tuple[float, float]:
-    """By what share the running statistics move towards those of a batch, and the factor of its variance."""
-    return (momentum, count / (count - 1)) if convention == "torch" else (1 - momentum, 1.0)
-
-
-def _update(
-    mean: Array,
-    var: Array,
+def _of_batch(
+    xp: Any,
+    x: Array,
     running_mean: Array | None,
     running_var: Array | None,
     replaced: float,
     correction: float,
-) -> None:
-    """Move the running statistics towards those of this batch, in place."""
-    for running, new in ((running_mean, mean), (running_var, var * correction)):
-        if running is not None:
-            running += replaced * (new - running)
+    eps: float,
+) -> tuple[Array, Array]:
+    """mean and inv of the batch x (M, C), after which the running statistics are moved."""
+    if cuda.usable(x):
+        return cuda_kernels.statistics(xp, x, running_mean, running_var, replaced, correction, eps)
+    mean, var = numba_kernels.statistics(x) if backend.fast(x) else _statistics(xp, x)
+    _update(mean, var, running_mean, running_var, replaced, correction)
+    return mean, _inv(xp, var, eps)
 
 
-def _check(
-    x: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    running_mean: Array | None,
-    running_var: Array | None,
-    training: bool,
-    convention: str,
-) -> None:
-    if convention not in CONVENTIONS:
-        raise ShapeError(f"batch_norm: convention must be 'keras' or 'torch', not {convention!r}")
-    if x.ndim < 2:
-        raise ShapeError(
-            f"batch_norm: x must have a batch axis and channels last, but its shape is {x.shape}"
-        )
-    checks.same_floats("batch_norm", parameters=("gamma", "beta"), x=x, gamma=gamma, beta=beta)
-    channels = x.shape[-1]
-    parts = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
-    for name, part in parts.items():
-        if part is not None and part.shape != (channels,):
-            raise ShapeError(
-                f"batch_norm: {name} has shape {part.shape}, but x {x.shape} has {channels} channels"
-            )
-    if training and x.size // channels < 2:
-        raise ShapeError(
-            f"batch_norm: training needs at least two values per channel, but x has shape {x.shape}. "
-            "Use a larger batch, or eval()"
-        )
-    if not training and (running_mean is None or running_var is None):
-        raise ShapeError("batch_norm: inference needs running_mean and running_var")
+def _of_running(
+    xp: Any, x: Array, dtype: Any, running_mean: Array, running_var: Array, eps: float
+) -> tuple[Array, Array]:
+    """mean and inv for inference, as copies: what is moved in place later must not change this backward."""
+    if cuda.usable(x):
+        return cuda_kernels.constants(xp, dtype, running_mean, running_var, eps)
+    mean, var = (xp.array(running, x.dtype) for running in (running_mean, running_var))
+    return mean, _inv(xp, var, eps)
+
+
+def _normalized(xp: Any, x: Array, *given: Any) -> Array:
+    if cuda.usable(x):
+        return cuda_kernels.forward(xp, x, *given)
+    return numba_kernels.forward(x, *given) if backend.fast(x) else _forward(xp, x, *given)

@@ -177,7 +177,8 @@ def backward(
 
 
 def _wide(rows: Array) -> Array:
-    """The rows (M, C) of ``_rows`` without the gaps: each goes on to where the next one begins, (M, wider).
+    """The rows (M, C), as ``arguments.rows`` gives them, without the gaps: each goes on to where the next one
+    begins, (M, wider).
 
     Behind the last row that may be beyond the end of the memory; only the first C columns are ever read.
     """

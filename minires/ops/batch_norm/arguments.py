@@ -1,0 +1,54 @@
+"""What batch_norm asks of its arguments, and the matrix that it makes of x."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minires.backend import Array
+from minires.errors import ShapeError
+from minires.ops import checks
+from minires.tensor import Tensor
+
+
+def check(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    add: Tensor | None,
+    *,
+    training: bool,
+    running_mean: Array | None,
+    running_var: Array | None,
+) -> None:
+    """Raises: ShapeError for what does not fit."""
+    if x.ndim < 2:
+        raise ShapeError(
+            f"batch_norm: x must have a batch axis and channels last, but its shape is {x.shape}"
+        )
+    checks.same_floats("batch_norm", parameters=("gamma", "beta"), x=x, gamma=gamma, beta=beta)
+    channels = x.shape[-1]
+    parts = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
+    for name, part in parts.items():
+        if part is not None and part.shape != (channels,):
+            raise ShapeError(
+                f"batch_norm: {name} has shape {part.shape}, but x {x.shape} has {channels} channels"
+            )
+    if training and x.size // channels < 2:
+        raise ShapeError(
+            f"batch_norm: training needs at least two values per channel, but x has shape {x.shape}. "
+            "Use a larger batch, or eval()"
+        )
+    if not training and (running_mean is None or running_var is None):
+        raise ShapeError("batch_norm: inference needs running_mean and running_var")
+    checks.same_floats("batch_norm", x=x, add=add)
+    if add is not None and add.shape != x.shape:
+        raise ShapeError(f"batch_norm: add has shape {add.shape}, but x has {x.shape}; they must be equal")
+
+
+def rows(xp: Any, x: Array) -> Array:
+    """x (..., C) as (M, C): a view where its numbers lie in order, also with gaps between the rows, as in the
+    first channels of a wider array; else a copy."""
+    matrix = x.reshape(-1, x.shape[-1])
+    to_next_row, to_next = matrix.strides
+    in_order = to_next == x.itemsize and to_next_row % to_next == 0 and to_next_row >= x.shape[-1] * to_next
+    return matrix if in_order else xp.ascontiguousarray(matrix)

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import minires
 
 ROOT = Path(minires.__file__).parent
@@ -115,6 +117,34 @@ def _code_lines(path: Path) -> int:
         if isinstance(value, ast.Constant) and isinstance(value.value, str):
             lines -= set(range(node.lineno, node.end_lineno + 1))
     return len(lines)
+
+
+# The functions of these files that are the reference implementation. Idea is what a student reads: they, the
+# public functions, and the head of the file.
+REFERENCE = {
+    "minires.ops.conv2d": {"_im2col", "_col2im", "_forward", "_backward_x", "_backward_w", "_backward_b"},
+    "minires.ops.batch_norm": {"_statistics", "_inv", "_move", "_update", "_forward", "_backward"},
+    "minires.ops.max_pool2d": {"_forward", "_backward"},
+    "minires.ops.avg_pool2d": {"_counts", "_sum", "_backward"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("module", REFERENCE)
+def test_the_first_file_of_an_operation_is_mostly_its_idea(module):
+    text = FILES[module].read_text()
+    head, *rest = ast.parse(text).body
+    assert isinstance(head, ast.Expr), "the file begins with its docstring"
+    functions = {node.name: node for node in rest if isinstance(node, ast.FunctionDef)}
+    assert functions.keys() >= REFERENCE[module]
+    public = {name for name in functions if not name.startswith("_")}
+    assert public and all(ast.get_docstring(functions[name]) for name in public)
+    idea = head.end_lineno
+    for name in public | REFERENCE[module]:
+        node = functions[name]
+        first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+        idea += node.end_lineno - first + 1
+    share = idea / len(text.splitlines())
+    assert share >= 0.6, f"{share:.0%} of {module} is formula, reference and public functions"
 
 
 def test_no_room_is_too_large():

@@ -15,16 +15,20 @@ import pytest
 from minires import Tensor, backend, specification
 from minires.backend import cuda
 from minires.errors import ConfigError, ShapeError
-from minires.ops import avg_pool2d, cases, checks, concat, dropout, max_pool2d, pad_channels, relu
+from minires.ops import cases, checks, concat, dropout, pad_channels, relu
+from minires.ops.avg_pool2d import cuda_kernels as avg_pool_cuda
 from minires.ops.batch_norm import batch_norm, cuda_kernels
 from minires.ops.conv2d import conv2d, cuda_columns
+from minires.ops.max_pool2d import cuda_kernels as max_pool_cuda
 
 BFLOAT16 = backend.bfloat16()
 # The sources that know bfloat16. All other kernels get float32: softmax, cross entropy, optimiser, average.
 SOURCES = {
     module.__name__: module._CUDA
-    for module in (relu, cuda_kernels, cuda_columns, max_pool2d, avg_pool2d, concat, pad_channels, dropout)
-}
+    for module in [
+        relu, cuda_kernels, cuda_columns, max_pool_cuda, avg_pool_cuda, concat, pad_channels, dropout,
+    ]
+}  # fmt: skip
 # Operations whose kernels do in bfloat16 what they do in float32, and round the result.
 ONE_ROUNDING = ("relu", "batch_norm", "max_pool2d", "avg_pool2d", "concat", "pad_channels", "dropout")
 
@@ -109,8 +113,8 @@ def test_these_kernels_and_no_others_run_in_bfloat16(emulator):
         (cuda_kernels, "batch_norm", "A d = m < rows ?", "T d = m < rows ?"),
         (cuda_kernels, "batch_norm", "if (add) value += add[i]", "if (add) value = T(value) + add[i]"),
         (cuda_kernels, "batch_norm", "? scale * g + slope * d", "? T(scale * g) + slope * d"),
-        (max_pool2d, "max_pool2d", "sum += dy[o]", "sum = T(sum + dy[o])"),
-        (avg_pool2d, "avg_pool2d", "sum / A(count)", "T(sum) / A(count)"),
+        (max_pool_cuda, "max_pool2d", "sum += dy[o]", "sum = T(sum + dy[o])"),
+        (avg_pool_cuda, "avg_pool2d", "sum / A(count)", "T(sum) / A(count)"),
         (dropout, "dropout", "(kept ? scale : A(0))", "(kept ? A(T(scale)) : A(0))"),
     ],
 )
@@ -226,7 +230,7 @@ def test_there_is_no_arithmetic_in_16_bits(tmp_path):
     """What would sum up in bfloat16 does not compile."""
     if cuda_emulator.compiler() is None:
         pytest.skip("there is no g++ here")
-    wrong = max_pool2d._CUDA.text("bfloat16").replace("A sum = 0;", "T sum = 0;")
+    wrong = max_pool_cuda._CUDA.text("bfloat16").replace("A sum = 0;", "T sum = 0;")
     with pytest.raises(AssertionError, match="operator\\+=|no match|invalid"):
         cuda_emulator.library(wrong)
 

@@ -7,6 +7,8 @@ import pytest
 
 from minires.backend import cuda
 from minires.ops import avg_pool2d, concat, max_pool2d, pad_channels
+from minires.ops.avg_pool2d import cuda_kernels as avg_pool_cuda
+from minires.ops.max_pool2d import cuda_kernels as max_pool_cuda
 from minires.ops.window import window
 
 pytestmark = [
@@ -54,12 +56,12 @@ def check_max_pool(dtype):
         win = window("max_pool2d", shape[1:3], kernel, stride, padding)
         numbers, often = [np.nan, -np.inf, -1, 0, 1], [0.03, 0.5, 0.2, 0.2, 0.07]  # many are equal
         x = np.random.default_rng(0).choice(numbers, shape, p=often).astype(dtype)
-        y, winner = max_pool2d._forward_cuda(np, x, win)
+        y, winner = max_pool_cuda.forward(np, x, win)
         expected_y, expected_winner = max_pool2d._forward(np, x, win)
         assert np.array_equal(y, expected_y, equal_nan=True)
         assert winner.dtype == np.int32 and np.array_equal(winner, expected_winner)
         dy = _random(y.shape, dtype)
-        dx = max_pool2d._backward_cuda(np, dy, winner, shape, win)
+        dx = max_pool_cuda.backward(np, dy, winner, shape, win)
         opcheck.assert_close(dx, max_pool2d._backward(np, dy, winner, shape, win), opcheck.CLOSE[dtype], "dx")
 
 
@@ -69,10 +71,10 @@ def check_avg_pool(dtype):
         for count_padding in (False, True):
             counts = avg_pool2d._counts(np, win, shape, dtype, count_padding)
             x = _random(shape, dtype)
-            y = avg_pool2d._forward_cuda(np, x, win, count_padding)
+            y = avg_pool_cuda.forward(np, x, win, count_padding)
             opcheck.assert_close(y, avg_pool2d._sum(np, x, win) / counts, opcheck.CLOSE[dtype], "y")
             dy = _random(y.shape, dtype, 1)
-            dx = avg_pool2d._backward_cuda(np, dy, shape, win, count_padding)
+            dx = avg_pool_cuda.backward(np, dy, shape, win, count_padding)
             expected = avg_pool2d._backward(np, dy / counts, shape, win)
             opcheck.assert_close(dx, expected, opcheck.CLOSE[dtype], "dx")
 
@@ -80,7 +82,7 @@ def check_avg_pool(dtype):
 def check_global_avg_pool(dtype):
     for n, h, w, c in [(3, 7, 5, 67), (1, 40, 41, 1), (2, 1, 1, 1000)]:
         dy = _random((n, c), dtype)
-        dx = avg_pool2d._global_backward_cuda(np, dy, (n, h, w, c))
+        dx = avg_pool_cuda.global_backward(np, dy, (n, h, w, c))
         expected = np.broadcast_to(dy[:, None, None, :] / (h * w), (n, h, w, c))
         opcheck.assert_close(dx, expected, opcheck.CLOSE[dtype], "dx")
 
@@ -125,18 +127,18 @@ def test_four_tensors_are_joined_in_one_launch(tensors, launches, emulator):
 @pytest.mark.parametrize(
     ("module", "check", "right", "wrong"),
     [
-        (max_pool2d, check_max_pool, "pixel > best", "pixel >= best"),
-        (max_pool2d, check_max_pool, " || isnan(pixel)", ""),
-        (max_pool2d, check_max_pool, "max(start_w, 0)", "start_w"),
-        (max_pool2d, check_max_pool, "row / out_h * h", "row / out_h * out_h"),
-        (max_pool2d, check_max_pool, "oh >= 0", "oh > 0"),
-        (max_pool2d, check_max_pool, "(ih - oh * stride_h) * kernel_w", "(ih - oh * stride_h) * kernel_h"),
-        (max_pool2d, check_max_pool, "sum += dy", "sum = dy"),
-        (avg_pool2d, check_avg_pool, "(stop_h - first_h) * (stop_w - first_w)", "kernel_h * kernel_w"),
-        (avg_pool2d, check_avg_pool, "row % out_h * stride_h", "row % out_h * stride_w"),
-        (avg_pool2d, check_avg_pool, "real_h * real_w", "real_w * real_w"),
-        (avg_pool2d, check_avg_pool, "ih < oh", "ih <= oh"),
-        (avg_pool2d, check_global_avg_pool, "* channels + i % channels", "* channels"),
+        (max_pool_cuda, check_max_pool, "pixel > best", "pixel >= best"),
+        (max_pool_cuda, check_max_pool, " || isnan(pixel)", ""),
+        (max_pool_cuda, check_max_pool, "max(start_w, 0)", "start_w"),
+        (max_pool_cuda, check_max_pool, "row / out_h * h", "row / out_h * out_h"),
+        (max_pool_cuda, check_max_pool, "oh >= 0", "oh > 0"),
+        (max_pool_cuda, check_max_pool, "(ih - oh * stride_h) * kernel_w", "(ih - oh * stride_h) * kernel_h"),
+        (max_pool_cuda, check_max_pool, "sum += dy", "sum = dy"),
+        (avg_pool_cuda, check_avg_pool, "(stop_h - first_h) * (stop_w - first_w)", "kernel_h * kernel_w"),
+        (avg_pool_cuda, check_avg_pool, "row % out_h * stride_h", "row % out_h * stride_w"),
+        (avg_pool_cuda, check_avg_pool, "real_h * real_w", "real_w * real_w"),
+        (avg_pool_cuda, check_avg_pool, "ih < oh", "ih <= oh"),
+        (avg_pool_cuda, check_global_avg_pool, "* channels + i % channels", "* channels"),
         (concat, check_concat, "k < to_a", "k <= to_a"),
         (concat, check_concat, "k - to_a", "to_b - 1 - k"),
         (concat, check_concat, " y[row * width + start", " y[row * width"),

@@ -31,6 +31,7 @@ This is the idea. What is fast stands in files beside this one; ``way`` says whi
     cuda_columns.py     im2col on a GPU
     adjoint.py          the convolution that goes from dy to dx
     joined_groups.py    several small groups taken as one
+    arguments.py        what is asked of the shapes
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ from minires import backend
 from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
-from minires.ops.conv2d import choose
+from minires.ops.conv2d import arguments, choose
 from minires.ops.conv2d.columns import by_group
 from minires.ops.mixed_precision import mixed
 from minires.ops.relu import gradient as relu_gradient
 from minires.ops.relu import relu as relu_tensor
-from minires.ops.window import Padding, Window, window
+from minires.ops.window import Padding, Window
 from minires.tensor import Tensor, is_fused, record
 
 # ------------------------------------------------------------------------------ reference implementation
@@ -146,7 +147,7 @@ def conv2d(
     """
     x, w = checks.as_tensor(x), checks.as_tensor(w)
     b = None if b is None else checks.as_tensor(b)
-    win = _window(x.shape, w.shape, stride, padding, groups)
+    win = arguments.window(x.shape, w.shape, stride, padding, groups)
     checks.same_floats("conv2d", parameters=("b",), w=w, b=b, x=x)
     if b is not None and b.shape != w.shape[3:]:
         raise ShapeError(f"conv2d: b must have shape {w.shape[3:]}, one per output channel, not {b.shape}")
@@ -206,29 +207,9 @@ def way(
     >>> way((32, 56, 56, 128), (3, 3, 4, 128), padding=1, groups=32).forward
     Way(name='direct', groups=8)
     """
-    win = _window(x_shape, w_shape, stride, padding, groups)
+    win = arguments.window(x_shape, w_shape, stride, padding, groups)
     like = backend.to_device(np.empty(0, np.float32), device)
     return choose.ways(like, x_shape, w_shape, win, groups)
-
-
-def _window(
-    x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: Any, padding: Padding, groups: int
-) -> Window:
-    """The window of a kernel w on pictures x. Raises: ShapeError if their shapes do not fit."""
-    checks.rank_of_shape("conv2d", "x", x_shape, "(N, H, W, C)")
-    checks.rank_of_shape("conv2d", "w", w_shape, "(KH, KW, C/groups, O)")
-    (_, h, width, c), (kh, kw, depth, o) = x_shape, w_shape
-    if not isinstance(groups, int) or groups < 1 or c % groups or o % groups:
-        raise ShapeError(
-            f"conv2d: groups={groups} must divide the {c} input channels of x {x_shape} "
-            f"and the {o} output channels of w {w_shape}"
-        )
-    if depth * groups != c:
-        raise ShapeError(
-            f"conv2d: w {w_shape} expects {depth * groups} input channels (with groups={groups}), "
-            f"but x {x_shape} has {c}. x must be channels last, (N, H, W, C)"
-        )
-    return window("conv2d", (h, width), (kh, kw), stride, padding)
 
 
 def _implementation(array: Array) -> tuple[Callable[..., Array], Callable[..., Array], Callable[..., Array]]:

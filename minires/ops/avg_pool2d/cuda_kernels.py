@@ -1,0 +1,85 @@
+"""Average pooling on a GPU: a thread for each number of y, and of dx.
+
+What is computed stands in ``minires.ops.avg_pool2d``. The mean of a whole picture is one launch and one pass
+of CuPy's, so only its gradient has a kernel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minires.backend import Array, cuda
+from minires.ops.window import Window
+
+_CUDA = cuda.Source(r"""
+#define WINDOW int h, int w, int channels, int out_h, int out_w, \
+    int kernel_h, int kernel_w, int stride_h, int stride_w, int top, int left, int count_padding
+
+extern "C" __global__ void avg_pool(const T* x, T* y, int n, WINDOW) {
+    EACH(i, n) {
+        int c = i % channels, place = i / channels, row = place / out_w;
+        int start_h = row % out_h * stride_h - top, start_w = place % out_w * stride_w - left;
+        int first_h = max(start_h, 0), stop_h = min(start_h + kernel_h, h);
+        int first_w = max(start_w, 0), stop_w = min(start_w + kernel_w, w);
+        const T* pixels = x + row / out_h * h * w * channels + c;
+        A sum = 0;
+        for (int ih = first_h; ih < stop_h; ih++) {
+            for (int iw = first_w; iw < stop_w; iw++) sum += pixels[(ih * w + iw) * channels];
+        }
+        int count = count_padding ? kernel_h * kernel_w : (stop_h - first_h) * (stop_w - first_w);
+        y[i] = sum / A(count);
+    }
+}
+
+// Each thread owns one number of dx and adds up the shares that the windows over its pixel give, the last
+// window first: so the sums are those of the reference implementation, and no two threads write to one place.
+extern "C" __global__ void avg_pool_gradient(const T* dy, T* dx, int n, WINDOW) {
+    EACH(i, n) {
+        int c = i % channels, place = i / channels, row = place / w;
+        int ih = row % h + top, iw = place % w + left;  // in the padded picture
+        A sum = 0;
+        for (int oh = min(ih / stride_h, out_h - 1); oh >= 0 && ih < oh * stride_h + kernel_h; oh--) {
+            int start_h = oh * stride_h - top;
+            int real_h = min(start_h + kernel_h, h) - max(start_h, 0);
+            for (int ow = min(iw / stride_w, out_w - 1); ow >= 0 && iw < ow * stride_w + kernel_w; ow--) {
+                int start_w = ow * stride_w - left;
+                int real_w = min(start_w + kernel_w, w) - max(start_w, 0);
+                int count = count_padding ? kernel_h * kernel_w : real_h * real_w;
+                sum += dy[((row / h * out_h + oh) * out_w + ow) * channels + c] / A(count);
+            }
+        }
+        dx[i] = sum;
+    }
+}
+
+extern "C" __global__ void global_avg_pool_gradient(const T* dy, T* dx, int n, int pixels, int channels) {
+    EACH(i, n) dx[i] = dy[i / (pixels * channels) * channels + i % channels] / A(pixels);
+}
+""")
+
+
+def _window(shape: tuple[int, ...], win: Window, count_padding: bool) -> tuple[int, ...]:
+    """What the kernels call WINDOW."""
+    return (*shape[1:], *win.out, *win.size, *win.stride, win.top, win.left, count_padding)
+
+
+def forward(xp: Any, x: Array, win: Window, count_padding: bool) -> Array:
+    """y (N, OH, OW, C)."""
+    x, y = xp.ascontiguousarray(x), xp.empty((len(x), *win.out, x.shape[-1]), x.dtype)
+    _CUDA("avg_pool", cuda.over(y.size), x, y, y.size, *_window(x.shape, win, count_padding))
+    return y
+
+
+def backward(xp: Any, dy: Array, shape: tuple[int, ...], win: Window, count_padding: bool) -> Array:
+    """dx of ``shape`` (N, H, W, C)."""
+    dx, dy = xp.empty(shape, dy.dtype), xp.ascontiguousarray(dy)
+    _CUDA("avg_pool_gradient", cuda.over(dx.size), dy, dx, dx.size, *_window(shape, win, count_padding))
+    return dx
+
+
+def global_backward(xp: Any, dy: Array, shape: tuple[int, ...]) -> Array:
+    """dx of ``shape`` (N, H, W, C), for the mean of whole pictures."""
+    dx, dy = xp.empty(shape, dy.dtype), xp.ascontiguousarray(dy)
+    _, h, w, c = shape
+    _CUDA("global_avg_pool_gradient", cuda.over(dx.size), dy, dx, dx.size, h * w, c)
+    return dx

@@ -7,7 +7,7 @@ You turn the six loops of a convolution into one matrix product, forward and bac
 A convolution slides a small window over a picture and takes a weighted sum at every place. After this lesson
 it is ``columns @ w`` to you, and you know its gradient already. You need the tensor and the tape of lesson
 01, and from lesson 02 the gradient check with a random upstream gradient. The code of minires that does the
-same is ``minires/ops/conv2d.py``.
+same is ``minires/ops/conv2d/``.
 """
 
 # %%

@@ -6,8 +6,9 @@ You do the other operations of a residual network by hand, forward and backward,
 
 Beside the convolution of lesson 03 there are only four kinds: an activation, an addition, pooling, and batch
 norm. At the end all of them pass the gradient check of lesson 02, and you can write the backward of a small
-residual block. The files are ``relu.py``, ``arithmetic.py``, ``max_pool2d.py``, ``avg_pool2d.py`` and
-``batch_norm.py`` in ``minires/ops/``. Each begins with its formula.
+residual block. The code is in ``minires/ops/``: ``relu.py``, ``arithmetic.py``, and the folders
+``max_pool2d``, ``avg_pool2d`` and ``batch_norm``. Each file begins with its formula; of a folder it is
+``__init__.py`` that does.
 """
 
 # %%

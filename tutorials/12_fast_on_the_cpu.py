@@ -19,7 +19,7 @@ from functools import partial
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minires import Tensor, backend
+from minires import Tensor, backend, ops
 from minires.exercises import check
 from minires.inspect import summarize
 from minires.nn import Conv2d, Sequential
@@ -303,8 +303,8 @@ print("fewer products by a factor of", saving)
 # minires has three: columns (``conv2d/columns.py``), sums in registers without columns
 # (``conv2d/direct.py``), and Winograd (``conv2d/winograd.py``). With few channels the columns cost as much
 # as their product. With many, BLAS or Winograd pays. A 1x1 convolution is a product already. The next
-# picture shows all that can do a layer, for four layers. ``conv2d.py`` says which one is taken, by rules
-# that come from measurements like this.
+# picture shows all that can do a layer, for four layers. Which one is taken is decided in
+# ``conv2d/choose.py``, by rules that come from measurements like this, and told by ``conv2d.way``.
 
 layers = {  # (N, H, W, C), (KH, KW, C, O), stride, padding
     "3x3, 16 -> 16": ((32, 32, 32, 16), (3, 3, 16, 16), 1, 1),
@@ -312,6 +312,10 @@ layers = {  # (N, H, W, C), (KH, KW, C, O), stride, padding
     "1x1, 256 -> 64": ((32, 16, 16, 256), (1, 1, 256, 64), 1, 0),
     "7x7, 3 -> 64, /2": ((16, 64, 64, 3), (7, 7, 3, 64), 2, 3),
 }
+for name, (x_shape, w_shape, stride, padding) in layers.items():
+    taken = ops.conv2d.way(x_shape, w_shape, stride=stride, padding=padding)
+    print(f"{name:18}", taken.forward.name)
+
 ways = {
     "columns": by_columns.forward,
     "direct": direct.forward,

@@ -165,6 +165,7 @@ class Modules(SphinxDirective):
 
 
 FIELD = re.compile(r"\*?(Math|Shapes|Units|Backward|Raises|Sources?|Differs)\*?: (.*)")
+ARGUMENT = re.compile(r"([a-z_]\w*(?:, [a-z_]\w*)*): (.*)")
 MARKUP = re.compile(r"(``.*?``|:\w+:`.*?`|(?<!\w)\*\w+\*(?!\w))", re.DOTALL)
 
 
@@ -176,12 +177,22 @@ def plain(text: str) -> str:
 
 
 def to_rst(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Turn a docstring into reST: an indented formula becomes a literal block, "Shapes: ..." a field."""
+    """Turn a docstring into reST: an indented formula becomes a literal block, "Shapes: ..." a field, and
+    lines on arguments a list. An example is left as it is."""
     done: list[str] = []
     for block in "\n".join(lines).strip("\n").split("\n\n"):
         rows = block.split("\n")
         if all(row.startswith("  ") for row in rows):
             done += ["::", "", *rows, ""]
+            continue
+        if block.startswith(">>> "):
+            done += [*rows, ""]
+            continue
+        if ARGUMENT.match(block):
+            for row in plain(block).split("\n"):
+                argument = ARGUMENT.match(row)
+                done.append(f"* ``{argument[1]}``: {argument[2]}" if argument else f"  {row.lstrip()}")
+            done.append("")
             continue
         margin = ""
         for row in plain(block).split("\n"):

@@ -32,7 +32,7 @@ _mode = _Mode()
 
 @contextmanager
 def specification(on: bool = True) -> Iterator[None]:
-    """Run every operation as its plain array code, without fused kernels, inside this block."""
+    """Run every operation as its reference implementation, plain array code, inside this block."""
     before, _mode.specification = _mode.specification, on
     try:
         yield
@@ -41,7 +41,7 @@ def specification(on: bool = True) -> Iterator[None]:
 
 
 def is_specification() -> bool:
-    """Whether operations run as their plain array code now."""
+    """Whether operations run as their reference implementations now."""
     return _mode.specification
 
 

@@ -19,7 +19,7 @@ from minires.errors import ShapeError
 from minires.ops import checks
 from minires.tensor import Tensor, record
 
-# ---------------------------------------------------------------------------------------- specification
+# ------------------------------------------------------------------------------ reference implementation
 
 
 def _forward(xp: Any, xs: list[Array], axis: int) -> Array:

@@ -25,7 +25,7 @@ from minires.ops.mixed_precision import astype
 from minires.ops.softmax import ROW_CODE, _forward_log, row_grid
 from minires.tensor import Tensor, record
 
-# ---------------------------------------------------------------------------------------- specification
+# ------------------------------------------------------------------------------ reference implementation
 
 
 def _forward(xp: Any, logits: Array, target: Array) -> tuple[Array, Array]:

@@ -27,7 +27,7 @@ from minires.ops import checks
 from minires.ops.mixed_precision import mixed
 from minires.tensor import Tensor, record
 
-# ---------------------------------------------------------------------------------------- specification
+# ------------------------------------------------------------------------------ reference implementation
 
 
 def _mask(xp: Any, shape: tuple[int, ...], dtype: Any, rate: float, rng: np.random.Generator) -> Array:

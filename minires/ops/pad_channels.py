@@ -20,7 +20,7 @@ from minires.errors import ShapeError
 from minires.ops import checks
 from minires.tensor import Tensor, record
 
-# ---------------------------------------------------------------------------------------- specification
+# ------------------------------------------------------------------------------ reference implementation
 
 
 def _forward(xp: Any, x: Array, channels: int, stride: int, before: int) -> Array:

@@ -21,7 +21,7 @@ from minires.ops.arithmetic import add as add_tensors
 from minires.ops.mixed_precision import mixed
 from minires.tensor import Tensor, is_fused, record
 
-# ---------------------------------------------------------------------------------------- specification
+# ------------------------------------------------------------------------------ reference implementation
 
 
 def _forward(xp: Any, x: Array, add: Array | None) -> Array:

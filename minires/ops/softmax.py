@@ -20,7 +20,7 @@ from minires.ops import checks
 from minires.ops.mixed_precision import mixed
 from minires.tensor import Tensor, record
 
-# ---------------------------------------------------------------------------------------- specification
+# ------------------------------------------------------------------------------ reference implementation
 
 
 def _forward(xp: Any, x: Array) -> Array:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import difflib
+from collections.abc import Collection, Iterable
+
+SHOWN = 20  # names in a message
 
 
 class MiniresError(ValueError):
@@ -41,3 +44,17 @@ def one_of(option: str, value: object, allowed: Collection[object]) -> None:
     """Raise ConfigError unless ``value`` is one of those that ``option`` may have."""
     if value not in allowed:
         raise ConfigError(f"{option} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> str:
+    """Say that ``name`` is not a known ``kind``, which one is nearest, and which there are (the first 20).
+
+    >>> unknown("optimizer", "adm", ["sgd", "adam"])
+    "unknown optimizer 'adm'. Did you mean 'adam'? Known: sgd, adam"
+    """
+    names = list(known)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    more = f", ... and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    listed = f"Known: {', '.join(names[:SHOWN])}{more}" if names else "There are none"
+    return f"unknown {kind} {name!r}.{hint} {listed}"

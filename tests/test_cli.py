@@ -66,7 +66,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MINIRES_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(models._MODELS, "tiny", models.Entry(Tiny, size=12, classes=3))
+    monkeypatch.setitem(models.MODELS, "tiny", models.Entry(Tiny, size=12, classes=3))
     for name in ("draw_curves", "draw_confusion", "draw_mistakes"):  # most of the time of such a small run
         monkeypatch.setattr(f"minires.train.run_folder.{name}", lambda *_, **__: None)
     return tmp_path
@@ -77,7 +77,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A finished run of the tiny model, and the pictures it learnt from beside it."""
     place = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models._MODELS, "tiny", models.Entry(Tiny, size=12, classes=3))
+        patch.setitem(models.MODELS, "tiny", models.Entry(Tiny, size=12, classes=3))
         patch.chdir(place)
         make_pictures(place / "colours")
         arguments = [
@@ -294,9 +294,9 @@ def test_a_recipe_may_name_its_data_set(place: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--model", "resnet50_sings"], "did you mean 'resnet50_signs'?"),
+        (["--model", "resnet50_sings"], "Did you mean 'resnet50_signs'?"),
         (["--recipe", "two-epochs"], "Did you mean 'two-epoch'?"),
-        (["--data", "sings"], "did you mean 'signs'?"),
+        (["--data", "sings"], "Did you mean 'signs'?"),
         (["--epochs", "0"], "epochs is 0; it must be at least 1"),
         (["--batch-size", "-3"], "batch_size is -3"),
         (["--train-on", "trian"], "Did you mean 'train'?"),
@@ -386,7 +386,7 @@ def test_fine_tuning_takes_over_the_model_and_makes_a_new_head(
     kept = [name for name in old if np.array_equal(old[name], new[name])]
     assert kept == [name for name in old if not name.startswith("fc.")]
     assert call(capsys, "evaluate", "tuned", "--data", "two")[0] == 0
-    assert "there is no part 'cnov' to freeze; did you mean 'conv'" in refused(
+    assert "unknown part of the model 'cnov'. Did you mean 'conv'" in refused(
         capsys, 2, *base, "--freeze", "cnov"
     )
     assert "is a tiny, but --model is resnet50; leave --model out" in refused(
@@ -430,7 +430,7 @@ def test_a_checkpoint_of_another_run_or_model_is_refused(
     (copy / "config.json").write_text(json.dumps({**config, "variant": {"width": 5}}))
     assert "belongs to another run" in refused(capsys, 1, "train", "--resume", copy)
     # The file names the model tiny, and here tiny is wider.
-    monkeypatch.setitem(models._MODELS, "tiny", models.Entry(partial(Tiny, width=6), size=12, classes=3))
+    monkeypatch.setitem(models.MODELS, "tiny", models.Entry(partial(Tiny, width=6), size=12, classes=3))
     got, _, err = call(capsys, "evaluate", run)
     assert got == 1 and "model.safetensors holds a tiny" in err and "conv.weight" in err
 
@@ -629,7 +629,7 @@ def test_summary_as_text_and_as_json(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_summary_refuses_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "did you mean 'resnet50_signs'?" in refused(capsys, 2, "summary", "resnet50_sign")
+    assert "Did you mean 'resnet50_signs'?" in refused(capsys, 2, "summary", "resnet50_sign")
     assert "--input is 0" in refused(capsys, 2, "summary", "--input", "0")
     assert "classes must be at least 1" in refused(capsys, 2, "summary", "--classes", "0")
     assert "pool1: " in refused(capsys, 1, "summary", "--input", "2")
@@ -644,7 +644,7 @@ def test_summary_of_a_variant(capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 0 and "res2a" in out and "res2b" not in out
     message = refused(capsys, 2, "summary", "resnet18", "--variant", "shortcut")
     assert "write NAME=VALUE" in message
-    assert "did you mean 'shortcut'" in refused(capsys, 2, "summary", "resnet18", "--variant", "shortcuts=A")
+    assert "Did you mean 'shortcut'" in refused(capsys, 2, "summary", "resnet18", "--variant", "shortcuts=A")
 
 
 def test_gradcheck_prints_a_row_per_case(capsys: pytest.CaptureFixture[str]) -> None:
@@ -682,7 +682,7 @@ def test_data_lists_where_each_set_is(place: Path, capsys: pytest.CaptureFixture
     }  # fmt: skip
     assert got["searched"] == [str(place / "data"), str(place / "cache" / "minires")]
     assert "'signs' not found" in refused(capsys, 1, "data", "signs")
-    assert "did you mean 'signs'?" in refused(capsys, 2, "data", "sings")
+    assert "Did you mean 'signs'?" in refused(capsys, 2, "data", "sings")
     assert "which data set" in refused(capsys, 2, "data", "--download")
 
 

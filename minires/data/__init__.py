@@ -1,56 +1,129 @@
-"""Data sets: ``load("signs")``, ``load("hands")``, ``load("cifar10")``, or any picture folder or zip."""
+"""Data sets: ``load("signs")``, ``load("hands")``, ``load("cifar10")``, or any picture folder or zip.
+
+A data set of your own gets a name with :func:`register`, and is then loaded and trained on by it.
+"""
 
 from __future__ import annotations
 
-import difflib
+import inspect
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
-from minires.data import cifar, folder, hands, signs
+from minires.data import augment, cifar, folder, hands, signs
 from minires.data.augment import Compose, Normalize, build
 from minires.data.dataset import Dataset, Splits
-from minires.data.fetch import download, prepare
 from minires.data.loader import Loader
 from minires.data.pictures import decode
+from minires.data.registry import Entry
 from minires.data.search_path import cache, roots
-from minires.errors import ConfigError, DataError
+from minires.errors import ConfigError, DataError, unknown
+from minires.registry import Registry
 
 __all__ = [
+    "SETS",
     "Compose",
     "Dataset",
+    "Entry",
     "Loader",
     "Normalize",
     "Splits",
+    "augment",
     "build",
     "cache",
     "decode",
     "download",
+    "entry",
     "find",
     "load",
     "names",
     "prepare",
+    "register",
 ]
 
-REAL = {"signs": signs, "cifar10": cifar}  # sets that are files; hands is rendered
+SETS: Registry[Entry] = Registry(
+    "data set", {"signs": signs.ENTRY, "hands": hands.ENTRY, "cifar10": cifar.ENTRY}
+)
+
+Read = TypeVar("Read", bound=Callable[..., Splits])
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of the known data sets."""
-    return ("signs", "hands", "cifar10")
+    """Return the names of the known data sets.
+
+    >>> names()
+    ('signs', 'hands', 'cifar10')
+    """
+    return tuple(SETS)
+
+
+def entry(name: str) -> Entry:
+    """Return what the registry knows of a data set. Raises: ConfigError with the nearest name if unknown.
+
+    >>> entry("signs").title
+    'photographs of hands that show 0 to 5, 64x64'
+    """
+    return SETS.find(name)
+
+
+def register(
+    name: str, *, locate: Callable[[Path], Path | None] | None = None, title: str = "", how: str = ""
+) -> Callable[[Read], Read]:
+    """Give a data set of your own a name: above a function that returns its three parts, or called with one.
+
+    The function takes the keywords ``size``, the side to which the pictures are to be resized or None, and
+    ``seed``, which chooses the validation pictures where the set itself does not. For a set that is made of
+    files there is also ``locate(path)``, which says what of a path can be read, or None: the function then
+    gets that first. Its files are looked for where ours are, see :func:`find`; ``how`` says how to get them.
+
+    Raises: ConfigError if the name is another set's, or the function does not take ``size`` and ``seed``.
+
+    >>> import numpy as np
+    >>> from minires import data
+    >>> @data.register("stripes", title="stripes across or down, drawn")
+    ... def stripes(*, size=None, seed=0):
+    ...     rng = np.random.default_rng(0)
+    ...     images = rng.integers(0, 100, (40, size or 8, size or 8, 3), dtype=np.uint8)
+    ...     labels = np.arange(40) % 2
+    ...     images[labels == 0, ::2] += 150
+    ...     images[labels == 1, :, ::2] += 150
+    ...     names = tuple(f"stripes-{i}" for i in range(40))
+    ...     whole = data.Dataset(images, labels, ("across", "down"), names, "stripes")
+    ...     train, rest = whole.split(0.6, seed=seed)
+    ...     return data.Splits(train, *rest.split(0.5, seed=seed), "stripes (drawn)")
+    >>> data.load("stripes", size=16).train.images.shape
+    (24, 16, 16, 3)
+    >>> data.load("strips")
+    Traceback (most recent call last):
+    ...
+    minires.errors.ConfigError: unknown data set 'strips'. Did you mean 'stripes'? Known: signs, ...
+    """
+
+    def add(read: Read) -> Read:
+        taken = inspect.signature(read).parameters
+        if missing := [keyword for keyword in ("size", "seed") if keyword not in taken]:
+            raise ConfigError(
+                f"the data set {name} is read with the keywords size and seed; it does not take "
+                f"{' and '.join(missing)}"
+            )
+        SETS.add(name, Entry(read=read, locate=locate, title=title, how=how), maker=read)
+        return read
+
+    return add
 
 
 def find(name: str) -> Path | None:
-    """Return the folder in which a real data set lies, or None where there is none.
+    """Return the folder in which a data set lies, or None where there is none or it needs none.
 
     Looked for in ``MINIRES_DATA/NAME``, ``data/NAME`` and the user's cache, in that order.
 
     Raises: ConfigError for an unknown name, or when MINIRES_DATA is not a folder.
     """
-    if name not in names():
-        raise ConfigError(_unknown(name))
-    if name in REAL:
+    locate = entry(name).locate
+    if locate is not None:
         for root in roots():
-            if found := REAL[name].locate(root / name):
+            if found := locate(root / name):
                 return found
     return None
 
@@ -65,42 +138,64 @@ def load(name_or_path: str | os.PathLike[str], *, size: int | None = None, seed:
     not complete or not readable.
     """
     name = os.fspath(name_or_path)
-    if name == "hands":
-        return hands.load(size=size, seed=seed)
-    if name in REAL:
+    options: dict[str, Any] = {"size": size, "seed": seed}
+    if name in SETS:
+        if SETS[name].locate is None:
+            return SETS[name].read(**options)
         found = find(name)
         if found is None:
             raise DataError(_not_found(name))
-        return REAL[name].read(found, size=size, seed=seed)
+        return SETS[name].read(found, **options)
     path = Path(name)
-    if path.is_file() and path.suffix in (".h5", ".hdf5"):
-        return signs.read(path, size=size, seed=seed)
-    if path.is_dir():
-        for reader in REAL.values():
-            if reader.locate(path):
-                return reader.read(path, size=size, seed=seed)
-        cifar.refuse_pickles(path)
+    for known in reversed(SETS.values()):  # a user's own before ours
+        if known.locate is not None and (found := known.locate(path)):
+            return known.read(found, **options)
+    for known in SETS.values():
+        if known.refuse is not None:
+            known.refuse(path)
     if path.exists():
         return folder.read(path, size=size, seed=seed)
     if len(path.parts) == 1 and not path.suffix:
-        raise ConfigError(_unknown(name))
+        raise ConfigError(f"{unknown('data set', name, SETS)}, or the path of a picture folder or zip")
     raise DataError(f"{path}: no such file or folder")
 
 
-def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, names(), n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    known = ", ".join(names())
-    return f"unknown data set {name!r}: {hint}known are {known}, or the path of a picture folder or zip"
+def download(name: str, **options: Any) -> str:
+    """Fetch a data set into the cache, check it, and return a report of one line.
+
+    Raises: ConfigError for a set that cannot be downloaded; DataError when the network cannot be reached,
+    or when what came is not the known copy; nothing is left behind then.
+    """
+    known = entry(name)
+    if known.download is None:
+        able = ", ".join(one for one in SETS if SETS[one].download)
+        why = "it is made when used and needs no files" if known.locate is None else "use --from PATH"
+        raise ConfigError(f"no download for data set {name!r}: {why}; there is one for {able}")
+    return known.download(**options)
+
+
+def prepare(name: str, source: str | os.PathLike[str]) -> str:
+    """Verify a data set at ``source``, copy it into the cache, and return a report of one line.
+
+    SIGNS comes as a folder or zip with ``64x64_SIGNS`` or its three folders inside, which must be the known
+    public copy, or as a folder with both HDF5 files; CIFAR-10 as a folder in its binary form or with zips.
+
+    Raises: ConfigError for a set that is not made of files; DataError when the source is not complete, not
+    readable or not the known copy; nothing is left behind then.
+    """
+    known = entry(name)
+    if known.prepare is None:
+        able = ", ".join(one for one in SETS if SETS[one].prepare)
+        raise ConfigError(f"data set {name!r} cannot be prepared from files; {able} can")
+    if not Path(source).exists():
+        raise DataError(f"{source}: no such file or folder")
+    return known.prepare(Path(source))
 
 
 def _not_found(name: str) -> str:
-    looked = [root / name for root in roots()]
+    looked, known = [root / name for root in roots()], SETS[name]
     for place in looked:
-        if name == "cifar10":
-            cifar.refuse_pickles(place)
-    how = {
-        "signs": "get it with `minires data signs --download`, or use --data hands, which needs no download",
-        "cifar10": f"put {cifar.BINARY}/ (from cifar-10-binary.tar.gz) or zips of picture folders there",
-    }[name]
-    return f"data set {name!r} not found in {', '.join(map(str, looked))}; {how}"
+        if known.refuse is not None:
+            known.refuse(place)
+    message = f"data set {name!r} not found in {', '.join(map(str, looked))}"
+    return f"{message}; {known.how}" if known.how else message

@@ -7,19 +7,19 @@ written as JSON: ``[["shift", {"pixels": 4}], "flip"]``.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from minires.data.dataset import Dataset
-from minires.errors import ConfigError
+from minires.errors import ConfigError, unknown
+from minires.registry import Registry
 
 Batch = NDArray[Any]  # (N, H, W, 3), uint8 or float32
 Augmentation = Callable[[Batch, np.random.Generator], Batch]
@@ -52,7 +52,8 @@ class Shift:
         # every window of the padded picture, as a view: (N, 2p+1, 2p+1, 1, H, W, 3)
         windows = sliding_window_view(padded, x.shape[1:], axis=(1, 2, 3))
         down, right = rng.integers(0, 2 * p + 1, size=(2, len(x)))
-        return windows[np.arange(len(x)), down, right, 0]
+        shifted: Batch = windows[np.arange(len(x)), down, right, 0]
+        return shifted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,19 +204,50 @@ class Normalize:
         return y
 
 
-KINDS: dict[str, Callable[..., Augmentation]] = {
-    "shift": Shift,
-    "flip": Flip,
-    "jitter": ColorJitter,
-    "crop": RandomResizedCrop,
-}
+AUGMENTATIONS: Registry[Callable[..., Augmentation]] = Registry(
+    "augmentation", {"shift": Shift, "flip": Flip, "jitter": ColorJitter, "crop": RandomResizedCrop}
+)
 GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
+
+
+Make = TypeVar("Make", bound=Callable[..., Augmentation])
+
+
+def register(name: str) -> Callable[[Make], Make]:
+    """Give an augmentation of your own a name: above a class or function, or called with one.
+
+    Called with the options of a recipe it gives an augmentation: a function of a batch and a random generator
+    that returns a new batch.
+
+    Shapes of a batch: (N, H, W, 3).
+    Raises: ConfigError if the name is another augmentation's.
+
+    >>> import numpy as np
+    >>> from minires.data import augment
+    >>> @augment.register("dim")
+    ... def dim(most=0.5):
+    ...     def apply(x, rng):
+    ...         return (x * (1 - most * rng.random((len(x), 1, 1, 1)))).astype(x.dtype)
+    ...     return apply
+    >>> augmentation = augment.build([["dim", {"most": 0.3}], "flip"])
+    >>> augmentation(np.full((2, 4, 4, 3), 200, np.uint8), np.random.default_rng(0)).shape
+    (2, 4, 4, 3)
+    """
+
+    def add(make: Make) -> Make:
+        AUGMENTATIONS.add(name, make)
+        return make
+
+    return add
 
 
 def build(spec: Sequence[Any] | None) -> Compose:
     """Make the augmentation that a JSON-able list describes: names, or pairs of a name and its options.
 
     Raises: ConfigError for an unknown name (with the nearest), an unknown option or a bad value.
+
+    >>> build([["shift", {"pixels": 4}], "flip"])
+    Compose(steps=(Shift(pixels=4, mode='edge', value=0.0), Flip(p=0.5)))
     """
     if spec is None:
         return Compose()
@@ -230,16 +262,12 @@ def _build_one(entry: Any) -> Augmentation:
     name, options = (entry, {}) if isinstance(entry, str) else (entry if _is_pair(entry) else (None, None))
     if not isinstance(name, str) or not isinstance(options, dict):
         raise ConfigError(f"augmentation: expected a name or [name, {{options}}], got {entry!r}")
-    if name not in KINDS:
-        near = difflib.get_close_matches(name, KINDS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"unknown augmentation {name!r}: {hint}known are {', '.join(KINDS)}")
-    known = list(inspect.signature(KINDS[name]).parameters)
-    if unknown := sorted(options.keys() - set(known)):
-        raise ConfigError(
-            f"augmentation {name}: unknown option {', '.join(unknown)}; known are {', '.join(known)}"
-        )
-    return KINDS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+    make = AUGMENTATIONS.find(name)
+    known = list(inspect.signature(make).parameters)
+    for option in options:
+        if option not in known:
+            raise ConfigError(unknown(f"option of the augmentation {name}", option, known))
+    return make(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
 
 
 def _is_pair(entry: Any) -> bool:
@@ -265,7 +293,7 @@ def _sample(x: Batch, start: NDArray[Any], length: NDArray[Any], *, axis: int) -
         first = np.arange(n * height).reshape(n, height, 1) * width  # of each row: (N, H, 1)
         low, high, weight = low[:, None], high[:, None], weight[:, None, :, None]
     below = np.take(pieces, first + low, axis=0).astype(np.float32)
-    above = np.take(pieces, first + high, axis=0).astype(np.float32)
+    above: NDArray[np.float32] = np.take(pieces, first + high, axis=0).astype(np.float32)
     above -= below
     above *= weight
     above += below

@@ -13,7 +13,10 @@ import numpy as np
 
 from minires.data import folder
 from minires.data.dataset import Dataset, Splits
+from minires.data.fetch import check_counts, copy_files, staging
 from minires.data.pictures import resize
+from minires.data.registry import Entry
+from minires.data.search_path import cache
 from minires.errors import DataError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -99,3 +102,32 @@ def _read_file(path: Path, size: int | None) -> Dataset:
     names = tuple(f"{path.name}[{i}]" for i in range(len(records)))
     labels = records[:, 0].astype(np.int64)
     return Dataset(resize(np.ascontiguousarray(images), size), labels, CLASSES, names, "cifar10")
+
+
+def prepare(source: Path) -> str:
+    """Verify CIFAR-10 at ``source``, copy it into the cache, and return a report of one line.
+
+    It comes as a folder in its binary form or with zips of picture folders.
+
+    Raises: DataError when the source is not complete or not readable; nothing is left behind then.
+    """
+    splits = read(source)
+    check_counts(splits, (45_000, 5_000, 10_000), where=str(source))
+    found = locate(source)
+    assert found is not None  # it was just read
+    binary = (found / TEST_FILE).is_file()
+    target = cache() / "cifar10"
+    with staging(target) as staged:
+        wanted = [found / n for n in (*TRAIN_FILES, TEST_FILE)] if binary else zips(found)
+        copy_files(wanted, staged)
+    return f"cifar10: 50,000 + 10,000 pictures, readable and complete, now in {target}"
+
+
+ENTRY = Entry(
+    read=read,
+    locate=locate,
+    title="ten kinds of animals and vehicles, 32x32",
+    how=f"put {BINARY}/ (from cifar-10-binary.tar.gz) or zips of picture folders there",
+    refuse=refuse_pickles,
+    prepare=prepare,
+)

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from minires.data.dataset import Dataset, Splits
 from minires.data.pictures import resize
+from minires.data.registry import Entry
 
 CLASSES = ("0", "1", "2", "3", "4", "5")
 TRAIN, TEST = 1080, 120
@@ -90,7 +91,7 @@ class Canvas:
         self.nail[low[1] : high[1], low[0] : high[0]][inside] = 1
 
 
-def load(*, size: int | None = None, seed: int = 0) -> Splits:
+def read(*, size: int | None = None, seed: int = 0) -> Splits:
     """Return the set: 864 pictures to train, 216 to validate (chosen by ``seed``), 120 to test."""
     whole = _rendered()
     images = resize(whole, size)
@@ -238,14 +239,16 @@ def _shading(canvas: Canvas, rng: np.random.Generator) -> Floats:
     light = np.array([np.cos(angle) * np.sin(tilt), np.sin(angle) * np.sin(tilt), np.cos(tilt)])
     facing = (light[2] - light[0] * right - light[1] * down) / steep
     ambient = rng.uniform(0.4, 0.6)
-    return (ambient + (1.05 - ambient) * np.maximum(facing, 0)).astype(np.float32)
+    shading: Floats = (ambient + (1.05 - ambient) * np.maximum(facing, 0)).astype(np.float32)
+    return shading
 
 
 def _skin(rng: np.random.Generator) -> NDArray[np.float64]:
     at = rng.uniform(0, len(SKINS) - 1)
     low = min(int(at), len(SKINS) - 2)
     tone = SKINS[low] + (at - low) * (SKINS[low + 1] - SKINS[low])
-    return np.clip(tone * rng.normal(1, 0.03, 3), 0.05, 1)
+    skin: NDArray[np.float64] = np.clip(tone * rng.normal(1, 0.03, 3), 0.05, 1)
+    return skin
 
 
 def _background(rng: np.random.Generator, skin: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -303,4 +306,8 @@ def _reduce(fine: Floats) -> Floats:
     """Average blocks of 4 x 4: (FINE, FINE) -> (SIZE, SIZE)."""
     step = FINE // SIZE
     rows = fine.reshape(SIZE, step, FINE).sum(axis=1)
-    return rows.reshape(SIZE, SIZE, step).sum(axis=2) / step**2
+    means: Floats = rows.reshape(SIZE, SIZE, step).sum(axis=2) / step**2
+    return means
+
+
+ENTRY = Entry(read=read, title="drawn hands that show 0 to 5, 64x64: the stand-in for signs")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from minires.errors import ConfigError, DataError
 
@@ -134,7 +134,7 @@ def _size(image: NDArray[np.uint8]) -> str:
 
 def _cause(error: Exception) -> str:
     """Say in plain words why Pillow gave up."""
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return f"not a picture in a known format ({', '.join(FORMATS)}), or damaged"
     if isinstance(error, FileNotFoundError):
         return "no such file"

@@ -1,41 +1,111 @@
-"""The models by name: ``build("resnet50_signs", classes=6, seed=0)``."""
+"""The models by name: ``build("resnet50_signs", classes=6, seed=0)``.
+
+A model of your own gets a name with :func:`register`, and is then built, trained, summed up and drawn by it.
+"""
 
 from __future__ import annotations
 
-import difflib
+import fnmatch
+import inspect
 import json
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
-from minires.errors import ConfigError, MiniresError
+from minires.errors import ConfigError, MiniresError, unknown
 from minires.models import bn_inception, densenet, resnet, resnet_signs, resnet_v2, resnext, senet, vgg
-from minires.models.registry import Entry
+from minires.models.registry import Entry, Paper
 from minires.nn.module import Module
+from minires.registry import Registry
 
-_MODELS: dict[str, Entry] = {
+__all__ = ["MODELS", "Entry", "Paper", "build", "entry", "names", "option", "register"]
+
+MODELS: Registry[Entry] = Registry("model", {
     **vgg.MODELS, **resnet_signs.MODELS, **resnet.MODELS, **resnet_v2.MODELS, **resnext.MODELS,
     **densenet.MODELS, **bn_inception.MODELS, **senet.MODELS,
-}  # fmt: skip
+})  # fmt: skip
+
+Make = TypeVar("Make", bound=Callable[..., Module])
 
 
-def names() -> list[str]:
-    """The names that ``build`` knows."""
-    return list(_MODELS)
+def names(pattern: str = "*") -> list[str]:
+    """The names that ``build`` knows; those that have ``pattern`` in them, or fit it where it has a ``*``.
+
+    >>> names("resnet50_*")
+    ['resnet50_signs', 'resnet50_keras']
+    >>> names("inception")
+    ['bn_inception', 'se_bn_inception']
+    """
+    glob = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
+    return [name for name in MODELS if fnmatch.fnmatchcase(name, glob)]
 
 
 def entry(name: str) -> Entry:
-    """What the registry knows of a model. Raises: ConfigError with the nearest name if it is unknown."""
-    if name not in _MODELS:
-        near = difflib.get_close_matches(name, _MODELS, 1, 0)
-        raise ConfigError(f"unknown model {name!r}; did you mean {near[0]!r}? Known: {', '.join(_MODELS)}")
-    return _MODELS[name]
+    """What the registry knows of a model. Raises: ConfigError with the nearest name if it is unknown.
+
+    >>> print(entry("resnet18").title, entry("resnet18").paper, sep="; ")
+    ResNet of 18 layers; He et al. 2015, arXiv:1512.03385
+    """
+    return MODELS.find(name)
+
+
+def register(
+    name: str,
+    *,
+    size: int = 224,
+    classes: int = 1000,
+    preset: Mapping[str, Any] | None = None,
+    title: str = "",
+    paper: Paper | None = None,
+) -> Callable[[Make], Make]:
+    """Give a model of your own a name: above a class or function, or called with one.
+
+    It is called with the keyword ``classes``, with ``rng`` (the random generator for its weights), and with
+    the options of ``preset`` and of the user; its keywords are the options that :func:`build` knows.
+    ``size`` is the side of the pictures it is made for. With a keyword ``size`` it is fitted to others.
+
+    Raises: ConfigError if the name is another model's, or ``classes`` or ``rng`` are not taken.
+
+    >>> from minires import models, nn
+    >>> @models.register("my_net", size=32, classes=10, title="one convolution")
+    ... class MyNet(nn.Module):
+    ...     def __init__(self, *, classes, rng, width=8):
+    ...         super().__init__()
+    ...         self.conv = nn.Conv2d(3, width, 3, stride=2, rng=rng)
+    ...         self.pool = nn.GlobalAvgPool2d()
+    ...         self.fc = nn.Linear(width, classes, rng=rng)
+    ...     def forward(self, x):
+    ...         return self.fc(self.pool(self.conv(x)))
+    >>> models.build("my_net", classes=3, width=4).fc.weight.shape
+    (4, 3)
+    >>> models.build("my_nte")
+    Traceback (most recent call last):
+    ...
+    minires.errors.ConfigError: unknown model 'my_nte'. Did you mean 'my_net'? ...
+    """
+
+    def add(make: Make) -> Make:
+        taken = inspect.signature(make).parameters
+        missing = [keyword for keyword in ("classes", "rng") if keyword not in taken]
+        if missing:
+            raise ConfigError(
+                f"the model {name} is built with the keywords classes and rng; it does not take "
+                f"{' and '.join(missing)}"
+            )
+        MODELS.add(name, Entry(make, size, classes, dict(preset or {}), title, paper), maker=make)
+        return make
+
+    return add
 
 
 def option(text: str) -> tuple[str, Any]:
     """Read an option of a model, ``"shortcut=A"``; its value is JSON, or else a word.
 
     Raises: ConfigError if the text is not NAME=VALUE.
+
+    >>> option("shortcut=A"), option("repeats=[1, 1, 1, 1]")
+    (('shortcut', 'A'), ('repeats', [1, 1, 1, 1]))
     """
     name, equals, value = text.partition("=")
     if not name or not equals:
@@ -49,8 +119,13 @@ def option(text: str) -> tuple[str, Any]:
 def build(name: str, *, classes: int | None = None, seed: int = 0, **variant: Any) -> Module:
     """A new model with weights drawn from ``seed``; ``variant`` are the options of that model.
 
+    Shapes: pictures (N, H, W, 3), mostly of the side ``entry(name).size`` -> logits (N, classes).
     Raises: ConfigError if the name or an option is unknown (with the nearest one), an option's value makes no
     sense, or classes is below 1.
+
+    >>> model = build("resnet20_cifar", classes=100, shortcut="B")
+    >>> model.fc.weight.shape
+    (64, 100)
     """
     found = entry(name)
     classes = found.classes if classes is None else classes
@@ -58,11 +133,7 @@ def build(name: str, *, classes: int | None = None, seed: int = 0, **variant: An
         raise ConfigError(f"{name}: classes must be at least 1, not {classes}")
     for option in variant:
         if option not in found.options:
-            near = difflib.get_close_matches(option, sorted(found.options), 1, 0)
-            raise ConfigError(
-                f"{name} has no option {option!r}; did you mean {near[0]!r}? "
-                f"It has {', '.join(sorted(found.options))}"
-            )
+            raise ConfigError(unknown(f"option of {name}", option, sorted(found.options)))
     options = {**found.preset, **variant}
     try:
         model = found.make(classes=classes, rng=np.random.default_rng(seed), **options)

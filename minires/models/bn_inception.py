@@ -49,7 +49,8 @@ import numpy as np
 
 from minires.errors import ShapeError
 from minires.models import stem_and_head
-from minires.models.registry import Entry
+from minires.models.registry import Entry, Paper
+from minires.models.senet import PAPER as SENET
 from minires.nn.blocks import Conv
 from minires.nn.layers import AvgPool2d, BatchNorm2d, Conv2d, MaxPool2d, Sequential
 from minires.nn.module import Module
@@ -204,7 +205,11 @@ def bn_inception(
     return Sequential(**layers, **stem_and_head.head(channels, classes, initializer=initializer, rng=rng))
 
 
+PAPER = Paper("Ioffe and Szegedy", 2015, "Batch normalization", "1502.03167")
+
 MODELS = {
-    "bn_inception": Entry(bn_inception),
-    "se_bn_inception": Entry(bn_inception, preset={"se": True}),
+    "bn_inception": Entry(bn_inception, title="Inception with batch norm", paper=PAPER),
+    "se_bn_inception": Entry(
+        bn_inception, preset={"se": True}, title="Inception with batch norm and gates", paper=SENET
+    ),
 }

@@ -46,7 +46,7 @@ import numpy as np
 
 from minires.errors import ConfigError
 from minires.models import stem_and_head
-from minires.models.registry import Entry
+from minires.models.registry import Entry, Paper
 from minires.nn.layers import AvgPool2d, BatchNorm2d, Conv2d, Dropout, Sequential
 from minires.nn.module import Module
 from minires.ops.concat import concat
@@ -187,18 +187,25 @@ def _check(
         raise ConfigError(f"densenet: init_channels must be at least 1, or None, not {init_channels}")
 
 
+PAPER = Paper("Huang et al.", 2017, "Densely connected convolutional networks", "1608.06993")
+
+
+def _cifar(layers: int, growth: int, bc: bool) -> Entry:
+    preset = {
+        "stem": "cifar", "blocks": (layers,) * 3, "growth": growth,
+        "bottleneck": bc, "theta": 0.5 if bc else 1.0,
+    }  # fmt: skip
+    title = f"DenseNet{'-BC' if bc else ''} of {3 * layers * (1 + bc) + 4} layers, growth {growth}, for CIFAR"
+    return Entry(densenet, size=32, classes=10, preset=preset, title=title, paper=PAPER)
+
+
 MODELS = {
-    f"densenet{depth}": Entry(densenet, preset={"blocks": blocks, "growth": growth})
-    for depth, (blocks, growth) in IMAGENET.items()
-} | {
-    f"{name}_cifar": Entry(
-        densenet,
-        size=32,
-        classes=10,
-        preset={
-            "stem": "cifar", "blocks": (layers,) * 3, "growth": growth,
-            "bottleneck": bc, "theta": 0.5 if bc else 1.0,
-        },  # fmt: skip
-    )
-    for name, (layers, growth, bc) in CIFAR.items()
+    **{
+        f"densenet{depth}": Entry(
+            densenet, preset={"blocks": blocks, "growth": growth},
+            title=f"DenseNet of {depth} layers, growth {growth}", paper=PAPER,
+        )
+        for depth, (blocks, growth) in IMAGENET.items()
+    },
+    **{f"{name}_cifar": _cifar(*row) for name, row in CIFAR.items()},
 }  # fmt: skip

@@ -11,17 +11,36 @@ from minires.nn.module import Module
 
 
 @dataclass(frozen=True)
+class Paper:
+    """Where a model comes from; ``title`` is that of the paper, ``arxiv`` its number there.
+
+    >>> print(Paper("He et al.", 2015, "Deep residual learning for image recognition", "1512.03385"))
+    He et al. 2015, arXiv:1512.03385
+    """
+
+    authors: str
+    year: int
+    title: str
+    arxiv: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.authors} {self.year}" + (f", arXiv:{self.arxiv}" if self.arxiv else "")
+
+
+@dataclass(frozen=True)
 class Entry:
     """How a model is made: ``make(classes=, rng=, **preset)``, the picture size it is for, its usual classes.
 
     ``preset`` are the options that make this row of the paper's table out of the family; a user's own
-    options go before them.
+    options go before them. ``title`` says in a line what it is, ``paper`` where it comes from.
     """
 
     make: Callable[..., Module]
     size: int = 224
     classes: int = 1000
     preset: Mapping[str, Any] = field(default_factory=dict)
+    title: str = ""
+    paper: Paper | None = None
 
     @property
     def options(self) -> set[str]:

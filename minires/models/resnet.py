@@ -66,7 +66,7 @@ import numpy as np
 
 from minires.errors import one_of
 from minires.models import stem_and_head
-from minires.models.registry import Entry
+from minires.models.registry import Entry, Paper
 from minires.nn.blocks import ResidualBlock, basic, bottleneck, check_stages, stack
 from minires.nn.layers import Sequential
 from minires.nn.module import Module
@@ -84,7 +84,9 @@ CIFAR: dict[int, dict[str, Any]] = {
     6 * n + 2: {"kind": "basic", "repeats": (n, n, n), "widths": (16, 32, 64), "stem": "cifar"}
     for n in (3, 5, 7, 9, 18, 200)
 }
-KERAS = {"bias": True, "convention": "keras", "bn_eps": 1.001e-5, "initializer": "glorot_uniform"}
+KERAS: dict[str, Any] = {
+    "bias": True, "convention": "keras", "bn_eps": 1.001e-5, "initializer": "glorot_uniform",
+}  # fmt: skip
 
 
 def resnet(
@@ -153,16 +155,25 @@ def resnet(
     return Sequential(**layers, **stem_and_head.head(channels, classes, initializer=initializer, rng=rng))
 
 
+PAPER = Paper("He et al.", 2015, "Deep residual learning for image recognition", "1512.03385")
+SEQUEL = Paper("He et al.", 2016, "Identity mappings in deep residual networks", "1603.05027")
+
+
+def _imagenet(n: int, kind: str, paper: Paper = PAPER, **preset: Any) -> Entry:
+    return Entry(resnet, preset={**IMAGENET[n], **preset}, title=kind.format(n), paper=paper)
+
+
+def _cifar(n: int, kind: str, **preset: Any) -> Entry:
+    title = f"{kind.format(n)}, for CIFAR"
+    return Entry(resnet, size=32, classes=10, preset={**CIFAR[n], **preset}, title=title, paper=PAPER)
+
+
+_PLAIN, _RESNET = "{} layers without shortcuts", "ResNet of {} layers"
+
 MODELS = {
-    **{f"plain{n}": Entry(resnet, preset={**IMAGENET[n], "shortcut": "none"}) for n in (18, 34)},
-    **{f"resnet{n}": Entry(resnet, preset=row) for n, row in IMAGENET.items()},
-    **{f"resnet{n}_keras": Entry(resnet, preset={**IMAGENET[n], **KERAS}) for n in (50, 101, 152)},
-    **{
-        f"plain{n}_cifar": Entry(resnet, size=32, classes=10, preset={**CIFAR[n], "shortcut": "none"})
-        for n in (20, 32, 44, 56, 110)
-    },
-    **{
-        f"resnet{n}_cifar": Entry(resnet, size=32, classes=10, preset={**row, "shortcut": "A"})
-        for n, row in CIFAR.items()
-    },
+    **{f"plain{n}": _imagenet(n, _PLAIN, shortcut="none") for n in (18, 34)},
+    **{f"resnet{n}": _imagenet(n, _RESNET, SEQUEL if n == 200 else PAPER) for n in IMAGENET},
+    **{f"resnet{n}_keras": _imagenet(n, f"{_RESNET}, as Keras has it", **KERAS) for n in (50, 101, 152)},
+    **{f"plain{n}_cifar": _cifar(n, _PLAIN, shortcut="none") for n in (20, 32, 44, 56, 110)},
+    **{f"resnet{n}_cifar": _cifar(n, _RESNET, shortcut="A") for n in CIFAR},
 }

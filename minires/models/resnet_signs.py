@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from minires.models.registry import Entry
+from minires.models.resnet import PAPER
 from minires.nn.blocks import convolutional_block, identity_block
 from minires.nn.layers import AvgPool2d, BatchNorm2d, Conv2d, Flatten, Linear, MaxPool2d, Sequential
 from minires.nn.module import Module
@@ -82,4 +83,8 @@ def _places(size: int) -> int:
     return ((side + 1) // 2) ** 2
 
 
-MODELS = {"resnet50_signs": Entry(resnet_signs, size=64, classes=6)}
+MODELS = {
+    "resnet50_signs": Entry(
+        resnet_signs, size=64, classes=6, title="ResNet of 50 layers, as in the exercise SIGNS", paper=PAPER
+    )
+}

@@ -66,6 +66,7 @@ import numpy as np
 
 from minires.errors import ConfigError, one_of
 from minires.models.registry import Entry
+from minires.models.resnet import SEQUEL as PAPER
 from minires.models.stem_and_head import cifar_stem, head, imagenet_stem
 from minires.nn.blocks import Conv, basic, bottleneck, check_stages, stack
 from minires.nn.layers import BatchNorm2d, Conv2d, Dropout, MaxPool2d, ReLU, Sequential
@@ -364,13 +365,24 @@ CIFAR_DEPTHS: dict[str, dict[str, Any]] = {
 }
 
 MODELS = {
-    **{f"preresnet{depth}": Entry(resnet_v2, preset=row) for depth, row in DEPTHS.items()},
     **{
-        f"preresnet{depth}_cifar": Entry(resnet_v2, size=32, classes=10, preset={**CIFAR, **row})
+        f"preresnet{depth}": Entry(
+            resnet_v2, preset=row, title=f"pre-activation ResNet of {depth} layers", paper=PAPER
+        )
+        for depth, row in DEPTHS.items()
+    },
+    **{
+        f"preresnet{depth}_cifar": Entry(
+            resnet_v2, size=32, classes=10, preset={**CIFAR, **row},
+            title=f"pre-activation ResNet of {depth} layers, for CIFAR", paper=PAPER,
+        )
         for depth, row in CIFAR_DEPTHS.items()
     },
     **{
-        f"resnet{depth}v2_keras": Entry(resnet_v2, preset={**KERAS, **DEPTHS[depth]})
+        f"resnet{depth}v2_keras": Entry(
+            resnet_v2, preset={**KERAS, **DEPTHS[depth]},
+            title=f"pre-activation ResNet of {depth} layers, as Keras has it", paper=PAPER,
+        )
         for depth in ("50", "101", "152")
     },
-}
+}  # fmt: skip

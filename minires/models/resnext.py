@@ -56,7 +56,7 @@ from typing import Any
 import numpy as np
 
 from minires.errors import ConfigError, one_of
-from minires.models.registry import Entry
+from minires.models.registry import Entry, Paper
 from minires.models.stem_and_head import cifar_stem, head, imagenet_stem
 from minires.nn.blocks import ResidualBlock, bottleneck, check_stages, stack
 from minires.nn.layers import BatchNorm2d, Conv2d, Sequential
@@ -236,13 +236,21 @@ def resnext(
     return model
 
 
+PAPER = Paper(
+    "Xie et al.", 2016, "Aggregated residual transformations for deep neural networks", "1611.05431"
+)
+
+
 def _entry(repeats: Sequence[int], cardinality: int, width: int) -> Entry:
-    return Entry(resnext, preset={"repeats": repeats, "cardinality": cardinality, "width": width})
+    title = f"ResNeXt of {2 + 3 * sum(repeats)} layers, {cardinality}x{width}d"
+    preset = {"repeats": repeats, "cardinality": cardinality, "width": width}
+    return Entry(resnext, preset=preset, title=title, paper=PAPER)
 
 
 def _cifar(cardinality: int, width: int) -> Entry:
+    title = f"ResNeXt of 29 layers, {cardinality}x{width}d, for CIFAR"
     preset = {"repeats": (3, 3, 3), "widths": (64, 128, 256), "cardinality": cardinality, "width": width}
-    return Entry(resnext, size=32, classes=10, preset={**preset, "stem": "cifar"})
+    return Entry(resnext, size=32, classes=10, preset={**preset, "stem": "cifar"}, title=title, paper=PAPER)
 
 
 _50, _101 = (3, 4, 6, 3), (3, 4, 23, 3)

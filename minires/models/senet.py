@@ -54,7 +54,7 @@ import numpy as np
 
 from minires.errors import ConfigError, one_of
 from minires.models import stem_and_head
-from minires.models.registry import Entry
+from minires.models.registry import Entry, Paper
 from minires.models.vgg import vgg
 from minires.nn.blocks import Conv, ResidualBlock, basic, bottleneck, check_stages, stack
 from minires.nn.layers import BatchNorm2d, Conv2d, Dropout, MaxPool2d, Sequential
@@ -243,14 +243,29 @@ def _grouped(n: int, cardinality: int, width: int) -> int:
 _RESNEXT: dict[str, Any] = {"cardinality": 32, "width": 4, "stride_on": "3x3"}
 _CIFAR: dict[str, Any] = {"kind": "basic", "widths": (16, 32, 64), "stem": "cifar"}
 
+PAPER = Paper("Hu et al.", 2017, "Squeeze-and-excitation networks", "1709.01507")
+
+
+def _entry(title: str, make: Callable[..., Sequential] = se_resnet, **preset: Any) -> Entry:
+    return Entry(make, preset=preset, title=title, paper=PAPER)
+
+
+def _cifar(n: int) -> Entry:
+    title = f"ResNet of {6 * n + 2} layers with gates, for CIFAR"
+    preset = {"repeats": (n, n, n), **_CIFAR}
+    return Entry(se_resnet, size=32, classes=10, preset=preset, title=title, paper=PAPER)
+
+
 MODELS = {
-    "se_resnet50": Entry(se_resnet, preset={"repeats": (3, 4, 6, 3)}),
-    "se_resnet101": Entry(se_resnet, preset={"repeats": (3, 4, 23, 3)}),
-    "se_resnet152": Entry(se_resnet, preset={"repeats": (3, 8, 36, 3)}),
-    "se_resnext50_32x4d": Entry(se_resnet, preset={"repeats": (3, 4, 6, 3), **_RESNEXT}),
-    "se_resnext101_32x4d": Entry(se_resnet, preset={"repeats": (3, 4, 23, 3), **_RESNEXT}),
-    "senet154": Entry(senet154),
-    "se_vgg16_bn": Entry(se_vgg),
-    "se_resnet56_cifar": Entry(se_resnet, size=32, classes=10, preset={"repeats": (9, 9, 9), **_CIFAR}),
-    "se_resnet110_cifar": Entry(se_resnet, size=32, classes=10, preset={"repeats": (18, 18, 18), **_CIFAR}),
+    "se_resnet50": _entry("ResNet of 50 layers with gates", repeats=(3, 4, 6, 3)),
+    "se_resnet101": _entry("ResNet of 101 layers with gates", repeats=(3, 4, 23, 3)),
+    "se_resnet152": _entry("ResNet of 152 layers with gates", repeats=(3, 8, 36, 3)),
+    "se_resnext50_32x4d": _entry("ResNeXt of 50 layers with gates, 32x4d", repeats=(3, 4, 6, 3), **_RESNEXT),
+    "se_resnext101_32x4d": _entry(
+        "ResNeXt of 101 layers with gates, 32x4d", repeats=(3, 4, 23, 3), **_RESNEXT
+    ),
+    "senet154": _entry("SENet of 154 layers, 64x4d", senet154),
+    "se_vgg16_bn": _entry("VGG, configuration D, with batch norm and gates", se_vgg),
+    "se_resnet56_cifar": _cifar(9),
+    "se_resnet110_cifar": _cifar(18),
 }

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from minires.errors import ConfigError, one_of
-from minires.models.registry import Entry
+from minires.models.registry import Entry, Paper
 from minires.models.stem_and_head import head as linear_head
 from minires.nn.layers import (
     BatchNorm2d,
@@ -130,9 +130,18 @@ def vgg(
 
 
 _NAMES = {"vgg11": "A", "vgg11_lrn": "A-LRN", "vgg13": "B", "vgg16_c": "C", "vgg16": "D", "vgg19": "E"}
+PAPER = Paper(
+    "Simonyan and Zisserman", 2014, "Very deep convolutional networks for large-scale image recognition",
+    "1409.1556",
+)  # fmt: skip
 
 MODELS = {
-    name + ("_bn" if bn else ""): Entry(vgg, preset={"configuration": configuration, "bn": bn})
+    name + ("_bn" if bn else ""): Entry(
+        vgg,
+        preset={"configuration": configuration, "bn": bn},
+        title=f"VGG, configuration {configuration}" + (", with batch norm" if bn else ""),
+        paper=PAPER,
+    )
     for bn in (False, True)
     for name, configuration in _NAMES.items()
 }

@@ -1,5 +1,6 @@
 """Training: optimisers, schedules, recipes, checkpoints, and the Trainer that runs it all."""
 
+from minires.train import optim, recipes, schedules
 from minires.train.config import Config
 from minires.train.ema import EMA
 from minires.train.evaluation import Evaluation, evaluate, predict, recalibrate
@@ -7,11 +8,11 @@ from minires.train.finetune import freeze, start_from
 from minires.train.interrupt import Interrupted
 from minires.train.model_file import Trained, load_model, save_model
 from minires.train.optim import SGD, Adam, AdamW
-from minires.train.recipes import names as recipes
 from minires.train.schedules import Schedule
 from minires.train.trainer import Trainer
 
 __all__ = [
     "EMA", "SGD", "Adam", "AdamW", "Config", "Evaluation", "Interrupted", "Schedule", "Trained", "Trainer",
-    "evaluate", "freeze", "load_model", "predict", "recalibrate", "recipes", "save_model", "start_from",
+    "evaluate", "freeze", "load_model", "optim", "predict", "recalibrate", "recipes", "save_model",
+    "schedules", "start_from",
 ]  # fmt: skip

@@ -42,8 +42,10 @@ class Figures:
     norm: float
 
 
-def obstacle(model: Module) -> str | None:
-    """Why the steps of a model cannot be captured, in words; None if they can."""
+def obstacle(model: Module, optimizer: Optimizer) -> str | None:
+    """Why the steps of a model and its optimiser cannot be captured, in words; None if they can."""
+    if optimizer.source is None:
+        return f"{type(optimizer).__name__} has no CUDA kernel"
     if any(isinstance(part, Dropout) and part.rate for _, part in model.named_modules()):
         return "its dropout draws a key for each step, and a graph would repeat the first one"
     return None
@@ -158,7 +160,7 @@ class Capture:
         self.parts, self.say = (model, optimizer, loss), say
         self.step: CapturedStep | None = None
         self.batches = 0
-        why = obstacle(model)
+        why = obstacle(model, optimizer)
         self.is_possible = why is None
         if why:
             say(f"the step is not captured into a CUDA graph: {why}")

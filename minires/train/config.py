@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minires.backend.cublas import PRECISIONS
-from minires.errors import ConfigError
-from minires.train.names import unknown
+from minires.errors import ConfigError, unknown
 from minires.train.recipes import get
 
 
@@ -19,9 +18,19 @@ from minires.train.recipes import get
 class Config:
     """What to train, on what, and how; ``config.json`` of a run folder is one of these.
 
-    ``Config.of("two-epoch", seed=3)`` is a recipe with changes.
+    ``Config.of("two-epoch", seed=3)`` is a recipe with changes. The names of a model, data set, optimiser,
+    schedule or augmentation may be ones of your own: see the function ``register`` of ``minires.models``,
+    ``minires.data``, ``minires.optim``, ``minires.train.schedules`` and ``minires.data.augment``.
 
     Raises: ConfigError for an unknown field or recipe (with the nearest name) or a value that does not fit.
+
+    >>> config = Config.of("two-epoch", seed=3)
+    >>> config.epochs, config.batch_size, config.optimizer
+    (2, 8, {'name': 'adam', 'lr': 0.001})
+    >>> Config.of("two-epochs")
+    Traceback (most recent call last):
+    ...
+    minires.errors.ConfigError: unknown recipe 'two-epochs'. Did you mean 'two-epoch'? Known: default, ...
     """
 
     model: str = "resnet50_signs"  # a name that minires.models.build knows
@@ -109,6 +118,7 @@ class Config:
         Raises: ConfigError if JSON cannot hold one.
         """
         try:
-            return json.loads(json.dumps(dataclasses.asdict(self), allow_nan=False))
+            content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), allow_nan=False))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"the configuration cannot be written as JSON: {error}") from error
+        return content

@@ -91,12 +91,13 @@ def _log_probabilities(
     model.eval()
     try:
         with no_grad():
-            parts = [model(x).numpy() for x in _batches(model, images, normalize, batch_size)]
+            batches = [model(x).numpy() for x in _batches(model, images, normalize, batch_size)]
     finally:
         model.train(training)
-    logits = np.concatenate(parts).astype(np.float64)
-    shifted = logits - logits.max(axis=1, keepdims=True)  # exp() of large logits would overflow
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    logits: NDArray[np.float64] = np.concatenate(batches).astype(np.float64)
+    logits -= logits.max(axis=1, keepdims=True)  # exp() of large logits would overflow
+    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return logits
 
 
 def _batches(

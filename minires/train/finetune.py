@@ -7,12 +7,11 @@ leave them alone. Without the second, a "frozen" network still changes with ever
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import os
 from collections.abc import Iterable
 
-from minires.errors import CheckpointError, ConfigError
+from minires.errors import CheckpointError, ConfigError, unknown
 from minires.nn.layers import BatchNorm2d, Linear
 from minires.nn.module import Module, Parameter
 from minires.train.model_file import load_model
@@ -50,14 +49,16 @@ def freeze(model: Module, parts: Iterable[str]) -> int:
 
     Raises: ConfigError, with the nearest path, if a part names no module with parameters.
     """
-    modules = dict(model.named_modules())
+    modules = {
+        path: module
+        for path, module in model.named_modules()
+        if next(module.parameters(), None) is not None
+    }
     chosen: dict[int, Module] = {}
     for part in parts:
         matched = [module for path, module in modules.items() if fnmatch.fnmatchcase(path, part)]
-        matched = [module for module in matched if next(module.parameters(), None) is not None]
         if not matched:
-            near = difflib.get_close_matches(part, modules, 1, 0)
-            raise ConfigError(f"there is no part {part!r} to freeze; did you mean {near[0]!r}?")
+            raise ConfigError(f"freeze: {unknown('part of the model', part, modules)}")
         chosen |= {id(module): module for module in matched}
     parameters: dict[int, Parameter] = {}
     for module in chosen.values():

@@ -15,7 +15,7 @@ plateau    lr * factor^(number of times the validation loss stopped falling), at
 ========== ====================================================================================
 
 ``warmup`` > 0 puts a straight line from ``warmup_start * lr`` up to ``lr`` before the schedule, which then
-runs over the steps that remain.
+runs over the steps that remain. A schedule of your own gets a name with :func:`register`.
 
 Sources: step, Krizhevsky 2012 and He et al. arXiv:1512.03385; cosine, Loshchilov & Hutter arXiv:1608.03983;
 one-cycle, Smith & Topin arXiv:1708.07120; warm-up, Goyal et al. arXiv:1706.02677; plateau, PyTorch's
@@ -24,23 +24,183 @@ one-cycle, Smith & Topin arXiv:1708.07120; warm-up, Goyal et al. arXiv:1706.0267
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
-from minires.errors import ConfigError
-from minires.train.names import unknown
+from minires.errors import ConfigError, unknown
+from minires.registry import Registry
 
-# The options of each schedule and their defaults; a recipe may name no others.
-OPTIONS: dict[str, dict[str, Any]] = {
-    "constant": {},
-    "step": {"at": [0.5, 0.75], "factor": 0.1},
-    "linear": {"final": 0.0},
-    "cosine": {"final": 0.0},
-    "one-cycle": {"peak": 0.3, "start_div": 25.0, "final_div": 1e4},
-    "plateau": {"factor": 0.1, "patience": 10, "threshold": 1e-4, "minimum": 0.0},
-}
-WARMUP = {"warmup": 0.0, "warmup_start": 0.0}
+
+@dataclass
+class Curve:
+    """How the learning rate goes over a run: called with the highest rate, a step and the number of steps.
+
+    A subclass is a dataclass; its fields are the options that a recipe may give, and ``ranges`` says from
+    where to where each may lie, 0 to 1 if it says nothing.
+    """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
+
+    def __call__(self, lr: float, step: int, steps: int) -> float:
+        """The learning rate of ``step``, which counts from 0 to ``steps - 1``."""
+        raise NotImplementedError(f"{type(self).__name__} does not define __call__()")
+
+    def epoch_end(self, loss: float, lr: float) -> None:
+        """Hear the validation loss of an epoch; ``lr`` is the highest rate."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was learnt from the losses, as JSON can hold it."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a ``state_dict``."""
+
+
+@dataclass
+class Constant(Curve):
+    """The same rate at every step."""
+
+    def __call__(self, lr: float, step: int, steps: int) -> float:
+        return lr
+
+
+@dataclass
+class Steps(Curve):
+    """The rate times ``factor`` at each of the places ``at``, which are fractions of the run."""
+
+    at: Sequence[float] = (0.5, 0.75)
+    factor: float = 0.1
+
+    def __call__(self, lr: float, step: int, steps: int) -> float:
+        return lr * math.prod(self.factor for place in self.at if place <= step / steps)
+
+
+@dataclass
+class Linear(Curve):
+    """A straight line down to the share ``final`` of the rate."""
+
+    final: float = 0.0
+
+    def __call__(self, lr: float, step: int, steps: int) -> float:
+        return lr * (self.final + (1.0 - self.final) * (1.0 - step / steps))
+
+
+@dataclass
+class Cosine(Curve):
+    """Half a cosine down to the share ``final`` of the rate."""
+
+    final: float = 0.0
+
+    def __call__(self, lr: float, step: int, steps: int) -> float:
+        return lr * (self.final + (1.0 - self.final) * (1.0 + math.cos(math.pi * step / steps)) / 2)
+
+
+@dataclass
+class OneCycle(Curve):
+    """Half a cosine up to the rate at ``peak``, and half a cosine down.
+
+    The last step of each half sits on the half's end value, as in PyTorch's OneCycleLR.
+    """
+
+    peak: float = 0.3
+    start_div: float = 25.0
+    final_div: float = 1e4
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "start_div": (1e-12, math.inf), "final_div": (1e-12, math.inf),
+    }  # fmt: skip
+
+    def __call__(self, lr: float, step: int, steps: int) -> float:
+        first, last = lr / self.start_div, lr / self.start_div / self.final_div
+        top = self.peak * steps - 1.0
+        if step <= top:
+            return _cosine(first, lr, step / top if top > 0 else 1.0)
+        return _cosine(lr, last, (step - top) / max(steps - 1.0 - top, 1e-9))
+
+
+@dataclass
+class Plateau(Curve):
+    """The rate times ``factor`` when the loss has not fallen for more than ``patience`` epochs.
+
+    It has fallen when it is below the best so far by the share ``threshold``; no rate is below ``minimum``.
+    """
+
+    factor: float = 0.1
+    patience: int = 10
+    threshold: float = 1e-4
+    minimum: float = 0.0
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "patience": (0, math.inf), "minimum": (0, math.inf),
+    }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        self._best = math.inf
+        self._bad_epochs = 0
+        self._lr: float | None = None  # the highest rate until it was lowered
+
+    def __call__(self, lr: float, step: int, steps: int) -> float:
+        return lr if self._lr is None else self._lr
+
+    def epoch_end(self, loss: float, lr: float) -> None:
+        if loss < self._best * (1.0 - self.threshold):
+            self._best, self._bad_epochs = loss, 0
+        else:
+            self._bad_epochs += 1
+        if self._bad_epochs > self.patience:
+            self._lr = max((lr if self._lr is None else self._lr) * self.factor, self.minimum)
+            self._bad_epochs = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        best = self._best if math.isfinite(self._best) else None
+        return {"best": best, "bad_epochs": self._bad_epochs, "plateau_lr": self._lr}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._best = math.inf if state["best"] is None else float(state["best"])
+        self._bad_epochs = int(state["bad_epochs"])
+        self._lr = None if state["plateau_lr"] is None else float(state["plateau_lr"])
+
+
+def _cosine(start: float, end: float, fraction: float) -> float:
+    return end + (start - end) * (1.0 + math.cos(math.pi * fraction)) / 2
+
+
+SCHEDULES: Registry[type[Curve]] = Registry("schedule", {
+    "constant": Constant, "step": Steps, "linear": Linear, "cosine": Cosine, "one-cycle": OneCycle,
+    "plateau": Plateau,
+})  # fmt: skip
+WARMUP = {"warmup": 0.0, "warmup_start": 0.0}  # options that all schedules have
+
+Kind = TypeVar("Kind", bound=type[Curve])
+
+
+def register(name: str) -> Callable[[Kind], Kind]:
+    """Give a schedule of your own a name: above a dataclass that is a :class:`Curve`, or called with one.
+
+    Raises: ConfigError if the name is another schedule's, or the class is no dataclass.
+
+    >>> from dataclasses import dataclass
+    >>> from minires.train import Schedule, schedules
+    >>> @schedules.register("sawtooth")
+    ... @dataclass
+    ... class Sawtooth(schedules.Curve):
+    ...     teeth: int = 4
+    ...     ranges = {"teeth": (1, 100)}
+    ...     def __call__(self, lr, step, steps):
+    ...         return lr * (1 - self.teeth * step / steps % 1)
+    >>> schedule = Schedule({"name": "sawtooth", "teeth": 2, "warmup": 0.2}, lr=1.0, total_steps=10)
+    >>> [schedule.lr(step) for step in range(10)]
+    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 1.0, 0.75, 0.5, 0.25]
+    """
+
+    def add(kind: Kind) -> Kind:
+        if "__dataclass_fields__" not in vars(kind):
+            raise ConfigError(f"the schedule {name} must be a dataclass; put @dataclass above its class")
+        SCHEDULES.add(name, kind)
+        return kind
+
+    return add
 
 
 class Schedule:
@@ -50,96 +210,55 @@ class Schedule:
     (only ``plateau`` listens). ``state_dict`` is what a continuation needs.
 
     Raises: ConfigError for an unknown name or option (with the nearest one) or a value out of range.
+
+    >>> schedule = Schedule({"name": "step", "at": [0.5], "factor": 0.1}, lr=1.0, total_steps=4)
+    >>> [schedule.lr(step) for step in range(4)]
+    [1.0, 1.0, 0.1, 0.1]
+    >>> Schedule({"name": "cosin"}, lr=1.0, total_steps=4)
+    Traceback (most recent call last):
+    ...
+    minires.errors.ConfigError: unknown schedule 'cosin'. Did you mean 'cosine'? Known: constant, step, ...
     """
 
     def __init__(self, spec: Mapping[str, Any], *, lr: float, total_steps: int) -> None:
         name = spec.get("name")
-        if name not in OPTIONS:
-            raise ConfigError(unknown("schedule", name, OPTIONS))
-        options = OPTIONS[name] | WARMUP
-        for key in spec:
-            if key != "name" and key not in options:
-                raise ConfigError(unknown(f"option of the {name} schedule", key, options))
-        self.name: str = name
-        self.options: dict[str, Any] = options | {key: spec[key] for key in spec if key != "name"}
-        _check(name, self.options)
+        kind = SCHEDULES.find(name)
+        given = {key: value for key, value in spec.items() if key != "name"}
+        known = [field.name for field in dataclasses.fields(kind) if field.init] + list(WARMUP)
+        for key, value in given.items():
+            if key not in known:
+                raise ConfigError(unknown(f"option of the {name} schedule", key, known))
+            _check(f"{key} of the {name} schedule", value, *kind.ranges.get(key, (0, 1)))
+        warmup, self.warmup_start = (float(given.pop(key, default)) for key, default in WARMUP.items())
+        self.curve = kind(**given)
         if lr < 0 or total_steps < 1:
             raise ConfigError(f"a schedule needs lr >= 0 and at least one step, not {lr} and {total_steps}")
         self.peak_lr = float(lr)
-        self.warmup_steps = round(self.options["warmup"] * total_steps)
+        self.warmup_steps = round(warmup * total_steps)
         self.steps = max(1, total_steps - self.warmup_steps)
-        self._best = math.inf
-        self._bad_epochs = 0
-        self._plateau_lr = self.peak_lr
 
     def lr(self, step: int) -> float:
         """Give the learning rate of a step, counted from 0; a step past the end has the last step's."""
         if step < self.warmup_steps:
-            first = self.options["warmup_start"]
-            return self._main(0) * (first + (1.0 - first) * (step + 1) / self.warmup_steps)
-        return self._main(min(step - self.warmup_steps, self.steps - 1))
+            share = self.warmup_start + (1.0 - self.warmup_start) * (step + 1) / self.warmup_steps
+            return self.curve(self.peak_lr, 0, self.steps) * share
+        return self.curve(self.peak_lr, min(step - self.warmup_steps, self.steps - 1), self.steps)
 
     def epoch_end(self, loss: float) -> None:
         """Tell the schedule the validation loss of the epoch that ended (the training loss without one)."""
-        if self.name != "plateau":
-            return
-        if loss < self._best * (1.0 - self.options["threshold"]):
-            self._best, self._bad_epochs = loss, 0
-        else:
-            self._bad_epochs += 1
-        if self._bad_epochs > self.options["patience"]:
-            self._plateau_lr = max(self._plateau_lr * self.options["factor"], self.options["minimum"])
-            self._bad_epochs = 0
+        self.curve.epoch_end(loss, self.peak_lr)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what has been learnt from the losses, as JSON can hold it (None stands for infinity)."""
-        best = self._best if math.isfinite(self._best) else None
-        return {"best": best, "bad_epochs": self._bad_epochs, "plateau_lr": self._plateau_lr}
+        """Give what has been learnt from the losses, as JSON can hold it."""
+        return self.curve.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a ``state_dict``."""
-        self._best = math.inf if state["best"] is None else float(state["best"])
-        self._bad_epochs = int(state["bad_epochs"])
-        self._plateau_lr = float(state["plateau_lr"])
-
-    def _main(self, step: int) -> float:
-        o, fraction = self.options, step / self.steps
-        if self.name == "step":
-            return self.peak_lr * o["factor"] ** sum(place <= fraction for place in o["at"])
-        if self.name == "linear":
-            return self.peak_lr * (o["final"] + (1.0 - o["final"]) * (1.0 - fraction))
-        if self.name == "cosine":
-            return self.peak_lr * (o["final"] + (1.0 - o["final"]) * (1.0 + math.cos(math.pi * fraction)) / 2)
-        if self.name == "one-cycle":
-            # The last step of each half sits on the half's end value, as in PyTorch's OneCycleLR.
-            first, last = self.peak_lr / o["start_div"], self.peak_lr / o["start_div"] / o["final_div"]
-            top = o["peak"] * self.steps - 1.0
-            if step <= top:
-                return _cosine(first, self.peak_lr, step / top if top > 0 else 1.0)
-            return _cosine(self.peak_lr, last, (step - top) / max(self.steps - 1.0 - top, 1e-9))
-        return self._plateau_lr if self.name == "plateau" else self.peak_lr
+        self.curve.load_state_dict(state)
 
 
-def _cosine(start: float, end: float, fraction: float) -> float:
-    return end + (start - end) * (1.0 + math.cos(math.pi * fraction)) / 2
-
-
-def _check(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse values outside their range, with the value in the message."""
-    ranges = {
-        "warmup": (0, 1),
-        "warmup_start": (0, 1),
-        "final": (0, 1),
-        "peak": (0, 1),
-        "factor": (0, 1),
-        "threshold": (0, 1),
-        "minimum": (0, math.inf),
-        "patience": (0, math.inf),
-        "start_div": (1e-12, math.inf),
-        "final_div": (1e-12, math.inf),
-    }
-    for key, value in options.items():
-        low, high = ranges.get(key, (0, 1))
-        for number in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(number, bool) or not isinstance(number, int | float) or not low <= number <= high:
-                raise ConfigError(f"{key} of the {name} schedule is {value!r}; use {low} to {high}")
+def _check(what: str, value: Any, low: float, high: float) -> None:
+    """Refuse numbers outside their range, with the value in the message."""
+    for number in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(number, bool) or not isinstance(number, int | float) or not low <= number <= high:
+            raise ConfigError(f"{what} is {value!r}; use {low} to {high}")

@@ -109,8 +109,8 @@ def test_compose_runs_in_order_and_survives_json():
 @pytest.mark.parametrize(
     "spec, message",
     [
-        (["flp"], "unknown augmentation 'flp': did you mean 'flip'"),
-        ([["shift", {"pixel": 3}]], "shift: unknown option pixel; known are pixels, mode, value"),
+        (["flp"], "unknown augmentation 'flp'. Did you mean 'flip'"),
+        ([["shift", {"pixel": 3}]], "augmentation shift 'pixel'. Did you mean 'pixels'"),
         ([["shift", {"pixels": -1}]], "pixels must be a whole number >= 0, got -1"),
         ([["shift", {"pixels": 1.5}]], "got 1.5"),
         ([["shift", {"mode": "wrap"}]], "'edge' or 'constant', got 'wrap'"),

@@ -147,7 +147,7 @@ def test_what_is_no_archive_is_refused(cache, pictures, serve, tmp_path, monkeyp
         data.download("signs", url=serve(repository(tmp_path / "b.zip", empty).read_bytes()))
     with pytest.raises(DataError, match=rf"connection ended after .* of {len(good) + 100:,} bytes"):
         data.download("signs", url=serve(good, length=len(good) + 100))
-    monkeypatch.setattr(fetch, "MAX_PICTURE_BYTES", 10)
+    monkeypatch.setattr(signs, "MAX_PICTURE_BYTES", 10)
     with pytest.raises(DataError, match="bytes, no such picture"):
         data.download("signs", url=serve(good))
     monkeypatch.setattr(fetch, "MAX_ARCHIVE_BYTES", 100)
@@ -174,11 +174,11 @@ def test_no_network_is_said_plainly(cache, serve):
 
 
 def test_the_public_address_is_https():
-    assert fetch.SIGNS_URL.startswith("https://") and "littlecapa/pytorch_template" in fetch.SIGNS_URL
+    assert signs.URL.startswith("https://") and "littlecapa/pytorch_template" in signs.URL
 
 
 def test_only_sets_made_of_files_can_be_fetched(cache, tmp_path):
-    for name, hint in (("hands", "rendered"), ("cifar10", "--from PATH"), ("sings", "only signs")):
+    for name, hint in (("hands", "needs no files"), ("cifar10", "--from PATH"), ("sings", "'signs'")):
         with pytest.raises(ConfigError, match=hint):
             data.download(name)
     with pytest.raises(ConfigError, match="'hands' cannot be prepared"):
@@ -241,7 +241,7 @@ def test_prepare_cifar10(cache, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"expected \(45000, 5000, 10000\) .* found \(90, 10, 20\)"):
         data.prepare("cifar10", tmp_path)
     assert not (cache / "cifar10").exists()
-    monkeypatch.setattr(fetch, "_counted", lambda *args, **options: None)
+    monkeypatch.setattr(cifar, "check_counts", lambda *args, **options: None)
     assert str(cache / "cifar10") in data.prepare("cifar10", tmp_path)
     assert len(data.load(cache / "cifar10").test) == 20
 

@@ -180,7 +180,7 @@ def test_places_are_searched_in_order_and_folders_preferred(places):
 
 def test_unknown_names_get_the_nearest(places, monkeypatch):
     for ask in (data.load, data.find):
-        with pytest.raises(ConfigError, match="unknown data set 'sings': did you mean 'signs'"):
+        with pytest.raises(ConfigError, match="unknown data set 'sings'. Did you mean 'signs'"):
             ask("sings")
     with pytest.raises(ConfigError, match="unknown data set 'zzz': known are signs, hands, cifar10"):
         data.load("zzz")

@@ -69,9 +69,9 @@ def test_the_seed_decides_the_weights(model):
 
 def test_wrong_names_are_met_with_the_nearest():
     assert "resnet50_signs" in names()
-    with pytest.raises(ConfigError, match="did you mean 'resnet50_signs'"):
+    with pytest.raises(ConfigError, match="Did you mean 'resnet50_signs'"):
         build("resnet50_sings")
-    with pytest.raises(ConfigError, match="no option 'last_gama'; did you mean 'last_gamma'"):
+    with pytest.raises(ConfigError, match="option of resnet50_signs 'last_gama'. Did you mean 'last_gamma'"):
         build("resnet50_signs", last_gama=0)
     with pytest.raises(ConfigError, match="widths must be a list"):
         build("resnet18", widths="abcd")

@@ -13,7 +13,7 @@ from minires import backend, nn
 from minires.errors import MiniresError
 from minires.ops.cross_entropy import cross_entropy
 from minires.tensor import Tensor
-from minires.train import SGD, Adam, Config, Trainer, captured
+from minires.train import SGD, Adam, Config, Trainer, captured, optim
 
 pytestmark = [
     pytest.mark.emulated,
@@ -176,9 +176,19 @@ def test_what_cannot_be_captured_is_launched_anew(gpu, tmp_path, monkeypatch):
     ]
 
 
-def test_dropout_is_an_obstacle():
-    assert captured.obstacle(_without_dropout()) is None
-    assert captured.obstacle(small_model()).startswith("its dropout draws a key for each step")
+def test_dropout_and_an_optimizer_without_a_kernel_are_obstacles():
+    class Plain(optim.Optimizer):
+        """One that a user wrote."""
+
+        @staticmethod
+        def plain(w, g, lr):
+            w -= lr * g
+
+    with_dropout, without = small_model(), _without_dropout()
+    assert captured.obstacle(without, SGD(without.parameters(), 0.1)) is None
+    why = captured.obstacle(with_dropout, SGD(with_dropout.parameters(), 0.1))
+    assert why.startswith("its dropout draws a key for each step")
+    assert captured.obstacle(without, Plain(without.parameters(), 0.1)) == "Plain has no CUDA kernel"
 
 
 def test_a_loss_that_is_not_finite_stops_a_captured_run(gpu, tmp_path, monkeypatch):

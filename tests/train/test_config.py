@@ -11,11 +11,10 @@ from minires import data, models
 from minires.errors import ConfigError
 from minires.tensor import Tensor
 from minires.train import Config, optim, recipes
-from minires.train.recipes import get
 from minires.train.schedules import Schedule
 
 
-@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_is_json_and_can_be_built(name):
     config = Config.of(name, seed=3)
     again = Config.from_dict(json.loads(json.dumps(config.to_dict())))
@@ -47,7 +46,7 @@ def test_recipes_meet_their_names():
 
 
 def test_changing_a_configuration_does_not_change_the_recipe():
-    get("blog")["optimizer"]["lr"] = 7.0
+    recipes.get("blog")["optimizer"]["lr"] = 7.0
     assert Config.of("blog").optimizer["lr"] == 1e-3
     mine = {"optimizer": {"name": "sgd", "lr": 0.1}}
     Config.from_dict(mine).optimizer["lr"] = 7.0

@@ -82,7 +82,7 @@ def test_what_is_frozen_stays_and_the_rest_learns():
 
 
 def test_a_part_that_is_not_there_is_named_with_the_nearest():
-    with pytest.raises(ConfigError, match="there is no part 'res9a' to freeze; did you mean 'res"):
+    with pytest.raises(ConfigError, match="unknown part of the model 'res9a'. Did you mean 'res"):
         freeze(small(), ["conv1", "res9a"])
 
 
@@ -100,7 +100,7 @@ def test_a_run_starts_from_another_and_goes_on_after_a_stop(tmp_path, monkeypatc
     def make(*, classes, rng):
         return small_model(classes)
 
-    monkeypatch.setitem(models._MODELS, "small", models.Entry(make, size=12, classes=3))
+    monkeypatch.setitem(models.MODELS, "small", models.Entry(make, size=12, classes=3))
     Trainer(CONFIG, tmp_path / "first", splits=small_splits(), progress=False, say=lambda line: None).run()
     said = []
     changes = {

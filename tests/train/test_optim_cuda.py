@@ -14,7 +14,7 @@ import pytest
 from minires import backend
 from minires.backend import cuda
 from minires.tensor import Tensor
-from minires.train import ema, optim, optim_cuda
+from minires.train import ema, optim_cuda
 from minires.train.ema import EMA
 from minires.train.optim import SGD, Adam, AdamW
 
@@ -244,7 +244,7 @@ def test_tables_are_sent_where_they_changed_and_stay_in_their_place(case, machin
             for i, parameter in enumerate(fast.parameters):
                 if parameter.grad is not None:
                     fast._steps[i] += 1
-                    values = (1.0, fast._coupled[i], 1.0, *fast._numbers(fast._steps[i]))
+                    values = (1.0, fast._coupled[i], 1.0, *fast.numbers(fast._steps[i]))
                     rows[i] = ([parameter.data, parameter.grad, *fast._slots_of(i)], values)
             before = numbers.host
             fast._on_gpu.set(rows)
@@ -297,8 +297,8 @@ def test_moving_average_in_one_launch(dtype, machine):
     assert machine.launches == {"moving_average": STEPS}
 
 
-def _mutant(what, module, right, wrong, check):
-    return pytest.param(module, right, wrong, check, id=what)
+def _mutant(what, owner, right, wrong, check):
+    return pytest.param(owner, right, wrong, check, id=what)
 
 
 def check_sgd():
@@ -312,17 +312,17 @@ def check_adam():
 
 
 MUTANTS = [
-    _mutant("one too many", optim, "i < chunk[2]", "i <= chunk[2]", check_sgd),
-    _mutant("always the first chunk", optim, "int i = chunk[1] + ", "int i = ", check_adam),
-    _mutant("every second", optim, "i += blockDim.x", "i += 2 * blockDim.x", check_sgd),
-    _mutant("numbers of another array", optim, "7 * chunk[0]", "7 * (chunk[0] / 2)", check_sgd),
-    _mutant("other numbers", optim, "9 * chunk[0]", "8 * chunk[0]", check_adam),
-    _mutant("no coupled decay", optim, " + decay * wi", "", check_sgd),
-    _mutant("no decoupled decay", optim, "T wi = keep * w[i];", "T wi = w[i];", check_adam),
-    _mutant("no Nesterov", optim, "of_gradient * gi", "of_momentum * gi", check_sgd),
-    _mutant("no momentum", optim, "b[i] = bi;", "b[i] = gi;", check_sgd),
-    _mutant("correction inside", optim, "sqrt(vi) / correction", "sqrt(vi / correction)", check_adam),
-    _mutant("squared gradient", optim, "new2 * (gi * gi)", "new2 * gi", check_adam),
+    _mutant("one too many", SGD, "i < chunk[2]", "i <= chunk[2]", check_sgd),
+    _mutant("always the first chunk", Adam, "int i = chunk[1] + ", "int i = ", check_adam),
+    _mutant("every second", SGD, "i += blockDim.x", "i += 2 * blockDim.x", check_sgd),
+    _mutant("numbers of another array", SGD, "7 * chunk[0]", "7 * (chunk[0] / 2)", check_sgd),
+    _mutant("other numbers", Adam, "9 * chunk[0]", "8 * chunk[0]", check_adam),
+    _mutant("no coupled decay", SGD, " + decay * wi", "", check_sgd),
+    _mutant("no decoupled decay", Adam, "T wi = keep * w[i];", "T wi = w[i];", check_adam),
+    _mutant("no Nesterov", SGD, "of_gradient * gi", "of_momentum * gi", check_sgd),
+    _mutant("no momentum", SGD, "b[i] = bi;", "b[i] = gi;", check_sgd),
+    _mutant("correction inside", Adam, "sqrt(vi) / correction", "sqrt(vi / correction)", check_adam),
+    _mutant("squared gradient", Adam, "new2 * (gi * gi)", "new2 * gi", check_adam),
     _mutant("in float", optim_cuda, "double sum = 0;", "float sum = 0;", lambda: check_norm("float32")),
     _mutant("no barrier", optim_cuda, "__syncthreads();", "", lambda: check_norm("float64")),
     _mutant("half of a block", optim_cuda, "half = 128", "half = 64", lambda: check_norm("float64")),
@@ -336,13 +336,13 @@ MUTANTS = [
 
 @pytest.mark.emulated
 @emulated[1]
-@pytest.mark.parametrize(("module", "right", "wrong", "check"), MUTANTS)
+@pytest.mark.parametrize(("owner", "right", "wrong", "check"), MUTANTS)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_mutants_are_caught(module, right, wrong, check, monkeypatch):
+def test_mutants_are_caught(owner, right, wrong, check, monkeypatch):
     cuda_emulator.emulate(monkeypatch)
-    name = "_NORM_CUDA" if module is optim_cuda else "_CUDA"
-    code = getattr(module, name).code.removeprefix(cuda.PRELUDE)
+    name = {optim_cuda: "_NORM_CUDA", ema: "_CUDA"}.get(owner, "source")
+    code = getattr(owner, name).code.removeprefix(cuda.PRELUDE)
     assert right in code
-    monkeypatch.setattr(module, name, cuda.Source(code.replace(right, wrong)))
+    monkeypatch.setattr(owner, name, cuda.Source(code.replace(right, wrong)))
     with pytest.raises(AssertionError):
         check()

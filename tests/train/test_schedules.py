@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from minires.errors import ConfigError
-from minires.train.schedules import OPTIONS, Schedule
+from minires.train.schedules import SCHEDULES, Schedule
 
 S = 200
 
@@ -74,7 +74,7 @@ def test_plateau_equals_pytorch_and_continues_from_its_state():
     assert len(seen) >= 4 and min(seen) == 0.03
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_warm_up_is_a_straight_line_up_to_the_schedule(name):
     plain, warm = rates({"name": name}, steps=160), rates({"name": name, "warmup": 0.2, "warmup_start": 0.1})
     np.testing.assert_allclose(warm[40:], plain, rtol=1e-12)
@@ -82,7 +82,7 @@ def test_warm_up_is_a_straight_line_up_to_the_schedule(name):
     assert warm[39] == pytest.approx(plain[0]) and warm[0] == pytest.approx((0.1 + 0.9 / 40) * plain[0])
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_tiny_runs_have_finite_rates(name, steps):
     schedule = Schedule({"name": name, "warmup": 0.5}, lr=0.1, total_steps=steps)

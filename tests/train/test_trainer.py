@@ -338,6 +338,6 @@ def test_the_registered_model_is_built_with_its_size_and_classes(tmp_path):
     run = Trainer(config, tmp_path / "run", splits=small_splits(), progress=False)
     assert run.variant == {"last_gamma": 0.25, "size": 40} and run.model.fc6.bias.shape == (3,)
     assert float(run.model.res2a.bn2a_branch2c.gamma.data[0]) == 0.25
-    with pytest.raises(ConfigError, match="no option 'lastgamma'"):
+    with pytest.raises(ConfigError, match="option of resnet50_signs 'lastgamma'"):
         Trainer(Config.of("blog", variant={"lastgamma": 1}), tmp_path / "other", splits=small_splits())
     assert not (tmp_path / "other").exists()

@@ -1,0 +1,58 @@
+"""A registry: the things of one kind by name, with one way to add to them and one answer to a wrong name.
+
+Models, data sets, optimisers, schedules, recipes, augmentations and commands have one each. What comes with
+minires stands in the table that the registry is made from; a user adds to it with the function ``register``
+beside it, and then uses the name wherever one of ours could stand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from minires.errors import ConfigError, unknown
+
+T = TypeVar("T")
+
+
+class Registry(dict[str, T]):
+    """The things of one ``kind``, by name.
+
+    >>> colours = Registry("colour", {"red": "#ff0000", "green": "#00ff00"})
+    >>> colours.add("blue", "#0000ff")
+    >>> list(colours)
+    ['red', 'green', 'blue']
+    >>> colours.find("gren")
+    Traceback (most recent call last):
+    ...
+    minires.errors.ConfigError: unknown colour 'gren'. Did you mean 'green'? Known: red, green, blue
+    """
+
+    def __init__(self, kind: str, things: Mapping[str, T]) -> None:
+        super().__init__(things)
+        self.kind = kind
+        self._added: dict[str, Any] = {}  # where each that was added is defined
+
+    def find(self, name: object) -> T:
+        """Give what stands under ``name``. Raises: ConfigError with the nearest name if there is nothing."""
+        if not isinstance(name, str) or name not in self:
+            raise ConfigError(unknown(self.kind, name, self))
+        return self[name]
+
+    def add(self, name: str, thing: T, *, maker: Callable[..., Any] | None = None) -> None:
+        """Put ``thing`` under ``name``.
+
+        ``maker`` is the function or class that the user wrote (``thing`` itself if not given): the same
+        definition may come again, as a cell of a notebook does that is run twice, and replaces the first.
+
+        Raises: ConfigError if the name is another one's, or has signs besides letters, digits, _, - and .
+        """
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ConfigError(f"{name!r} cannot name a {self.kind}; use letters, digits, _, - and .")
+        made: Any = thing if maker is None else maker
+        definition = (made.__module__, made.__qualname__) if hasattr(made, "__qualname__") else made
+        if name in self and (name not in self._added or self._added[name] != definition):
+            raise ConfigError(f"there is a {self.kind} {name!r} already; choose another name")
+        self[name] = thing
+        self._added[name] = definition

@@ -1,0 +1,161 @@
+"""Adam and AdamW: steps scaled by running averages of the gradient and of its square.
+
+With ``w`` a parameter, ``g`` its gradient, ``lr`` the learning rate and ``t = 1, 2, ...`` the step:
+
+    m <- m + (1 - beta1)(g - m)
+    v <- beta2 v + (1 - beta2) g^2
+    w <- w - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
+
+AdamW is the same with decoupled weight decay. The formula is PyTorch's, to the last rounding in float64.
+
+Sources: Adam, Kingma & Ba arXiv:1412.6980; AdamW, Loshchilov & Hutter arXiv:1711.05101.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from minires import backend
+from minires.backend import Array, cuda
+from minires.train.optimizer import CLIPPED, Optimizer, in_range
+
+
+def _adam(
+    w: Array, g: Array, m: Array, v: Array,
+    rate: float, new1: float, beta2: float, new2: float, correction: float, eps: float,
+) -> None:  # fmt: skip
+    """The reference: ``rate`` is ``lr / (1 - beta1^t)``, ``correction`` is ``sqrt(1 - beta2^t)``."""
+    xp = backend.array_module(w)
+    m += new1 * (g - m)
+    v *= beta2
+    v += new2 * (g * g)
+    w -= rate * (m / (xp.sqrt(v) / correction + eps))
+
+
+# The whole update in one pass over the arrays. ``scale`` clips the gradient, ``decay`` is the coupled weight
+# decay, ``keep`` the decoupled one.
+
+
+@backend.kernel
+def _adam_numba(
+    w: Array, g: Array, m: Array, v: Array, scale: float, decay: float, keep: float,
+    rate: float, new1: float, beta2: float, new2: float, correction: float, eps: float,
+) -> None:  # fmt: skip
+    for i in range(w.size):
+        wi = keep * w[i]
+        gi = scale * g[i] + decay * wi
+        mi = m[i] + new1 * (gi - m[i])
+        vi = beta2 * v[i] + new2 * (gi * gi)
+        m[i] = mi
+        v[i] = vi
+        w[i] = wi - rate * (mi / (np.sqrt(vi) / correction + eps))
+
+
+_CUDA = cuda.Source(
+    CLIPPED
+    + r"""
+extern "C" __global__ void adam(const int* chunks, const unsigned long long* places, const T* numbers,
+                                const double* norm, T clip) {
+    const int* chunk = chunks + 3 * blockIdx.x;
+    const unsigned long long* place = places + 4 * chunk[0];
+    T *w = (T*)place[0], *g = (T*)place[1], *m = (T*)place[2], *v = (T*)place[3];
+    if (!w) return;
+    const T* number = numbers + 9 * chunk[0];
+    T scale = number[0], decay = number[1], keep = number[2];
+    T rate = number[3], new1 = number[4], beta2 = number[5], new2 = number[6];
+    T correction = number[7], eps = number[8];
+    if (!clipped(norm, clip, &scale)) return;
+    for (int i = chunk[1] + threadIdx.x; i < chunk[2]; i += blockDim.x) {
+        T wi = keep * w[i];
+        T gi = scale * g[i] + decay * wi;
+        T mi = m[i] + new1 * (gi - m[i]);
+        T vi = beta2 * v[i] + new2 * (gi * gi);
+        m[i] = mi;
+        v[i] = vi;
+        w[i] = wi - rate * (mi / (sqrt(vi) / correction + eps));
+    }
+}
+"""
+)
+
+
+class Adam(Optimizer):
+    """Adam: steps scaled by running averages of the gradient and of its square.
+
+    ``betas`` are what the two averages keep in a step. Options that all have: see
+    :class:`~minires.train.optimizer.Optimizer`.
+
+    Math: m <- m + (1 - beta1)(g - m);  v <- beta2 v + (1 - beta2) g^2;
+    w <- w - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps).
+    Shapes: ``parameters`` is an iterable of parameters or of ``(path, parameter)`` pairs.
+    Raises: ConfigError for a number out of range, no parameters, or one given twice.
+    Source: arXiv:1412.6980.
+
+    >>> from minires import Tensor
+    >>> w = Tensor([1.0], requires_grad=True)
+    >>> optimizer = Adam([w], lr=0.25)
+    >>> (w * w).sum().backward()
+    >>> optimizer.step()
+    >>> w.numpy()
+    array([0.75], dtype=float32)
+    """
+
+    slots = ("average", "square")
+    plain = staticmethod(_adam)
+    fused = staticmethod(_adam_numba)
+    source = _CUDA
+    kernel = "adam"
+
+    def __init__(
+        self,
+        parameters: Iterable[Any],
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        decoupled: bool = False,
+        decay_vectors: bool = False,
+        clip_norm: float | None = None,
+    ) -> None:
+        super().__init__(
+            parameters,
+            lr,
+            weight_decay=weight_decay,
+            decoupled=decoupled,
+            decay_vectors=decay_vectors,
+            clip_norm=clip_norm,
+        )
+        self.betas = (in_range("betas[0]", betas[0], 1.0), in_range("betas[1]", betas[1], 1.0))
+        self.eps = in_range("eps", eps, math.inf)
+
+    def numbers(self, step: int) -> tuple[float, ...]:
+        beta1, beta2 = self.betas
+        rate, correction = self.lr / (1.0 - beta1**step), math.sqrt(1.0 - beta2**step)
+        return rate, 1.0 - beta1, beta2, 1.0 - beta2, correction, self.eps
+
+
+def AdamW(
+    parameters: Iterable[Any],
+    lr: float = 1e-3,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    decay_vectors: bool = False,
+    clip_norm: float | None = None,
+) -> Adam:
+    """Make an Adam whose weight decay is decoupled.
+
+    Shapes: ``parameters`` is an iterable of parameters or of ``(path, parameter)`` pairs.
+    Raises: ConfigError as :class:`Adam`.
+    Source: arXiv:1711.05101.
+    """
+    return Adam(
+        parameters, lr, betas=betas, eps=eps, weight_decay=weight_decay, decoupled=True,
+        decay_vectors=decay_vectors, clip_norm=clip_norm,
+    )  # fmt: skip

@@ -1,0 +1,266 @@
+"""What every optimiser is made of: state, clipping, weight decay, and one sweep over all parameters.
+
+Weight decay is *coupled* when it is part of the gradient, ``g <- g + weight_decay w`` (the ResNet paper's
+SGD), and *decoupled* when it shrinks the weight itself, ``w <- (1 - lr weight_decay) w`` (AdamW).
+It is applied to parameters of two axes or more; biases and batch norm's gamma and beta have one axis and are
+left alone, unless ``decay_vectors=True``.
+
+Updates are made in place, all parameters in one sweep over all threads (on a GPU: in one launch): the arrays
+are read and written once, and that is all an update costs.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import Any, ClassVar
+
+import numpy as np
+
+from minires import backend
+from minires.backend import Array, cuda
+from minires.errors import CheckpointError, ConfigError
+from minires.train.optim_cuda import Sweep, fits
+
+_GRAIN = 1 << 16  # elements worth a thread of their own
+
+# What the CUDA kernels of all optimisers begin with; for the tables see optim_cuda.py.
+CLIPPED = r"""
+// Where the norm of the gradients is given it scales them, and if it is not finite the step changes nothing.
+// Where it is not given, the host has seen to both.
+__device__ bool clipped(const double* norm, T clip, T* scale) {
+    if (!norm) return true;
+    double share = clip / (*norm + 1e-6);
+    if (clip > 0) *scale = share < 1 ? T(share) : T(1);
+    return isfinite(*norm);
+}
+"""
+
+
+class Optimizer:
+    """What all optimisers share: the parameters, their state, clipping, weight decay, the sweep over arrays.
+
+    A subclass names its state arrays in ``slots``, says in ``numbers`` which numbers its formula needs at a
+    step, and gives the formula as the static method ``plain(w, g, *slots, *numbers)``, which changes ``w``
+    and the slots in place. The gradient that it gets is clipped and has the coupled weight decay in it.
+
+    That is all of an own optimiser. For speed it may have the whole update once more, clipping and decay
+    included, with the arguments ``(w, g, *slots, scale, decay, keep, *numbers)``: as ``fused``, a function
+    for flat arrays that ``minires.backend.kernel`` compiles, and as the CUDA kernel ``source``, ``kernel``.
+
+    ``weight_decay`` is coupled or ``decoupled``, and leaves vectors alone unless ``decay_vectors``;
+    ``clip_norm`` is the largest norm that all gradients together keep.
+
+    Shapes: ``parameters`` is an iterable of parameters or of ``(path, parameter)`` pairs.
+    Raises: ConfigError for a number out of range, no parameters, or one given twice.
+    """
+
+    slots: ClassVar[tuple[str, ...]] = ()
+    plain: ClassVar[Callable[..., None]]
+    fused: ClassVar[Callable[..., None] | None] = None
+    source: ClassVar[cuda.Source | None] = None
+    kernel: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        parameters: Iterable[Any],
+        lr: float,
+        *,
+        weight_decay: float = 0.0,
+        decoupled: bool = False,
+        decay_vectors: bool = False,
+        clip_norm: float | None = None,
+    ) -> None:
+        pairs = [pair if isinstance(pair, tuple) else (None, pair) for pair in parameters]
+        self.paths = [path or p.name or f"parameter{i}" for i, (path, p) in enumerate(pairs)]
+        self.parameters = [parameter for _, parameter in pairs]
+        if not pairs:
+            raise ConfigError("an optimiser needs at least one parameter; it was given none")
+        if len({id(p) for p in self.parameters}) != len(pairs) or len(set(self.paths)) != len(pairs):
+            raise ConfigError("the optimiser was given the same parameter, or the same path, twice")
+        if clip_norm is not None and not clip_norm > 0:
+            raise ConfigError(f"clip_norm is {clip_norm}; it must be above 0, or None for no clipping")
+        in_range("weight_decay", weight_decay, math.inf)
+        self.lr = in_range("lr", lr, math.inf)
+        self.clip_norm = clip_norm
+        decays = [weight_decay if decay_vectors or p.data.ndim > 1 else 0.0 for p in self.parameters]
+        self._coupled = [0.0 if decoupled else decay for decay in decays]
+        self._decoupled = [decay if decoupled else 0.0 for decay in decays]
+        self._steps = [0] * len(pairs)
+        self._state: dict[str, list[Array | None]] = {slot: [None] * len(pairs) for slot in self.slots}
+
+    def numbers(self, step: int) -> tuple[float, ...]:
+        """The numbers that the formula needs at ``step``, which counts from 1."""
+        return (self.lr,)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def gradient_norm(self) -> float:
+        """Give the Euclidean norm of all gradients together; a NaN or infinity in any of them shows in it."""
+        gradients = {i: p.grad for i, p in enumerate(self.parameters) if p.grad is not None}
+        if gradients and cuda.usable(*gradients.values()):
+            return float(self._on_gpu.norm(gradients))
+        return math.sqrt(sum(float(backend.array_module(g).vdot(g, g)) for g in gradients.values()))
+
+    def step(self, *, norm: float | None = None) -> None:
+        """Update every parameter that has a gradient, in place.
+
+        ``norm`` is the ``gradient_norm()`` if the caller knows it already; it serves clipping.
+        """
+        scale, fused, source = 1.0, type(self).fused, self.source
+        if self.clip_norm is not None:
+            norm = self.gradient_norm() if norm is None else norm
+            scale = min(1.0, self.clip_norm / (norm + 1e-6))  # the 1e-6 is PyTorch's
+        sweep: list[tuple[list[Array], tuple[Any, ...]]] = []
+        on_gpu: dict[int, tuple[list[Array], tuple[float, ...]]] = {}
+        for i, arrays, numbers in self._next_step(scale):
+            if source and fits(*arrays):
+                on_gpu[i] = arrays, numbers
+            elif fused and backend.fast(*arrays) and all(array.flags.c_contiguous for array in arrays):
+                cast = arrays[0].dtype.type  # float64 numbers would make float64 arithmetic of float32 arrays
+                sweep.append(([array.reshape(-1) for array in arrays], tuple(map(cast, numbers))))
+            else:
+                self._plain_step(*arrays, numbers=numbers)
+        if sweep and fused:
+            _sweep(fused, sweep)
+        if on_gpu and source:
+            self._on_gpu.set(on_gpu)
+            self._on_gpu.launch(source, self.kernel, None, 0.0)
+
+    def _plain_step(self, w: Array, g: Array, *slots: Array, numbers: Sequence[float]) -> None:
+        scale, decay, keep, *own = numbers
+        w *= keep
+        type(self).plain(w, scale * g + decay * w, *slots, *own)
+
+    def _next_step(self, scale: float) -> Iterator[tuple[int, list[Array], tuple[float, ...]]]:
+        """Count a step of each parameter with a gradient: its place, its arrays, and the numbers of the step.
+
+        These are the share that clipping leaves of the gradient, the coupled decay, what the decoupled decay
+        keeps of the weight, and the numbers of the formula.
+        """
+        for i, parameter in enumerate(self.parameters):
+            if parameter.grad is None:
+                continue
+            self._steps[i] += 1
+            gradient = backend.array_module(parameter.grad).ascontiguousarray(parameter.grad)
+            keep = 1.0 - self.lr * self._decoupled[i]
+            numbers = (scale, self._coupled[i], keep, *self.numbers(self._steps[i]))
+            yield i, [parameter.data, gradient, *self._slots_of(i)], numbers
+
+    # A step in two halves, for a CUDA graph: ``launch_step`` is captured once, ``plan_step`` goes before each
+    # replay and writes what the launches find in their tables.
+
+    def launch_step(self) -> Array:
+        """Launch what ``plan_step`` plans, on the GPU; return the norm of the gradients, which stays there.
+
+        A step whose gradients have no finite norm changes nothing.
+        """
+        assert self.source, "without a CUDA kernel there is nothing to launch"
+        assert self._on_gpu.tables, "there are no tables before a first step()"
+        norm = self._on_gpu.launch_norm()
+        self._on_gpu.launch(self.source, self.kernel, norm, self.clip_norm or 0.0)
+        return norm
+
+    def plan_step(self) -> None:
+        """Count a step, and write its tables from the gradients and the learning rate as they are now.
+
+        Raises: ConfigError if a parameter or gradient is not on a GPU, or has gaps.
+        """
+        rows = {i: (arrays, numbers) for i, arrays, numbers in self._next_step(1.0)}
+        misfits = [
+            self.paths[i]
+            for i, (arrays, _) in rows.items()
+            if not fits(*arrays) or arrays[1] is not self.parameters[i].grad
+        ]
+        if misfits:
+            raise ConfigError(f"these are not on a GPU, or have gaps: {', '.join(misfits)}")
+        self._on_gpu.set(rows)
+        self._on_gpu.set_norm({i: arrays[1] for i, (arrays, _) in rows.items()})
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Give the optimiser's state as arrays by name, ``<slot>:<path>``; the arrays are copies.
+
+        Hyper-parameters are not in it, except the learning rate: they belong to the run's configuration.
+        """
+        state = {"lr": np.array(self.lr, np.float64), "steps": np.array(self._steps, np.int64)}
+        for slot in self.slots:
+            for path, array in zip(self.paths, self._state[slot], strict=True):
+                if array is not None:
+                    state[f"{slot}:{path}"] = np.array(backend.to_device(array, "cpu"))
+        return state
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continue from a ``state_dict``.
+
+        Raises: CheckpointError that names what is missing, unexpected or misshapen; nothing is changed then.
+        """
+        shapes = {
+            f"{slot}:{path}": tuple(p.data.shape)
+            for slot in self.slots
+            for path, p in zip(self.paths, self.parameters, strict=True)
+        }
+        steps = state.get("steps")
+        if steps is None or "lr" not in state or steps.shape != (len(self.paths),):
+            raise CheckpointError(f"the state of the optimiser does not have {len(self.paths)} parameters")
+        for key, array in state.items():
+            if key not in ("lr", "steps") and shapes.get(key) != array.shape:
+                raise CheckpointError(
+                    f"the state of the optimiser has {key} of shape {array.shape}; "
+                    f"here it has {shapes.get(key, 'no such array')}"
+                )
+        for slot in self.slots:
+            for i, path in enumerate(self.paths):
+                if f"{slot}:{path}" not in state and steps[i] > 0:
+                    raise CheckpointError(f"the state of the optimiser has no {slot}:{path}")
+        self.lr = float(state["lr"])
+        self._steps = [int(step) for step in steps]
+        for slot in self.slots:
+            for i, (path, parameter) in enumerate(zip(self.paths, self.parameters, strict=True)):
+                saved, data = state.get(f"{slot}:{path}"), parameter.data
+                self._state[slot][i] = (
+                    None
+                    if saved is None
+                    else backend.to_device(np.array(saved, data.dtype), backend.device_of(data))
+                )
+
+    @functools.cached_property
+    def _on_gpu(self) -> Sweep:
+        """Made when first needed: until then the parameters may still be moved to a GPU."""
+        return Sweep([parameter.data for parameter in self.parameters])
+
+    def _slots_of(self, i: int) -> list[Array]:
+        """The state arrays of parameter ``i``, made of zeros when first asked for."""
+        data = self.parameters[i].data
+        for slot in self.slots:
+            if self._state[slot][i] is None:
+                self._state[slot][i] = backend.array_module(data).zeros_like(data)
+        return [self._state[slot][i] for slot in self.slots]
+
+
+def _sweep(fused: Callable[..., None], work: list[tuple[list[Array], tuple[Any, ...]]]) -> None:
+    """Run ``fused`` over all arrays as if they were one long array cut evenly among the threads."""
+    ends = list(accumulate(arrays[0].size for arrays, _ in work))
+
+    def task(start: int, stop: int) -> None:
+        i = bisect.bisect_right(ends, start)
+        while start < stop:
+            arrays, numbers = work[i]
+            first = ends[i] - arrays[0].size
+            here = slice(start - first, min(stop, ends[i]) - first)
+            fused(*(array[here] for array in arrays), *numbers)
+            start, i = ends[i], i + 1
+
+    backend.parallel_for(task, ends[-1], grain=_GRAIN)
+
+
+def in_range(name: str, value: float, below: float) -> float:
+    """Return ``value``. Raises: ConfigError unless it is from 0 up to, but not including, ``below``."""
+    if not 0 <= value < below:
+        raise ConfigError(f"{name} is {value}; it must be at least 0 and below {below:g}")
+    return value

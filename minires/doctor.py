@@ -335,11 +335,15 @@ def _data(advice: list[dict[str, str]]) -> dict[str, str | None]:
     except MiniresError as error:
         _advise(advice, "error", str(error), "unset MINIRES_DATA")
         return {}
-    if found["signs"] is None:
-        what = "SIGNS was not found, so `minires train` trains on the rendered stand-in hands"
-        _advise(advice, "hint", what, "minires data signs --download")
-    places = {name: None if place is None else str(place) for name, place in found.items()}
-    return {**places, "hands": "rendered when used"}
+    places = {}
+    for name, place in found.items():
+        entry = data.entry(name)
+        if place is None and entry.stand_in:
+            what = f"{name} was not found, so `minires train` trains on its stand-in {entry.stand_in}"
+            _advise(advice, "hint", what, f"minires data {name} --download" if entry.download else "")
+        made = None if entry.locate else "made when used"
+        places[name] = made if place is None else str(place)
+    return places
 
 
 def _disk(advice: list[dict[str, str]]) -> dict[str, int]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable
 
-SHOWN = 20  # names in a message
-
 
 class MiniresError(ValueError):
     """Base of every error that a user can cause and mend.
@@ -47,14 +45,28 @@ def one_of(option: str, value: object, allowed: Collection[object]) -> None:
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
-    """Say that ``name`` is not a known ``kind``, which one is nearest, and which there are (the first 20).
+    """Say that ``name`` is not a known ``kind``, which one is nearest, and which there are.
 
-    >>> unknown("optimizer", "adm", ["sgd", "adam"])
-    "unknown optimizer 'adm'. Did you mean 'adam'? Known: sgd, adam"
+    >>> unknown("optimiser", "adm", ["sgd", "adam"])
+    "unknown optimiser 'adm'. Did you mean 'adam'? Known: sgd, adam"
+    >>> unknown("module", "conv", [])
+    "unknown module 'conv'. Known: there are none"
     """
     names = list(known)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    more = f", ... and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    listed = f"Known: {', '.join(names[:SHOWN])}{more}" if names else "There are none"
-    return f"unknown {kind} {name!r}.{hint} {listed}"
+    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'there are none'}"
+
+
+def nearest(name: object, known: Iterable[str], *, count: int = 3) -> str:
+    """Say which of the known names are nearest, for a message that ends in it; for lists too long to show.
+
+    >>> nearest("res2a", ["res3b", "conv1", "res2b", "res3a"], count=2)
+    'the nearest are res3a, res2b'
+    >>> nearest("res2a", [])
+    'there are none at all'
+    """
+    near = difflib.get_close_matches(str(name), sorted(known), n=count, cutoff=0)
+    if not near:
+        return "there are none at all"
+    return f"the nearest {'is' if len(near) == 1 else 'are'} {', '.join(near)}"

@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from minires.errors import ConfigError, unknown
+from minires.errors import ConfigError, nearest, unknown
 
+SHOWN = 20  # names in a message
 T = TypeVar("T")
 
 
@@ -37,8 +38,14 @@ class Registry(dict[str, T]):
     def find(self, name: object) -> T:
         """Give what stands under ``name``. Raises: ConfigError with the nearest name if there is nothing."""
         if not isinstance(name, str) or name not in self:
-            raise ConfigError(unknown(self.kind, name, self))
+            raise ConfigError(self.unknown(name))
         return self[name]
+
+    def unknown(self, name: object) -> str:
+        """Say that there is nothing under ``name``, and what there is: all, or the nearest of many."""
+        if len(self) <= SHOWN:
+            return unknown(self.kind, name, self)
+        return f"unknown {self.kind} {name!r}; {nearest(name, self)}"
 
     def add(self, name: str, thing: T, *, maker: Callable[..., Any] | None = None) -> None:
         """Put ``thing`` under ``name``.

@@ -16,8 +16,8 @@ import minires
 ROOT = Path(minires.__file__).parent
 # A module may import what stands above it in this list, and modules of its own folder.
 FLOORS = [
-    "errors", "registry", "files", "exercises", "backend", "tensor", "gradient_check", "ops", "nn", "models", "data",
-    "train", "weights", "inspect", "debug", "play", "doctor", "commands", "cli", "__main__",
+    "errors", "registry", "files", "exercises", "backend", "tensor", "gradient_check", "ops", "nn", "models",
+    "data", "train", "weights", "inspect", "debug", "play", "doctor", "commands", "cli", "__main__",
 ]  # fmt: skip
 ABOVE_THE_PACKAGE = {"doctor", "commands", "cli", "__main__"}  # these may import minires itself
 INDEPENDENT = {

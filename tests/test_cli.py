@@ -294,7 +294,7 @@ def test_a_recipe_may_name_its_data_set(place: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--model", "resnet50_sings"], "Did you mean 'resnet50_signs'?"),
+        (["--model", "resnet50_sings"], "the nearest are resnet50_signs"),
         (["--recipe", "two-epochs"], "Did you mean 'two-epoch'?"),
         (["--data", "sings"], "Did you mean 'signs'?"),
         (["--epochs", "0"], "epochs is 0; it must be at least 1"),
@@ -386,7 +386,7 @@ def test_fine_tuning_takes_over_the_model_and_makes_a_new_head(
     kept = [name for name in old if np.array_equal(old[name], new[name])]
     assert kept == [name for name in old if not name.startswith("fc.")]
     assert call(capsys, "evaluate", "tuned", "--data", "two")[0] == 0
-    assert "unknown part of the model 'cnov'. Did you mean 'conv'" in refused(
+    assert "there is no part 'cnov' to freeze; the nearest are conv" in refused(
         capsys, 2, *base, "--freeze", "cnov"
     )
     assert "is a tiny, but --model is resnet50; leave --model out" in refused(
@@ -629,7 +629,7 @@ def test_summary_as_text_and_as_json(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_summary_refuses_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "Did you mean 'resnet50_signs'?" in refused(capsys, 2, "summary", "resnet50_sign")
+    assert "the nearest are resnet50_signs" in refused(capsys, 2, "summary", "resnet50_sign")
     assert "--input is 0" in refused(capsys, 2, "summary", "--input", "0")
     assert "classes must be at least 1" in refused(capsys, 2, "summary", "--classes", "0")
     assert "pool1: " in refused(capsys, 1, "summary", "--input", "2")

@@ -1,28 +1,44 @@
-"""What the subcommands of the program do: each calls the library and prints what comes back.
+"""The subcommands of the program, a file each: options, help, and the function that does the work.
 
 A function imports what it needs when it runs, so that ``minires --help`` answers at once and ``minires
-doctor`` works where a package is missing. Each returns the exit status.
+doctor`` works where a package is missing.
 """
 
-from minires.commands.checks import run_data, run_doctor, run_gradcheck
+from minires.commands import (
+    data,
+    diff,
+    doctor,
+    evaluate,
+    export,
+    gradcheck,
+    import_weights,
+    models,
+    play,
+    plot,
+    predict,
+    summary,
+    trace,
+    train,
+)
 from minires.commands.loading import FAILED
-from minires.commands.models import run_diff, run_export, run_import_weights, run_plot, run_summary
-from minires.commands.pictures import run_play, run_trace
-from minires.commands.training import run_evaluate, run_predict, run_train
+from minires.commands.registry import Command
+from minires.registry import Registry
 
-__all__ = [
-    "FAILED",
-    "run_data",
-    "run_diff",
-    "run_doctor",
-    "run_evaluate",
-    "run_export",
-    "run_gradcheck",
-    "run_import_weights",
-    "run_play",
-    "run_plot",
-    "run_predict",
-    "run_summary",
-    "run_trace",
-    "run_train",
-]
+__all__ = ["COMMANDS", "FAILED", "Command"]
+
+COMMANDS: Registry[Command] = Registry("command", {
+    "train": train.COMMAND,
+    "evaluate": evaluate.COMMAND,
+    "predict": predict.COMMAND,
+    "models": models.COMMAND,
+    "summary": summary.COMMAND,
+    "plot": plot.COMMAND,
+    "trace": trace.COMMAND,
+    "play": play.COMMAND,
+    "diff": diff.COMMAND,
+    "import-weights": import_weights.COMMAND,
+    "export": export.COMMAND,
+    "gradcheck": gradcheck.COMMAND,
+    "data": data.COMMAND,
+    "doctor": doctor.COMMAND,
+})  # fmt: skip

@@ -1,20 +1,45 @@
-"""What several subcommands share: printing, and loading what the user named."""
+"""What several subcommands share: options, printing, and loading what the user named."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from minires.errors import ConfigError
 
 if TYPE_CHECKING:
+    from minires.nn.module import Module
     from minires.train import Trained
 
 FAILED = 1
+DEVICES = "cpu (the default), cuda, cuda:1, or auto: the GPU if there is one"
+
+
+def variant_option(parser: argparse.ArgumentParser) -> None:
+    """The option ``--variant``, for a command that builds a model by name."""
+    parser.add_argument("--variant", action="append", metavar="NAME=VALUE",
+                        help="an option of the model, for example shortcut=A; can be repeated")  # fmt: skip
+
+
+def model_options(parser: argparse.ArgumentParser) -> None:
+    """``--input``, ``--classes`` and ``--variant``, for a command that looks at a model."""
+    parser.add_argument(
+        "--input", type=int, metavar="N", help="picture side (default: what the model is made for)"
+    )
+    parser.add_argument(
+        "--classes", type=int, metavar="N", help="how many classes (default: the model's usual)"
+    )
+    variant_option(parser)
+
+
+def run_options(parser: argparse.ArgumentParser) -> None:
+    """The trained model, and the device to use it on: see :func:`load_trained`."""
+    parser.add_argument("model", metavar="RUN", help="a run folder, or a model.safetensors file")
+    parser.add_argument("--device", default="cpu", metavar="NAME", help=DEVICES)
 
 
 def variant_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -22,6 +47,26 @@ def variant_of(options: argparse.Namespace) -> dict[str, Any]:
     from minires.models import option
 
     return dict(option(text) for text in options.variant or [])
+
+
+def built(
+    name: str,
+    *,
+    input: int | None = None,
+    classes: int | None = None,
+    variant: Mapping[str, Any] | None = None,
+) -> tuple[Module, int]:
+    """A model to look at, and the side of the pictures for it: ``input``, or what it is made for."""
+    from minires import models
+
+    entry = models.entry(name)
+    side = entry.size if input is None else input
+    if side < 1:
+        raise ConfigError(f"--input is {side}; it must be at least 1")
+    options = {**entry.fitted(side), **(variant or {})}
+    if "initializer" in entry.options:
+        options.setdefault("initializer", "zeros")  # nothing to see in random numbers, and VGG has many
+    return models.build(name, classes=classes, **options), side
 
 
 def load_trained(options: argparse.Namespace) -> tuple[Trained, int]:
@@ -55,7 +100,7 @@ def data_of_run(model: str) -> str:
         raise ConfigError(
             f"on which pictures? {folder} has no config.json that says so; use --data NAME or PATH"
         )
-    return run_folder.read_json(folder / "config.json")["data"]
+    return str(run_folder.read_json(folder / "config.json")["data"])
 
 
 def searched() -> list[Path]:

@@ -1,118 +1,65 @@
-"""What looks at models and their weights: summary, diff, plot, import-weights, export."""
+"""``minires models``: the models that there are."""
 
 from __future__ import annotations
 
 import argparse
-import shlex
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from itertools import groupby
 
-from minires.commands.loading import print_json, variant_of
+from minires.commands.loading import built, print_json
+from minires.commands.registry import Command
 from minires.errors import ConfigError
 
-if TYPE_CHECKING:
-    from minires.nn import Module
+TEXT = """\
+List the models by the papers they come from: the side of the pictures that each is made for, its classes, and
+how many parameters it learns.
+
+  minires models
+  minires models resnet50            those with resnet50 in their name
+  minires models 'densenet*_cifar'   those that fit this pattern"""
 
 
-def run_summary(options: argparse.Namespace) -> int:
-    from minires.inspect import summarize
-
-    model, side = _built(options, options.model, variant_of(options))
-    summary = summarize(model, (side, side, 3), name=options.model, memory=True)
-    if options.json:
-        print_json(summary.to_dict())
-    else:
-        print(summary.table(full=options.full))
-    return 0
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "pattern", nargs="?", default="*", metavar="NAME", help="a part of a name, or a pattern with *"
+    )
 
 
-def run_diff(options: argparse.Namespace) -> int:
-    from minires.inspect import diff, parse
-
-    (name, variant), (other, other_variant) = parse(options.a), parse(options.b)
-    model, side = _built(options, name, variant)
-    options.input = side  # both see pictures of one size
-    found = diff(
-        model, _built(options, other, other_variant)[0], (side, side, 3), names=(options.a, options.b)
-    )  # fmt: skip
-    if options.json:
-        print_json(found.to_dict())
-    else:
-        print(found)
-    return 0
-
-
-def run_plot(options: argparse.Namespace) -> int:
-    from minires.inspect import plot
-
-    model, side = _built(options, options.model, variant_of(options))
-    out = options.out or f"{options.model}.svg"
-    plot(model, (side, side, 3), out, name=options.model)
-    if options.json:
-        print_json({"model": options.model, "out": out})
-    else:
-        print(f"{out}: {options.model}, any browser shows it")
-    return 0
-
-
-def run_import_weights(options: argparse.Namespace) -> int:
-    from minires import weights
-    from minires.weights.keras import files as keras_files
-    from minires.weights.keras import pretrained as keras_pretrained
-
-    out = options.out or f"{options.model}.safetensors"
-    classes = None if options.classes is None else [str(number) for number in range(options.classes)]
-    if Path(options.source_file).suffix in keras_files.SUFFIXES:
-        if options.source or options.variant:
-            raise ConfigError("--source and --variant are for PyTorch's files; what Keras has is known")
-        report = keras_pretrained.import_keras(options.source_file, options.model, out, classes=classes)
-    else:
-        report = weights.import_weights(
-            options.source_file, options.model, out, source=options.source, classes=classes,
-            variant=variant_of(options),
-        )  # fmt: skip
-    if options.json:
-        found = {"source": report.source, "tensors": report.tensors, "numbers": report.numbers}
-        print_json({"model": options.model, **found, "out": out})
-        return 0
-    place = shlex.quote(out)
-    print(f"{report}\nwritten to {out}. Next:")
-    print(f"  minires evaluate {place} --data PATH   test it on pictures")
-    print(f"  minires predict {place} PICTURE...     what is on these?")
-    return 0
-
-
-def run_export(options: argparse.Namespace) -> int:
-    from minires import train
-    from minires.weights.onnx import export_onnx_run
-    from minires.weights.torch.export import export_torch
-
-    if options.onnx is None and options.torch is None:
-        raise ConfigError("export to what? --onnx FILE.onnx, or --torch FILE.safetensors")
-    written = {}
-    if options.onnx is not None:
-        export_onnx_run(options.model, options.onnx)
-        written["onnx"] = options.onnx
-    if options.torch is not None:
-        export_torch(train.load_model(options.model).model, options.torch, options.names)
-        written["torch"] = options.torch
-    if options.json:
-        print_json(written)
-    else:
-        for kind, path in written.items():
-            print(f"{path}: {options.model} for {'ONNX' if kind == 'onnx' else 'PyTorch'}")
-    return 0
-
-
-def _built(options: argparse.Namespace, name: str, variant: dict[str, Any]) -> tuple[Module, int]:
-    """A model to look at, and the side of the pictures for it: --input, or what it is made for."""
+def run(options: argparse.Namespace) -> int:
     from minires import models
 
-    entry = models.entry(name)
-    side = entry.size if options.input is None else options.input
-    if side < 1:
-        raise ConfigError(f"--input is {side}; it must be at least 1")
-    variant = {**entry.fitted(side), **variant}
-    if "initializer" in entry.options:
-        variant.setdefault("initializer", "zeros")  # nothing to see in random numbers, and VGG has many
-    return models.build(name, classes=options.classes, **variant), side
+    names = models.names(options.pattern)
+    if not names:
+        raise ConfigError(models.MODELS.unknown(options.pattern))
+    rows = [(name, models.entry(name), _parameters(name)) for name in names]
+    if options.json:
+        listing = [
+            {
+                "name": name, "title": entry.title,
+                "paper": entry.paper and {
+                    "authors": entry.paper.authors, "year": entry.paper.year,
+                    "title": entry.paper.title, "arxiv": entry.paper.arxiv,
+                },
+                "size": entry.size, "classes": entry.classes, "parameters": parameters,
+            }
+            for name, entry, parameters in rows
+        ]  # fmt: skip
+        print_json({"models": listing})
+        return 0
+    wide = max(len(name) for name, _, _ in rows)
+    most = max(len(f"{parameters:,}") for _, _, parameters in rows)
+    print(f"{'':<{wide}}  pictures  classes  {'parameters':>{most}}")
+    for paper, group in groupby(rows, key=lambda row: row[1].paper):
+        print(f"\n{f'{paper}: {paper.title}' if paper else 'of no paper'}")
+        for name, entry, parameters in group:
+            side = f"{entry.size}x{entry.size}"
+            print(f"{name:<{wide}}  {side:>8}  {entry.classes:>7}  {parameters:>{most},}  {entry.title}")
+    print(f"\n{len(rows)} of {len(models.names())} models. `minires summary NAME` lists the layers of one.")
+    return 0
+
+
+def _parameters(name: str) -> int:
+    model, _ = built(name)
+    return sum(parameter.size for parameter in model.parameters())
+
+
+COMMAND = Command("list the models, with their papers and sizes", TEXT, run, add_options)

@@ -18,7 +18,7 @@ from minires.data.loader import Loader
 from minires.data.pictures import decode
 from minires.data.registry import Entry
 from minires.data.search_path import cache, roots
-from minires.errors import ConfigError, DataError, unknown
+from minires.errors import ConfigError, DataError
 from minires.registry import Registry
 
 __all__ = [
@@ -156,7 +156,7 @@ def load(name_or_path: str | os.PathLike[str], *, size: int | None = None, seed:
     if path.exists():
         return folder.read(path, size=size, seed=seed)
     if len(path.parts) == 1 and not path.suffix:
-        raise ConfigError(f"{unknown('data set', name, SETS)}, or the path of a picture folder or zip")
+        raise ConfigError(f"{SETS.unknown(name)}, or the path of a picture folder or zip")
     raise DataError(f"{path}: no such file or folder")
 
 

@@ -182,6 +182,11 @@ class Normalize:
         return cls((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
     @classmethod
+    def imagenet(cls) -> Normalize:
+        """Return that of the pictures of ImageNet, as PyTorch's networks have it."""
+        return cls((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+    @classmethod
     def of(cls, dataset: Dataset) -> Normalize:
         """Measure mean and deviation of each channel on a data set (its training part, as a rule)."""
         # From the 256 counts of each channel: exact, and without a float copy of all pictures.

@@ -310,4 +310,4 @@ def _reduce(fine: Floats) -> Floats:
     return means
 
 
-ENTRY = Entry(read=read, title="drawn hands that show 0 to 5, 64x64: the stand-in for signs")
+ENTRY = Entry(read=read, title="drawn hands that show 0 to 5, 64x64")

@@ -11,7 +11,7 @@ import fnmatch
 import os
 from collections.abc import Iterable
 
-from minires.errors import CheckpointError, ConfigError, unknown
+from minires.errors import CheckpointError, ConfigError, nearest
 from minires.nn.layers import BatchNorm2d, Linear
 from minires.nn.module import Module, Parameter
 from minires.train.model_file import load_model
@@ -49,16 +49,13 @@ def freeze(model: Module, parts: Iterable[str]) -> int:
 
     Raises: ConfigError, with the nearest path, if a part names no module with parameters.
     """
-    modules = {
-        path: module
-        for path, module in model.named_modules()
-        if next(module.parameters(), None) is not None
-    }
+    modules = dict(model.named_modules())
     chosen: dict[int, Module] = {}
     for part in parts:
         matched = [module for path, module in modules.items() if fnmatch.fnmatchcase(path, part)]
+        matched = [module for module in matched if next(module.parameters(), None) is not None]
         if not matched:
-            raise ConfigError(f"freeze: {unknown('part of the model', part, modules)}")
+            raise ConfigError(f"there is no part {part!r} to freeze; {nearest(part, modules)}")
         chosen |= {id(module): module for module in matched}
     parameters: dict[int, Parameter] = {}
     for module in chosen.values():

@@ -1,7 +1,9 @@
-"""Weights that others trained: read from files of PyTorch's, renamed, and brought to our layout."""
+"""Weights that others trained: read from files of PyTorch's and Keras's and brought into our models."""
 
-from minires.weights.name_tables import SOURCES, names_of, recognise
-from minires.weights.pretrained import Report, import_weights, load_pretrained, variant_for
+from minires.weights.name_tables import names_of
+from minires.weights.pretrained import import_weights, load_pretrained
+from minires.weights.report import Report
+from minires.weights.sources import SOURCES, recognise, variant_for
 from minires.weights.torch.files import read
 
 __all__ = [

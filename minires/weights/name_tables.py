@@ -9,36 +9,22 @@ unit=3, n=3. A table gives every kind the name that one source has for it, with 
     n       the convolution in its branch, or batch norm after it: from 1
     stem    pytorchcv: ".conv" where the network begins as for ImageNet, with a pool; nothing for CIFAR
 
-Sources:
-
-    akamaster     akamaster/pytorch_resnet_cifar10
-    torchvision   pytorch/vision; timm has the same names where nothing else is said
-    timm          huggingface/pytorch-image-models: SE-ResNet, SE-ResNeXt; the dense layers of its VGG
-    cadene        Cadene/pretrained-models.pytorch: SENet as released by its authors; in timm "legacy_"
-    pytorchcv     osmr/imgclsmob
+The sources are listed in :mod:`minires.weights.sources`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from minires.errors import ConfigError, one_of
+from minires.errors import ConfigError
 from minires.nn.module import Module
+from minires.weights.sources import SOURCES
 
 Table = Mapping[str, str]
 Place = tuple[str, dict[str, Any]]  # the kind of a layer, and where it stands
-
-# A file is of the first source here one of whose marks begins a name in it.
-MARKS = {
-    "pytorchcv": ("features.init_block.", "features.stage1."),
-    "cadene": ("layer0.", "last_linear."),
-    "timm": ("layer1.0.se.", "pre_logits."),
-    "akamaster": ("linear.",),
-    "torchvision": ("layer1.", "features.denseblock1.", "features.0."),
-}
-SOURCES = tuple(MARKS)
 
 # ------------------------------------------------------------------------------------- residual networks
 
@@ -203,22 +189,37 @@ def _inception(layers: Sequence[str]) -> Iterable[Place]:
         yield kind, {"stage": stage, "unit": unit, "branch": branch}
 
 
-def _family(
-    layers: Sequence[str],
-) -> tuple[str, dict[str, Table], Callable[[Sequence[str]], Iterable[Place]]]:
-    """What family of networks has these layers, its tables, and what tells where a layer stands in it."""
-    if "res2a_branch2a" in layers:
-        if "post_bn" in layers:
-            return "pre-activation ResNet", PREACTIVATION, _residual
-        return ("SENet", SENET, _residual) if "conv1_1" in layers else ("ResNet", RESIDUAL, _residual)
-    if "conv1_1" in layers:
-        return "VGG", VGG, _vgg
-    if "block1.layer1.bn1" in layers:
-        return "DenseNet", DENSENET, _densenet
-    if "inception_3a.conv_3x3" in layers:
-        return "BN-Inception", INCEPTION, _inception
+@dataclass(frozen=True)
+class Family:
+    """Networks whose layers are called alike: they have the layers ``marks``.
+
+    ``tables`` are the names by source, and ``places`` tells where each layer stands.
+    """
+
+    title: str
+    marks: tuple[str, ...]
+    tables: Mapping[str, Table]
+    places: Callable[[Sequence[str]], Iterable[Place]]
+
+
+# A network is of the first family here whose marks it has.
+FAMILIES = (
+    Family("pre-activation ResNet", ("res2a_branch2a", "post_bn"), PREACTIVATION, _residual),
+    Family("SENet", ("res2a_branch2a", "conv1_1"), SENET, _residual),
+    Family("ResNet", ("res2a_branch2a",), RESIDUAL, _residual),
+    Family("VGG", ("conv1_1",), VGG, _vgg),
+    Family("DenseNet", ("block1.layer1.bn1",), DENSENET, _densenet),
+    Family("BN-Inception", ("inception_3a.conv_3x3",), INCEPTION, _inception),
+)
+
+
+def _family(layers: Sequence[str]) -> Family:
+    """The family of networks that has these layers."""
+    for family in FAMILIES:
+        if all(mark in layers for mark in family.marks):
+            return family
     raise ConfigError(
-        "there are name maps for ResNet, ResNeXt, SENet, VGG, DenseNet and BN-Inception as "
+        f"there are name maps for {', '.join(family.title for family in FAMILIES)} as "
         f"minires.models.build makes them, not for a model of {', '.join(layers[:3])}, ..."
     )
 
@@ -228,30 +229,26 @@ def names_of(source: str, model: Module) -> dict[str, str]:
 
     Raises: ConfigError if the source is unknown or has no such network, with the layer it lacks.
     """
-    one_of("source", source, SOURCES)
+    SOURCES.find(source)
     paths = [name for name, _ in model.named_parameters()] + [name for name, _ in model.named_buffers()]
     layers = list(dict.fromkeys(path.rpartition(".")[0] for path in paths))
-    family, tables, places = _family(layers)
-    if source not in tables:
-        raise ConfigError(f"{source} has no {family} that fits a model of ours; {', '.join(tables)} may have")
+    family = _family(layers)
+    if source not in family.tables:
+        having = ", ".join(family.tables)
+        raise ConfigError(f"{source} has no {family.title} that fits a model of ours; {having} may have")
+    table = family.tables[source]
     stem = ".conv" if any(name == "pool1" for name, _ in model.children()) else ""
     there = {}
-    for layer, (kind, place) in zip(layers, places(layers), strict=True):
-        if kind not in tables[source]:
+    for layer, (kind, place) in zip(layers, family.places(layers), strict=True):
+        if kind not in table:
             raise ConfigError(f"the networks of {source} have nothing in place of our layer {layer}")
-        there[layer] = tables[source][kind].format(stem=stem, **place)
+        there[layer] = table[kind].format(stem=stem, **place)
     leaves = {"gamma": "weight", "beta": "bias"}
     found = {}
     for path in paths:
         layer, _, leaf = path.rpartition(".")
         found[path] = f"{there[layer]}.{leaves.get(leaf, leaf)}"
     return found
-
-
-def recognise(names: Iterable[str]) -> str | None:
-    """The source whose files hold such names, or None."""
-    names = list(names)
-    return next((source for source, marks in MARKS.items() if any(n.startswith(marks) for n in names)), None)
 
 
 def modern(name: str) -> str:

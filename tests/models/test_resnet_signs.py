@@ -69,7 +69,7 @@ def test_the_seed_decides_the_weights(model):
 
 def test_wrong_names_are_met_with_the_nearest():
     assert "resnet50_signs" in names()
-    with pytest.raises(ConfigError, match="Did you mean 'resnet50_signs'"):
+    with pytest.raises(ConfigError, match="the nearest are resnet50_signs"):
         build("resnet50_sings")
     with pytest.raises(ConfigError, match="option of resnet50_signs 'last_gama'. Did you mean 'last_gamma'"):
         build("resnet50_signs", last_gama=0)

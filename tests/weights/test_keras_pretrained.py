@@ -9,9 +9,8 @@ from minires.errors import ConfigError
 from minires.models import build
 from minires.tensor import Tensor, no_grad
 from minires.train import load_model
-from minires.weights import load_pretrained
-from minires.weights.keras import files as keras_files
-from minires.weights.keras.pretrained import import_keras
+from minires.weights import import_weights, load_pretrained
+from minires.weights.keras.applications import variant_for
 
 
 @pytest.mark.parametrize(
@@ -35,7 +34,7 @@ def test_pictures_are_prepared_as_keras_does(tmp_path, monkeypatch, name, kind, 
     other = build(name, classes=10, **variant_of(kind))
     report = load_pretrained(other, tmp_path / "theirs.weights.h5")
     assert report.numbers == sum(array.size for array in other.state_dict().values())
-    report = import_keras(
+    report = import_weights(
         tmp_path / "theirs.weights.h5", name, tmp_path / "ours.safetensors", classes=classes
     )
     trained = load_model(tmp_path / "ours.safetensors")
@@ -51,7 +50,7 @@ def test_pictures_are_prepared_as_keras_does(tmp_path, monkeypatch, name, kind, 
 
 
 def variant_of(kind):
-    return {key: value for key, value in keras_files.variant_for(kind).items() if key != "name"}
+    return {key: value for key, value in variant_for(kind).items() if key != "name"}
 
 
 def test_a_head_cannot_be_left_out(tmp_path):
@@ -61,4 +60,4 @@ def test_a_head_cannot_be_left_out(tmp_path):
 
 def test_a_network_that_keras_has_not(tmp_path):
     with pytest.raises(ConfigError, match="Keras has no network that is our resnet18; it has vgg16, vgg19,"):
-        import_keras(tmp_path / "any.h5", "resnet18", tmp_path / "out.safetensors")
+        import_weights(tmp_path / "any.h5", "resnet18", tmp_path / "out.safetensors")

@@ -49,6 +49,6 @@ def test_pytorch_computes_the_same_with_them(tmp_path):
 
 
 def test_a_source_that_cannot_have_them(tmp_path):
-    with pytest.raises(ConfigError, match="source must be one of 'torchvision', 'akamaster', 'timm'"):
+    with pytest.raises(ConfigError, match="source must be one of 'timm', 'akamaster', 'torchvision', not"):
         export_torch(build("resnet20_cifar"), tmp_path / "out.safetensors", "tensorflow")
     assert not list(tmp_path.iterdir())

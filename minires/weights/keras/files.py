@@ -33,7 +33,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from minires.errors import CheckpointError, one_of
+from minires.errors import CheckpointError
 from minires.nn.module import Module
 
 Arrays = dict[str, np.ndarray]
@@ -49,31 +49,6 @@ DAMAGED = (
 )  # fmt: skip
 SUFFIXES = (".h5", ".hdf5", ".keras")  # of files that Keras writes
 SHOWN = 5  # names of each kind in a message
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    **{f"VGG{n}": {"name": f"vgg{n}"} for n in (16, 19)},
-    **{f"ResNet{n}": {"name": f"resnet{n}_keras"} for n in (50, 101, 152)},
-    **{f"ResNet{n}V2": {"name": f"resnet{n}v2_keras"} for n in (50, 101, 152)},
-    **{f"DenseNet{n}": {"name": f"densenet{n}", "bn_eps": 1.001e-5} for n in (121, 169, 201)},
-    # res2a_branch2a, ..., fc1000: keras_applications/resnet50.py as it was last. Its first versions, with the
-    # same weights, had no padding before the max pool; no model here has that at 224x224.
-    "ResNet50-fc1000": {"name": "resnet50", "bias": True, "convention": "keras"},
-    # res2a_branch2a, ..., fc6: the exercise with 64x64 pictures of hands
-    "ResNet50-signs": {"name": "resnet50_signs"},
-}
-
-
-def variant_for(kind: str) -> dict[str, Any]:
-    """What ``minires.models.build`` needs to make a Keras application: the model's name and its options.
-
-    ``kind`` is the name of the application in keras.applications, "ResNet50-fc1000" for its ResNet50 of
-    Keras 2.2, with layers like res2a_branch2a, or "ResNet50-signs" for the course exercise.
-
-    Raises: ConfigError if the kind is none of these.
-    """
-    one_of("kind", kind, VARIANTS)
-    return dict(VARIANTS[kind])
-
 
 # ------------------------------------------------------------------------------------------- reading files
 
@@ -277,7 +252,7 @@ def to_state(arrays: Mapping[str, np.ndarray], model: Module) -> Arrays:
     """The state of ``model`` from the arrays of :func:`read`, ready for ``model.load_state_dict``.
 
     The names are those of keras.applications, or res2a_branch2a, bn2a_branch2a, ...; the last dense layer may
-    have any name. ``model`` must be the same network: see :func:`variant_for`.
+    have any name. ``model`` must be the same network: see ``variant_for`` in applications.py.
 
     Raises: CheckpointError that counts and names what is missing, unexpected or of another shape.
     """

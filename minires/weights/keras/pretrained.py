@@ -1,15 +1,7 @@
-"""Weights that others trained with Keras, as a model of ours.
+"""Weights that others trained with Keras, in our models.
 
-Keras's applications want pictures in three ways, and with the weights each gets its own:
-
-    caffe   VGG and ResNet: blue first, 0..255, less the mean of ImageNet
-    tf      ResNetV2: red first, from -1 to 1
-    torch   DenseNet: red first, 0..1, mean and deviation of ImageNet
-
-Ours always see red first. For caffe's way the first kernel's input channels are turned round instead, which
-gives the same outputs, and mean and deviation are those of pixels scaled to 0..1.
-
-Source: keras/src/applications/imagenet_utils.py of Keras 3.15, preprocess_input.
+Ours always see red first. Where Keras's see blue first (:mod:`minires.weights.keras.applications`), the first
+kernel's input channels are turned round instead, which gives the same outputs.
 """
 
 from __future__ import annotations
@@ -19,19 +11,26 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from minires import models
-from minires.data import Normalize
 from minires.errors import ConfigError
 from minires.nn.layers import Conv2d
 from minires.nn.module import Module
 from minires.train import Trained, save_model
-from minires.weights.keras import files as keras_files
-from minires.weights.pretrained import IMAGENET, Report, load_keras
-
-CAFFE = Normalize((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255))
-TF = Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+from minires.weights.keras import files
+from minires.weights.keras.applications import APPLICATIONS
+from minires.weights.report import Report
 
 
-def import_keras(
+def load(model: Module, path: str | os.PathLike[str]) -> Report:
+    """Set the weights of ``model`` from a file of Keras's, whatever its name.
+
+    Raises: CheckpointError as :func:`minires.weights.load_pretrained`.
+    """
+    arrays = files.read(path)
+    model.load_state_dict(files.to_state(arrays, model))
+    return Report(os.fspath(path), "Keras", len(arrays), sum(array.size for array in arrays.values()))
+
+
+def import_model(
     src: str | os.PathLike[str],
     name: str,
     out: str | os.PathLike[str],
@@ -40,35 +39,27 @@ def import_keras(
 ) -> Report:
     """Write the model ``name`` with the weights of a file of Keras's as our own ``model.safetensors``.
 
-    ``classes`` are the names of the classes in the order of the outputs, by default "0", "1", ...
+    By default ``classes`` are "0", "1", ...
 
-    Units: mean and deviation of pixels scaled to 0..1.
-    Raises: ConfigError if Keras has no such network; CheckpointError if the file cannot be read or does not
-    fit; MiniresError if ``out`` cannot be written.
+    Raises: ConfigError if Keras has no such network; else as :func:`minires.weights.import_weights`.
     """
-    kinds = {keras_files.variant_for(kind)["name"]: kind for kind in keras_files.VARIANTS}
+    kinds = {application.model: kind for kind, application in APPLICATIONS.items()}
     if name not in kinds:
         raise ConfigError(f"Keras has no network that is our {name}; it has {', '.join(kinds)}")
-    kind = kinds[name]
-    variant = {key: value for key, value in keras_files.variant_for(kind).items() if key != "name"}
+    application = APPLICATIONS[kinds[name]]
+    options = dict(application.options)
     entry = models.entry(name)
     classes = [str(number) for number in range(entry.classes)] if classes is None else classes
-    model = models.build(name, classes=len(classes), **variant)
-    report = load_keras(model, src)
-    normalize = _preprocessing(kind)
-    if normalize is CAFFE:
+    model = models.build(name, classes=len(classes), **options)
+    report = load(model, src)
+    if application.blue_first:
         _take_red_first(model)
-    side = variant.get("size", entry.size)
-    save_model(out, Trained(model, name, variant, tuple(classes), normalize, (side, side), "imagenet"))
-    return replace(report, source=f"Keras's {kind}")
-
-
-def _preprocessing(kind: str) -> Normalize:
-    if kind == "ResNet50-signs":
-        return Normalize.none()
-    if kind.endswith("V2"):
-        return TF
-    return IMAGENET if kind.startswith("DenseNet") else CAFFE
+    side = options.get("size", entry.size)
+    trained = Trained(
+        model, name, options, tuple(classes), application.normalize, (side, side), "imagenet"
+    )
+    save_model(out, trained)
+    return replace(report, source=f"Keras's {kinds[name]}")
 
 
 def _take_red_first(model: Module) -> None:

@@ -2,7 +2,7 @@
 
     load_state_dict(safetensors.torch.load_file(path))        in the PyTorch model of that source
 
-The inverse of :mod:`minires.weights.pretrained`; read back by it, the same bits come in again.
+The inverse of :mod:`minires.weights.torch.pretrained`; read back by it, the same bits come in again.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from minires.errors import one_of
 from minires.files import atomic_write
 from minires.nn.module import Module
 from minires.weights.name_tables import names_of
-from minires.weights.pretrained import behind_flatten
+from minires.weights.sources import SOURCES
+from minires.weights.torch.pretrained import behind_flatten
 
-SOURCES = ("torchvision", "akamaster", "timm")  # whose dense layers are dense layers, too
+WRITTEN = [name for name, source in SOURCES.items() if source.is_written]
 
 
 def export_torch(model: Module, path: str | os.PathLike[str], source: str = "torchvision") -> int:
@@ -30,7 +31,7 @@ def export_torch(model: Module, path: str | os.PathLike[str], source: str = "tor
     Raises: ConfigError for an unknown source, or one that has no such network; MiniresError if the file
     cannot be written.
     """
-    one_of("source", source, SOURCES)
+    one_of("source", source, WRITTEN)
     there, flattened = names_of(source, model), behind_flatten(model)
     tensors = {
         there[name]: to_torch_layout(array, channels=flattened.get(name))

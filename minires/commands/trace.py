@@ -1,4 +1,4 @@
-"""What follows one picture through a model: trace, play."""
+"""``minires trace``: a page of every step of one picture."""
 
 from __future__ import annotations
 
@@ -8,13 +8,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minires.commands.loading import data_of_run, load_square, print_json, speaker
+from minires.commands.registry import Command
 from minires.errors import ConfigError
 
 if TYPE_CHECKING:
     from minires.train import Trained
 
 
-def run_trace(options: argparse.Namespace) -> int:
+TEXT = """\
+Write a page in which you walk through a network with one picture, from its pixels to the loss and back to the
+first kernel: every step with its values and gradients. The page is one file and needs no network.
+
+  minires trace runs/signs-default-1
+  minires trace runs/signs-default-1 --image hand.jpg --label 3 --html hand.html
+  minires trace resnet50 --image hand.jpg         fresh weights, not trained"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", metavar="RUN", help="a run folder, a model.safetensors file, or a model's name"
+    )
+    parser.add_argument(
+        "--image", metavar="FILE", help="the picture (default: the first test picture of the run)"
+    )
+    parser.add_argument("--label", metavar="NAME", help="what is on it (default: the model's own guess)")
+    parser.add_argument(
+        "--html", metavar="FILE", help="where to write it (default: trace-MODEL.html in the run)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
     from minires import backend, train
     from minires.debug.trace_page import trace
 
@@ -36,13 +59,6 @@ def run_trace(options: argparse.Namespace) -> int:
     print(
         f"{out}: every step of this picture, {size / 1e6:.1f} MB. Open it in a browser; it needs no network."
     )
-    return 0
-
-
-def run_play(options: argparse.Namespace) -> int:
-    from minires.play import serve
-
-    serve(options.model, port=options.port, device=options.device, open_browser=options.browser)
     return 0
 
 
@@ -83,3 +99,6 @@ def _picture_to_trace(options: argparse.Namespace, trained: Trained, side: int) 
     test = data.load(data_of_run(options.model), size=side).test
     known = tuple(test.classes) == tuple(trained.classes)
     return test.images[0], int(test.labels[0]) if label is None and known else label
+
+
+COMMAND = Command("step through one picture, forward and backward, in a page", TEXT, run, add_options)

@@ -1,4 +1,4 @@
-"""What trains a model and what uses it: train, evaluate, predict."""
+"""``minires train``: a model, trained, tested and kept in a run folder."""
 
 from __future__ import annotations
 
@@ -13,25 +13,70 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minires.commands.loading import (
-    data_of_run,
+    DEVICES,
     load_square,
-    load_trained,
     print_json,
     searched,
     speaker,
     variant_of,
+    variant_option,
 )
-from minires.errors import ConfigError, DataError
+from minires.commands.registry import Command
+from minires.errors import ConfigError
 
 if TYPE_CHECKING:
     from minires.train import Trainer
-
 
 # Settings of a run that are options of the same name.
 SETTINGS = ("model", "epochs", "batch_size", "seed", "device", "precision", "size", "train_on", "freeze")
 
 
-def run_train(options: argparse.Namespace) -> int:
+TEXT = """\
+Train a model and test it. Without options: ResNet-50 on SIGNS, or on the rendered stand-in `hands` where
+SIGNS is not found. Ctrl-C stops after the step at hand and saves everything.
+
+  minires train                                  the default recipe
+  minires train --data signs --recipe two-epoch  as far as two epochs can get
+  minires train --data my-pictures               a folder with one subfolder of pictures per class
+  minires train --resume runs/signs-default-1    go on with a run that was stopped"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    from minires import data
+    from minires.train import Config, recipes
+
+    usual = Config.data
+
+    def option(name: str, metavar: str, help: str, kind: Callable[[str], Any] = str) -> None:
+        parser.add_argument(name, metavar=metavar, help=help, type=kind)
+
+    option("--data", "NAME", f"{', '.join(data.names())}, or the path of a picture folder or zip "
+           f"(default: the recipe's; else {usual} if found, else {data.entry(usual).stand_in})")  # fmt: skip
+    option("--model", "NAME", "the model (default: that of the recipe)")
+    variant_option(parser)
+    option("--recipe", "NAME", f"settings that belong together: {', '.join(recipes.names())}; "
+           "the options below change single ones")  # fmt: skip
+    option("--epochs", "N", "how many times to go through the pictures", int)
+    option("--batch-size", "N", "pictures per step", int)
+    option("--lr", "X", "the highest learning rate of the schedule", float)
+    option("--seed", "N", "of weights, order and augmentation (default: 0)", int)
+    option("--size", "N", "resize the pictures to N x N (default: what the model is made for)", int)
+    option("--train-on", "PARTS", "train, or train+val: then nothing is validated")
+    option("--device", "NAME", DEVICES)
+    option("--precision", "NAME", "fp32 (the default); tf32: faster matrix products on a GPU; bf16: "
+           "activations in bfloat16 while training, parameters in float32")  # fmt: skip
+    option("--start-from", "RUN", "fine-tune a trained model, of a run folder or a model.safetensors file: "
+           "its picture size and normalisation, and a new last layer if the classes are others")  # fmt: skip
+    parser.add_argument(
+        "--freeze", action="append", metavar="PART",
+        help="a part that stays as it is, for example conv1, or 'res[23]*'; can be repeated",
+    )  # fmt: skip
+    option("--out", "FOLDER", "the run folder (default: runs/<data>-<recipe>-<number>)")
+    parser.add_argument("--resume", nargs="?", const=True, metavar="FOLDER",
+                        help="continue the run in FOLDER, or in that of --out, where it stopped")  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> int:
     say = speaker(sys.stderr if options.json else sys.stdout)
     trainer = _continued(options, say) if options.resume else _started(options, say)
     summary, out = trainer.run(), trainer.out
@@ -55,57 +100,6 @@ def run_train(options: argparse.Namespace) -> int:
     return 0
 
 
-def run_evaluate(options: argparse.Namespace) -> int:
-    from minires import backend, data, train
-
-    trained, side = load_trained(options)
-    splits = data.load(options.data or data_of_run(options.model), size=side)
-    dataset = getattr(splits, options.split)
-    if dataset.classes != trained.classes:
-        raise DataError(
-            f"{options.model} knows the classes {', '.join(trained.classes)}, but {splits.source} has "
-            f"{', '.join(dataset.classes)}; choose a data set with the same classes"
-        )
-    with backend.before_compiling(speaker(sys.stderr)):
-        result = train.evaluate(trained.model, dataset, trained.normalize)
-    correct = round(result.accuracy * len(dataset))
-    if options.json:
-        print_json({
-            "model": trained.name, "data": dataset.name, "source": splits.source, "split": options.split,
-            "correct": correct, "total": len(dataset), "accuracy": result.accuracy, "loss": result.loss,
-        })  # fmt: skip
-        return 0
-    print(f"{trained.name} on {splits.source}, {options.split} pictures:")
-    print(f"{correct} of {len(dataset)} right, accuracy {100 * result.accuracy:.2f}%, loss {result.loss:.4f}")
-    return 0
-
-
-def run_predict(options: argparse.Namespace) -> int:
-    import numpy as np
-
-    from minires import backend, data, train
-
-    if options.top < 1:
-        raise ConfigError(f"--top is {options.top}; it must be at least 1")
-    trained, side = load_trained(options)
-    images = np.stack([data.decode(Path(name), size=side) for name in options.pictures])
-    with backend.before_compiling(speaker(sys.stderr)):
-        results = train.predict(trained.model, images, trained.normalize)
-    found = []
-    for name, probabilities in zip(options.pictures, results, strict=True):
-        order = probabilities.argsort()[::-1][: options.top]
-        best = [{"label": trained.classes[k], "probability": float(probabilities[k])} for k in order]
-        found.append({"picture": name, **best[0], "top": best})
-    if options.json:
-        print_json({"model": trained.name, "classes": trained.classes, "predictions": found})
-        return 0
-    width = max(map(len, options.pictures))
-    for one in found:
-        guesses = [f"{guess['label']} {100 * guess['probability']:5.1f}%" for guess in one["top"]]
-        print(f"{one['picture']:<{width}}  {'   '.join(guesses)}")
-    return 0
-
-
 def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer:
     """A new run: the recipe, the options on top of it, and a folder of its own."""
     from minires import models
@@ -116,13 +110,13 @@ def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer
     changes = {**_taken_over(options), **changes}
     base = Config.of(recipe, **changes)
     models.entry(base.model)  # an unknown model is named before the data set is read
-    name, why = _choose_data(options.data, recipe)
+    name, why, is_stand_in = _choose_data(options.data, recipe)
     say(why)
     optimizer = base.optimizer if options.lr is None else {**base.optimizer, "lr": options.lr}
     variant = {**base.variant, **variant_of(options)}
     config = replace(base, data=name, optimizer=optimizer, variant=variant)
     trainer = Trainer(config, options.out or _new_folder(name, recipe), say=say)
-    if name == "hands" and options.data is None:
+    if is_stand_in:
         trainer.splits = replace(trainer.splits, source=f"{trainer.splits.source}: {why}")
     return trainer
 
@@ -166,25 +160,27 @@ def _continued(options: argparse.Namespace, say: Callable[[str], None]) -> Train
     return Trainer(config, out, resume=True, say=say)
 
 
-def _choose_data(asked: str | None, recipe: str) -> tuple[str, str]:
-    """The data set to train on, and a sentence that says which it is and why."""
+def _choose_data(asked: str | None, recipe: str) -> tuple[str, str, bool]:
+    """The data set to train on, a sentence that says which it is and why, and whether it is a stand-in."""
     from minires import data
-    from minires.train.recipes import get
+    from minires.train import Config, recipes
 
     if asked is not None:
         why = f"Training on {asked}, as asked for with --data"
         if asked not in data.names() and Path(asked).exists():
             asked = str(Path(asked).resolve())  # it must be found when the run is continued from elsewhere
-        return asked, why
-    if "data" in (settings := get(recipe)):
-        return settings["data"], f"Training on {settings['data']}, the data set of the recipe {recipe}"
-    if (found := data.find("signs")) is not None:
-        return "signs", f"SIGNS was found in {found}: training on it"
-    looked = ", ".join(str(root / "signs") for root in searched())
-    return "hands", (
-        f"SIGNS was not found in {looked}: training on the rendered stand-in `hands` "
-        "(`minires data signs --download` fetches SIGNS)"
-    )
+        return asked, why, False
+    if named := recipes.get(recipe).get("data"):
+        return named, f"Training on {named}, the data set of the recipe {recipe}", False
+    usual = Config.data
+    if (found := data.find(usual)) is not None:
+        return usual, f"{usual} was found in {found}: training on it", False
+    entry = data.entry(usual)
+    looked = ", ".join(str(root / usual) for root in searched())
+    return entry.stand_in, (
+        f"{usual} was not found in {looked}: training on its stand-in `{entry.stand_in}`, "
+        f"{data.entry(entry.stand_in).title} (`minires data {usual} --download` fetches {usual})"
+    ), True  # fmt: skip
 
 
 def _new_folder(data: str, recipe: str) -> Path:
@@ -192,3 +188,6 @@ def _new_folder(data: str, recipe: str) -> Path:
     stem = re.sub(r"[^\w.-]+", "-", f"{Path(data).stem}-{recipe}")
     paths = (Path("runs") / f"{stem}-{number}" for number in itertools.count(1))
     return next(path for path in paths if not path.exists())
+
+
+COMMAND = Command("train a model, test it, and keep everything in a run folder", TEXT, run, add_options)

@@ -1,0 +1,62 @@
+"""``minires export``: a trained model for other programs."""
+
+from __future__ import annotations
+
+import argparse
+
+from minires.commands.loading import print_json
+from minires.commands.registry import Command
+from minires.errors import ConfigError
+
+TEXT = """\
+Take a trained model out. ONNX needs `pip install onnx`; Netron opens the file.
+
+  minires export runs/signs-default-1 --onnx signs.onnx
+  minires export trained.safetensors --torch theirs.safetensors --names akamaster"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    from minires.weights.torch.export import WRITTEN
+
+    parser.add_argument("model", metavar="RUN", help="a run folder, or a model.safetensors file")
+    parser.add_argument("--onnx", metavar="FILE", help="write an ONNX file; the batch size is left free")
+    parser.add_argument(
+        "--torch", metavar="FILE", help="write a safetensors file with PyTorch's names and layout"
+    )
+    parser.add_argument("--names", metavar="WHOSE", default="torchvision",
+                        help=f"whose names: {', '.join(WRITTEN)} (default: torchvision)")  # fmt: skip
+
+
+def _to_onnx(model: str, path: str, names: str) -> None:
+    from minires.weights.onnx import export_onnx_run
+
+    export_onnx_run(model, path)
+
+
+def _to_torch(model: str, path: str, names: str) -> None:
+    from minires import train
+    from minires.weights.torch.export import export_torch
+
+    export_torch(train.load_model(model).model, path, names)
+
+
+# option: the program that the file is for, and what writes it
+FORMATS = {"onnx": ("ONNX", _to_onnx), "torch": ("PyTorch", _to_torch)}
+
+
+def run(options: argparse.Namespace) -> int:
+    written = {option: getattr(options, option) for option in FORMATS if getattr(options, option) is not None}
+    if not written:
+        raise ConfigError("export to what? --onnx FILE.onnx, or --torch FILE.safetensors")
+    for option, path in written.items():
+        _, write = FORMATS[option]
+        write(options.model, path, options.names)
+    if options.json:
+        print_json(written)
+    else:
+        for option, path in written.items():
+            print(f"{path}: {options.model} for {FORMATS[option][0]}")
+    return 0
+
+
+COMMAND = Command("write a trained model for ONNX or PyTorch", TEXT, run, add_options)

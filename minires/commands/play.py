@@ -1,0 +1,31 @@
+"""``minires play``: a page in the browser that asks a trained model."""
+
+from __future__ import annotations
+
+import argparse
+
+from minires.commands.loading import run_options
+from minires.commands.registry import Command
+
+TEXT = """\
+Open a page in the browser in which you drop, draw or photograph pictures, and see what a trained model takes
+them for, and which places of a picture made it think so. Only this machine can reach the page; Ctrl-C ends
+it.
+
+  minires play runs/signs-default-1"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    run_options(parser)
+    parser.add_argument("--port", type=int, default=0, metavar="N", help="the port (default: a free one)")
+    parser.add_argument("--no-browser", dest="browser", action="store_false", help="only print the address")
+
+
+def run(options: argparse.Namespace) -> int:
+    from minires.play import serve
+
+    serve(options.model, port=options.port, device=options.device, open_browser=options.browser)
+    return 0
+
+
+COMMAND = Command("show pictures to a trained model, in the browser", TEXT, run, add_options, json=False)

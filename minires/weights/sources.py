@@ -1,0 +1,128 @@
+"""Whose weight files of PyTorch's are read here, and what the numbers in them do not show.
+
+    akamaster     akamaster/pytorch_resnet_cifar10
+    torchvision   pytorch/vision; timm has the same names where nothing else is said
+    timm          huggingface/pytorch-image-models: SE-ResNet, SE-ResNeXt; the dense layers of its VGG
+    cadene        Cadene/pretrained-models.pytorch: SENet as released by its authors; in timm "legacy_"
+    pytorchcv     osmr/imgclsmob
+
+The names that each source has for our layers stand in :mod:`minires.weights.name_tables`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minires import models
+from minires.data import Normalize
+from minires.errors import ConfigError
+from minires.registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Somebody's files of weights.
+
+    A file is of this source if one of ``marks`` begins a name in it. ``variants`` says which of our models it
+    has (a pattern for the name), and the options with which they are the same. ``small_pictures`` is how it
+    prepares the pictures of CIFAR-10. ``is_written`` says whether we write its files, too: its dense layers
+    are dense layers.
+    """
+
+    marks: tuple[str, ...]
+    variants: Mapping[str, Mapping[str, Any]]
+    small_pictures: Normalize = Normalize.imagenet()
+    is_written: bool = False
+
+
+_TORCHVISION: dict[str, dict[str, Any]] = {
+    "vgg(11|13|16|19)(_bn)?": {},
+    "resnet(18|34)": {},
+    "resnet(50|101|152)": {"stride_on": "3x3"},
+    "resnext(50_32x4d|101_32x4d|101_32x8d|101_64x4d)": {},
+    "densenet(121|161|169|201)": {},
+}
+
+# A file is of the first source here that it has a mark of.
+SOURCES: Registry[Source] = Registry("source", {
+    "pytorchcv": Source(
+        marks=("features.init_block.", "features.stage1."),
+        variants={
+            "vgg(11|13|16|19)": {},
+            "vgg(11|13|16|19)_bn": {},  # its bn_vgg16b; its bn_vgg16 is bias=False
+            "resnet(18|34|50|101|152|200)": {},  # its resnet50b is stride_on="3x3"
+            "resnet(20|56|110|1202)_cifar": {"shortcut": "B"},
+            "preresnet(164|1001)_cifar": {"stride_on": "3x3"},
+            "resnext(50_32x4d|101_32x4d|101_64x4d|29_32x4d_cifar|29_16x64d_cifar)": {},
+            "se_resnet(50|101|152|56_cifar|110_cifar)": {},
+            "se_resnext(50|101)_32x4d": {},
+            "senet154": {},
+            "densenet(121|161|169|201)": {},
+            "densenet(40|100)_k12_cifar": {"init_channels": 24, "theta": 0.5},
+            "densenet100_k24_cifar": {"init_channels": 48, "theta": 0.5},
+            "densenet_bc(100_k12|250_k24|190_k40)_cifar": {},
+            "bn_inception": {"bias": True},
+        },
+        small_pictures=Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    ),
+    "cadene": Source(
+        marks=("layer0.", "last_linear."),
+        variants={
+            "se_resnet(50|101|152)": {"pool_padding": "ceil"},
+            "se_resnext(50|101)_32x4d": {"pool_padding": "ceil"},
+            "senet154": {"pool_padding": "ceil"},
+        },
+    ),
+    "timm": Source(
+        marks=("layer1.0.se.", "pre_logits."),
+        variants={
+            **_TORCHVISION,
+            "se_resnet(50|101|152)": {"stride_on": "3x3"},
+            "se_resnext(50|101)_32x4d": {},
+        },
+        is_written=True,
+    ),
+    "akamaster": Source(
+        marks=("linear.",),
+        variants={"resnet(20|32|44|56|110|1202)_cifar": {"pad": "both"}},
+        is_written=True,
+    ),
+    "torchvision": Source(
+        marks=("layer1.", "features.denseblock1.", "features.0."),
+        variants=_TORCHVISION,
+        is_written=True,
+    ),
+})  # fmt: skip
+
+
+def variant_for(source: str, model: str) -> dict[str, Any]:
+    """The options of ``minires.models.build`` with which ``model`` is the network that ``source`` trained.
+
+    Raises: ConfigError if the source or the model is unknown, or the source has no such network.
+
+    >>> variant_for("torchvision", "resnet50")
+    {'stride_on': '3x3'}
+    """
+    variants = SOURCES.find(source).variants
+    models.entry(model)
+    for pattern, variant in variants.items():
+        if re.fullmatch(pattern, model):
+            return dict(variant)
+    known = [name for name in models.names() if any(re.fullmatch(pattern, name) for pattern in variants)]
+    raise ConfigError(f"{source} has no network that is our {model}; it has {', '.join(known)}")
+
+
+def recognise(names: Iterable[str]) -> str | None:
+    """The source whose files hold such names, or None.
+
+    >>> recognise(["conv1.weight", "layer1.0.conv1.weight"])
+    'torchvision'
+    """
+    names = list(names)
+    for source, one in SOURCES.items():
+        if any(name.startswith(one.marks) for name in names):
+            return source
+    return None

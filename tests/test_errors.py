@@ -1,0 +1,30 @@
+"""Messages about names that do not exist: what they say, and that they never end in nothing."""
+
+import doctest
+
+import pytest
+
+import minires.errors
+from minires import nn
+from minires.errors import ConfigError, nearest, unknown
+from minires.train.finetune import freeze
+
+
+def test_the_examples_in_the_docstrings_are_right():
+    found = doctest.testmod(minires.errors)
+    assert found.attempted >= 4 and found.failed == 0
+
+
+def test_unknown_names_the_kind_the_nearest_and_all():
+    assert unknown("kind", 3, iter(("a", "b"))) == "unknown kind 3. Known: a, b"
+    assert unknown("kind", "x", ()) == "unknown kind 'x'. Known: there are none"
+
+
+def test_nearest_sorts_what_comes_in_no_order():
+    assert nearest("b", {"c", "b1", "b2"}, count=2) in ("the nearest are b2, b1", "the nearest are b1, b2")
+    assert nearest("b", {"c": 1}) == "the nearest is c"
+
+
+def test_a_model_without_parts_says_so():
+    with pytest.raises(ConfigError, match=r"no part 'res2a' to freeze; there are none at all$"):
+        freeze(nn.ReLU(), ["res2a"])

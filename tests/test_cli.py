@@ -145,7 +145,7 @@ def test_without_options_it_says_first_that_it_falls_back_to_hands_and_can_be_st
     assert program.returncode == 130
     assert err.strip().splitlines()[-1] == "minires: interrupted" and "Traceback" not in err
     looked = [tmp_path / "data" / "signs", tmp_path / ".cache" / "minires" / "signs"]
-    assert first.startswith(f"SIGNS was not found in {looked[0]}, {looked[1]}: training on ")
+    assert first.startswith(f"signs was not found in {looked[0]}, {looked[1]}: training on ")
     assert "`hands`" in first
     assert not (tmp_path / "runs").exists()
 
@@ -250,7 +250,7 @@ def quick_hands(monkeypatch: pytest.MonkeyPatch) -> None:
     names = tuple(f"hands-{i}" for i in range(24))
     part = data.Dataset(noise, np.arange(24) % 6, tuple("012345"), names, "hands")
     splits = data.Splits(part, part, part, "hands (rendered, seed 0)")
-    monkeypatch.setattr(data.hands, "load", lambda **_: splits)
+    monkeypatch.setitem(data.SETS, "hands", data.Entry(read=lambda **_: splits))
 
 
 @pytest.mark.usefixtures("quick_hands")
@@ -258,7 +258,7 @@ def test_the_summary_says_why_hands_was_used(place: Path, capsys: pytest.Capture
     status, out, _ = call(capsys, "train", "--model", "tiny", "--epochs", "1")
     assert status == 0
     first = out.splitlines()[0]
-    assert first.startswith(f"SIGNS was not found in {place}/data/signs, {place}/cache/minires/signs: ")
+    assert first.startswith(f"signs was not found in {place}/data/signs, {place}/cache/minires/signs: ")
     summary = json.loads(Path("runs/hands-default-1/summary.json").read_text())
     assert summary["dataset"] == "hands"
     assert summary["source"].startswith("hands (rendered, seed 0)") and first in summary["source"]
@@ -281,7 +281,7 @@ def test_signs_is_chosen_where_it_is_found(
     monkeypatch.setenv("MINIRES_DATA", str(place / "sets"))
     arguments = ("train", "--model", "tiny", "--epochs", "1", "--batch-size", "4", "--size", "12")
     status, out, _ = call(capsys, *arguments)
-    assert status == 0 and out.splitlines()[0] == f"SIGNS was found in {found}: training on it"
+    assert status == 0 and out.splitlines()[0] == f"signs was found in {found}: training on it"
     assert json.loads(Path("runs/signs-default-1/summary.json").read_text())["dataset"] == "signs"
 
 
@@ -704,7 +704,7 @@ def test_data_prepares_and_downloads(
     assert "no SIGNS here" in refused(capsys, 1, "data", "signs", "--from", "colours")
     assert "no such file" in refused(capsys, 1, "data", "signs", "--from", "nothing")
     assert "cannot be prepared" in refused(capsys, 2, "data", "hands", "--from", "colours")
-    assert "rendered and needs none" in refused(capsys, 2, "data", "hands", "--download")
+    assert "made when used and needs no files" in refused(capsys, 2, "data", "hands", "--download")
     assert call(capsys, "data", "signs", "--from", "colours", "--download")[0] == 2
     asked: list[str] = []
 
@@ -734,7 +734,7 @@ def test_version_and_wrong_words(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(call(capsys, "train", "--help")[1].split())
-    for name in (*recipes(), *data.names()):
+    for name in (*recipes.names(), *data.names()):
         assert name in text[text.index("--data NAME signs") :]
     for command in ("evaluate", "predict", "summary", "trace", "gradcheck", "data", "doctor"):
         assert "--json" in call(capsys, command, "--help")[1]

@@ -74,7 +74,7 @@ def test_json_holds_what_a_program_needs(capsys: pytest.CaptureFixture[str]) -> 
     assert report["numba"]["works"] is backend.HAS_NUMBA
     assert report["threads"] == report["cores"]["usable"] >= 1
     assert all(library["num_threads"] >= 1 for library in report["blas"])
-    assert report["data"]["signs"] is None and report["data"]["hands"] == "rendered when used"
+    assert report["data"]["signs"] is None and report["data"]["hands"] == "made when used"
 
 
 def test_nothing_on_the_machine_is_changed(tmp_path: Path) -> None:
@@ -295,14 +295,14 @@ def test_cublas_that_is_missing_is_told(with_gpu: None, monkeypatch: pytest.Monk
 
 
 def test_data_sets_are_found_or_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    one = advice("SIGNS")
+    one = advice("signs")
     assert one["level"] == "hint" and one["command"] == "minires data signs --download"
     place = tmp_path / "sets" / "signs"
     (place / "train_signs").mkdir(parents=True)
     (place / "test_signs").mkdir()
     monkeypatch.setenv("MINIRES_DATA", str(tmp_path / "sets"))
     report = doctor.examine()
-    assert report["data"]["signs"] == str(place) and not [a for a in report["advice"] if "SIGNS" in a["what"]]
+    assert report["data"]["signs"] == str(place) and not [a for a in report["advice"] if "signs" in a["what"]]
     monkeypatch.setenv("MINIRES_DATA", str(tmp_path / "gone"))
     one = advice("MINIRES_DATA")
     assert one["level"] == "error" and one["command"] == "unset MINIRES_DATA"

@@ -5,18 +5,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from minires import ops
+from minires import nn, ops
 from minires.backend import set_threads, specification
 from minires.errors import CheckpointError, ConfigError, DataError, MiniresError, ShapeError
 from minires.gradient_check import GradcheckError, gradcheck
 from minires.nn.module import Module
 from minires.tensor import Tensor, cut, no_grad, unfused
 
-if TYPE_CHECKING:
-    from minires import data, models, nn, train
+if TYPE_CHECKING:  # what __getattr__ below imports when it is first used
+    from minires import data, debug, inspect, models, train, weights
     from minires.debug.step import step
     from minires.nn.fuse import fuse
-    from minires.nn.recompute import checkpoint
+    from minires.nn.recompute import recompute
+    from minires.train import optim
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,41 +28,57 @@ __all__ = [
     "MiniresError",
     "ShapeError",
     "Tensor",
-    "checkpoint",
     "cut",
     "data",
+    "debug",
     "fuse",
     "gradcheck",
+    "inspect",
     "models",
     "nn",
     "no_grad",
     "ops",
+    "optim",
+    "recompute",
     "set_threads",
     "specification",
     "step",
     "train",
     "unfused",
+    "weights",
 ]
 
-
-def _summary(self: Module, input: tuple[int, int, int], *, memory: bool = False) -> Any:
-    """List the layers of the model for a picture (H, W, C): see :func:`minires.inspect.summarize`."""
-    return importlib.import_module("minires.inspect").summarize(self, input, memory=memory)
-
-
-Module.summary = _summary  # type: ignore[method-assign]
-
+_MODULES = {
+    "data": "minires.data",
+    "debug": "minires.debug",
+    "inspect": "minires.inspect",
+    "models": "minires.models",
+    "optim": "minires.train.optim",
+    "train": "minires.train",
+    "weights": "minires.weights",
+}
 _FUNCTIONS = {
     "fuse": "minires.nn.fuse",
-    "checkpoint": "minires.nn.recompute",
+    "recompute": "minires.nn.recompute",
     "step": "minires.debug.step",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import ``minires.train`` and its like on first use: ``minires doctor`` must work without Pillow."""
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     if name in _FUNCTIONS:
         return getattr(importlib.import_module(_FUNCTIONS[name]), name)
-    if name in ("data", "models", "nn", "train"):
-        return importlib.import_module(f"minires.{name}")
     raise AttributeError(f"module 'minires' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _summarize(model: Module, input: tuple[int, int, int], *, memory: bool) -> Any:
+    return importlib.import_module("minires.inspect").summarize(model, input, memory=memory)
+
+
+Module.summarizer = staticmethod(_summarize)

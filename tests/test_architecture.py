@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -101,10 +102,48 @@ def test_no_other_framework_is_imported_and_nothing_is_unpickled():
 
 
 def test_importing_the_package_imports_no_heavy_library():
-    heavy = sorted(ONLY_BACKEND | NEVER - {"pickle"} | {"matplotlib"})
+    heavy = sorted(ONLY_BACKEND | NEVER - {"pickle"} | {"matplotlib", "PIL", "h5py", "safetensors", "tqdm"})
     code = f"import sys, minires; print([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.stdout.strip() == "[]", run.stdout + run.stderr
+
+
+def test_a_module_is_found_under_its_name_and_no_function_stands_there():
+    """The operations' modules are called like functions, see minires.ops.callable_module."""
+    modules = [m for m in INSIDE if m != "minires.__main__" and not m.startswith("minires.ops.")]
+    for module in modules:
+        importlib.import_module(module)
+    hidden = []
+    for module in modules:
+        parent, _, name = module.rpartition(".")
+        if getattr(sys.modules[parent], name) is not sys.modules[module]:
+            hidden.append(module)
+    assert not hidden
+
+
+def test_the_face_is_complete_and_late():
+    from minires import data, debug, inspect, models, nn, ops, optim, train, weights
+
+    rooms = {"data": data, "debug": debug, "inspect": inspect, "models": models, "nn": nn, "ops": ops,
+             "train": train, "weights": weights}  # fmt: skip
+    assert all(sys.modules[f"minires.{name}"] is room for name, room in rooms.items())
+    assert optim is train.optim is sys.modules["minires.train.optim"]
+    assert {*minires.__all__, "__version__"} <= set(dir(minires))
+    assert all(getattr(minires, name) is not None for name in minires.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'optimizers'"):
+        _ = minires.optimizers
+    code = "import sys, minires; print([n for n in minires._MODULES.values() if n in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == "[]", run.stdout + run.stderr
+
+
+def test_a_type_checker_sees_what_is_imported_late():
+    """mypy knows nothing of __getattr__: each name is imported once more, for it alone."""
+    seen: set[str] = set()
+    for node in ast.parse(FILES["minires"].read_text()).body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            seen |= {alias.name for line in node.body for alias in getattr(line, "names", [])}
+    assert seen == {*minires._MODULES, *minires._FUNCTIONS}
 
 
 def _code_lines(path: Path) -> int:

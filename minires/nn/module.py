@@ -9,8 +9,8 @@ names, as in the papers' own code, and stand directly under the model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -146,9 +146,12 @@ class Module:
                     setattr(module, name, value.astype(dtype))
         return self
 
-    if TYPE_CHECKING:  # bound in minires/__init__.py: looking at models is a floor above them
+    # What lists the layers of a model. It stands on a floor above this one, so minires/__init__.py sets it.
+    summarizer: ClassVar[Callable[..., Any]]
 
-        def summary(self, input: tuple[int, int, int], *, memory: bool = False) -> Any: ...
+    def summary(self, input: tuple[int, int, int], *, memory: bool = False) -> Any:
+        """List the layers of the model for a picture (H, W, C): see :func:`minires.inspect.summarize`."""
+        return self.summarizer(self, input, memory=memory)
 
     # --------------------------------------------------------------------------------------- its state
 

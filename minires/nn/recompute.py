@@ -1,13 +1,13 @@
-"""Checkpoints on the tape: less memory for more arithmetic.
+"""Recomputing activations: less memory for more arithmetic.
 
 The tape keeps what each operation needs for its backward, so the memory of a training step grows with every
-layer. A checkpointed block keeps nothing but its inputs. When the gradient of its result arrives, the block
+layer. A recomputed block keeps nothing but its inputs. When the gradient of its result arrives, the block
 runs a second time, on a tape of its own that is followed back at once and thrown away:
 
     forward      y = block(x)                        keep x
     backward     y = block(x) again, recorded;       dx and the gradients of the parameters from dy
 
-With a checkpoint around each of l equal blocks the memory is that of l inputs and one block, for one more
+With each of l equal blocks recomputed the memory is that of l inputs and one block, for one more
 forward pass: about a third more arithmetic.
 
 Source: Chen, Xu, Zhang, Guestrin 2016, Training deep nets with sublinear memory cost, arXiv:1604.06174.
@@ -24,7 +24,7 @@ from minires.nn.module import Module
 from minires.tensor import Tensor, is_recording, is_watched, reachable, record, set_apart, with_settings
 
 
-def checkpoint(block: Module, *inputs: Any) -> Tensor:
+def recompute(block: Module, *inputs: Any) -> Tensor:
     """Run ``block(*inputs)`` keeping only the inputs, and run it again when its gradient is asked for.
 
     Results and gradients are those of the plain call, to the last bit where no tensor is used both inside and
@@ -53,14 +53,14 @@ def checkpoint(block: Module, *inputs: Any) -> Tensor:
     # This run is recorded too, to see which parameters are used; its tape is gone when we return.
     y = block(*kept)
     if not isinstance(y, Tensor):
-        raise MiniresError(f"checkpoint: a block must return one tensor, not {type(y).__name__}")
+        raise MiniresError(f"recompute: a block must return one tensor, not {type(y).__name__}")
     if y.node is None or now is None:
         return y
     used = sorted(reachable(y.node), key=lambda node: node.number)
     outside = [node for node in used if node.op != "leaf" and node.number < now.number]
     if outside:
         raise MiniresError(
-            f"checkpoint: the block uses {outside[-1]}, which was computed outside; make it an input"
+            f"recompute: the block uses {outside[-1]}, which was computed outside; make it an input"
         )
     own = {id(x.node) for x in kept if isinstance(x, Tensor)}
     found = [node.output() for node in used if node.op == "leaf" and id(node) not in own]
@@ -82,7 +82,7 @@ def checkpoint(block: Module, *inputs: Any) -> Tensor:
     tensors = [x for x in inputs if isinstance(x, Tensor)]
     with with_settings(path=path):
         return record(
-            "checkpoint",
+            "recompute",
             y.data,
             inputs={
                 **{f"x{i}": x for i, x in enumerate(tensors, 1)},

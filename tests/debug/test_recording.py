@@ -33,18 +33,18 @@ def same(a, b):
 class Loose(Module):
     """Operations between the layers, in no module; dropout; a layer that is used twice."""
 
-    def __init__(self, checkpointed=False):
+    def __init__(self, recomputed=False):
         super().__init__()
         rng = np.random.default_rng(3)
         self.conv = Conv2d(3, 4, 3, padding=1, rng=rng)
         self.block = Sequential(Conv2d(4, 4, 3, padding=1, rng=rng), BatchNorm2d(4), ReLU(), Dropout(0.5))
         self.head = Sequential(GlobalAvgPool2d(), Linear(4, 5, rng=rng))
-        self.checkpointed = checkpointed
+        self.recomputed = recomputed
 
     def forward(self, x):
         y = relu(self.conv(x) * 0.5)
         for _ in range(2):
-            y = y + (minires.checkpoint(self.block, y) if self.checkpointed else self.block(y))
+            y = y + (minires.recompute(self.block, y) if self.recomputed else self.block(y))
         return self.head(y * y)
 
 
@@ -162,15 +162,15 @@ def test_loose_operations_dropout_and_a_block_used_twice():
     assert (half.kind, half.number, half.name, float(half.value)) == ("constant", None, None, 0.5)
 
 
-def test_checkpoints_are_seen_from_inside():
+def test_recomputed_blocks_are_seen_from_inside():
     x, y = batch(6), np.array([1, 4])
-    one, other = (record_passes(Loose(checkpointed).name_modules(), x, y) for checkpointed in (False, True))
+    one, other = (record_passes(Loose(recomputed).name_modules(), x, y) for recomputed in (False, True))
     assert [(a.op, a.path) for a in one.operations] == [(b.op, b.path) for b in other.operations]
     for a, b in zip(one.operations, other.operations, strict=True):
         assert same(a.output, b.output) and same(a.incoming, b.incoming)
-    # Outside of a recording a checkpoint is one step, as before.
+    # Outside of a recording a recomputed block is one step, as before.
     loss = Loose(True).name_modules()(Tensor(x)).sum()
-    assert sum(node.op == "checkpoint" for node in reachable(loss.node)) == 2
+    assert sum(node.op == "recompute" for node in reachable(loss.node)) == 2
 
 
 def test_a_model_in_inference_with_frozen_layers_under_no_grad():

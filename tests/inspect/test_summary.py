@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minires import ShapeError, Tensor, checkpoint, models, nn, no_grad
+from minires import ShapeError, Tensor, models, nn, no_grad, recompute
 from minires.inspect import summarize
 from minires.inspect.summary import _bytes
 from minires.tensor import record
@@ -321,21 +321,21 @@ def test_what_is_kept_outside_of_layers_has_its_place() -> None:
     assert summary.table(full=True).count("(between layers)") == len(summary.held_between) == 27
 
 
-def test_a_checkpoint_keeps_its_input_only() -> None:
-    class Checkpointed(nn.Module):
+def test_a_recomputed_block_keeps_its_input_only() -> None:
+    class Recomputed(nn.Module):
         def __init__(self, inside: nn.Module) -> None:
             super().__init__()
             self.inside = inside
 
         def forward(self, x: Tensor) -> Tensor:
-            return checkpoint(self.inside, x)
+            return recompute(self.inside, x)
 
     def inside() -> nn.Module:
         return chain(block(), block(), block())
 
     picture = 4 * 6 * 8 * 4
     plain = summarize(chain(block(), inside()), (6, 8, 4), memory=True)
-    saving = summarize(chain(block(), Checkpointed(inside())), (6, 8, 4), memory=True)
+    saving = summarize(chain(block(), Recomputed(inside())), (6, 8, 4), memory=True)
     assert plain.held == (1 + 4 * 2) * picture
     assert saving.held == 3 * picture  # the picture; and in the first block, input and result of the norm
 

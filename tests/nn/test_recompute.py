@@ -1,4 +1,4 @@
-"""Checkpoints on the tape: the same bits as the plain call, for less memory."""
+"""Recomputing activations: the same bits as the plain call, for less memory."""
 
 import gc
 import tracemalloc
@@ -22,7 +22,7 @@ def plain(block, *inputs):
     return block(*inputs)
 
 
-RUNS = {"plain": plain, "checkpoint": minires.checkpoint}
+RUNS = {"plain": plain, "recompute": minires.recompute}
 
 
 def residual(block="b"):
@@ -115,7 +115,7 @@ def test_a_mode_that_is_on_in_the_backward_only_is_not_for_the_second_run():
             steps.append((minires.tensor.is_fused(), backend.is_specification()))
             return super().forward(x)
 
-    y = minires.checkpoint(Watched(), Tensor([1.0], requires_grad=True))
+    y = minires.recompute(Watched(), Tensor([1.0], requires_grad=True))
     with minires.unfused(), minires.specification(), minires.no_grad():
         y.backward()
     assert steps == [(True, False)] * 2
@@ -134,12 +134,12 @@ def test_a_whole_network_block_by_block():
     assert_same_bits(*(train(run) for run in RUNS.values()))
 
 
-def test_checkpoints_inside_of_checkpoints():
+def test_recomputed_blocks_inside_of_recomputed_blocks():
     class Inner(Sequential):
         def forward(self, x):
             for _, module in self.children():
                 borrows = isinstance(module, Again)  # statistics of a layer that is not its own
-                x = module(x) if borrows else minires.checkpoint(module, x)
+                x = module(x) if borrows else minires.recompute(module, x)
             return x
 
     def make():
@@ -149,7 +149,7 @@ def test_checkpoints_inside_of_checkpoints():
 
     first = results(nested, plain)
     assert_same_bits(first, results(make, plain))
-    assert_same_bits(first, results(make, minires.checkpoint))
+    assert_same_bits(first, results(make, minires.recompute))
 
 
 def test_two_inputs_one_of_them_twice_and_one_that_is_no_tensor():
@@ -210,14 +210,14 @@ def test_dropout_draws_one_mask_and_goes_on_from_there():
 def test_it_is_one_step_named_after_the_block():
     block = Sequential(first=residual(), second=ReLU()).name_modules()
     x = Tensor(rng().standard_normal((2, 5, 5, 8)).astype(np.float32), requires_grad=True)
-    y = minires.checkpoint(block.second, minires.checkpoint(block.first, x))
+    y = minires.recompute(block.second, minires.recompute(block.first, x))
     steps = list(y.backward_steps(np.ones(y.shape, np.float32)))
     assert [(step.node.op, step.node.path) for step in steps] == [
-        ("checkpoint", "second"), ("checkpoint", "first"),
+        ("recompute", "second"), ("recompute", "first"),
     ]  # fmt: skip
     assert [g.shape for g in steps[1].outgoing] == [x.shape, *(p.shape for p in block.parameters())]
     with minires.tensor.scope("outer"):
-        assert minires.checkpoint(ReLU(), x).node.path == "outer"
+        assert minires.recompute(ReLU(), x).node.path == "outer"
 
 
 def test_the_second_run_has_the_paths_of_the_first():
@@ -232,7 +232,7 @@ def test_the_second_run_has_the_paths_of_the_first():
     named = Sequential(inner=Watched()).name_modules()
     for block in (named, Watched()):
         with minires.tensor.scope("outer"):
-            y = minires.checkpoint(block, Tensor([1.0], requires_grad=True))
+            y = minires.recompute(block, Tensor([1.0], requires_grad=True))
         y.backward()
     assert paths == ["inner", "inner", "outer", "outer"]
 
@@ -261,10 +261,10 @@ def test_only_parameters_that_are_used_are_connected():
     block = Sequential(a=Linear(2, 2, rng=rng()), b=Linear(2, 2, rng=rng()))
     block.b.weight.requires_grad = False
     block.forward = lambda x: block.a(x)
-    loss = minires.checkpoint(block, Tensor(np.ones((1, 2), np.float32))).sum()
+    loss = minires.recompute(block, Tensor(np.ones((1, 2), np.float32))).sum()
     assert minires.cut(loss, block) == ["b.weight", "b.bias"]
     block.forward = lambda x: block.b(block.a(x))
-    loss = minires.checkpoint(block, Tensor(np.ones((1, 2), np.float32))).sum()
+    loss = minires.recompute(block, Tensor(np.ones((1, 2), np.float32))).sum()
     assert minires.cut(loss, block) == ["b.weight"]
     loss.backward()
     assert block.b.weight.grad is None and block.b.bias.grad is not None and block.a.weight.grad is not None
@@ -273,7 +273,7 @@ def test_only_parameters_that_are_used_are_connected():
 def test_a_retained_graph_can_be_followed_twice_and_a_freed_one_cannot():
     block = dense()
     x = Tensor(rng().standard_normal((2, 5, 5, 8)).astype(np.float32), requires_grad=True)
-    loss = minires.checkpoint(block, x).sum()
+    loss = minires.recompute(block, x).sum()
     statistics, random = [b.copy() for _, b in block.named_buffers()], block.random_states()
     loss.backward(retain_graph=True)
     once = x.grad
@@ -290,15 +290,15 @@ def test_without_recording_or_without_gradients_it_is_a_plain_call():
     x = Tensor(np.ones((2, 5, 5, 8), np.float32), requires_grad=True)
     block = residual().eval()
     with minires.no_grad():
-        y = minires.checkpoint(block, x)
-        assert minires.checkpoint(Sequential(), x) is x
+        y = minires.recompute(block, x)
+        assert minires.recompute(Sequential(), x) is x
     assert y.node is None and np.array_equal(y.numpy(), block(x).numpy())
-    assert minires.checkpoint(ReLU(), x.detach()).node is None
+    assert minires.recompute(ReLU(), x.detach()).node is None
 
 
 def test_a_block_that_returns_its_input():
     x = Tensor([1.0, 2.0], requires_grad=True)
-    minires.checkpoint(Sequential(), x).backward([3.0, 4.0])
+    minires.recompute(Sequential(), x).backward([3.0, 4.0])
     assert x.grad.tolist() == [3, 4]
 
 
@@ -307,10 +307,10 @@ def test_what_cannot_be():
     z = x * 2
     block.forward = lambda y: y + z
     with pytest.raises(MiniresError, match=r"the block uses <mul .*computed outside; make it an input"):
-        minires.checkpoint(block, x)
+        minires.recompute(block, x)
     block.forward = lambda y: (y, y)
     with pytest.raises(MiniresError, match="must return one tensor, not tuple"):
-        minires.checkpoint(block, x)
+        minires.recompute(block, x)
 
 
 def test_an_error_in_the_second_run_leaves_all_as_it_was():
@@ -325,7 +325,7 @@ def test_an_error_in_the_second_run_leaves_all_as_it_was():
 
     block = Sequential(Linear(2, 2, rng=rng()), BatchNorm2d(2), Fails(0.5))
     weight = block.children().__next__()[1].weight
-    y = minires.checkpoint(block, Tensor(rng().standard_normal((3, 2)).astype(np.float32)))
+    y = minires.recompute(block, Tensor(rng().standard_normal((3, 2)).astype(np.float32)))
     node, state, random = weight.node, block.state_dict(), block.random_states()
     with pytest.raises(KeyError):
         y.sum().backward()
@@ -360,5 +360,5 @@ def test_only_the_input_and_the_result_are_kept(make, one_thread):
         finally:
             tracemalloc.stop()
     kept = x.data.nbytes + y.data.nbytes
-    assert kept <= alive["checkpoint"] < kept + 30_000  # the rest: nodes, states, statistics
-    assert alive["plain"] > 1.7 * alive["checkpoint"]
+    assert kept <= alive["recompute"] < kept + 30_000  # the rest: nodes, states, statistics
+    assert alive["plain"] > 1.7 * alive["recompute"]

@@ -385,7 +385,7 @@ def test_inference_and_rate_zero_leave_the_generator_alone(emulator):
 
 def test_a_checkpoint_draws_the_same_mask(emulator):
     masks = []
-    for run in (lambda layer, x: layer(x), minires.checkpoint):
+    for run in (lambda layer, x: layer(x), minires.recompute):
         layer, x = Dropout(0.5, seed=4), Tensor(np.ones(1000), requires_grad=True)
         y = run(layer, x)
         between = layer(x).numpy()  # drawn between the two runs

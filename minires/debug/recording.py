@@ -2,7 +2,8 @@
 
 ``record_passes(model, x, y)`` watches the operations while a batch passes through a model (see
 :func:`minires.tensor.watching`) and takes the gradients from the steps of the backward pass. Fused operations
-run as the separate steps they stand for, and recomputed blocks as plain calls: there must be something to see.
+run as the separate steps they stand for, and recomputed blocks as plain calls, so that there is something to
+see.
 
 The model is left as it was: modes, running statistics, random generators, gradients. All values are NumPy
 arrays, also of a model on a GPU.

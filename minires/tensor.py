@@ -284,20 +284,6 @@ class Tensor:
         Tensor.__init__(other, self.data.copy(), requires_grad=self.requires_grad, name=self.name)
         return other
 
-    def to(self, device: str) -> Tensor:
-        """The tensor on another device (itself if it is there already); the gradient finds its way back."""
-        moved = backend.to_device(self.data, device)
-        if moved is self.data:
-            return self
-        home = self.device
-        return record(
-            "to",
-            moved,
-            inputs={"x": self},
-            options={"device": device},
-            backward=lambda dy: (backend.to_device(dy, home),),
-        )
-
     # ------------------------------------------------------------------------------------ the backward
 
     def retain_grad(self) -> Tensor:
@@ -371,6 +357,7 @@ class Tensor:
         def mean(self, axis: Any = None, *, keepdims: bool = False) -> Tensor: ...
         def max(self, axis: Any = None, *, keepdims: bool = False) -> Tensor: ...
         def astype(self, dtype: Any) -> Tensor: ...
+        def to(self, device: str) -> Tensor: ...
         def reshape(self, *shape: Any) -> Tensor: ...
         def transpose(self, *axes: Any) -> Tensor: ...
         def exp(self) -> Tensor: ...

@@ -31,7 +31,7 @@ import pytest
 from minires import backend
 from minires.errors import MiniresError
 from minires.ops import cases
-from minires.ops.cases import Case
+from minires.ops.registry import Case
 from minires.tensor import Tensor, reachable
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -49,7 +49,7 @@ Arrays = dict[str, Any]
 
 def of(*ops: str) -> Any:
     """Parametrise a test over all cases of these operations, as ``case``."""
-    found = [case for op in ops for case in cases.CASES[op]]
+    found = [case for op in ops for case in cases.all_cases()[op]]
     return pytest.mark.parametrize("case", found, ids=str)
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 import minires
 from minires import Tensor, backend, cli, data, models, nn
-from minires.ops import cases
+from minires.ops import cases, registry
 from minires.train import Trained, load_model, predict, recipes, save_model
 
 PICTURES = ("curves.png", "confusion.png", "mistakes.png")
@@ -649,7 +649,7 @@ def test_summary_of_a_variant(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_gradcheck_prints_a_row_per_case(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = call(capsys, "gradcheck", "relu", "linear")
-    count = len(cases.CASES["relu"]) + len(cases.CASES["linear"])
+    count = len(cases.all_cases()["relu"]) + len(cases.all_cases()["linear"])
     assert status == 0 and out.count(" right ") == count and f"all {count} cases are right" in out
     status, out, _ = call(capsys, "gradcheck", "relu", "--json")
     got = json.loads(out)
@@ -665,8 +665,9 @@ def test_a_wrong_gradient_fails(capsys: pytest.CaptureFixture[str], monkeypatch:
         y = np.maximum(x.data, 0)
         return record("relu", y, inputs={"x": x}, backward=lambda dy: (2 * dy * (x.data > 0),))
 
-    wrong = [cases.Case("relu", "doubled", doubled, {"x": cases._apart((3, 4))})]
-    monkeypatch.setitem(cases.CASES, "relu", wrong)
+    wrong = replace(registry.describe("relu"), function=doubled,
+                    cases=lambda: [registry.Case("doubled", {"x": registry.apart((3, 4))})])  # fmt: skip
+    monkeypatch.setitem(registry._KNOWN, "relu", wrong)
     status, out, _ = call(capsys, "gradcheck", "relu")
     assert status == 1 and "WRONG" in out and "1 of 1 cases are WRONG" in out and "analytic" in out
     status, out, _ = call(capsys, "gradcheck", "relu", "--json")

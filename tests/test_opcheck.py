@@ -35,7 +35,7 @@ from minires.ops import (
     sigmoid,
     softmax,
 )
-from minires.ops.cases import Case
+from minires.ops.registry import Case, positive
 from minires.tensor import Tensor, record
 
 # ------------------------------------------------------------- real operations, one function replaced
@@ -94,7 +94,7 @@ def _late_channels(xp, dy, shape, stride, before):
     return dx
 
 
-SQUARE = Case("matmul", "square", matmul.matmul, {"a": (3, 3), "b": (3, 3)})
+SQUARE = Case("square", {"a": (3, 3), "b": (3, 3)}, op="matmul", fn=matmul.matmul)
 bn_kept, spread, getitem_kept = batch_norm._backward, reduce._spread, reshape._backward_getitem
 conv_x, conv_w = conv2d._backward_x, conv2d._backward_w
 max_pool_kept, pad_kept = max_pool2d._backward, pad._backward
@@ -156,7 +156,7 @@ MUTANTS: list[tuple[str, str, Any, str, Any]] = [
 
 
 def _cases(name: str) -> list[Case]:
-    return [SQUARE] if name == str(SQUARE) else cases.CASES[name]
+    return [SQUARE] if name == str(SQUARE) else cases.all_cases()[name]
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant[0])
@@ -176,7 +176,7 @@ def test_a_fast_kernel_that_is_wrong_is_caught(monkeypatch):
     def forgets_the_last_picture(dy, x, *rest):
         return whole(dy[:-1], x[:-1], *rest) if len(x) > 1 else whole(dy, x, *rest)
 
-    case = cases.CASES["conv2d"][4]
+    case = cases.all_cases()["conv2d"][4]
     opcheck.check_implementations(case)
     monkeypatch.setattr(conv2d.choose, "backward_w", forgets_the_last_picture)
     with pytest.raises(AssertionError, match="fast against specification, gradient of w"):
@@ -332,7 +332,7 @@ WRONG: dict[str, Wrong] = {
 
 def _case(fn: Callable[..., Tensor]) -> Case:
     names = fn.__code__.co_varnames[: fn.__code__.co_argcount]
-    return Case("wrong", fn.__name__, fn, {name: cases._positive((3, 4)) for name in names})
+    return Case(fn.__name__, {name: positive((3, 4)) for name in names}, op="wrong", fn=fn)
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -351,7 +351,7 @@ def test_all_ones_would_have_passed_the_zero_gradient(monkeypatch):
     """Why the upstream gradient is random: with ones, a batch norm that returns zeros looks right."""
     zero = _bn(lambda g, xhat, scale, m, dgamma, dbeta: 0 * g)
     monkeypatch.setattr(batch_norm, "_backward", zero)
-    case = cases.CASES["batch_norm"][0]
+    case = cases.all_cases()["batch_norm"][0]
     with backend.specification():
         ones = opcheck.run(case, case.arrays(), lambda y: np.ones(y.shape))
         assert abs(ones["x"]).max() < 1e-14

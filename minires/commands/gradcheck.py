@@ -19,12 +19,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from minires.ops.cases import CASES, check_all
+    from minires.ops.cases import all_cases, check_all
 
-    rows, widths = (
-        [],
-        (max(map(len, CASES)), max(len(case.name) for table in CASES.values() for case in table)),
-    )
+    cases, rows = all_cases(), []
+    widths = max(map(len, cases)), max(len(case.name) for table in cases.values() for case in table)
     results = check_all(options.operations or None)
     if not options.json:
         print(f"{'operation':<{widths[0]}}  {'case':<{widths[1]}}  worst error  verdict  seconds")

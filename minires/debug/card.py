@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minires.backend import Array
-from minires.debug.formula import formula
 from minires.debug.recording import INPUT, Operation, Recording, Source
 from minires.inspect.summary import times
+from minires.ops.registry import describe
 
 WIDTH = 80  # columns of a terminal
 CORNER = 4, 6  # rows and columns of the values that are shown
@@ -55,8 +55,8 @@ def statistics(array: Array) -> Statistics:
 
 def text(recording: Recording, one: Operation, *, backward: bool, title: str) -> str:
     """The card of the forward or the backward stop at operation ``one``, at most WIDTH columns wide."""
-    known = None if one.op == INPUT else formula(one.op)
-    formulas = (known.backward if backward else known.forward) if known else ""
+    known = describe(one.op)
+    formulas = known.backward if backward else known.math
     seconds = one.backward_seconds if backward else one.seconds
     name, array = ("d" + _result(one), one.incoming) if backward else (_result(one), one.output)
     parts = [
@@ -139,7 +139,7 @@ def _backward(recording: Recording, one: Operation) -> Iterator[str]:
 
 def _result(one: Operation) -> str:
     """What the formula calls the result."""
-    return {INPUT: "x", "cross_entropy": "loss"}.get(one.op, "y")
+    return describe(one.op).result
 
 
 def _origin(recording: Recording, source: Source) -> str:

@@ -28,9 +28,28 @@ from minires.inspect.graph import chains
 from minires.inspect.summary import Shape, left_as_it_is
 from minires.nn.module import Module
 from minires.ops.cross_entropy import cross_entropy
+from minires.ops.registry import Description, Words, declare
 from minires.tensor import Call, Node, Tensor, reachable, settings, watching, with_settings
 
-INPUT = "input"  # the operation that stands for what the model is given
+INPUT = declare(  # the operation that stands for what the model is given
+    Description(
+        name="input",
+        math="x, the numbers that enter the model",
+        backward="dx: how much the loss changes with each of them",
+        result="x",
+        english=Words(
+            "Input",
+            "The numbers that enter the network: one for each pixel and colour.",
+            "How much the loss would change with each number of the picture.",
+        ),
+        chinese=Words(
+            "输入",
+            "进入网络的数：每个像素的每种颜色一个。",
+            "图片中每个数变化时，损失会变化多少。",
+        ),
+        unchecked="it computes nothing",
+    )
+).name
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,15 +15,43 @@ Source: Chen, Xu, Zhang, Guestrin 2016, Training deep nets with sublinear memory
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from minires import backend, tensor
 from minires.backend import Array
 from minires.errors import MiniresError
 from minires.nn.module import Module
+from minires.ops.arithmetic import mul
+from minires.ops.registry import Case, Words, operation
+from minires.ops.sigmoid import sigmoid
 from minires.tensor import Tensor, is_recording, is_watched, reachable, record, set_apart, with_settings
 
 
+class _Gate(Module):
+    """A block for the cases: x1 * sigmoid(x2)."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return mul(a, sigmoid(b))
+
+
+def _cases() -> Iterator[Case]:
+    inputs = {"a": (2, 3), "b": (2, 3)}
+    yield Case("a gate", inputs, call=lambda recompute, a, b: recompute(_Gate(), a, b))
+
+
+@operation(
+    math="y = block(x1, x2, ...), of which nothing but the inputs is kept",
+    backward="the block runs again and is followed back: dx1, dx2, ..., and dw1, dw2, ... of its parameters",
+    english=Words(
+        "Recomputed block",
+        "A whole block as one step: only its inputs are kept.",
+        "The block runs a second time, and its gradients are those of that run.",
+    ),
+    chinese=Words("重算的模块", "整个模块作为一步，只保留其输入。", "模块再运行一次，梯度由这次运行得到。"),
+    label="recomputed block",
+    cases=_cases,
+)
 def recompute(block: Module, *inputs: Any) -> Tensor:
     """Run ``block(*inputs)`` keeping only the inputs, and run it again when its gradient is asked for.
 

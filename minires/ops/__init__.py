@@ -46,6 +46,7 @@ from minires.ops.reshape import transpose as transpose
 from minires.ops.sigmoid import sigmoid as sigmoid
 from minires.ops.softmax import log_softmax as log_softmax
 from minires.ops.softmax import softmax as softmax
+from minires.ops.to import to as to
 from minires.tensor import Tensor
 
 
@@ -88,6 +89,7 @@ _METHODS: dict[str, Callable[..., Tensor]] = {
     "log": log,
     "sqrt": sqrt,
     "astype": astype,
+    "to": to,
     "reshape": _reshape,
     "transpose": _transpose,
 }

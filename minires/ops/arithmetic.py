@@ -22,7 +22,7 @@ the result. The others have more steps, and go the way of ``mixed``.
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,52 @@ from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
 from minires.ops.mixed_precision import mixed
+from minires.ops.registry import Case, Make, Shape, Words, apart, normal, operation, positive
 from minires.tensor import Tensor, record
+
+# ------------------------------------------------------------------------------------------------ cases
+
+_BROADCAST: list[tuple[str, Shape, Shape]] = [
+    ("equal shapes", (2, 3), (2, 3)),
+    ("row on matrix", (3, 2), (2,)),
+    ("column and row", (3, 1), (1, 4)),
+    ("inner axis", (2, 1, 3), (2, 4, 3)),
+    ("single value", (), (2, 2)),
+]
+
+
+def _with_number(op: Callable[..., Tensor], x: Tensor, *, number: float, first: bool = False) -> Tensor:
+    return op(number, x) if first else op(x, number)
+
+
+def _binary_cases(number: float) -> Callable[[], Iterator[Case]]:
+    """Two tensors of several shapes; and a tensor with a ``number``, before it and behind it."""
+
+    def cases() -> Iterator[Case]:
+        for name, a, b in _BROADCAST:
+            yield Case(name, {"a": positive(a), "b": positive(b)})
+        x, options = {"x": positive((2, 3))}, {"number": number}
+        yield Case("tensor and number", x, options, _with_number)
+        yield Case("number and tensor", x, {**options, "first": True}, _with_number)
+
+    return cases
+
+
+def _unary_cases(make: Callable[[Shape], Make]) -> Callable[[], Iterator[Case]]:
+    def cases() -> Iterator[Case]:
+        for shape in [(), (3,), (2, 1, 3)]:
+            yield Case(f"shape {shape}", {"x": make(shape)})
+
+    return cases
+
+
+def _pow_cases() -> Iterator[Case]:
+    for p in (2, 3.0, 0.5, -1, 1, 0):
+        yield Case(f"p = {p}", {"x": positive((2, 3))}, {"exponent": p})
+    yield Case("cube of negative numbers", {"x": apart((2, 3))}, {"exponent": 3})
+
+
+# ------------------------------------------------------------------------------------------- operations
 
 
 def unbroadcast(xp: Any, dy: Array, shape: Sequence[int]) -> Array:
@@ -89,10 +134,29 @@ def _binary(op: str, a: Any, b: Any, forward: Callable[..., Array], backward: Ca
     return record(op, y, inputs={"a": a, "b": b}, saved=saved, backward=back)
 
 
+@operation(
+    math="y = a + b",
+    backward="da = db = dy, summed over stretched axes",
+    english=Words(
+        "Addition",
+        "Two tensors are added, place by place. In a residual block these are the branch and its shortcut.",
+        "Addition hands its gradient to both summands unchanged: this is how it travels along the shortcut.",
+    ),
+    chinese=Words(
+        "加法",
+        "两个张量逐位相加；在残差块中，它们是主分支与捷径。",
+        "加法把梯度原样交给两个加数：梯度正是这样沿捷径传回的。",
+    ),
+    label="+ constant",
+    role="small",
+    join="+",
+    onnx="Add",
+    cases=_binary_cases(2),
+)
 def add(a: Any, b: Any) -> Tensor:
     """The sum of two tensors, or of a tensor and a number.
 
-    Math: y = a + b. Shapes: broadcast as in NumPy. Backward: da = db = dy, summed over stretched axes.
+    Shapes: broadcast as in NumPy.
     Raises: ShapeError if shapes cannot be broadcast or dtypes or devices differ; TypeError for an operand
     that is no array.
     """
@@ -108,10 +172,23 @@ def add(a: Any, b: Any) -> Tensor:
     return record("add", y, inputs={"a": a, "b": b}, backward=backward)
 
 
+@operation(
+    math="y = a - b",
+    backward="da = dy, db = -dy",
+    english=Words(
+        "Subtraction",
+        "The second tensor is taken from the first, place by place.",
+        "The first gets the gradient, the second its negative.",
+    ),
+    chinese=Words("减法", "逐位相减。", "被减数得到梯度，减数得到其相反数。"),
+    label="-",
+    onnx="Sub",
+    cases=_binary_cases(0.5),
+)
 def sub(a: Any, b: Any) -> Tensor:
     """The difference of two tensors, or of a tensor and a number.
 
-    Math: y = a - b. Shapes, Raises: as :func:`add`. Backward: da = dy, db = -dy.
+    Shapes, Raises: as :func:`add`.
     """
     a, b = _operands("sub", a, b)
     xp = backend.array_module(a.data)
@@ -124,19 +201,47 @@ def sub(a: Any, b: Any) -> Tensor:
     return record("sub", a.data - b.data, inputs={"a": a, "b": b}, backward=backward)
 
 
+@operation(
+    math="y = a * b",
+    backward="da = dy * b, db = dy * a",
+    english=Words(
+        "Product",
+        "Two tensors are multiplied, place by place. A gate scales whole channels so.",
+        "Each factor gets the gradient times the other factor.",
+    ),
+    chinese=Words("乘法", "两个张量逐位相乘；门控以此缩放整个通道。", "每个因子得到梯度与另一因子的乘积。"),
+    label="x constant",
+    role="small",
+    join="×",
+    onnx="Mul",
+    cases=_binary_cases(-3),
+)
 def mul(a: Any, b: Any) -> Tensor:
     """The product, element by element, of two tensors, or of a tensor and a number.
 
-    Math: y = a * b. Shapes, Raises: as :func:`add`. Backward: da = dy * b, db = dy * a.
+    Shapes, Raises: as :func:`add`.
     """
     return _binary("mul", a, b, lambda a, b: a * b, lambda dy, a, b, y: (lambda: dy * b, lambda: dy * a))
 
 
+@operation(
+    math="y = a / b",
+    backward="da = dy / b, db = -dy * y / b",
+    english=Words(
+        "Quotient",
+        "The first tensor is divided by the second, place by place.",
+        "A larger denominator makes the quotient smaller, so its gradient has the other sign.",
+    ),
+    chinese=Words("除法", "逐位相除。", "分母变大时商变小，因此分母的梯度符号相反。"),
+    label="/",
+    onnx="Div",
+    cases=_binary_cases(4),
+)
 @mixed()
 def div(a: Any, b: Any) -> Tensor:
     """The quotient, element by element, of two tensors, or of a tensor and a number.
 
-    Math: y = a / b. Shapes, Raises: as :func:`add`. Backward: da = dy / b, db = -dy * y / b.
+    Shapes, Raises: as :func:`add`.
     """
     return _binary("div", a, b, lambda a, b: a / b, lambda dy, a, b, y: (lambda: dy / b, lambda: -dy * y / b))
 
@@ -158,46 +263,89 @@ def _unary(
     )
 
 
+@operation(
+    math="y = -x",
+    backward="dx = -dy",
+    english=Words("Negative", "Each number with the other sign.", "The gradient with the other sign."),
+    chinese=Words("取负", "每个数取相反数。", "梯度取相反数。"),
+    onnx="Neg",
+    cases=_unary_cases(normal),
+)
 def neg(x: Tensor) -> Tensor:
     """The negative.
 
-    Math: y = -x. Shapes: any. Backward: dx = -dy. Raises: ShapeError if ``x`` is not a float.
+    Shapes: any. Raises: ShapeError if ``x`` is not a float.
     """
     return _unary("neg", x, lambda xp, x: -x, lambda xp, dy, x, y: -dy)
 
 
+@operation(
+    math="y = exp(x)",
+    backward="dx = dy * y",
+    english=Words("Exponential", "e to the power of each number.", "The gradient times y."),
+    chinese=Words("指数", "每个数的指数函数值。", "梯度乘以 y。"),
+    onnx="Exp",
+    cases=_unary_cases(normal),
+)
 @mixed()
 def exp(x: Tensor) -> Tensor:
     """The exponential.
 
-    Math: y = e ** x. Shapes: any. Backward: dx = dy * y. Raises: ShapeError if ``x`` is not a float.
+    Shapes: any. Raises: ShapeError if ``x`` is not a float.
     """
     return _unary("exp", x, lambda xp, x: xp.exp(x), lambda xp, dy, x, y: dy * y)
 
 
+@operation(
+    math="y = log(x)",
+    backward="dx = dy / x",
+    english=Words("Logarithm", "The natural logarithm of each number.", "The gradient divided by x."),
+    chinese=Words("对数", "每个数的自然对数。", "梯度除以 x。"),
+    onnx="Log",
+    cases=_unary_cases(positive),
+)
 @mixed()
 def log(x: Tensor) -> Tensor:
     """The natural logarithm; -inf at zero, NaN below, as in NumPy.
 
-    Math: y = log(x). Shapes: any. Backward: dx = dy / x. Raises: ShapeError if ``x`` is not a float.
+    Shapes: any. Raises: ShapeError if ``x`` is not a float.
     """
     return _unary("log", x, lambda xp, x: xp.log(x), lambda xp, dy, x, y: dy / x)
 
 
+@operation(
+    math="y = sqrt(x)",
+    backward="dx = dy / (2 * y)",
+    english=Words("Square root", "The square root of each number.", "The gradient divided by 2 y."),
+    chinese=Words("平方根", "每个数的平方根。", "梯度除以 2 y。"),
+    onnx="Sqrt",
+    cases=_unary_cases(positive),
+)
 @mixed()
 def sqrt(x: Tensor) -> Tensor:
     """The square root; its gradient is infinite at zero, as in NumPy.
 
-    Math: y = sqrt(x). Shapes: any. Backward: dx = dy / (2 y). Raises: ShapeError if ``x`` is not a float.
+    Shapes: any. Raises: ShapeError if ``x`` is not a float.
     """
     return _unary("sqrt", x, lambda xp, x: xp.sqrt(x), lambda xp, dy, x, y: dy / (y + y))
 
 
+@operation(
+    math="y = x ** exponent",
+    backward="dx = dy * exponent * x ** (exponent - 1), zero everywhere if the exponent is 0",
+    english=Words(
+        "Power",
+        "Each number to the power of the exponent p.",
+        "The gradient times p x to the power of p - 1.",
+    ),
+    chinese=Words("幂", "每个数的 p 次幂。", "梯度乘以 p 与 x 的 p - 1 次幂。"),
+    cases=_pow_cases,
+)
 @mixed()
 def pow(x: Tensor, exponent: float) -> Tensor:
     """A tensor to the power of a number.
 
-    Math: y = x ** p. Shapes: any. Backward: dx = dy * p * x ** (p - 1), zero everywhere if p = 0.
+    Shapes: any.
     Raises: ShapeError if ``x`` is not a float; TypeError if the exponent is not a number.
     """
     if not isinstance(exponent, numbers.Real):

@@ -8,7 +8,7 @@ Shapes: equal but for the axis along which they are joined; y has the sum of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from math import prod
 from typing import Any
@@ -17,7 +17,9 @@ from minires import backend
 from minires.backend import Array, cuda
 from minires.errors import ShapeError
 from minires.ops import checks
-from minires.tensor import Tensor, record
+from minires.ops.onnx_graph import CHANNELS_FIRST, Graph
+from minires.ops.registry import Case, Words, operation
+from minires.tensor import Call, Tensor, record
 
 # ------------------------------------------------------------------------------ reference implementation
 
@@ -90,10 +92,39 @@ def _backward_cuda(xp: Any, dy: Array, sizes: list[int], axis: int) -> list[Arra
 # ----------------------------------------------------------------------------------------------- public
 
 
+def _join(concat: Callable[..., Tensor], *tensors: Tensor, axis: int = -1) -> Tensor:
+    return concat(tensors, axis=axis)
+
+
+def _cases() -> Iterator[Case]:
+    yield Case("channels", {"a": (2, 3, 4, 2), "b": (2, 3, 4, 1), "c": (2, 3, 4, 3)}, call=_join)
+    yield Case("pictures", {"a": (2, 3), "b": (1, 3)}, {"axis": 0}, _join)
+    yield Case("one tensor", {"a": (2, 3)}, {"axis": 1}, _join)
+
+
+def _onnx(graph: Graph, call: Call) -> str:
+    axis = call.options["axis"]
+    axis = CHANNELS_FIRST.index(axis) if call.y.ndim == 4 else axis
+    return graph.add("Concat", *map(graph.value, call.inputs.values()), axis=axis)
+
+
+@operation(
+    math="y = [x1, x2, ...]",
+    backward="dx1, dx2, ... = the parts of dy that came from x1, x2, ...",
+    english=Words(
+        "Concatenation",
+        "The channels of several tensors side by side.",
+        "Each tensor gets back the gradient of its own channels.",
+    ),
+    chinese=Words("拼接", "把几个张量的通道并排放在一起。", "每个张量取回自己通道的梯度。"),
+    join="concat",
+    onnx=_onnx,
+    cases=_cases,
+)
 def concat(tensors: Sequence[Tensor], *, axis: int = -1) -> Tensor:
     """Join tensors along ``axis``.
 
-    Math, Shapes, Backward: see the head of this file.
+    Shapes: see the head of this file.
     Raises: ShapeError if there is no tensor, or shapes differ elsewhere than at ``axis``, or dtypes or
     devices differ.
     """

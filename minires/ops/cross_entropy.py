@@ -13,6 +13,7 @@ Source: label smoothing: Szegedy et al. 2016, Rethinking the Inception architect
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from minires.backend import Array, cuda
 from minires.errors import ConfigError, DataError, ShapeError
 from minires.ops import checks
 from minires.ops.mixed_precision import astype
+from minires.ops.registry import Case, Shape, Words, operation
 from minires.ops.softmax import ROW_CODE, _forward_log, row_grid
 from minires.tensor import Tensor, record
 
@@ -168,12 +170,44 @@ def _backward_cuda(
 # ----------------------------------------------------------------------------------------------- public
 
 
+def _cases() -> Iterator[Case]:
+    table: list[tuple[str, Shape, Array]] = [
+        ("labels", (4, 3), np.array([0, 2, 1, 2])),
+        ("one picture", (1, 5), np.array([3])),
+        ("probabilities", (2, 3), np.array([[0.2, 0.5, 0.3], [1.0, 0.0, 0.0]])),
+        ("one-hot integers", (2, 3), np.eye(3, dtype=np.int64)[[2, 0]]),
+    ]
+    for smoothing in (0.0, 0.1):
+        smooth = f", smoothing {smoothing}" if smoothing else ""
+        for name, x, labels in table:
+            yield Case(name + smooth, {"logits": x}, {"labels": labels, "label_smoothing": smoothing})
+
+
+@operation(
+    math="loss = -mean over the pictures of sum t * log p, with p = softmax(logits), t the labels as "
+    "probabilities",
+    backward="dlogits = dloss * (p - t) / N",
+    result="loss",
+    english=Words(
+        "Softmax and loss",
+        "Scores become probabilities (softmax). The loss is minus the logarithm of the label's probability: "
+        "small where the network is sure and right.",
+        "The gradient of each score is its probability minus what it should be: 1 for the label, 0 for "
+        "others.",
+    ),
+    chinese=Words(
+        "Softmax 与损失",
+        "得分变成概率（softmax）；损失是标签概率的负对数：网络既确定又正确时很小。",
+        "每个得分的梯度是它的概率减去应有的值：标签为 1，其余为 0。",
+    ),
+    cases=_cases,
+)
 def cross_entropy(logits: Tensor, labels: Any, *, label_smoothing: float = 0.0) -> Tensor:
     """The mean over the batch of the cross entropy between ``labels`` and ``softmax(logits)``.
 
     ``labels`` are class numbers (N,), or one-hot or other probabilities (N, K); they get no gradient. Of
     logits in bfloat16 the loss is float32.
-    Units: nats per picture. Math, Shapes, Backward, Source: see the head of this file.
+    Units: nats per picture. Shapes, Source: see the head of this file.
     Raises: DataError that names a label out of range and its place; ShapeError if shapes or dtypes do not
     fit; ConfigError if ``label_smoothing`` is not in [0, 1).
 

@@ -21,11 +21,15 @@ implementation of DenseNets, arXiv:1707.06990, section 3 ("shared memory storage
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 from minires import backend
 from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
-from minires.tensor import Tensor, record
+from minires.ops.onnx_graph import Graph
+from minires.ops.registry import Case, Make, Shape, Words, operation
+from minires.tensor import Call, Tensor, record
 
 
 def _forward(array: Array, new: Array, used: int) -> Array:
@@ -39,12 +43,50 @@ def _backward(dy: Array, used: int) -> tuple[Array, Array]:
     return dy[..., :used], dy[..., used:]
 
 
+def _grow(buffer: Callable[..., DenseBuffer], first: Tensor, *others: Tensor, room: int) -> Tensor:
+    history = buffer(first, room)
+    for new in others:
+        history.append(new)
+    return history.latest
+
+
+def _cases() -> Iterator[Case]:
+    grown: dict[str, Shape | Make] = {"a": (2, 3, 4, 2), "b": (2, 3, 4, 1), "c": (2, 3, 4, 3)}
+    yield Case("full", grown, {"room": 6}, _grow)
+    yield Case("room is left", grown, {"room": 9}, _grow)
+    yield Case("no append", {"a": (2, 3, 4, 2)}, {"room": 2}, _grow)
+
+
+def _onnx(graph: Graph, call: Call) -> str:
+    """A history that begins is its first part; one that goes on is a concatenation."""
+    parts = [graph.value(x) for x in call.inputs.values()]
+    return parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
+
+
+@operation(
+    name="dense_buffer",
+    math="y = [latest, new]; of the first x, y = x",
+    backward="dlatest, dnew = the parts of dy that came from latest and new; dx = dy",
+    english=Words(
+        "Concatenation",
+        "New channels are put behind all that came before: each layer of a dense block reads everything.",
+        "The gradient is cut where the channels were joined.",
+    ),
+    chinese=Words(
+        "拼接", "新通道接在此前所有通道之后：密集块的每一层都能读到全部。", "梯度在拼接处切开。"
+    ),
+    label="concat",
+    role="silent",
+    join="concat",
+    onnx=_onnx,
+    cases=_cases,
+)
 class DenseBuffer:
     """A growing history that starts with a copy of ``x`` and has room for ``room`` channels.
 
     ``latest`` is the tensor of everything so far; its memory is that of every ``latest`` before it, too.
 
-    Math, Shapes, Backward, Source: see the head of this file.
+    Shapes, Source: see the head of this file.
     Raises: ShapeError if x is not (N, H, W, C) or has more channels than there is room for.
     """
 

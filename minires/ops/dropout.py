@@ -16,6 +16,7 @@ mask than on the CPU, the same one each time: see :func:`dropout`.
 from __future__ import annotations
 
 import numbers
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from minires.backend import Array, cuda
 from minires.errors import ConfigError
 from minires.ops import checks
 from minires.ops.mixed_precision import mixed
+from minires.ops.registry import Case, Words, operation
 from minires.tensor import Tensor, record
 
 # ------------------------------------------------------------------------------ reference implementation
@@ -94,6 +96,28 @@ def check_rate(rate: object) -> None:
         )
 
 
+def _seeded(dropout: Callable[..., Tensor], x: Tensor, *, seed: int, **options: Any) -> Tensor:
+    """With a fresh generator in each call, so that each call has the same mask."""
+    return dropout(x, rng=np.random.default_rng(seed), **options)
+
+
+def _cases() -> Iterator[Case]:
+    for rate in (0.0, 0.3, 0.9):
+        yield Case(f"rate {rate}", {"x": (3, 4)}, {"rate": rate, "seed": 1}, _seeded)
+    yield Case("inference", {"x": (3, 4)}, {"rate": 0.5, "seed": 1, "training": False}, _seeded)
+
+
+@operation(
+    math="y = x * mask, where mask is 0 with probability rate, else 1 / (1 - rate)",
+    backward="dx = dy * mask",
+    english=Words(
+        "Dropout",
+        "In training some numbers are set to zero by chance, the others are scaled up.",
+        "The gradient passes where the number was kept, scaled alike.",
+    ),
+    chinese=Words("Dropout", "训练时随机将一些数置零，其余放大。", "保留的数处梯度通过，并同样放大。"),
+    cases=_cases,
+)
 @mixed(kernels=True)
 def dropout(x: Tensor, rate: float, *, rng: np.random.Generator, training: bool = True) -> Tensor:
     """Set numbers to zero with probability ``rate`` and scale the others up; ``x`` itself at inference.
@@ -103,7 +127,7 @@ def dropout(x: Tensor, rate: float, *, rng: np.random.Generator, training: bool 
     a run is continued. The key is an argument of the kernel: a step that is captured into a CUDA graph would
     have the same mask in every replay, unless its key lies in the memory of the GPU and is advanced there.
 
-    Math, Shapes, Backward, Source, Differs: see the head of this file.
+    Shapes, Source, Differs: see the head of this file.
     Raises: ConfigError if the rate is not in [0, 1); ShapeError if ``x`` is not a float.
     """
     x = checks.as_tensor(x)

@@ -10,6 +10,7 @@ Shapes: x (N, C), w (C, O), b (O,) -> y (N, O).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from minires import backend
@@ -17,7 +18,9 @@ from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
 from minires.ops.mixed_precision import mixed
-from minires.tensor import Tensor, record
+from minires.ops.onnx_graph import Graph
+from minires.ops.registry import Case, Words, operation
+from minires.tensor import Call, Tensor, record
 
 
 def _forward(xp: Any, x: Array, w: Array, b: Array | None) -> Array:
@@ -37,11 +40,39 @@ def _backward_b(xp: Any, dy: Array) -> Array:
     return xp.sum(dy, axis=0, dtype=backend.accumulator(dy.dtype))
 
 
+def _cases() -> Iterator[Case]:
+    yield Case("bias", {"x": (3, 4), "w": (4, 2), "b": (2,)})
+    yield Case("no bias", {"x": (3, 4), "w": (4, 2)})
+    yield Case("one row, one output", {"x": (1, 3), "w": (3, 1), "b": (1,)})
+
+
+def _onnx(graph: Graph, call: Call) -> str:
+    x, *weights = call.inputs.values()
+    return graph.add("Gemm", graph.value(x), *(graph.weight(one.data) for one in weights))
+
+
+@operation(
+    math="y = x @ w + b",
+    backward="dx = dy @ w^T, dw = x^T @ dy, db = sum of dy over N",
+    english=Words(
+        "Dense layer",
+        "Each output is a weighted sum of all inputs, plus a bias.",
+        "Each input gets the sum of all dy, weighted; each weight gets its input times dy.",
+    ),
+    chinese=Words(
+        "全连接层",
+        "每个输出是全部输入的加权和，再加偏置。",
+        "每个输入得到全部 dy 的加权和；每个权重得到其输入与 dy 的乘积。",
+    ),
+    label="dense",
+    onnx=_onnx,
+    cases=_cases,
+)
 @mixed(kernels=True, parameters=("b",), factors=("w",))
 def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """Multiply rows with a matrix and add a bias.
 
-    Math, Shapes, Backward: see the head of this file.
+    Shapes: see the head of this file.
     Raises: ShapeError if ranks, sizes, dtypes or devices do not fit.
     """
     x, w = checks.as_tensor(x), checks.as_tensor(w)

@@ -16,14 +16,17 @@ Differs: Caffe and PyTorch divide alpha by the size and start from k = 1; their 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from minires import backend
 from minires.backend import Array
-from minires.errors import ShapeError
+from minires.errors import ConfigError, ShapeError
 from minires.ops import checks
 from minires.ops.mixed_precision import mixed
-from minires.tensor import Tensor, record
+from minires.ops.onnx_graph import Graph
+from minires.ops.registry import Case, Shape, Words, operation
+from minires.tensor import Call, Tensor, record
 
 
 def _neighbours(xp: Any, x: Array, size: int) -> Array:
@@ -46,13 +49,56 @@ def _backward(
     return dy * s**-beta - 2 * alpha * beta * x * _neighbours(xp, dy * y / s, size)
 
 
+def _cases() -> Iterator[Case]:
+    strong = {"k": 0.5, "alpha": 0.3, "beta": 0.75}  # the usual numbers hardly change x
+    table: list[tuple[str, Shape, dict[str, Any]]] = [
+        ("as published", (2, 2, 3, 7), {}),
+        ("strong", (2, 2, 3, 7), strong),
+        ("three neighbours, beta 1", (1, 2, 2, 4), {**strong, "size": 3, "beta": 1.0}),
+        ("itself alone", (3, 4), {**strong, "size": 1}),
+        ("more neighbours than channels", (2, 3, 3), {**strong, "size": 9}),
+        ("one channel", (2, 1, 1, 1), strong),
+    ]
+    for name, x, options in table:
+        yield Case(name, {"x": x}, options)
+
+
+def _onnx(graph: Graph, call: Call) -> str:
+    (x,), options = call.inputs.values(), call.options
+    if x.ndim != 4:
+        raise ConfigError(f"local_response_norm can be written for pictures (N, H, W, C) only, not {x.shape}")
+    size = options["size"]
+    alpha = options["alpha"] * size  # which ONNX divides by it
+    return graph.add(
+        "LRN", graph.value(x), size=size, alpha=alpha, beta=options["beta"], bias=options["k"]
+    )
+
+
+@operation(
+    math="y = x / s ** beta, with s = k + alpha * the sum of x ** 2 over the channels around it",
+    backward="dx = dy / s ** beta - 2 alpha beta x * the sum of dy * y / s over the channels around it",
+    english=Words(
+        "Local response norm",
+        "Each number is divided by a norm of its neighbours among the channels.",
+        "A number also weakens its neighbours: what that costs them is taken off its own gradient.",
+    ),
+    chinese=Words(
+        "局部响应归一化",
+        "每个数除以相邻通道的范数。",
+        "一个数也会削弱它的相邻通道，这部分损失从它自己的梯度中减去。",
+    ),
+    short="LRN",
+    role="small",
+    onnx=_onnx,
+    cases=_cases,
+)
 @mixed()
 def local_response_norm(
     x: Tensor, size: int = 5, *, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75
 ) -> Tensor:
     """Divide each channel by a norm of the ``size`` channels around it.
 
-    Math, Shapes, Backward, Source, Differs: see the head of this file.
+    Shapes, Source, Differs: see the head of this file.
     Raises: ShapeError if ``x`` has no channels or is not a float, ``size`` is not odd, or ``k`` is
     not above 0 or ``alpha`` below 0 (the norm could be 0).
     """

@@ -10,6 +10,7 @@ matrix meets every matrix of a stack; its gradient is then summed over the stack
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from minires.errors import ShapeError
 from minires.ops import checks
 from minires.ops.arithmetic import unbroadcast
 from minires.ops.mixed_precision import mixed
+from minires.ops.registry import Case, Shape, Words, operation
 from minires.tensor import Tensor, record
 
 
@@ -35,11 +37,40 @@ def _backward_b(xp: Any, dy: Array, a: Array, b: Array) -> Array:
     return unbroadcast(xp, backend.matmul(a.swapaxes(-1, -2), dy), b.shape)
 
 
+def _cases() -> Iterator[Case]:
+    stacks: list[tuple[str, Shape, Shape]] = [
+        ("matrices", (3, 4), (4, 2)),
+        ("one row, one column", (1, 3), (3, 1)),
+        ("stacks", (2, 3, 4), (2, 4, 2)),
+        ("one matrix for a stack", (2, 3, 2), (2, 3)),
+        ("stack for one matrix", (3, 2), (2, 2, 3)),
+        ("stretched stacks", (2, 1, 2, 3), (3, 3, 2)),
+    ]
+    for name, a, b in stacks:
+        yield Case(name, {"a": a, "b": b})
+
+
+@operation(
+    math="y = a @ b",
+    backward="da = dy @ b^T, db = a^T @ dy",
+    english=Words(
+        "Matrix product",
+        "Rows of the first times columns of the second.",
+        "Each number gets all dy that it had a part in, times what it was multiplied with there.",
+    ),
+    chinese=Words(
+        "矩阵乘法",
+        "第一个矩阵的行乘以第二个矩阵的列。",
+        "每个数得到它参与的全部 dy，各乘以当时的另一因子。",
+    ),
+    label="matrix product",
+    cases=_cases,
+)
 @mixed()
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """The matrix product ``a @ b``.
 
-    Math, Shapes, Backward: see the head of this file.
+    Shapes: see the head of this file.
     Raises: ShapeError if an operand has fewer than two axes, the inner sizes differ, the leading axes cannot
     be broadcast, or dtypes or devices differ.
     """

@@ -35,15 +35,28 @@ from minires import backend
 from minires.backend import cuda
 from minires.errors import ShapeError
 from minires.ops import checks
+from minires.ops.registry import Description, Words, declare, operation
 from minires.tensor import Tensor, record
 
 P = ParamSpec("P")
 
 
+@operation(
+    math="y = x, rounded to the dtype",
+    backward="dx = dy in the dtype of x",
+    english=Words(
+        "Type",
+        "The same numbers in another floating-point type, rounded to it.",
+        "The gradient in the type from before.",
+    ),
+    chinese=Words("类型", "同样的数，换一种浮点类型（舍入）。", "梯度恢复原来的类型。"),
+    role="silent",
+    unchecked="rounding goes in steps, so that finite differences say nothing",
+)
 def astype(x: Tensor, dtype: Any) -> Tensor:
     """The numbers of ``x`` as another dtype of floats, "bfloat16" too; ``x`` itself if it has it already.
 
-    Math: y = x, rounded to the dtype. Shapes: any. Backward: dx = dy in the dtype of x.
+    Shapes: any.
     Raises: ShapeError if either dtype is not one of floats; ConfigError for "bfloat16" without ml_dtypes.
     """
     x = checks.as_tensor(x)
@@ -61,6 +74,23 @@ def astype(x: Tensor, dtype: Any) -> Tensor:
         options={"dtype": after.name},
         backward=lambda dy: (dy.astype(before),),
     )
+
+
+declare(
+    Description(
+        name="round",
+        math="y = w, rounded to bfloat16",
+        backward="dw = dy",
+        english=Words(
+            "Rounding",
+            "The weights rounded to 16 bits, for the product.",
+            "The gradient passes through as it is.",
+        ),
+        chinese=Words("舍入", "权重为乘积舍入到 16 位。", "梯度原样通过。"),
+        role="silent",
+        unchecked="rounding goes in steps, so that finite differences say nothing",
+    )
+)
 
 
 def _rounded(w: Tensor, stored: Any) -> Tensor:

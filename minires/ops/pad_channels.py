@@ -12,13 +12,16 @@ before and half after; ``both`` reproduces these.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from minires import backend
 from minires.backend import Array, cuda
 from minires.errors import ShapeError
 from minires.ops import checks
-from minires.tensor import Tensor, record
+from minires.ops.onnx_graph import Graph
+from minires.ops.registry import Case, Words, operation
+from minires.tensor import Call, Tensor, record
 
 # ------------------------------------------------------------------------------ reference implementation
 
@@ -79,11 +82,47 @@ def _backward_cuda(xp: Any, dy: Array, shape: tuple[int, ...], stride: int, befo
 # ----------------------------------------------------------------------------------------------- public
 
 
+def _cases() -> Iterator[Case]:
+    for stride in (1, 2, 3):
+        for both in (False, True):
+            name = f"stride {stride}, {'both sides' if both else 'after'}"
+            yield Case(name, {"x": (2, 3, 4, 2)}, {"channels": 5, "stride": stride, "both": both})
+    yield Case("no channel more", {"x": (2, 3, 4, 2)}, {"channels": 2, "stride": 2})
+
+
+def _onnx(graph: Graph, call: Call) -> str:
+    (x,) = call.inputs.values()
+    stride, before, after = (call.options[name] for name in ("stride", "before", "after"))
+    value = graph.value(x)
+    if stride > 1:
+        height, width = x.shape[1:3]
+        ranges = {"starts": (0, 0), "ends": (height, width), "axes": (2, 3), "steps": (stride, stride)}
+        value = graph.add("Slice", value, *(graph.integers(name, places) for name, places in ranges.items()))
+    return graph.add("Pad", value, graph.integers("border", (0, before, 0, 0, 0, after, 0, 0)))
+
+
+@operation(
+    math="y[n, i, j, before + c] = x[n, i * stride, j * stride, c], zero in the channels added",
+    backward="dx = dy of the channels that came from x, at the places that were read, zero elsewhere",
+    english=Words(
+        "Shortcut A",
+        "Every second place is taken and channels of zeros are added, so that the shortcut fits the branch.",
+        "The gradient goes back to the places that were read; that of added channels is dropped.",
+    ),
+    chinese=Words(
+        "捷径 A",
+        "隔位取值并补上零通道，使捷径与主分支形状一致。",
+        "梯度送回被读取的位置；补零通道的梯度丢弃。",
+    ),
+    label="zeros to {channels}",
+    onnx=_onnx,
+    cases=_cases,
+)
 def pad_channels(x: Tensor, channels: int, *, stride: int = 1, both: bool = False) -> Tensor:
     """Take every ``stride``-th place and add channels of zeros until there are ``channels``.
 
     The zero channels come after those of ``x``, or with ``both`` half before and half after (the odd one
-    after). Math, Shapes, Backward, Source: see the head of this file.
+    after). Shapes, Source: see the head of this file.
     Raises: ShapeError if ``x`` is not (N, H, W, C) or has more than ``channels`` channels, or the stride is
     not at least 1.
     """

@@ -13,14 +13,17 @@ Shapes: x any; y without the axes reduced, or with 1 in their place if ``keepdim
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from minires import backend
 from minires.backend import Array
-from minires.errors import ShapeError
+from minires.errors import ConfigError, ShapeError
 from minires.ops import checks
 from minires.ops.mixed_precision import mixed
-from minires.tensor import Tensor, record
+from minires.ops.onnx_graph import Graph
+from minires.ops.registry import Case, Make, Shape, Words, apart, normal, operation
+from minires.tensor import Call, Tensor, record
 
 Axis = int | tuple[int, ...] | None
 
@@ -31,11 +34,29 @@ def _spread(xp: Any, dy: Array, shape: tuple[int, ...], axes: tuple[int, ...]) -
     return xp.broadcast_to(dy.reshape(kept), shape)
 
 
+def _cases(make: Callable[[Shape], Make]) -> Callable[[], Iterator[Case]]:
+    def cases() -> Iterator[Case]:
+        for axis in (None, 0, -1, (0, 2), (1,), ()):
+            for keepdims in (False, True):
+                name = f"axis={axis}{', keepdims' if keepdims else ''}"
+                yield Case(name, {"x": make((2, 3, 2))}, {"axis": axis, "keepdims": keepdims})
+        yield Case("single value", {"x": make(())})
+
+    return cases
+
+
+@operation(
+    math="y = sum of x",
+    backward="dx = dy at every place that was summed",
+    english=Words("Sum", "Numbers are added up.", "Each gets the same gradient."),
+    chinese=Words("求和", "把数相加。", "每个数得到相同的梯度。"),
+    cases=_cases(normal),
+)
 @mixed()
 def sum(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """The sum over ``axis`` (an axis, several, or None for all).
 
-    Math: y = sum of x. Shapes: see the head of this file. Backward: dx = dy at every place that was summed.
+    Shapes: see the head of this file.
     Raises: ShapeError if an axis does not exist or ``x`` is not a float.
     """
     x = checks.as_tensor(x)
@@ -52,11 +73,18 @@ def sum(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     )
 
 
+@operation(
+    math="y = sum of x / count",
+    backward="dx = dy / count at every place",
+    english=Words("Mean", "The mean of some numbers.", "Each gets an even share of the gradient."),
+    chinese=Words("平均", "求平均值。", "每个数平均分得梯度。"),
+    cases=_cases(normal),
+)
 @mixed()
 def mean(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """The mean over ``axis`` (an axis, several, or None for all).
 
-    Math: y = sum of x / count. Shapes: see the head of this file. Backward: dx = dy / count at every place.
+    Shapes: see the head of this file.
     Raises: ShapeError if an axis does not exist, there is nothing to average, or ``x`` is not a float.
     """
     x = checks.as_tensor(x)
@@ -74,12 +102,30 @@ def mean(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     )
 
 
+def _max_onnx(graph: Graph, call: Call) -> str:
+    """The maximum over the whole picture, as in a squeeze; no other axes."""
+    (x,) = call.inputs.values()
+    if x.ndim != 4 or set(call.options["axis"]) != {1, 2}:
+        raise ConfigError(
+            f"of max over axes only that over (1, 2) can be written, not {call.options['axis']}"
+        )
+    y = graph.add("GlobalMaxPool", graph.value(x))
+    return y if call.options["keepdims"] else graph.add("Flatten", y, axis=1)
+
+
+@operation(
+    math="y = max of x",
+    backward="dx = dy at the maximum, else 0; ties share it evenly",
+    english=Words("Maximum", "The largest of some numbers.", "The largest gets the gradient."),
+    chinese=Words("最大值", "取最大的数。", "最大的数得到梯度。"),
+    onnx=_max_onnx,
+    cases=_cases(apart),
+)
 @mixed()
 def max(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """The maximum over ``axis`` (an axis, several, or None for all).
 
-    Math: y = max of x. Shapes: see the head of this file. Backward: dx = dy at the maximum, else 0; ties
-    share it evenly.
+    Shapes: see the head of this file.
     Raises: ShapeError if an axis does not exist, there is nothing to choose from, or ``x`` is not a float.
     """
     x = checks.as_tensor(x)

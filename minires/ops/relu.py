@@ -9,6 +9,7 @@ Source: Nair and Hinton 2010, Rectified linear units improve restricted Boltzman
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ from minires.errors import ShapeError
 from minires.ops import checks
 from minires.ops.arithmetic import add as add_tensors
 from minires.ops.mixed_precision import mixed
-from minires.tensor import Tensor, is_fused, record
+from minires.ops.onnx_graph import Graph
+from minires.ops.registry import Case, Words, apart, operation
+from minires.tensor import Call, Tensor, is_fused, record
 
 # ------------------------------------------------------------------------------ reference implementation
 
@@ -119,14 +122,40 @@ def gradient(dy: Array, y: Array) -> Array:
     return _backward_numba(dy, y) if backend.fast(dy) else _backward(dy, y)
 
 
+def _cases() -> Iterator[Case]:
+    for shape in [(), (3,), (2, 1, 3)]:
+        yield Case(f"shape {shape}", {"x": apart(shape)})
+    for shape in [(), (2, 1, 3)]:  # a sum of two numbers of apart is never near zero
+        inputs = {"x": apart(shape), "add": apart(shape)}
+        yield Case(f"shape {shape}, add", inputs, call=lambda relu, x, add: relu(x, add=add))
+
+
+def _onnx(graph: Graph, call: Call) -> str:
+    x, *add = map(graph.value, call.inputs.values())
+    return graph.add("Relu", graph.add("Add", x, *add) if add else x)
+
+
+@operation(
+    math="y = max(x, 0), with a shortcut max(x + add, 0)",
+    backward="dx = dadd = dy where y > 0, else 0",
+    english=Words(
+        "ReLU",
+        "Negative numbers become zero, others stay.",
+        "The gradient passes where the output is above zero, and stops elsewhere.",
+    ),
+    chinese=Words("ReLU", "负数变为零，其余不变。", "输出大于零处梯度通过，其余处为零。"),
+    label="ReLU",
+    role="small",
+    onnx=_onnx,
+    cases=_cases,
+)
 @mixed(kernels=True)
 def relu(x: Tensor, *, add: Tensor | None = None) -> Tensor:
     """Add ``add`` where given, then set negative values to zero.
 
     Under ``minires.unfused()`` the addition is a node of its own on the tape.
 
-    Math: y = max(x, 0), with a shortcut max(x + add, 0). Backward: dx = dadd = dy where y > 0; at exactly
-    zero the gradient is zero.
+    At exactly zero the gradient is zero.
     Shapes: any; add and y as x.
     Raises: ShapeError if ``x`` is not a float, or ``add`` has another shape or dtype.
     """

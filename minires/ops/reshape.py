@@ -11,54 +11,118 @@ Shapes: see each function. Any dtype, since nothing is computed.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
 
 from minires import backend
 from minires.backend import Array
-from minires.errors import ShapeError
+from minires.errors import ConfigError, ShapeError
 from minires.ops import checks
-from minires.tensor import Tensor, record
+from minires.ops.onnx_graph import CHANNELS_FIRST, CHANNELS_LAST, Graph, channels_first
+from minires.ops.registry import Case, Words, operation
+from minires.tensor import Call, Tensor, record
 
 
+def _reshape_cases() -> Iterator[Case]:
+    for shape in [(4, 6), (-1,), (2, 1, -1, 2)]:
+        yield Case(f"{shape}", {"x": (2, 3, 4)}, {"shape": shape})
+    yield Case("single value", {"x": ()}, {"shape": (1, 1)})
+
+
+def _flatten_cases() -> Iterator[Case]:
+    yield Case("pictures", {"x": (2, 3, 4, 2)})
+    yield Case("rows of one", {"x": (3,)})
+
+
+def _onnx(graph: Graph, call: Call) -> str:
+    """The numbers in our order, channels last, are brought into another shape."""
+    (x,), y = call.inputs.values(), call.y
+    if x.shape[0] != graph.batch or y.shape[:1] != (graph.batch,):
+        raise ConfigError(
+            f"reshape from {x.shape} to {y.shape} changes the first axis, that of the pictures; keep it"
+        )
+    value = graph.value(x)
+    if x.ndim == 4 and x.shape[1:3] != (1, 1):
+        value = graph.add("Transpose", value, perm=CHANNELS_LAST)
+    if y.ndim == 2:
+        return graph.add("Flatten", value, axis=1)
+    if y.ndim != 4 or y.shape[1:3] != (1, 1):
+        value = graph.add("Reshape", value, graph.integers("shape", (0, *y.shape[1:])))  # 0: as it was
+        return graph.add("Transpose", value, perm=CHANNELS_FIRST) if y.ndim == 4 else value
+    return graph.add("Reshape", value, graph.integers("shape", (0, *channels_first(y.shape)[1:])))
+
+
+@operation(
+    math="y = x in another shape",
+    backward="dx = dy in the shape of x",
+    english=Words("Reshape", "The same numbers in another shape.", "The gradient in the shape from before."),
+    chinese=Words("变形", "同样的数，换一种形状。", "梯度恢复原来的形状。"),
+    role="silent",
+    onnx=_onnx,
+    cases=_reshape_cases,
+)
 def reshape(x: Tensor, shape: int | tuple[int, ...]) -> Tensor:
     """The same numbers, in the same order, in another shape; one size may be -1: what is left over.
 
-    Math: y = x in another shape. Shapes: x any -> y ``shape``. Backward: dx = dy in the shape of x.
+    Shapes: x any -> y ``shape``.
     Raises: ShapeError if the number of elements differs.
     """
     x = checks.as_tensor(x)
-    before = x.shape
     try:
         y = x.data.reshape(shape)
     except (ValueError, TypeError):
-        raise ShapeError(f"reshape: {x.size} numbers of shape {before} do not fit in {shape}") from None
+        raise ShapeError(f"reshape: {x.size} numbers of shape {x.shape} do not fit in {shape}") from None
+    return _reshaped("reshape", x, y)
+
+
+def _reshaped(op: str, x: Tensor, y: Array) -> Tensor:
+    before = x.shape
     return record(
-        "reshape",
-        y,
-        inputs={"x": x},
-        options={"shape": y.shape},
-        backward=lambda dy: (dy.reshape(before),),
+        op, y, inputs={"x": x}, options={"shape": y.shape}, backward=lambda dy: (dy.reshape(before),)
     )
 
 
+@operation(
+    math="y = x, each picture as a row",
+    backward="dx = dy in the shape of x",
+    english=Words(
+        "Flatten", "The numbers of each picture in one row.", "The gradient in the shape from before."
+    ),
+    chinese=Words("展平", "把每张图片的数排成一行。", "梯度恢复原来的形状。"),
+    role="small",
+    onnx=_onnx,
+    cases=_flatten_cases,
+)
 def flatten(x: Tensor) -> Tensor:
     """One row per picture: all axes but the first become one.
 
-    Math: y = x, each picture as a row. Shapes: x (N, ...) -> y (N, the product of the others).
-    Backward: dx = dy in the shape of x.
+    Shapes: x (N, ...) -> y (N, the product of the others).
     Raises: ShapeError if ``x`` has no axis.
     """
     x = checks.as_tensor(x)
     if x.ndim == 0:
         raise ShapeError("flatten: x is a single value; it must be (N, ...), at least one axis")
-    return reshape(x, (x.shape[0], math.prod(x.shape[1:])))
+    return _reshaped("flatten", x, x.data.reshape(x.shape[0], math.prod(x.shape[1:])))
 
 
+def _transpose_cases() -> Iterator[Case]:
+    for axes in [None, (0, 2, 1), (-1, 0, 1)]:
+        yield Case(f"axes={axes}", {"x": (2, 3, 4)}, {"axes": axes})
+
+
+@operation(
+    math="y = x with its axes in another order",
+    backward="dx = dy with its axes in the inverse order",
+    english=Words("Transpose", "The axes in another order.", "The gradient with its axes put back."),
+    chinese=Words("转置", "交换轴的次序。", "梯度的轴恢复原来次序。"),
+    cases=_transpose_cases,
+)
 def transpose(x: Tensor, axes: tuple[int, ...] | None = None) -> Tensor:
     """The axes in another order; without ``axes`` in reverse.
 
-    Math: y = x with its axes in another order. Shapes: axis i of y is axis ``axes[i]`` of x.
-    Backward: dx = dy with its axes in the inverse order.
+    Shapes: axis i of y is axis ``axes[i]`` of x.
     Raises: ShapeError if ``axes`` does not name every axis once.
     """
     x = checks.as_tensor(x)
@@ -76,10 +140,28 @@ def transpose(x: Tensor, axes: tuple[int, ...] | None = None) -> Tensor:
     )
 
 
+def _getitem_cases() -> Iterator[Case]:
+    indices: list[tuple[str, Any]] = [
+        ("number", 1), ("slices", (slice(None), slice(2, None, -2))), ("dots and new axis", (..., None, 0)),
+        ("list, an element twice", [1, 0, 1]), ("pairs of lists", ([0, 1, 1, 1], [2, 0, 0, 1])),
+        ("booleans", np.array([True, False])), ("list and slice", (slice(1, None), [2, 2, 0])),
+    ]  # fmt: skip
+    for name, index in indices:
+        yield Case(name, {"x": (2, 3, 2)}, {"index": index})
+
+
+@operation(
+    math="y = x[index]",
+    backward="dx = dy at the elements that were read, else 0; one that is read twice gets both",
+    english=Words("Selection", "Some of the numbers.", "The gradient goes back to where they were read."),
+    chinese=Words("取出", "取出其中一部分数。", "梯度送回被读取的位置。"),
+    label="selection",
+    cases=_getitem_cases,
+)
 def getitem(x: Tensor, index: Any) -> Tensor:
     """The elements at ``index``: numbers, slices, ``...``, None, lists or arrays of numbers or of booleans.
 
-    Math: y = x[index]. Shapes: as in NumPy. Backward: dx = dy at the elements that were read, else 0.
+    Shapes: as in NumPy.
     Raises: IndexError, with NumPy's message, if the index does not fit.
     """
     x = checks.as_tensor(x)

@@ -10,12 +10,14 @@ Shapes: any; y has the shape of x.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from minires import backend
 from minires.backend import Array
 from minires.ops import checks
 from minires.ops.mixed_precision import mixed
+from minires.ops.registry import Case, Words, operation
 from minires.tensor import Tensor, record
 
 
@@ -28,11 +30,29 @@ def _backward(xp: Any, dy: Array, y: Array) -> Array:
     return dy * y * (1 - y)
 
 
+def _cases() -> Iterator[Case]:
+    for shape in [(), (3,), (2, 1, 3)]:
+        yield Case(f"shape {shape}", {"x": shape})
+
+
+@operation(
+    math="y = 1 / (1 + exp(-x))",
+    backward="dx = dy * y * (1 - y)",
+    english=Words(
+        "Sigmoid",
+        "Every number is brought between 0 and 1.",
+        "The gradient times y (1 - y): small where y is near 0 or 1.",
+    ),
+    chinese=Words("Sigmoid", "把每个数变到 0 与 1 之间。", "梯度乘以 y (1 - y)：y 接近 0 或 1 处很小。"),
+    role="small",
+    onnx="Sigmoid",
+    cases=_cases,
+)
 @mixed()
 def sigmoid(x: Tensor) -> Tensor:
     """Squeeze every number into (0, 1).
 
-    Math, Shapes, Backward: see the head of this file. Raises: ShapeError if ``x`` is not a float.
+    Shapes: any; y as x. Raises: ShapeError if ``x`` is not a float.
     """
     x = checks.as_tensor(x)
     checks.same_floats("sigmoid", x=x)

@@ -10,6 +10,7 @@ Shapes: x (..., K); y has the shape of x.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,9 @@ from minires.backend import Array, cuda
 from minires.errors import ShapeError
 from minires.ops import checks
 from minires.ops.mixed_precision import mixed
-from minires.tensor import Tensor, record
+from minires.ops.onnx_graph import Graph, along_channels
+from minires.ops.registry import Case, Words, operation
+from minires.tensor import Call, Tensor, record
 
 # ------------------------------------------------------------------------------ reference implementation
 
@@ -156,11 +159,36 @@ def _checked(op: str, x: Tensor) -> Tensor:
     return x
 
 
+def _cases() -> Iterator[Case]:
+    for shape in [(3, 4), (5,), (2, 2, 3), (2, 1)]:
+        yield Case(f"shape {shape}", {"x": shape})
+
+
+def _onnx(graph: Graph, call: Call) -> str:
+    return along_channels(graph, call, "Softmax")
+
+
+def _onnx_log(graph: Graph, call: Call) -> str:
+    return along_channels(graph, call, "LogSoftmax")
+
+
+@operation(
+    math="y = exp(x) / sum exp(x)",
+    backward="dx = y * (dy - sum(dy * y))",
+    english=Words(
+        "Softmax",
+        "Scores become probabilities, which sum to 1.",
+        "Each gets its gradient less the mean of all, weighted with y, times y.",
+    ),
+    chinese=Words("Softmax", "得分变成和为 1 的概率。", "每个梯度减去以 y 加权的平均，再乘以 y。"),
+    onnx=_onnx,
+    cases=_cases,
+)
 @mixed()
 def softmax(x: Tensor) -> Tensor:
     """Turn scores into probabilities that sum to one along the last axis.
 
-    Math: y = exp(x) / sum exp(x). Shapes: see the head of this file. Backward: dx = y * (dy - sum(dy * y)).
+    Shapes: see the head of this file.
     Raises: ShapeError if ``x`` has no classes or is not a float.
     """
     x = _checked("softmax", x)
@@ -173,11 +201,23 @@ def softmax(x: Tensor) -> Tensor:
     return record("softmax", y, inputs={"x": x}, saved={"y": y}, backward=lambda dy: (back(dy, y),))
 
 
+@operation(
+    math="y = x - log sum exp(x)",
+    backward="dx = dy - exp(y) * sum(dy)",
+    english=Words(
+        "Log-softmax",
+        "The logarithms of the probabilities.",
+        "Each gets its gradient less the sum of all, times its probability.",
+    ),
+    chinese=Words("对数 Softmax", "概率的对数。", "每个梯度减去全部梯度之和与其概率的乘积。"),
+    onnx=_onnx_log,
+    cases=_cases,
+)
 @mixed()
 def log_softmax(x: Tensor) -> Tensor:
     """The logarithm of :func:`softmax`, exact where a probability would round to zero.
 
-    Math: y = x - log sum exp(x). Shapes: see the head of this file. Backward: dx = dy - exp(y) * sum(dy).
+    Shapes: see the head of this file.
     Raises: ShapeError if ``x`` has no classes or is not a float.
     """
     x = _checked("log_softmax", x)

@@ -19,7 +19,7 @@ import importlib.metadata
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ from minires import backend, tensor
 from minires.errors import ConfigError
 from minires.files import atomic_write
 from minires.nn.module import Module
+from minires.ops.onnx_graph import CHANNELS_FIRST, channels_first, elementwise
+from minires.ops.registry import describe, described
 from minires.tensor import Call, Tensor, no_grad, watching, with_settings
 from minires.train.model_file import Trained, load_model
 
@@ -35,7 +37,6 @@ INPUT, OUTPUT = "input", "logits"
 BATCH = 2  # pictures in the pass that is observed: an axis of 1 would not tell a batch from a broadcast
 OLDEST_OPSET = 13  # before it, Softmax and the axes of some operators meant something else
 LIMIT = 2**31  # bytes; protocol buffers allow no more in one file
-CHANNELS_FIRST, CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)  # axes of the other order, in their new order
 
 # ----------------------------------------------------------------------------------------------- public
 
@@ -172,6 +173,8 @@ def _observe(graph: _Graph, model: Module, input: tuple[int, int, int]) -> Tenso
 class _Graph:
     """What becomes the ONNX graph: its nodes and initializers, and what our tensors are called in it."""
 
+    batch = BATCH
+
     def __init__(self, onnx: Any, model: Module) -> None:
         self.onnx = onnx
         self.nodes: list[Any] = []
@@ -183,13 +186,14 @@ class _Graph:
         self._names = {id(array): name for name, array in (*state, *model.named_buffers())}
 
     def note(self, call: Call) -> None:
-        """Add what a call of an operation stands for."""
-        if call.op not in OPERATIONS:
+        """Add what a call of an operation stands for, as the operation itself declares it."""
+        write = describe(call.op).onnx
+        if write is None:
             raise ConfigError(
                 f"the operation {call.op!r}, here with a result {call.y.shape}, cannot be written as ONNX. "
-                f"Those that can: {', '.join(OPERATIONS)}"
+                f"Those that can: {', '.join(known.name for known in described() if known.onnx)}"
             )
-        self.values[call.y] = OPERATIONS[call.op](self, call)
+        self.values[call.y] = elementwise(self, call, write) if isinstance(write, str) else write(self, call)
 
     def add(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add a node; it and its result are named after the layer that runs now. Returns the name."""
@@ -245,7 +249,7 @@ class _Graph:
             for names in (node.input, node.output):
                 names[:] = [OUTPUT if name == last else name for name in names]
         make = self.onnx.helper
-        shapes = {INPUT: _channels_first((BATCH, *input)), OUTPUT: _channels_first(scores.shape)}
+        shapes = {INPUT: channels_first((BATCH, *input)), OUTPUT: channels_first(scores.shape)}
         inputs, outputs = (
             [make.make_tensor_value_info(name, self.onnx.TensorProto.FLOAT, ["N", *shape[1:]])]
             for name, shape in shapes.items()
@@ -269,172 +273,8 @@ def _numbered(name: str) -> Iterator[str]:
         yield f"{name}_{number}"
 
 
-def _channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(shape[axis] for axis in CHANNELS_FIRST) if len(shape) == 4 else shape
-
-
 def _not_computed(array: Any) -> ConfigError:
     return ConfigError(
         f"numbers of shape {array.shape} are used that are neither computed from the picture by operations "
         "of minires nor a parameter or buffer of the model; they cannot be written as ONNX"
     )
-
-
-# ------------------------------------------------------------------------------------------- operations
-# Each writes one of our operations as nodes and gives the name of its result.
-
-
-def _conv2d(graph: _Graph, call: Call) -> str:
-    x, w, *b = call.inputs.values()
-    bias = [graph.weight(one.data) for one in b]
-    kernel = graph.weight(w.data, (3, 2, 0, 1))
-    y = graph.add(
-        "Conv", graph.value(x), kernel, *bias, group=call.options["groups"], **_window(call)
-    )
-    return graph.add("Relu", y) if call.options.get("relu") else y
-
-
-def _batch_norm(graph: _Graph, call: Call) -> str:
-    x, gamma, beta, *add = call.inputs.values()
-    if call.options["training"]:
-        raise ConfigError(
-            "a batch norm uses the statistics of its batch in inference too; ONNX has none such"
-        )
-    state = (gamma.data, beta.data, call.options["running_mean"], call.options["running_var"])
-    y = graph.add(
-        "BatchNormalization", graph.value(x), *map(graph.weight, state), epsilon=float(call.options["eps"])
-    )
-    for one in add:
-        y = graph.add("Add", y, graph.value(one))
-    return graph.add("Relu", y) if call.options.get("relu") else y
-
-
-def _relu(graph: _Graph, call: Call) -> str:
-    x, *add = map(graph.value, call.inputs.values())
-    return graph.add("Relu", graph.add("Add", x, *add) if add else x)
-
-
-def _first(call: Call) -> Tensor:
-    return next(iter(call.inputs.values()))
-
-
-def _max_pool2d(graph: _Graph, call: Call) -> str:
-    return graph.add("MaxPool", graph.value(_first(call)), **_window(call))
-
-
-def _avg_pool2d(graph: _Graph, call: Call) -> str:
-    counted = int(call.options["count_padding"])
-    x = graph.value(_first(call))
-    return graph.add("AveragePool", x, count_include_pad=counted, **_window(call))
-
-
-def _window(call: Call) -> dict[str, Any]:
-    """What ONNX calls the window of a convolution or a pool."""
-    (top, bottom), (left, right) = call.options["padding"]
-    pads = [top, left, bottom, right]
-    return {"kernel_shape": call.options["kernel"], "strides": call.options["stride"], "pads": pads}
-
-
-def _global_avg_pool2d(graph: _Graph, call: Call) -> str:
-    return graph.add("Flatten", graph.add("GlobalAveragePool", graph.value(_first(call))), axis=1)
-
-
-def _max(graph: _Graph, call: Call) -> str:
-    """The maximum over the whole picture, as in a squeeze; no other axes."""
-    (x,) = call.inputs.values()
-    if x.ndim != 4 or set(call.options["axis"]) != {1, 2}:
-        raise ConfigError(
-            f"of max over axes only that over (1, 2) can be written, not {call.options['axis']}"
-        )
-    y = graph.add("GlobalMaxPool", graph.value(x))
-    return y if call.options["keepdims"] else graph.add("Flatten", y, axis=1)
-
-
-def _linear(graph: _Graph, call: Call) -> str:
-    x, *weights = call.inputs.values()
-    return graph.add("Gemm", graph.value(x), *(graph.weight(one.data) for one in weights))
-
-
-def _reshape(graph: _Graph, call: Call) -> str:
-    """The numbers in our order, channels last, are brought into another shape."""
-    (x,), y = call.inputs.values(), call.y
-    if x.shape[0] != BATCH or y.shape[:1] != (BATCH,):
-        raise ConfigError(
-            f"reshape from {x.shape} to {y.shape} changes the first axis, that of the pictures; keep it"
-        )
-    value = graph.value(x)
-    if x.ndim == 4 and x.shape[1:3] != (1, 1):
-        value = graph.add("Transpose", value, perm=CHANNELS_LAST)
-    if y.ndim == 2:
-        return graph.add("Flatten", value, axis=1)
-    if y.ndim != 4 or y.shape[1:3] != (1, 1):
-        value = graph.add("Reshape", value, graph.integers("shape", (0, *y.shape[1:])))  # 0: as it was
-        return graph.add("Transpose", value, perm=CHANNELS_FIRST) if y.ndim == 4 else value
-    return graph.add("Reshape", value, graph.integers("shape", (0, *_channels_first(y.shape)[1:])))
-
-
-def _concat(graph: _Graph, call: Call) -> str:
-    axis = call.options["axis"]
-    axis = CHANNELS_FIRST.index(axis) if call.y.ndim == 4 else axis
-    return graph.add("Concat", *map(graph.value, call.inputs.values()), axis=axis)
-
-
-def _dense_buffer(graph: _Graph, call: Call) -> str:
-    """A history that begins is its first part; one that goes on is a concatenation."""
-    parts = [graph.value(x) for x in call.inputs.values()]
-    return parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
-
-
-def _pad(graph: _Graph, call: Call) -> str:
-    (top, bottom), (left, right) = call.options["padding"]
-    border = graph.integers("border", (0, 0, top, left, 0, 0, bottom, right))
-    return graph.add("Pad", graph.value(_first(call)), border)
-
-
-def _pad_channels(graph: _Graph, call: Call) -> str:
-    (x,) = call.inputs.values()
-    stride, before, after = (call.options[name] for name in ("stride", "before", "after"))
-    value = graph.value(x)
-    if stride > 1:
-        height, width = x.shape[1:3]
-        ranges = {"starts": (0, 0), "ends": (height, width), "axes": (2, 3), "steps": (stride, stride)}
-        value = graph.add("Slice", value, *(graph.integers(name, places) for name, places in ranges.items()))
-    return graph.add("Pad", value, graph.integers("border", (0, before, 0, 0, 0, after, 0, 0)))
-
-
-def _local_response_norm(graph: _Graph, call: Call) -> str:
-    (x,), options = call.inputs.values(), call.options
-    if x.ndim != 4:
-        raise ConfigError(f"local_response_norm can be written for pictures (N, H, W, C) only, not {x.shape}")
-    size = options["size"]
-    alpha = options["alpha"] * size  # which ONNX divides by it
-    return graph.add(
-        "LRN", graph.value(x), size=size, alpha=alpha, beta=options["beta"], bias=options["k"]
-    )
-
-
-def _channelwise(kind: str) -> Callable[[_Graph, Call], str]:
-    """Along the channels, our last axis."""
-
-    def write(graph: _Graph, call: Call) -> str:
-        return graph.add(kind, graph.value(_first(call)), axis=1 if call.y.ndim == 4 else -1)
-
-    return write
-
-
-def _elementwise(kind: str) -> Callable[[_Graph, Call], str]:
-    def write(graph: _Graph, call: Call) -> str:
-        return graph.add(kind, *(graph.operand(x, call.y) for x in call.inputs.values()))
-
-    return write
-
-
-OPERATIONS: dict[str, Callable[[_Graph, Call], str]] = {
-    "conv2d": _conv2d, "batch_norm": _batch_norm, "relu": _relu, "max_pool2d": _max_pool2d,
-    "avg_pool2d": _avg_pool2d, "global_avg_pool2d": _global_avg_pool2d, "max": _max, "linear": _linear,
-    "reshape": _reshape, "concat": _concat, "dense_buffer": _dense_buffer, "pad": _pad,
-    "pad_channels": _pad_channels, "local_response_norm": _local_response_norm,
-    "softmax": _channelwise("Softmax"), "log_softmax": _channelwise("LogSoftmax"),
-    **{op: _elementwise(op.capitalize())
-       for op in ("add", "sub", "mul", "div", "neg", "exp", "log", "sqrt", "sigmoid")},
-}  # fmt: skip

@@ -17,11 +17,11 @@ from minires.debug.step import step
 from minires.errors import ConfigError, MiniresError, ShapeError
 from minires.nn.layers import ReLU
 from minires.ops.arithmetic import mul
-from minires.ops.cases import CASES
+from minires.ops.cases import all_cases
 from minires.ops.cross_entropy import cross_entropy
 from minires.tensor import Tensor
 
-EVERY_CASE = [pytest.param(case, id=str(case)) for cases in CASES.values() for case in cases]
+EVERY_CASE = [pytest.param(case, id=str(case)) for cases in all_cases().values() for case in cases]
 
 
 def pictures(count=2, size=32):
@@ -172,7 +172,7 @@ def test_a_card_of_a_convolution_has_the_right_numbers(s):
     lines = text.splitlines()
     assert lines[0] == f"stop {stop.number} of {len(s) - 1}, forward: conv2d res3a_branch2b"
     assert lines[1] == "stage 2 of 4 (16x16), block res3a, training mode"
-    assert lines[3].strip().startswith("y[n, i, j, o] = b[o] + sum over kh, kw, c of x[n, i*stride")
+    assert lines[3].strip() == "y[n, i, j, o] = b[o] + sum over kh, kw, c of"
     assert "  kernel 3x3, stride 1x1, padding 1, groups 1" in lines
     table = rows(text)
     assert list(table) == ["x", "w", "y"]

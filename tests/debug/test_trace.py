@@ -21,10 +21,10 @@ from minires.debug.recording import record_passes
 from minires.debug.trace_page import pack, trace, trace_html
 from minires.errors import ConfigError, DataError, MiniresError, ShapeError
 from minires.ops.avg_pool2d import global_avg_pool2d
-from minires.ops.cases import CASES
 from minires.ops.concat import concat
 from minires.ops.cross_entropy import cross_entropy
 from minires.ops.pad import pad
+from minires.ops.registry import described
 from minires.tensor import Tensor
 
 HOSTILE = "</script><b>bold</b>&<img src=x onerror=alert(1)>"
@@ -556,10 +556,14 @@ def test_every_label_has_two_languages():
         assert not re.search(r"[\u4e00-\u9fff]", english), name
     users = "".join(path.read_text(encoding="utf-8") for path in folder.iterdir()).replace(labels, "")
     assert not [name for name, _ in entries if not re.search(rf'"{name}"|LABELS\.{name}\b', users)]
-    operations = source[source.index("const OPERATIONS") : source.index("let language")]
-    described = re.findall(r"^  (\w+): \[\n    \[", operations, re.M)
-    # On the tape flatten is a reshape, and bfloat16 has steps of its own.
-    assert set(CASES) - {"flatten"} | {"input", "astype", "round"} == set(described)
+
+
+def test_every_operation_has_words_in_two_languages():
+    for known in described():
+        for words in (known.english, known.chinese):
+            assert all(words), known.name
+        assert not re.search(r"[\u4e00-\u9fff]", "".join(known.english)), known.name
+        assert re.search(r"[\u4e00-\u9fff]", "".join(known.chinese)), known.name
 
 
 @pytest.fixture(scope="module")

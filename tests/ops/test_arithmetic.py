@@ -22,7 +22,7 @@ def test_case(case, device):
 @opcheck.of(*OPS)
 def test_against_torch(case):
     torch = pytest.importorskip("torch")
-    references = {
+    plain = {
         "add": lambda a, b: a + b,
         "sub": lambda a, b: a - b,
         "mul": lambda a, b: a * b,
@@ -34,10 +34,10 @@ def test_against_torch(case):
         "sqrt": torch.sqrt,
     }
 
-    def reference(*tensors, op=None, number=None, first=False, **options):
-        if op is not None:
+    def reference(*tensors, number=None, first=False, **options):
+        if number is not None:
             tensors = (number, *tensors) if first else (*tensors, number)
-        return references[case.op](*tensors, **options)
+        return plain[case.op](*tensors, **options)
 
     opcheck.check_against_torch(case, reference)
 

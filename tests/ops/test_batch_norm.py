@@ -12,6 +12,7 @@ from minires import Tensor, backend, specification, unfused
 from minires.errors import ShapeError
 from minires.ops import cases
 from minires.ops.batch_norm import arguments, batch_norm, numba_kernels
+from minires.ops.batch_norm.cases import running_statistics
 
 
 @opcheck.on_devices
@@ -25,7 +26,7 @@ def test_against_torch(case):
     torch = pytest.importorskip("torch")
 
     def reference(x, gamma, beta, add=None, *, training, relu=False, eps=None, convention="keras"):
-        statistics = cases.running_statistics(Tensor(x.detach().numpy()))
+        statistics = running_statistics(Tensor(x.detach().numpy()))
         mean, var = (torch.tensor(array) for array in statistics.values())
         eps = {"keras": 1e-3, "torch": 1e-5}[convention] if eps is None else eps
         rows = x.reshape(-1, x.shape[-1])
@@ -171,7 +172,7 @@ def test_nan_is_not_hidden_by_relu(fast):
 def test_many_rows_on_three_threads(channels):
     """Enough numbers that the sums are cut into shards."""
     before = backend.threads()
-    case = cases.CASES["batch_norm"][6]
+    case = cases.all_cases()["batch_norm"][6]
     assert case.options == {"training": True, "relu": True} and "add" in case.inputs
     rng = np.random.default_rng(0)
     shape = (100_000 // channels, channels)
@@ -207,7 +208,7 @@ def test_a_view_is_as_good_as_a_copy_of_it(name, dtype, training):
     """The history of a dense block is a view of an array with room for more channels."""
     whole = np.random.default_rng(0).standard_normal((3, 4, 5, 8)).astype(dtype)
     view = whole[VIEWS[name][0]]
-    statistics = cases.running_statistics(Tensor(view))
+    statistics = running_statistics(Tensor(view))
     for implementation in (nullcontext, specification):
         found = []
         for array in (view, view.copy()):

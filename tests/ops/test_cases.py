@@ -13,17 +13,62 @@ import pytest
 
 from minires import Tensor, ops
 from minires.errors import ConfigError
-from minires.ops import cases, softmax
+from minires.ops import cases, registry, softmax
+from minires.ops.registry import described
 
-HELPERS = {"callable_module", "cases", "checks", "mixed_precision", "window"}
+HELPERS = {
+    "callable_module", "cases", "checks", "mixed_precision", "onnx_graph", "pool_cases", "registry", "window",
+}  # fmt: skip
 
 
 def test_every_operation_has_cases():
-    operations = {module.name for module in pkgutil.iter_modules(ops.__path__)} - HELPERS
-    covered = {case.fn.__module__.rsplit(".", 1)[-1] for table in cases.CASES.values() for case in table}
-    wrapped = {"batch_norm", "dropout", "concat", "dense_buffer"}  # called through a function of the table
-    assert wrapped <= set(cases.CASES)
-    assert operations == (covered - {"cases"}) | wrapped
+    files = {module.name for module in pkgutil.iter_modules(ops.__path__)} - HELPERS
+    assert files <= {known.function.__module__.split(".")[2] for known in described() if known.function}
+    for known in described():
+        assert bool(known.cases) != bool(known.unchecked), f"{known.name}: cases, or why there are none"
+        assert known.unchecked or cases.all_cases()[known.name], known.name
+
+
+def test_formulas_are_needed_and_a_name_is_taken_once():
+    for description in ({"math": "y = x", "backward": ""}, {"math": " ", "backward": "dx = dy"}):
+        with pytest.raises(ConfigError, match="operation 'mine': give its name and both formulas"):
+            registry.operation(name="mine", **description)(lambda x: x)
+    with pytest.raises(ConfigError, match="role of mine must be one of 'box', 'small', 'silent', not 'x'"):
+        registry.declare(registry.Description(name="mine", math="y = x", backward="dx = dy", role="x"))
+
+    def relu(x):
+        return x
+
+    with pytest.raises(ConfigError, match="'relu' already, in minires.ops.relu; take another name"):
+        registry.operation(math="y = x", backward="dx = dy")(relu)
+    assert "mine" not in {known.name for known in described()}
+
+
+def test_formulas_stand_in_the_docstring_after_its_first_sentence():
+    @registry.operation(name="a test's own", math="y = x", backward="dx = dy\n    = dy / 1")
+    def same(x):
+        """The same.
+
+        >>> same(1)
+        1
+        """
+        return x
+
+    assert same.__doc__ == (
+        "The same.\n\nMath: y = x\nBackward:\n    dx = dy\n        = dy / 1\n\n>>> same(1)\n1"
+    )
+    del registry._KNOWN["a test's own"]
+    for known in described():
+        if known.function is not None:
+            doc = known.function.__doc__
+            assert "\nMath:" in doc and "\nBackward:" in doc, known.name
+
+
+def test_what_is_not_said_follows_from_the_name():
+    known = registry.describe("my_own_thing")
+    assert (known.label, known.short, known.english.title) == ("my own thing", "my own thing", "My own thing")
+    assert known.chinese == known.english and known.role == "box" and not known.onnx and known.result == "y"
+    assert registry.describe("batch_norm").short == "BN"
 
 
 def test_the_file_of_an_operation_is_called_like_it():
@@ -44,7 +89,7 @@ def test_no_function_stands_where_a_module_of_that_name_is():
 
 
 def test_names_are_unique_and_inputs_the_same_each_time():
-    everything = [case for table in cases.CASES.values() for case in table]
+    everything = [case for table in cases.all_cases().values() for case in table]
     assert len({str(case) for case in everything}) == len(everything)
     for case in everything:
         first, again, single = case.arrays(), case.arrays(), case.arrays("float32")
@@ -62,7 +107,7 @@ def test_rows():
 
 def test_without_names_all_are_checked():
     iterator = cases.check_all()
-    assert next(iterator).op == next(iter(cases.CASES))
+    assert next(iterator).op == next(iter(cases.all_cases()))
 
 
 def test_a_wrong_operation_is_a_row_that_is_not_ok(monkeypatch):

@@ -80,7 +80,7 @@ def test_small_blocks_on_three_threads(monkeypatch, three_threads, pictures, joi
     monkeypatch.setattr(columns, "_WHOLE", whole)
     monkeypatch.setattr(columns, "_GRAIN", 1)
     monkeypatch.setattr(columns, "_COPY_GRAIN", 1)
-    for case in cases.CASES["conv2d"]:
+    for case in cases.all_cases()["conv2d"]:
         arrays = case.arrays()
         # Seven pictures, or the lines of one, for three threads: shards and blocks of unequal sizes.
         arrays["x"] = np.random.default_rng(1).standard_normal((pictures, *arrays["x"].shape[1:]))

@@ -52,19 +52,19 @@ def emulator(monkeypatch):
 # ------------------------------------------------------------------------------------------ operations
 
 
-@opcheck.of(*cases.CASES)
+@opcheck.of(*cases.all_cases())
 def test_on_the_cpu(case):
     opcheck.check_bfloat16(case)
 
 
 @emulated
-@opcheck.of(*(op for op in cases.CASES if op != "dropout"))  # whose kernel has masks of its own
+@opcheck.of(*(op for op in cases.all_cases() if op != "dropout"))  # whose kernel has masks of its own
 def test_with_emulated_kernels(case, emulator):
     opcheck.check_bfloat16(case)
 
 
 @pytest.mark.gpu
-@opcheck.of(*(op for op in cases.CASES if op != "dropout"))
+@opcheck.of(*(op for op in cases.all_cases() if op != "dropout"))
 def test_on_a_gpu(case):
     opcheck.need_device("cuda")
     opcheck.check_bfloat16(case, "cuda")
@@ -92,7 +92,7 @@ def test_kernels_compute_in_float32_and_round_once(case, emulator):
 
 @emulated
 def test_these_kernels_and_no_others_run_in_bfloat16(emulator):
-    for table in cases.CASES.values():
+    for table in cases.all_cases().values():
         for case in table:
             opcheck.run(case, opcheck.arrays_of(case, "bfloat16"))
     known = {name for source in SOURCES.values() for name in cuda_emulator.kernels(source.code)}
@@ -124,7 +124,7 @@ def test_kernels_that_round_more_often_are_caught(module, op, right, wrong, emul
     monkeypatch.setattr(module, "_CUDA", cuda.Source(code.replace(right, wrong)))
     cuda_emulator.library(module._CUDA.text("bfloat16"))  # it can be compiled
     with pytest.raises(AssertionError):
-        for case in cases.CASES[op]:
+        for case in cases.all_cases()[op]:
             _check_one_rounding(case)
 
 

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from minires.backend import Array
-from minires.debug.formula import formula
 from minires.debug.recording import Recording, record_passes
 from minires.debug.trace_page import pack
 from minires.errors import ConfigError, ShapeError
 from minires.files import atomic_write
 from minires.nn.module import Module
+from minires.ops.registry import describe
 from minires.tensor import Tensor
 
 LIMIT = 15_000_000  # bytes of a page
@@ -99,11 +99,14 @@ def _about(
     # A label that is given as probabilities is the most probable of them.
     label = None if labels is None else int(labels[0] if labels.ndim == 1 else labels[0].argmax())
     kinds = sorted({one.op for one in recording.operations})
-    formulas = {op: found for op in kinds if (found := formula(op)) is not None}
+    known = {op: describe(op) for op in kinds}
     return {
         "name": title, "classes": None if classes is None else list(map(str, classes)), "label": label,
         "guess": _guess(logits), "guessed": recording.guessed, "training": recording.training,
-        "formulas": {op: {"forward": one.forward, "backward": one.backward} for op, one in formulas.items()},
+        "described": {
+            op: {"forward": one.math, "backward": one.backward, "words": [one.english, one.chinese]}
+            for op, one in known.items()
+        },
         "picture": None if picture is None else {
             "height": picture.shape[0], "width": picture.shape[1],
             "rgb": base64.b64encode(np.ascontiguousarray(picture).tobytes()).decode(),

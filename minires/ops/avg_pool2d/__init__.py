@@ -16,6 +16,7 @@ This is the idea, and what runs on the CPU. Beside it stands
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from minires import backend
@@ -23,8 +24,12 @@ from minires.backend import Array, cuda
 from minires.ops import checks
 from minires.ops.avg_pool2d import cuda_kernels
 from minires.ops.mixed_precision import mixed
+from minires.ops.onnx_graph import Graph
+from minires.ops.onnx_graph import window as onnx_window
+from minires.ops.pool_cases import POOLS
+from minires.ops.registry import Case, Words, operation
 from minires.ops.window import Padding, Window, window
-from minires.tensor import Tensor, record
+from minires.tensor import Call, Tensor, record
 
 # ------------------------------------------------------------------------------ reference implementation
 
@@ -58,6 +63,34 @@ def _backward(xp: Any, share: Array, shape: tuple[int, ...], win: Window) -> Arr
 # ----------------------------------------------------------------------------------------------- public
 
 
+def _cases() -> Iterator[Case]:
+    for name, x, options in POOLS:
+        yield Case(name, {"x": x}, options)
+        if name == "four sides":
+            yield Case(f"{name}, counted", {"x": x}, {**options, "count_padding": True})
+
+
+def _onnx(graph: Graph, call: Call) -> str:
+    (x,), counted = call.inputs.values(), int(call.options["count_padding"])
+    return graph.add("AveragePool", graph.value(x), count_include_pad=counted, **onnx_window(call))
+
+
+@operation(
+    math="""
+        y[n, i, j, c] = sum of x under the window / count, the number of real pixels under it, or KH*KW with
+        count_padding
+    """,
+    backward="dx: each dy / count goes to every pixel under its window",
+    english=Words(
+        "Average pooling",
+        "The mean of the numbers under each window.",
+        "Each dy is shared evenly by the numbers under its window.",
+    ),
+    chinese=Words("平均池化", "取每个窗口内的平均值。", "每个 dy 平均分给窗口内的数。"),
+    label="average pool",
+    onnx=_onnx,
+    cases=_cases,
+)
 @mixed(kernels=True)
 def avg_pool2d(
     x: Tensor,
@@ -69,6 +102,7 @@ def avg_pool2d(
 ) -> Tensor:
     """Take the mean under each window.
 
+<<<<<<< HEAD:minires/ops/avg_pool2d/__init__.py
     kernel: the height and width of the window, an int for both.
     stride: from one window to the next; the kernel size if left out.
     padding: as in :func:`minires.ops.window.window`.
@@ -76,8 +110,9 @@ def avg_pool2d(
 
     Math: y[n, i, j, c] = sum of x under the window / count, with the number of real pixels under it as count,
     or KH*KW with ``count_padding``.
+=======
+>>>>>>> 49273b7 (One description per operation, beside it: formulas, words, ONNX form, cases):minires/ops/avg_pool2d.py
     Shapes: x (N, H, W, C) -> y (N, OH, OW, C), OH = (H + top + bottom - KH) // stride + 1 (rounded down).
-    Backward: dx: each dy / count goes to every pixel under its window.
     Raises: ShapeError if x is not four axes of floats, the kernel is larger than the padded picture, or the
     padding is as large as the kernel.
     Differs: torch counts padding by default, Keras never does.
@@ -116,11 +151,33 @@ def avg_pool2d(
     )
 
 
+def _global_cases() -> Iterator[Case]:
+    yield Case("pictures", {"x": (2, 3, 4, 3)})
+    yield Case("one picture, one channel", {"x": (1, 2, 5, 1)})
+
+
+def _global_onnx(graph: Graph, call: Call) -> str:
+    (x,) = call.inputs.values()
+    return graph.add("Flatten", graph.add("GlobalAveragePool", graph.value(x)), axis=1)
+
+
+@operation(
+    math="y = mean of x over H and W",
+    backward="dx = dy / (H * W) everywhere",
+    english=Words(
+        "Global average pooling",
+        "Each channel becomes one number: its mean over all places.",
+        "Every place gets the same share of dy.",
+    ),
+    chinese=Words("全局平均池化", "每个通道变成一个数：所有位置的平均值。", "每个位置得到 dy 的相同一份。"),
+    label="global average pool",
+    onnx=_global_onnx,
+    cases=_global_cases,
+)
 @mixed(kernels=True)
 def global_avg_pool2d(x: Tensor) -> Tensor:
     """The mean of each channel over the whole picture.
 
-    Math: y[n, c] = mean over H, W of x[n, :, :, c]. Backward: dx = dy / (H*W) everywhere.
     Shapes: x (N, H, W, C) -> y (N, C). Raises: ShapeError if x is not four axes of floats.
     Source: arXiv:1312.4400.
 

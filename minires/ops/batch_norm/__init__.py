@@ -38,7 +38,10 @@ from minires.errors import ShapeError
 from minires.ops import checks
 from minires.ops.arithmetic import add as add_tensors
 from minires.ops.batch_norm import arguments, cuda_kernels, numba_kernels
+from minires.ops.batch_norm.cases import cases
+from minires.ops.batch_norm.onnx import write
 from minires.ops.mixed_precision import mixed
+from minires.ops.registry import Words, operation
 from minires.ops.relu import relu as relu_tensor
 from minires.tensor import Tensor, is_fused, record
 
@@ -104,6 +107,32 @@ def _backward(
 # ----------------------------------------------------------------------------------------------- public
 
 
+@operation(
+    math="""
+        xhat = (x - mean) * inv, with inv = 1 / sqrt(var + eps); mean and var are over all M values of a channel
+        y = gamma * xhat + beta, then, where asked, y = y + add, and y = max(y, 0)
+    """,
+    backward="""
+        dbeta = sum(g), dgamma = sum(g * xhat), dadd = g; g is dy, behind a ReLU only where y > 0
+        dx = gamma * inv * (g - dbeta / M - xhat * dgamma / M), in inference dx = gamma * inv * g
+    """,
+    english=Words(
+        "Batch norm",
+        "Each channel is shifted and scaled to mean 0 and variance 1, then scaled by gamma and moved by "
+        "beta, which are learned.",
+        "The gradient is scaled by gamma over the standard deviation. In training, moving one value also "
+        "moves mean and variance, so two more terms appear.",
+    ),
+    chinese=Words(
+        "批归一化",
+        "把每个通道平移、缩放到均值 0、方差 1，再乘以可学习的 gamma，加上可学习的 beta。",
+        "梯度乘以 gamma 再除以标准差。训练时改变一个值也会改变均值和方差，因此多出两项。",
+    ),
+    short="BN",
+    role="small",
+    onnx=write,
+    cases=cases,
+)
 @mixed(kernels=True, parameters=("gamma", "beta"))
 def batch_norm(
     x: Tensor,
@@ -130,12 +159,8 @@ def batch_norm(
     add, relu: y = y + add, then y = max(y, 0), in the same pass. Under ``minires.unfused()`` they are nodes
         of their own on the tape.
 
-    Math: xhat = (x - mean) * inv, y = gamma * xhat + beta, with inv = 1 / sqrt(var + eps); mean and var are
-    over all M values of a channel.
     Shapes: x (..., C), any axes before the channels; gamma, beta, running_mean, running_var (C,); add and y
     as x.
-    Backward: dx = gamma * inv * (g - dbeta / M - xhat * dgamma / M), in inference dx = gamma * inv * g;
-    dbeta = sum(g), dgamma = sum(g * xhat), dadd = g; g is dy, behind a ReLU only where y > 0.
     Raises: ShapeError if shapes or dtypes do not fit, if inference has no running statistics, or if training
     has a single value per channel (its variance says nothing).
     Source: arXiv:1502.03167.

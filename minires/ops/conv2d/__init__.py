@@ -47,8 +47,11 @@ from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
 from minires.ops.conv2d import arguments, choose
+from minires.ops.conv2d.cases import cases
 from minires.ops.conv2d.columns import by_group
+from minires.ops.conv2d.onnx import write
 from minires.ops.mixed_precision import mixed
+from minires.ops.registry import Words, operation
 from minires.ops.relu import gradient as relu_gradient
 from minires.ops.relu import relu as relu_tensor
 from minires.ops.window import Padding, Window
@@ -112,6 +115,33 @@ def _backward_b(dy: Array) -> Array:
 # ----------------------------------------------------------------------------------------------- public
 
 
+@operation(
+    math="""
+        y[n, i, j, o] = b[o] + sum over kh, kw, c of
+            x[n, i*stride + kh - top, j*stride + kw - left, c] * w[kh, kw, c, o]
+        with zeros outside the picture
+    """,
+    backward="""
+        dw[kh, kw, c, o] = sum over n, i, j of x[n, i*stride + kh - top, j*stride + kw - left, c] * dy[n, i, j, o]
+        db[o] = sum over n, i, j of dy[n, i, j, o]
+        dx: each dy[n, i, j, o] * w[kh, kw, c, o] is added to the pixel of x that it came from
+    """,
+    english=Words(
+        "Convolution",
+        "A small window slides over the picture. At each place the numbers under it are multiplied with a "
+        "kernel and summed: one output channel for each kernel.",
+        "Each dy is sent back to the numbers that were under its window, times the kernel. The kernel's own "
+        "gradient is the sum, over all places, of what was under it times dy.",
+    ),
+    chinese=Words(
+        "卷积",
+        "小窗口在图上滑动；在每个位置，窗口内的数与卷积核相乘再求和，每个卷积核得到一个输出通道。",
+        "每个 dy 乘以卷积核，送回其窗口内的数。卷积核自身的梯度，是所有位置上窗口内的数与 dy 的乘积之和。",
+    ),
+    label="conv",
+    onnx=write,
+    cases=cases,
+)
 @mixed(kernels=True, parameters=("b",), factors=("w",))
 def conv2d(
     x: Tensor,
@@ -130,13 +160,8 @@ def conv2d(
     groups: the input and the output channels are cut into as many groups, each of which meets its own only.
     relu: y = max(y, 0) in the same pass. Under ``minires.unfused()`` it is a node of its own on the tape.
 
-    Math: y[n, i, j, o] = b[o] + sum over kh, kw, c of x[n, i*stride + kh - top, j*stride + kw - left, c] *
-    w[kh, kw, c, o], with zeros outside the picture.
     Shapes: x (N, H, W, C), w (KH, KW, C/groups, O), b (O,) -> y (N, OH, OW, O) with
     OH = (H + top + bottom - KH) // stride + 1.
-    Backward: dw[kh, kw, c, o] = sum over n, i, j of x[n, i*stride + kh - top, j*stride + kw - left, c] *
-    dy[n, i, j, o]; db[o] = sum over n, i, j of dy[n, i, j, o]; dx: each dy[n, i, j, o] * w[kh, kw, c, o] is
-    added to the pixel of x that it came from.
     Raises: ShapeError if ranks, channels, groups or dtypes do not fit, or the kernel is larger than the
     padded picture.
 

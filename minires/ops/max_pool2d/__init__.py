@@ -16,6 +16,7 @@ This is the idea. Beside it stand
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from minires import backend
@@ -23,8 +24,12 @@ from minires.backend import Array, cuda
 from minires.ops import checks
 from minires.ops.max_pool2d import cuda_kernels, numba_kernels
 from minires.ops.mixed_precision import mixed
+from minires.ops.onnx_graph import Graph
+from minires.ops.onnx_graph import window as onnx_window
+from minires.ops.pool_cases import POOLS
+from minires.ops.registry import Case, Words, apart, operation
 from minires.ops.window import Padding, Window, window
-from minires.tensor import Tensor, record
+from minires.tensor import Call, Tensor, record
 
 # ------------------------------------------------------------------------------ reference implementation
 
@@ -58,6 +63,29 @@ def _backward(xp: Any, dy: Array, winner: Array, shape: tuple[int, ...], win: Wi
 # ----------------------------------------------------------------------------------------------- public
 
 
+def _cases() -> Iterator[Case]:
+    for name, x, options in POOLS:
+        yield Case(name, {"x": apart(x)}, options)
+
+
+def _onnx(graph: Graph, call: Call) -> str:
+    (x,) = call.inputs.values()
+    return graph.add("MaxPool", graph.value(x), **onnx_window(call))
+
+
+@operation(
+    math="y[n, i, j, c] = max over kh, kw of x[n, i*stride + kh - top, j*stride + kw - left, c]",
+    backward="dx: each dy goes to the pixel that won; of equal pixels the first one in reading order wins",
+    english=Words(
+        "Max pooling",
+        "Of the numbers under each window the largest is kept.",
+        "Each dy goes to the number that won; the others get nothing.",
+    ),
+    chinese=Words("最大池化", "保留每个窗口内最大的数。", "每个 dy 交给胜出的数，其余得到零。"),
+    label="max pool",
+    onnx=_onnx,
+    cases=_cases,
+)
 @mixed(kernels=True)
 def max_pool2d(
     x: Tensor,
@@ -72,9 +100,7 @@ def max_pool2d(
     stride: from one window to the next; the kernel size if left out.
     padding: as in :func:`minires.ops.window.window`; the border never wins.
 
-    Math: y[n, i, j, c] = max over kh, kw of x[n, i*stride + kh - top, j*stride + kw - left, c].
     Shapes: x (N, H, W, C) -> y (N, OH, OW, C), OH = (H + top + bottom - KH) // stride + 1 (rounded down).
-    Backward: dx: each dy goes to the pixel that won; of equal pixels the first one in reading order wins.
     Raises: ShapeError if x is not four axes of floats, the kernel is larger than the padded picture, or the
     padding is as large as the kernel (a window would see nothing but border).
     Differs: Caffe rounds OH up.

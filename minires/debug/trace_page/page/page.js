@@ -102,8 +102,7 @@ function optionText(key, value) {
 function heading(operation, way) {
   const [name, does, back] = operationWords(operation.op);
   const block = state.trace.blocks[state.map.blockOf.get(operation.number)];
-  const found = state.trace.formulas[operation.op];
-  const formula = found && found[way];
+  const formula = state.trace.described[operation.op][way];
   const seconds = way === "forward" ? operation.seconds : operation.backwardSeconds;
   const options = Object.entries(operation.options)
     .map(([key, value]) => `${key} ${optionText(key, value)}`)

@@ -1,0 +1,64 @@
+"""What an operation needs of an ONNX graph, to write itself as nodes of it.
+
+ONNX has the channels before the height and the width. In the graph every tensor of four axes is (N, C, H, W)
+where ours is (N, H, W, C). The graph itself is in :mod:`minires.weights.onnx`.
+
+Source: ONNX operators, https://onnx.ai/onnx/operators/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from minires.tensor import Call, Tensor
+
+CHANNELS_FIRST, CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)  # axes of the other order, in their new order
+
+
+class Graph(Protocol):
+    """The graph as the operations see it: they add nodes, and name what these read."""
+
+    batch: int  # pictures in the pass that is written down
+
+    def add(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node. Returns the name of its result."""
+        ...
+
+    def value(self, x: Tensor) -> str:
+        """The name of a tensor that is computed from the picture."""
+        ...
+
+    def weight(self, array: Any, axes: tuple[int, ...] | None = None) -> str:
+        """The name of a parameter or buffer of the model, or of a number; with ``axes`` in this order."""
+        ...
+
+    def integers(self, name: str, values: Sequence[int]) -> str:
+        """The name of a constant that holds shapes or places."""
+        ...
+
+    def operand(self, x: Tensor, y: Tensor) -> str:
+        """The name of ``x`` where it is broadcast to ``y``."""
+        ...
+
+
+def elementwise(graph: Graph, call: Call, kind: str) -> str:
+    """An operator that works number by number, of operands that may be broadcast."""
+    return graph.add(kind, *(graph.operand(x, call.y) for x in call.inputs.values()))
+
+
+def along_channels(graph: Graph, call: Call, kind: str) -> str:
+    """An operator along the channels, our last axis."""
+    (x,) = call.inputs.values()
+    return graph.add(kind, graph.value(x), axis=1 if call.y.ndim == 4 else -1)
+
+
+def window(call: Call) -> dict[str, Any]:
+    """What ONNX calls the window of a convolution or a pool."""
+    (top, bottom), (left, right) = call.options["padding"]
+    pads = [top, left, bottom, right]
+    return {"kernel_shape": call.options["kernel"], "strides": call.options["stride"], "pads": pads}
+
+
+def channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(shape[axis] for axis in CHANNELS_FIRST) if len(shape) == 4 else shape

@@ -1,0 +1,202 @@
+"""What an operation says of itself, beside it: its formulas, its words, its arithmetic, its cases.
+
+    @operation(
+        math="y = max(x, 0)",
+        backward="dx = dy where y > 0, else 0",
+        label="ReLU",
+        cases=_cases,
+    )
+    def relu(x):
+        ...
+        return record("relu", y, inputs={"x": x}, saved={"y": y}, backward=backward)
+
+That is all that anybody needs to know of an operation: gradient check, summary, plot, step cards, trace page
+and ONNX export read its description here, and none of them knows an operation by name. An operation that
+nobody described is called by its name, and its numbers are shown as they were recorded.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+from minires.errors import ConfigError, one_of
+from minires.ops.onnx_graph import Graph
+from minires.tensor import Call, Tensor
+
+F = TypeVar("F", bound=Callable[..., Any])
+Make = Callable[[np.random.Generator], Any]
+Shape = tuple[int, ...]
+ROLES = ("box", "small", "silent")
+
+
+class Words(NamedTuple):
+    """A title, and one sentence for each way: what the operation does, and what its way back does."""
+
+    title: str
+    forward: str = ""
+    backward: str = ""
+
+
+class OnnxWriter(Protocol):
+    """Writes a call of an operation as nodes of an ONNX graph, and gives the name of its result there."""
+
+    def __call__(self, graph: Graph, call: Call) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """All that is known of an operation, and the decorator of its function. What is not given has a meaning,
+    too; only the formulas must be.
+
+    ``name`` is the one that is given to ``record``; that of the function, if left out. ``math`` and
+    ``backward`` are the formulas; ``result`` is what they call the result. They are put into the docstring of
+    the function, after its first sentence, where ``help`` shows them. ``english`` and ``chinese`` are the
+    words of cards and pages.
+
+    ``label`` is its name in a summary and in a plot (``{channels}`` in it stands for those of the result),
+    ``short`` the same where there is little room. ``role`` says what a plot makes of it: "box" draws one for
+    it, "small" names it in the box before it, "silent" leaves it out. Where branches meet in it, the plot
+    writes ``join``.
+
+    ``onnx`` is the ONNX operator that does the same element by element, or a function that writes it.
+
+    ``cases`` gives the calls on which it is checked; ``unchecked`` says why there are none.
+
+    Raises (as decorator): ConfigError if a formula is missing, or there is an operation of this name in
+    another module.
+    """
+
+    name: str = ""
+    math: str
+    backward: str
+    result: str = "y"
+    english: Words = Words("")
+    chinese: Words = Words("")
+    label: str = ""
+    short: str = ""
+    role: str = "box"
+    join: str = ""
+    onnx: str | OnnxWriter | None = None
+    cases: Callable[[], Iterable[Case]] | None = None
+    unchecked: str = ""
+    function: Callable[..., Any] | None = field(default=None, compare=False)
+
+    def __call__(self, function: F) -> F:
+        known = declare(replace(self, name=self.name or function.__name__, function=function))
+        first, _, rest = inspect.cleandoc(function.__doc__ or "").partition("\n\n")
+        formulas = (_formula("Math", known.math), _formula("Backward", known.backward))
+        function.__doc__ = "\n\n".join(part for part in (first, "\n".join(formulas), rest) if part)
+        return function
+
+    def bound_cases(self) -> Iterator[Case]:
+        """Its cases, each of which knows what to call."""
+        for case in self.cases() if self.cases else ():
+            function = self.function if case.call is None else functools.partial(case.call, self.function)
+            yield replace(case, op=self.name, fn=function)
+
+
+operation = Description  # as a decorator it reads better so: @operation(math="y = max(x, 0)", ...)
+
+_KNOWN: dict[str, Description] = {}
+
+
+def declare(known: Description) -> Description:
+    """Describe what is no plain function as an operation; raises as the decorator does."""
+    one_of(f"role of {known.name}", known.role, ROLES)
+    math, backward = (textwrap.dedent(text).strip() for text in (known.math, known.backward))
+    known = _with_words(replace(known, math=math, backward=backward))
+    if not known.name or not known.math or not known.backward:
+        raise ConfigError(f"operation {known.name!r}: give its name and both formulas, math and backward")
+    before = _KNOWN.get(known.name)
+    if before is not None and _home(before) != _home(known):
+        raise ConfigError(
+            f"there is an operation {known.name!r} already, in {_home(before)}; take another name"
+        )
+    _KNOWN[known.name] = known
+    return known
+
+
+def _home(known: Description) -> str:
+    return getattr(known.function, "__module__", "")
+
+
+def _formula(heading: str, text: str) -> str:
+    """A formula in a docstring; one of several lines is indented."""
+    lines = text.splitlines()
+    return f"{heading}: {text}" if len(lines) == 1 else "\n    ".join([f"{heading}:", *lines])
+
+
+def _with_words(known: Description) -> Description:
+    """Its name in the place of what was not said."""
+    plain = known.name.replace("_", " ")
+    english = known.english if known.english.title else known.english._replace(title=plain.capitalize())
+    label = known.label or plain
+    return replace(
+        known, english=english, chinese=known.chinese if known.chinese.title else english, label=label,
+        short=known.short or label,
+    )  # fmt: skip
+
+
+def describe(name: str) -> Description:
+    """The description of an operation; of one that nobody described, what its name alone says."""
+    return _KNOWN.get(name) or _with_words(Description(name=name, math="", backward=""))
+
+
+def described() -> tuple[Description, ...]:
+    """All operations that are described, in the order of their declaration."""
+    return tuple(_KNOWN.values())
+
+
+# ------------------------------------------------------------------------------------------------- cases
+
+
+def normal(shape: Shape) -> Make:
+    return lambda rng: rng.standard_normal(shape)
+
+
+def positive(shape: Shape) -> Make:
+    """Numbers far from zero, where log, sqrt and division have their poles."""
+    return lambda rng: rng.uniform(0.5, 2.0, shape)
+
+
+def apart(shape: Shape) -> Make:
+    """Numbers of which no two are near each other, and none near zero: no kink of a maximum is near."""
+    size = int(np.prod(shape))
+    return lambda rng: ((rng.permutation(size) - size / 2 + 0.25) * (4 / size)).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of an operation: its tensors by name (a shape, or a function that draws them), its options.
+
+    Where the tensors and the options are not simply its arguments, ``call(operation, *tensors, **options)``
+    makes the call. ``op`` and ``fn`` are filled in where the cases are collected.
+    """
+
+    name: str
+    inputs: Mapping[str, Shape | Make]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    call: Callable[..., Tensor] | None = None
+    op: str = ""
+    fn: Callable[..., Any] | None = None
+
+    def arrays(self, dtype: str = "float64", seed: int = 0) -> dict[str, Any]:
+        """Random inputs, the same for every dtype up to rounding."""
+        rng = np.random.default_rng(seed)
+        makers = {n: make if callable(make) else normal(make) for n, make in self.inputs.items()}
+        return {name: np.asarray(make(rng)).astype(dtype) for name, make in makers.items()}
+
+    def __call__(self, *tensors: Tensor) -> Tensor:
+        assert self.fn is not None, f"{self} was not collected"
+        result: Tensor = self.fn(*tensors, **self.options)
+        return result
+
+    def __str__(self) -> str:
+        return f"{self.op}: {self.name}"

@@ -72,9 +72,7 @@ def _onnx(graph: Graph, call: Call) -> str:
         "New channels are put behind all that came before: each layer of a dense block reads everything.",
         "The gradient is cut where the channels were joined.",
     ),
-    chinese=Words(
-        "拼接", "新通道接在此前所有通道之后：密集块的每一层都能读到全部。", "梯度在拼接处切开。"
-    ),
+    chinese=Words("拼接", "新通道接在此前所有通道之后：密集块的每一层都能读到全部。", "梯度在拼接处切开。"),
     label="concat",
     role="silent",
     join="concat",

@@ -69,9 +69,7 @@ def _onnx(graph: Graph, call: Call) -> str:
         raise ConfigError(f"local_response_norm can be written for pictures (N, H, W, C) only, not {x.shape}")
     size = options["size"]
     alpha = options["alpha"] * size  # which ONNX divides by it
-    return graph.add(
-        "LRN", graph.value(x), size=size, alpha=alpha, beta=options["beta"], bias=options["k"]
-    )
+    return graph.add("LRN", graph.value(x), size=size, alpha=alpha, beta=options["beta"], bias=options["k"])
 
 
 @operation(

@@ -109,7 +109,7 @@ def _backward(
 
 @operation(
     math="""
-        xhat = (x - mean) * inv, with inv = 1 / sqrt(var + eps); mean and var are over all M values of a channel
+        mean, var over all M values of a channel; inv = 1 / sqrt(var + eps); xhat = (x - mean) * inv
         y = gamma * xhat + beta, then, where asked, y = y + add, and y = max(y, 0)
     """,
     backward="""

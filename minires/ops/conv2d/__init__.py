@@ -122,7 +122,8 @@ def _backward_b(dy: Array) -> Array:
         with zeros outside the picture
     """,
     backward="""
-        dw[kh, kw, c, o] = sum over n, i, j of x[n, i*stride + kh - top, j*stride + kw - left, c] * dy[n, i, j, o]
+        dw[kh, kw, c, o] = sum over n, i, j of
+            x[n, i*stride + kh - top, j*stride + kw - left, c] * dy[n, i, j, o]
         db[o] = sum over n, i, j of dy[n, i, j, o]
         dx: each dy[n, i, j, o] * w[kh, kw, c, o] is added to the pixel of x that it came from
     """,

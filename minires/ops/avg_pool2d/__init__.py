@@ -102,16 +102,11 @@ def avg_pool2d(
 ) -> Tensor:
     """Take the mean under each window.
 
-<<<<<<< HEAD:minires/ops/avg_pool2d/__init__.py
     kernel: the height and width of the window, an int for both.
     stride: from one window to the next; the kernel size if left out.
     padding: as in :func:`minires.ops.window.window`.
     count_padding: whether the pixels of the border count, as zeros.
 
-    Math: y[n, i, j, c] = sum of x under the window / count, with the number of real pixels under it as count,
-    or KH*KW with ``count_padding``.
-=======
->>>>>>> 49273b7 (One description per operation, beside it: formulas, words, ONNX form, cases):minires/ops/avg_pool2d.py
     Shapes: x (N, H, W, C) -> y (N, OH, OW, C), OH = (H + top + bottom - KH) // stride + 1 (rounded down).
     Raises: ShapeError if x is not four axes of floats, the kernel is larger than the padded picture, or the
     padding is as large as the kernel.

@@ -26,10 +26,6 @@ class CallableModule(ModuleType):
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         return self._function(*inputs, **options)
 
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self._function)
-
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
         return importlib.import_module, (self.__name__,)
 
@@ -40,4 +36,5 @@ def put_in_place(package: dict[str, Any]) -> None:
         module = sys.modules.get(f"{package['__name__']}.{name}")
         if module is not None and inspect.isfunction(value):
             module.__class__ = CallableModule
+            vars(module)["__signature__"] = inspect.signature(value)
             package[name] = module

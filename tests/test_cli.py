@@ -20,6 +20,7 @@ from PIL import Image
 
 import minires
 from minires import Tensor, backend, cli, data, models, nn
+from minires.commands import COMMANDS
 from minires.ops import cases, registry
 from minires.train import Trained, load_model, predict, recipes, save_model
 
@@ -129,8 +130,8 @@ def test_help_starts_without_the_heavy_packages() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for name in ("train", "evaluate", "predict", "summary", "gradcheck", "data", "doctor"):
-        assert f"    {name}" in done.stdout
+    for name, command in COMMANDS.items():
+        assert f"    {name}" in done.stdout and command.help[:20] in done.stdout
 
 
 def test_without_options_it_says_first_that_it_falls_back_to_hands_and_can_be_stopped(tmp_path: Path) -> None:
@@ -647,6 +648,25 @@ def test_summary_of_a_variant(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Did you mean 'shortcut'" in refused(capsys, 2, "summary", "resnet18", "--variant", "shortcuts=A")
 
 
+def test_models_are_listed_by_paper_with_a_filter(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = call(capsys, "models", "resnet1??_keras")
+    lines = out.splitlines()
+    assert status == 0 and lines[-1].startswith(f"2 of {len(models.names())} models.")
+    assert "He et al. 2015, arXiv:1512.03385: Deep residual learning for image recognition" in lines
+    (row,) = [line.split() for line in lines if line.startswith("resnet101_keras")]
+    assert row[:4] == ["resnet101_keras", "224x224", "1000", "44,601,832"]
+    assert " ".join(row[4:]) == models.entry("resnet101_keras").title
+    got = json.loads(call(capsys, "models", "signs", "--json")[1])["models"]
+    assert got == [{
+        "name": "resnet50_signs", "title": models.entry("resnet50_signs").title, "size": 64, "classes": 6,
+        "parameters": 23_546_886, "paper": {
+            "authors": "He et al.", "year": 2015, "arxiv": "1512.03385",
+            "title": "Deep residual learning for image recognition",
+        },
+    }]  # fmt: skip
+    assert "unknown model 'resnt'; the nearest are" in refused(capsys, 2, "models", "resnt")
+
+
 def test_gradcheck_prints_a_row_per_case(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = call(capsys, "gradcheck", "relu", "linear")
     count = len(cases.all_cases()["relu"]) + len(cases.all_cases()["linear"])
@@ -737,8 +757,10 @@ def test_help_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(call(capsys, "train", "--help")[1].split())
     for name in (*recipes.names(), *data.names()):
         assert name in text[text.index("--data NAME signs") :]
-    for command in ("evaluate", "predict", "summary", "trace", "gradcheck", "data", "doctor"):
-        assert "--json" in call(capsys, command, "--help")[1]
+    for name, command in COMMANDS.items():
+        status, out, _ = call(capsys, name, "--help")
+        assert status == 0 and command.text.splitlines()[0] in out
+        assert ("--json" in out) == command.json
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "summary", "resnet"], ["summary", "--debug", "resnet"]])

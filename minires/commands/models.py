@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from itertools import groupby
 
 from minires.commands.loading import built, print_json
 from minires.commands.registry import Command
@@ -48,9 +47,9 @@ def run(options: argparse.Namespace) -> int:
     wide = max(len(name) for name, _, _ in rows)
     most = max(len(f"{parameters:,}") for _, _, parameters in rows)
     print(f"{'':<{wide}}  pictures  classes  {'parameters':>{most}}")
-    for paper, group in groupby(rows, key=lambda row: row[1].paper):
+    for paper in dict.fromkeys(entry.paper for _, entry, _ in rows):
         print(f"\n{f'{paper}: {paper.title}' if paper else 'of no paper'}")
-        for name, entry, parameters in group:
+        for name, entry, parameters in (row for row in rows if row[1].paper == paper):
             side = f"{entry.size}x{entry.size}"
             print(f"{name:<{wide}}  {side:>8}  {entry.classes:>7}  {parameters:>{most},}  {entry.title}")
     print(f"\n{len(rows)} of {len(models.names())} models. `minires summary NAME` lists the layers of one.")

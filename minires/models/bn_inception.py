@@ -33,7 +33,7 @@ Pools with stride 2 have no padding and round up; those with stride 1 have a pad
 count. The picture must be even where the stride is 2: any multiple of 32 from 64 on will do.
 
 Source: Ioffe and Szegedy 2015, Batch normalization, arXiv:1502.03167, figure 5; the numbers are those of the
-released Caffe model and of SE-BN-Inception.prototxt (hujie-frank/SENet).
+released Caffe model and of SE-BN-Inception.prototxt (hujie-frank/SENet; arXiv:1709.01507).
 Differs: the paper has 96 channels after the pools of 4c and 4d, hence 576 from them and 1024 from 4e. The
 Caffe model of the plain network has biases before its batch norms, which can have no effect (``bias=True``:
 10,016 parameters more).

@@ -62,6 +62,11 @@ def load_model(path: str | os.PathLike[str], *, model: Module | None = None) -> 
             f"{path} is a checkpoint of a run, not a trained model; continue the run with "
             f"minires train --resume --out {shlex.quote(str(path.parent))}, its end writes {NAME}"
         )
+    if model is None and info["model"] not in models.MODELS:
+        raise CheckpointError(
+            f"{path} holds a {info['model']}, which is no model known here: register it first (see "
+            "minires.models.register; on the command line: minires --import MODULE ...), or give its model="
+        )
     if model is None:
         model = models.build(info["model"], classes=len(info["classes"]), **info["variant"])
     try:

@@ -10,6 +10,7 @@ convolutions and dense layers.
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,24 @@ def test_the_gates_of_se_vgg16_bn():
 
 def test_every_listed_model_is_registered_and_no_other():
     assert sorted(models.names()) == sorted(LISTED)
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_every_model_says_what_it_is_and_where_it_comes_from(name):
+    entry = models.entry(name)
+    assert entry.title and entry.paper is not None
+    assert 2014 <= entry.paper.year <= 2017
+    # The paper is the one that the head of the model's file names as its source.
+    head = sys.modules[entry.make.__module__].__doc__
+    assert f"arXiv:{entry.paper.arxiv}" in head
+
+
+def test_models_are_found_by_a_part_of_their_names_or_a_pattern():
+    assert models.names("resnet20") == ["resnet200", "resnet20_cifar", "preresnet200"]
+    assert models.names("plain?4") == ["plain34"]
+    assert models.names("plain3[42]*") == ["plain34", "plain32_cifar"]
+    assert models.names("no_such") == [] and sorted(models.names()) == sorted(LISTED)
+
 
 
 def smallest(name: str) -> tuple[int, dict[str, Any]]:

@@ -1,0 +1,291 @@
+"""What a user registers is used by its name wherever one of ours could stand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minires import cli, data, models, nn
+from minires.errors import CheckpointError, ConfigError
+from minires.registry import Registry
+from minires.tensor import Tensor
+from minires.train import Config, Trainer, load_model, optim, recipes, schedules
+
+# A module as a user writes one: a model, a data set, an optimiser, a schedule, an augmentation, a recipe.
+OWN = '''
+from dataclasses import dataclass
+
+import numpy as np
+
+from minires import data, models, nn, optim
+from minires.train import recipes, schedules
+
+
+@models.register("own_net", size=8, classes=2, title="a convolution of our own")
+class Net(nn.Module):
+    def __init__(self, *, classes, rng, width=4):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, stride=2, rng=rng)
+        self.pool = nn.GlobalAvgPool2d()
+        self.fc = nn.Linear(width, classes, rng=rng)
+
+    def forward(self, x):
+        return self.fc(self.pool(self.conv(x)))
+
+
+@data.register("own_set", title="dark and bright pictures")
+def pictures(*, size=None, seed=0):
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    images = rng.integers(0, 60, (40, size or 8, size or 8, 3)) + 150 * labels[:, None, None, None]
+    names = tuple(f"{i}" for i in range(40))
+    whole = data.Dataset(images.astype(np.uint8), labels, ("dark", "bright"), names, "own_set")
+    train, rest = whole.split(0.5, seed=seed)
+    return data.Splits(train, *rest.split(0.5, seed=seed), "own_set (drawn)")
+
+
+@optim.register("own_signs")
+class Signs(optim.Optimizer):
+    slots = ("average",)
+
+    def __init__(self, parameters, lr, *, beta=0.5, **options):
+        super().__init__(parameters, lr, **options)
+        self.beta = beta
+
+    def numbers(self, step):
+        return self.lr, self.beta
+
+    @staticmethod
+    def plain(w, g, m, lr, beta):
+        m += (1 - beta) * (g - m)
+        w -= lr * np.sign(m)
+
+
+@schedules.register("own_halves")
+@dataclass
+class Halves(schedules.Curve):
+    parts: int = 2
+    ranges = {"parts": (1, 10)}
+
+    def __call__(self, lr, step, steps):
+        return lr / 2 ** int(self.parts * step / steps)
+
+
+@data.augment.register("own_turn")
+def turn(p=1.0):
+    return lambda x, rng: x[:, ::-1].copy() if rng.random() < p else x
+
+
+recipes.register("own_recipe", {
+    "model": "own_net", "data": "own_set", "epochs": 2, "batch_size": 5,
+    "augment": [["own_turn", {"p": 0.5}]],
+    "optimizer": {"name": "own_signs", "lr": 0.05, "beta": 0.25, "weight_decay": 0.01},
+    "schedule": {"name": "own_halves", "parts": 4},
+})
+'''
+REGISTRIES: list[Registry[Any]] = [
+    models.MODELS, data.SETS, optim.OPTIMIZERS, schedules.SCHEDULES, data.augment.AUGMENTATIONS,
+    recipes.RECIPES,
+]  # fmt: skip
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The user's module, imported; its names are taken out again."""
+    before = [dict(registry) for registry in REGISTRIES]
+    (tmp_path / "own_things.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    __import__("own_things")
+    yield
+    del sys.modules["own_things"]
+    for registry, things in zip(REGISTRIES, before, strict=True):
+        assert len(registry) == len(things) + 1
+        for name in set(registry) - set(things):
+            del registry[name]
+
+
+@pytest.mark.usefixtures("own")
+def test_a_run_of_nothing_but_own_things(tmp_path: Path) -> None:
+    config = Config.of("own_recipe", seed=1, variant={"width": 6})
+    trainer = Trainer(config, tmp_path / "run", progress=False, say=lambda line: None)
+    assert trainer.model.fc.weight.shape == (6, 2)
+    rates = [trainer.schedule.lr(step) for step in range(8)]
+    assert rates == [0.05 / 2**k for k in (0, 0, 1, 1, 2, 2, 3, 3)]
+    summary = trainer.run()
+    assert type(trainer.optimizer).__name__ == "Signs" and trainer.optimizer.beta == 0.25
+    assert trainer.optimizer.lr == rates[-1]
+    assert summary["dataset"] == "own_set" and summary["test_accuracy"] > 0.5
+    trained = load_model(tmp_path / "run")
+    assert trained.name == "own_net" and trained.variant == {"width": 6}
+    # Continued from a checkpoint: the state of the optimiser fits.
+    again = Trainer(None, tmp_path / "run", resume=True, progress=False, say=lambda line: None)
+    before, after = trainer.optimizer.state_dict(), again.optimizer.state_dict()
+    assert "average:conv.weight" in before and before.keys() == after.keys()
+    assert all(np.array_equal(array, after[key]) for key, array in before.items())
+
+
+def test_the_command_line_imports_a_module_of_the_users_first(tmp_path: Path) -> None:
+    (tmp_path / "own_things.py").write_text(OWN)
+
+    def minires(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "minires", "--import", "own_things", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    done = minires("train", "--recipe", "own_recipe", "--out", "run", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"] == "own_net"
+    assert json.loads(minires("evaluate", "run", "--json").stdout)["total"] == 10
+    listed = json.loads(minires("models", "own", "--json").stdout)["models"]
+    assert [(one["name"], one["title"], one["parameters"]) for one in listed] == [
+        ("own_net", "a convolution of our own", 4 * 28 + 10)
+    ]
+    assert "own_set" in minires("data").stdout and "own_recipe" in minires("train", "--help").stdout
+    # Without it the name is not known, and the message says what to do.
+    alone = subprocess.run(
+        [sys.executable, "-m", "minires", "evaluate", "run"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert alone.returncode == 1 and "minires --import MODULE" in alone.stderr
+
+
+def test_a_module_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert cli.main(["--import", "no_such_things", "models"]) == 2
+    assert "--import no_such_things: there is no such module, neither in" in capsys.readouterr().err
+    (tmp_path / "needs_more.py").write_text("import not_installed_here")
+    assert cli.main(["--import", "needs_more", "models"]) == 1
+    assert "No module named 'not_installed_here'" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("own")
+def test_a_model_file_of_an_unknown_model_says_what_to_do() -> None:
+    Trainer(Config.of("own_recipe", epochs=1), "run", progress=False, say=lambda line: None).run()
+    entry = models.MODELS.pop("own_net")
+    with pytest.raises(CheckpointError, match=r"holds a own_net.*register.*or give its model="):
+        load_model("run")
+    model = entry.make(classes=2, rng=np.random.default_rng(0))
+    assert load_model("run", model=model).name == "own_net"
+    models.MODELS["own_net"] = entry
+
+
+# ------------------------------------------------------------------------------------- the registry itself
+
+
+def one() -> int:
+    return 1
+
+
+def test_a_cell_that_is_run_twice_replaces_its_own_definition_and_nothing_else() -> None:
+    def made() -> Any:
+        def same() -> None: ...
+
+        return same
+
+    registry: Registry[Any] = Registry("thing", {"ours": one})
+    first, second = made(), made()
+    registry.add("theirs", first)
+    registry.add("theirs", second)
+    assert registry["theirs"] is second
+    for name in ("ours", "theirs"):
+        with pytest.raises(ConfigError, match=f"there is a thing '{name}' already"):
+            registry.add(name, one if name == "theirs" else second)
+    # An entry is compared by what was decorated.
+    registry.add("entry", {"size": 1}, maker=first)
+    registry.add("entry", {"size": 2}, maker=second)
+    assert registry["entry"] == {"size": 2}
+    registry.add("value", {"size": 1})
+    with pytest.raises(ConfigError, match="already"):
+        registry.add("value", {"size": 2})
+
+
+@pytest.mark.parametrize("name", ["", "two words", "a/b", "shortcut=A", "-x"])
+def test_a_name_that_could_be_something_else_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot name a thing"):
+        Registry[Any]("thing", {}).add(name, one)
+
+
+def test_long_lists_are_answered_with_the_nearest_and_short_ones_with_all() -> None:
+    short: Registry[int] = Registry("number", {"one": 1, "two": 2})
+    with pytest.raises(ConfigError) as error:
+        short.find("tow")
+    assert str(error.value) == "unknown number 'tow'. Did you mean 'two'? Known: one, two"
+    with pytest.raises(ConfigError, match="unknown number None"):
+        short.find(None)
+    long = Registry("number", {f"n{k}": k for k in range(30)})
+    with pytest.raises(ConfigError) as error:
+        long.find("n2x")
+    assert str(error.value).startswith("unknown number 'n2x'; the nearest are n2")
+    with pytest.raises(ConfigError, match="Known: there are none"):
+        Registry[int]("number", {}).find("x")
+
+
+def test_what_cannot_be_used_is_refused_when_it_is_registered() -> None:
+    def without_rng(*, classes: int) -> nn.Module:
+        raise AssertionError
+
+    def without_seed(*, size: int | None = None) -> data.Splits:
+        raise AssertionError
+
+    class NoDataclass(schedules.Curve):
+        pass
+
+    with pytest.raises(ConfigError, match="the model mine is built with .* does not take rng"):
+        models.register("mine")(without_rng)
+    with pytest.raises(ConfigError, match="the data set mine is read with .* does not take seed"):
+        data.register("mine")(without_seed)
+    with pytest.raises(ConfigError, match="must be a dataclass"):
+        schedules.register("mine")(NoDataclass)
+    with pytest.raises(ConfigError, match="there is a model 'resnet18' already"):
+        models.register("resnet18")(models.entry("resnet18").make)
+    for registry in REGISTRIES:
+        assert "mine" not in registry
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": {"name": "own_sings", "lr": 1.0}}, "Did you mean 'own_signs'"),
+        ({"optimizer": {"name": "own_signs", "lr": 1.0, "bta": 0.5}}, "Did you mean 'beta'"),
+        ({"optimizer": {"name": "own_signs", "lr": 1.0, "clip": 0.5}}, "clip_norm"),
+        ({"schedule": {"name": "own_halfs"}}, "Did you mean 'own_halves'"),
+        ({"schedule": {"name": "own_halves", "parts": 11}}, "parts of the own_halves schedule is 11"),
+        ({"augment": [["own_turn", {"q": 1}]]}, "option of the augmentation own_turn 'q'. Known: p|'p'"),
+        ({"augment": ["own_trun"]}, "Did you mean 'own_turn'"),
+        ({"model": "own_nte"}, "the nearest are own_net"),
+        ({"variant": {"wdith": 3}}, "Did you mean 'width'"),
+        ({"data": "own_ste"}, "Did you mean 'own_set'"),
+    ],
+)
+def test_a_wrong_name_of_an_own_thing_is_answered(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Trainer(Config.of("own_recipe", **changes), tmp_path / "run", say=lambda line: None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_formula_of_an_own_optimizer_sees_clipped_and_decayed_gradients() -> None:
+    class Plain(optim.Optimizer):
+        @staticmethod
+        def plain(w: Any, g: Any, lr: float) -> None:
+            w -= lr * g
+
+    w = Tensor(np.array([[3.0, 4.0]]), requires_grad=True)
+    w.grad = np.array([[6.0, 8.0]])  # of norm 10
+    Plain([w], 0.5, weight_decay=0.1, clip_norm=1.0).step()
+    np.testing.assert_allclose(w.data, [[3 - 0.5 * (0.6 + 0.3), 4 - 0.5 * (0.8 + 0.4)]], rtol=1e-6)
+    w.grad = np.zeros((1, 2))
+    before = w.data.copy()
+    Plain([w], 0.5, weight_decay=0.1, decoupled=True).step()
+    np.testing.assert_allclose(w.data, before * 0.95, rtol=1e-12)

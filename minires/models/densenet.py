@@ -44,7 +44,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.errors import ConfigError
+from minires.errors import ConfigError, one_of
 from minires.models import stem_and_head
 from minires.models.registry import Entry, Paper
 from minires.nn.layers import AvgPool2d, BatchNorm2d, Conv2d, Dropout, Sequential
@@ -148,7 +148,7 @@ def densenet(
     channels = init_channels
     layers: dict[str, Module]
     if stem == "imagenet":
-        layers = stem_and_head.imagenet_stem(channels, initializer=initializer, norm=norm, rng=rng)
+        layers = stem_and_head.stem(stem, channels, initializer=initializer, norm=norm, rng=rng)
     else:  # no batch norm and ReLU: the first layer begins with them
         layers = {"conv1": Conv2d(3, channels, 3, padding=1, bias=False, initializer=initializer, rng=rng)}
     for number, depth in enumerate(blocks, 1):
@@ -181,8 +181,7 @@ def _check(
         raise ConfigError(
             f"densenet: theta is the share of channels that a transition keeps, above 0 to 1, not {theta}"
         )
-    if stem not in ("imagenet", "cifar"):
-        raise ConfigError(f"densenet: stem must be 'imagenet' or 'cifar', not {stem!r}")
+    one_of("stem", stem, stem_and_head.STEMS)
     if init_channels is not None and init_channels < 1:
         raise ConfigError(f"densenet: init_channels must be at least 1, or None, not {init_channels}")
 

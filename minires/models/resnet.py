@@ -69,7 +69,6 @@ from minires.models import stem_and_head
 from minires.models.registry import Entry, Paper
 from minires.nn.blocks import ResidualBlock, basic, bottleneck, check_stages, stack
 from minires.nn.layers import Sequential
-from minires.nn.module import Module
 
 IMAGENET: dict[int, dict[str, Any]] = {
     # layers: blocks of conv2_x, conv3_x, conv4_x, conv5_x
@@ -129,7 +128,7 @@ def resnet(
     check_stages(widths, repeats)
     one_of("kind", kind, ("basic", "bottleneck"))
     one_of("stride_on", stride_on, ("1x1", "3x3"))
-    one_of("stem", stem, ("imagenet", "cifar"))
+    one_of("stem", stem, stem_and_head.STEMS)
     one_of("pool_padding", pool_padding, (1, "ceil"))
     one_of("bias", bias, (False, True, "conv1"))
     norm: dict[str, Any] = {"convention": convention, "momentum": bn_momentum, "eps": bn_eps}
@@ -145,11 +144,7 @@ def resnet(
             last_gamma=last_gamma, **options,
         )  # fmt: skip
 
-    layers: dict[str, Module]
-    if stem == "imagenet":
-        layers = stem_and_head.imagenet_stem(widths[0], bias=bool(bias), pool_padding=pool_padding, **options)
-    else:
-        layers = stem_and_head.cifar_stem(widths[0], bias=bool(bias), **options)
+    layers = stem_and_head.stem(stem, widths[0], bias=bool(bias), pool_padding=pool_padding, **options)
     layers |= stack(widths[0], widths, repeats, make)
     channels = 4 * widths[-1] if kind == "bottleneck" else widths[-1]
     return Sequential(**layers, **stem_and_head.head(channels, classes, initializer=initializer, rng=rng))

@@ -65,9 +65,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minires.errors import ConfigError, one_of
+from minires.models import stem_and_head
 from minires.models.registry import Entry
 from minires.models.resnet import SEQUEL as PAPER
-from minires.models.stem_and_head import cifar_stem, head, imagenet_stem
 from minires.nn.blocks import Conv, basic, bottleneck, check_stages, stack
 from minires.nn.layers import BatchNorm2d, Conv2d, Dropout, MaxPool2d, ReLU, Sequential
 from minires.nn.module import Module
@@ -287,7 +287,7 @@ def resnet_v2(
     """
     check_stages(widths, repeats)
     one_of("kind", kind, ("basic", "bottleneck"))
-    one_of("stem", stem, ("imagenet", "cifar", "keras"))
+    one_of("stem", stem, (*stem_and_head.STEMS, "keras"))
     one_of("stride_on", stride_on, ("1x1", "3x3"))
     one_of("stride_in", stride_in, ("first", "last"))
     one_of("bias", bias, (False, True))
@@ -302,7 +302,7 @@ def resnet_v2(
             "pool1": MaxPool2d(3, stride=2),
         }
     else:
-        layers = (imagenet_stem if stem == "imagenet" else cifar_stem)(channels, **options)
+        layers = stem_and_head.stem(stem, channels, **options)
 
     left = dict(enumerate(repeats, 2))  # stage: units still to come
 
@@ -331,7 +331,7 @@ def resnet_v2(
         layers["post_bn"] = BatchNorm2d(channels, relu=True, **norm)
     elif ORDERS[order].before == "relu":
         layers["post_relu"] = ReLU()
-    layers.update(head(channels, classes, initializer=initializer, rng=rng))
+    layers.update(stem_and_head.head(channels, classes, initializer=initializer, rng=rng))
     return Sequential(**layers)
 
 

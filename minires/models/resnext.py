@@ -56,8 +56,8 @@ from typing import Any
 import numpy as np
 
 from minires.errors import ConfigError, one_of
+from minires.models import stem_and_head
 from minires.models.registry import Entry, Paper
-from minires.models.stem_and_head import cifar_stem, head, imagenet_stem
 from minires.nn.blocks import ResidualBlock, bottleneck, check_stages, stack
 from minires.nn.layers import BatchNorm2d, Conv2d, Sequential
 from minires.nn.module import Module
@@ -196,7 +196,7 @@ def resnext(
     Raises: ConfigError if an option is none of those named, or a path would have no channel.
     """
     one_of("form", form, FORMS)
-    one_of("stem", stem, ("imagenet", "cifar"))
+    one_of("stem", stem, stem_and_head.STEMS)
     check_stages(widths, repeats)
     if cardinality < 1 or min(n * width // 64 for n in widths) < 1:
         raise ConfigError(
@@ -222,9 +222,9 @@ def resnext(
             )
 
         return Sequential(
-            **(imagenet_stem if stem == "imagenet" else cifar_stem)(64, **options),
+            **stem_and_head.stem(stem, 64, **options),
             **stack(64, widths, repeats, make),
-            **head(4 * widths[-1], classes, initializer=initializer, rng=rng),
+            **stem_and_head.head(4 * widths[-1], classes, initializer=initializer, rng=rng),
         )
 
     grouped = network("grouped", initializer)

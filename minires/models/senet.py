@@ -96,7 +96,7 @@ def se_resnet(
     """
     check_stages(widths, repeats)
     one_of("kind", kind, ("basic", "bottleneck"))
-    one_of("stem", stem, ("imagenet", "cifar"))
+    one_of("stem", stem, stem_and_head.STEMS)
     one_of("pool_padding", pool_padding, (1, "ceil"))
     norm: dict[str, Any] = {"convention": "torch", "momentum": bn_momentum, "eps": bn_eps}
     options: dict[str, Any] = {"initializer": initializer, "norm": norm, "rng": rng}
@@ -114,11 +114,7 @@ def se_resnet(
             **options,
         )  # fmt: skip
 
-    layers: dict[str, Module]
-    if stem == "imagenet":
-        layers = stem_and_head.imagenet_stem(widths[0], pool_padding=pool_padding, **options)
-    else:
-        layers = stem_and_head.cifar_stem(widths[0], **options)
+    layers = stem_and_head.stem(stem, widths[0], pool_padding=pool_padding, **options)
     layers |= stack(widths[0], widths, repeats, block)
     channels = 4 * widths[-1] if kind == "bottleneck" else widths[-1]
     return Sequential(**layers, **stem_and_head.head(channels, classes, initializer=initializer, rng=rng))

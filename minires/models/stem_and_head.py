@@ -6,13 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from minires.errors import one_of
 from minires.nn.layers import BatchNorm2d, Conv2d, GlobalAvgPool2d, Linear, MaxPool2d
 from minires.nn.module import Module
 from minires.ops.window import Padding
 
+STEMS = {"imagenet": (7, 2), "cifar": (3, 1)}  # kernel and stride of the first convolution
 
-def imagenet_stem(
-    channels: int = 64,
+
+def stem(
+    name: str,
+    channels: int,
     *,
     bias: bool = False,
     pool_padding: Padding = 1,
@@ -20,27 +24,29 @@ def imagenet_stem(
     norm: dict[str, Any],
     rng: np.random.Generator,
 ) -> dict[str, Module]:
-    """7x7/2 convolution, batch norm and ReLU, 3x3/2 max pool. Shapes: (N, 224, 224, 3) -> (N, 56, 56, C)."""
-    return {
-        "conv1": Conv2d(3, channels, 7, stride=2, padding=3, bias=bias, initializer=initializer, rng=rng),
-        "bn_conv1": BatchNorm2d(channels, relu=True, **norm),
-        "pool1": MaxPool2d(3, stride=2, padding=pool_padding),
-    }
+    """What comes before the stages: for ``name`` "imagenet" or "cifar".
 
+    imagenet   7x7/2 convolution, batch norm and ReLU, 3x3/2 max pool    (N, 224, 224, 3) -> (N, 56, 56, C)
+    cifar      3x3 convolution, batch norm and ReLU                      (N, 32, 32, 3)   -> (N, 32, 32, C)
 
-def cifar_stem(
-    channels: int = 16,
-    *,
-    bias: bool = False,
-    initializer: str,
-    norm: dict[str, Any],
-    rng: np.random.Generator,
-) -> dict[str, Module]:
-    """3x3 convolution, batch norm and ReLU. Shapes: (N, 32, 32, 3) -> (N, 32, 32, channels)."""
-    return {
-        "conv1": Conv2d(3, channels, 3, padding=1, bias=bias, initializer=initializer, rng=rng),
+    Raises: ConfigError for another name.
+
+    >>> norm = {"convention": "torch"}
+    >>> list(stem("cifar", 16, initializer="zeros", norm=norm, rng=np.random.default_rng(0)))
+    ['conv1', 'bn_conv1']
+    """
+    one_of("stem", name, STEMS)
+    kernel, stride = STEMS[name]
+    layers: dict[str, Module] = {
+        "conv1": Conv2d(
+            3, channels, kernel, stride=stride, padding=kernel // 2, bias=bias,
+            initializer=initializer, rng=rng,
+        ),
         "bn_conv1": BatchNorm2d(channels, relu=True, **norm),
-    }
+    }  # fmt: skip
+    if stride > 1:
+        layers["pool1"] = MaxPool2d(3, stride=2, padding=pool_padding)
+    return layers
 
 
 def head(

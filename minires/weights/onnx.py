@@ -201,7 +201,7 @@ class _Graph:
         longer = f"{path}.{kind.lower()}" if path else kind.lower()
         # A layer's own name is that of its first node; blocks have many.
         names = itertools.chain([path] if path in self._layers else [], _numbered(longer))
-        name = next(name for name in names if name not in self._taken)
+        name: str = next(name for name in names if name not in self._taken)
         self._taken.add(name)
         self.nodes.append(self.onnx.helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name

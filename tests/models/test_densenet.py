@@ -332,7 +332,7 @@ def test_conventions_of_batch_norm():
         ({"theta": 0.0}, "theta is the share of channels that a transition keeps, above 0 to 1, not 0.0"),
         ({"theta": 1.5}, "theta is the share of channels that a transition keeps, above 0 to 1, not 1.5"),
         ({"theta": 0.05}, "theta=0.05 leaves none of the 14 channels of block1"),
-        ({"stem": "mnist"}, "stem must be 'imagenet' or 'cifar', not 'mnist'"),
+        ({"stem": "mnist"}, "stem must be one of 'imagenet', 'cifar', not 'mnist'"),
         ({"init_channels": 0}, "init_channels must be at least 1, or None, not 0"),
         ({"dropout": 1.0}, "from 0 to below 1, not 1.0"),
         ({"dropout": -0.1}, "from 0 to below 1, not -0.1"),

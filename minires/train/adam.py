@@ -58,11 +58,11 @@ def _adam_numba(
 _CUDA = cuda.Source(
     CLIPPED
     + r"""
-extern "C" __global__ void adam(const int* chunks, const unsigned long long* places, const T* numbers,
+extern "C" __global__ void adam(const int* chunks, const unsigned long long* addresses, const T* numbers,
                                 const double* norm, T clip) {
     const int* chunk = chunks + 3 * blockIdx.x;
-    const unsigned long long* place = places + 4 * chunk[0];
-    T *w = (T*)place[0], *g = (T*)place[1], *m = (T*)place[2], *v = (T*)place[3];
+    const unsigned long long* address = addresses + 4 * chunk[0];
+    T *w = (T*)address[0], *g = (T*)address[1], *m = (T*)address[2], *v = (T*)address[3];
     if (!w) return;
     const T* number = numbers + 9 * chunk[0];
     T scale = number[0], decay = number[1], keep = number[2];

@@ -157,7 +157,8 @@ class Capture:
         loss: Callable[[Tensor, Tensor], Tensor],
         say: Callable[[str], None],
     ) -> None:
-        self.parts, self.say = (model, optimizer, loss), say
+        self.say = say
+        self._to_capture = model, optimizer, loss
         self.step: CapturedStep | None = None
         self.batches = 0
         why = obstacle(model, optimizer)
@@ -171,7 +172,7 @@ class Capture:
             return None
         if self.step is None:
             try:
-                self.step = CapturedStep(*self.parts, x, y)
+                self.step = CapturedStep(*self._to_capture, x, y)
             except Exception as error:  # CUDA's and CuPy's own types; the run goes on without
                 self.is_possible = False
                 self.say(f"the step could not be captured into a CUDA graph ({error}): it is launched anew")

@@ -23,11 +23,11 @@ from minires.train.optim_cuda import Sweep, fits
 
 _CUDA = cuda.Source(r"""
 // For all arrays at once; for the tables see optim_cuda.py.
-extern "C" __global__ void moving_average(const int* chunks, const unsigned long long* places,
+extern "C" __global__ void moving_average(const int* chunks, const unsigned long long* addresses,
                                           const T* numbers) {
     const int* chunk = chunks + 3 * blockIdx.x;
-    T* a = (T*)places[2 * chunk[0]];
-    const T* w = (const T*)places[2 * chunk[0] + 1];
+    T* a = (T*)addresses[2 * chunk[0]];
+    const T* w = (const T*)addresses[2 * chunk[0] + 1];
     if (!a) return;
     T share = numbers[chunk[0]];
     for (int i = chunk[1] + threadIdx.x; i < chunk[2]; i += blockDim.x) a[i] += share * (w[i] - a[i]);

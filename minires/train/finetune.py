@@ -48,6 +48,13 @@ def freeze(model: Module, parts: Iterable[str]) -> int:
     is frozen with it.
 
     Raises: ConfigError, with the nearest path, if a part names no module with parameters.
+
+    >>> from minires.models import build
+    >>> model = build("resnet20_cifar")
+    >>> freeze(model, ["conv1", "bn_conv1"])  # 3x3x3x16 and two times 16
+    464
+    >>> model.conv1.weight.requires_grad, model.fc.weight.requires_grad
+    (False, True)
     """
     modules = dict(model.named_modules())
     chosen: dict[int, Module] = {}

@@ -4,16 +4,16 @@ In the microseconds that a launch takes a GPU updates a hundred thousand numbers
 are smaller than that. So one launch goes over all of them ("multi-tensor apply"). What it is to do stands in
 three tables on the device, which every kernel gets in this order:
 
-======== =========== =================================================================================
-chunks   (blocks, 3) for each block: which array, the first number of it, and the one after the last
-places   (arrays, k) for each array: the addresses of the k arrays that belong to it (a parameter, its
-                     gradient, its state); 0 where there is nothing to do, as there is no gradient
-numbers  (arrays, n) for each array: the n numbers of its formula, in the arrays' dtype
-======== =========== =================================================================================
+========= =========== ================================================================================
+chunks    (blocks, 3) for each block: which array, the first number of it, and the one after the last
+addresses (arrays, k) for each array: where the k arrays lie that belong to it (a parameter, its gradient,
+                      its state); 0 where there is nothing to do, as there is no gradient
+numbers   (arrays, n) for each array: the n numbers of its formula, in the arrays' dtype
+========= =========== ================================================================================
 
-They are sent to the device where they changed: ``chunks`` once, ``places`` when backward made new arrays,
-``numbers`` when the learning rate is another. Each stays where it is on the device, so that a launch which
-was captured into a CUDA graph does, when the graph is replayed, what stands in the tables then.
+They are sent to the device where they changed: ``chunks`` once, ``addresses`` when backward made new
+arrays, ``numbers`` when the learning rate is another. Each stays where it is on the device, so that a launch
+which was captured into a CUDA graph does, when the graph is replayed, what stands in the tables then.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CHUNK = 4096  # numbers for one block: 16 for each thread
 _THREADS = 256  # of a block, as the kernels below expect
 _DTYPES = frozenset(map(np.dtype, cuda.C_TYPES))
 
-Rows = Mapping[int, tuple[Sequence[Array], Sequence[float]]]  # of both tables, by the place of the array
+Rows = Mapping[int, tuple[Sequence[Array], Sequence[float]]]  # of both tables, by the number of the array
 
 _NORM_CUDA = cuda.Source(r"""
 // Add up one number from each of the 256 threads, always in the same order. Thread 0 has the sum.
@@ -45,12 +45,12 @@ __device__ double sum_of_block(double value) {
     return sums[0];
 }
 
-// An array of floats has its address in the first column of places, an array of doubles in the second.
-extern "C" __global__ void squares_of_chunks(const int* chunks, const unsigned long long* places,
+// An array of floats has its address in the first column of addresses, an array of doubles in the second.
+extern "C" __global__ void squares_of_chunks(const int* chunks, const unsigned long long* addresses,
                                              double* sums) {
     const int* chunk = chunks + 3 * blockIdx.x;
-    const float* narrow = (const float*)places[2 * chunk[0]];
-    const double* wide = (const double*)places[2 * chunk[0] + 1];
+    const float* narrow = (const float*)addresses[2 * chunk[0]];
+    const double* wide = (const double*)addresses[2 * chunk[0] + 1];
     double sum = 0;
     if (narrow || wide) {
         for (int i = chunk[1] + threadIdx.x; i < chunk[2]; i += blockDim.x) {
@@ -112,8 +112,8 @@ class Sweep:
         ]
         self.chunks = self.xp.asarray(np.array(chunks, np.int32))
         self.grid = (len(chunks), _THREADS)
-        self.tables: dict[str, tuple[Table, Table]] = {}  # places and numbers, by dtype
-        self.gradients = Table(self.xp, (len(arrays), 2), "uint64")  # places for the norm
+        self.tables: dict[str, tuple[Table, Table]] = {}  # addresses and numbers, by dtype
+        self.gradients = Table(self.xp, (len(arrays), 2), "uint64")  # addresses for the norm
 
     def set(self, rows: Rows) -> None:
         """Write the tables for the next launch: arrays that fit, and numbers; the caller keeps the arrays."""
@@ -124,14 +124,14 @@ class Sweep:
                 count = len(self.sizes)
                 self.tables[dtype] = Table(self.xp, (count, k), "uint64"), Table(self.xp, (count, n), dtype)
             if dtype in self.tables:
-                places, numbers = self.tables[dtype]
-                places.set({i: self._addresses(i, arrays) for i, (arrays, _) in of_dtype.items()})
+                addresses, numbers = self.tables[dtype]
+                addresses.set({i: self._addresses(i, arrays) for i, (arrays, _) in of_dtype.items()})
                 numbers.set({i: values for i, (_, values) in of_dtype.items()})
 
     def launch(self, source: cuda.Source, kernel: str, *more: Any) -> None:
         """Do what stands in the tables, with ``more`` arguments: one launch for each dtype."""
-        for places, numbers in self.tables.values():
-            source(kernel, self.grid, self.chunks, places.device, numbers.device, *more)
+        for addresses, numbers in self.tables.values():
+            source(kernel, self.grid, self.chunks, addresses.device, numbers.device, *more)
 
     def norm(self, gradients: Mapping[int, Array]) -> Array:
         """The Euclidean norm of all ``gradients`` together, added up in double: one number, on the device."""
@@ -141,11 +141,11 @@ class Sweep:
 
     def set_norm(self, gradients: Mapping[int, Array]) -> None:
         """Write the table for the next norm; the gradients have no gaps, and the caller keeps them."""
-        places: dict[int, tuple[int, int]] = {}
+        addresses: dict[int, tuple[int, int]] = {}
         for i, gradient in gradients.items():
-            (place,) = self._addresses(i, [gradient])
-            places[i] = (place, 0) if gradient.dtype == "float32" else (0, place)
-        self.gradients.set(places)
+            (address,) = self._addresses(i, [gradient])
+            addresses[i] = (address, 0) if gradient.dtype == "float32" else (0, address)
+        self.gradients.set(addresses)
 
     def launch_norm(self) -> Array:
         """The norm of the gradients in the table."""

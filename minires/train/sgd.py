@@ -50,11 +50,11 @@ def _sgd_numba(
 _CUDA = cuda.Source(
     CLIPPED
     + r"""
-extern "C" __global__ void sgd(const int* chunks, const unsigned long long* places, const T* numbers,
+extern "C" __global__ void sgd(const int* chunks, const unsigned long long* addresses, const T* numbers,
                                const double* norm, T clip) {
     const int* chunk = chunks + 3 * blockIdx.x;
-    const unsigned long long* place = places + 3 * chunk[0];
-    T *w = (T*)place[0], *g = (T*)place[1], *b = (T*)place[2];
+    const unsigned long long* address = addresses + 3 * chunk[0];
+    T *w = (T*)address[0], *g = (T*)address[1], *b = (T*)address[2];
     if (!w) return;
     const T* number = numbers + 7 * chunk[0];
     T scale = number[0], decay = number[1], keep = number[2];

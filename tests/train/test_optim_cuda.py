@@ -232,8 +232,8 @@ def test_tables_are_sent_where_they_changed_and_stay_in_their_place(case, machin
     give_gradients(fast, arrays, 0)
     give_gradients(plain, plain_arrays, 0)
     fast.step()
-    places, numbers = fast._on_gpu.tables["float32"]
-    sent, devices = places.host, (places.device, numbers.device)
+    addresses, numbers = fast._on_gpu.tables["float32"]
+    sent, devices = addresses.host, (addresses.device, numbers.device)
     with backend.specification():
         plain.step()
         for _ in range(3):
@@ -248,8 +248,8 @@ def test_tables_are_sent_where_they_changed_and_stay_in_their_place(case, machin
                     rows[i] = ([parameter.data, parameter.grad, *fast._slots_of(i)], values)
             before = numbers.host
             fast._on_gpu.set(rows)
-            assert places.host is sent and numbers.host is not before
-            assert places.device is devices[0] and numbers.device is devices[1]
+            assert addresses.host is sent and numbers.host is not before
+            assert addresses.device is devices[0] and numbers.device is devices[1]
             machine.replay()
     assert_same(numbers_of(fast), numbers_of(plain), 1e-6)
 

@@ -11,6 +11,7 @@ from minires.errors import CheckpointError, ConfigError, DataError, MiniresError
 from minires.gradient_check import GradcheckError, gradcheck
 from minires.nn.module import Module
 from minires.tensor import Tensor, cut, no_grad, unfused
+from minires.version import __version__
 
 if TYPE_CHECKING:  # what __getattr__ below imports when it is first used
     from minires import data, debug, inspect, models, train, weights
@@ -19,8 +20,8 @@ if TYPE_CHECKING:  # what __getattr__ below imports when it is first used
     from minires.nn.recompute import recompute
     from minires.train import optim
 
-__version__ = "0.1.0"
 __all__ = [
+    "__version__",
     "CheckpointError",
     "ConfigError",
     "DataError",

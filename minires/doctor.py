@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 import minires
-from minires import backend
+from minires import backend, tensor
 from minires.backend import cublas, cuda
 from minires.errors import MiniresError
+from minires.version import DISTRIBUTION, __version__
 
 # Packages that are imported under another name.
 MODULES = {"pillow": "PIL"}
@@ -48,7 +49,7 @@ def examine() -> Report:
     advice: list[dict[str, str]] = []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     report: Report = {
-        "minires": minires.__version__,
+        "minires": __version__,
         "python": platform.python_version(),
         "executable": sys.executable,
         "platform": platform.platform(),
@@ -63,6 +64,7 @@ def examine() -> Report:
         "disk": _disk(advice),
         "advice": advice,
     }
+    _namesakes(advice)
     report["ok"] = not any(one["level"] == "error" for one in advice)
     return report
 
@@ -112,7 +114,7 @@ def _install(requirement: str) -> str:
 def _requirements() -> dict[str, tuple[str, str]]:
     """The packages that minires names, by name: their least version, and the extra they belong to."""
     try:
-        wanted = importlib.metadata.requires("minires") or []
+        wanted = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
         wanted = []
     found = {}
@@ -120,6 +122,29 @@ def _requirements() -> dict[str, tuple[str, str]]:
         if match := _REQUIREMENT.match(line):
             found[match[1].lower()] = (match[2], match[3] or "")
     return found
+
+
+def _namesakes(advice: list[dict[str, str]]) -> None:
+    """Whether a package that pip calls "minires" is here: on PyPI that is another project's.
+
+    Both have a file ``minires/__init__.py``; in one folder, that of the one installed last is left.
+    """
+    here = Path(__file__).resolve().parent
+    ours_is_imported = getattr(minires, "Tensor", None) is tensor.Tensor
+    for other in importlib.metadata.distributions(name="minires"):
+        if other.read_text("RECORD") is None:  # what a build left in the source folder; nothing is installed
+            continue
+        earlier = any(point.value == "minires.cli:main" for point in other.entry_points)
+        whose = "an earlier installation of this project" if earlier else "another project's"
+        what = f"pip's package minires {other.version} ({other.metadata['Summary']}) is {whose}"
+        command = shlex.join([sys.executable, "-m", "pip", "uninstall", "-y", "minires"])
+        if Path(str(other.locate_file("minires"))).resolve() != here:
+            what += f"; Python may import it in the place of the minires in {here}"
+        else:
+            part = "would go with it" if ours_is_imported else "is overwritten"
+            what += f", in the same folder, {here}, whose __init__.py {part}; in the folder of the source run"
+            command += f" && {_install('--force-reinstall --no-deps .')}"
+        _advise(advice, "warning" if ours_is_imported else "error", what, command)
 
 
 def _version(package: str) -> str | None:

@@ -17,12 +17,12 @@ import minires
 ROOT = Path(minires.__file__).parent
 # A module may import what stands above it in this list, and modules of its own folder.
 FLOORS = [
-    "errors", "registry", "files", "exercises", "backend", "tensor", "gradient_check", "ops", "nn", "models",
+    "version", "errors", "registry", "files", "exercises", "backend", "tensor", "gradient_check", "ops", "nn", "models",
     "data", "train", "weights", "inspect", "debug", "play", "doctor", "commands", "cli", "__main__",
 ]  # fmt: skip
 ABOVE_THE_PACKAGE = {"doctor", "commands", "cli", "__main__"}  # these may import minires itself
 INDEPENDENT = {
-    "errors": set(), "registry": {"errors"}, "files": {"errors"}, "exercises": set(), "backend": {"errors"},
+    "version": set(), "errors": set(), "registry": {"errors"}, "files": {"errors"}, "exercises": set(), "backend": {"errors"},
     "data": {"errors", "registry", "files"},
 }  # fmt: skip
 ONLY_BACKEND = {"cupy", "numba", "llvmlite", "ml_dtypes"}

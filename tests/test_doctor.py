@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import subprocess
 import sys
 import types
 from collections import namedtuple
@@ -26,12 +27,23 @@ INSTALL = f"{sys.executable} -m pip install "
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A machine on which nothing holds anything back, and an empty folder."""
+    """A machine on which nothing holds anything back, an empty folder, and no package that is called minires
+    but for those in its subfolder site."""
     for name in doctor.PINS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
+<<<<<<< HEAD
     monkeypatch.setattr(thread_pool, "_pool", None)  # so that MINIRES_THREADS is read anew
+=======
+    monkeypatch.setattr(backend, "_pool", None)  # so that MINIRES_THREADS is read anew
+    real, site = importlib.metadata.distributions, [str(tmp_path / "site")]
+
+    def distributions(**wanted: Any) -> Any:
+        return real(**wanted, path=site) if wanted.get("name") == "minires" else real(**wanted)
+
+    monkeypatch.setattr(importlib.metadata, "distributions", distributions)
+>>>>>>> 3ddf69b (The distribution is called minires-engine, and no message sends a user to a stranger's package)
 
 
 def advice(about: str) -> dict[str, str]:
@@ -170,8 +182,10 @@ def test_a_pin_of_the_kernels_is_pointed_out_where_it_changes_them(monkeypatch: 
     held = {library["architecture"] for library in doctor.examine()["blas"]}
     if not held or None in held:
         pytest.skip("this BLAS does not tell its architecture")
+    free = doctor._architectures_without("OPENBLAS_CORETYPE")  # this process may have been started with a pin
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")
-    assert doctor._architectures_without("OPENBLAS_CORETYPE") == held  # the variable is really taken away
+    assert doctor._architectures_without("OPENBLAS_CORETYPE") == free != {"Prescott"}
+    monkeypatch.setattr(doctor, "_architectures_without", lambda _: held)
     assert not [one for one in doctor.examine()["advice"] if "CORETYPE" in one["what"]]
     monkeypatch.setattr(doctor, "_architectures_without", lambda _: {"Zen9"})
     one = advice("CORETYPE")
@@ -324,3 +338,61 @@ def test_a_copy_that_was_not_installed_is_examined_too(monkeypatch: pytest.Monke
     one = advice("not installed, so what it requires")
     assert one["command"] == f"{INSTALL}-e '.[fast]'"
     assert doctor.describe(doctor.examine()).endswith("minires can run")
+
+
+def namesake(site: Path, *, ours: bool = False) -> None:
+    """What pip writes down of a package that is called minires."""
+    folder = site / "minires-0.3.2.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text("Name: minires\nVersion: 0.3.2\nSummary: Oil fields\n")
+    (folder / "RECORD").write_text("minires/__init__.py,,\nminires-0.3.2.dist-info/RECORD,,\n")
+    if ours:
+        (folder / "entry_points.txt").write_text("[console_scripts]\nminires = minires.cli:main\n")
+
+
+UNINSTALL = f"{sys.executable} -m pip uninstall -y minires"
+
+
+def test_a_stranger_with_our_name_elsewhere_is_pointed_out(tmp_path: Path) -> None:
+    assert not [one for one in doctor.examine()["advice"] if "pip's package minires" in one["what"]]
+    namesake(tmp_path / "site")
+    one = advice("minires 0.3.2 (Oil fields) is another project's")
+    assert one["level"] == "warning" and "Python may import it" in one["what"]
+    assert one["command"] == UNINSTALL
+
+
+def test_a_stranger_in_the_same_folder_is_uninstalled_and_ours_laid_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    namesake(tmp_path / "site")
+    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "site" / "minires" / "doctor.py"))
+    one = advice("minires 0.3.2 (Oil fields) is another project's")
+    assert one["level"] == "warning" and "would go with it" in one["what"]
+    assert one["command"] == f"{UNINSTALL} && {INSTALL}--force-reinstall --no-deps ."
+
+
+def test_an_earlier_installation_of_ours_is_no_strangers(tmp_path: Path) -> None:
+    namesake(tmp_path / "site", ours=True)
+    assert "an earlier installation of this project" in advice("minires 0.3.2")["what"]
+
+
+def test_what_a_build_left_in_the_source_folder_is_no_installation(tmp_path: Path) -> None:
+    folder = tmp_path / "site" / "minires.egg-info"
+    folder.mkdir(parents=True)
+    (folder / "PKG-INFO").write_text("Name: minires\nVersion: 0.1.0\n")
+    assert not [one for one in doctor.examine()["advice"] if "pip's package minires" in one["what"]]
+
+
+def test_doctor_still_runs_where_a_stranger_has_overwritten_our_init(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(minires.__file__).parent, site / "minires", ignore=ignored)
+    (site / "minires" / "__init__.py").write_text('__version__ = "0.3.2"\n')
+    namesake(site)
+    command = [sys.executable, "-m", "minires", "doctor", "--json"]
+    settings = {**os.environ, "PYTHONPATH": ""}
+    run = subprocess.run(command, cwd=site, capture_output=True, text=True, env=settings)
+    report = json.loads(run.stdout)
+    assert run.returncode == 1 and report["minires"] == minires.__version__ != "0.3.2"
+    (one,) = [one for one in report["advice"] if "minires 0.3.2" in one["what"]]
+    assert one["level"] == "error" and "__init__.py is overwritten" in one["what"]

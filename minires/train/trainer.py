@@ -37,6 +37,7 @@ from minires.train.ema import EMA
 from minires.train.evaluation import Evaluation, evaluate, recalibrate
 from minires.train.interrupt import Interrupted, StopWish
 from minires.train.schedules import Schedule
+from minires.version import __version__
 
 # Settings that may change when a run is continued.
 FREE = ("device", "checkpoint_every")
@@ -474,8 +475,8 @@ def _fingerprint(dataset: data.Dataset) -> str:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in ("minires", "numpy", "numba", "safetensors"):
+    versions = {"python": platform.python_version(), "minires": __version__}
+    for name in ("numpy", "numba", "safetensors"):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

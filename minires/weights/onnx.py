@@ -15,7 +15,6 @@ Source: ONNX operators, https://onnx.ai/onnx/operators/.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import itertools
 import json
 import os
@@ -32,6 +31,7 @@ from minires.ops.onnx_graph import CHANNELS_FIRST, channels_first, elementwise
 from minires.ops.registry import describe, described
 from minires.tensor import Call, Tensor, no_grad, watching, with_settings
 from minires.train.model_file import Trained, load_model
+from minires.version import __version__
 
 INPUT, OUTPUT = "input", "logits"
 BATCH = 2  # pictures in the pass that is observed: an axis of 1 would not tell a batch from a broadcast
@@ -85,7 +85,7 @@ def export_onnx(
     file = onnx.helper.make_model(
         graph.finished(input, scores),
         producer_name="minires",
-        producer_version=_version(),
+        producer_version=__version__,
         doc_string=description or "",
         opset_imports=[onnx.helper.make_opsetid("", opset)],
     )
@@ -121,19 +121,12 @@ def _onnx(opset: int) -> Any:
     except ImportError as error:
         raise ConfigError(
             "ONNX files are written with the package onnx, which is not installed. "
-            "Install it with pip install 'minires[onnx]'"
+            "Install it with pip install onnx"
         ) from error
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
         raise ConfigError(f"opset must be from {OLDEST_OPSET} to {newest}, what onnx knows here, not {opset}")
     return onnx
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("minires")
-    except importlib.metadata.PackageNotFoundError:  # run from its source folder
-        return ""
 
 
 def _notes(trained: Trained) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def test_equals_pytorch_in_float64(case):
         np.testing.assert_allclose(array, weight.detach().numpy(), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.skipif(not backend.HAS_NUMBA, reason="needs Numba (pip install 'minires[fast]')")
+@pytest.mark.skipif(not backend.HAS_NUMBA, reason="needs Numba (pip install numba)")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("case", CASES)
 def test_fused_equals_plain(case, dtype, monkeypatch):

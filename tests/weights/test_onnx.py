@@ -280,7 +280,7 @@ def test_a_trained_model_from_its_run(tmp_path: Path) -> None:
         "channels": "RGB", "range": [0, 1], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6],
     }  # fmt: skip
     assert file.producer_name == "minires" and file.doc_string == "about letters"
-    assert file.producer_version in ("", minires.__version__)
+    assert file.producer_version == minires.__version__
 
 
 @needs_onnx
@@ -389,7 +389,7 @@ def test_other_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_without_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ConfigError, match=r"pip install 'minires\[onnx\]'"):
+    with pytest.raises(ConfigError, match="Install it with pip install onnx$"):
         export_onnx(models.build("resnet20_cifar"), tmp_path / "model.onnx", (32, 32, 3))
     assert not list(tmp_path.iterdir())
 

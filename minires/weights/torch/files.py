@@ -88,7 +88,7 @@ def _load(path: Path) -> Any:
         import torch
     except ImportError:
         raise ConfigError(
-            f"{path} was written by PyTorch, and reading it needs PyTorch: pip install 'minires[torch]'; "
+            f"{path} was written by PyTorch, and reading it needs PyTorch: pip install torch; "
             f"a {SAFETENSORS} file needs none"
         ) from None
     try:

@@ -1,8 +1,8 @@
-"""Write the README's tables of figures anew from the result files.
+"""Write the tables of figures in README and in the pages of the site anew from the result files.
 
     python benchmarks/readme.py [--check]
 
-With ``--check`` nothing is written; the exit status is 1 if the README is not what the results say.
+With ``--check`` nothing is written; the exit status is 1 if a page is not what the results say.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "tutorials" / "guide").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -24,6 +26,29 @@ def load(name: str) -> dict[str, Any]:
 
 def percent(value: float) -> str:
     return f"{100 * value:.1f}%"
+
+
+def headline() -> str:
+    """What a newcomer asks first: how well, how fast, how large, how right."""
+    lines = ["| on two cores, without a GPU | |", "|---|---|"]
+    for name in ("signs_default", "signs_two-epoch", "hands_default"):
+        report = load(name)
+        accuracy, minutes = percent(report["median_test_accuracy"]), report["median_seconds"] / 60
+        lines.append(f"| test accuracy of `{report['what']}` | **{accuracy}** in {minutes:.1f} min |")
+    report, workloads = load(DETAILED), [load(path.stem) for path in _workloads()]
+    ours, theirs = _step(report, "minires"), min(_step(report, name) for name in _torches(report))
+    ratio = _ratio(report["minires_over_pytorch_best"], "train")
+    what = f"training step of {_workload(report)}, minires : PyTorch"
+    lines.append(f"| {what} | {ours:.0f} : {theirs:.0f} ms, {ratio} |")
+    for part, title in (("train", "training step"), ("inference", "inference"), ("memory", "peak memory")):
+        found = [one["minires_over_pytorch_best"][part] for one in workloads]
+        what = f"{title} of {len(found)} workloads, minires : PyTorch"
+        lines.append(f"| {what} | **{min(found):.2f}** to **{max(found):.2f}** |")
+    papers = load("family")["papers"].values()
+    hold, rows = sum(row["hold"] for row in papers), sum(row["rows"] for row in papers)
+    count = len(load("family")["models"])
+    lines.append(f"| models of the papers; rows of their figures that hold | {count}; {hold} of {rows} |")
+    return "\n".join(lines) + "\n"
 
 
 def accuracy() -> str:
@@ -170,8 +195,8 @@ def family() -> str:
         sums = [total + number for total, number in zip(sums, numbers, strict=True)]
         test, oracles = f"tests/models/test_{paper}.py", ", ".join(row["oracles"])
         lines.append(
-            f"| [{title}](minires/models/{paper}.py) | {count} | {row['hold']} of {row['rows']} hold "
-            f"| {row['published']} | {oracles} ([tests]({test})) |"
+            f"| [{title}](../../minires/models/{paper}.py) | {count} | {row['hold']} of {row['rows']} hold "
+            f"| {row['published']} | {oracles}: [`{test}`](../../{test}) |"
         )
     lines.append(f"| **together** | {sums[0]} | **{sums[1]} of {sums[2]} hold** | {sums[3]} | |")
     lines += ["", "<details><summary>Every model, with parameters and multiply-adds</summary>", "",
@@ -216,6 +241,7 @@ def _machine(report: dict[str, Any]) -> str:
 
 
 TABLES = {
+    "headline": headline,
     "accuracy": accuracy,
     "speed": speed,
     "engines": engines,
@@ -228,15 +254,17 @@ TABLES = {
 
 
 def rewritten(text: str) -> str:
-    """The README's text with every table as the results say."""
+    """A page's text with every table in it as the results say."""
     return BLOCK.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], text)
 
 
 def main() -> None:
-    text = README.read_text()
+    texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
+    changed = {page: rewritten(text) for page, text in texts.items() if rewritten(text) != text}
     if "--check" in sys.argv[1:]:
-        sys.exit(rewritten(text) != text)
-    README.write_text(rewritten(text))
+        sys.exit(bool(changed))
+    for page, text in changed.items():
+        page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -15,12 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-<<<<<<< HEAD
-import minires
 from minires.commands import COMMANDS, FAILED, Command
-=======
-from minires import commands
->>>>>>> 3ddf69b (The distribution is called minires-engine, and no message sends a user to a stranger's package)
 from minires.errors import ConfigError, MiniresError
 from minires.version import __version__
 
@@ -123,7 +118,6 @@ class _CommandParser(argparse.ArgumentParser):
         )
         self._command: Command | None = command
 
-<<<<<<< HEAD
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         if command := self._command:
             self._command = None
@@ -135,77 +129,3 @@ class _CommandParser(argparse.ArgumentParser):
                 text = "print the result as JSON, for programs"
                 self.add_argument("--json", action="store_true", help=text)
         return super().parse_known_args(args, namespace)
-=======
-
-TRAIN = """\
-Train a model and test it. Without options: ResNet-50 on SIGNS, or on the rendered stand-in `hands` where
-SIGNS is not found. Ctrl-C stops after the step at hand and saves everything.
-
-  minires train                                  the default recipe
-  minires train --data signs --recipe two-epoch  as far as two epochs can get
-  minires train --data my-pictures               a folder with one subfolder of pictures per class
-  minires train --resume runs/signs-default-1    go on with a run that was stopped"""
-EVALUATE = """\
-Test a trained model: how many pictures it gets right, and the mean cross-entropy.
-
-  minires evaluate runs/signs-default-1
-  minires evaluate runs/signs-default-1 --data hands --split val"""
-PREDICT = """\
-Say what is on each picture. The largest centred square of a picture is used, resized to what the model knows.
-
-  minires predict runs/signs-default-1 hand.jpg other.png"""
-SUMMARY = """\
-List what a model is made of, layer by layer, as one picture passes through it: the shape of each output,
-parameters (running statistics of batch norm included) and multiply-adds of convolutions and dense layers.
-
-  minires summary resnet34 --variant shortcut=A
-  minires summary resnet20_cifar --classes 100"""
-PLOT = """\
-Draw a model: stages, blocks with their repeats, skip paths and projections, the shapes between them.
-
-  minires plot resnet50 --out resnet50.svg
-  minires plot resnet34 --variant shortcut=A"""
-TRACE = """\
-Write a page in which you walk through a network with one picture, from its pixels to the loss and back to the
-first kernel: every step with its values and gradients. The page is one file and needs no network.
-
-  minires trace runs/signs-default-1
-  minires trace runs/signs-default-1 --image hand.jpg --label 3 --html hand.html
-  minires trace resnet50 --image hand.jpg         fresh weights, not trained"""
-PLAY = """\
-Open a page in the browser in which you drop, draw or photograph pictures, and see what a trained model takes
-them for, and which places of a picture made it think so. Only this machine can reach the page; Ctrl-C ends
-it.
-
-  minires play runs/signs-default-1"""
-DIFF = """\
-Say what differs between two models: totals, layers, shapes, settings. Weights are not compared.
-
-  minires diff resnet50 resnet50v2_keras
-  minires diff "resnet34 shortcut=A" "resnet34 shortcut=B\""""
-IMPORT_WEIGHTS = """\
-Bring trained weights in: names, layout, batch norm's conventions and the preparation of pictures come with
-the source. Nothing is written unless every tensor fits. PyTorch's files need `pip install torch`.
-
-  minires import-weights resnet50-0676ba61.pth --model resnet50
-  minires import-weights resnet20-12fca82f.th --model resnet20_cifar --out trained.safetensors
-  minires import-weights resnet50_weights.h5 --model resnet50_keras"""
-EXPORT = """\
-Take a trained model out. ONNX needs `pip install onnx`; Netron opens the file.
-
-  minires export runs/signs-default-1 --onnx signs.onnx
-  minires export trained.safetensors --torch theirs.safetensors --names akamaster"""
-GRADCHECK = """\
-Compare the gradients of every operation with numeric ones, in float64 and with a random upstream gradient,
-in a table of cases: strides, paddings, groups, odd sizes. Exit status 1 if one is wrong."""
-DATA = """\
-Show where the data sets are, or what one holds. They are looked for in MINIRES_DATA, ./data and the user's
-cache, where --from and --download put them.
-
-  minires data
-  minires data signs --download
-  minires data signs --from Downloads/signs.zip"""
-DOCTOR = """\
-Look at Python, packages, BLAS, threads, GPU, data sets and disk; name what is missing or held back and the
-command that mends it. Exit status 1 if minires cannot run as it is."""
->>>>>>> 3ddf69b (The distribution is called minires-engine, and no message sends a user to a stranger's package)

@@ -136,15 +136,17 @@ def _namesakes(advice: list[dict[str, str]]) -> None:
             continue
         earlier = any(point.value == "minires.cli:main" for point in other.entry_points)
         whose = "an earlier installation of this project" if earlier else "another project's"
+        level = "warning"
         what = f"pip's package minires {other.version} ({other.metadata['Summary']}) is {whose}"
         command = shlex.join([sys.executable, "-m", "pip", "uninstall", "-y", "minires"])
         if Path(str(other.locate_file("minires"))).resolve() != here:
             what += f"; Python may import it in the place of the minires in {here}"
         else:
-            part = "would go with it" if ours_is_imported else "is overwritten"
+            part = "would go" if ours_is_imported else "is overwritten"
+            level = "warning" if ours_is_imported else "error"
             what += f", in the same folder, {here}, whose __init__.py {part}; in the folder of the source run"
             command += f" && {_install('--force-reinstall --no-deps .')}"
-        _advise(advice, "warning" if ours_is_imported else "error", what, command)
+        _advise(advice, level, what, command)
 
 
 def _version(package: str) -> str | None:

@@ -7,23 +7,16 @@ import graphlib
 import importlib
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from architecture import FILES, FLOORS, INSIDE, arrows, code_lines, draw, floor, imports
 
 import minires
 
-ROOT = Path(minires.__file__).parent
-# A module may import what stands above it in this list, and modules of its own folder.
-FLOORS = [
-    "version", "errors", "registry", "files", "exercises", "backend", "tensor", "gradient_check", "ops", "nn", "models",
-    "data", "train", "weights", "inspect", "debug", "play", "doctor", "commands", "cli", "__main__",
-]  # fmt: skip
 ABOVE_THE_PACKAGE = {"doctor", "commands", "cli", "__main__"}  # these may import minires itself
 INDEPENDENT = {
-    "version": set(), "errors": set(), "registry": {"errors"}, "files": {"errors"}, "exercises": set(), "backend": {"errors"},
-    "data": {"errors", "registry", "files"},
+    "version": set(), "errors": set(), "registry": {"errors"}, "files": {"errors"}, "exercises": set(),
+    "backend": {"errors"}, "data": {"errors", "registry", "files"},
 }  # fmt: skip
 ONLY_BACKEND = {"cupy", "numba", "llvmlite", "ml_dtypes"}
 NEVER = {"torch", "torchvision", "tensorflow", "keras", "jax", "sklearn", "scipy", "autograd", "pickle"}
@@ -31,71 +24,46 @@ NEVER = {"torch", "torchvision", "tensorflow", "keras", "jax", "sklearn", "scipy
 READERS = {("minires.weights.torch.files", "torch")}
 
 
-def _name(path: Path) -> str:
-    parts = ("minires", *path.relative_to(ROOT).with_suffix("").parts)
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-FILES = {_name(path): path for path in sorted(ROOT.rglob("*.py"))}
-
-
-def _imports(module: str) -> Iterator[str]:
-    """Everything that ``module`` imports, inside functions too, and by importlib.import_module."""
-    for node in ast.walk(ast.parse(FILES[module].read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module} line {node.lineno}: imports are written in full"
-            for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                yield whole if whole in FILES else str(node.module)
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if called in ("import_module", "__import__"):
-                yield str(node.args[0].value)
-
-
-def _floor(module: str) -> str:
-    """``minires.ops.relu`` -> ``ops``."""
-    return module.split(".")[1]
-
-
-INSIDE = [module for module in FILES if module != "minires"]
-
-
 def test_every_room_has_its_floor():
-    assert {_floor(module) for module in INSIDE} <= set(FLOORS)
+    assert {floor(module) for module in INSIDE} <= set(FLOORS)
     assert {"errors", "backend", "tensor", "gradient_check", "ops", "nn", "models", "data", "train"} <= {
-        _floor(module) for module in INSIDE
+        floor(module) for module in INSIDE
     }
 
 
 def test_imports_point_only_down():
     wrong = []
     for module in INSIDE:
-        floor = _floor(module)
-        allowed = INDEPENDENT.get(floor, set(FLOORS[: FLOORS.index(floor)])) | {floor}
-        for imported in _imports(module):
-            if imported == "minires" and floor not in ABOVE_THE_PACKAGE:
+        own = floor(module)
+        allowed = INDEPENDENT.get(own, set(FLOORS[: FLOORS.index(own)])) | {own}
+        for imported in imports(module):
+            if imported == "minires" and own not in ABOVE_THE_PACKAGE:
                 wrong.append(f"{module} imports the package itself; import the module that defines the name")
-            elif imported.startswith("minires.") and _floor(imported) not in allowed:
+            elif imported.startswith("minires.") and floor(imported) not in allowed:
                 wrong.append(f"{module} imports {imported}")
     assert not wrong, "\n".join(wrong)
 
 
 def test_imports_go_in_no_circle():
-    graph = {m: {i for i in _imports(m) if i in FILES and i != m} for m in INSIDE}
+    graph = {m: {i for i in imports(m) if i in FILES and i != m} for m in INSIDE}
     order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, with the circle
     assert len(order) == len(set(order)) >= len(INSIDE)
 
 
+def test_the_picture_of_the_floors_shows_every_arrow(tmp_path):
+    assert {("ops", "tensor"), ("nn", "ops"), ("cli", "commands")} <= arrows().keys()
+    assert all(FLOORS.index(below) < FLOORS.index(above) for above, below in arrows())
+    draw(tmp_path / "floors.png")
+    assert (tmp_path / "floors.png").stat().st_size > 10_000
+
+
 def test_only_arrays_and_kernels_import_cupy_and_numba():
-    users = {m for m in FILES if ONLY_BACKEND & {i.split(".")[0] for i in _imports(m)}}
+    users = {m for m in FILES if ONLY_BACKEND & {i.split(".")[0] for i in imports(m)}}
     assert users == {f"minires.backend.{name}" for name in ("arrays", "kernels", "simd")}
 
 
 def test_no_other_framework_is_imported_and_nothing_is_unpickled():
-    users = {(m, i) for m in FILES for i in _imports(m) if i.split(".")[0] in NEVER}
+    users = {(m, i) for m in FILES for i in imports(m) if i.split(".")[0] in NEVER}
     assert users <= READERS
     for module, path in FILES.items():
         assert "allow_pickle=True" not in path.read_text(), module
@@ -146,18 +114,6 @@ def test_a_type_checker_sees_what_is_imported_late():
     assert seen == {*minires._MODULES, *minires._FUNCTIONS}
 
 
-def _code_lines(path: Path) -> int:
-    """How many lines hold code: no blank ones, no comments, no docstrings."""
-    text = path.read_text()
-    lines = {number for number, line in enumerate(text.splitlines(), 1) if line.strip(" )]}")}
-    lines -= {number for number, line in enumerate(text.splitlines(), 1) if line.lstrip().startswith("#")}
-    for node in ast.walk(ast.parse(text)):
-        value = node.value if isinstance(node, ast.Expr) else None
-        if isinstance(value, ast.Constant) and isinstance(value.value, str):
-            lines -= set(range(node.lineno, node.end_lineno + 1))
-    return len(lines)
-
-
 # The functions of these files that are the reference implementation. Idea is what a student reads: they, the
 # public functions, and the head of the file.
 REFERENCE = {
@@ -187,7 +143,7 @@ def test_the_first_file_of_an_operation_is_mostly_its_idea(module):
 
 
 def test_no_room_is_too_large():
-    sizes = {module: _code_lines(path) for module, path in FILES.items()}
+    sizes = {module: code_lines(path) for module, path in FILES.items()}
     assert not {module: size for module, size in sizes.items() if size > 400}
     operations = {module: size for module, size in sizes.items() if module.startswith("minires.ops.")}
     del operations["minires.ops.cases"]  # a table

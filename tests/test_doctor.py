@@ -367,7 +367,7 @@ def test_a_stranger_in_the_same_folder_is_uninstalled_and_ours_laid_anew(
     namesake(tmp_path / "site")
     monkeypatch.setattr(doctor, "__file__", str(tmp_path / "site" / "minires" / "doctor.py"))
     one = advice("minires 0.3.2 (Oil fields) is another project's")
-    assert one["level"] == "warning" and "would go with it" in one["what"]
+    assert one["level"] == "warning" and "whose __init__.py would go" in one["what"]
     assert one["command"] == f"{UNINSTALL} && {INSTALL}--force-reinstall --no-deps ."
 
 

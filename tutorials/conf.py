@@ -9,6 +9,7 @@ import ast
 import importlib
 import pkgutil
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,12 +21,17 @@ from sphinx.util.docutils import SphinxDirective
 import minires
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import pages  # noqa: E402  # it lies beside this file
+
 LESSONS = sorted(HERE.glob("[0-9][0-9]_*.py"))
 
 project = "minires"
 copyright = "the authors of minires, MIT licence"
 version = release = minires.__version__
-extensions = ["sphinx.ext.autodoc", "sphinx_gallery.gen_gallery"]
+extensions = ["sphinx.ext.autodoc", "sphinx_gallery.gen_gallery", "myst_parser"]
+myst_heading_anchors = 3
 exclude_patterns = ["GALLERY_HEADER.rst", "lessons/index.rst"]
 suppress_warnings = ["sphinx_gallery.duplicate_filename"]  # a lesson and its copy in lessons/
 
@@ -33,7 +39,7 @@ sphinx_gallery_conf = {
     "examples_dirs": ".",
     "gallery_dirs": "lessons",
     "filename_pattern": r"[\\/]\d\d_",
-    "ignore_pattern": r"conf\.py",
+    "ignore_pattern": r"(architecture|conf|pages)\.py",
     "within_subsection_order": "FileNameSortKey",
     "copyfile_regex": "(?!)",
     "abort_on_example_error": True,
@@ -107,6 +113,12 @@ LESSON = re.compile(r"\b[Ll]esson (\d\d)\b")
 FORMULA = re.compile(r"^(?!\.\. )(.*\S)?::\n\n(?=    \S)", re.MULTILINE)
 
 
+def finish_page(app: Sphinx, page: str, source: list[str]) -> None:
+    """Give a page in Markdown the links of the site."""
+    if Path(app.env.doc2path(page)).suffix == ".md":
+        source[0] = pages.for_the_site(page, source[0])
+
+
 def finish_lesson(app: Sphinx, page: str, source: list[str]) -> None:
     """Make "lesson 03" a link where another lesson says it, and say of a formula that it is not Python."""
     names = {lesson.name[:2]: lesson.stem for lesson in LESSONS}
@@ -129,9 +141,9 @@ def finish_lesson(app: Sphinx, page: str, source: list[str]) -> None:
 
 
 def modules(package: str) -> list[str]:
-    """A package and every module in it, but those that begin with an underscore."""
+    """A package and every module in it and in its packages, but those that begin with an underscore."""
     found = importlib.import_module(package)
-    inside = pkgutil.iter_modules(found.__path__, f"{package}.") if hasattr(found, "__path__") else []
+    inside = pkgutil.walk_packages(found.__path__, f"{package}.") if hasattr(found, "__path__") else []
     return [package, *(module.name for module in inside if "._" not in module.name)]
 
 
@@ -139,13 +151,14 @@ def write_reference(app: Sphinx) -> None:
     """One page per module, each of them from its docstrings."""
     folder = HERE / "reference"
     folder.mkdir(exist_ok=True)
-    for name in [module for package in modules("minires")[1:] for module in modules(package)]:
+    for name in modules("minires")[1:]:
         path, text = folder / f"{name}.rst", f"{name}\n{'=' * len(name)}\n\n.. automodule:: {name}\n"
         package, _, last = name.rpartition(".")
         if not isinstance(getattr(importlib.import_module(package), last, None), ModuleType):
             text += "   :no-index:\n"  # a function has the name of its module, and is found under it
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
+    pages.write()
 
 
 class Modules(SphinxDirective):
@@ -218,5 +231,6 @@ def setup(app: Sphinx) -> None:
     app.add_directive("modules", Modules)
     app.connect("builder-inited", write_reference)
     app.connect("source-read", finish_lesson)
+    app.connect("source-read", finish_page)
     app.connect("autodoc-process-docstring", to_rst)
     app.connect("autodoc-process-signature", name_aliases)

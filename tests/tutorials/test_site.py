@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 from browser import chromium, screenshot, watched
-from lessons import LESSONS, TUTORIALS, cells
+from lessons import LESSONS, ROOT, TUTORIALS, cells
 
 import minires
 
@@ -45,14 +45,23 @@ def make(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True)
 
 
+def copied(folder: Path, *left_out: str) -> Path:
+    """Copy the source of the site into a folder, and what its pages take from around it."""
+    made = shutil.ignore_patterns("lessons", "reference", "__pycache__", *left_out)
+    shutil.copytree(TUTORIALS, folder / "tutorials", ignore=made)
+    shutil.copytree(ROOT / "benchmarks/results", folder / "benchmarks/results")
+    for name in ("CONTRIBUTING.md", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, folder)
+    return folder / "tutorials"
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
     """The folder of a site: the one that MINIRES_SITE names, else one made now from a copy of tutorials/."""
     if "MINIRES_SITE" in os.environ:
         return Path(os.environ["MINIRES_SITE"])
     folder = tmp_path_factory.mktemp("site")
-    copy = folder / "tutorials"
-    shutil.copytree(TUTORIALS, copy, ignore=shutil.ignore_patterns("lessons", "reference", "__pycache__"))
+    copy = copied(folder)
     before = set(copy.iterdir())
     run = make(folder)
     assert run.returncode == 0, run.stdout + run.stderr
@@ -102,6 +111,19 @@ def test_every_lesson_and_every_module_has_its_page(site):
     assert modules <= set(listed)
 
 
+def test_the_guide_leads_to_the_pages_of_the_site(site):
+    there = {path.stem for path in (TUTORIALS / "guide").glob("*.md")}
+    assert there and {f"guide/{name}.html" for name in there} <= set(pages(site))
+    models = (site / "guide/models.html").read_text(encoding="utf-8")
+    assert 'href="../reference/minires.models.vgg.html"' in models  # in the repository a link to the file
+    assert "tests/models/test_vgg.py" in models and 'href="../../tests' not in models
+    text = (site / "guide/architecture.html").read_text(encoding="utf-8")
+    assert re.search(r'<img [^>]*src="\.\./_images/floors\.png"', text)
+    assert 'href="results.html#bfloat16"' in (site / "guide/gpu.html").read_text(encoding="utf-8")
+    for name in ("contributing", "changelog"):
+        assert f"reference/{name}.html" in pages(site)
+
+
 def test_every_lesson_was_run(site):
     for path in LESSONS:
         text = (site / "lessons" / f"{path.stem}.html").read_text(encoding="utf-8")
@@ -139,10 +161,9 @@ def test_the_notebooks_hold_the_cells_of_the_lessons(site):
 
 
 def test_a_lesson_that_fails_stops_the_making(tmp_path):
-    made = shutil.ignore_patterns("lessons", "reference", "__pycache__", "[0-9][0-9]_*.py")
-    shutil.copytree(TUTORIALS, tmp_path / "tutorials", ignore=made)
+    tutorials = copied(tmp_path, "[0-9][0-9]_*.py")
     lesson = '"""\n01 · Broken\n===========\n\nIt fails.\n"""\n\nassert 1 + 1 == 3, "not so"\n'
-    (tmp_path / "tutorials/01_broken.py").write_text(lesson, encoding="utf-8")
+    (tutorials / "01_broken.py").write_text(lesson, encoding="utf-8")
     run = make(tmp_path)
     assert run.returncode != 0 and "not so" in run.stdout + run.stderr
     assert not (tmp_path / "html/index.html").exists()
@@ -230,7 +251,9 @@ def test_a_lesson_links_to_the_lessons_and_functions_it_names(address, browser):
 def test_what_it_looks_like(site, address, browser, tmp_path, look):
     page, _, _ = watched(browser, **{"desktop": DESKTOP, "phone": PHONE, "dark": DARK}[look])
     chosen = [f"lessons/{path.stem}.html" for path in LESSONS]
-    for path in ["index.html", "api.html", "reference/minires.ops.batch_norm.html", *chosen]:
+    others = ["results", "models", "commands", "debugger", "architecture"]
+    chosen += ["index.html", "api.html", "reference/minires.ops.batch_norm.html"]
+    for path in chosen + [f"guide/{name}.html" for name in others]:
         page.goto(address + path)
         name = path.removesuffix(".html").replace("/", "_")
         assert screenshot(page, f"site_{look}_{name}", tmp_path).stat().st_size > 10_000

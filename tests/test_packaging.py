@@ -81,3 +81,12 @@ def test_the_name_and_the_version_are_written_once():
     assert SETUP["metadata"]["version"] == "attr: minires.version.__version__"
     assert minires.__version__ == version.__version__
     assert SETUP["options.entry_points"]["console_scripts"].split() == ["minires", "=", "minires.cli:main"]
+
+
+def test_the_workflow_runs_the_one_truth_and_every_python_that_is_promised():
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
+    assert "bash .ci/run" in workflow
+    promised = re.findall(r"Python :: (3\.\d+)$", SETUP["metadata"]["classifiers"], re.MULTILINE)
+    tested = re.search(r"^        python: (.*)$", workflow, re.MULTILINE)
+    assert re.findall(r"3\.\d+", tested[1]) == promised
+    assert SETUP["options"]["python_requires"] == f">={promised[0]}"

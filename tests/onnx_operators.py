@@ -332,18 +332,26 @@ class Windows:
 
     def _overhang(self, i: int, size: int) -> int:
         """How far the last window of axis ``i`` reaches out, if it starts on the picture or before it."""
-        extent, stride = (self.kernel[i] - 1) * self.dilation[i] + 1, self.stride[i]
-        padded = size + self.before[i] + self.after[i]
-        places = -(-(padded - extent) // stride) + 1
-        places -= (places - 1) * stride >= size + self.before[i]
-        return max(0, (places - 1) * stride + extent - padded)
+        places, left = self.places(i, size)
+        if not left or places * self.stride[i] >= size + self.before[i]:
+            return 0
+        return self.stride[i] - left
+
+    def places(self, i: int, size: int) -> tuple[int, int]:
+        """At how many places of axis ``i`` a window stands, and how many pixels are left behind the last."""
+        extent = (self.kernel[i] - 1) * self.dilation[i] + 1
+        steps, left = divmod(size + self.before[i] + self.after[i] - extent, self.stride[i])
+        return steps + 1, left
+
+    @staticmethod
+    def pick(values: Sequence[int], none: int, axes: Sequence[int | None]) -> tuple[int, ...]:
+        return tuple(none if i is None else values[i] for i in axes)
 
     def options(self, *axes: int | None) -> dict[str, Any]:
         """What an operation of minires is given, for two axes; None is one along which nothing is done."""
-        pick = lambda values, none: tuple(none if i is None else values[i] for i in axes)  # noqa: E731
-        sides = zip(pick(self.before, 0), pick(self.after, 0), strict=True)
-        options = {"stride": pick(self.stride, 1), "padding": self.word or tuple(sides)}
-        dilation = pick(self.dilation, 1)
+        sides = zip(self.pick(self.before, 0, axes), self.pick(self.after, 0, axes), strict=True)
+        options = {"stride": self.pick(self.stride, 1, axes), "padding": self.word or tuple(sides)}
+        dilation = self.pick(self.dilation, 1, axes)
         return {**options, "dilation": dilation} if dilation != (1, 1) else options
 
 
@@ -407,6 +415,41 @@ def max_unpool(x: Tensor, indices: Any, shape: Any = None, *, kernel_shape: Any,
 def conv(x: Tensor, w: Tensor, b: Any = None, *, kernel_shape: Any = None, group: int = 1, **window: Any):
     options = Windows(x.shape[2:], w.shape[2:], **window).options(0, 1)
     return channels_first(ops.conv2d(channels_last(x), w.transpose(2, 3, 1, 0), b, groups=group, **options))
+
+
+def conv_transpose(
+    x: Tensor, w: Tensor, b: Any = None, *, kernel_shape: Any = None, strides: Any = None, pads: Any = None,
+    dilations: Any = None, output_padding: Any = None, output_shape: Any = None, auto_pad: str = "NOTSET",
+    group: int = 1,
+) -> Tensor:  # fmt: skip
+    """Pictures with one axis get a height of one."""
+    n, c, *sizes = x.shape
+    kernel, count = w.shape[2:], len(sizes)
+    strides, dilations = strides or [1] * count, dilations or [1] * count
+    pads, more = pads or [0] * 2 * count, list(output_padding or [0] * count)
+    if output_shape is not None:
+        for i, size in enumerate(sizes):
+            whole = (size - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1 + more[i]
+            less = max(0, whole - output_shape[i])
+            pads[i], pads[count + i] = less // 2, -(-less // 2)
+            more[i] += max(0, output_shape[i] - whole)
+    windows = Windows(sizes, kernel, strides=strides, pads=pads, dilations=dilations, auto_pad=auto_pad)
+    axes = (None, 0) if count == 1 else (0, 1)
+    x = x.reshape(n, c, *[1] * (2 - count), *sizes)
+    w = w.reshape(*w.shape[:2], *[1] * (2 - count), *kernel)
+    options = {**windows.options(*axes), "output_padding": windows.pick(more, 0, axes), "groups": group}
+    y = channels_first(ops.conv_transpose2d(channels_last(x), w.transpose(2, 3, 1, 0), b, **options))
+    return y if count == 2 else y.reshape(*y.shape[:2], y.shape[3])
+
+
+def col2im(x: Tensor, image: Any, block: Any, **window: Any) -> Tensor:
+    """What was under each window, added where it came from: channel by channel a transposed convolution whose
+    kernels hold a single one."""
+    n, size, windows = x.shape[0], math.prod(block), Windows(image, block, **window)
+    places, left = zip(*(windows.places(i, int(n)) for i, n in enumerate(image)), strict=True)
+    w = Tensor(np.eye(size, dtype=x.dtype).reshape(size, 1, *block))
+    parts = x.reshape(-1, size, *places)  # (N, C*KH*KW, OH*OW) -> (N*C, KH*KW, OH, OW)
+    return conv_transpose(parts, w, output_padding=left, **window).reshape(n, -1, *image)
 
 
 # Normalisation
@@ -592,7 +635,9 @@ OPERATORS: dict[str, Callable[..., Result]] = {
     "Transpose": lambda x, perm=None: ops.transpose(x, perm),
     "Unsqueeze": unsqueeze,
     # products
+    "Col2Im": col2im,
     "Conv": conv,
+    "ConvTranspose": conv_transpose,
     "Einsum": einsum,
     "Gemm": gemm,
     "MatMul": matmul,

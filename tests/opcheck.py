@@ -42,7 +42,7 @@ CLOSE = {"float32": 3e-5, "float64": 1e-12}
 # Relative to each number: rounding it to bfloat16 once, to 8 significant bits.
 ROUNDING = 2.0**-8
 # The inputs that stay float32 beside activations in bfloat16. "w" is rounded, as a factor of a product.
-PARAMETERS = {"conv2d": "wb", "linear": "wb", "batch_norm": ("gamma", "beta")}
+PARAMETERS = {"conv2d": "wb", "conv_transpose2d": "wb", "linear": "wb", "batch_norm": ("gamma", "beta")}
 
 Arrays = dict[str, Any]
 
@@ -295,10 +295,11 @@ def check_bfloat16(case: Case, device: str = "cpu") -> None:
     """Dtypes, memory, single gradients; and each number of the output and of the gradients against float64.
 
     The specification gets the very same inputs, rounded as they are. So a number that is stored in bfloat16
-    may be off by its own rounding, and by what float32 makes of the sums. In two operations something on the
+    may be off by its own rounding, and by what float32 makes of the sums. In some operations something on the
     way is rounded, too: the products of ``mul`` that are summed up where an operand was broadcast; and, with
-    kernels, the products of ``conv2d`` before its bias is added and before its columns are added up. What
-    these roundings make together is at most ROUNDING times the result that absolute values give.
+    kernels, the products of ``conv2d`` and of its adjoint ``conv_transpose2d`` before a bias is added and
+    before columns are added up. What these roundings make together is at most ROUNDING times the result that
+    absolute values give.
     """
     check_memory(case, device, "bfloat16")
     check_single_gradients(case, device, "bfloat16")
@@ -314,7 +315,7 @@ def check_bfloat16(case: Case, device: str = "cpu") -> None:
     with backend.specification():
         expected = run(case, exact, make_dy)
         between = {name: np.zeros(()) for name in expected}
-        if case.op in ("mul", "conv2d"):
+        if case.op in ("mul", "conv2d", "conv_transpose2d"):
             without_relu = {name: option for name, option in case.options.items() if name != "relu"}
             absolute = {name: abs(array) for name, array in exact.items()}
             linear = dataclasses.replace(case, options=without_relu)

@@ -25,6 +25,7 @@ from minires.ops.batch_norm import batch_norm as batch_norm
 from minires.ops.callable_module import put_in_place
 from minires.ops.concat import concat as concat
 from minires.ops.conv2d import conv2d as conv2d
+from minires.ops.conv_transpose2d import conv_transpose2d as conv_transpose2d
 from minires.ops.cross_entropy import cross_entropy as cross_entropy
 from minires.ops.dense_buffer import DenseBuffer as DenseBuffer
 from minires.ops.dropout import dropout as dropout

@@ -21,6 +21,7 @@ from minires.ops.avg_pool2d import avg_pool2d, global_avg_pool2d
 from minires.ops.batch_norm import batch_norm
 from minires.ops.concat import concat
 from minires.ops.conv2d import conv2d
+from minires.ops.conv_transpose2d import conv_transpose2d
 from minires.ops.dense_buffer import DenseBuffer
 from minires.ops.dropout import dropout
 from minires.ops.linear import linear
@@ -139,6 +140,7 @@ class Doing(nn.Module):
 
         self.function = function
         self.kernel, self.grouped = Parameter(numbers(3, 2, 4, 6)), Parameter(numbers(2, 3, 2, 6))
+        self.back = Parameter(numbers(3, 2, 6, 4))
         self.six, self.four, self.beta = Parameter(numbers(6)), Parameter(numbers(4)), Parameter(numbers(4))
         self.map, self.matrix = Parameter(numbers(1, 9, 1, 4)), Parameter(numbers(9 * 7 * 4, 3))
         self.mean, self.var = numbers(4), np.abs(numbers(4))
@@ -165,6 +167,9 @@ OPERATIONS: dict[str, Callable[[Tensor, Doing], Tensor]] = {
     "conv ceil": lambda x, p: conv2d(x, p.kernel, padding="ceil", stride=(4, 3)),
     "conv four sides": lambda x, p: conv2d(x, p.kernel, padding=((2, 0), (1, 3)), relu=True),
     "conv groups": lambda x, p: conv2d(x, p.grouped, p.six, groups=2, stride=2, padding=1),
+    "transposed conv": lambda x, p: conv_transpose2d(x, p.back, p.six, stride=2, padding=1, output_padding=1),
+    "transposed conv same": lambda x, p: conv_transpose2d(x, p.back, stride=4, padding="same"),
+    "transposed conv groups": lambda x, p: conv_transpose2d(x, p.back, groups=2, padding=((1, 0), (0, 1))),
     "one kernel twice": lambda x, p: conv2d(x, p.kernel) + conv2d(x * 0.5, p.kernel),
     "batch norm": norm,
     "batch norm of rows": lambda x, p: norm(global_avg_pool2d(x), p),

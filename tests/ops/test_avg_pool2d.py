@@ -30,7 +30,7 @@ def test_against_torch(case):
             return torch.nn.functional.avg_pool2d(padded, kernel, stride)
 
         y = mean_of_all(x.permute(0, 3, 1, 2))
-        if not count_padding:  # the share of real pixels under each window
+        if not count_padding or padding == "ceil":  # the share of real pixels under each window
             y = y / mean_of_all(torch.ones(1, 1, *x.shape[1:3], dtype=x.dtype))
         return y.permute(0, 2, 3, 1)
 
@@ -48,6 +48,57 @@ def test_the_border_is_counted_only_if_asked():
     counted = avg_pool2d(x, 2, stride=1, padding=1, count_padding=True).numpy()[0, :, :, 0]
     assert plain.tolist() == [[1, 1, 1]] * 3
     assert counted.tolist() == [[0.25, 0.5, 0.25], [0.5, 1, 0.5], [0.25, 0.5, 0.25]]
+
+
+def test_what_ceil_adds_is_never_counted():
+    ones = Tensor(np.ones((1, 4, 4, 1)))
+    y = avg_pool2d(ones, 3, stride=2, padding="ceil", count_padding=True)
+    assert y.numpy()[0, :, :, 0].tolist() == [[1, 1], [1, 1]]
+
+
+CEIL = [  # picture, kernel, stride
+    ((4, 4), 3, 2),
+    ((5, 6), 2, 2),
+    ((7, 5), 3, 2),
+    ((6, 9), 2, 3),
+    ((5, 5), (2, 3), (3, 2)),
+    ((2, 2), 1, 2),
+]
+
+
+@pytest.mark.parametrize("count_padding", [False, True])
+@pytest.mark.parametrize(("size", "kernel", "stride"), CEIL)
+def test_ceil_is_what_torch_rounds_up(size, kernel, stride, count_padding):
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).standard_normal((2, *size, 3))
+    ours, theirs = Tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
+    y = avg_pool2d(ours, kernel, stride=stride, padding="ceil", count_padding=count_padding)
+    options = {"ceil_mode": True, "count_include_pad": count_padding}
+    expected = torch.nn.functional.avg_pool2d(theirs.permute(0, 3, 1, 2), kernel, stride, **options)
+    opcheck.assert_close(y.numpy(), expected.detach().permute(0, 2, 3, 1).numpy(), 1e-12, "y")
+    y.backward(np.ones(y.shape))
+    expected.sum().backward()
+    opcheck.assert_close(ours.grad, theirs.grad.numpy(), 1e-12, "dx")
+
+
+@pytest.mark.parametrize("count_padding", [False, True])
+@pytest.mark.parametrize(("size", "kernel", "stride"), CEIL)
+def test_ceil_is_what_onnxruntime_rounds_up(size, kernel, stride, count_padding):
+    onnx = pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    make, number = onnx.helper, onnx.TensorProto.FLOAT
+    node = make.make_node(
+        "AveragePool", ["x"], ["y"], kernel_shape=opcheck.pair(kernel), strides=opcheck.pair(stride),
+        ceil_mode=1, count_include_pad=int(count_padding),
+    )  # fmt: skip
+    values = [make.make_tensor_value_info(name, number, [None] * 4) for name in "xy"]
+    graph = make.make_graph([node], "pool", values[:1], values[1:])
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 19)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(0).standard_normal((2, *size, 3)).astype(np.float32)
+    (expected,) = session.run(None, {"x": x.transpose(0, 3, 1, 2)})
+    y = avg_pool2d(Tensor(x), kernel, stride=stride, padding="ceil", count_padding=count_padding)
+    opcheck.assert_close(y.numpy(), expected.transpose(0, 2, 3, 1), 1e-6, "y")
 
 
 @pytest.mark.parametrize(

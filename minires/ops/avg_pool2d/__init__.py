@@ -4,7 +4,8 @@
     dx: each dy / count goes to every pixel under its window
 
 ``count`` is the number of real pixels under the window, as in TensorFlow and Keras; with
-``count_padding=True`` it is always KH*KW, as in Caffe and torch.
+``count_padding=True`` it is KH*KW, as in Caffe and torch, whose windows that reach out because the size is
+rounded up count real pixels all the same.
 
 Shapes: x (N, H, W, C) -> y (N, OH, OW, C).
 Source: LeCun et al. 1989 (subsampling); global average pooling: Lin, Chen, Yan 2013, arXiv:1312.4400.
@@ -66,7 +67,7 @@ def _backward(xp: Any, share: Array, shape: tuple[int, ...], win: Window) -> Arr
 def _cases() -> Iterator[Case]:
     for name, x, options in POOLS:
         yield Case(name, {"x": x}, options)
-        if name == "four sides":
+        if name == "four sides" or "ceil" in name:
             yield Case(f"{name}, counted", {"x": x}, {**options, "count_padding": True})
 
 
@@ -105,7 +106,8 @@ def avg_pool2d(
     kernel: the height and width of the window, an int for both.
     stride: from one window to the next; the kernel size if left out.
     padding: as in :func:`minires.ops.window.window`.
-    count_padding: whether the pixels of the border count, as zeros.
+    count_padding: whether the pixels of the border count, as zeros. What ``"ceil"`` adds never counts: it is
+        no border that was asked for, but where the last windows reach beyond the picture.
 
     Shapes: x (N, H, W, C) -> y (N, OH, OW, C), OH = (H + top + bottom - KH) // stride + 1 (rounded down).
     Raises: ShapeError if x is not four axes of floats, the kernel is larger than the padded picture, or the
@@ -123,6 +125,7 @@ def avg_pool2d(
         "avg_pool2d", (x.shape[1], x.shape[2]), kernel, kernel if stride is None else stride, padding
     )
     checks.border("avg_pool2d", win.size, (win.top, win.bottom), (win.left, win.right))
+    count_padding = count_padding and padding != "ceil"
     xp = backend.array_module(x.data)
     shape, options = x.shape, {**win.options(), "count_padding": count_padding}
     if cuda.usable(x.data):

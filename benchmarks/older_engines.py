@@ -85,7 +85,7 @@ def _layer(name: str, module: Module) -> list[dict[str, Any]]:
             what = {"kind": "linear"}
         case _:
             raise ConfigError(f"{name}: the older engines are not told of this {type(module).__name__}")
-    what["arrays"] = {short: f"{module.path}.{short}" for short in module.state_dict()}
+    what["arrays"] = {short: f"{name}.{short}" for short in module.state_dict()}
     relu = [{"kind": "relu", "arrays": {}}] if getattr(module, "relu", False) else []
     return [what, *relu]
 

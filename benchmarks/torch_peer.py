@@ -30,7 +30,6 @@ from minires.nn import layers
 from minires.nn.blocks import ResidualBlock
 from minires.nn.module import Module, Parameter
 from minires.nn.squeeze_excitation import SqueezeExcitation
-from minires.ops.relu import relu
 
 # ------------------------------------------------------------------------------------------- the weights
 
@@ -120,10 +119,12 @@ def layer(name: str, module: Module) -> nn.Module:
     make = _TWINS.get(type(module))
     if make is None:
         known = ", ".join(sorted(kind.__name__ for kind in _TWINS))
-        raise ConfigError(
-            f"{module.path or name}: torch_peer has no twin of a {type(module).__name__}, only of {known}"
-        )
-    return make(module)
+        raise ConfigError(f"{name}: torch_peer has no twin of a {type(module).__name__}, only of {known}")
+    try:
+        return make(module)
+    except ConfigError as error:
+        error.where = error.where or name  # the innermost says where
+        raise
 
 
 def _conv(conv: layers.Conv2d) -> nn.Module:
@@ -154,7 +155,7 @@ def _avg_pool(pool: layers.AvgPool2d) -> nn.Module:
     same = pool.padding == "same" and pool.kernel == 2 and pool.stride in (None, 2)
     ceil = pool.padding == "ceil" or same
     if ceil and pool.count_padding:
-        raise ConfigError(f"{pool.path}: PyTorch does not count what ceil_mode adds")
+        raise ConfigError("PyTorch does not count what ceil_mode adds")
     return nn.AvgPool2d(
         pool.kernel, pool.stride, 0 if ceil else _border(pool), ceil_mode=ceil,
         count_include_pad=pool.count_padding,
@@ -167,7 +168,7 @@ def _border(window: layers.Conv2d | layers.MaxPool2d | layers.AvgPool2d) -> int 
         return padding
     if isinstance(padding, tuple) and isinstance(padding[0], int) and isinstance(padding[1], int):
         return padding[0], padding[1]
-    raise ConfigError(f"{window.path}: PyTorch's {type(window).__name__} has no padding={padding!r}")
+    raise ConfigError(f"PyTorch's {type(window).__name__} has no padding={padding!r}")
 
 
 class Flatten(nn.Module):
@@ -185,18 +186,17 @@ class _Block(nn.Module):
 
     def __init__(self, ours: Module) -> None:
         super().__init__()
-        self._called: dict[int, str] = {}
+        self._rectified: set[str] = set()
         for name, child in ours.children():
             self.add_module(name, layer(name, child))
-            self._called[id(child)] = name
+            if isinstance(child, layers.BatchNorm2d) and child.relu:
+                self._rectified.add(name)
 
-    def steps(self, ours: Sequence[Any]) -> list[str]:
-        """A chain of ours as names of layers; "relu" stands for a ReLU, "relu_" for one in place."""
+    def steps(self, ours: Sequence[str]) -> list[str]:
+        """A chain of ours, the names of layers; "relu" stands for a ReLU, "relu_" for one in place."""
         found = []
-        for one in ours:
-            found.append("relu" if one is relu else self._called[id(one)])
-            if isinstance(one, layers.BatchNorm2d) and one.relu:
-                found.append("relu_")
+        for name in ours:
+            found += [name, "relu_"] if name in self._rectified else [name]
         return found
 
     def run(self, steps: list[str], x: torch.Tensor) -> torch.Tensor:
@@ -249,7 +249,7 @@ class TorchResidualUnit(_Block):
     def __init__(self, ours: ResidualUnit) -> None:
         super().__init__(ours)
         if ours.gating != "none":
-            raise ConfigError(f"{ours.path}: torch_peer has no gating {ours.gating!r}")
+            raise ConfigError(f"torch_peer has no gating {ours.gating!r}")
         self.before, self.branch = self.steps(ours._before), self.steps(ours._branch)
         self.projection, self.end = self.steps(ours._projection), self.steps(ours._end)
         self.pads, self.stride, self.added = ours._pads, ours.stride, ours.out_channels - ours.in_channels

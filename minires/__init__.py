@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what __getattr__ below imports when it is first used
     from minires import data, debug, inspect, models, train, weights
     from minires.debug.step import step
     from minires.nn.fuse import fuse
+    from minires.nn.init import manual_seed
     from minires.nn.recompute import recompute
     from minires.train import optim
 
@@ -35,6 +36,7 @@ __all__ = [
     "fuse",
     "gradcheck",
     "inspect",
+    "manual_seed",
     "models",
     "nn",
     "no_grad",
@@ -60,6 +62,7 @@ _MODULES = {
 }
 _FUNCTIONS = {
     "fuse": "minires.nn.fuse",
+    "manual_seed": "minires.nn.init",
     "recompute": "minires.nn.recompute",
     "step": "minires.debug.step",
 }

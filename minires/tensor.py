@@ -34,12 +34,14 @@ from minires.errors import MiniresError, ShapeError
 Backward = Callable[[Array], Sequence["Array | None"]]
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _numbers = itertools.count()
+_SHOWN, _LINES = 100, 12  # a tensor of more numbers, or more lines, is shown by its shape
 
 
 class _State(threading.local):
     recording = True
     fused = True
     path = ""  # the path of the module whose forward is running, for the names of nodes
+    tree: Any = None  # the paths inside the outermost module that is running: see minires.nn.paths
     watcher: Callable[[Call], None] | None = None
 
 
@@ -48,7 +50,7 @@ _state = _State()
 
 def settings() -> dict[str, Any]:
     """What no_grad(), unfused(), scope() and watching() have set for this thread."""
-    return {name: getattr(_state, name) for name in ("recording", "fused", "path", "watcher")}
+    return {name: getattr(_state, name) for name in ("recording", "fused", "path", "tree", "watcher")}
 
 
 @contextmanager
@@ -85,6 +87,18 @@ def is_fused() -> bool:
 def scope(path: str) -> AbstractContextManager[None]:
     """Name the nodes recorded inside this block after the module at ``path``."""
     return with_settings(path=path)
+
+
+def running() -> tuple[Any, str]:
+    """The tree of the outermost module that is running in this thread, None for none, and the path now."""
+    return _state.tree, _state.path
+
+
+def enter(tree: Any, path: str) -> tuple[Any, str]:
+    """Say that a module runs from now on. Returns what was before, to be given to ``enter`` afterwards."""
+    before = _state.tree, _state.path
+    _state.tree, _state.path = tree, path
+    return before
 
 
 @dataclass(frozen=True)
@@ -182,6 +196,10 @@ class Step:
     incoming: Array
     outgoing: tuple[Array | None, ...]
 
+    def __repr__(self) -> str:
+        given = ", ".join("none" if one is None else f"{one.shape}" for one in self.outgoing)
+        return f"<backward of {self.node!r}: {self.incoming.shape} -> {given}>"
+
 
 class Tensor:
     """An array that remembers how it was made.
@@ -258,7 +276,18 @@ class Tensor:
         name = f", name={self.name!r}" if self.name else ""
         by = f", op={self._node.op!r}" if self._node is not None and self._node.op != "leaf" else ""
         grad = ", requires_grad=True" if self.requires_grad else ""
-        return f"Tensor({self.data}, dtype={self.dtype}{grad}{by}{name})"
+        return f"{type(self).__name__}({self._values()}, dtype={self.dtype}{grad}{by}{name})"
+
+    def _values(self) -> str:
+        """The numbers of a small tensor; of a larger one its shape and how large they are."""
+        text = str(self.data) if self.size <= _SHOWN else ""
+        if self.size <= _SHOWN and text.count("\n") < _LINES:
+            return text
+        numbers = self.numpy()
+        numbers = numbers.astype(np.float64) if backend.is_float(numbers.dtype) else numbers
+        return (
+            f"shape {self.shape}, from {numbers.min():.4g} to {numbers.max():.4g}, mean {numbers.mean():.4g}"
+        )
 
     # --------------------------------------------------------------------------------- getting it out
 
@@ -280,9 +309,24 @@ class Tensor:
         """A tensor of its own with the same values; its gradient and hooks stay behind."""
         if self._node is not None and self._node.op != "leaf":
             raise MiniresError("only leaf tensors can be copied; use detach() to cut the tape")
-        other = type(self).__new__(type(self))
-        Tensor.__init__(other, self.data.copy(), requires_grad=self.requires_grad, name=self.name)
-        return other
+        return _made_again(type(self), self.data.copy(), self.requires_grad, self.name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What copy.copy and a pickle hold: the values. The gradient and hooks stay behind."""
+        if self._node is not None and self._node.op != "leaf":
+            raise MiniresError("only leaf tensors can be pickled; use detach() to cut the tape")
+        return _made_again, (type(self), self.data, self.requires_grad, self.name)
+
+    def replace_data(self, data: Array) -> None:
+        """Hold another array of the same shape from now on, on another device or of another dtype, perhaps.
+
+        A leaf stays the same tensor: hooks stay, and whoever holds it has the new array. Its gradient, which
+        was that of the old array, is forgotten.
+        """
+        if data is not self.data:
+            self.data, self.grad = data, None
+            if self._node is not None:
+                self._node.dtype = data.dtype
 
     # ------------------------------------------------------------------------------------ the backward
 
@@ -363,6 +407,13 @@ class Tensor:
         def exp(self) -> Tensor: ...
         def log(self) -> Tensor: ...
         def sqrt(self) -> Tensor: ...
+
+
+def _made_again(kind: type[Tensor], data: Array, requires_grad: bool, name: str | None) -> Tensor:
+    """A leaf of a class that may take other arguments."""
+    other = kind.__new__(kind)
+    Tensor.__init__(other, data, requires_grad=requires_grad, name=name)
+    return other
 
 
 def record(

@@ -8,6 +8,7 @@ import minires.errors
 from minires import nn
 from minires.errors import ConfigError, nearest, unknown
 from minires.train.finetune import freeze
+from minires.weights import names_of
 
 
 def test_the_examples_in_the_docstrings_are_right():
@@ -28,3 +29,10 @@ def test_nearest_sorts_what_comes_in_no_order():
 def test_a_model_without_parts_says_so():
     with pytest.raises(ConfigError, match=r"no part 'res2a' to freeze; there are none at all$"):
         freeze(nn.ReLU(), ["res2a"])
+
+
+def test_a_model_without_parameters_has_no_names_in_other_files():
+    with pytest.raises(ConfigError, match="makes them, not for a model without parameters$"):
+        names_of("torchvision", nn.ReLU())
+    with pytest.raises(ConfigError, match="makes them, not for a model of 0, ...$"):
+        names_of("torchvision", nn.Sequential(nn.Linear(2, 2)))

@@ -100,7 +100,7 @@ network = Sequential(
     res3b=identity_block(128, (32, 32, 128), stage=3, block="b", rng=rng),
     avg_pool=GlobalAvgPool2d(),
     fc=Linear(128, 6, rng=rng),
-).name_modules()
+)
 
 labels = np.arange(6)
 pictures = np.stack([hands.render(int(label), seed=(6, int(label))) for label in labels])

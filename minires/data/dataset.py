@@ -49,6 +49,11 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        n, h, w, _ = self.images.shape
+        classes = ", ".join(self.classes[:6]) + (", ..." if len(self.classes) > 6 else "")
+        return f"Dataset {self.name!r}: {n:,} pictures of {h}x{w}, {len(self.classes)} classes ({classes})"
+
     def take(self, indices: ArrayLike) -> Dataset:
         """Return the pictures at ``indices``, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
@@ -116,3 +121,7 @@ class Splits:
     val: Dataset
     test: Dataset
     source: str
+
+    def __repr__(self) -> str:
+        parts = [f"  {part}: {getattr(self, part)!r}" for part in ("train", "val", "test")]
+        return "\n".join([f"Splits from {self.source}", *parts])

@@ -13,7 +13,6 @@ the input last. ``for stop in s`` and ``s[i]`` go through them without moving ``
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, overload
@@ -22,7 +21,7 @@ from minires.debug import card
 from minires.debug.explain import Explanation, explain
 from minires.debug.recording import Operation, Recording, record_passes
 from minires.debug.tape import record_tape
-from minires.errors import ConfigError, MiniresError
+from minires.errors import ConfigError, MiniresError, nearest
 from minires.nn.module import Module
 from minires.tensor import Tensor
 
@@ -206,8 +205,7 @@ class Stepper:
 
 def _known(kind: str, name: str, names: set[str]) -> None:
     if name not in names:
-        near = difflib.get_close_matches(name, sorted(names), 3, 0)
-        raise ConfigError(f"there is no {kind} {name!r}; the nearest are {', '.join(near)}")
+        raise ConfigError(f"there is no {kind} {name!r}; {nearest(name, names)}")
 
 
 def step(model: Module | Callable[[Tensor], Tensor] | Tensor, x: Any = None, y: Any = None) -> Stepper:

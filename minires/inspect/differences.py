@@ -23,8 +23,11 @@ from minires.nn.module import Module, Parameter
 Pair = tuple[Layer | None, Layer | None]  # a layer of each model; None where a model has no such layer
 COMPARED = ("kind", "output", "params", "params_trainable", "madds")
 # Attributes of a module that are no settings, and settings that kinds and shapes tell already.
-NO_SETTINGS = {"training", "path"}
-TOLD = {"in_channels", "out_channels", "kernel", "stride", "groups", "relu"}
+NO_SETTINGS = {"training"}
+TOLD = {
+    "in_channels", "out_channels", "in_features", "out_features", "channels",
+    "kernel", "stride", "groups", "relu",
+}  # fmt: skip
 TOTALS = {
     "parameters": "params_total", "  in torch": "parameters", "  trainable": "params_trainable",
     "multiply-adds": "madds", "output bytes": "output_bytes", "held bytes": "held",
@@ -224,7 +227,8 @@ def _settings(module: Module) -> dict[str, Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple | list):
+    """Whether a value is a setting; a list is not (a block keeps the names of its layers in lists)."""
+    if isinstance(value, tuple):
         return all(_is_plain(part) for part in value)
     return value is None or isinstance(value, bool | int | float | str)
 

@@ -286,14 +286,22 @@ def crossings(used: Sequence[Iterable[int]]) -> Iterator[int]:
         reach = max(reach, last_use.get(place, 0))
 
 
-def chains(
-    model: Module, prefix: str = "", around: tuple[str, ...] = ()
-) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each module's path, with those of the modules around it and its own, outermost first."""
-    for name, child in model.children():
-        path = f"{prefix}{name}"
-        yield path, (*around, path)
-        yield from chains(child, f"{path}." if child.in_path else prefix, (*around, path))
+def chains(model: Module) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each module's path, with those of the modules around it and its own, outermost first.
+
+    A module that is held twice is found once, as in ``named_modules``.
+    """
+    seen = {id(model)}
+
+    def inside(module: Module, prefix: str, around: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
+        for name, child in module.children():
+            if id(child) not in seen:
+                seen.add(id(child))
+                path = f"{prefix}{name}"
+                yield path, (*around, path)
+                yield from inside(child, f"{path}." if child.in_path else prefix, (*around, path))
+
+    return inside(model, "", ())
 
 
 def _common(chains: Iterable[tuple[str, ...]]) -> tuple[str, ...]:

@@ -10,9 +10,10 @@ import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy as np
 from minires.backend import Array
 from minires.nn import layers as nn
 from minires.nn.fuse import AddReLU
-from minires.nn.module import Module, Parameter
+from minires.nn.module import Module
 from minires.tensor import Tensor, no_grad, reachable, with_settings
 
 Shape = tuple[int, ...]
@@ -52,9 +53,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a model is made of; ``str`` of it is a table, with equal blocks in one line.
+    """What a model is made of; printed it is a table, with equal blocks in one line.
 
     ``outputs`` has what each part directly inside the model hands on: block1 -> (32, 32, 216).
+    ``shared`` has the paths of what is held under several names (counted once), and these names.
     ``held_between`` has what the tape keeps for operations in none of the layers, by the part in which they
     are (an addition behind a gate, say; "" is the model itself).
 
@@ -74,6 +76,7 @@ class Summary:
     output_bytes: int
     held: int | None = None
     held_between: Mapping[str, int] = field(default_factory=dict)
+    shared: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Give everything as plain data for JSON."""
@@ -104,12 +107,16 @@ class Summary:
         if self.held is not None:
             figures.append(("held bytes", self.held, "kept on the tape for the backward, per picture"))
         lines = [f"{name:<13} {figure:>14,}  {note}".rstrip() for name, figure, note in figures]
+        lines += [f"{'shared':<13} {' = '.join((first, *others))}" for first, others in self.shared.items()]
         return "\n".join([
             f"{self.model}, input {times(self.input)}", "", *_table(self, full=full), "", *lines
         ])  # fmt: skip
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.table()
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(self.table())}</pre>"
 
 
 def summarize(model: Module, input: Shape, *, name: str | None = None, memory: bool = False) -> Summary:
@@ -140,6 +147,7 @@ def summarize(model: Module, input: Shape, *, name: str | None = None, memory: b
         madds=sum(layer.madds for layer in layers),
         output_bytes=sum(layer.output_bytes for layer in layers),
         held=None if per_picture is None else sum(per_picture.values()), held_between=between,
+        shared=model.shared_names(),
     )  # fmt: skip
 
 
@@ -164,16 +172,16 @@ class _Seen:
 def _observed(model: Module) -> Iterator[_Seen]:
     """Yield what is filled as long as this block lasts: the calls of layers, and what each part hands on."""
     seen = _Seen()
-    counted: set[int] = set()
+    counted: set[int] = set()  # parameters and buffers
     wrapped: list[Module] = []
 
     def observe(path: str, block: str, module: Module, forward: Callable[..., Tensor], x: Tensor,
                 **options: Any) -> Tensor:  # fmt: skip
         start = _number()
         y = forward(x, **options)
-        total, trainable = (0, 0) if id(module) in counted else _own_parameters(module)
-        counted.add(id(module))
+        total, trainable = _own_parameters(module, counted)
         output = tuple(y.shape[1:])
+        seen.outputs[block] = output  # until the block itself hands on something, if it is ever called
         kind, madds = _kind(module, options), _madds(module, output)
         seen.layers.append(Layer(path, block, kind, output, total, trainable, madds, 4 * math.prod(output)))
         seen.spans.append(range(start, _number()))
@@ -186,7 +194,8 @@ def _observed(model: Module) -> Iterator[_Seen]:
         seen.spans_of_parts.append((name, range(start, _number())))
         return y
 
-    for top, child in model.children():
+    # A single layer is its own and only part.
+    for top, child in list(model.children()) or [(type(model).__name__, model)]:
         prefix = f"{top}." if child.in_path else ""
         for path, module in ((top, child), *child.named_modules(prefix)):
             if next(module.children(), None) is None and "forward" not in vars(module):
@@ -363,12 +372,13 @@ def _figures(summary: Summary, blocks: list[list[Layer]]) -> Row:
     return _bytes(sum(layer.output_bytes for layer in layers)), _bytes(held), count(params), count(madds)
 
 
-def _own_parameters(module: Module) -> tuple[int, int]:
-    """How many numbers a layer holds, and how many of them are learned."""
-    parameters = [value for value in vars(module).values() if isinstance(value, Parameter)]
-    buffers = sum(int(buffer.size) for _, buffer in module.named_buffers())
-    total = sum(parameter.size for parameter in parameters)
-    return total + buffers, sum(parameter.size for parameter in parameters if parameter.requires_grad)
+def _own_parameters(module: Module, counted: set[int]) -> tuple[int, int]:
+    """How many numbers a layer holds that were not counted before, and how many of them are learned."""
+    parameters = [one for one in module.parameters() if id(one) not in counted]
+    buffers = [one for _, one in module.named_buffers() if id(one) not in counted]
+    counted.update(map(id, (*parameters, *buffers)))
+    trainable = sum(one.size for one in parameters if one.requires_grad)
+    return sum(int(one.size) for one in (*parameters, *buffers)), trainable
 
 
 def _madds(module: Module, output: Shape) -> int:

@@ -144,4 +144,4 @@ def build(name: str, *, classes: int | None = None, seed: int = 0, **variant: An
             raise  # our own mistake, no option was given
         given = ", ".join(f"{option}={value!r}" for option, value in variant.items())
         raise ConfigError(f"{name} cannot be built with {given}: {error}") from error
-    return model.name_modules()
+    return model

@@ -116,14 +116,15 @@ class InceptionModule(Module):
     ) -> None:
         super().__init__()
 
-        def chain(**convs: Conv) -> list[Module]:
-            layers, channels = [], in_channels
+        def chain(**convs: Conv) -> list[str]:
+            """The names of layers, not the layers: whatever replaces a layer's attribute is what runs."""
+            names, channels = [], in_channels
             for name, conv in convs.items():
                 for full, layer in convolution(name, channels, conv).items():
                     setattr(self, full, layer)
-                    layers.append(layer)
+                    names.append(full)
                 channels = conv.channels
-            return layers
+            return names
 
         stride, (few, three), (less, double) = row.stride, row.three, row.double
         self._branches = [chain(_1x1=Conv(row.one, 1))] if row.one else []
@@ -138,7 +139,7 @@ class InceptionModule(Module):
             self.pool: Module = AvgPool2d(3, stride=1, padding=1, count_padding=True)
         else:
             self.pool = MaxPool2d(3, stride=stride, padding=1 if stride == 1 else "ceil")
-        self._branches.append([self.pool])
+        self._branches.append(["pool"])
         if row.projection:
             self._branches[-1] += chain(_pool_proj=Conv(row.projection, 1))
         self.stride = stride
@@ -157,7 +158,7 @@ class InceptionModule(Module):
         for branch in self._branches:
             y = x
             for layer in branch:
-                y = layer(y)
+                y = getattr(self, layer)(y)
             outputs.append(y)
         y = concat(outputs)
         return y if self.se is None else self.se(y)

@@ -59,7 +59,7 @@ Differs: resnet-pre-act.lua puts the stride on the first 1x1 of a bottleneck, fb
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -146,26 +146,25 @@ class ResidualUnit(Module):
         self.in_channels, self.out_channels = in_channels, branch[-1].channels
         self.stride = int(np.prod([conv.stride for conv in branch]))
 
-        def conv2d(place: str, inputs: int, conv: Conv, *, bias: bool) -> Conv2d:
+        # The names of layers are kept, not the layers: whatever replaces a layer's attribute is what runs.
+        def conv2d(place: str, inputs: int, conv: Conv, *, bias: bool) -> str:
             layer = Conv2d(
                 inputs, conv.channels, conv.kernel, stride=conv.stride, padding=conv.kernel // 2,
                 groups=conv.groups, bias=bias, initializer=initializer, rng=rng,
             )  # fmt: skip
             setattr(self, f"res{name}{place}", layer)
-            return layer
+            return f"res{name}{place}"
 
-        def activation(place: str, channels: int, words: str) -> list[Callable[..., Tensor]]:
-            """The layers that ``words`` name, none for none."""
+        def activation(place: str, channels: int, words: str) -> list[str]:
+            """The layers that ``words`` say, none for none; "relu" is the function."""
             if words in ("", "relu"):
-                return [relu] if words else []
-            layer = BatchNorm2d(channels, relu=words == "bn relu", **(norm or {}))
-            setattr(self, f"bn{name}{place}", layer)
-            return [layer]
+                return [words] if words else []
+            setattr(self, f"bn{name}{place}", BatchNorm2d(channels, relu=words == "bn relu", **(norm or {})))
+            return [f"bn{name}{place}"]
 
-        # Lists of layers, so that none of them is found twice: it is an attribute already.
         self._before = activation("2a", in_channels, "" if starts == "outside" else before)
         self._splits_after = starts == "split"
-        self._branch: list[Callable[..., Tensor]] = []
+        self._branch: list[str] = []
         channels = in_channels
         # A batch norm is called after the weight that it stands next to: the one before it, but in the full
         # pre-activation the one after it.
@@ -186,7 +185,7 @@ class ResidualUnit(Module):
                 f"unit {stage}{block}: shortcut 'A' adds channels of zeros, but {in_channels} come in and "
                 f"the branch gives {channels}; use shortcut 'B' where the channels get fewer"
             )
-        self._projection: list[Callable[..., Tensor]] = []
+        self._projection: list[str] = []
         if shortcut == "C" or (shortcut == "B" and not fits):
             one = Conv(channels, 1, self.stride)
             self._projection.append(conv2d("1", in_channels, one, bias=bias and not last))
@@ -198,34 +197,38 @@ class ResidualUnit(Module):
         if gating in ("exclusive", "shortcut_only"):
             if not _is_number(gate_bias):
                 raise ConfigError(f"gate_bias must be a number, not {gate_bias!r}")
-            self._gate = [conv2d("_gate", in_channels, Conv(channels, 1, self.stride), bias=True)]
-            self._gate[0].bias.data[...] = gate_bias  # type: ignore[union-attr]
+            self._gate = conv2d("_gate", in_channels, Conv(channels, 1, self.stride), bias=True)
+            getattr(self, self._gate).bias.data[...] = gate_bias
         if gating == "dropout":
-            layer = Dropout(dropout, seed=int(rng.integers(2**32)))
-            setattr(self, f"dropout{name}1", layer)
-            self._dropout = [layer]
+            self._dropout = f"dropout{name}1"
+            setattr(self, self._dropout, Dropout(dropout, seed=int(rng.integers(2**32))))
 
     def forward(self, x: Tensor) -> Tensor:
-        active = _run(self._before, x)
+        active = self._run(self._before, x)
         shortcut, factor = self.shortcut(active if self._splits_after else x)
-        y = _run(self._branch, active)
+        y = self._run(self._branch, active)
         if factor is not None:
             y = y * factor
-        return _run(self._end, y + shortcut)
+        return self._run(self._end, y + shortcut)
+
+    def _run(self, layers: Sequence[str], x: Tensor) -> Tensor:
+        for name in layers:
+            x = relu(x) if name == "relu" else getattr(self, name)(x)
+        return x
 
     def shortcut(self, x: Tensor) -> tuple[Tensor, Any]:
         """What is added to the branch, and what the branch is multiplied by before (None for nothing)."""
-        shortcut = _run(self._projection, x)
+        shortcut = self._run(self._projection, x)
         if self._pads:
             shortcut = pad_channels(x, self.out_channels, stride=self.stride)
         if self.gating == "constant":
             s, f = self.scale
             return shortcut * s, None if f == 1 else f
         if self.gating in ("exclusive", "shortcut_only"):
-            g = sigmoid(self._gate[0](x))
+            g = sigmoid(getattr(self, self._gate)(x))
             return shortcut * (1 - g), g if self.gating == "exclusive" else None
         if self.gating == "dropout":
-            return self._dropout[0](shortcut), None
+            return getattr(self, self._dropout)(shortcut), None
         return shortcut, None
 
 
@@ -337,12 +340,6 @@ def resnet_v2(
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _run(layers: Sequence[Callable[..., Tensor]], x: Tensor) -> Tensor:
-    for layer in layers:
-        x = layer(x)
-    return x
 
 
 DEPTHS: dict[str, dict[str, Any]] = {

@@ -97,29 +97,28 @@ class Paths(Module):
         super().__init__()
         name = f"{stage}{block}_branch2"
 
-        def conv(place: str, inputs: int, outputs: int, kernel: int, stride: int = 1) -> Conv2d:
+        def conv(place: str, inputs: int, outputs: int, kernel: int, stride: int = 1) -> str:
             layer = Conv2d(
                 inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False,
                 initializer=initializer, rng=rng,
             )  # fmt: skip
             setattr(self, f"res{name}{place}", layer)
-            return layer
+            return f"res{name}{place}"
 
-        def batch_norm(place: str) -> BatchNorm2d:
-            layer = BatchNorm2d(width, relu=True, **norm)
-            setattr(self, f"bn{name}{place}", layer)
-            return layer
+        def batch_norm(place: str) -> str:
+            setattr(self, f"bn{name}{place}", BatchNorm2d(width, relu=True, **norm))
+            return f"bn{name}{place}"
 
-        self._paths: list[list[Module]] = []
+        # Names of layers, not layers: whatever replaces a layer's attribute is what runs.
+        self._paths: list[list[str]] = []
         for i in range(1, cardinality + 1):
-            path: list[Module] = [conv(f"a_{i}", in_channels, width, 1), batch_norm(f"a_{i}")]
+            path = [conv(f"a_{i}", in_channels, width, 1), batch_norm(f"a_{i}")]
             path += [conv(f"b_{i}", width, width, 3, stride), batch_norm(f"b_{i}")]
             if form == "branches":
                 path.append(conv(f"c_{i}", width, out_channels, 1))
             self._paths.append(path)
         if form == "concat":
-            # in a tuple, so that it is not found twice
-            self._restore = (conv("c", cardinality * width, out_channels, 1),)
+            self._restore = conv("c", cardinality * width, out_channels, 1)
         self.form = form
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,9 +126,12 @@ class Paths(Module):
         for path in self._paths:
             y = x
             for layer in path:
-                y = layer(y)
+                y = getattr(self, layer)(y)
             outputs.append(y)
-        return self._restore[0](concat(outputs)) if self.form == "concat" else reduce(add, outputs)
+        if self.form == "branches":
+            return reduce(add, outputs)
+        restore: Module = getattr(self, self._restore)
+        return restore(concat(outputs))
 
 
 def split_paths(state: Mapping[str, Any], cardinality: int, form: str) -> dict[str, Any]:

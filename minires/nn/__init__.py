@@ -1,18 +1,23 @@
 """Modules, layers, initialisers and residual blocks."""
 
 from minires.nn.blocks import ResidualBlock, convolutional_block, identity_block
+from minires.nn.containers import ModuleDict, ModuleList
 from minires.nn.layers import (
     AvgPool2d,
     BatchNorm2d,
     Conv2d,
+    CrossEntropyLoss,
     Dropout,
     Flatten,
     GlobalAvgPool2d,
+    Identity,
     Linear,
     LocalResponseNorm,
     MaxPool2d,
     ReLU,
     Sequential,
+    Sigmoid,
+    Softmax,
 )
 from minires.nn.module import Module, Parameter
 from minires.nn.squeeze_excitation import SqueezeExcitation
@@ -21,17 +26,23 @@ __all__ = [
     "AvgPool2d",
     "BatchNorm2d",
     "Conv2d",
+    "CrossEntropyLoss",
     "Dropout",
     "Flatten",
     "GlobalAvgPool2d",
+    "Identity",
     "Linear",
     "LocalResponseNorm",
     "MaxPool2d",
     "Module",
+    "ModuleDict",
+    "ModuleList",
     "Parameter",
     "ReLU",
     "ResidualBlock",
     "Sequential",
+    "Sigmoid",
+    "Softmax",
     "SqueezeExcitation",
     "convolutional_block",
     "identity_block",

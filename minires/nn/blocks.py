@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minires.errors import ConfigError, one_of
+from minires.nn import init
 from minires.nn.layers import BatchNorm2d, Conv2d
 from minires.nn.module import Module
 from minires.ops.pad_channels import pad_channels
@@ -36,7 +37,11 @@ from minires.tensor import Tensor
 
 
 class Conv(NamedTuple):
-    """One convolution of a branch: as many channels out, a square kernel with padding kernel // 2."""
+    """One convolution of a branch: as many channels out, a square kernel with padding kernel // 2.
+
+    >>> Conv(64, 3)
+    Conv(channels=64, kernel=3, stride=1, groups=1)
+    """
 
     channels: int
     kernel: int
@@ -45,7 +50,11 @@ class Conv(NamedTuple):
 
 
 def basic(width: int, *, stride: int = 1) -> tuple[Conv, ...]:
-    """The branch of a basic block: two 3x3 convolutions, the stride on the first."""
+    """The branch of a basic block: two 3x3 convolutions, the stride on the first.
+
+    >>> [(conv.kernel, conv.channels, conv.stride) for conv in basic(64, stride=2)]
+    [(3, 64, 2), (3, 64, 1)]
+    """
     return Conv(width, 3, stride), Conv(width, 3)
 
 
@@ -54,32 +63,58 @@ def bottleneck(
 ) -> tuple[Conv, ...]:
     """The branch of a bottleneck block: 1x1 to ``width``, 3x3, 1x1 to ``out`` (usually 4 width).
 
-    ``stride_on`` says which convolution has the stride: the first "1x1" (the paper) or the "3x3" ("v1.5":
-    the same parameters, more multiply-adds, and no pixel is skipped). ``groups`` are those of the 3x3.
+    stride_on: which convolution has the stride: the first "1x1" (the paper) or the "3x3" ("v1.5": the same
+        parameters, more multiply-adds, and no pixel is skipped).
+    groups: those of the 3x3.
+
+    Raises: ConfigError for another ``stride_on``.
+
+    >>> [(conv.kernel, conv.channels) for conv in bottleneck(64)]
+    [(1, 64), (3, 64), (1, 256)]
     """
     one_of("stride_on", stride_on, ("1x1", "3x3"))
     first, middle = (stride, 1) if stride_on == "1x1" else (1, stride)
     return Conv(width, 1, first), Conv(width, 3, middle, groups), Conv(4 * width if out is None else out, 1)
 
 
+class Pair(NamedTuple):
+    """The names of a convolution and of the batch norm behind it, in a block.
+
+    >>> Pair("res2a_branch2a", "bn2a_branch2a").bn
+    'bn2a_branch2a'
+    """
+
+    conv: str
+    bn: str
+
+
 class ResidualBlock(Module):
     """A branch of convolutions around a shortcut; the layers' names are given by ``stage`` and ``block``.
 
-    ``shortcut`` is "A", "B" or "C" of the paper, or "none" for a plain network; ``pad`` says where option A
-    puts its zero channels: "after" the others or "both" sides. ``projection`` is the kernel of a projecting
-    shortcut. ``norm`` are options of BatchNorm2d, and ``last_gamma`` is where the gamma of the branch's last
-    batch norm starts: at 0 the block begins as its shortcut.
+    branch: its convolutions, as :func:`basic` and :func:`bottleneck` give them.
+    shortcut: "A", "B" or "C" of the paper, or "none" for a plain network.
+    pad: where option A puts its zero channels: "after" the others or on "both" sides.
+    projection: the kernel of a projecting shortcut.
+    norm: options of BatchNorm2d.
+    last_gamma: where the gamma of the branch's last batch norm starts: at 0 the block begins as its shortcut.
+    gate: a module that scales a tensor's channels (squeeze and excitation).
+    placement: where it does: "standard" before the addition, "pre" before the branch, "post" after the block,
+        "identity" on the shortcut.
+    paths: a module that does the work of all convolutions of the branch, up to its last batch norm, in
+        another form (ResNeXt's separate paths); ``branch`` then only says what it does.
+    rng: the generator of the weights, by default that of ``minires.manual_seed``.
 
-    ``gate`` is a module that scales a tensor's channels (squeeze and excitation). ``placement`` says where:
-    "standard" before the addition, "pre" before the branch, "post" after the block, "identity" on the
-    shortcut.
-
-    ``paths`` is a module that does the work of all convolutions of the branch, up to its last batch norm, in
-    another form (ResNeXt's separate paths); ``branch`` then only says what it does.
-
+    Math: y = relu(F(x) + shortcut(x)).
     Shapes: x (N, H, W, in_channels) -> (N, ceil(H / stride), ceil(W / stride), out_channels).
     Raises: ConfigError if an option is none of those named, if option A had to take channels away, or if
     there is no shortcut for a gate on it.
+    Source: arXiv:1512.03385.
+
+    >>> block = ResidualBlock(16, basic(32, stride=2), stage=3, block="a")
+    >>> [name for name, _ in block.children()]
+    ['res3a_branch2a', 'bn3a_branch2a', 'res3a_branch2b', 'bn3a_branch2b', 'res3a_branch1', 'bn3a_branch1']
+    >>> block(Tensor(np.ones((1, 8, 8, 16), np.float32))).shape
+    (1, 4, 4, 32)
     """
 
     in_path = False  # the layers carry their full names themselves
@@ -101,37 +136,41 @@ class ResidualBlock(Module):
         gate: Module | None = None,
         placement: str = "standard",
         paths: Module | None = None,
-        rng: np.random.Generator,
+        rng: np.random.Generator | None = None,
     ) -> None:
         super().__init__()
         one_of("shortcut", shortcut, ("A", "B", "C", "none"))
         one_of("pad", pad, ("after", "both"))
         one_of("placement", placement, ("standard", "pre", "post", "identity"))
         name = f"{stage}{block}_branch"
+        rng = init.generator(rng)
 
-        def add(
-            place: str, inputs: int, conv: Conv, layer: Module | None = None, **norm_options: Any
-        ) -> tuple[Module, BatchNorm2d]:
-            if layer is None:
+        def add(place: str, inputs: int, conv: Conv, known: str = "", **norm_options: Any) -> Pair:
+            """A convolution, a new one unless it is known, and a batch norm."""
+            pair = Pair(known or f"res{name}{place}", f"bn{name}{place}")
+            if not known:
                 layer = Conv2d(
                     inputs, conv.channels, conv.kernel, stride=conv.stride, padding=conv.kernel // 2,
                     groups=conv.groups, bias=bias, initializer=initializer, rng=rng,
                 )  # fmt: skip
-                setattr(self, f"res{name}{place}", layer)
-            bn = BatchNorm2d(conv.channels, **norm_options, **(norm or {}))
-            setattr(self, f"bn{name}{place}", bn)
-            return layer, bn
+                setattr(self, pair.conv, layer)
+            setattr(self, pair.bn, BatchNorm2d(conv.channels, **norm_options, **(norm or {})))
+            return pair
 
+        known = ""
         if paths is not None:
-            setattr(self, f"res{name}2", paths)
-        self._branch, channels = [], in_channels
+            known = f"res{name}2"
+            setattr(self, known, paths)
+        # Names of layers, not layers: whatever replaces a layer's attribute is what runs.
+        self._branch: list[Pair] = []
+        channels = in_channels
         for i, conv in enumerate(branch):
             last = i == len(branch) - 1
             # With a gate before the addition, the ReLU comes after both.
             ends = not last or gate is None or placement != "standard"
             start = last_gamma if last else 1.0
             if paths is None or last:
-                self._branch.append(add(f"2{'abcdef'[i]}", channels, conv, paths, start=start, relu=ends))
+                self._branch.append(add(f"2{'abcdef'[i]}", channels, conv, known, start=start, relu=ends))
             channels = conv.channels
         self.stride = int(np.prod([conv.stride for conv in branch]))
         self.in_channels, self.out_channels = in_channels, channels
@@ -150,19 +189,34 @@ class ResidualBlock(Module):
             self._projection = add("1", in_channels, Conv(channels, projection, self.stride))
         self.placement = placement if gate is not None else "none"
         if gate is not None:
-            setattr(self, f"res{stage}{block}_se", gate)
-            self._gate = (gate,)  # in a tuple, so that it is not found twice
+            self._gate = f"res{stage}{block}_se"
+            setattr(self, self._gate, gate)
+
+    def extra_repr(self) -> str:
+        gate = f", gate={self.placement!r}" if self.placement != "none" else ""
+        return (
+            f"{self.in_channels} to {self.out_channels} channels, stride={self.stride}, "
+            f"shortcut={self._shortcut!r}{gate}"
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self._gate[0](x) if self.placement == "pre" else x
-        for conv, bn in self._branch[:-1]:
-            y = bn(conv(y))
-        conv, bn = self._branch[-1]
+        y = self._layer(self._gate)(x) if self.placement == "pre" else x
+        for pair in self._branch[:-1]:
+            y = self._conv_bn(pair, y)
+        last = self._branch[-1]
         if self.placement == "standard":
-            y = self._gate[0](bn(conv(y)))
+            y = self._layer(self._gate)(self._conv_bn(last, y))
             return relu(y, add=self.shortcut(x))
-        y = bn(conv(y), add=self.shortcut(x))
-        return self._gate[0](y) if self.placement == "post" else y
+        y = self._conv_bn(last, y, add=self.shortcut(x))
+        return self._layer(self._gate)(y) if self.placement == "post" else y
+
+    def _layer(self, name: str) -> Module:
+        layer: Module = getattr(self, name)
+        return layer
+
+    def _conv_bn(self, pair: Pair, x: Tensor, **options: Any) -> Tensor:
+        y = self._layer(pair.conv)(x)
+        return self._layer(pair.bn)(y, **options)
 
     def shortcut(self, x: Tensor) -> Tensor | None:
         """What is added to the branch: nothing, x, or x brought to the branch's shape."""
@@ -171,9 +225,8 @@ class ResidualBlock(Module):
         if self._shortcut == "A":
             x = pad_channels(x, self.out_channels, stride=self.stride, both=self._pad_both)
         elif self._shortcut in ("B", "C"):
-            conv, bn = self._projection
-            x = bn(conv(x))
-        return self._gate[0](x) if self.placement == "identity" else x
+            x = self._conv_bn(self._projection, x)
+        return self._layer(self._gate)(x) if self.placement == "identity" else x
 
 
 def identity_block(
@@ -182,13 +235,23 @@ def identity_block(
     *,
     stage: int,
     block: str,
-    rng: np.random.Generator,
+    rng: np.random.Generator | None = None,
     bias: bool = True,
     initializer: str = "glorot_uniform",
     norm: dict[str, Any] | None = None,
     last_gamma: float = 1.0,
 ) -> ResidualBlock:
-    """A bottleneck block whose shortcut is the input itself; ``in_channels`` must be ``filters[2]``."""
+    """A bottleneck block whose shortcut is the input itself; ``in_channels`` must be ``filters[2]``.
+
+    The other options are those of :class:`ResidualBlock`.
+
+    Shapes: x (N, H, W, in_channels) -> the same.
+    Raises: ConfigError if the channels differ.
+
+    >>> block = identity_block(256, (64, 64, 256), stage=2, block="b")
+    >>> block(Tensor(np.zeros((1, 4, 4, 256), np.float32))).shape
+    (1, 4, 4, 256)
+    """
     reduce, middle, restore = filters
     if in_channels != restore:
         raise ConfigError(
@@ -208,13 +271,22 @@ def convolutional_block(
     stage: int,
     block: str,
     stride: int = 2,
-    rng: np.random.Generator,
+    rng: np.random.Generator | None = None,
     bias: bool = True,
     initializer: str = "glorot_uniform",
     norm: dict[str, Any] | None = None,
     last_gamma: float = 1.0,
 ) -> ResidualBlock:
-    """A bottleneck block whose shortcut is a 1x1 convolution with the block's stride, and a batch norm."""
+    """A bottleneck block whose shortcut is a 1x1 convolution with the block's stride, and a batch norm.
+
+    The other options are those of :class:`ResidualBlock`.
+
+    Shapes: x (N, H, W, in_channels) -> (N, ceil(H / stride), ceil(W / stride), filters[2]).
+
+    >>> block = convolutional_block(64, (64, 64, 256), stage=2, block="a", stride=1)
+    >>> block(Tensor(np.zeros((1, 4, 4, 64), np.float32))).shape
+    (1, 4, 4, 256)
+    """
     reduce, middle, restore = filters
     return ResidualBlock(
         in_channels, (Conv(reduce, 1, stride), Conv(middle, 3), Conv(restore, 1)), stage=stage, block=block,
@@ -233,6 +305,11 @@ def stack(
     Names: a, b, c, ... as in the released ResNet-50; in a network that has a stage of more than six blocks,
     the stages of more than three say a, b1, b2, ..., as in the released ResNet-101 (res2c, res3b3, res4b22).
     Raises: ConfigError as ``check_stages``.
+
+    >>> def make(channels, width, *, stage, block, stride):
+    ...     return ResidualBlock(channels, basic(width, stride=stride), stage=stage, block=block)
+    >>> list(stack(16, (16, 32), (2, 1), make))
+    ['res2a', 'res2b', 'res3a']
     """
     check_stages(widths, repeats)
     blocks = {}
@@ -248,7 +325,12 @@ def stack(
 
 
 def check_stages(widths: Sequence[int], repeats: Sequence[int]) -> None:
-    """Raise ConfigError unless each stage has a width, and a number of blocks, of at least 1."""
+    """Raise ConfigError unless each stage has a width, and a number of blocks, of at least 1.
+
+    >>> check_stages((16, 32), (2, 0))
+    Traceback (most recent call last):
+    minires.errors.ConfigError: repeats must give each of the 2 stages at least one block, not (2, 0)
+    """
     if not _whole_numbers(widths):
         raise ConfigError(f"widths must be a list of at least one width, each at least 1, not {widths!r}")
     if not _whole_numbers(repeats) or len(widths) != len(repeats):

@@ -39,6 +39,9 @@ class AddReLU(Module):
     """What is left of a folded batch norm: the addition of a shortcut if called with one, and ReLU after it.
 
     Shapes: x any; add and the result as x.
+
+    >>> AddReLU(relu=True)(Tensor([1.0, -1.0]), add=Tensor([2.0, 0.5])).numpy()
+    array([3., 0.], dtype=float32)
     """
 
     def __init__(self, *, relu: bool) -> None:
@@ -63,16 +66,23 @@ def fuse(model: Module, input: tuple[int, int, int] | None = None) -> Module:
     the convolution's were frozen), and ``train()`` switches on dropout and the batch norms that are left, but
     what is folded stays folded: statistics are not collected there any more.
 
-    Math: see the head of this file.
+    Math: scale = gamma / sqrt(var + eps);  w' = w * scale;  b' = beta + (b - mean) * scale.
     Shapes: input (H, W, C), a picture that the model takes; if left out, 32x32, 64x64 and 224x224 are tried.
     Raises: ShapeError if such a picture does not fit the model.
     Source: arXiv:1712.05877.
+
+    >>> from minires.nn import Sequential
+    >>> fuse(Sequential(conv=Conv2d(3, 8, 3, bias=False), bn=BatchNorm2d(8, relu=True)))
+    Sequential, 224 parameters
+      conv: Conv2d(3, 8, 3, relu=True)  weight (3, 3, 3, 8), bias (8,)  224
+      bn: AddReLU(relu=False)
     """
     memo: dict[int, Any] = {}
     for conv, bn, adds in _pairs(model, input):
-        rest = AddReLU(relu=bn.relu and adds)
-        rest.path = bn.path
-        memo |= {id(conv): _folded(conv, bn, relu=bn.relu and not adds), id(bn): rest}
+        memo |= {
+            id(conv): _folded(conv, bn, relu=bn.relu and not adds),
+            id(bn): AddReLU(relu=bn.relu and adds),
+        }
     # deepcopy takes what is in its memo for the copy, wherever in the model, and however often, it is held.
     return copy.deepcopy(model, memo).eval()
 

@@ -1,21 +1,32 @@
-"""Layers: an operation together with its parameters."""
+"""Layers: an operation together with its parameters.
+
+Where a layer is not given a random generator it draws its weights from the default one, which
+``minires.manual_seed`` sets: see :mod:`minires.nn.init`.
+"""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from typing import Any, Self, overload
+
 import numpy as np
 
-from minires.errors import one_of
+from minires.errors import ConfigError, MiniresError, one_of, unknown
 from minires.nn import init
 from minires.nn.module import Module, Parameter
 from minires.ops.avg_pool2d import avg_pool2d, global_avg_pool2d
 from minires.ops.batch_norm import CONVENTIONS, batch_norm
 from minires.ops.conv2d import conv2d
+from minires.ops.cross_entropy import cross_entropy
 from minires.ops.dropout import check_rate, dropout
 from minires.ops.linear import linear
 from minires.ops.local_response_norm import local_response_norm
 from minires.ops.max_pool2d import max_pool2d
 from minires.ops.relu import relu
 from minires.ops.reshape import flatten
+from minires.ops.sigmoid import sigmoid
+from minires.ops.softmax import softmax
 from minires.ops.window import Padding
 from minires.tensor import Tensor
 
@@ -23,8 +34,21 @@ from minires.tensor import Tensor
 class Conv2d(Module):
     """Convolution with a learned kernel, and a ReLU where asked; see :func:`minires.ops.conv2d.conv2d`.
 
+    kernel: its height and width, or one number for both.
+    padding: rows and columns of zeros on each side, or "same"; see :mod:`minires.ops.window`.
+    groups: the channels are cut into so many groups, each convolved by itself.
+    initializer: how the weights start, a name of :mod:`minires.nn.init`; the bias starts at 0.
+    rng: the generator from which they are drawn, by default that of ``minires.manual_seed``.
+
     Shapes: x (N, H, W, in_channels) -> (N, OH, OW, out_channels); weight (KH, KW, in_channels/groups,
     out_channels), bias (out_channels,).
+    Raises: ConfigError for an unknown initialiser, or channels that the groups do not divide.
+
+    >>> layer = Conv2d(3, 16, 3, padding=1)
+    >>> layer
+    Conv2d(3, 16, 3, padding=1), weight (3, 3, 3, 16), bias (16,), 448 parameters
+    >>> layer(Tensor(np.ones((2, 8, 8, 3), np.float32))).shape
+    (2, 8, 8, 16)
     """
 
     def __init__(
@@ -39,13 +63,19 @@ class Conv2d(Module):
         bias: bool = True,
         relu: bool = False,
         initializer: str = "he_normal",
-        rng: np.random.Generator,
+        rng: np.random.Generator | None = None,
     ) -> None:
         super().__init__()
         kh, kw = (kernel, kernel) if isinstance(kernel, int) else kernel
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise ConfigError(
+                f"{in_channels} channels in and {out_channels} out cannot be cut into {groups} groups; both "
+                "must be multiples of groups"
+            )
+        self.in_channels, self.out_channels, self.kernel = in_channels, out_channels, kernel
         self.stride, self.padding, self.groups, self.relu = stride, padding, groups, relu
         shape = (kh, kw, in_channels // groups, out_channels)
-        self.weight = Parameter(init.get(initializer)(shape, rng))
+        self.weight = Parameter(init.get(initializer)(shape, init.generator(rng)))
         self.bias = Parameter(np.zeros(out_channels, np.float32)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,8 +96,17 @@ class BatchNorm2d(Module):
     Called with ``add`` it adds a shortcut, and with ``relu`` it ends in a ReLU, all in the same pass.
     A layer whose ``frozen`` is set uses its running statistics in training too, and keeps them.
 
+    convention: "keras" or "torch": what momentum means and, with eps, is if left out.
+    start: where gamma starts; beta starts at 0.
+
     Shapes: x (..., channels) -> the same; gamma, beta, running_mean, running_var (channels,).
     Raises: ConfigError if ``convention`` is neither "keras" nor "torch".
+
+    >>> norm = BatchNorm2d(1, convention="torch")
+    >>> norm(Tensor([[1.0], [3.0]])).numpy().round(3).tolist()
+    [[-1.0], [1.0]]
+    >>> norm.running_mean.round(3)
+    array([0.2], dtype=float32)
     """
 
     def __init__(
@@ -82,13 +121,20 @@ class BatchNorm2d(Module):
     ) -> None:
         super().__init__()
         one_of("convention", convention, tuple(CONVENTIONS))
-        self.convention, self.relu, self.frozen = convention, relu, False
+        self.channels, self.convention, self.relu, self.frozen = channels, convention, relu, False
         self.momentum = CONVENTIONS[convention]["momentum"] if momentum is None else momentum
         self.eps = CONVENTIONS[convention]["eps"] if eps is None else eps
         self.gamma = Parameter(np.full(channels, start, np.float32))
         self.beta = Parameter(np.zeros(channels, np.float32))
         self.running_mean = np.zeros(channels, np.float32)
         self.running_var = np.ones(channels, np.float32)
+
+    def extra_repr(self) -> str:
+        usual = CONVENTIONS[self.convention]
+        numbers = {"momentum": self.momentum, "eps": self.eps}
+        own = [f"{name}={number}" for name, number in numbers.items() if number != usual[name]]
+        convention = [f"convention={self.convention!r}"] if self.convention != "keras" else []
+        return ", ".join([f"{self.channels}", *own, *convention, *["relu=True"] * self.relu])
 
     def forward(self, x: Tensor, *, add: Tensor | None = None) -> Tensor:
         return batch_norm(
@@ -109,7 +155,14 @@ class BatchNorm2d(Module):
 class Linear(Module):
     """A dense layer: y = x @ weight + bias.
 
+    initializer: how the weights start, a name of :mod:`minires.nn.init`; the bias starts at 0.
+    rng: the generator from which they are drawn, by default that of ``minires.manual_seed``.
+
     Shapes: x (N, in_features) -> (N, out_features); weight (in_features, out_features), bias (out_features,).
+    Raises: ConfigError for an unknown initialiser.
+
+    >>> Linear(8, 4)(Tensor(np.ones((2, 8), np.float32))).shape
+    (2, 4)
     """
 
     def __init__(
@@ -119,10 +172,11 @@ class Linear(Module):
         *,
         bias: bool = True,
         initializer: str = "glorot_uniform",
-        rng: np.random.Generator,
+        rng: np.random.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.weight = Parameter(init.get(initializer)((in_features, out_features), rng))
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = Parameter(init.get(initializer)((in_features, out_features), init.generator(rng)))
         self.bias = Parameter(np.zeros(out_features, np.float32)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,14 +184,74 @@ class Linear(Module):
 
 
 class ReLU(Module):
-    """max(x, 0). Shapes: any."""
+    """y = max(x, 0); see :func:`minires.ops.relu.relu`.
+
+    Shapes: any.
+
+    >>> ReLU()(Tensor([-1.0, 2.0])).numpy()
+    array([0., 2.], dtype=float32)
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return relu(x)
 
 
+class Sigmoid(Module):
+    """y = 1 / (1 + exp(-x)); see :func:`minires.ops.sigmoid.sigmoid`.
+
+    Shapes: any.
+
+    >>> Sigmoid()(Tensor([0.0])).numpy()
+    array([0.5], dtype=float32)
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sigmoid(x)
+
+
+class Softmax(Module):
+    """Scores as probabilities: y = exp(x) / sum of exp(x) over the row.
+
+    See :func:`minires.ops.softmax.softmax`. A network that is trained with :class:`CrossEntropyLoss` ends
+    without it: the loss takes scores.
+
+    Shapes: x (N, K) -> the same.
+
+    >>> Softmax()(Tensor([[1.0, 1.0]])).numpy()
+    array([[0.5, 0.5]], dtype=float32)
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return softmax(x)
+
+
+class Identity(Module):
+    """y = x: a place holder, for a head that is taken off, say.
+
+    Shapes: any.
+
+    >>> x = Tensor([1.0])
+    >>> Identity()(x) is x
+    True
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
 class MaxPool2d(Module):
-    """Max pooling; see :func:`minires.ops.max_pool2d.max_pool2d`. Shapes: (N, H, W, C) -> (N, OH, OW, C)."""
+    """Max pooling; see :func:`minires.ops.max_pool2d.max_pool2d`.
+
+    stride: that of the window, by default the kernel.
+    padding: rows and columns on each side, which never win, or "same" or "ceil".
+
+    Shapes: x (N, H, W, C) -> (N, OH, OW, C).
+
+    >>> x = Tensor(np.arange(16.0).reshape(1, 4, 4, 1))
+    >>> MaxPool2d(2)(x).numpy().reshape(2, 2)
+    array([[ 5.,  7.],
+           [13., 15.]])
+    """
 
     def __init__(
         self,
@@ -154,7 +268,19 @@ class MaxPool2d(Module):
 
 
 class AvgPool2d(Module):
-    """Average pooling; see :func:`minires.ops.avg_pool2d.avg_pool2d`. Shapes: as MaxPool2d."""
+    """Average pooling; see :func:`minires.ops.avg_pool2d.avg_pool2d`.
+
+    stride: that of the window, by default the kernel.
+    padding: rows and columns on each side, or "same" or "ceil".
+    count_padding: whether these count as zeros in the average.
+
+    Shapes: x (N, H, W, C) -> (N, OH, OW, C).
+
+    >>> x = Tensor(np.arange(16.0).reshape(1, 4, 4, 1))
+    >>> AvgPool2d(2)(x).numpy().reshape(2, 2)
+    array([[ 2.5,  4.5],
+           [10.5, 12.5]])
+    """
 
     def __init__(
         self,
@@ -175,22 +301,43 @@ class AvgPool2d(Module):
 
 
 class GlobalAvgPool2d(Module):
-    """The mean of each channel over the picture. Shapes: (N, H, W, C) -> (N, C)."""
+    """The mean of each channel over the picture; see :func:`minires.ops.avg_pool2d.global_avg_pool2d`.
+
+    Shapes: x (N, H, W, C) -> (N, C).
+
+    >>> x = Tensor([[[[1.0, 0.0]], [[3.0, 4.0]]]])
+    >>> x.shape, GlobalAvgPool2d()(x).numpy().tolist()
+    ((1, 2, 1, 2), [[2.0, 2.0]])
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return global_avg_pool2d(x)
 
 
 class Flatten(Module):
-    """All axes but the first as one. Shapes: (N, ...) -> (N, product of the rest)."""
+    """All axes but the first as one.
+
+    Shapes: x (N, ...) -> (N, product of the rest).
+
+    >>> Flatten()(Tensor(np.zeros((2, 3, 4, 5)))).shape
+    (2, 60)
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return flatten(x)
 
 
 class LocalResponseNorm(Module):
-    """Divide each channel by a norm of its neighbours; see
-    :func:`minires.ops.local_response_norm.local_response_norm`. Shapes: (..., C) -> the same.
+    """Divide each channel by a norm of its neighbours.
+
+    See :func:`minires.ops.local_response_norm.local_response_norm` for the formula and the options.
+
+    Shapes: x (..., C) -> the same.
+    Source: Krizhevsky, Sutskever, Hinton 2012, ImageNet classification with deep convolutional networks.
+
+    >>> norm = LocalResponseNorm(3, k=1.0, alpha=1.0, beta=1.0)
+    >>> norm(Tensor([[1.0, 2.0]])).numpy().round(3)  # 1 / 6 and 2 / 6: divided by 1 + 1^2 + 2^2
+    array([[0.167, 0.333]], dtype=float32)
     """
 
     def __init__(self, size: int = 5, *, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75) -> None:
@@ -204,22 +351,74 @@ class LocalResponseNorm(Module):
 class Dropout(Module):
     """Set a share ``rate`` of the values to zero in training, and scale the others up to match.
 
-    Shapes: any. Its random generator starts from ``seed`` and is part of ``random_states()``.
+    seed: where its own random generator starts. Without it the generator is a new branch of the default one
+        (see :mod:`minires.nn.init`), so that no two layers drop the same places.
+
+    The generator is part of ``random_states()``.
+
+    Shapes: any.
     Raises: ConfigError if the rate is not in [0, 1).
+
+    >>> layer = Dropout(0.5, seed=1)
+    >>> layer(Tensor(np.ones(6))).numpy()
+    array([0., 2., 2., 2., 0., 0.])
+    >>> layer.eval()(Tensor(np.ones(6))).numpy()
+    array([1., 1., 1., 1., 1., 1.])
     """
 
-    def __init__(self, rate: float, *, seed: int = 0) -> None:
+    def __init__(self, rate: float, *, seed: int | None = None) -> None:
         super().__init__()
         check_rate(rate)
         self.rate = rate
-        self.rng = np.random.default_rng(seed)
+        self.rng = init.branch() if seed is None else np.random.default_rng(seed)
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.rate, rng=self.rng, training=self.training)
 
 
+class CrossEntropyLoss(Module):
+    """The loss of a classifier as a layer; see :func:`minires.ops.cross_entropy.cross_entropy`.
+
+    label_smoothing: the share of each label that is spread over all classes.
+
+    Shapes: scores (N, K), not yet probabilities; labels (N,) class numbers or (N, K) probabilities -> one
+    value, the mean over the batch.
+    Raises: ConfigError, when called, if label_smoothing is not in [0, 1); ShapeError or DataError for labels
+    that do not fit.
+
+    >>> loss = CrossEntropyLoss()
+    >>> round(loss(Tensor([[0.0, 0.0]]), np.array([1])).item(), 4)  # log 2
+    0.6931
+    """
+
+    def __init__(self, *, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
+    def forward(self, scores: Tensor, labels: Any) -> Tensor:
+        return cross_entropy(scores, labels, label_smoothing=self.label_smoothing)
+
+
 class Sequential(Module):
-    """Modules one after the other. Unnamed ones are called 0, 1, 2, ..."""
+    """Modules one after the other. Unnamed ones are called 0, 1, 2, ...
+
+    ``model[0]``, ``model[-1]`` and ``model["conv1"]`` are its modules, and ``model[:2]`` a new Sequential of
+    the same modules under the same names, not of copies.
+
+    Raises: ConfigError for a name that every module has as a method; MiniresError for a place or name that is
+    not there.
+
+    >>> model = Sequential(Linear(4, 8), ReLU()).append(Linear(8, 2))
+    >>> model
+    Sequential, 58 parameters
+      0: Linear(4, 8)  weight (4, 8), bias (8,)  40
+      1: ReLU()
+      2: Linear(8, 2)  weight (8, 2), bias (2,)  18
+    >>> len(model), model[-1].out_features
+    (3, 2)
+    >>> model[:2](Tensor(np.ones((1, 4), np.float32))).shape
+    (1, 8)
+    """
 
     def __init__(self, *modules: Module, **named: Module) -> None:
         super().__init__()
@@ -229,6 +428,54 @@ class Sequential(Module):
             setattr(self, name, module)
 
     def forward(self, x: Tensor) -> Tensor:
-        for _, module in self.children():
+        for module in self:
             x = module(x)
         return x
+
+    def append(self, module: Module, *, name: str | None = None) -> Self:
+        """Add a module at the end; without a name it gets the next free number. Returns the model."""
+        names = self._names()
+        if name is None:
+            name = next(free for free in map(str, itertools.count(len(names))) if free not in names)
+        if name in names:
+            raise ConfigError(f"there is a module {name!r} already")
+        setattr(self, name, module)
+        return self
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter([value for value in vars(self).values() if isinstance(value, Module)])
+
+    @overload
+    def __getitem__(self, place: int | str) -> Module: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequential: ...
+
+    def __getitem__(self, place: int | str | slice) -> Module | Sequential:
+        if isinstance(place, slice):
+            part = Sequential(**{name: vars(self)[name] for name in self._names()[place]})
+            part.training = self.training
+            return part
+        module = vars(self)[self._name(place)]
+        assert isinstance(module, Module)
+        return module
+
+    def __setitem__(self, place: int | str, module: Module) -> None:
+        """Put another module in the place, and under the name, of one that is there."""
+        setattr(self, self._name(place), module)
+
+    def _names(self) -> list[str]:
+        return [name for name, value in vars(self).items() if isinstance(value, Module)]
+
+    def _name(self, place: int | str) -> str:
+        names = self._names()
+        if isinstance(place, str):
+            if place not in names:
+                raise MiniresError(unknown("module", place, names))
+            return place
+        if not -len(names) <= place < len(names):
+            raise MiniresError(f"there is no module {place} of {len(names)}")
+        return names[place]

@@ -22,6 +22,7 @@ from minires import backend, tensor
 from minires.backend import Array
 from minires.errors import MiniresError
 from minires.nn.module import Module
+from minires.nn.paths import locate
 from minires.ops.arithmetic import mul
 from minires.ops.registry import Case, Words, operation
 from minires.ops.sigmoid import sigmoid
@@ -70,11 +71,18 @@ def recompute(block: Module, *inputs: Any) -> Tensor:
     Raises: MiniresError if the block does not return one tensor, or uses a tensor that was computed outside
     and is not among the inputs.
     Source: arXiv:1604.06174.
+
+    >>> from minires.nn import Linear
+    >>> block = Linear(2, 2)
+    >>> x = Tensor([[1.0, 2.0]], requires_grad=True)
+    >>> y = recompute(block, x)
+    >>> y.node.op, bool((y.data == block(x).data).all())
+    ('recompute', True)
     """
     if not is_recording() or is_watched():
         return block(*inputs)
-    path = block.path or tensor.settings()["path"]
-    settings, specification = {**tensor.settings(), "path": path}, backend.is_specification()
+    _, path = locate(block)
+    settings, specification = tensor.settings(), backend.is_specification()
     before = _state(block)
     now = Tensor(0.0, requires_grad=True).node  # what is recorded from here on has a higher number
     kept = [_leaf(x) for x in inputs]  # not the inputs themselves, which would keep their own past
@@ -126,14 +134,10 @@ def _leaf(x: Any) -> Any:
     return Tensor(x.data, requires_grad=x.requires_grad, name=x.name) if isinstance(x, Tensor) else x
 
 
-def _modules(block: Module) -> list[Module]:
-    return [block, *(module for _, module in block.named_modules())]
-
-
 def _state(block: Module) -> tuple[list[Array], dict[str, Any], list[bool]]:
     """Copies of the buffers, the states of the random generators and the modes of the modules."""
     buffers = [buffer.copy() for _, buffer in block.named_buffers()]
-    return buffers, block.random_states(), [module.training for module in _modules(block)]
+    return buffers, block.random_states(), [module.training for module in block.modules()]
 
 
 def _set_state(block: Module, state: tuple[list[Array], dict[str, Any], list[bool]]) -> None:
@@ -142,5 +146,5 @@ def _set_state(block: Module, state: tuple[list[Array], dict[str, Any], list[boo
     for (_, buffer), values in zip(block.named_buffers(), buffers, strict=True):
         buffer[...] = values
     block.load_random_states(generators)
-    for module, training in zip(_modules(block), modes, strict=True):
+    for module, training in zip(block.modules(), modes, strict=True):
         module.training = training

@@ -30,13 +30,18 @@ SQUEEZES = ("avg", "max", "none")
 class SqueezeExcitation(Module):
     """Scale each channel by a number between 0 and 1 that is computed from all channels.
 
-    ``squeeze`` is "avg" (the mean of the picture), "max" (its maximum) or "none" (every place by itself).
-    ``bias`` is that of both dense layers: the released models have it, the paper's ablations do not.
+    squeeze: "avg" (the mean of the picture), "max" (its maximum) or "none" (every place by itself).
+    bias: that of both dense layers: the released models have it, the paper's ablations do not.
+    rng: the generator of the weights, by default that of ``minires.manual_seed``.
 
-    Math: see the head of this file.
+    Math: z = mean of x over the picture;  s = sigmoid(relu(z @ w1 + b1) @ w2 + b2);  y = x * s.
     Shapes: x (N, H, W, channels) -> the same; between the dense layers channels // reduction.
     Raises: ConfigError if ``squeeze`` is unknown or ``reduction`` leaves no channel.
     Source: arXiv:1709.01507.
+
+    >>> gate = SqueezeExcitation(32, reduction=8)
+    >>> gate(Tensor(np.ones((1, 4, 4, 32), np.float32))).shape
+    (1, 4, 4, 32)
     """
 
     def __init__(
@@ -47,7 +52,7 @@ class SqueezeExcitation(Module):
         squeeze: str = "avg",
         bias: bool = True,
         initializer: str = "he_normal",
-        rng: np.random.Generator,
+        rng: np.random.Generator | None = None,
     ) -> None:
         super().__init__()
         one_of("squeeze", squeeze, SQUEEZES)
@@ -56,7 +61,7 @@ class SqueezeExcitation(Module):
                 f"reduction must be a whole number from 1 to {channels}, the channels of this gate, not "
                 f"{reduction!r}; channels // reduction are left between its dense layers"
             )
-        self.squeeze = squeeze
+        self.channels, self.reduction, self.squeeze = channels, reduction, squeeze
 
         def dense(inputs: int, outputs: int) -> Conv2d | Linear:
             if squeeze == "none":
@@ -83,6 +88,9 @@ class Scale(Module):
     """x * by, as a layer of its own, so that a summary shows where a picture is scaled.
 
     Shapes: x (N, H, W, C), by (N, 1, 1, C) or (N, H, W, C) -> (N, H, W, C).
+
+    >>> Scale()(Tensor([[1.0, 2.0]]), by=Tensor([[3.0, 0.5]])).numpy()
+    array([[3., 1.]], dtype=float32)
     """
 
     def forward(self, x: Tensor, *, by: Tensor) -> Tensor:

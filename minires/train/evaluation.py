@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ class Evaluation:
 
     loss: float
     accuracy: float
-    probabilities: NDArray[np.float64]
+    probabilities: NDArray[np.float64] = field(repr=False)
 
 
 def predict(

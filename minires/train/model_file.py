@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ NAME = "model.safetensors"
 class Trained:
     """A trained model and how to use it; ``size`` is the (height, width) of the pictures it learnt from."""
 
-    model: Module
+    model: Module = field(repr=False)
     name: str
     variant: dict[str, Any]
     classes: tuple[str, ...]

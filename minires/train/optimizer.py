@@ -91,6 +91,22 @@ class Optimizer:
         self._decoupled = [decay if decoupled else 0.0 for decay in decays]
         self._steps = [0] * len(pairs)
         self._state: dict[str, list[Array | None]] = {slot: [None] * len(pairs) for slot in self.slots}
+        self._arrays: list[Array | None] = [None] * len(pairs)  # of the parameters, to which the state fits
+
+    def __repr__(self) -> str:
+        shown = {
+            name: value
+            for name, value in vars(self).items()
+            if not name.startswith("_") and name not in ("paths", "parameters") and value is not None
+        }
+        options = [f"{name}={value!r}" for name, value in shown.items()]
+        for word, decays in (("weight_decay", self._coupled), ("decoupled weight_decay", self._decoupled)):
+            options += [
+                f"{word}={decay} of {decays.count(decay)} of them" for decay in sorted(set(decays)) if decay
+            ]
+        size = sum(parameter.size for parameter in self.parameters)
+        count = f"{len(self.parameters)} parameters ({size:,} numbers)"
+        return f"{type(self).__name__} of {count}: {', '.join(options)}"
 
     def numbers(self, step: int) -> tuple[float, ...]:
         """The numbers that the formula needs at ``step``, which counts from 1."""
@@ -228,6 +244,7 @@ class Optimizer:
                     if saved is None
                     else backend.to_device(np.array(saved, data.dtype), backend.device_of(data))
                 )
+        self._arrays = [None] * len(self.parameters)
 
     @functools.cached_property
     def _on_gpu(self) -> Sweep:
@@ -235,11 +252,17 @@ class Optimizer:
         return Sweep([parameter.data for parameter in self.parameters])
 
     def _slots_of(self, i: int) -> list[Array]:
-        """The state arrays of parameter ``i``, made of zeros when first asked for."""
+        """The state arrays of parameter ``i``: zeros at first, and moved where the parameter was moved."""
         data = self.parameters[i].data
-        for slot in self.slots:
-            if self._state[slot][i] is None:
-                self._state[slot][i] = backend.array_module(data).zeros_like(data)
+        if self._arrays[i] is not data:
+            self._arrays[i] = data
+            for slot in self.slots:
+                before = self._state[slot][i]
+                self._state[slot][i] = (
+                    backend.array_module(data).zeros_like(data)
+                    if before is None
+                    else backend.to_device(before, backend.device_of(data)).astype(data.dtype, copy=False)
+                )
         return [self._state[slot][i] for slot in self.slots]
 
 

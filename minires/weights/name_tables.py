@@ -218,9 +218,10 @@ def _family(layers: Sequence[str]) -> Family:
     for family in FAMILIES:
         if all(mark in layers for mark in family.marks):
             return family
+    ours = f"of {', '.join(layers[:3])}, ..." if layers else "without parameters"
     raise ConfigError(
         f"there are name maps for {', '.join(family.title for family in FAMILIES)} as "
-        f"minires.models.build makes them, not for a model of {', '.join(layers[:3])}, ..."
+        f"minires.models.build makes them, not for a model {ours}"
     )
 
 

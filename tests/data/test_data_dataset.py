@@ -1,9 +1,11 @@
 """Dataset: its checks, take, split and join."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from minires.data import Dataset
+from minires.data import Dataset, Splits
 from minires.errors import ConfigError, DataError, ShapeError
 
 
@@ -20,6 +22,15 @@ def test_take_keeps_pictures_labels_and_names_together():
     assert part.labels.tolist() == [0, 2, 1]
     assert part.names == ("toy-3", "toy-30", "toy-12")
     assert len(part) == 3
+
+
+def test_it_is_printed_in_one_line():
+    assert repr(make()) == "Dataset 'toy': 35 pictures of 4x4, 3 classes (a, b, c)"
+    many = replace(make(), classes=tuple("abcdefgh"))
+    assert repr(many).endswith("8 classes (a, b, c, d, e, f, ...)")
+    lines = repr(Splits(make(), make((1,)), make((2,)), "a toy")).splitlines()
+    assert lines[0] == "Splits from a toy"
+    assert lines[2] == "  val: Dataset 'toy': 1 pictures of 4x4, 1 classes (a)"
 
 
 def test_split_is_stratified_and_loses_nothing():

@@ -39,7 +39,7 @@ def small_net(*, flat: bool = False) -> nn.Module:
         conv1=nn.Conv2d(3, 5, 3, padding=1, rng=rng), bn1=nn.BatchNorm2d(5, relu=True),
         pool=nn.MaxPool2d(2),
         conv2=nn.Conv2d(5, 7, 3, padding=1, rng=rng), bn2=nn.BatchNorm2d(7), relu2=nn.ReLU(), **end,
-    ).name_modules()  # fmt: skip
+    )  # fmt: skip
 
 
 def picture(side: int = 8) -> np.ndarray:
@@ -158,10 +158,10 @@ def test_what_cannot_be_is_refused():
         activation_maps(model, np.zeros((2, 8, 8, 3)))
     with pytest.raises(ConfigError, match="label is 3; the model has classes 0 to 2"):
         activation_maps(model, picture(), 3)
-    dense = nn.Sequential(flatten=nn.Flatten(), fc=nn.Linear(192, 3, rng=RNG)).name_modules()
+    dense = nn.Sequential(flatten=nn.Flatten(), fc=nn.Linear(192, 3, rng=RNG))
     with pytest.raises(MiniresError, match="no result of this network is a picture"):
         activation_maps(dense.astype(np.float64), picture())
-    headless = nn.Sequential(conv=nn.Conv2d(3, 2, 3, rng=RNG)).name_modules()
+    headless = nn.Sequential(conv=nn.Conv2d(3, 2, 3, rng=RNG))
     with pytest.raises(ShapeError, match=r"scores \(1, classes\), not \(1, 6, 6, 2\)"):
         activation_maps(headless.astype(np.float64), picture())
 

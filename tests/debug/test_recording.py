@@ -36,7 +36,9 @@ class Loose(Module):
         super().__init__()
         rng = np.random.default_rng(3)
         self.conv = Conv2d(3, 4, 3, padding=1, rng=rng)
-        self.block = Sequential(Conv2d(4, 4, 3, padding=1, rng=rng), BatchNorm2d(4), ReLU(), Dropout(0.5))
+        self.block = Sequential(
+            Conv2d(4, 4, 3, padding=1, rng=rng), BatchNorm2d(4), ReLU(), Dropout(0.5, seed=0)
+        )
         self.head = Sequential(GlobalAvgPool2d(), Linear(4, 5, rng=rng))
         self.recomputed = recomputed
 
@@ -146,7 +148,7 @@ def test_forks_of_a_residual_network_have_two_contributions():
 
 def test_loose_operations_dropout_and_a_block_used_twice():
     x, y = batch(6), np.array([1, 4])
-    model = Loose().name_modules()
+    model = Loose()
     recording = record_passes(model, x, y)
     _, loss, gradients, dx = plain(copy.deepcopy(model), x, y)
     assert recording.loss == loss and same(recording.operations[0].incoming, dx)
@@ -163,12 +165,12 @@ def test_loose_operations_dropout_and_a_block_used_twice():
 
 def test_recomputed_blocks_are_seen_from_inside():
     x, y = batch(6), np.array([1, 4])
-    one, other = (record_passes(Loose(recomputed).name_modules(), x, y) for recomputed in (False, True))
+    one, other = (record_passes(Loose(recomputed), x, y) for recomputed in (False, True))
     assert [(a.op, a.path) for a in one.operations] == [(b.op, b.path) for b in other.operations]
     for a, b in zip(one.operations, other.operations, strict=True):
         assert same(a.output, b.output) and same(a.incoming, b.incoming)
     # Outside of a recording a recomputed block is one step, as before.
-    loss = Loose(True).name_modules()(Tensor(x)).sum()
+    loss = Loose(True)(Tensor(x)).sum()
     assert sum(node.op == "recompute" for node in reachable(loss.node)) == 2
 
 
@@ -217,14 +219,14 @@ def test_operations_are_watched_in_this_thread_and_block_only():
 
 def test_labels_may_be_probabilities():
     labels = np.array([[0.5, 0.5, 0, 0, 0], [0, 0, 0, 0.25, 0.75]], np.float32)
-    model = Loose().name_modules()
+    model = Loose()
     recording = record_passes(model, batch(6), labels)
     assert recording.loss == plain(copy.deepcopy(model), batch(6), labels)[1]
     assert np.array_equal(recording.labels, labels) and not recording.guessed
 
 
 def test_the_recording_does_not_change_when_training_goes_on():
-    model, x = Loose().name_modules(), batch(6)
+    model, x = Loose(), batch(6)
     recording = record_passes(model, x, np.array([0, 1]))
     kept = recording.operations[1]
     before = [np.array(array) for array in (kept.inputs[0].value, kept.inputs[1].value, kept.output)]
@@ -238,7 +240,7 @@ def test_the_recording_does_not_change_when_training_goes_on():
 
 
 def test_nothing_of_the_model_is_changed():
-    model = Loose().name_modules()
+    model = Loose()
     model.block.eval()  # one part in another mode than the others
     called = []
     for parameter in model.parameters():
@@ -264,7 +266,7 @@ def test_nothing_of_the_model_is_changed():
 
 
 def test_an_error_leaves_everything_as_it_was_too():
-    model = Loose().name_modules()
+    model = Loose()
     state, settings = model.state_dict(), minires.tensor.settings()
     with pytest.raises(DataError, match="labels\\[1\\] is 5"):
         record_passes(model, batch(6), np.array([0, 5]))

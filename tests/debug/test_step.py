@@ -320,5 +320,5 @@ def test_large_pictures_are_thinned_out_and_names_escaped():
         def forward(self, x):
             return getattr(self, "<b>&")(x).sum()
 
-    text = step(Named().name_modules(), rng.standard_normal((1, 2, 2, 3)))[1]._repr_html_()
+    text = step(Named(), rng.standard_normal((1, 2, 2, 3)))[1]._repr_html_()
     assert "&lt;b&gt;&amp;" in text and "<b>" not in text

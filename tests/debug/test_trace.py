@@ -67,7 +67,6 @@ class Branches(nn.Sequential):
         self.gate = nn.SqueezeExcitation(8, reduction=2, rng=rng)
         self.last = nn.Conv2d(16, 4, 1, rng=rng)
         self.dense = nn.Linear(4, 3, rng=rng)
-        self.name_modules()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
@@ -81,7 +80,6 @@ class OwnLoss(nn.Sequential):
 
     def __init__(self, rng: np.random.Generator) -> None:
         super().__init__(nn.Flatten(), nn.Dropout(0.4), nn.Linear(75, 4, rng=rng))
-        self.name_modules()
 
     def forward(self, x: Tensor) -> Tensor:
         return cross_entropy(super().forward(x), np.array([1]), label_smoothing=0.2)

@@ -121,7 +121,7 @@ def test_equal_models_are_said_to_be_equal() -> None:
 
 
 def chain(**parts: nn.Module) -> nn.Module:
-    return nn.Sequential(**parts).name_modules()
+    return nn.Sequential(**parts)
 
 
 def conv(out: int = 4, kernel: int = 1) -> nn.Conv2d:

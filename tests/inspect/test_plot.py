@@ -210,7 +210,7 @@ def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
 
 def test_names_are_escaped(tmp_path: Path) -> None:
     block = nn.Sequential(conv=nn.Conv2d(3, 4, 3, padding=1, rng=RNG), relu=nn.ReLU())
-    model = nn.Sequential(**{"a<b>&\"'": block, "pool": nn.GlobalAvgPool2d()}).name_modules()
+    model = nn.Sequential(**{"a<b>&\"'": block, "pool": nn.GlobalAvgPool2d()})
     picture = Drawn(model, 8, tmp_path, "</svg> & <script>\x00\ud800")
     assert picture.texts("title") == ["</svg> & <script>??"]
     assert "a<b>&\"'" in picture.texts("strong")
@@ -348,7 +348,6 @@ class Flat(nn.Module):
         self.first = nn.Conv2d(3, 8, 3, padding=1, rng=RNG)
         self.second = nn.Conv2d(8, 8, 3, padding=1, rng=RNG)
         self.pool = nn.GlobalAvgPool2d()
-        self.name_modules()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)

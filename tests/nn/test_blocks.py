@@ -157,7 +157,7 @@ def test_no_two_placements_are_one():
 
 def make(branch=None, in_channels=6, **options):
     options = {"stage": 3, "block": "b", "rng": rng(), **options}
-    return ResidualBlock(in_channels, branch or bottleneck(4, stride=2), **options).name_modules()
+    return ResidualBlock(in_channels, branch or bottleneck(4, stride=2), **options)
 
 
 def test_layers_have_the_released_names():

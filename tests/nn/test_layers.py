@@ -41,7 +41,7 @@ def test_glorot_is_uniform_within_its_bound():
 
 
 def test_unknown_initialiser_names_the_nearest():
-    with pytest.raises(ConfigError, match="did you mean 'he_normal'"):
+    with pytest.raises(ConfigError, match="Did you mean 'he_normal'"):
         init.get("he_norml")
 
 
@@ -111,7 +111,7 @@ def test_unfused_is_the_same_function_in_more_steps():
     x = picture(3, 5, 5, 8)
     results = []
     for fused in (True, False):
-        block = convolutional_block(8, (3, 4, 12), stage=3, block="a", rng=rng()).name_modules()
+        block = convolutional_block(8, (3, 4, 12), stage=3, block="a", rng=rng())
         if fused:
             y = block(x)
         else:

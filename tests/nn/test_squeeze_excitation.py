@@ -111,7 +111,7 @@ def test_scale_is_between_zero_and_one():
 def test_summary_counts_it(squeeze, places):
     rng = np.random.default_rng(0)
     made = SqueezeExcitation(12, reduction=3, squeeze=squeeze, rng=rng)
-    model = Sequential(conv=Conv2d(3, 12, 1, bias=False, rng=rng), se=made).name_modules()
+    model = Sequential(conv=Conv2d(3, 12, 1, bias=False, rng=rng), se=made)
     summary = summarize(model, (4, 5, 3))
     assert summary.params_total == 36 + 12 * 4 * 2 + 16
     assert summary.madds == 36 * 20 + 12 * 4 * 2 * places

@@ -38,7 +38,7 @@ def small_model(classes: int = 3, seed: int = 0) -> nn.Module:
         flatten=nn.Flatten(),
         drop=nn.Dropout(0.2, seed=5),
         fc=nn.Linear(288, classes, rng=rng),
-    ).name_modules()
+    )
 
 
 def stripes(count: int, seed: int) -> Dataset:

@@ -191,7 +191,7 @@ def test_the_gradient_points_where_that_of_float32_does():
 def test_recomputed_activations_give_the_same_bits():
     x = Tensor(np.random.default_rng(0).standard_normal((2, 12, 12, 3)).astype(BFLOAT16))
     results = []
-    for run in (lambda model: model(x), lambda model: recompute.checkpoint(model, x)):
+    for run in (lambda model: model(x), lambda model: recompute.recompute(model, x)):
         model = small_model()
         y = run(model)
         y.backward(np.ones(y.shape, y.dtype))

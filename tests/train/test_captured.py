@@ -40,7 +40,7 @@ def _network():
         bn2=nn.BatchNorm2d(8, momentum=0.9, relu=True),
         mean=nn.GlobalAvgPool2d(),
         fc=nn.Linear(8, 3, rng=rng),
-    ).name_modules()
+    )
 
 
 def _batches(count, size=4, precision="fp32"):
@@ -54,6 +54,29 @@ OPTIMIZERS = {
     "adam": lambda p: Adam(p, 1e-2, weight_decay=1e-3),
     "clipped": lambda p: SGD(p, 0.1, momentum=0.9, nesterov=True, clip_norm=0.5),
 }
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_goes_on_where_its_model_is_moved_to(gpu, name):
+    states = []
+    for move in (False, True):
+        model = _network().train()
+        weight = model.conv1.weight
+        for conv in (model.conv1, model.conv2):  # before a batch norm its gradient is rounding, and no more
+            conv.bias.requires_grad = False
+        optimizer = OPTIMIZERS[name](model.named_parameters())
+        for number, (x, y) in enumerate(_batches(4)):
+            device = "cuda" if move and number in (1, 2) else "cpu"
+            assert model.to(device).conv1.weight is weight and weight.device.startswith(device)
+            assert model.bn1.running_mean.dtype == np.float32
+            loss = cross_entropy(model(Tensor(backend.to_device(x, device))), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            state = [array for slot in optimizer._state.values() for array in slot if array is not None]
+            assert state and all(backend.device_of(array).startswith(device) for array in state)
+        states.append({**model.state_dict(), **optimizer.state_dict()})
+    assert all(np.allclose(array, states[1][key], rtol=1e-4, atol=1e-6) for key, array in states[0].items())
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ class Breaks(Module):
 def broken_model(what, call):
     model = small_model()
     model.relu1 = Breaks(what, call)
-    return model.name_modules()
+    return model
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,6 @@ class Named(nn.Module):
             nn.Conv2d(4, 4, 3, padding=1, relu=True, rng=rng),
         )
         self.pool, self.logits = nn.GlobalAvgPool2d(), nn.Linear(4, 3, rng=rng)
-        self.name_modules()
 
     def forward(self, x: Tensor) -> Tensor:
         return softmax(self.logits(self.pool(self.again(self.again(self.input(x))))))
@@ -342,7 +341,7 @@ class Turning(nn.Module):
 def test_an_operation_that_cannot_be_written_names_the_layer(tmp_path: Path) -> None:
     model = nn.Sequential(
         conv=nn.Conv2d(3, 4, 1, rng=np.random.default_rng(0)), turn=Turning()
-    ).name_modules()
+    )
     path, record = tmp_path / "model.onnx", tensor.record
     path.write_bytes(b"as before")
     with pytest.raises(

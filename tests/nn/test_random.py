@@ -1,0 +1,87 @@
+"""The default generator of layers: seeds, order, threads, and who does not use it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+
+import numpy as np
+
+import minires
+from minires import nn
+from minires.nn import init
+from minires.tensor import Tensor
+
+
+def test_layers_need_no_generator_and_never_draw_the_same_numbers():
+    minires.manual_seed(1)
+    kinds = [
+        lambda: nn.Conv2d(2, 3, 3), lambda: nn.Linear(4, 5), lambda: nn.SqueezeExcitation(16),
+        lambda: nn.identity_block(4, (2, 2, 4), stage=2, block="b"),
+        lambda: nn.convolutional_block(4, (2, 2, 4), stage=2, block="b"),
+    ]  # fmt: skip
+    for make in kinds:
+        one, two = (
+            [array for name, array in make().state_dict().items() if name.endswith("weight")] for _ in "ab"
+        )
+        assert one and not any(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_the_same_seed_and_order_give_the_same_weights_and_masks():
+    x = Tensor(np.ones((1, 50), np.float32))
+
+    def make(seed):
+        rng = minires.manual_seed(seed)
+        assert isinstance(rng, np.random.Generator) and init.generator(None) is rng
+        layers = nn.Linear(50, 50), nn.Dropout(0.5), nn.Conv2d(1, 2, 3), nn.Dropout(0.5)
+        masks = layers[1](x).numpy(), layers[3](x).numpy()
+        assert not np.array_equal(*masks)
+        return [layers[0].weight.numpy(), layers[2].weight.numpy(), *masks]
+
+    one, again, other = make(5), make(5), make(6)
+    assert all(np.array_equal(a, b) for a, b in zip(one, again, strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_dropout_changes_no_weights_drawn_after_it_and_a_given_seed_still_counts():
+    minires.manual_seed(2)
+    plain = nn.Linear(3, 3).weight.numpy()
+    minires.manual_seed(2)
+    drops = [nn.Dropout(0.5), nn.Dropout(0.5, seed=7), nn.Dropout(0.5, seed=7)]
+    assert np.array_equal(nn.Linear(3, 3).weight.numpy(), plain)
+    a, b, c = (drop(Tensor(np.ones(100))).numpy() for drop in drops)
+    assert np.array_equal(b, c) and not np.array_equal(a, b)
+
+
+def test_models_by_name_neither_use_nor_change_the_default_generator():
+    minires.manual_seed(3)
+    state = init.generator(None).bit_generator.state
+    one = minires.models.build("se_resnet56_cifar", seed=4, repeats=(1, 1, 1)).state_dict()
+    assert init.generator(None).bit_generator.state == state
+    minires.manual_seed(9)
+    two = minires.models.build("se_resnet56_cifar", seed=4, repeats=(1, 1, 1)).state_dict()
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def test_a_new_process_starts_from_seed_0():
+    code = "from minires import nn; print(nn.Linear(2, 2).weight.numpy().tolist())"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    minires.manual_seed(0)
+    assert json.loads(run.stdout) == nn.Linear(2, 2).weight.numpy().tolist()
+
+
+def test_threads_never_draw_the_same_numbers():
+    minires.manual_seed(0)
+    made = []
+    threads = [
+        threading.Thread(target=lambda: made.extend((nn.Linear(2, 2), nn.Dropout(0.5)) for _ in range(50)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({layer.weight.numpy().tobytes() for layer, _ in made}) == 200
+    assert len({str(drop.random_states()) for _, drop in made}) == 200

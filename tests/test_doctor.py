@@ -33,17 +33,13 @@ def plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-<<<<<<< HEAD
     monkeypatch.setattr(thread_pool, "_pool", None)  # so that MINIRES_THREADS is read anew
-=======
-    monkeypatch.setattr(backend, "_pool", None)  # so that MINIRES_THREADS is read anew
     real, site = importlib.metadata.distributions, [str(tmp_path / "site")]
 
     def distributions(**wanted: Any) -> Any:
         return real(**wanted, path=site) if wanted.get("name") == "minires" else real(**wanted)
 
     monkeypatch.setattr(importlib.metadata, "distributions", distributions)
->>>>>>> 3ddf69b (The distribution is called minires-engine, and no message sends a user to a stranger's package)
 
 
 def advice(about: str) -> dict[str, str]:

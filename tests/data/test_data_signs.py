@@ -182,7 +182,8 @@ def test_unknown_names_get_the_nearest(places, monkeypatch):
     for ask in (data.load, data.find):
         with pytest.raises(ConfigError, match="unknown data set 'sings'. Did you mean 'signs'"):
             ask("sings")
-    with pytest.raises(ConfigError, match="unknown data set 'zzz'. Known: signs, hands, cifar10, or the path"):
+    known = "unknown data set 'zzz'. Known: signs, hands, cifar10, or the path"
+    with pytest.raises(ConfigError, match=known):
         data.load("zzz")
     with pytest.raises(DataError, match="photos/here: no such file or folder"):
         data.load("photos/here")

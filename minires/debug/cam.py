@@ -34,7 +34,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from minires import backend
 from minires.errors import ConfigError, MiniresError, ShapeError
@@ -128,6 +127,8 @@ def overlay(picture: NDArray[np.uint8], values: NDArray[np.float64]) -> NDArray[
     Source: Selvaraju et al. 2017, equation 2 (the ReLU).
     """
     size = (picture.shape[1], picture.shape[0])
+    from PIL import Image  # not needed to step through a network
+
     positive = Image.fromarray(np.maximum(values, 0).astype(np.float32))
     heat = np.asarray(positive.resize(size, Image.Resampling.BILINEAR), np.float64)
     if heat.max() > 0:

@@ -82,7 +82,7 @@ def test_what_is_frozen_stays_and_the_rest_learns():
 
 
 def test_a_part_that_is_not_there_is_named_with_the_nearest():
-    with pytest.raises(ConfigError, match="unknown part of the model 'res9a'. Did you mean 'res"):
+    with pytest.raises(ConfigError, match="there is no part 'res9a' to freeze; the nearest are res"):
         freeze(small(), ["conv1", "res9a"])
 
 

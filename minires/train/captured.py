@@ -46,8 +46,10 @@ def obstacle(model: Module, optimizer: Optimizer) -> str | None:
     """Why the steps of a model and its optimiser cannot be captured, in words; None if they can."""
     if optimizer.source is None:
         return f"{type(optimizer).__name__} has no CUDA kernel"
-    if any(isinstance(part, Dropout) and part.rate for _, part in model.named_modules()):
-        return "its dropout draws a key for each step, and a graph would repeat the first one"
+    idle = {path for path, part in model.named_modules() if isinstance(part, Dropout) and not part.rate}
+    drawing = [path for path in model.random_states() if path.rpartition(".")[0] not in idle]
+    if drawing:
+        return f"{', '.join(drawing)} draws in each step, and a graph would repeat the first draw"
     return None
 
 

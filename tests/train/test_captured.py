@@ -199,9 +199,16 @@ def test_what_cannot_be_captured_is_launched_anew(gpu, tmp_path, monkeypatch):
     ]
 
 
-def test_dropout_and_an_optimizer_without_a_kernel_are_obstacles():
+def test_what_draws_and_an_optimizer_without_a_kernel_are_obstacles():
+    class Noise(nn.Module):
+        """A layer that a user wrote."""
+
+        def __init__(self):
+            super().__init__()
+            self.generator = np.random.default_rng(0)
+
     class Plain(optim.Optimizer):
-        """One that a user wrote."""
+        """An optimiser that a user wrote."""
 
         @staticmethod
         def plain(w, g, lr):
@@ -210,7 +217,9 @@ def test_dropout_and_an_optimizer_without_a_kernel_are_obstacles():
     with_dropout, without = small_model(), _without_dropout()
     assert captured.obstacle(without, SGD(without.parameters(), 0.1)) is None
     why = captured.obstacle(with_dropout, SGD(with_dropout.parameters(), 0.1))
-    assert why.startswith("its dropout draws a key for each step")
+    assert why == "drop.rng draws in each step, and a graph would repeat the first draw"
+    own = nn.Sequential(noise=Noise(), fc=nn.Linear(3, 3, rng=np.random.default_rng(0)))
+    assert captured.obstacle(own, SGD(own.parameters(), 0.1)).startswith("noise.generator draws in each step")
     assert captured.obstacle(without, Plain(without.parameters(), 0.1)) == "Plain has no CUDA kernel"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import minires
 from minires import cli, data, models, nn
 from minires.errors import CheckpointError, ConfigError
 from minires.registry import Registry
@@ -30,14 +31,15 @@ from minires.train import recipes, schedules
 
 @models.register("own_net", size=8, classes=2, title="a convolution of our own")
 class Net(nn.Module):
-    def __init__(self, *, classes, rng, width=4):
+    def __init__(self, *, classes, width=4):
         super().__init__()
-        self.conv = nn.Conv2d(3, width, 3, stride=2, rng=rng)
+        self.conv = nn.Conv2d(3, width, 3, stride=2)
         self.pool = nn.GlobalAvgPool2d()
-        self.fc = nn.Linear(width, classes, rng=rng)
+        self.drop = nn.Dropout(0.1)
+        self.fc = nn.Linear(width, classes)
 
     def forward(self, x):
-        return self.fc(self.pool(self.conv(x)))
+        return self.fc(self.drop(self.pool(self.conv(x))))
 
 
 @data.register("own_set", title="dark and bright pictures")
@@ -173,9 +175,24 @@ def test_a_model_file_of_an_unknown_model_says_what_to_do() -> None:
     entry = models.MODELS.pop("own_net")
     with pytest.raises(CheckpointError, match=r"holds a own_net.*register.*or give its model="):
         load_model("run")
-    model = entry.make(classes=2, rng=np.random.default_rng(0))
+    model = entry.make(classes=2)
     assert load_model("run", model=model).name == "own_net"
     models.MODELS["own_net"] = entry
+
+
+@pytest.mark.usefixtures("own")
+def test_a_model_without_a_generator_is_drawn_from_the_seed_and_leaves_the_default_one_alone() -> None:
+    minires.manual_seed(5)
+    first = models.build("own_net", seed=3)
+    after = nn.Linear(2, 2).weight.numpy()
+    minires.manual_seed(6)
+    again, other = models.build("own_net", seed=3), models.build("own_net", seed=4)
+    minires.manual_seed(5)
+    assert np.array_equal(nn.Linear(2, 2).weight.numpy(), after)
+    assert np.array_equal(first.conv.weight.data, again.conv.weight.data)
+    assert not np.array_equal(first.conv.weight.data, other.conv.weight.data)
+    assert first.random_states() == again.random_states() != other.random_states()
+    minires.manual_seed(0)
 
 
 # ------------------------------------------------------------------------------------- the registry itself
@@ -230,7 +247,7 @@ def test_long_lists_are_answered_with_the_nearest_and_short_ones_with_all() -> N
 
 
 def test_what_cannot_be_used_is_refused_when_it_is_registered() -> None:
-    def without_rng(*, classes: int) -> nn.Module:
+    def without_classes(*, rng: np.random.Generator) -> nn.Module:
         raise AssertionError
 
     def without_seed(*, size: int | None = None) -> data.Splits:
@@ -239,8 +256,8 @@ def test_what_cannot_be_used_is_refused_when_it_is_registered() -> None:
     class NoDataclass(schedules.Curve):
         pass
 
-    with pytest.raises(ConfigError, match="the model mine is built with .* does not take rng"):
-        models.register("mine")(without_rng)
+    with pytest.raises(ConfigError, match="the model mine does not take the keyword classes"):
+        models.register("mine")(without_classes)
     with pytest.raises(ConfigError, match="the data set mine is read with .* does not take seed"):
         data.register("mine")(without_seed)
     with pytest.raises(ConfigError, match="must be a dataclass"):

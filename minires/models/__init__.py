@@ -16,6 +16,7 @@ import numpy as np
 from minires.errors import ConfigError, MiniresError, unknown
 from minires.models import bn_inception, densenet, resnet, resnet_signs, resnet_v2, resnext, senet, vgg
 from minires.models.registry import Entry, Paper
+from minires.nn.init import drawing_from
 from minires.nn.module import Module
 from minires.registry import Registry
 
@@ -61,20 +62,21 @@ def register(
 ) -> Callable[[Make], Make]:
     """Give a model of your own a name: above a class or function, or called with one.
 
-    It is called with the keyword ``classes``, with ``rng`` (the random generator for its weights), and with
-    the options of ``preset`` and of the user; its keywords are the options that :func:`build` knows.
-    ``size`` is the side of the pictures it is made for. With a keyword ``size`` it is fitted to others.
+    It is called with the keyword ``classes`` and with the options of ``preset`` and of the user; its keywords
+    are the options that :func:`build` knows. ``size`` is the side of the pictures it is made for. With a
+    keyword ``size`` it is fitted to others; with a keyword ``rng`` it gets the random generator, from which
+    its layers draw in any case.
 
-    Raises: ConfigError if the name is another model's, or ``classes`` or ``rng`` are not taken.
+    Raises: ConfigError if the name is another model's, or ``classes`` is not taken.
 
     >>> from minires import models, nn
     >>> @models.register("my_net", size=32, classes=10, title="one convolution")
     ... class MyNet(nn.Module):
-    ...     def __init__(self, *, classes, rng, width=8):
+    ...     def __init__(self, *, classes, width=8):
     ...         super().__init__()
-    ...         self.conv = nn.Conv2d(3, width, 3, stride=2, rng=rng)
+    ...         self.conv = nn.Conv2d(3, width, 3, stride=2)
     ...         self.pool = nn.GlobalAvgPool2d()
-    ...         self.fc = nn.Linear(width, classes, rng=rng)
+    ...         self.fc = nn.Linear(width, classes)
     ...     def forward(self, x):
     ...         return self.fc(self.pool(self.conv(x)))
     >>> models.build("my_net", classes=3, width=4).fc.weight.shape
@@ -86,13 +88,8 @@ def register(
     """
 
     def add(make: Make) -> Make:
-        taken = inspect.signature(make).parameters
-        missing = [keyword for keyword in ("classes", "rng") if keyword not in taken]
-        if missing:
-            raise ConfigError(
-                f"the model {name} is built with the keywords classes and rng; it does not take "
-                f"{' and '.join(missing)}"
-            )
+        if "classes" not in inspect.signature(make).parameters:
+            raise ConfigError(f"the model {name} does not take the keyword classes, how many outputs it has")
         MODELS.add(name, Entry(make, size, classes, dict(preset or {}), title, paper), maker=make)
         return make
 
@@ -134,9 +131,12 @@ def build(name: str, *, classes: int | None = None, seed: int = 0, **variant: An
     for option in variant:
         if option not in found.options:
             raise ConfigError(unknown(f"option of {name}", option, sorted(found.options)))
-    options = {**found.preset, **variant}
+    options, rng = {**found.preset, **variant}, np.random.default_rng(seed)
+    if found.takes_rng:
+        options["rng"] = rng
     try:
-        model = found.make(classes=classes, rng=np.random.default_rng(seed), **options)
+        with drawing_from(rng):
+            model = found.make(classes=classes, **options)
     except MiniresError:
         raise
     except (TypeError, ValueError, ArithmeticError, AttributeError) as error:

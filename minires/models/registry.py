@@ -29,7 +29,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Entry:
-    """How a model is made: ``make(classes=, rng=, **preset)``, the picture size it is for, its usual classes.
+    """How a model is made: ``make(classes=, **preset)``, the picture size it is for, its usual classes.
 
     ``preset`` are the options that make this row of the paper's table out of the family; a user's own
     options go before them. ``title`` says in a line what it is, ``paper`` where it comes from.
@@ -46,6 +46,11 @@ class Entry:
     def options(self) -> set[str]:
         """The names of the options that ``build`` takes for this model."""
         return set(inspect.signature(self.make).parameters) - {"classes", "rng"}
+
+    @property
+    def takes_rng(self) -> bool:
+        """Whether ``make`` has the keyword ``rng``."""
+        return "rng" in inspect.signature(self.make).parameters
 
     def fitted(self, size: int) -> dict[str, Any]:
         """The option that fits the model to pictures of ``size``: none where it takes any size."""

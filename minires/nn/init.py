@@ -12,8 +12,9 @@ same with KH = KW = 1.
 starts from seed 0, and ``minires.manual_seed(seed)`` starts it anew: the same seed and the same layers in the
 same order give the same weights. Each layer draws on, so no two have the same numbers. A Dropout without a
 seed gets a generator of its own, a branch of the default one; the weights drawn after it are the same with
-it and without it. ``minires.models.build(name, seed=...)`` has a generator of its own and neither uses nor
-changes the default one; nor do data sets and their augmentation.
+it and without it. ``minires.models.build(name, seed=...)`` has a generator of its own, from which also those
+layers draw that bring none, and neither uses nor changes the default one; nor do data sets and their
+augmentation.
 
 Drawing is safe in threads, but the order in which threads come is not fixed, and so the numbers are not:
 threads that build models, and want the same ones again, each need a generator of their own, ``rng=``. A new
@@ -24,7 +25,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -43,7 +45,13 @@ class _Default:
         self.lock = threading.Lock()
 
 
-_default = _Default()
+class _Instead(threading.local):
+    """The generator that stands in for the default one, in the thread that asked for it."""
+
+    rng: np.random.Generator | None = None
+
+
+_default, _instead = _Default(), _Instead()
 
 
 def manual_seed(seed: int) -> np.random.Generator:
@@ -67,7 +75,28 @@ def generator(rng: np.random.Generator | None) -> np.random.Generator:
     >>> generator(None) is generator(None)
     True
     """
-    return _default.rng if rng is None else rng
+    if rng is not None:
+        return rng
+    return _default.rng if _instead.rng is None else _instead.rng
+
+
+@contextmanager
+def drawing_from(rng: np.random.Generator) -> Iterator[None]:
+    """Inside this block layers of this thread that bring no generator draw from ``rng``.
+
+    >>> from minires.nn import Linear
+    >>> weights = []
+    >>> for _ in range(2):
+    ...     with drawing_from(np.random.default_rng(7)):
+    ...         weights.append(Linear(2, 2).weight.numpy())
+    >>> bool((weights[0] == weights[1]).all())
+    True
+    """
+    before, _instead.rng = _instead.rng, rng
+    try:
+        yield
+    finally:
+        _instead.rng = before
 
 
 def branch() -> np.random.Generator:
@@ -77,7 +106,7 @@ def branch() -> np.random.Generator:
     False
     """
     with _default.lock:  # a seed counts its branches
-        return _default.rng.spawn(1)[0]
+        return generator(None).spawn(1)[0]
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:

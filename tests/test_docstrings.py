@@ -8,13 +8,10 @@ from __future__ import annotations
 import doctest
 import importlib
 import pkgutil
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 import minires
-from minires.registry import Registry
 
 ROOMS = ("errors", "registry", "files", "models", "data", "train", "weights", "commands", "cli")
 MODULES = [
@@ -31,17 +28,7 @@ EXAMPLES = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def registries_as_before() -> Iterator[None]:
-    values = (value for name in MODULES for value in vars(importlib.import_module(name)).values())
-    registries: dict[int, Registry[Any]] = {id(one): one for one in values if isinstance(one, Registry)}
-    before = {number: set(registry) for number, registry in registries.items()}
-    yield
-    for number, registry in registries.items():
-        for name in set(registry) - before[number]:
-            del registry[name]
-
-
+@pytest.mark.usefixtures("registries_as_before")
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name), optionflags=FLAGS)

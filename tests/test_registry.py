@@ -17,7 +17,7 @@ from minires import cli, data, models, nn
 from minires.errors import CheckpointError, ConfigError
 from minires.registry import Registry
 from minires.tensor import Tensor
-from minires.train import Config, Trainer, load_model, optim, recipes, schedules
+from minires.train import Config, Trainer, load_model, optim, schedules
 
 # A module as a user writes one: a model, a data set, an optimiser, a schedule, an augmentation, a recipe.
 OWN = '''
@@ -92,26 +92,21 @@ recipes.register("own_recipe", {
     "schedule": {"name": "own_halves", "parts": 4},
 })
 '''
-REGISTRIES: list[Registry[Any]] = [
-    models.MODELS, data.SETS, optim.OPTIMIZERS, schedules.SCHEDULES, data.augment.AUGMENTATIONS,
-    recipes.RECIPES,
-]  # fmt: skip
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The user's module, imported; its names are taken out again."""
-    before = [dict(registry) for registry in REGISTRIES]
+def own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registries_as_before: tuple[Registry[Any], ...]
+) -> Iterator[None]:
+    """The user's module, imported."""
+    before = [len(registry) for registry in registries_as_before]
     (tmp_path / "own_things.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     __import__("own_things")
+    assert [len(registry) for registry in registries_as_before] == [count + 1 for count in before]
     yield
     del sys.modules["own_things"]
-    for registry, things in zip(REGISTRIES, before, strict=True):
-        assert len(registry) == len(things) + 1
-        for name in set(registry) - set(things):
-            del registry[name]
 
 
 @pytest.mark.usefixtures("own")
@@ -246,7 +241,9 @@ def test_long_lists_are_answered_with_the_nearest_and_short_ones_with_all() -> N
         Registry[int]("number", {}).find("x")
 
 
-def test_what_cannot_be_used_is_refused_when_it_is_registered() -> None:
+def test_what_cannot_be_used_is_refused_when_it_is_registered(
+    registries_as_before: tuple[Registry[Any], ...],
+) -> None:
     def without_classes(*, rng: np.random.Generator) -> nn.Module:
         raise AssertionError
 
@@ -264,7 +261,7 @@ def test_what_cannot_be_used_is_refused_when_it_is_registered() -> None:
         schedules.register("mine")(NoDataclass)
     with pytest.raises(ConfigError, match="there is a model 'resnet18' already"):
         models.register("resnet18")(models.entry("resnet18").make)
-    for registry in REGISTRIES:
+    for registry in registries_as_before:
         assert "mine" not in registry
 
 

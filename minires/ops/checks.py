@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numbers
+import operator
 from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
 from minires import backend
-from minires.errors import ShapeError
+from minires.errors import ConfigError, ShapeError
 from minires.tensor import Tensor
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -69,22 +71,36 @@ def rank_of_shape(op: str, name: str, shape: tuple[int, ...], axes: str) -> None
         raise ShapeError(f"{op}: {name} must be {axes}, {wanted} axes, but its shape is {shape}")
 
 
+def index(value: Any) -> int | None:
+    """A whole number of Python or of NumPy as an int; None for anything else, truth values too."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def number(op: str, name: str, value: Any) -> float:
+    """A number of Python or of NumPy as a float. Raises: ConfigError for anything else, truth values too."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ConfigError(f"{op}: {name} must be a number, not {value!r}")
+    return float(value)
+
+
 def pair(op: str, name: str, value: Any, *, least: int = 1) -> tuple[int, int]:
     """An int, or a pair of ints (height, width), as a pair.
 
     Raises: ShapeError if it is neither, or below ``least``.
     """
-    both = (value, value) if isinstance(value, int) else value
     try:
-        height, width = both
-        good = int(height) == height >= least and int(width) == width >= least
-    except (TypeError, ValueError):
-        good = False
-    if not good:
+        both = (value, value) if index(value) is not None else tuple(value)
+    except TypeError:
+        both = ()
+    sizes = [size for size in map(index, both) if size is not None and size >= least]
+    if len(both) != 2 or len(sizes) != 2:
         raise ShapeError(
             f"{op}: {name} must be a whole number of at least {least}, or a pair of them, not {value!r}"
         )
-    return int(height), int(width)
+    return sizes[0], sizes[1]
 
 
 def border(op: str, size: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]) -> None:
@@ -106,7 +122,7 @@ def axes(op: str, axis: int | tuple[int, ...] | None, ndim: int) -> tuple[int, .
     """
     several: tuple[Any, ...] = tuple(axis) if isinstance(axis, tuple | list) else (axis,)
     wanted = tuple(range(ndim)) if axis is None else several
-    found = {int(a) % ndim for a in wanted if hasattr(a, "__index__") and -ndim <= a < ndim}
+    found = {int(a) % ndim for a in wanted if index(a) is not None and -ndim <= a < ndim}
     if len(found) != len(wanted):
         raise ShapeError(
             f"{op}: axis={axis} does not fit a tensor of {ndim} axes; each must be a whole number "

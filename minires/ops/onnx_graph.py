@@ -20,6 +20,7 @@ class Graph(Protocol):
     """The graph as the operations see it: they add nodes, and name what these read."""
 
     batch: int  # pictures in the pass that is written down
+    opset: int  # the version of the operators
 
     def add(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add a node. Returns the name of its result."""

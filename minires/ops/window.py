@@ -16,7 +16,8 @@ Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] | str
 class Window:
     """Where a window of ``size`` stands on a picture (H, W): ``out`` places, ``stride`` apart.
 
-    ``top, bottom, left, right`` rows and columns are added around the picture first.
+    ``top, bottom, left, right`` rows and columns are added around the picture first. The pixels of a window
+    are ``dilation`` apart, so that it reaches over ``extent`` rows and columns.
     """
 
     size: tuple[int, int]
@@ -26,11 +27,23 @@ class Window:
     left: int
     right: int
     out: tuple[int, int]
+    dilation: tuple[int, int] = (1, 1)
 
     def options(self) -> dict[str, Any]:
-        """What the operation was called with, in full: kernel, stride, and the padding of all four sides."""
+        """What the operation was called with, in full: the padding is that of all four sides."""
         padding = ((self.top, self.bottom), (self.left, self.right))
-        return {"kernel": self.size, "stride": self.stride, "padding": padding}
+        return {"kernel": self.size, "stride": self.stride, "padding": padding, "dilation": self.dilation}
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """How many rows and columns lie between the first and the last of the window, both included."""
+        (kh, kw), (dh, dw) = self.size, self.dilation
+        return (kh - 1) * dh + 1, (kw - 1) * dw + 1
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether its pixels lie side by side."""
+        return self.extent == self.size
 
     @property
     def is_pointwise(self) -> bool:
@@ -53,7 +66,8 @@ class Window:
     def at(self, padded: Array, kh: int, kw: int) -> Array:
         """The pixel (kh, kw) of the window at every place: a view (N, OH, OW, C) of the padded picture."""
         (sh, sw), (oh, ow) = self.stride, self.out
-        return padded[:, kh : kh + sh * oh : sh, kw : kw + sw * ow : sw, :]
+        row, column = kh * self.dilation[0], kw * self.dilation[1]
+        return padded[:, row : row + sh * oh : sh, column : column + sw * ow : sw, :]
 
 
 def sides(op: str, padding: Padding) -> tuple[int, int, int, int]:
@@ -61,7 +75,7 @@ def sides(op: str, padding: Padding) -> tuple[int, int, int, int]:
 
     Raises: ShapeError if it is none of these, or negative.
     """
-    if isinstance(padding, tuple | list) and len(padding) == 2 and not isinstance(padding[0], int):
+    if isinstance(padding, tuple | list) and len(padding) == 2 and isinstance(padding[0], tuple | list):
         top, bottom = pair(op, "padding (top, bottom)", padding[0], least=0)
         left, right = pair(op, "padding (left, right)", padding[1], least=0)
         return top, bottom, left, right
@@ -69,46 +83,54 @@ def sides(op: str, padding: Padding) -> tuple[int, int, int, int]:
     return height, height, width, width
 
 
-def window(op: str, picture: tuple[int, int], size: Any, stride: Any, padding: Padding) -> Window:
+def window(
+    op: str, picture: tuple[int, int], size: Any, stride: Any, padding: Padding, dilation: Any = 1
+) -> Window:
     """The window of an operation on a picture (H, W).
 
-    ``padding`` is an int, a pair (height, width), four sides ((top, bottom), (left, right)) or a word:
-    ``"same"`` adds what makes the output ceil(H / stride), the odd one at the bottom and the right;
-    ``"ceil"`` adds at the bottom and the right what lets the last window cover the last row and column.
+    size, stride, dilation: an int or a pair (height, width) each.
+    padding: an int, a pair (height, width), four sides ((top, bottom), (left, right)) or a word: ``"same"``
+        adds what makes the output ceil(H / stride), the odd one at the bottom and the right; ``"ceil"`` adds
+        at the bottom and the right what lets the last window cover the last row and column.
 
+    Shapes: out = (H + top + bottom - extent) // stride + 1 with extent = (KH - 1) * dilation + 1.
     Raises: ShapeError if a value makes no sense or the window is larger than the padded picture.
     Source: the rule of "same" is TensorFlow's, that of "ceil" is how Caffe's pooling rounds up.
+
+    >>> window("conv2d", (8, 8), 3, 2, "same")
+    Window(size=(3, 3), stride=(2, 2), top=0, bottom=1, left=0, right=1, out=(4, 4), dilation=(1, 1))
     """
     kh, kw = pair(op, "kernel size", size)
     sh, sw = pair(op, "stride", stride)
-    height, width = picture
-    if padding == "same":
-        missing_h = max(0, (-(-height // sh) - 1) * sh + kh - height)
-        missing_w = max(0, (-(-width // sw) - 1) * sw + kw - width)
+    dh, dw = pair(op, "dilation", dilation)
+    (height, width), (high, wide) = picture, ((kh - 1) * dh + 1, (kw - 1) * dw + 1)
+    word = padding if isinstance(padding, str) else None
+    if word == "same":
+        missing_h = max(0, (-(-height // sh) - 1) * sh + high - height)
+        missing_w = max(0, (-(-width // sw) - 1) * sw + wide - width)
         top, left = missing_h // 2, missing_w // 2
         bottom, right = missing_h - top, missing_w - left
-    elif padding == "ceil":
+    elif word == "ceil":
         top = left = 0
-        bottom, right = _overhang(height, kh, sh), _overhang(width, kw, sw)
-    elif isinstance(padding, str):
-        raise ShapeError(
-            f"{op}: padding must be an int, a pair, four sides, 'same' or 'ceil', not {padding!r}"
-        )
+        bottom, right = _overhang(height, high, sh), _overhang(width, wide, sw)
+    elif word is not None:
+        raise ShapeError(f"{op}: padding must be an int, a pair, four sides, 'same' or 'ceil', not {word!r}")
     else:
         top, bottom, left, right = sides(op, padding)
     padded = (height + top + bottom, width + left + right)
-    if kh > padded[0] or kw > padded[1]:
+    if high > padded[0] or wide > padded[1]:
+        dilated = f", dilated to {high}x{wide}," if (high, wide) != (kh, kw) else ""
         raise ShapeError(
-            f"{op}: the kernel {kh}x{kw} is larger than the padded picture {padded[0]}x{padded[1]} "
+            f"{op}: the kernel {kh}x{kw}{dilated} is larger than the padded picture {padded[0]}x{padded[1]} "
             f"(picture {height}x{width}). Use a larger picture, more padding or a smaller kernel"
         )
-    out = ((padded[0] - kh) // sh + 1, (padded[1] - kw) // sw + 1)
-    return Window((kh, kw), (sh, sw), top, bottom, left, right, out)
+    out = ((padded[0] - high) // sh + 1, (padded[1] - wide) // sw + 1)
+    return Window((kh, kw), (sh, sw), top, bottom, left, right, out, (dh, dw))
 
 
-def _overhang(size: int, kernel: int, stride: int) -> int:
+def _overhang(size: int, extent: int, stride: int) -> int:
     """How far the last window reaches past the picture if windows cover all of it; each starts inside."""
-    if kernel > size:
+    if extent > size:
         return 0
-    places = min(-(-(size - kernel) // stride) + 1, -(-size // stride))
-    return max(0, (places - 1) * stride + kernel - size)
+    places = min(-(-(size - extent) // stride) + 1, -(-size // stride))
+    return max(0, (places - 1) * stride + extent - size)

@@ -74,7 +74,7 @@ def export_onnx(
     if isinstance(model, Trained):
         notes = _notes(model)
         classes, model = model.classes if classes is None else classes, model.model
-    graph = _Graph(onnx, model)
+    graph = _Graph(onnx, model, opset)
     scores = _observe(graph, model, input)
     if classes is not None:
         if len(classes) != scores.shape[-1]:
@@ -168,8 +168,8 @@ class _Graph:
 
     batch = BATCH
 
-    def __init__(self, onnx: Any, model: Module) -> None:
-        self.onnx = onnx
+    def __init__(self, onnx: Any, model: Module, opset: int) -> None:
+        self.onnx, self.opset = onnx, opset
         self.nodes: list[Any] = []
         self.initializers: dict[str, np.ndarray[Any, Any]] = {}
         self.values: dict[Tensor, str] = {}  # which also keeps the tensors, so that none is taken for another

@@ -34,6 +34,7 @@ from minires.ops.local_response_norm import local_response_norm as local_respons
 from minires.ops.matmul import matmul as matmul
 from minires.ops.max_pool2d import max_pool2d as max_pool2d
 from minires.ops.mixed_precision import astype as astype
+from minires.ops.nll_loss import nll_loss as nll_loss
 from minires.ops.pad import pad as pad
 from minires.ops.pad_channels import pad_channels as pad_channels
 from minires.ops.reduce import max as max

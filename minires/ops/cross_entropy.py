@@ -2,17 +2,25 @@
 
     p = softmax(logits)
     t = labels as probabilities: one-hot, or with label smoothing s: (1 - s) * one-hot + s / K
-    loss = -(1 / N) * sum over n, k of t[n, k] * log p[n, k]
-    dlogits = dloss * (p - t) / N
+    u = weight * t, zero in rows that are ignored
+    loss[n] = -sum over k of u[n, k] * log p[n, k]
+    loss = sum over n of loss[n] / sum over n of count[n]
+    dlogits = dloss / sum of counts * (p * sum over k of u - u)
+
+which without weights is dloss / N * (p - t). A row with a class number counts the weight of that class, one with probabilities counts 1, and one that is
+ignored nothing. Without weights that is the mean over the rows.
 
 log p is computed without p (log_softmax), so logits of any size are safe.
 
-Shapes: logits (N, K), labels (N,) class numbers or (N, K) probabilities -> loss, a single value.
-Source: label smoothing: Szegedy et al. 2016, Rethinking the Inception architecture for computer vision.
+Shapes: logits (N, K), labels (N,) class numbers or (N, K) probabilities -> loss, a single value. There may be
+more axes between N and K, for example those of a picture whose pixels have a class each.
+Source: label smoothing: Szegedy et al. 2016, Rethinking the Inception architecture for computer vision; the
+weighted mean is PyTorch's.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,8 +28,10 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array, cuda
-from minires.errors import ConfigError, DataError, ShapeError
+from minires.errors import ShapeError
 from minires.ops import checks
+from minires.ops.labels import Labels, divisor, labels_of, reduced, row_losses, share, spread_out
+from minires.ops.loss_cases import LABELS, REDUCTIONS, WEIGHT
 from minires.ops.mixed_precision import astype
 from minires.ops.registry import Case, Shape, Words, operation
 from minires.ops.softmax import ROW_CODE, _forward_log, row_grid
@@ -30,55 +40,19 @@ from minires.tensor import Tensor, record
 # ------------------------------------------------------------------------------ reference implementation
 
 
-def _forward(xp: Any, logits: Array, target: Array) -> tuple[Array, Array]:
-    """The loss, and log p for the way back."""
-    log_p = _forward_log(xp, logits)
-    return -xp.sum(target * log_p) / len(logits), log_p
+def _forward(xp: Any, logits: Array, labels: Labels) -> tuple[Array, Array, Array, Any]:
+    """The loss; and for the way back log p, u, and what the sum was divided by."""
+    log_p, kept = _forward_log(xp, logits), labels.kept(logits)
+    if kept is not None:  # nobody asks for those of ignored rows; so what is not finite there does no harm
+        log_p = xp.where(kept[..., None], log_p, xp.zeros((), log_p.dtype))
+    u, counts = spread_out(xp, labels, logits)
+    losses = row_losses(xp, log_p, u)
+    by = divisor(xp, counts, losses.size, labels.reduction)
+    return reduced(xp, losses, by, labels.reduction), log_p, u, by
 
 
-def _backward(xp: Any, dloss: Array, log_p: Array, target: Array) -> Array:
-    return (xp.exp(log_p) - target) * (dloss / len(target))
-
-
-def _check_shape(labels: Array, shape: tuple[int, ...]) -> None:
-    """Labels are class numbers (N,), or probabilities (N, K). Raises: ShapeError if they are neither."""
-    n, k = shape
-    if labels.shape != (n, k) and not (labels.shape == (n,) and labels.dtype.kind in "iu"):
-        raise ShapeError(
-            f"cross_entropy: labels must be whole class numbers ({n},) or probabilities ({n}, {k}) "
-            f"to fit logits {shape}, not {labels.dtype} of shape {labels.shape}"
-        )
-
-
-def _check(labels: Array, k: int) -> None:
-    """Look at the labels where they are: on the CPU this costs a GPU no wait. Raises: DataError."""
-    if labels.ndim == 1:
-        outside = (labels < 0) | (labels >= k)
-        if outside.any():
-            at = int(outside.argmax())
-            raise DataError(
-                f"cross_entropy: labels[{at}] is {int(labels[at])}, but there are {k} classes, "
-                f"0 to {k - 1}. Check the labels, or build the model with more classes"
-            )
-    else:
-        bad = (labels < 0).any(axis=1) | ~(abs(labels.sum(axis=1) - 1) < 1e-3)
-        if bad.any():
-            at = int(bad.argmax())
-            raise DataError(
-                f"cross_entropy: labels[{at}] must be probabilities of the {k} classes, none negative "
-                f"and summing to 1, but it is {labels[at].tolist()}"
-            )
-
-
-def _target(labels: Array, k: int, dtype: Any, device: str, smoothing: float) -> Array:
-    """Labels as an array (N, K) of probabilities."""
-    if labels.ndim == 1:
-        xp = np if device == "cpu" else backend.cupy()
-        target = xp.zeros((len(labels), k), dtype)
-        target[xp.arange(len(labels)), backend.to_device(labels, device)] = 1
-    else:
-        target = backend.to_device(labels, device).astype(dtype)
-    return target if smoothing == 0 else (1 - smoothing) * target + smoothing / k
+def _backward(xp: Any, dloss: Array, log_p: Array, u: Array, by: Any, reduction: str) -> Array:
+    return (xp.exp(log_p) * u.sum(axis=-1, keepdims=True) - u) * share(dloss, by, reduction)
 
 
 # ------------------------------------------------------------------------------------------- fast, on GPU
@@ -90,6 +64,10 @@ _CUDA = cuda.Source(
     + r"""
 #define NOT_A_NUMBER T(__int_as_float(0x7fffffff))
 
+// What there is to know of the labels. One of labels and given is null; weights may be. A row whose label is
+// ``ignored`` does not count, if ``ignores``.
+#define LABELS const int* labels, const T* given, const T* weights, T times, T plus, int ignores, int ignored
+
 // Whether a row's label is one of the classes, or its probabilities are none negative and sum to 1.
 __device__ bool makes_sense(int label, const T* given, int classes) {
     if (!given) return 0 <= label && label < classes;
@@ -98,72 +76,103 @@ __device__ bool makes_sense(int label, const T* given, int classes) {
     return fabs(over_block<SUM>(mine) - 1) < T(1e-3);
 }
 
-// The target of class k, in a row with a label or with probabilities: times 1 - s, plus s / K.
-__device__ T target(int k, int label, const T* given, T times, T plus) {
-    return times * (given ? given[k] : T(k == label)) + plus;
+// What log p of class k is multiplied by: the label, or the probability, times 1 - s, plus s / K; weighted.
+__device__ T factor(int k, int label, const T* given, const T* weights, T times, T plus) {
+    T target = times * (given ? given[k] : T(k == label)) + plus;
+    return weights ? weights[k] * target : target;
 }
 
-// One of labels and given is null.
-extern "C" __global__ void cross_entropy(const T* logits, const int* labels, const T* given, T* log_p,
-                                         T* losses, T times, T plus, int classes) {
+// counts may be null: then each row counts 1.
+extern "C" __global__ void cross_entropy(const T* logits, LABELS, T* log_p, T* losses, T* counts,
+                                         int classes) {
     int row = blockIdx.x * classes, label = labels ? labels[blockIdx.x] : 0;
     logits += row; log_p += row; given = given ? given + row : nullptr;
     T shift = largest(logits, classes);
     T log_sum = log_of_sum(logits, shift, classes);
-    if (!makes_sense(label, given, classes)) log_sum = NOT_A_NUMBER;
+    bool kept = !ignores || label != ignored, good = makes_sense(label, given, classes);
+    if (!good) log_sum = NOT_A_NUMBER;
     T mine = 0;
     EACH_IN_BLOCK(k, classes) {
-        log_p[k] = logits[k] - shift - log_sum;
-        mine -= target(k, label, given, times, plus) * log_p[k];
+        log_p[k] = kept ? logits[k] - shift - log_sum : T(0);
+        T u = factor(k, label, given, weights, times, plus);
+        if (u != 0) mine -= u * log_p[k];  // minus infinity does no harm where it does not count
     }
     T loss = over_block<SUM>(mine);
-    if (threadIdx.x == 0) losses[blockIdx.x] = loss;
+    if (threadIdx.x == 0) {
+        losses[blockIdx.x] = !kept ? T(0) : good ? loss : NOT_A_NUMBER;
+        if (counts) counts[blockIdx.x] = !kept ? T(0) : weights && good ? weights[label] : T(1);
+    }
 }
 
-// One block, over rows instead of classes.
-extern "C" __global__ void cross_entropy_mean(const T* losses, T* loss, int rows) {
+// One block, over rows instead of classes: the sum of the losses over that of the counts, if ``is_mean``;
+// over 1 if not, or where nothing counts.
+extern "C" __global__ void cross_entropy_sum(const T* losses, const T* counts, T* loss, T* by, int rows,
+                                             int is_mean) {
     T mine = 0;
-    EACH_IN_BLOCK(row, rows) mine += losses[row];
+    if (is_mean) {
+        EACH_IN_BLOCK(row, rows) mine += counts ? counts[row] : T(1);
+    }
+    T count = over_block<SUM>(mine);
+    if (count == 0) count = 1;
+    mine = 0;
+    EACH_IN_BLOCK(row, rows) mine += losses[row] / count;  // their sum may be too large, the mean is not
     T sum = over_block<SUM>(mine);
-    if (threadIdx.x == 0) *loss = sum / rows;
+    if (threadIdx.x == 0) {
+        *loss = sum;
+        *by = count;
+    }
 }
 
-extern "C" __global__ void cross_entropy_gradient(const T* dloss, const T* log_p, const int* labels,
-                                                  const T* given, T* dlogits, T times, T plus, int classes) {
+// Of a mean or sum dloss is one number, divided by ``by``; where by is null, there is one for each row.
+extern "C" __global__ void cross_entropy_gradient(const T* dloss, const T* log_p, LABELS, const T* by,
+                                                  T* dlogits, int classes) {
     int row = blockIdx.x * classes, label = labels ? labels[blockIdx.x] : 0;
     log_p += row; dlogits += row; given = given ? given + row : nullptr;
-    T share = *dloss / gridDim.x;
-    EACH_IN_BLOCK(k, classes) dlogits[k] = (exp(log_p[k]) - target(k, label, given, times, plus)) * share;
+    T share = by ? *dloss / *by : dloss[blockIdx.x];
+    if (ignores && label == ignored) share = 0;
+    T mine = 0;
+    EACH_IN_BLOCK(k, classes) mine += factor(k, label, given, weights, times, plus);
+    T sum = over_block<SUM>(mine);
+    EACH_IN_BLOCK(k, classes) {
+        dlogits[k] = (exp(log_p[k]) * sum - factor(k, label, given, weights, times, plus)) * share;
+    }
 }
 """
 )
 
 
-def _labels_cuda(xp: Any, labels: Array, dtype: Any, device: str) -> tuple[Array | None, Array | None]:
-    """Labels as the kernels want them: class numbers and None, or None and probabilities."""
-    kind = np.int32 if labels.ndim == 1 else dtype
-    placed = xp.ascontiguousarray(backend.to_device(labels.astype(kind, copy=False), device))
-    return (placed, None) if labels.ndim == 1 else (None, placed)
+def _labels_cuda(xp: Any, labels: Labels, like: Array) -> tuple[Any, ...]:
+    """What the kernels call LABELS: class numbers and null, or null and probabilities, and the options."""
+    kind = np.int32 if labels.are_numbers else like.dtype
+    array = backend.to_device(labels.array.astype(kind, copy=False), backend.device_of(like))
+    placed = xp.ascontiguousarray(array)
+    weight = None if labels.weight is None else xp.ascontiguousarray(labels.weight)
+    smoothing, ignored = labels.smoothing, labels.ignore_index
+    return (
+        *((placed, None) if labels.are_numbers else (None, placed)),
+        weight, 1 - smoothing, smoothing / labels.classes, ignored is not None, ignored or 0,
+    )  # fmt: skip
 
 
-def _forward_cuda(
-    xp: Any, logits: Array, labels: Array | None, given: Array | None, smoothing: float
-) -> tuple[Array, Array]:
-    n, k = logits.shape
-    log_p, losses, loss = (xp.empty(shape, logits.dtype) for shape in ((n, k), n, ()))
-    inputs = xp.ascontiguousarray(logits), labels, given
-    _CUDA("cross_entropy", row_grid(n, k), *inputs, log_p, losses, 1 - smoothing, smoothing / k, k)
-    _CUDA("cross_entropy_mean", row_grid(1, n), losses, loss, n)
-    return loss, log_p
+def _forward_cuda(xp: Any, logits: Array, labels: Labels, placed: tuple[Any, ...]) -> tuple[Array, ...]:
+    """The loss, log p, and what the sum was divided by; the latter None for "none"."""
+    rows, k = math.prod(logits.shape[:-1]), logits.shape[-1]
+    log_p, losses = xp.empty(logits.shape, logits.dtype), xp.empty(logits.shape[:-1], logits.dtype)
+    are_ones = labels.ignore_index is None and (labels.weight is None or not labels.are_numbers)
+    counts = None if are_ones else xp.empty(losses.shape, losses.dtype)
+    _CUDA("cross_entropy", row_grid(rows, k), xp.ascontiguousarray(logits), *placed, log_p, losses, counts, k)
+    if labels.reduction == "none":
+        return losses, log_p, None
+    loss, by = xp.empty((), losses.dtype), xp.empty((), losses.dtype)
+    _CUDA("cross_entropy_sum", row_grid(1, rows), losses, counts, loss, by, rows, labels.reduction == "mean")
+    return loss, log_p, by
 
 
-def _backward_cuda(
-    xp: Any, dloss: Array, log_p: Array, labels: Array | None, given: Array | None, smoothing: float
-) -> Array:
-    n, k = log_p.shape
-    dlogits = xp.empty((n, k), log_p.dtype)
-    inputs = xp.ascontiguousarray(dloss), log_p, labels, given
-    _CUDA("cross_entropy_gradient", row_grid(n, k), *inputs, dlogits, 1 - smoothing, smoothing / k, k)
+def _backward_cuda(xp: Any, dloss: Array, log_p: Array, placed: tuple[Any, ...], by: Array | None) -> Array:
+    rows, k = math.prod(log_p.shape[:-1]), log_p.shape[-1]
+    dlogits = xp.empty(log_p.shape, log_p.dtype)
+    dloss = xp.ascontiguousarray(dloss)
+    _CUDA("cross_entropy_gradient", row_grid(rows, k), dloss, log_p, *placed, by, dlogits, k)
     return dlogits
 
 
@@ -171,22 +180,38 @@ def _backward_cuda(
 
 
 def _cases() -> Iterator[Case]:
-    table: list[tuple[str, Shape, Array]] = [
+    soft = np.array([[0.2, 0.5, 0.3], [1.0, 0.0, 0.0]])
+    plain: list[tuple[str, Shape, Array]] = [
         ("labels", (4, 3), np.array([0, 2, 1, 2])),
         ("one picture", (1, 5), np.array([3])),
-        ("probabilities", (2, 3), np.array([[0.2, 0.5, 0.3], [1.0, 0.0, 0.0]])),
+        ("probabilities", (2, 3), soft),
         ("one-hot integers", (2, 3), np.eye(3, dtype=np.int64)[[2, 0]]),
     ]
     for smoothing in (0.0, 0.1):
         smooth = f", smoothing {smoothing}" if smoothing else ""
-        for name, x, labels in table:
+        for name, x, labels in plain:
             yield Case(name + smooth, {"logits": x}, {"labels": labels, "label_smoothing": smoothing})
+    pictures = np.random.default_rng(3).dirichlet([1, 1, 1], (2, 2))
+    table = [
+        *LABELS,
+        ("probabilities, weights", (2, 3), {"labels": soft, "weight": WEIGHT}),
+        ("rows and columns of probabilities", (2, 2, 3), {"labels": pictures, "weight": WEIGHT}),
+    ]
+    for reduction in REDUCTIONS:
+        for name, x, options in table:
+            more = {"reduction": reduction, "label_smoothing": 0.1 if "weights" in name else 0.0}
+            yield Case(f"{name}, {reduction}", {"logits": x}, {**options, **more})
 
 
 @operation(
-    math="loss = -mean over the pictures of sum t * log p, with p = softmax(logits), t the labels as "
-    "probabilities",
-    backward="dlogits = dloss * (p - t) / N",
+    math="""
+        loss = -mean over the rows of sum over k of weight[k] * t[k] * log p[k]
+        with p = softmax(logits), t the labels as probabilities
+    """,
+    backward="""
+        dlogits = dloss * (p * sum over k of u - u) / N with u = weight * t
+        without weights dloss * (p - t) / N
+    """,
     result="loss",
     english=Words(
         "Softmax and loss",
@@ -202,56 +227,76 @@ def _cases() -> Iterator[Case]:
     ),
     cases=_cases,
 )
-def cross_entropy(logits: Tensor, labels: Any, *, label_smoothing: float = 0.0) -> Tensor:
-    """The mean over the batch of the cross entropy between ``labels`` and ``softmax(logits)``.
+def cross_entropy(
+    logits: Tensor,
+    labels: Any,
+    *,
+    weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """The cross entropy between ``labels`` and ``softmax(logits)``: their mean over the batch, or else.
 
-    ``labels`` are class numbers (N,), or one-hot or other probabilities (N, K); they get no gradient. Of
-    logits in bfloat16 the loss is float32.
-    Units: nats per picture. Shapes, Source: see the head of this file.
+    labels: class numbers, or one-hot or other probabilities; they get no gradient.
+    weight: a number for each class, by which its part of the loss is multiplied: more for rare classes.
+    ignore_index: rows with this class number do not count; it need not be one of the classes.
+    label_smoothing: so much of each label is spread evenly over all classes.
+    reduction: "mean", over the weights of the labels if there are weights; "sum"; or "none", the loss of
+        each row.
+
+    The weighted mean is sum of loss[n] / sum of weight[label of n]; of labels that are probabilities it is
+    over the rows. Where all rows are ignored, or all their weights are 0, it is 0.
+    Units: nats per row. Of logits in bfloat16 the loss is float32.
+    Shapes: logits (N, ..., K), labels (N, ...) class numbers or (N, ..., K), weight (K,) -> a single value;
+    with reduction="none" (N, ...).
     Raises: DataError that names a label out of range and its place; ShapeError if shapes or dtypes do not
-    fit; ConfigError if ``label_smoothing`` is not in [0, 1).
+    fit; ConfigError for an option that makes no sense, or ignore_index with probabilities.
+    Source: Szegedy et al. 2016 (label smoothing). Differs: where all rows are ignored PyTorch's mean is NaN;
+    there -100 is ignored by default, here nothing is.
 
     Labels that lie on a GPU are not looked at from here, since that would stop the GPU: the loss is NaN, and
     so is the gradient of the row, where a class number (read as int32) is out of range or the probabilities
     are none. They are kept as they are until the backward, so they must not be overwritten before it.
+
+    >>> logits = Tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> print(f"{cross_entropy(logits, [0, 2]).item():.4f}")
+    0.8955
+    >>> print(cross_entropy(logits, [0, -1], ignore_index=-1, reduction="none").numpy().round(4))
+    [0.2395 0.    ]
     """
     logits = checks.as_tensor(logits)
-    checks.rank("cross_entropy", "logits", logits, "(N, K)")
+    if logits.ndim < 2:
+        raise ShapeError(f"cross_entropy: logits must be (N, ..., K), two axes or more, not {logits.shape}")
     checks.same_floats("cross_entropy", logits=logits)
     logits = astype(logits, backend.accumulator(logits.dtype))
     if logits.size == 0:
-        raise ShapeError(f"cross_entropy: logits {logits.shape} are empty; there is no mean over nothing")
-    smoothing = float(label_smoothing)
-    if not 0 <= smoothing < 1:
-        raise ConfigError(f"cross_entropy: label_smoothing must be from 0 to below 1, not {smoothing}")
-    labels = labels.data if isinstance(labels, Tensor) else labels
-    labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
+        raise ShapeError(f"cross_entropy: logits {logits.shape} are empty; there is nothing to compare")
+    found = labels_of(
+        "cross_entropy", logits, labels, weight=weight, ignore_index=ignore_index, smoothing=label_smoothing,
+        reduction=reduction,
+    )  # fmt: skip
     xp = backend.array_module(logits.data)
-    _check_shape(labels, logits.shape)
-    is_fast, k = cuda.usable(logits.data), logits.shape[1]
-    if not is_fast or backend.device_of(labels) == "cpu":
-        _check(labels, k)
-    if is_fast:
-        placed = _labels_cuda(xp, labels, logits.dtype, logits.device)
-        loss, log_p = _forward_cuda(xp, logits.data, *placed, smoothing)
+    if cuda.usable(logits.data):
+        placed = _labels_cuda(xp, found, logits.data)
+        loss, log_p, divided = _forward_cuda(xp, logits.data, found, placed)
+        saved = {"log_p": log_p, "labels": placed[0], "probabilities": placed[1], "weight": placed[2]}
 
         def backward(dy: Array) -> tuple[Array]:
-            return (_backward_cuda(xp, dy, log_p, *placed, smoothing),)
+            return (_backward_cuda(xp, dy, log_p, placed, divided),)
 
-        saved = {"log_p": log_p, "labels": placed[0], "probabilities": placed[1]}
     else:
-        target = _target(labels, k, logits.dtype, logits.device, smoothing)
-        loss, log_p = _forward(xp, logits.data, target)
-        saved = {"log_p": log_p, "target": target}
+        loss, log_p, u, by = _forward(xp, logits.data, found)
+        saved = {"log_p": log_p, "target": u}
 
         def backward(dy: Array) -> tuple[Array]:
-            return (_backward(xp, dy, log_p, target),)
+            return (_backward(xp, dy, log_p, u, by, reduction),)
 
     return record(
         "cross_entropy",
         loss,
         inputs={"logits": logits},
-        options={"labels": labels, "label_smoothing": smoothing},
+        options=found.options(),
         saved=saved,
         backward=backward,
     )

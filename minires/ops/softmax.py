@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from minires import backend
 from minires.backend import Array, cuda
 from minires.errors import ShapeError
@@ -26,8 +28,15 @@ from minires.tensor import Call, Tensor, record
 # ------------------------------------------------------------------------------ reference implementation
 
 
+def _shifted(xp: Any, x: Array) -> Array:
+    """x minus the largest of its row. What is too far below it for the dtype becomes minus infinity: its
+    exponential is 0 all the same."""
+    with np.errstate(over="ignore"):
+        return x - xp.max(x, axis=-1, keepdims=True)
+
+
 def _forward(xp: Any, x: Array) -> Array:
-    e = xp.exp(x - xp.max(x, axis=-1, keepdims=True))
+    e = xp.exp(_shifted(xp, x))
     return e / xp.sum(e, axis=-1, keepdims=True)
 
 
@@ -36,7 +45,7 @@ def _backward(xp: Any, dy: Array, y: Array) -> Array:
 
 
 def _forward_log(xp: Any, x: Array) -> Array:
-    shifted = x - xp.max(x, axis=-1, keepdims=True)
+    shifted = _shifted(xp, x)
     return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
 
 

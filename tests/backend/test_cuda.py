@@ -28,7 +28,7 @@ KERNELS = {
     "conv2d": {"im2col", "col2im", "bias_relu", "relu_gradient"},
     "softmax": {"softmax", "softmax_gradient"},
     "log_softmax": {"log_softmax", "log_softmax_gradient"},
-    "cross_entropy": {"cross_entropy", "cross_entropy_mean", "cross_entropy_gradient"},
+    "cross_entropy": {"cross_entropy", "cross_entropy_sum", "cross_entropy_gradient"},
     "max_pool2d": {"max_pool", "max_pool_gradient"},
     "avg_pool2d": {"avg_pool", "avg_pool_gradient"},
     "global_avg_pool2d": {"global_avg_pool_gradient"},

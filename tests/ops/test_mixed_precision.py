@@ -99,7 +99,7 @@ def test_these_kernels_and_no_others_run_in_bfloat16(emulator):
     # These get statistics alone, which are float32.
     statistics = {"batch_norm_constants", "batch_norm_gradient_totals"}
     assert emulator.of_dtype["bfloat16"] == known - statistics
-    scores = {"cross_entropy", "cross_entropy_mean", "cross_entropy_gradient"}
+    scores = {"cross_entropy", "cross_entropy_sum", "cross_entropy_gradient"}
     scores |= {name + end for name in ("softmax", "log_softmax") for end in ("", "_gradient")}
     assert emulator.of_dtype["float32"] == scores | statistics
 

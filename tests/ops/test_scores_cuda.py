@@ -1,6 +1,8 @@
 """The CUDA kernels of softmax, cross entropy and dropout on the CPU: sizes beyond the table of cases, numbers
 that are not finite, labels that make no sense, the generator of dropout; and kernels that are wrong."""
 
+import dataclasses
+
 import cuda_emulator
 import numpy as np
 import opcheck
@@ -12,6 +14,8 @@ from minires.backend import cuda
 from minires.errors import DataError
 from minires.nn import Dropout
 from minires.ops import cases, cross_entropy, dropout, softmax
+from minires.ops import labels as labels_module
+from minires.ops.nll_loss import nll_loss
 
 pytestmark = [
     pytest.mark.emulated,
@@ -135,19 +139,22 @@ def labels_of(kind, rows, classes):
     return given / given.sum(axis=1, keepdims=True)
 
 
-def check_cross_entropy(size, dtype, kind, smoothing):
+def check_cross_entropy(size, dtype, kind, smoothing, first=None, **options):
     logits, labels = normal(size, dtype), labels_of(kind, *size)
-    dloss, close = np.asarray(0.75, dtype), opcheck.CLOSE[dtype]
-    target = cross_entropy._target(labels, size[1], dtype, "cpu", smoothing)
-    expected, expected_log_p = cross_entropy._forward(np, logits, target)
-    placed = cross_entropy._labels_cuda(np, labels, dtype, "cpu")
-    loss, log_p = cross_entropy._forward_cuda(np, logits, *placed, smoothing)
+    if first is not None:
+        labels[0] = first
+    found = labels_module.labels_of("", Tensor(logits), labels, smoothing=smoothing, **options)
+    expected, expected_log_p, u, by = cross_entropy._forward(np, logits, found)
+    dloss, close = normal(expected.shape, dtype, 4) + np.asarray(2, dtype), opcheck.CLOSE[dtype]
+    placed = cross_entropy._labels_cuda(np, found, logits)
+    loss, log_p, divisor = cross_entropy._forward_cuda(np, logits, found, placed)
     opcheck.assert_close(loss, expected, close, "loss")
     opcheck.assert_close(log_p, expected_log_p, close, "log p")
-    dlogits = cross_entropy._backward_cuda(np, dloss, log_p, *placed, smoothing)
+    dlogits = cross_entropy._backward_cuda(np, dloss, log_p, placed, divisor)
     # Far smaller than one: not held to the size of one, as other results are.
-    expected = cross_entropy._backward(np, dloss, expected_log_p, target) * size[0]
-    opcheck.assert_close(dlogits * np.asarray(size[0], dtype), expected, close, "gradient")
+    larger = np.asarray(by, dtype)
+    expected = cross_entropy._backward(np, dloss, expected_log_p, u, by, found.reduction) * larger
+    opcheck.assert_close(dlogits * larger, expected, close, "gradient")
 
 
 on_kinds = pytest.mark.parametrize("kind", ["labels", "probabilities"])
@@ -159,14 +166,34 @@ on_kinds = pytest.mark.parametrize("kind", ["labels", "probabilities"])
 def test_cross_entropy_of_many_sizes(size, dtype, kind, emulator):
     check_cross_entropy(size, dtype, kind, 0.1)
     check_cross_entropy(size, dtype, kind, 0.0)
-    names = "cross_entropy", "cross_entropy_mean", "cross_entropy_gradient"
+    names = "cross_entropy", "cross_entropy_sum", "cross_entropy_gradient"
     assert emulator.launches == dict.fromkeys(names, 2)
 
 
+@on_kinds
+@in_dtypes
+@pytest.mark.parametrize("size", [(1, 2), (5, 33), (2, 1000), (40, 3)], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_cross_entropy_with_weights_and_ignored_rows(reduction, size, dtype, kind, emulator):
+    weight = np.random.default_rng(5).uniform(0.5, 2, size[1])
+    options = {"weight": weight, "reduction": reduction}
+    for smoothing in (0.0, 0.1):
+        check_cross_entropy(size, dtype, kind, smoothing, **options)
+        if kind == "labels":
+            check_cross_entropy(size, dtype, kind, smoothing, ignore_index=1, **options)
+            check_cross_entropy(size, dtype, kind, smoothing, -7, ignore_index=-7, reduction=reduction)
+    # where losses are asked for one by one, nothing is launched to bring them together
+    assert ("cross_entropy_sum" in emulator.launches) == (reduction != "none")
+
+
 def test_the_mean_over_many_rows(emulator):
-    losses, loss = normal(5000), np.empty(())
-    cross_entropy._CUDA("cross_entropy_mean", softmax.row_grid(1, 5000), losses, loss, 5000)
-    opcheck.assert_close(loss, losses.mean(), opcheck.CLOSE["float64"], "mean")
+    losses, loss, by = normal(5000), np.empty(()), np.empty(())
+    counts = np.random.default_rng(1).uniform(0, 1, 5000)
+    for given, expected in ((None, losses.mean()), (counts, losses.sum() / counts.sum())):
+        grid = softmax.row_grid(1, 5000)
+        cross_entropy._CUDA("cross_entropy_sum", grid, losses, given, loss, by, 5000, True)
+        opcheck.assert_close(loss, expected, opcheck.CLOSE["float64"], "mean")
+        opcheck.assert_close(by, np.asarray(5000 if given is None else counts.sum()), 1e-12, "counts")
 
 
 def test_cross_entropy_of_logits_that_are_not_finite(emulator):
@@ -174,20 +201,20 @@ def test_cross_entropy_of_logits_that_are_not_finite(emulator):
     logits[0] = -np.inf
     logits[1, 2] = np.nan
     logits[2, 4] = np.inf
-    logits[3, 1] = -np.inf  # zero times minus infinity is NaN, as in the specification
-    labels = np.array([0, 1, 2, 3, 4, 0], np.int32)
-    target = cross_entropy._target(labels, 5, "float64", "cpu", 0.0)
-    loss, log_p = cross_entropy._forward_cuda(np, logits, labels, None, 0.0)
+    logits[3, 1] = -np.inf  # which is not asked for
+    logits[4, 4] = -np.inf  # which is
+    found = labels_module.labels_of("", Tensor(logits), np.array([0, 1, 2, 3, 4, 0]), reduction="none")
+    placed = cross_entropy._labels_cuda(np, found, logits)
+    losses, log_p, by = cross_entropy._forward_cuda(np, logits, found, placed)
     with np.errstate(invalid="ignore", divide="ignore"):
-        expected, expected_log_p = cross_entropy._forward(np, logits, target)
-    assert np.isnan(loss) and np.isnan(expected)
+        expected, expected_log_p, u, _ = cross_entropy._forward(np, logits, found)
     np.testing.assert_allclose(log_p, expected_log_p, rtol=1e-12)
-    for row in range(6):
-        with np.errstate(invalid="ignore", divide="ignore"):
-            expected, _ = cross_entropy._forward(np, logits[row : row + 1], target[row : row + 1])
-        loss, _ = cross_entropy._forward_cuda(np, logits[row : row + 1], labels[row : row + 1], None, 0.0)
-        np.testing.assert_allclose(loss, expected, rtol=1e-12)
-        assert np.isnan(loss) == (row < 4)
+    np.testing.assert_allclose(losses, expected, rtol=1e-12)
+    assert np.isnan(losses).tolist() == [True, True, True, False, False, False] and np.isinf(losses[4])
+    dlogits = cross_entropy._backward_cuda(np, np.ones(6), log_p, placed, by)
+    with np.errstate(invalid="ignore"):
+        expected = cross_entropy._backward(np, np.ones(6), expected_log_p, u, 1.0, "none")
+    np.testing.assert_allclose(dlogits, expected, rtol=1e-12, atol=1e-12)
 
 
 def check_labels_that_make_no_sense():
@@ -195,19 +222,43 @@ def check_labels_that_make_no_sense():
     logits, dloss = normal((4, 3)), np.ones(())
     labels = np.array([2, 3, -1, 0], np.int32)
     given = np.array([[0.2, 0.5, 0.3], [0.2, 0.5, 0.2], [-0.5, 1, 0.5], [0, 0, 1]])
-    for placed in ((labels, None), (None, given)):
-        loss, log_p = cross_entropy._forward_cuda(np, logits, *placed, 0.1)
-        dlogits = cross_entropy._backward_cuda(np, dloss, log_p, *placed, 0.1)
+    for array, smoothing in ((labels, 0.1), (labels, 0.0), (given, 0.1), (given, 0.0)):
+        some = labels_module.labels_of("", Tensor(logits[[0, 3]]), array[[0, 3]], smoothing=smoothing)
+        every = dataclasses.replace(some, array=array)
+        placed = cross_entropy._labels_cuda(np, every, logits)
+        loss, log_p, by = cross_entropy._forward_cuda(np, logits, every, placed)
+        dlogits = cross_entropy._backward_cuda(np, dloss, log_p, placed, by)
         assert np.isnan(loss) and np.isnan(dlogits[[1, 2]]).all()
-        good = labels[[0, 3]] if placed[1] is None else given[[0, 3]]
-        target = cross_entropy._target(good, 3, "float64", "cpu", 0.1)
-        _, expected_log_p = cross_entropy._forward(np, logits[[0, 3]], target)
-        expected = cross_entropy._backward(np, dloss, expected_log_p, target) / 2  # of four rows, not two
+        _, expected_log_p, u, _ = cross_entropy._forward(np, logits[[0, 3]], some)
+        expected = cross_entropy._backward(np, dloss, expected_log_p, u, 4.0, "mean")  # of four rows, not two
         opcheck.assert_close(dlogits[[0, 3]], expected, 1e-12, "gradient")
+        weighted = dataclasses.replace(every, weight=np.array([0.5, 2.0, 1.0]), reduction="none")
+        placed = cross_entropy._labels_cuda(np, weighted, logits)
+        losses, _, _ = cross_entropy._forward_cuda(np, logits, weighted, placed)
+        assert np.isnan(losses).tolist() == [False, True, True, False]
 
 
 def test_labels_that_make_no_sense(emulator):
     check_labels_that_make_no_sense()
+
+
+def test_array_code_on_a_gpu_makes_them_nan_too(monkeypatch):
+    """As it runs with the specification, and in nll_loss."""
+    monkeypatch.setattr(minires.backend, "device_of", lambda array: "cuda:0")
+    monkeypatch.setattr(minires.backend, "to_device", lambda array, device: array)
+    logits = Tensor(normal((4, 3)), requires_grad=True)
+    for labels, options in (
+        (np.array([2, 3, -1, 0]), {}),
+        (np.array([2, 3, -1, 1]), {"ignore_index": 1, "weight": np.array([0.5, 2.0, 1.0])}),
+        (np.array([[0.2, 0.5, 0.3], [0.2, 0.5, 0.2], [-0.5, 1, 0.5], [0, 0, 1]]), {}),
+    ):
+        losses = [cross_entropy.cross_entropy(logits, labels, reduction="none", **options)]
+        losses += [nll_loss(logits, labels, reduction="none", **options)] if labels.ndim == 1 else []
+        for loss in losses:
+            logits.grad = None
+            loss.backward(np.ones(4))
+            assert np.isnan(loss.data).tolist() == [False, True, True, False]
+            assert np.isnan(logits.grad).any(axis=1).tolist() == [False, True, True, False]
 
 
 def test_labels_on_a_gpu_are_not_looked_at_and_never_spread_out(emulator, monkeypatch):
@@ -217,8 +268,8 @@ def test_labels_on_a_gpu_are_not_looked_at_and_never_spread_out(emulator, monkey
     logits, labels = Tensor(normal((3, 4)), requires_grad=True), np.array([0, 4, 1])
     with pytest.raises(DataError, match="labels\\[1\\] is 4"):
         cross_entropy.cross_entropy(logits, labels)
-    monkeypatch.setattr(cross_entropy, "_target", fail)
-    monkeypatch.setattr(cross_entropy, "_check", fail)
+    monkeypatch.setattr(cross_entropy, "spread_out", fail)
+    monkeypatch.setattr(labels_module, "_look", fail)
     device_of = minires.backend.device_of
     monkeypatch.setattr(minires.backend, "device_of", lambda a: "cuda:0" if a is labels else device_of(a))
     loss = cross_entropy.cross_entropy(logits, labels)
@@ -230,6 +281,24 @@ def test_labels_on_a_gpu_are_not_looked_at_and_never_spread_out(emulator, monkey
     ("piece", "wrong"),
     [
         ("times * (given", "(given"),
+        ("weights ? weights[k] * target", "weights ? weights[0] * target"),
+        ("if (u != 0) mine", "mine"),
+        ("kept ? logits[k]", "true ? logits[k]"),
+        ("!ignores || ", ""),
+        ("losses[blockIdx.x] = !kept ? T(0) : ", "losses[blockIdx.x] = "),
+        ("good ? loss : NOT_A_NUMBER", "loss"),
+        ("counts[blockIdx.x] = !kept ? T(0) : ", "counts[blockIdx.x] = "),
+        ("weights && good ? weights[label] : T(1)", "T(1)"),
+        ("counts ? counts[row] : T(1)", "T(1)"),
+        ("if (is_mean) ", "if (true) "),
+        ("if (count == 0) count = 1;", ""),
+        ("losses[row] / count;", "losses[row];"),
+        ("*by = count", "*by = 1"),
+        ("if (ignores && label == ignored) share = 0;", ""),
+        ("if (ignores && label == ignored) share", "if (label == ignored) share"),
+        ("exp(log_p[k]) * sum", "exp(log_p[k])"),
+        ("dloss[blockIdx.x]", "dloss[0]"),
+        ("*dloss / *by", "*dloss"),
         ("+ plus", ""),
         ("T(k == label)", "T(k <= label)"),
         ("labels[blockIdx.x] : 0", "labels[0] : 0"),
@@ -237,10 +306,8 @@ def test_labels_on_a_gpu_are_not_looked_at_and_never_spread_out(emulator, monkey
         ("label < classes", "label <= classes"),
         ("0 <= label && ", ""),
         ("given[k] < 0 ? NOT_A_NUMBER : given[k]", "given[k]"),
-        ("T share = *dloss / gridDim.x", "T share = *dloss / classes"),
-        ("T share = *dloss / gridDim.x", "T share = T(1) / gridDim.x"),
-        ("sum / rows", "sum"),
-        ("mine -= target", "mine += target"),
+        ("*dloss / *by", "T(1) / *by"),
+        ("mine -= u", "mine += u"),
         ("T loss = over_block<SUM>(mine)", "T loss = mine"),
         ("    __syncthreads();\n    value", "    value"),
         ("int by = 16", "int by = 8"),
@@ -249,9 +316,18 @@ def test_labels_on_a_gpu_are_not_looked_at_and_never_spread_out(emulator, monkey
 def test_a_cross_entropy_that_is_wrong_is_found(piece, wrong, emulator, monkeypatch):
     rewrite(monkeypatch, cross_entropy, piece, wrong)
     with pytest.raises(AssertionError):
-        for kind in ("labels", "probabilities"):
-            check_cross_entropy((3, 200), "float64", kind, 0.1)
+        weight, no_class = np.linspace(0.5, 1.5, 200), {"ignore_index": -5, "weight": np.zeros(200)}
+        for reduction in ("mean", "sum", "none"):
+            for kind in ("labels", "probabilities"):
+                check_cross_entropy((3, 200), "float64", kind, 0.1, reduction=reduction)
+                check_cross_entropy((3, 200), "float64", kind, 0.1, reduction=reduction, weight=weight)
+            ignored = {"ignore_index": labels_of("labels", 3, 200)[1], "reduction": reduction}
+            check_cross_entropy((3, 200), "float64", "labels", 0.0, weight=weight, **ignored)
+            check_cross_entropy((3, 200), "float64", "labels", 0.1, **ignored)
+            check_cross_entropy((3, 200), "float64", "labels", 0.1, -7, ignore_index=-7, reduction=reduction)
+        check_cross_entropy((3, 200), "float64", "labels", 0.1, **no_class)
         check_labels_that_make_no_sense()
+        test_cross_entropy_of_logits_that_are_not_finite(None)
 
 
 # ---------------------------------------------------------------------------------------------- dropout

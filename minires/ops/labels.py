@@ -1,0 +1,210 @@
+"""What the losses ask of labels: class numbers or probabilities, class weights, rows that are ignored.
+
+Scores are (N, ..., K), and each of their rows (N, ...) has a label. Both losses are sums over the classes,
+
+    loss[n] = -sum over k of u[n, k] * log p[n, k]
+
+with u[n, k] = weight[k] * t[n, k], where t is the label as probabilities, and u = 0 in rows that are ignored;
+and both bring the losses of all rows together in the same way (see :func:`reduced`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minires import backend
+from minires.backend import Array
+from minires.errors import ConfigError, DataError, ShapeError, one_of
+from minires.ops import checks
+from minires.tensor import Tensor
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """The labels of a loss, checked, with the options that say how they count.
+
+    Shapes: array (N, ...) class numbers or (N, ..., K) probabilities, on any device; weight (K,), on that of
+    the scores and of their dtype.
+    """
+
+    array: Array
+    classes: int
+    are_numbers: bool
+    weight: Array | None
+    ignore_index: int | None
+    smoothing: float
+    reduction: str
+
+    def options(self) -> dict[str, Any]:
+        """What the loss was called with; weight and ignore_index where they were given."""
+        given = {"weight": self.weight, "ignore_index": self.ignore_index}
+        return {"labels": self.array, "label_smoothing": self.smoothing, "reduction": self.reduction} | {
+            name: value for name, value in given.items() if value is not None
+        }
+
+    def on(self, like: Array) -> Array:
+        """The labels on the device of ``like``."""
+        return backend.to_device(self.array, backend.device_of(like))
+
+    def kept(self, like: Array) -> Array | None:
+        """Which rows are not ignored, on the device of ``like``; None where no label is ever ignored."""
+        return None if self.ignore_index is None else self.on(like) != self.ignore_index
+
+
+def labels_of(
+    op: str,
+    scores: Tensor,
+    labels: Any,
+    *,
+    weight: Any = None,
+    ignore_index: int | None = None,
+    smoothing: float = 0.0,
+    reduction: str = "mean",
+    numbers_only: bool = False,
+) -> Labels:
+    """Check the labels of a loss and its options.
+
+    Labels on a GPU are not looked at, since that would stop it.
+
+    Raises: ShapeError if shapes do not fit; DataError that names a label out of range and its place;
+    ConfigError for an option that makes no sense.
+    """
+    one_of(f"{op}: reduction", reduction, REDUCTIONS)
+    smoothing = checks.number(op, "label_smoothing", smoothing)
+    if not 0 <= smoothing < 1:
+        raise ConfigError(f"{op}: label_smoothing must be from 0 to below 1, not {smoothing}")
+    labels = labels.data if isinstance(labels, Tensor) else labels
+    labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
+    rows, classes = scores.shape[:-1], scores.shape[-1]
+    are_numbers = labels.shape == rows and labels.dtype.kind in "iu"
+    if not are_numbers and (numbers_only or labels.shape != scores.shape):
+        or_else = "" if numbers_only else f" or probabilities {scores.shape}"
+        raise ShapeError(
+            f"{op}: labels must be whole class numbers {rows}{or_else}, "
+            f"not {labels.dtype} of shape {labels.shape}"
+        )
+    weight, ignored = _weight(op, weight, scores), _ignore_index(op, ignore_index, are_numbers)
+    found = Labels(labels, classes, are_numbers, weight, ignored, smoothing, reduction)
+    if backend.device_of(labels) == "cpu":
+        _look(op, found)
+    return found
+
+
+def _ignore_index(op: str, value: Any, are_numbers: bool) -> int | None:
+    if value is None:
+        return None
+    number = checks.index(value)
+    if number is None or not -(2**31) <= number < 2**31:
+        raise ConfigError(f"{op}: ignore_index must be a whole number of 32 bits, or None, not {value!r}")
+    if not are_numbers:
+        raise ConfigError(
+            f"{op}: ignore_index={number} is for class numbers, but the labels are probabilities. "
+            "Leave their rows out, or give them as class numbers"
+        )
+    return number
+
+
+def _weight(op: str, weight: Any, scores: Tensor) -> Array | None:
+    if weight is None:
+        return None
+    weight = weight.data if isinstance(weight, Tensor) else weight
+    weight = weight if hasattr(weight, "dtype") else np.asarray(weight)
+    if weight.shape != scores.shape[-1:] or not (backend.is_float(weight.dtype) or weight.dtype.kind in "iu"):
+        raise ShapeError(
+            f"{op}: weight must be a number for each of the {scores.shape[-1]} classes, "
+            f"not {weight.dtype} of shape {weight.shape}"
+        )
+    if backend.device_of(weight) == "cpu":
+        bad = ~(np.isfinite(weight) & (weight >= 0))
+        if bad.any():
+            at = int(bad.argmax())
+            raise ConfigError(
+                f"{op}: weight[{at}] is {weight[at]}, but the weight of a class is finite and not negative"
+            )
+    return backend.to_device(weight, scores.device).astype(scores.dtype)
+
+
+def _make_sense(labels: Labels, array: Array) -> Array:
+    """Which rows (N, ...) have a label that is a class or is ignored, or probabilities that are some."""
+    if labels.are_numbers:
+        good = (array >= 0) & (array < labels.classes)
+        return good if labels.ignore_index is None else good | (array == labels.ignore_index)
+    return (array >= 0).all(axis=-1) & (abs(array.sum(axis=-1) - 1) < 1e-3)
+
+
+def _look(op: str, labels: Labels) -> None:
+    """Raises: DataError for the first label that makes no sense."""
+    array, classes = labels.array, labels.classes
+    good = _make_sense(labels, array)
+    if good.all():
+        return
+    at = tuple(map(int, np.argwhere(~good)[0]))
+    name = f"{op}: labels[{', '.join(map(str, at))}]"
+    if labels.are_numbers:
+        raise DataError(
+            f"{name} is {int(array[at])}, but there are {classes} classes, 0 to {classes - 1}. Check the "
+            "labels, build the model with more classes, or leave such labels out with ignore_index"
+        )
+    raise DataError(
+        f"{name} must be probabilities of the {classes} classes, none negative and summing to 1, "
+        f"but it is {array[at].tolist()}"
+    )
+
+
+# ------------------------------------------------------------------------------ reference implementation
+
+
+def spread_out(xp: Any, labels: Labels, like: Array) -> tuple[Array, Array | None]:
+    """u (N, ..., K), and what each row counts in a mean (N, ...); None stands for one everywhere.
+
+    A class number counts the weight of its class, probabilities one, an ignored row nothing. On a GPU a label
+    that makes no sense becomes NaN.
+    """
+    array, dtype, weight, kept = labels.on(like), like.dtype, labels.weight, labels.kept(like)
+    t = (array[..., None] == xp.arange(labels.classes) if labels.are_numbers else array).astype(dtype)
+    if backend.device_of(like) != "cpu":
+        t = xp.where(_make_sense(labels, array)[..., None], t, xp.asarray(np.nan, dtype))
+    u = (1 - labels.smoothing) * t + labels.smoothing / labels.classes if labels.smoothing else t
+    counts = None
+    if weight is not None:
+        u = u * weight
+        counts = (t * weight).sum(axis=-1) if labels.are_numbers else None
+    if kept is not None:
+        nothing = xp.zeros((), dtype)
+        u = xp.where(kept[..., None], u, nothing)
+        counts = kept.astype(dtype) if counts is None else xp.where(kept, counts, nothing)
+    return u, counts
+
+
+def row_losses(xp: Any, log_p: Array, u: Array) -> Array:
+    """-sum over k of u * log p, (N, ...). Of a class that does not count log p may be minus infinity."""
+    return 0 - (xp.where(u == 0, xp.zeros((), log_p.dtype), log_p) * u).sum(axis=-1)
+
+
+def divisor(xp: Any, counts: Array | None, rows: int, reduction: str) -> Any:
+    """What a mean divides by: the sum of the counts, or 1 where nothing counts, so that the mean is 0."""
+    if reduction != "mean":
+        return 1.0
+    if counts is None:
+        return float(rows)
+    total = xp.sum(counts, dtype=np.float64)
+    return xp.where(total == 0, xp.ones((), np.float64), total)
+
+
+def reduced(xp: Any, losses: Array, by: Any, reduction: str) -> Array:
+    """The losses of the rows as one number, divided by the :func:`divisor`; as they are for "none"."""
+    if reduction == "none":
+        return losses
+    total = xp.sum(losses, dtype=np.float64)  # may be too large for float32 where the mean is not
+    return (total / by).astype(losses.dtype)
+
+
+def share(dloss: Array, by: Any, reduction: str) -> Array:
+    """The adjoint of :func:`reduced`: what of dloss comes to each row, (N, ..., 1), or to all of them."""
+    part = (dloss / by).astype(dloss.dtype)
+    return part[..., None] if reduction == "none" else part

@@ -339,8 +339,12 @@ def pair(value: Any) -> tuple[Any, Any]:
     return value if isinstance(value, tuple) else (value, value)
 
 
-def four_sides(picture: Any, kernel: Any, stride: Any, padding: Any) -> list[tuple[int, int]]:
+def four_sides(
+    picture: Any, kernel: Any, stride: Any, padding: Any, dilation: Any = 1
+) -> list[tuple[int, int]]:
     """[(top, bottom), (left, right)] of a window's padding, written once more and independently."""
+    gaps = zip(pair(kernel), pair(dilation), strict=True)
+    kernel = tuple(k + (k - 1) * (apart - 1) for k, apart in gaps)  # what it reaches over
     if padding == "same":
         sizes = zip(picture, pair(kernel), pair(stride), strict=True)
         missing = [max(0, (-(-size // s) - 1) * s + k - size) for size, k, s in sizes]

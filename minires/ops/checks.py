@@ -103,18 +103,6 @@ def pair(op: str, name: str, value: Any, *, least: int = 1) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
-def border(op: str, size: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]) -> None:
-    """No window of a pool may lie in the border alone: padding is less than the kernel on every side.
-
-    Raises: ShapeError with the numbers.
-    """
-    if max(rows) >= size[0] or max(columns) >= size[1]:
-        raise ShapeError(
-            f"{op}: padding {rows[0]}, {rows[1]} (top, bottom) and {columns[0]}, {columns[1]} (left, right) "
-            f"must be smaller than the kernel {size[0]}x{size[1]}"
-        )
-
-
 def axes(op: str, axis: int | tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:
     """One axis, several, or None (all of them), counted from the front and in order.
 

@@ -18,4 +18,11 @@ POOLS: list[tuple[str, Shape, dict[str, Any]]] = [
     ("stride larger than kernel", (1, 7, 7, 1), {"kernel": 2, "stride": 3}),
     ("1x1", (2, 2, 2, 1), {"kernel": 1}),
     ("whole picture", (2, 3, 4, 2), {"kernel": (3, 4)}),
-]
+    ("2x2, dilated", (2, 6, 5, 2), {"kernel": 2, "stride": 1, "dilation": 2}),
+    ("3x3, dilated pairs, padding", (2, 7, 9, 2), {"kernel": 3, "dilation": (2, 3), "padding": (2, 4)}),
+    ("3x3, dilated, same", (1, 4, 5, 2), {"kernel": 3, "stride": 1, "padding": "same", "dilation": 2}),
+    (
+        "3x2, dilated, ceil", (1, 8, 7, 2),
+        {"kernel": (3, 2), "stride": 2, "padding": "ceil", "dilation": (2, 3)},
+    ),
+]  # fmt: skip

@@ -128,6 +128,36 @@ def window(
     return Window((kh, kw), (sh, sw), top, bottom, left, right, out, (dh, dw))
 
 
+def check_border(op: str, win: Window, picture: tuple[int, int]) -> None:
+    """No window of a pool may lie in the border alone: each sees a pixel of the picture (H, W).
+
+    Raises: ShapeError with the numbers.
+    """
+    axes = zip(picture, win.extent, (win.top, win.left), (win.bottom, win.right), strict=True)
+    is_inside = all(max(before, after) < extent for _, extent, before, after in axes)
+    if is_inside and not win.is_dense:  # its pixels may lie on both sides of a picture smaller than its gaps
+        is_inside = _all_see(win, picture)
+    if not is_inside:
+        (kh, kw), (high, wide), (height, width) = win.size, win.extent, picture
+        dilated = "" if win.is_dense else f", dilated to {high}x{wide}"
+        raise ShapeError(
+            f"{op}: padding {win.top}, {win.bottom} (top, bottom) and {win.left}, {win.right} (left, right) "
+            f"must be smaller than the kernel {kh}x{kw}{dilated}, and leave in each window a pixel of the "
+            f"picture {height}x{width}"
+        )
+
+
+def _all_see(win: Window, picture: tuple[int, int]) -> bool:
+    """Whether there is a pixel of the picture in every window."""
+    for size, out, step, kernel, apart, before in zip(
+        picture, win.out, win.stride, win.size, win.dilation, (win.top, win.left), strict=True
+    ):
+        starts = (place * step - before for place in range(out))
+        if not all(any(0 <= start + k * apart < size for k in range(kernel)) for start in starts):
+            return False
+    return True
+
+
 def _overhang(size: int, extent: int, stride: int) -> int:
     """How far the last window reaches past the picture if windows cover all of it; each starts inside."""
     if extent > size:

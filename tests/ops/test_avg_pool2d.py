@@ -21,13 +21,18 @@ def test_case(case, device):
 def test_against_torch(case):
     torch = pytest.importorskip("torch")
 
-    def reference(x, kernel, stride=None, padding=0, count_padding=False):
+    def reference(x, kernel, stride=None, padding=0, dilation=1, count_padding=False):
         stride = kernel if stride is None else stride
-        (top, bottom), (left, right) = opcheck.four_sides(x.shape[1:3], kernel, stride, padding)
+        sides = opcheck.four_sides(x.shape[1:3], kernel, stride, padding, dilation)
+        (top, bottom), (left, right) = sides
 
         def mean_of_all(picture):
-            padded = torch.nn.functional.pad(picture, (left, right, top, bottom))
-            return torch.nn.functional.avg_pool2d(padded, kernel, stride)
+            padded, c = torch.nn.functional.pad(picture, (left, right, top, bottom)), picture.shape[1]
+            if dilation == 1:
+                return torch.nn.functional.avg_pool2d(padded, kernel, stride)
+            kh, kw = opcheck.pair(kernel)  # no average pool of PyTorch's is dilated, but a convolution is
+            same = torch.full((c, 1, kh, kw), 1 / (kh * kw), dtype=x.dtype)
+            return torch.nn.functional.conv2d(padded, same, stride=stride, dilation=dilation, groups=c)
 
         y = mean_of_all(x.permute(0, 3, 1, 2))
         if not count_padding or padding == "ceil":  # the share of real pixels under each window
@@ -40,6 +45,13 @@ def test_against_torch(case):
 @opcheck.of("global_avg_pool2d")
 def test_global_against_torch(case):
     opcheck.check_against_torch(case, lambda x: x.mean((1, 2)))
+
+
+def test_in_a_dilated_window_the_pixels_between_do_not_count():
+    x = Tensor(np.array([1.0, 9, 2, 9, 3]).reshape(1, 1, 5, 1), requires_grad=True)
+    y = avg_pool2d(x, (1, 2), stride=1, dilation=2)
+    y.backward(np.array([2.0, 4, 8]).reshape(y.shape))
+    assert y.numpy().ravel().tolist() == [1.5, 9, 2.5] and x.grad.ravel().tolist() == [1, 2, 5, 2, 4]
 
 
 def test_the_border_is_counted_only_if_asked():

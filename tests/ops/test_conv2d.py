@@ -24,11 +24,12 @@ def test_case(case, device):
 def test_against_torch(case):
     torch = pytest.importorskip("torch")
 
-    def reference(x, w, b=None, stride=1, padding=0, groups=1, relu=False):
-        (top, bottom), (left, right) = opcheck.four_sides(x.shape[1:3], w.shape[:2], stride, padding)
+    def reference(x, w, b=None, stride=1, padding=0, dilation=1, groups=1, relu=False):
+        sides = opcheck.four_sides(x.shape[1:3], w.shape[:2], stride, padding, dilation)
+        (top, bottom), (left, right) = sides
         nchw = torch.nn.functional.pad(x.permute(0, 3, 1, 2), (left, right, top, bottom))
         kernel = w.permute(3, 2, 0, 1)  # (KH, KW, C/groups, O) -> (O, C/groups, KH, KW)
-        y = torch.nn.functional.conv2d(nchw, kernel, b, stride=stride, groups=groups)
+        y = torch.nn.functional.conv2d(nchw, kernel, b, stride=stride, dilation=dilation, groups=groups)
         y = torch.relu(y) if relu else y
         return y.permute(0, 2, 3, 1)
 
@@ -41,18 +42,20 @@ def test_the_definition_written_out(case):
     arrays, options = case.arrays(), dict(case.options)
     x, w, b = arrays["x"], arrays["w"], arrays.get("b", 0)
     stride, padding, groups = (options.get("stride", 1), options.get("padding", 0), options.get("groups", 1))
-    sides = opcheck.four_sides(x.shape[1:3], w.shape[:2], stride, padding)
-    x, (sh, sw) = np.pad(x, ((0, 0), *sides, (0, 0))), opcheck.pair(stride)
+    dilation = options.get("dilation", 1)
+    sides = opcheck.four_sides(x.shape[1:3], w.shape[:2], stride, padding, dilation)
+    x, (sh, sw), (dh, dw) = np.pad(x, ((0, 0), *sides, (0, 0))), opcheck.pair(stride), opcheck.pair(dilation)
+    high, wide = (w.shape[0] - 1) * dh + 1, (w.shape[1] - 1) * dw + 1
     got = case(*map(Tensor, arrays.values())).numpy()
     depth, width = w.shape[2], w.shape[3] // groups
     for n, i, j, o in np.ndindex(got.shape):
         group = o // width
-        patch = x[n, i * sh : i * sh + w.shape[0], j * sw : j * sw + w.shape[1]]
+        patch = x[n, i * sh : i * sh + high : dh, j * sw : j * sw + wide : dw]
         patch = patch[..., group * depth : (group + 1) * depth]
         expected = (patch * w[..., o]).sum() + (b[o] if "b" in arrays else 0)
         expected = max(expected, 0) if options.get("relu") else expected
         assert abs(got[n, i, j, o] - expected) < 1e-12, (n, i, j, o)
-    places = [(x.shape[1] - w.shape[0]) // sh + 1, (x.shape[2] - w.shape[1]) // sw + 1]
+    places = [(x.shape[1] - high) // sh + 1, (x.shape[2] - wide) // sw + 1]
     assert list(got.shape[1:3]) == places
 
 
@@ -239,6 +242,12 @@ X, W = (2, 5, 6, 4), (3, 3, 4, 8)
         (X, W, {"b": (4,)}, "conv2d: b must have shape (8,), one per output channel, not (4,)"),
         (X, W, {"stride": 0}, "stride must be a whole number of at least 1, or a pair of them, not 0"),
         (X, W, {"stride": (1, 2, 3)}, "conv2d: stride must be a whole number of at least 1"),
+        (X, W, {"stride": True}, "conv2d: stride must be a whole number of at least 1, or a pair"),
+        (X, W, {"dilation": 0}, "conv2d: dilation must be a whole number of at least 1, or a pair of them"),
+        (X, W, {"dilation": (1, 2.0)}, "conv2d: dilation must be a whole number of at least 1, or a pair"),
+        (X, W, {"dilation": (1, 3)}, "the kernel 3x3, dilated to 3x7, is larger than the padded picture 5x6"),
+        (X, W, {"groups": True}, "conv2d: groups=True must divide"),
+        (X, W, {"groups": 2.0}, "conv2d: groups=2.0 must divide"),
         (X, W, {"padding": -1}, "conv2d: padding must be a whole number of at least 0"),
         (X, W, {"padding": 0.5}, "conv2d: padding must be a whole number of at least 0"),
         (X, W, {"padding": "valid"}, "an int, a pair, four sides, 'same' or 'ceil', not 'valid'"),

@@ -29,6 +29,10 @@ SHAPES = {
     "depthwise": ((2, 9, 8, 24), (3, 3, 1, 24), {"groups": 24, "padding": 1}),
     "2x3, stride larger than kernel": ((2, 17, 20, 12), (2, 3, 12, 4), {"stride": (3, 4)}),
     "2x2, windows beside the picture": ((2, 5, 6, 20), (2, 2, 20, 3), {"padding": 3}),
+    "3x3, dilated": ((2, 9, 10, 33), (3, 3, 33, 4), {"padding": 2, "dilation": 2}),
+    "2x3, dilated pairs, 2 groups": (
+        (2, 11, 9, 14), (2, 3, 7, 4), {"dilation": (4, 3), "stride": (2, 1), "padding": (3, 2), "groups": 2}
+    ),
 }
 
 
@@ -43,7 +47,8 @@ def check(x, w, options, dtype="float64"):
     """The three products against the specification."""
     rng = np.random.default_rng(3)
     groups = options.get("groups", 1)
-    win = window("conv2d", x[1:3], w[:2], options.get("stride", 1), options.get("padding", 0))
+    stride, padding, dilation = (options.get(*o) for o in (("stride", 1), ("padding", 0), ("dilation", 1)))
+    win = window("conv2d", x[1:3], w[:2], stride, padding, dilation)
     x, w, b = (rng.standard_normal(shape).astype(dtype) for shape in (x, w, w[-1:]))
     for bias in (b, None):
         for relu in (False, True):
@@ -142,8 +147,13 @@ def test_what_is_not_needed_is_not_launched(emulator):
         ("pixel % w + left", "pixel % w + top"),
         ("ow - 1", "ow - 2"),
         ("y >= 0", "y > 0"),
-        ("px - x * sw < kw", "px - x * sw <= kw"),
-        ("(py - y * sh) * kw", "(py - y * sh) * kh"),
+        ("px - x * sw < kw * dw", "px - x * sw <= kw * dw"),
+        ("py - y * sh < kh * dh", "py - y * sh < kh"),
+        ("ky * kw", "ky * kh"),
+        ("py += dh", "py += dw"),
+        ("px < x0 + kw * dw", "px < x0 + kw"),
+        ("if (ky % dh) continue;", ""),
+        ("kx /= dw;", ""),
         ("dx[pixel * c + first + channel]", "dx[pixel * c + channel]"),
         ("b[i % outputs]", "b[(i + 1) % outputs]"),
         ("relu && value < 0", "value < 0"),

@@ -21,12 +21,13 @@ def test_case(case, device):
 def test_against_torch(case):
     torch = pytest.importorskip("torch")
 
-    def reference(x, kernel, stride=None, padding=0):
+    def reference(x, kernel, stride=None, padding=0, dilation=1):
         stride = kernel if stride is None else stride
-        (top, bottom), (left, right) = opcheck.four_sides(x.shape[1:3], kernel, stride, padding)
+        sides = opcheck.four_sides(x.shape[1:3], kernel, stride, padding, dilation)
+        (top, bottom), (left, right) = sides
         sides = (left, right, top, bottom)
         nchw = torch.nn.functional.pad(x.permute(0, 3, 1, 2), sides, value=float("-inf"))
-        return torch.nn.functional.max_pool2d(nchw, kernel, stride).permute(0, 2, 3, 1)
+        return torch.nn.functional.max_pool2d(nchw, kernel, stride, 0, dilation).permute(0, 2, 3, 1)
 
     opcheck.check_against_torch(case, reference)
 
@@ -78,6 +79,12 @@ def test_a_kernel_far_larger_than_the_picture_stays_inside_it(fast):
 
 
 @both
+def test_in_a_dilated_window_the_pixels_between_do_not_count(fast):
+    y, dx = _pool([[1, 9, 2, 9, 3]], [[1, 2, 4]], fast, kernel=(1, 2), stride=1, dilation=2)
+    assert y == [[2, 9, 3]] and dx == [[0, 2, 1, 0, 4]]
+
+
+@both
 def test_nan_is_not_hidden(fast):
     y, _ = _pool([[1, np.nan, 3, 4], [9, 2, 3, 4]], [[1, 1]], fast, kernel=2)
     assert np.isnan(y[0][0]) and y[0][1] == 4
@@ -89,6 +96,9 @@ def test_nan_is_not_hidden(fast):
         ((4, 4, 1), {"kernel": 2}, "max_pool2d: x must be (N, H, W, C), 4 axes, but its shape is (4, 4, 1)"),
         ((1, 2, 4, 1), {"kernel": 3}, "max_pool2d: the kernel 3x3 is larger than the padded picture 2x4"),
         ((1, 4, 4, 1), {"kernel": 2, "padding": 2}, "must be smaller than the kernel 2x2"),
+        ((1, 1, 4, 1), {"kernel": 2, "padding": 1, "dilation": 2}, "2x2, dilated to 3x3, and leave in each"),
+        ((1, 4, 4, 1), {"kernel": 2, "dilation": 4}, "the kernel 2x2, dilated to 5x5, is larger than the"),
+        ((1, 4, 4, 1), {"kernel": 2, "dilation": 1.5}, "max_pool2d: dilation must be a whole number"),
         ((1, 4, 4, 1), {"kernel": 0}, "max_pool2d: kernel size must be a whole number of at least 1"),
         ((1, 4, 4, 1), {"kernel": 2, "stride": -1}, "stride must be a whole number of at least 1"),
     ],

@@ -16,13 +16,15 @@ pytestmark = [
     pytest.mark.skipif(cuda_emulator.compiler() is None, reason="there is no g++ here"),
 ]
 
-WINDOWS = [  # picture, kernel, stride, padding
-    ((2, 9, 11, 37), 3, 2, 1),
-    ((1, 23, 17, 1), 3, 1, "same"),
-    ((3, 8, 7, 130), 2, 2, 0),
-    ((2, 9, 7, 33), (2, 3), (3, 1), ((0, 1), (1, 0))),
-    ((1, 13, 14, 16), 2, 3, "ceil"),
-    ((4, 1, 1, 70), 4, 1, 2),
+WINDOWS = [  # picture, kernel, stride, padding, dilation
+    ((2, 9, 11, 37), 3, 2, 1, 1),
+    ((1, 23, 17, 1), 3, 1, "same", 1),
+    ((3, 8, 7, 130), 2, 2, 0, 1),
+    ((2, 9, 7, 33), (2, 3), (3, 1), ((0, 1), (1, 0)), 1),
+    ((1, 13, 14, 16), 2, 3, "ceil", 1),
+    ((4, 1, 1, 70), 4, 1, 2, 1),
+    ((2, 9, 11, 37), 3, 1, ((3, 2), (5, 4)), (2, 3)),
+    ((1, 14, 9, 5), (3, 2), (2, 1), "ceil", (3, 2)),
 ]
 JOINED = [  # sizes of the parts along the axis, the other axes, the axis
     ([5], (40, 3), 2),
@@ -52,8 +54,8 @@ def _random(shape, dtype, seed=0):
 
 
 def check_max_pool(dtype):
-    for shape, kernel, stride, padding in WINDOWS:
-        win = window("max_pool2d", shape[1:3], kernel, stride, padding)
+    for shape, *options in WINDOWS:
+        win = window("max_pool2d", shape[1:3], *options)
         numbers, often = [np.nan, -np.inf, -1, 0, 1], [0.03, 0.5, 0.2, 0.2, 0.07]  # many are equal
         x = np.random.default_rng(0).choice(numbers, shape, p=often).astype(dtype)
         y, winner = max_pool_cuda.forward(np, x, win)
@@ -66,8 +68,8 @@ def check_max_pool(dtype):
 
 
 def check_avg_pool(dtype):
-    for shape, kernel, stride, padding in WINDOWS:
-        win = window("avg_pool2d", shape[1:3], kernel, stride, padding)
+    for shape, *options in WINDOWS:
+        win = window("avg_pool2d", shape[1:3], *options)
         for count_padding in (False, True):
             counts = avg_pool2d._counts(np, win, shape, dtype, count_padding)
             x = _random(shape, dtype)
@@ -129,12 +131,22 @@ def test_four_tensors_are_joined_in_one_launch(tensors, launches, emulator):
     [
         (max_pool_cuda, check_max_pool, "pixel > best", "pixel >= best"),
         (max_pool_cuda, check_max_pool, " || isnan(pixel)", ""),
-        (max_pool_cuda, check_max_pool, "max(start_w, 0)", "start_w"),
+        (max_pool_cuda, check_max_pool, "first_x = first(start_w, dilation_w)", "first_x = 0"),
+        (max_pool_cuda, check_max_pool, "(dilation - 1 - start) / dilation", "-start / dilation"),
+        (max_pool_cuda, check_max_pool, "iw = start_w + kx * dilation_w;", "iw = start_w + kx * dilation_h;"),
+        (max_pool_cuda, check_max_pool, "if (ky % dilation_h) continue;", ""),
+        (max_pool_cuda, check_max_pool, "kx /= dilation_w;", ""),
+        (max_pool_cuda, check_max_pool, "high = kernel_h * dilation_h", "high = kernel_h"),
         (max_pool_cuda, check_max_pool, "row / out_h * h", "row / out_h * out_h"),
         (max_pool_cuda, check_max_pool, "oh >= 0", "oh > 0"),
-        (max_pool_cuda, check_max_pool, "(ih - oh * stride_h) * kernel_w", "(ih - oh * stride_h) * kernel_h"),
+        (max_pool_cuda, check_max_pool, "winner[o] == ky * kernel_w", "winner[o] == ky * kernel_h"),
         (max_pool_cuda, check_max_pool, "sum += dy", "sum = dy"),
-        (avg_pool_cuda, check_avg_pool, "(stop_h - first_h) * (stop_w - first_w)", "kernel_h * kernel_w"),
+        (avg_pool_cuda, check_avg_pool, "(stop_y - first_y) * (stop_x - first_x)", "kernel_h * kernel_w"),
+        (avg_pool_cuda, check_avg_pool, "(dilation - 1 - start) / dilation", "-start / dilation"),
+        (avg_pool_cuda, check_avg_pool, "size - start + dilation - 1", "size - start"),
+        (avg_pool_cuda, check_avg_pool, "start_h + ky * dilation_h", "start_h + ky"),
+        (avg_pool_cuda, check_avg_pool, "dilation_w > 1 && ", "false && "),
+        (avg_pool_cuda, check_avg_pool, "wide = kernel_w * dilation_w", "wide = kernel_w"),
         (avg_pool_cuda, check_avg_pool, "row % out_h * stride_h", "row % out_h * stride_w"),
         (avg_pool_cuda, check_avg_pool, "real_h * real_w", "real_w * real_w"),
         (avg_pool_cuda, check_avg_pool, "ih < oh", "ih <= oh"),

@@ -29,7 +29,7 @@ from minires.ops.onnx_graph import Graph
 from minires.ops.onnx_graph import window as onnx_window
 from minires.ops.pool_cases import POOLS
 from minires.ops.registry import Case, Words, operation
-from minires.ops.window import Padding, Window, window
+from minires.ops.window import Padding, Window, check_border, window
 from minires.tensor import Call, Tensor, record
 
 # ------------------------------------------------------------------------------ reference implementation
@@ -99,6 +99,7 @@ def avg_pool2d(
     *,
     stride: int | tuple[int, int] | None = None,
     padding: Padding = 0,
+    dilation: int | tuple[int, int] = 1,
     count_padding: bool = False,
 ) -> Tensor:
     """Take the mean under each window.
@@ -106,12 +107,13 @@ def avg_pool2d(
     kernel: the height and width of the window, an int for both.
     stride: from one window to the next; the kernel size if left out.
     padding: as in :func:`minires.ops.window.window`.
+    dilation: the pixels of a window are so far apart; an int or a pair (height, width).
     count_padding: whether the pixels of the border count, as zeros. What ``"ceil"`` adds never counts: it is
         no border that was asked for, but where the last windows reach beyond the picture.
 
-    Shapes: x (N, H, W, C) -> y (N, OH, OW, C), OH = (H + top + bottom - KH) // stride + 1 (rounded down).
-    Raises: ShapeError if x is not four axes of floats, the kernel is larger than the padded picture, or the
-    padding is as large as the kernel.
+    Shapes: x (N, H, W, C) -> y (N, OH, OW, C), OH = (H + top + bottom - (KH - 1)*dilation - 1) // stride + 1.
+    Raises: ShapeError if x is not four axes of floats, the kernel is larger than the padded picture, or a
+    window would see nothing but border, as it may where the padding is as large as the kernel.
     Differs: torch counts padding by default, Keras never does.
 
     >>> x = Tensor([[1.0, 2.0], [3.0, 6.0]]).reshape(1, 2, 2, 1)
@@ -121,10 +123,9 @@ def avg_pool2d(
     x = checks.as_tensor(x)
     checks.rank("avg_pool2d", "x", x, "(N, H, W, C)")
     checks.same_floats("avg_pool2d", x=x)
-    win = window(
-        "avg_pool2d", (x.shape[1], x.shape[2]), kernel, kernel if stride is None else stride, padding
-    )
-    checks.border("avg_pool2d", win.size, (win.top, win.bottom), (win.left, win.right))
+    picture, stride = (x.shape[1], x.shape[2]), kernel if stride is None else stride
+    win = window("avg_pool2d", picture, kernel, stride, padding, dilation)
+    check_border("avg_pool2d", win, picture)
     count_padding = count_padding and padding != "ceil"
     xp = backend.array_module(x.data)
     shape, options = x.shape, {**win.options(), "count_padding": count_padding}

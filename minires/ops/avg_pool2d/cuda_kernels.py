@@ -13,20 +13,30 @@ from minires.ops.window import Window
 
 _CUDA = cuda.Source(r"""
 #define WINDOW int h, int w, int channels, int out_h, int out_w, \
-    int kernel_h, int kernel_w, int stride_h, int stride_w, int top, int left, int count_padding
+    int kernel_h, int kernel_w, int stride_h, int stride_w, int dilation_h, int dilation_w, \
+    int top, int left, int count_padding
+
+// The pixels of a window that begins at ``start``, in a picture of so many, are first <= k < stop.
+__device__ int first(int start, int dilation) { return start < 0 ? (dilation - 1 - start) / dilation : 0; }
+
+__device__ int stop(int start, int kernel, int dilation, int size) {
+    int last = start + (kernel - 1) * dilation;
+    return last < size ? kernel : (size - start + dilation - 1) / dilation;
+}
 
 extern "C" __global__ void avg_pool(const T* x, T* y, int n, WINDOW) {
     EACH(i, n) {
         int c = i % channels, place = i / channels, row = place / out_w;
         int start_h = row % out_h * stride_h - top, start_w = place % out_w * stride_w - left;
-        int first_h = max(start_h, 0), stop_h = min(start_h + kernel_h, h);
-        int first_w = max(start_w, 0), stop_w = min(start_w + kernel_w, w);
+        int first_y = first(start_h, dilation_h), stop_y = stop(start_h, kernel_h, dilation_h, h);
+        int first_x = first(start_w, dilation_w), stop_x = stop(start_w, kernel_w, dilation_w, w);
         const T* pixels = x + row / out_h * h * w * channels + c;
         A sum = 0;
-        for (int ih = first_h; ih < stop_h; ih++) {
-            for (int iw = first_w; iw < stop_w; iw++) sum += pixels[(ih * w + iw) * channels];
+        for (int ky = first_y; ky < stop_y; ky++) {
+            const T* line = pixels + (start_h + ky * dilation_h) * w * channels;
+            for (int kx = first_x; kx < stop_x; kx++) sum += line[(start_w + kx * dilation_w) * channels];
         }
-        int count = count_padding ? kernel_h * kernel_w : (stop_h - first_h) * (stop_w - first_w);
+        int count = count_padding ? kernel_h * kernel_w : (stop_y - first_y) * (stop_x - first_x);
         y[i] = sum / A(count);
     }
 }
@@ -38,12 +48,15 @@ extern "C" __global__ void avg_pool_gradient(const T* dy, T* dx, int n, WINDOW) 
         int c = i % channels, place = i / channels, row = place / w;
         int ih = row % h + top, iw = place % w + left;  // in the padded picture
         A sum = 0;
-        for (int oh = min(ih / stride_h, out_h - 1); oh >= 0 && ih < oh * stride_h + kernel_h; oh--) {
+        int high = kernel_h * dilation_h, wide = kernel_w * dilation_w;
+        for (int oh = min(ih / stride_h, out_h - 1); oh >= 0 && ih < oh * stride_h + high; oh--) {
+            if (dilation_h > 1 && (ih - oh * stride_h) % dilation_h) continue;  // in a gap of the window
             int start_h = oh * stride_h - top;
-            int real_h = min(start_h + kernel_h, h) - max(start_h, 0);
-            for (int ow = min(iw / stride_w, out_w - 1); ow >= 0 && iw < ow * stride_w + kernel_w; ow--) {
+            int real_h = stop(start_h, kernel_h, dilation_h, h) - first(start_h, dilation_h);
+            for (int ow = min(iw / stride_w, out_w - 1); ow >= 0 && iw < ow * stride_w + wide; ow--) {
+                if (dilation_w > 1 && (iw - ow * stride_w) % dilation_w) continue;
                 int start_w = ow * stride_w - left;
-                int real_w = min(start_w + kernel_w, w) - max(start_w, 0);
+                int real_w = stop(start_w, kernel_w, dilation_w, w) - first(start_w, dilation_w);
                 int count = count_padding ? kernel_h * kernel_w : real_h * real_w;
                 sum += dy[((row / h * out_h + oh) * out_w + ow) * channels + c] / A(count);
             }
@@ -60,7 +73,7 @@ extern "C" __global__ void global_avg_pool_gradient(const T* dy, T* dx, int n, i
 
 def _window(shape: tuple[int, ...], win: Window, count_padding: bool) -> tuple[int, ...]:
     """What the kernels call WINDOW."""
-    return (*shape[1:], *win.out, *win.size, *win.stride, win.top, win.left, count_padding)
+    return (*shape[1:], *win.out, *win.size, *win.stride, *win.dilation, win.top, win.left, count_padding)
 
 
 def forward(xp: Any, x: Array, win: Window, count_padding: bool) -> Array:

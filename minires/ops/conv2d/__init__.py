@@ -14,12 +14,12 @@ and its adjoints are two more, with col2im (add each row back to where it was re
 
 With groups, group g of the input channels meets group g of the output channels only: the same products, G of
 them side by side, so all matrices below carry G as their first axis. A 1x1 convolution with stride 1 needs no
-im2col at all: the picture is the matrix.
+im2col at all: the picture is the matrix. The pixels of a window lie side by side, or ``dilation`` apart.
 
 As is usual in deep learning, the kernel is not flipped (cross-correlation).
 
 Source: Chellapilla, Puri, Simard 2006, High performance convolutional neural networks for document
-processing; groups: Krizhevsky, Sutskever, Hinton 2012.
+processing; groups: Krizhevsky, Sutskever, Hinton 2012; dilation: Yu, Koltun 2016, arXiv:1511.07122.
 
 This is the idea. What is fast stands in files beside this one; ``way`` says which of them is taken.
 
@@ -118,12 +118,14 @@ def _backward_b(dy: Array) -> Array:
 @operation(
     math="""
         y[n, i, j, o] = b[o] + sum over kh, kw, c of
-            x[n, i*stride + kh - top, j*stride + kw - left, c] * w[kh, kw, c, o]
+            x[n, i*stride + kh*dilation - top, j*stride + kw*dilation - left, c]
+            * w[kh, kw, c, o]
         with zeros outside the picture
     """,
     backward="""
         dw[kh, kw, c, o] = sum over n, i, j of
-            x[n, i*stride + kh - top, j*stride + kw - left, c] * dy[n, i, j, o]
+            x[n, i*stride + kh*dilation - top, j*stride + kw*dilation - left, c]
+            * dy[n, i, j, o]
         db[o] = sum over n, i, j of dy[n, i, j, o]
         dx: each dy[n, i, j, o] * w[kh, kw, c, o] is added to the pixel of x that it came from
     """,
@@ -151,6 +153,7 @@ def conv2d(
     *,
     stride: int | tuple[int, int] = 1,
     padding: Padding = 0,
+    dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     relu: bool = False,
 ) -> Tensor:
@@ -158,11 +161,12 @@ def conv2d(
 
     padding: an int, a pair (height, width), four sides ((top, bottom), (left, right)), ``"same"`` or
         ``"ceil"``; see :func:`minires.ops.window.window`.
+    dilation: the pixels under a kernel are so far apart; an int or a pair (height, width).
     groups: the input and the output channels are cut into as many groups, each of which meets its own only.
     relu: y = max(y, 0) in the same pass. Under ``minires.unfused()`` it is a node of its own on the tape.
 
     Shapes: x (N, H, W, C), w (KH, KW, C/groups, O), b (O,) -> y (N, OH, OW, O) with
-    OH = (H + top + bottom - KH) // stride + 1.
+    OH = (H + top + bottom - (KH - 1)*dilation - 1) // stride + 1.
     Raises: ShapeError if ranks, channels, groups or dtypes do not fit, or the kernel is larger than the
     padded picture.
 
@@ -173,12 +177,12 @@ def conv2d(
     """
     x, w = checks.as_tensor(x), checks.as_tensor(w)
     b = None if b is None else checks.as_tensor(b)
-    win = arguments.window(x.shape, w.shape, stride, padding, groups)
+    win, groups = arguments.window(x.shape, w.shape, stride, padding, dilation, groups), int(groups)
     checks.same_floats("conv2d", parameters=("b",), w=w, b=b, x=x)
     if b is not None and b.shape != w.shape[3:]:
         raise ShapeError(f"conv2d: b must have shape {w.shape[3:]}, one per output channel, not {b.shape}")
     if relu and not is_fused():
-        return relu_tensor(conv2d(x, w, b, stride=stride, padding=padding, groups=groups))
+        return relu_tensor(conv2d(x, w, b, stride=stride, padding=padding, dilation=dilation, groups=groups))
 
     xp = backend.array_module(x.data)
     xdata, wdata = xp.ascontiguousarray(x.data), xp.ascontiguousarray(w.data)
@@ -217,6 +221,7 @@ def way(
     *,
     stride: int | tuple[int, int] = 1,
     padding: Padding = 0,
+    dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     device: str = "cpu",
 ) -> choose.Ways:
@@ -233,7 +238,7 @@ def way(
     >>> way((32, 56, 56, 128), (3, 3, 4, 128), padding=1, groups=32).forward
     Way(name='direct', groups=8)
     """
-    win = arguments.window(x_shape, w_shape, stride, padding, groups)
+    win, groups = arguments.window(x_shape, w_shape, stride, padding, dilation, groups), int(groups)
     like = backend.to_device(np.empty(0, np.float32), device)
     return choose.ways(like, x_shape, w_shape, win, groups)
 

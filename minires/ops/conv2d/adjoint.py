@@ -1,8 +1,8 @@
 """The adjoint of a convolution, at stride 1 a convolution again: it goes from dy to dx.
 
 Its window is turned round: where the window of the one reaches ``top`` rows beyond the picture, the window of
-the other reaches KH - 1 - top rows beyond the output. Its kernel is flipped in both directions, with input
-and output channels exchanged.
+the other reaches KH - 1 - top rows beyond the output (where KH is the extent of a window that is dilated).
+Its kernel is flipped in both directions, with input and output channels exchanged.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from minires.ops.window import Window
 
 
 def _sides(win: Window) -> tuple[int, int, int, int]:
-    kh, kw = win.size
+    kh, kw = win.extent
     return kh - 1 - win.top, kh - 1 - win.bottom, kw - 1 - win.left, kw - 1 - win.right
 
 
@@ -25,7 +25,7 @@ def exists(win: Window) -> bool:
 
 def window(win: Window, x_shape: tuple[int, ...]) -> Window:
     """The window that looks from the output back at the picture, (N, OH, OW, O) -> (N, H, W, C)."""
-    return Window(win.size, (1, 1), *_sides(win), out=(x_shape[1], x_shape[2]))
+    return Window(win.size, (1, 1), *_sides(win), out=(x_shape[1], x_shape[2]), dilation=win.dilation)
 
 
 def kernel(w: Array, groups: int) -> Array:

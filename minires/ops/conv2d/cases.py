@@ -36,7 +36,18 @@ def cases() -> Iterator[Case]:
         ("3x3, 3 channels to 16, wide picture", (2, 4, 9, 3), (3, 3, 3, 16), {"padding": 1}),
         ("5x3, wide picture, 2 groups of 16", (2, 7, 17, 4), (5, 3, 2, 32), {"stride": (3, 2), "groups": 2}),
         ("3x3, 16 channels, wide picture", (2, 3, 10, 16), (3, 3, 16, 16), {"padding": ((2, 0), (1, 0))}),
-    ]
+        ("3x3, dilated 2", (2, 6, 7, 2), (3, 3, 2, 3), {"padding": 2, "dilation": 2}),
+        ("3x3, 16 channels, dilated 2", (2, 5, 10, 16), (3, 3, 16, 16), {"padding": "same", "dilation": 2}),
+        ("3x3, few channels out, dilated", (2, 6, 9, 8), (3, 3, 8, 2), {"padding": 1, "dilation": (1, 2)}),
+        (
+            "3x2, dilated pairs", (1, 8, 7, 3), (3, 2, 3, 2),
+            {"stride": (1, 2), "dilation": (3, 4), "padding": ((2, 1), (0, 3))},
+        ),
+        ("2x3, dilated over a small picture", (2, 2, 3, 2), (2, 3, 2, 2), {"dilation": 4, "padding": (3, 6)}),
+        ("2x3, dilated, 2 groups of 16", (2, 6, 14, 4), (2, 3, 2, 32), {"dilation": (2, 3), "groups": 2}),
+        ("1x1, dilated", (2, 4, 3, 3), (1, 1, 3, 4), {"dilation": 2}),
+        ("depthwise, dilated", (2, 6, 5, 3), (3, 3, 1, 6), {"padding": 3, "dilation": 3, "groups": 3}),
+    ]  # fmt: skip
     for i, (name, x, w, options) in enumerate(table):
         bias = {"b": w[-1:]} if i % 2 == 0 else {}
         yield Case(name + (", bias" if bias else ""), {"x": x, "w": w, **bias}, options)

@@ -89,7 +89,7 @@ def _is_winograd(win: Window, x: Shape, w: Shape, groups: int) -> bool:
     at most twice the numbers of the transformed tiles of the pictures and of the output."""
     channels, outputs = w[2], w[3] // groups
     tiles = x[0] * ((win.out[0] + 1) // 2) * ((win.out[1] + 1) // 2)
-    fits = win.size == (3, 3) and win.stride == (1, 1) and max(win.top, win.left) < 3
+    fits = win.size == (3, 3) and win.stride == (1, 1) and win.is_dense and max(win.top, win.left) < 3
     enough = min(channels, outputs) >= _WINOGRAD_CHANNELS
     return fits and enough and _is_busy(x[0]) and channels * outputs <= 2 * tiles * (channels + outputs)
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def by_group(matrix: Array, groups: int) -> Array:
 
 
 @kernel
-def _im2col_numba(x, columns, start, stop, stride, top, left, out, size):
+def _im2col_numba(x, columns, start, stop, stride, dilation, top, left, out, size):
     """The columns of the lines start..stop of the output, counted through all pictures."""
     n, h, w, channels = x.shape
     groups, _, depth = columns.shape
@@ -50,22 +51,24 @@ def _im2col_numba(x, columns, start, stop, stride, top, left, out, size):
             for ow in range(out[1]):
                 iw = ow * stride[1] - left
                 first, last = max(0, -iw), min(size[1], w - iw)  # the part of the window in the picture
+                if dilation[1] > 1:
+                    first, last = max(0, -(iw // dilation[1])), min(size[1], -((iw - w) // dilation[1]))
                 for i in range(size[0]):
-                    ih = oh * stride[0] + i - top
+                    ih = oh * stride[0] + i * dilation[0] - top
                     target = columns[g, row, i * size[1] * width : (i + 1) * size[1] * width]
                     if ih < 0 or ih >= h or first >= last:
                         target[:] = 0
                         continue
                     target[: first * width] = 0
                     target[last * width :] = 0
-                    if groups == 1:  # the pixels of a line lie side by side: one run
+                    if groups == 1 and dilation[1] == 1:  # the pixels of a line lie side by side: one run
                         source = lines[p, ih, (iw + first) * channels : (iw + last) * channels]
                         run = target[first * width : last * width]
                         for c in range(run.size):
                             run[c] = source[c]
                     else:
                         for j in range(first, last):
-                            source = x[p, ih, iw + j, g * width : (g + 1) * width]
+                            source = x[p, ih, iw + j * dilation[1], g * width : (g + 1) * width]
                             run = target[j * width : (j + 1) * width]
                             for c in range(width):
                                 run[c] = source[c]
@@ -73,7 +76,7 @@ def _im2col_numba(x, columns, start, stop, stride, top, left, out, size):
 
 
 @kernel
-def _col2im_numba(columns, dx, stride, top, left, out, size):
+def _col2im_numba(columns, dx, stride, dilation, top, left, out, size):
     n, h, w, _ = dx.shape
     groups, _, depth = columns.shape
     width = depth // (size[0] * size[1])
@@ -85,9 +88,9 @@ def _col2im_numba(columns, dx, stride, top, left, out, size):
                 for ow in range(out[1]):
                     at = 0
                     for i in range(size[0]):
-                        ih = oh * stride[0] + i - top
+                        ih = oh * stride[0] + i * dilation[0] - top
                         for j in range(size[1]):
-                            iw = ow * stride[1] + j - left
+                            iw = ow * stride[1] + j * dilation[1] - left
                             if 0 <= ih < h and 0 <= iw < w:
                                 source = columns[g, row, at : at + width]
                                 pixel = dx[p, ih, iw, g * width : (g + 1) * width]
@@ -95,6 +98,11 @@ def _col2im_numba(columns, dx, stride, top, left, out, size):
                                     pixel[c] += source[c]
                             at += width
                     row += 1
+
+
+def _window(win: Window) -> tuple[Any, ...]:
+    """What the kernels ask of a window."""
+    return win.stride, win.dilation, win.top, win.left, win.out, win.size
 
 
 class _Columns:
@@ -147,8 +155,7 @@ class _Columns:
         return columns
 
     def _read(self, columns: Array, first: int, last: int) -> Array:
-        win = self.win
-        _im2col_numba(self.x, columns, first, last, win.stride, win.top, win.left, win.out, win.size)
+        _im2col_numba(self.x, columns, first, last, *_window(self.win))
         return columns
 
 
@@ -207,7 +214,7 @@ def backward_x(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups:
 
         def add_back(start: int, stop: int) -> None:
             block = columns[:, start * rows : stop * rows]
-            _col2im_numba(block, dx[start:stop], win.stride, win.top, win.left, win.out, win.size)
+            _col2im_numba(block, dx[start:stop], *_window(win))
 
         backend.parallel_for(add_back, len(dx), _COPY_GRAIN * len(dx) // columns.size)
         return dx
@@ -218,7 +225,7 @@ def backward_x(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups:
         for first, last in blocks:
             block = buffer[:, : (last - first) * rows]
             np.matmul(by_group(dy[first:last], groups), kernels, out=block)
-            _col2im_numba(block, dx[first:last], win.stride, win.top, win.left, win.out, win.size)
+            _col2im_numba(block, dx[first:last], *_window(win))
 
     backend.parallel_for(shard, len(dx))
     return dx

@@ -33,9 +33,10 @@ _CHUNK = 256 << 20  # bytes of columns that may exist at once; those of one pict
 
 _CUDA = cuda.Source(r"""
 // Pictures (h, w, c), of which the channels of one group are taken, first .. first + depth; and a window
-// (kh, kw) that stands on (oh, ow) places, (sh, sw) apart, the first one (top, left) outside the picture.
-#define WINDOW int h, int w, int c, int first, int depth, int kh, int kw, int sh, int sw, int top, int left, \
-               int oh, int ow
+// (kh, kw) of pixels (dh, dw) apart that stands on (oh, ow) places, (sh, sw) apart, the first one (top, left)
+// outside the picture.
+#define WINDOW int h, int w, int c, int first, int depth, int kh, int kw, int sh, int sw, int dh, int dw, \
+               int top, int left, int oh, int ow
 
 // x (n, h, w, c) -> columns (rows, kh, kw, depth), rows = n * oh * ow.
 extern "C" __global__ void im2col(const T* __restrict__ x, T* __restrict__ columns, int rows, WINDOW) {
@@ -44,8 +45,8 @@ extern "C" __global__ void im2col(const T* __restrict__ x, T* __restrict__ colum
         int x0 = row % ow * sw - left, y0 = row / ow % oh * sh - top, n = row / (oh * ow);
         const T* picture = x + n * h * w * c + first + channel;
         T* target = columns + row * kh * kw * depth + channel;
-        for (int py = y0; py < y0 + kh; py++) {
-            for (int px = x0; px < x0 + kw; px++) {
+        for (int py = y0; py < y0 + kh * dh; py += dh) {
+            for (int px = x0; px < x0 + kw * dw; px += dw) {
                 bool inside = 0 <= py && py < h && 0 <= px && px < w;
                 *target = inside ? picture[(py * w + px) * c] : T(0);
                 target += depth;
@@ -61,11 +62,21 @@ extern "C" __global__ void col2im(const T* __restrict__ columns, T* __restrict__
         int px = pixel % w + left, py = pixel / w % h + top, n = pixel / (h * w);
         const T* source = columns + n * oh * ow * kh * kw * depth + channel;
         A sum = 0;
-        // The windows over the pixel, from the last one, in which it lies uppermost, to the first.
-        for (int y = min(py / sh, oh - 1); y >= 0 && py - y * sh < kh; y--) {
-            for (int x = min(px / sw, ow - 1); x >= 0 && px - x * sw < kw; x--) {
-                int place = y * ow + x, under = (py - y * sh) * kw + px - x * sw;
-                sum += source[(place * kh * kw + under) * depth];
+        // The windows over the pixel, from the last one, in which it lies uppermost, to the first. A dilated
+        // one has gaps, and the pixel may lie in them.
+        for (int y = min(py / sh, oh - 1); y >= 0 && py - y * sh < kh * dh; y--) {
+            int ky = py - y * sh;
+            if (dh > 1) {
+                if (ky % dh) continue;
+                ky /= dh;
+            }
+            for (int x = min(px / sw, ow - 1); x >= 0 && px - x * sw < kw * dw; x--) {
+                int kx = px - x * sw;
+                if (dw > 1) {
+                    if (kx % dw) continue;
+                    kx /= dw;
+                }
+                sum += source[((y * ow + x) * kh * kw + ky * kw + kx) * depth];
             }
         }
         dx[pixel * c + first + channel] = sum;
@@ -152,7 +163,8 @@ def _col2im(columns: Array, dx: Array, win: Window, group: int, groups: int) -> 
 def _window(x: Array, win: Window, group: int, groups: int) -> tuple[int, ...]:
     """What the kernels call WINDOW."""
     (_, h, w, c), depth = x.shape, x.shape[-1] // groups
-    return (h, w, c, group * depth, depth, *win.size, *win.stride, win.top, win.left, *win.out)
+    place = (*win.size, *win.stride, *win.dilation, win.top, win.left, *win.out)
+    return (h, w, c, group * depth, depth, *place)
 
 
 def _placed(whole: Array, start: int, stop: int, group: int, groups: int, part: Array) -> Array:

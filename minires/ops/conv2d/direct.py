@@ -12,7 +12,7 @@ and for dw a tile of ROWS input channels times 16 output channels stays while th
 
 Each picture is copied into a frame with its border of zeros first, so that no place needs a question. In the
 frame, and in w, the KW*C numbers under a line of the window lie side by side: with one group they are one
-run; with several groups, KW runs of C/G.
+run; with several groups, or where the window is dilated, KW runs of C/G.
 """
 
 from __future__ import annotations
@@ -45,11 +45,10 @@ def _frame_numba(picture, frame, lines, across, top, left):
 
 
 @kernel
-def _forward_numba(x, w, b, relu, y, frame, lines, across, stride, top, left, groups):
+def _forward_numba(x, w, b, relu, y, frame, lines, across, stride, dilation, top, left, groups, runs):
     (n, _, _, channels), (kh, kw, depth, outputs) = x.shape, w.shape
     _, oh, ow, _ = y.shape
-    runs, run = (1, kw * channels) if groups == 1 else (kw, depth)
-    kernels, sums, step = w.reshape(w.size), y.reshape(y.size), stride[1] * channels
+    kernels, sums, step, run = w.reshape(w.size), y.reshape(y.size), stride[1] * channels, kw * depth // runs
     for p in range(n):
         _frame_numba(x[p], frame, lines, across, top, left)
         for i in range(oh):
@@ -60,7 +59,8 @@ def _forward_numba(x, w, b, relu, y, frame, lines, across, stride, top, left, gr
                     tile = spread(b, o)
                     for k in range(kh):
                         for r in range(runs):
-                            pixel = (i * stride[0] + k) * across + j * stride[1] + r
+                            line = i * stride[0] + k * dilation[0]
+                            pixel = line * across + j * stride[1] + r * dilation[1]
                             at, row = pixel * channels + group * depth, (k * kw + r) * depth * outputs + o
                             for c in range(run):
                                 tile = multiply_add(tile, frame, at + c, step, kernels, row + c * outputs)
@@ -70,7 +70,7 @@ def _forward_numba(x, w, b, relu, y, frame, lines, across, stride, top, left, gr
 
 
 @kernel
-def _backward_w_numba(x, dy, dw, zeros, frame, lines, across, stride, top, left, groups):
+def _backward_w_numba(x, dy, dw, zeros, frame, lines, across, stride, dilation, top, left, groups):
     """Add to dw (KH, runs, run, O), whose runs are rounded up to whole tiles: what is behind is meaningless.
 
     Each picture is summed by itself first, which rounds less than one long sum.
@@ -89,12 +89,18 @@ def _backward_w_numba(x, dy, dw, zeros, frame, lines, across, stride, top, left,
                         place, row = ((k * runs + r) * run + c) * outputs + o, p * oh * ow * outputs + o
                         tile = spread(zeros, 0)
                         for i in range(oh):
-                            at = ((i * stride[0] + k) * across + r) * channels + first
+                            line = i * stride[0] + k * dilation[0]
+                            at = (line * across + r * dilation[1]) * channels + first
                             for _ in range(ow):
                                 tile = multiply_add(tile, frame, at, 1, gradients, row)
                                 at += step
                                 row += outputs
                         add(tile, sums, place, outputs)
+
+
+def _runs(win: Window, groups: int) -> int:
+    """Into how many runs the numbers under a line of the window fall apart."""
+    return 1 if groups == 1 and win.dilation[1] == 1 else win.size[1]
 
 
 def fits(win: Window, outputs: int) -> bool:
@@ -107,8 +113,8 @@ def _frame(win: Window, channels: int, dtype: np.dtype) -> tuple[Array, int, int
 
     Behind it are a few more, which the last tile may read without using them.
     """
-    sides = zip(win.out, win.stride, win.size, strict=True)
-    lines, across = ((out - 1) * step + size for out, step, size in sides)
+    sides = zip(win.out, win.stride, win.extent, strict=True)
+    lines, across = ((out - 1) * step + extent for out, step, extent in sides)
     return np.zeros(lines * across * channels + MOST_ROWS, dtype), lines, across
 
 
@@ -118,8 +124,8 @@ def forward(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups
     b = np.zeros(w.shape[-1], x.dtype) if b is None else np.ascontiguousarray(b)
 
     def shard(start: int, stop: int) -> None:
-        where = (*_frame(win, x.shape[-1], x.dtype), win.stride, win.top, win.left, groups)
-        _forward_numba(x[start:stop], w, b, relu, y[start:stop], *where)
+        where = (*_frame(win, x.shape[-1], x.dtype), win.stride, win.dilation, win.top, win.left, groups)
+        _forward_numba(x[start:stop], w, b, relu, y[start:stop], *where, _runs(win, groups))
 
     backend.parallel_for(shard, len(x))
     return y
@@ -133,12 +139,13 @@ def backward_x(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups:
 def backward_w(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
     """dw of ``shape`` (KH, KW, C/G, O)."""
     kh, kw, depth, outputs = shape
-    runs, run = (1, kw * depth) if groups == 1 else (kw, depth)
+    runs = _runs(win, groups)
+    run = kw * depth // runs
     parts = backend.shards(len(x))
     sums = np.zeros((len(parts), kh, runs, -(-run // MOST_ROWS) * MOST_ROWS, outputs), x.dtype)
 
     def shard(part: int, start: int, stop: int) -> None:
-        where = (*_frame(win, x.shape[-1], x.dtype), win.stride, win.top, win.left, groups)
+        where = (*_frame(win, x.shape[-1], x.dtype), win.stride, win.dilation, win.top, win.left, groups)
         _backward_w_numba(x[start:stop], dy[start:stop], sums[part], np.zeros(LANES, x.dtype), *where)
 
     backend.parallel_calls([partial(shard, number, *part) for number, part in enumerate(parts)])

@@ -1,6 +1,6 @@
 """Max pooling: the largest value under each window.
 
-    y[n, i, j, c] = max over kh, kw of x[n, i*stride + kh - top, j*stride + kw - left, c]
+    y[n, i, j, c] = max over kh, kw of x[n, i*stride + kh*dilation - top, j*stride + kw*dilation - left, c]
     dx: each dy goes to the pixel that won; of equal pixels the first one in reading order wins
 
 The border is filled with minus infinity, so it never wins (zeros would beat negative pixels).
@@ -28,7 +28,7 @@ from minires.ops.onnx_graph import Graph
 from minires.ops.onnx_graph import window as onnx_window
 from minires.ops.pool_cases import POOLS
 from minires.ops.registry import Case, Words, apart, operation
-from minires.ops.window import Padding, Window, window
+from minires.ops.window import Padding, Window, check_border, window
 from minires.tensor import Call, Tensor, record
 
 # ------------------------------------------------------------------------------ reference implementation
@@ -74,7 +74,10 @@ def _onnx(graph: Graph, call: Call) -> str:
 
 
 @operation(
-    math="y[n, i, j, c] = max over kh, kw of x[n, i*stride + kh - top, j*stride + kw - left, c]",
+    math="""
+        y[n, i, j, c] = max over kh, kw of
+            x[n, i*stride + kh*dilation - top, j*stride + kw*dilation - left, c]
+    """,
     backward="dx: each dy goes to the pixel that won; of equal pixels the first one in reading order wins",
     english=Words(
         "Max pooling",
@@ -93,16 +96,18 @@ def max_pool2d(
     *,
     stride: int | tuple[int, int] | None = None,
     padding: Padding = 0,
+    dilation: int | tuple[int, int] = 1,
 ) -> Tensor:
     """Take the largest value under each window.
 
     kernel: the height and width of the window, an int for both.
     stride: from one window to the next; the kernel size if left out.
     padding: as in :func:`minires.ops.window.window`; the border never wins.
+    dilation: the pixels of a window are so far apart; an int or a pair (height, width).
 
-    Shapes: x (N, H, W, C) -> y (N, OH, OW, C), OH = (H + top + bottom - KH) // stride + 1 (rounded down).
-    Raises: ShapeError if x is not four axes of floats, the kernel is larger than the padded picture, or the
-    padding is as large as the kernel (a window would see nothing but border).
+    Shapes: x (N, H, W, C) -> y (N, OH, OW, C), OH = (H + top + bottom - (KH - 1)*dilation - 1) // stride + 1.
+    Raises: ShapeError if x is not four axes of floats, the kernel is larger than the padded picture, or a
+    window would see nothing but border, as it may where the padding is as large as the kernel.
     Differs: Caffe rounds OH up.
 
     >>> x = Tensor([[1.0, 2.0, 5.0, 0.0], [3.0, 4.0, 1.0, 1.0]]).reshape(1, 2, 4, 1)
@@ -112,10 +117,9 @@ def max_pool2d(
     x = checks.as_tensor(x)
     checks.rank("max_pool2d", "x", x, "(N, H, W, C)")
     checks.same_floats("max_pool2d", x=x)
-    win = window(
-        "max_pool2d", (x.shape[1], x.shape[2]), kernel, kernel if stride is None else stride, padding
-    )
-    checks.border("max_pool2d", win.size, (win.top, win.bottom), (win.left, win.right))
+    picture, stride = (x.shape[1], x.shape[2]), kernel if stride is None else stride
+    win = window("max_pool2d", picture, kernel, stride, padding, dilation)
+    check_border("max_pool2d", win, picture)
     xp = backend.array_module(x.data)
     data = xp.ascontiguousarray(x.data)
     shape = data.shape

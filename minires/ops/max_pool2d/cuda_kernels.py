@@ -12,23 +12,26 @@ from minires.ops.window import Window
 
 _CUDA = cuda.Source(r"""
 #define WINDOW int h, int w, int channels, int out_h, int out_w, \
-    int kernel_h, int kernel_w, int stride_h, int stride_w, int top, int left
+    int kernel_h, int kernel_w, int stride_h, int stride_w, int dilation_h, int dilation_w, int top, int left
+
+// Which pixel of a window is the first in the picture, where it begins at ``start``.
+__device__ int first(int start, int dilation) { return start < 0 ? (dilation - 1 - start) / dilation : 0; }
 
 extern "C" __global__ void max_pool(const T* x, T* y, int* winner, int n, WINDOW) {
     EACH(i, n) {
         int c = i % channels, place = i / channels, row = place / out_w;
         int start_h = row % out_h * stride_h - top, start_w = place % out_w * stride_w - left;
-        int first_h = max(start_h, 0), stop_h = min(start_h + kernel_h, h);
-        int first_w = max(start_w, 0), stop_w = min(start_w + kernel_w, w);
+        int first_y = first(start_h, dilation_h), first_x = first(start_w, dilation_w);
         const T* pixels = x + row / out_h * h * w * channels + c;
-        A best = pixels[(first_h * w + first_w) * channels];  // the first pixel, which may be -inf itself
-        int where = (first_h - start_h) * kernel_w + first_w - start_w;
-        for (int ih = first_h; ih < stop_h; ih++) {
-            for (int iw = first_w; iw < stop_w; iw++) {
+        int where = first_y * kernel_w + first_x;  // the first pixel, which may be -inf itself
+        A best = pixels[((start_h + first_y * dilation_h) * w + start_w + first_x * dilation_w) * channels];
+        for (int ky = first_y; ky < kernel_h && start_h + ky * dilation_h < h; ky++) {
+            for (int kx = first_x; kx < kernel_w && start_w + kx * dilation_w < w; kx++) {
+                int ih = start_h + ky * dilation_h, iw = start_w + kx * dilation_w;
                 A pixel = pixels[(ih * w + iw) * channels];
                 if (pixel > best || isnan(pixel)) {
                     best = pixel;
-                    where = (ih - start_h) * kernel_w + iw - start_w;
+                    where = ky * kernel_w + kx;
                 }
             }
         }
@@ -39,15 +42,26 @@ extern "C" __global__ void max_pool(const T* x, T* y, int* winner, int n, WINDOW
 
 // Each thread owns one pixel's number of dx and asks the windows over the pixel whether it won, the last
 // window first: so the sums are those of the reference implementation, and no two threads write to one place.
+// In the gaps of a dilated window none has won.
 extern "C" __global__ void max_pool_gradient(const T* dy, const int* winner, T* dx, int n, WINDOW) {
     EACH(i, n) {
         int c = i % channels, place = i / channels, row = place / w;
         int ih = row % h + top, iw = place % w + left;  // in the padded picture
         A sum = 0;
-        for (int oh = min(ih / stride_h, out_h - 1); oh >= 0 && ih < oh * stride_h + kernel_h; oh--) {
-            for (int ow = min(iw / stride_w, out_w - 1); ow >= 0 && iw < ow * stride_w + kernel_w; ow--) {
-                int o = ((row / h * out_h + oh) * out_w + ow) * channels + c;
-                if (winner[o] == (ih - oh * stride_h) * kernel_w + iw - ow * stride_w) sum += dy[o];
+        int high = kernel_h * dilation_h, wide = kernel_w * dilation_w;
+        for (int oh = min(ih / stride_h, out_h - 1); oh >= 0 && ih < oh * stride_h + high; oh--) {
+            int ky = ih - oh * stride_h;
+            if (dilation_h > 1) {
+                if (ky % dilation_h) continue;
+                ky /= dilation_h;
+            }
+            for (int ow = min(iw / stride_w, out_w - 1); ow >= 0 && iw < ow * stride_w + wide; ow--) {
+                int o = ((row / h * out_h + oh) * out_w + ow) * channels + c, kx = iw - ow * stride_w;
+                if (dilation_w > 1) {
+                    if (kx % dilation_w) continue;
+                    kx /= dilation_w;
+                }
+                if (winner[o] == ky * kernel_w + kx) sum += dy[o];
             }
         }
         dx[i] = sum;
@@ -58,7 +72,7 @@ extern "C" __global__ void max_pool_gradient(const T* dy, const int* winner, T* 
 
 def _window(shape: tuple[int, ...], win: Window) -> tuple[int, ...]:
     """What the kernels call WINDOW."""
-    return (*shape[1:], *win.out, *win.size, *win.stride, win.top, win.left)
+    return (*shape[1:], *win.out, *win.size, *win.stride, *win.dilation, win.top, win.left)
 
 
 def forward(xp: Any, x: Array, win: Window) -> tuple[Array, Array]:

@@ -5,6 +5,8 @@ What is computed stands in ``minires.ops.max_pool2d``.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from minires import backend
@@ -13,18 +15,26 @@ from minires.ops.window import Window
 
 
 @kernel
-def _forward_numba(x, y, winner, size, stride, top, left):
+def _forward_numba(x, y, winner, size, stride, dilation, top, left):
     _, h, w, channels = x.shape
     for n in range(y.shape[0]):
         for oh in range(y.shape[1]):
             for ow in range(y.shape[2]):
                 best, where = y[n, oh, ow], winner[n, oh, ow]
-                first_i, first_j = max(0, top - oh * stride[0]), max(0, left - ow * stride[1])
+                start_h, start_w = oh * stride[0] - top, ow * stride[1] - left
+                first_i, stop_i = max(0, -start_h), min(size[0], h - start_h)
+                first_j, stop_j = max(0, -start_w), min(size[1], w - start_w)
+                if dilation[0] > 1:
+                    first_i = max(0, -(start_h // dilation[0]))
+                    stop_i = min(size[0], -((start_h - h) // dilation[0]))
+                if dilation[1] > 1:
+                    first_j = max(0, -(start_w // dilation[1]))
+                    stop_j = min(size[1], -((start_w - w) // dilation[1]))
                 best[:] = -np.inf
                 where[:] = first_i * size[1] + first_j  # the first pixel, which may be -inf itself
-                for i in range(first_i, min(size[0], h + top - oh * stride[0])):
-                    for j in range(first_j, min(size[1], w + left - ow * stride[1])):
-                        pixel = x[n, oh * stride[0] + i - top, ow * stride[1] + j - left]
+                for i in range(first_i, stop_i):
+                    for j in range(first_j, stop_j):
+                        pixel = x[n, start_h + i * dilation[0], start_w + j * dilation[1]]
                         place = np.int32(i * size[1] + j)
                         for c in range(channels):
                             better = pixel[c] > best[c] or np.isnan(pixel[c])
@@ -33,14 +43,20 @@ def _forward_numba(x, y, winner, size, stride, top, left):
 
 
 @kernel
-def _backward_numba(dy, winner, dx, size, stride, top, left):
+def _backward_numba(dy, winner, dx, size, stride, dilation, top, left):
     dx[...] = 0.0
     for n in range(dy.shape[0]):
         for oh in range(dy.shape[1]):
             for ow in range(dy.shape[2]):
                 for c in range(dy.shape[3]):
                     i, j = divmod(winner[n, oh, ow, c], size[1])
-                    dx[n, oh * stride[0] + i - top, ow * stride[1] + j - left, c] += dy[n, oh, ow, c]
+                    h, w = oh * stride[0] + i * dilation[0] - top, ow * stride[1] + j * dilation[1] - left
+                    dx[n, h, w, c] += dy[n, oh, ow, c]
+
+
+def _window(win: Window) -> tuple[Any, ...]:
+    """What the kernels ask of a window."""
+    return win.size, win.stride, win.dilation, win.top, win.left
 
 
 def forward(x: Array, win: Window) -> tuple[Array, Array]:
@@ -50,7 +66,7 @@ def forward(x: Array, win: Window) -> tuple[Array, Array]:
 
     def shard(start: int, stop: int) -> None:
         part = slice(start, stop)
-        _forward_numba(x[part], y[part], winner[part], win.size, win.stride, win.top, win.left)
+        _forward_numba(x[part], y[part], winner[part], *_window(win))
 
     backend.parallel_for(shard, len(x))
     return y, winner
@@ -62,7 +78,7 @@ def backward(dy: Array, winner: Array, shape: tuple[int, ...], win: Window) -> A
 
     def shard(start: int, stop: int) -> None:
         part = slice(start, stop)
-        _backward_numba(dy[part], winner[part], dx[part], win.size, win.stride, win.top, win.left)
+        _backward_numba(dy[part], winner[part], dx[part], *_window(win))
 
     backend.parallel_for(shard, shape[0])
     return dx

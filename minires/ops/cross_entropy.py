@@ -7,8 +7,8 @@
     loss = sum over n of loss[n] / sum over n of count[n]
     dlogits = dloss / sum of counts * (p * sum over k of u - u)
 
-which without weights is dloss / N * (p - t). A row with a class number counts the weight of that class, one with probabilities counts 1, and one that is
-ignored nothing. Without weights that is the mean over the rows.
+A row with a class number counts the weight of that class, one with probabilities counts 1, and one that is
+ignored nothing. Without weights that is the mean over the rows, and dlogits = dloss / N * (p - t).
 
 log p is computed without p (log_softmax), so logits of any size are safe.
 

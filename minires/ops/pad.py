@@ -97,7 +97,7 @@ def _onnx(graph: Graph, call: Call) -> str:
     english=Words(
         "Padding",
         "A border is put around the picture: of one number, or of copies of the picture's own pixels.",
-        "The gradient of the border is cut off; where it is made of copies, that of a copy goes to its pixel.",
+        "The gradient of the border is cut off; that of a copy is added to the pixel it came from.",
     ),
     chinese=Words(
         "填充",

@@ -55,16 +55,19 @@ def both(
 def distance(a: Result, b: Result, *, training: bool = True) -> dict[str, Any]:
     """How far ``a`` is from ``b``."""
     largest = max(np.abs(gradient).max() for gradient in b[1].values())
-    worst, where, zero = 0.0, "", 0.0
+    errors: dict[str, float] = {}
+    zero = 0.0
     for name, gradient in b[1].items():
         if training and name.endswith(".bias") and not name.startswith("fc"):
             zero = max(zero, float(np.abs(a[1][name]).max() / largest))
             continue
-        error = float(np.linalg.norm(a[1][name] - gradient) / np.linalg.norm(gradient))
-        if error > worst:
-            worst, where = error, name
+        errors[name] = float(np.linalg.norm(a[1][name] - gradient) / np.linalg.norm(gradient))
+    where = max(errors, key=lambda name: errors[name])
     logits = float(np.linalg.norm(a[0] - b[0]) / np.linalg.norm(b[0]))
-    return {"logits": logits, "worst_gradient": worst, "of": where, "zero_gradients": zero}
+    return {
+        "logits": logits, "median_gradient": float(np.median(list(errors.values()))),
+        "worst_gradient": errors[where], "of": where, "zero_gradients": zero,
+    }  # fmt: skip
 
 
 def main() -> None:

@@ -108,10 +108,15 @@ def test_equals_pytorch_in_float64(agreement, training):
 def test_equals_pytorch_in_float32(agreement, training):
     """With the last gamma of each block at 0.25, where the recipes start, and a batch of 32. In a smaller
     batch a single ReLU that rounds to the other side weighs more: with 8 pictures PyTorch's own float32
-    gradients can be more than 1% away from its float64 ones."""
+    gradients can be more than 1% away from its float64 ones.
+
+    The bound of 1e-2 is that of the typical parameter (0.2 to 0.5% were measured). The worst one is where
+    such a ReLU lies, so it depends on the processor's way to round: it was 0.96% and 1.03% with two kernels
+    of one BLAS, ours and PyTorch's both within 1.1% of float64. It may be twice as far."""
     ours, theirs = agreement.both(np.float32, 0.25, training=training)
     found = agreement.distance(ours, theirs, training=training)
-    assert found["logits"] < 1e-4 and found["worst_gradient"] < 1e-2 and found["zero_gradients"] < 1e-4
+    assert found["logits"] < 1e-4 and found["zero_gradients"] < 1e-4
+    assert found["median_gradient"] < 1e-2 and found["worst_gradient"] < 2e-2
 
 
 def test_in_float32_the_blogs_weights_are_as_close_to_the_truth_as_in_pytorch(agreement):

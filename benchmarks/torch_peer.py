@@ -25,7 +25,7 @@ from torch.nn import functional
 from minires.errors import ConfigError
 from minires.models.bn_inception import InceptionModule
 from minires.models.densenet import DenseBlock
-from minires.models.resnet_v2 import ResidualUnit, ZeroPad2d
+from minires.models.resnet_v2 import ResidualUnit
 from minires.nn import layers
 from minires.nn.blocks import ResidualBlock
 from minires.nn.module import Module, Parameter
@@ -130,7 +130,7 @@ def layer(name: str, module: Module) -> nn.Module:
 def _conv(conv: layers.Conv2d) -> nn.Module:
     kh, kw, depth, outputs = conv.weight.shape
     return nn.Conv2d(
-        depth * conv.groups, outputs, (kh, kw), conv.stride, _border(conv), groups=conv.groups,
+        depth * conv.groups, outputs, (kh, kw), conv.stride, _border(conv), conv.dilation, conv.groups,
         bias=conv.bias is not None,
     )  # fmt: skip
 
@@ -147,7 +147,7 @@ def _linear(dense: layers.Linear) -> nn.Module:
 
 def _max_pool(pool: layers.MaxPool2d) -> nn.Module:
     ceil = pool.padding == "ceil"
-    return nn.MaxPool2d(pool.kernel, pool.stride, 0 if ceil else _border(pool), ceil_mode=ceil)
+    return nn.MaxPool2d(pool.kernel, pool.stride, 0 if ceil else _border(pool), pool.dilation, ceil_mode=ceil)
 
 
 def _avg_pool(pool: layers.AvgPool2d) -> nn.Module:
@@ -317,7 +317,7 @@ _TWINS: dict[type[Module], Callable[[Any], nn.Module]] = {
         ours.size, alpha=ours.alpha * ours.size, beta=ours.beta, k=ours.k
     ),
     layers.Sequential: lambda ours: nn.Sequential(_in_order(ours.children())),
-    ZeroPad2d: lambda ours: nn.ZeroPad2d(ours.padding),
+    layers.Pad2d: lambda ours: nn.ZeroPad2d(ours.padding),
     SqueezeExcitation: TorchSqueezeExcitation,
     ResidualBlock: TorchResidualBlock,
     ResidualUnit: TorchResidualUnit,

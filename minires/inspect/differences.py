@@ -26,7 +26,7 @@ COMPARED = ("kind", "output", "params", "params_trainable", "madds")
 NO_SETTINGS = {"training"}
 TOLD = {
     "in_channels", "out_channels", "in_features", "out_features", "channels",
-    "kernel", "stride", "groups", "relu",
+    "kernel", "stride", "dilation", "groups", "relu",
 }  # fmt: skip
 TOTALS = {
     "parameters": "params_total", "  in torch": "parameters", "  trainable": "params_trainable",

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from minires.errors import MiniresError
-from minires.inspect.summary import Shape, Summary, by_stride, left_as_it_is, pair, summarize, times
+from minires.inspect.summary import Shape, Summary, by_stride, dilated, left_as_it_is, pair, summarize, times
 from minires.nn import layers as nn
 from minires.nn.module import Module
 from minires.tensor import Node, Tensor, reachable, with_settings
@@ -259,17 +259,18 @@ class _Tape:
         if node.op == "conv2d" and isinstance(module, nn.Conv2d):
             groups = f", {module.groups} groups" if module.groups > 1 else ""
             stride = f",{by_stride(module.stride)}" if by_stride(module.stride) else ""
-            return f"{times(module.weight.shape[:2])}, {channels}{stride}{groups}"
+            return f"{times(module.weight.shape[:2])}, {channels}{stride}{dilated(module.dilation)}{groups}"
         if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
             word = "max pool" if isinstance(module, nn.MaxPool2d) else "average pool"
             stride = by_stride(module.stride or module.kernel)
-            return f"{word} {times(pair(module.kernel))}{',' if stride else ''}{stride}"
+            stride = f",{stride}" if stride else ""
+            return f"{word} {times(pair(module.kernel))}{stride}{dilated(module.dilation)}"
         if node.op == "linear":
             return f"dense {channels}"
         if node.op == "pad_channels":
             stride = by_stride(-(-before[1] // node.shape[1]))
             return f"zeros to {channels}{',' if stride else ''}{stride}"
-        words = {"global_avg_pool2d": "global average pool", "pad": "zero padding"}
+        words = {"global_avg_pool2d": "global average pool", "pad": "padding"}
         return words.get(node.op, node.op.replace("_", " "))
 
 

@@ -395,10 +395,12 @@ def _kind(module: Module, options: dict[str, Any]) -> str:
     if isinstance(module, nn.Conv2d):
         groups = f", {module.groups} groups" if module.groups > 1 else ""
         relu = ", ReLU" if module.relu else ""
-        return f"conv {times(module.weight.shape[:2])}{by_stride(module.stride)}{groups}{relu}"
+        window = f"{times(module.weight.shape[:2])}{by_stride(module.stride)}{dilated(module.dilation)}"
+        return f"conv {window}{groups}{relu}"
     if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
         word = "max pool" if isinstance(module, nn.MaxPool2d) else "average pool"
-        return f"{word} {times(pair(module.kernel))}{by_stride(module.stride or module.kernel)}"
+        stride = by_stride(module.stride or module.kernel)
+        return f"{word} {times(pair(module.kernel))}{stride}{dilated(module.dilation)}"
     if isinstance(module, nn.BatchNorm2d):
         added = " + shortcut" if options.get("add") is not None else ""
         return f"batch norm{added}{', ReLU' if module.relu else ''}"
@@ -406,19 +408,25 @@ def _kind(module: Module, options: dict[str, Any]) -> str:
         rest = ["+ shortcut"] if options.get("add") is not None else []
         return ", ".join(rest + ["ReLU"] * module.relu) or "nothing left (folded)"
     words = {nn.Linear: "dense", nn.ReLU: "ReLU", nn.GlobalAvgPool2d: "global average pool",
-             nn.Flatten: "flatten", nn.Dropout: "dropout",
+             nn.Flatten: "flatten", nn.Pad2d: "padding", nn.Dropout: "dropout",
              nn.LocalResponseNorm: "local response norm"}  # fmt: skip
     return words.get(type(module), type(module).__name__)
 
 
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else value
+    return value if isinstance(value, tuple | list) else (value, value)
 
 
 def by_stride(stride: int | tuple[int, int]) -> str:
     """The stride as the papers write it: /2."""
     high, wide = pair(stride)
     return "" if high == wide == 1 else f" /{high}" if high == wide else f" /{high}x{wide}"
+
+
+def dilated(dilation: int | tuple[int, int]) -> str:
+    """How far apart the pixels of a window are: , dilated 2."""
+    high, wide = pair(dilation)
+    return "" if high == wide == 1 else f", dilated {high}" if high == wide else f", dilated {high}x{wide}"
 
 
 def times(shape: Shape) -> str:

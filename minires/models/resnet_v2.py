@@ -69,9 +69,8 @@ from minires.models import stem_and_head
 from minires.models.registry import Entry
 from minires.models.resnet import SEQUEL as PAPER
 from minires.nn.blocks import Conv, basic, bottleneck, check_stages, stack
-from minires.nn.layers import BatchNorm2d, Conv2d, Dropout, MaxPool2d, ReLU, Sequential
+from minires.nn.layers import BatchNorm2d, Conv2d, Dropout, MaxPool2d, Pad2d, ReLU, Sequential
 from minires.nn.module import Module
-from minires.ops.pad import pad
 from minires.ops.pad_channels import pad_channels
 from minires.ops.relu import relu
 from minires.ops.sigmoid import sigmoid
@@ -232,21 +231,6 @@ class ResidualUnit(Module):
         return shortcut, None
 
 
-class ZeroPad2d(Module):
-    """A border of zeros; see :func:`minires.ops.pad.pad`. Shapes: (N, H, W, C) -> (N, H + 2, W + 2, C) for 1.
-
-    Before a max pool it is not the same as the pool's own padding, which never wins: these zeros do where
-    all pixels of a window are negative.
-    """
-
-    def __init__(self, padding: int) -> None:
-        super().__init__()
-        self.padding = padding
-
-    def forward(self, x: Tensor) -> Tensor:
-        return pad(x, self.padding)
-
-
 def resnet_v2(
     *,
     classes: int,
@@ -301,7 +285,7 @@ def resnet_v2(
     if stem == "keras":
         layers = {
             "conv1": Conv2d(3, channels, 7, stride=2, padding=3, bias=bias, initializer=initializer, rng=rng),
-            "pad1": ZeroPad2d(1),
+            "pad1": Pad2d(1),
             "pool1": MaxPool2d(3, stride=2),
         }
     else:

@@ -15,14 +15,17 @@ import numpy as np
 from minires.errors import ConfigError, MiniresError, one_of, unknown
 from minires.nn import init
 from minires.nn.module import Module, Parameter
+from minires.ops import checks
 from minires.ops.avg_pool2d import avg_pool2d, global_avg_pool2d
 from minires.ops.batch_norm import CONVENTIONS, batch_norm
 from minires.ops.conv2d import conv2d
+from minires.ops.conv2d.arguments import window as conv2d_window
 from minires.ops.cross_entropy import cross_entropy
 from minires.ops.dropout import check_rate, dropout
 from minires.ops.linear import linear
 from minires.ops.local_response_norm import local_response_norm
 from minires.ops.max_pool2d import max_pool2d
+from minires.ops.pad import MODES, pad
 from minires.ops.relu import relu
 from minires.ops.reshape import flatten
 from minires.ops.sigmoid import sigmoid
@@ -35,14 +38,19 @@ class Conv2d(Module):
     """Convolution with a learned kernel, and a ReLU where asked; see :func:`minires.ops.conv2d.conv2d`.
 
     kernel: its height and width, or one number for both.
-    padding: rows and columns of zeros on each side, or "same"; see :mod:`minires.ops.window`.
+    padding: rows and columns added on each side, or "same"; see :mod:`minires.ops.window`.
+    padding_mode: of what they are: "constant" zeros, or "edge", "reflect" or "wrap", pixels of the picture as
+        in :func:`minires.ops.pad.pad`.
+    dilation: how far apart the pixels under the kernel are, an int or a pair (height, width).
     groups: the channels are cut into so many groups, each convolved by itself.
     initializer: how the weights start, a name of :mod:`minires.nn.init`; the bias starts at 0.
     rng: the generator from which they are drawn, by default that of ``minires.manual_seed``.
 
     Shapes: x (N, H, W, in_channels) -> (N, OH, OW, out_channels); weight (KH, KW, in_channels/groups,
     out_channels), bias (out_channels,).
-    Raises: ConfigError for an unknown initialiser, or channels that the groups do not divide.
+    Raises: ConfigError for an unknown initialiser or mode, or channels that the groups do not divide;
+    ShapeError for a kernel, stride or dilation that makes no sense.
+    Differs: PyTorch calls the modes zeros, replicate, reflect and circular.
 
     >>> layer = Conv2d(3, 16, 3, padding=1)
     >>> layer
@@ -59,6 +67,8 @@ class Conv2d(Module):
         *,
         stride: int | tuple[int, int] = 1,
         padding: Padding = 0,
+        padding_mode: str = "constant",
+        dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
         relu: bool = False,
@@ -66,28 +76,42 @@ class Conv2d(Module):
         rng: np.random.Generator | None = None,
     ) -> None:
         super().__init__()
-        kh, kw = (kernel, kernel) if isinstance(kernel, int) else kernel
+        kh, kw = checks.pair("Conv2d", "kernel", kernel)
+        checks.pair("Conv2d", "stride", stride)
+        checks.pair("Conv2d", "dilation", dilation)
+        one_of("padding_mode", padding_mode, MODES)
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ConfigError(
                 f"{in_channels} channels in and {out_channels} out cannot be cut into {groups} groups; both "
                 "must be multiples of groups"
             )
         self.in_channels, self.out_channels, self.kernel = in_channels, out_channels, kernel
-        self.stride, self.padding, self.groups, self.relu = stride, padding, groups, relu
+        self.stride, self.padding, self.padding_mode, self.dilation = stride, padding, padding_mode, dilation
+        self.groups, self.relu = groups, relu
         shape = (kh, kw, in_channels // groups, out_channels)
         self.weight = Parameter(init.get(initializer)(shape, init.generator(rng)))
         self.bias = Parameter(np.zeros(out_channels, np.float32)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
+        padding = self.padding
+        if self.padding_mode != "constant":
+            x, padding = self._padded(x), 0
         return conv2d(
             x,
             self.weight,
             self.bias,
             stride=self.stride,
-            padding=self.padding,
+            padding=padding,
+            dilation=self.dilation,
             groups=self.groups,
             relu=self.relu,
         )
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """x with the border that the convolution would have added, made of its own pixels."""
+        shape = self.weight.shape
+        win = conv2d_window(x.shape, shape, self.stride, self.padding, self.dilation, self.groups)
+        return pad(x, ((win.top, win.bottom), (win.left, win.right)), mode=self.padding_mode)
 
 
 class BatchNorm2d(Module):
@@ -244,6 +268,7 @@ class MaxPool2d(Module):
 
     stride: that of the window, by default the kernel.
     padding: rows and columns on each side, which never win, or "same" or "ceil".
+    dilation: how far apart the pixels of the window are.
 
     Shapes: x (N, H, W, C) -> (N, OH, OW, C).
 
@@ -259,12 +284,15 @@ class MaxPool2d(Module):
         *,
         stride: int | tuple[int, int] | None = None,
         padding: Padding = 0,
+        dilation: int | tuple[int, int] = 1,
     ) -> None:
         super().__init__()
-        self.kernel, self.stride, self.padding = kernel, stride, padding
+        self.kernel, self.stride, self.padding, self.dilation = kernel, stride, padding, dilation
 
     def forward(self, x: Tensor) -> Tensor:
-        return max_pool2d(x, self.kernel, stride=self.stride, padding=self.padding)
+        return max_pool2d(
+            x, self.kernel, stride=self.stride, padding=self.padding, dilation=self.dilation
+        )
 
 
 class AvgPool2d(Module):
@@ -272,7 +300,8 @@ class AvgPool2d(Module):
 
     stride: that of the window, by default the kernel.
     padding: rows and columns on each side, or "same" or "ceil".
-    count_padding: whether these count as zeros in the average.
+    dilation: how far apart the pixels of the window are.
+    count_padding: whether these rows and columns count as zeros in the average.
 
     Shapes: x (N, H, W, C) -> (N, OH, OW, C).
 
@@ -288,15 +317,21 @@ class AvgPool2d(Module):
         *,
         stride: int | tuple[int, int] | None = None,
         padding: Padding = 0,
+        dilation: int | tuple[int, int] = 1,
         count_padding: bool = False,
     ) -> None:
         super().__init__()
-        self.kernel, self.stride, self.padding = kernel, stride, padding
+        self.kernel, self.stride, self.padding, self.dilation = kernel, stride, padding, dilation
         self.count_padding = count_padding
 
     def forward(self, x: Tensor) -> Tensor:
         return avg_pool2d(
-            x, self.kernel, stride=self.stride, padding=self.padding, count_padding=self.count_padding
+            x,
+            self.kernel,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            count_padding=self.count_padding,
         )
 
 
@@ -312,6 +347,32 @@ class GlobalAvgPool2d(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return global_avg_pool2d(x)
+
+
+class Pad2d(Module):
+    """A border around pictures; see :func:`minires.ops.pad.pad`.
+
+    padding: an int, a pair (height, width), or four sides ((top, bottom), (left, right)).
+    mode: "constant", of ``value``; or "edge", "reflect" or "wrap", of the picture's own pixels.
+
+    Before a max pool a border of zeros is not the same as the pool's own padding, which never wins: zeros do
+    where all pixels of a window are negative.
+
+    Shapes: x (N, H, W, C) -> (N, top + H + bottom, left + W + right, C).
+    Raises: ConfigError for an unknown mode; ShapeError, when called, for a border that makes no sense.
+
+    >>> x = Tensor(np.arange(3.0).reshape(1, 1, 3, 1))
+    >>> Pad2d((0, 2), mode="reflect")(x).numpy().ravel()
+    array([2., 1., 0., 1., 2., 1., 0.])
+    """
+
+    def __init__(self, padding: Padding, *, mode: str = "constant", value: float = 0.0) -> None:
+        super().__init__()
+        one_of("mode", mode, MODES)
+        self.padding, self.mode, self.value = padding, mode, value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pad(x, self.padding, mode=self.mode, value=self.value)
 
 
 class Flatten(Module):
@@ -379,24 +440,41 @@ class Dropout(Module):
 class CrossEntropyLoss(Module):
     """The loss of a classifier as a layer; see :func:`minires.ops.cross_entropy.cross_entropy`.
 
+    weight: a number for each class: more for rare ones. It is a buffer, and moves with the layer.
+    ignore_index: rows with this class number do not count.
     label_smoothing: the share of each label that is spread over all classes.
+    reduction: "mean", "sum" or "none".
 
-    Shapes: scores (N, K), not yet probabilities; labels (N,) class numbers or (N, K) probabilities -> one
-    value, the mean over the batch.
-    Raises: ConfigError, when called, if label_smoothing is not in [0, 1); ShapeError or DataError for labels
-    that do not fit.
+    Shapes: scores (N, ..., K), not yet probabilities; labels (N, ...) class numbers or (N, ..., K)
+    probabilities -> one value; with reduction="none" (N, ...).
+    Raises: ConfigError, ShapeError or DataError, when called, for options or labels that do not fit.
 
     >>> loss = CrossEntropyLoss()
     >>> round(loss(Tensor([[0.0, 0.0]]), np.array([1])).item(), 4)  # log 2
     0.6931
     """
 
-    def __init__(self, *, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        weight: Any = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean",
+    ) -> None:
         super().__init__()
-        self.label_smoothing = label_smoothing
+        self.weight = None if weight is None else np.asarray(weight, np.float32)
+        self.ignore_index, self.label_smoothing, self.reduction = ignore_index, label_smoothing, reduction
 
     def forward(self, scores: Tensor, labels: Any) -> Tensor:
-        return cross_entropy(scores, labels, label_smoothing=self.label_smoothing)
+        return cross_entropy(
+            scores,
+            labels,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            reduction=self.reduction,
+        )
 
 
 class Sequential(Module):

@@ -3,10 +3,10 @@
 A convolution reads windows of a large picture and gives a small one. Here each pixel of the small picture
 writes a window into the large one, and where windows overlap their numbers are added:
 
-    y[n, i*stride + kh - top, j*stride + kw - left, o] += x[n, i, j, c] * w[kh, kw, o, c]
+    y[n, i*stride + kh*dilation - top, j*stride + kw*dilation - left, o] += x[n, i, j, c] * w[kh, kw, o, c]
 
 That is what the backward of ``conv2d`` does to go from dy to dx, so it is computed by that; and what goes
-back from here is a convolution. With ``conv2d`` of the same kernel, stride, padding and groups:
+back from here is a convolution. With ``conv2d`` of the same kernel, stride, padding, dilation and groups:
 
     y = its dx, for x as dy; plus b
     dx = conv2d(dy, w)
@@ -34,7 +34,7 @@ from minires.ops.mixed_precision import mixed
 from minires.ops.onnx_graph import Graph
 from minires.ops.onnx_graph import window as onnx_window
 from minires.ops.registry import Case, Shape, Words, operation
-from minires.ops.window import Padding, Window, sides, window
+from minires.ops.window import Padding, Window, extent, sides, window
 from minires.tensor import Call, Tensor, record
 
 
@@ -43,6 +43,7 @@ def _window(
     w: tuple[int, ...],
     stride: int | tuple[int, int],
     padding: Padding,
+    dilation: int | tuple[int, int],
     output_padding: int | tuple[int, int],
 ) -> tuple[tuple[int, int], Window]:
     """Height and width of y, and the window of the convolution whose adjoint this is: it stands on y, at as
@@ -52,6 +53,7 @@ def _window(
     """
     op = "conv_transpose2d"
     steps = checks.pair(op, "stride", stride)
+    apart = checks.pair(op, "dilation", dilation)
     more = checks.pair(op, "output_padding", output_padding, least=0)
     if any(extra >= step for extra, step in zip(more, steps, strict=True)):
         raise ShapeError(
@@ -67,7 +69,7 @@ def _window(
     else:
         top, bottom, left, right = sides(op, padding)
         removed = (top + bottom, left + right)
-        parts = zip(x[1:3], w[:2], steps, removed, more, strict=True)
+        parts = zip(x[1:3], extent(w[:2], apart), steps, removed, more, strict=True)
         large = [(size - 1) * step + kernel - less + extra for size, kernel, step, less, extra in parts]
         if min(large) < 1:
             raise ShapeError(
@@ -75,12 +77,12 @@ def _window(
                 f"kernel {w[0]}x{w[1]}, stride {steps}, padding {padding!r}"
             )
     size = (large[0], large[1])
-    return size, window(op, size, w[:2], steps, padding)
+    return size, window(op, size, w[:2], steps, padding, apart)
 
 
 def _left_over(win: Window, size: tuple[int, int]) -> tuple[int, int]:
     """How many rows and columns of y lie behind the last window: ``output_padding``, and what "same" adds."""
-    (kh, kw), (sh, sw), (oh, ow) = win.size, win.stride, win.out
+    (kh, kw), (sh, sw), (oh, ow) = win.extent, win.stride, win.out
     rows = size[0] + win.top + win.bottom - (oh - 1) * sh - kh
     return rows, size[1] + win.left + win.right - (ow - 1) * sw - kw
 
@@ -88,7 +90,7 @@ def _left_over(win: Window, size: tuple[int, int]) -> tuple[int, int]:
 def _check(x: tuple[int, ...], w: tuple[int, ...], b: tuple[int, ...] | None, groups: int) -> None:
     """Raises: ShapeError if the channels do not fit."""
     c, outputs, expected = x[3], w[2] * groups, w[3]
-    if not isinstance(groups, int) or groups < 1 or c % groups:
+    if checks.index(groups) is None or groups < 1 or c % groups:
         raise ShapeError(f"conv_transpose2d: groups={groups} must divide the {c} input channels of x {x}")
     if expected != c:
         raise ShapeError(
@@ -116,6 +118,8 @@ def _cases() -> Iterator[Case]:
             "3x2, pairs and four sides", (1, 3, 3, 2), (3, 2, 2, 2),
             {"stride": (1, 3), "padding": ((2, 0), (0, 1)), "output_padding": (0, 2)},
         ),
+        ("3x2, dilated", (2, 3, 2, 2), (3, 2, 3, 2), {"dilation": (2, 3), "stride": 2, "padding": (3, 1)}),
+        ("3x3, dilated, same", (1, 3, 2, 2), (3, 3, 2, 2), {"dilation": 2, "stride": 2, "padding": "same"}),
         ("2 groups", (2, 2, 3, 4), (3, 3, 3, 4), {"stride": 2, "groups": 2}),
         ("depthwise", (1, 3, 2, 3), (3, 3, 1, 3), {"padding": 1, "groups": 3}),
     ]  # fmt: skip
@@ -136,13 +140,15 @@ def _onnx(graph: Graph, call: Call) -> str:
 @operation(
     math="""
         y[n, oh, ow, o] = b[o] + sum over c and over all i, j, kh, kw of x[n, i, j, c] * w[kh, kw, o, c]
-        with i*stride + kh - top = oh and j*stride + kw - left = ow
+        with i*stride + kh*dilation - top = oh and j*stride + kw*dilation - left = ow
     """,
     backward="""
         dx[n, i, j, c] = sum over kh, kw, o of
-            dy[n, i*stride + kh - top, j*stride + kw - left, o] * w[kh, kw, o, c], a conv2d of dy
+            dy[n, i*stride + kh*dilation - top, j*stride + kw*dilation - left, o]
+            * w[kh, kw, o, c], a conv2d of dy
         dw[kh, kw, o, c] = sum over n, i, j of
-            dy[n, i*stride + kh - top, j*stride + kw - left, o] * x[n, i, j, c]
+            dy[n, i*stride + kh*dilation - top, j*stride + kw*dilation - left, o]
+            * x[n, i, j, c]
         db[o] = sum over n, oh, ow of dy[n, oh, ow, o]
     """,
     english=Words(
@@ -169,6 +175,7 @@ def conv_transpose2d(
     *,
     stride: int | tuple[int, int] = 1,
     padding: Padding = 0,
+    dilation: int | tuple[int, int] = 1,
     output_padding: int | tuple[int, int] = 0,
     groups: int = 1,
 ) -> Tensor:
@@ -178,11 +185,12 @@ def conv_transpose2d(
     stride: how far apart the windows of neighbouring pixels lie, an int or a pair (height, width).
     padding: rows and columns that are left out at the sides of y: an int, a pair, four sides
         ((top, bottom), (left, right)), or ``"same"``, which makes y ``stride`` times as large as x.
+    dilation: how far apart the pixels that a kernel is written to lie, an int or a pair (height, width).
     output_padding: rows and columns that y has more at the bottom and the right; less than the stride.
     groups: the input and the output channels are cut into as many groups, each of which meets its own only.
 
-    Shapes: x (N, H, W, C), b (O,) -> y (N, OH, OW, O), OH = (H - 1) * stride + KH - top - bottom +
-    output_padding.
+    Shapes: x (N, H, W, C), b (O,) -> y (N, OH, OW, O), OH = (H - 1) * stride + (KH - 1) * dilation + 1 -
+    top - bottom + output_padding.
     Raises: ShapeError if ranks, channels, groups, paddings or dtypes do not fit.
     Source: arXiv:1411.4038, where it is called deconvolution.
     Differs: PyTorch keeps w as (C, O/groups, KH, KW). Keras, without padding, makes y at least stride times
@@ -200,7 +208,7 @@ def conv_transpose2d(
     checks.rank("conv_transpose2d", "w", w, "(KH, KW, O/groups, C)")
     checks.same_floats("conv_transpose2d", parameters=("b",), w=w, b=b, x=x)
     _check(x.shape, w.shape, None if b is None else b.shape, groups)
-    size, win = _window(x.shape, w.shape, stride, padding, output_padding)
+    groups, (size, win) = int(groups), _window(x.shape, w.shape, stride, padding, dilation, output_padding)
     xp = backend.array_module(x.data)
     xdata, wdata = xp.ascontiguousarray(x.data), xp.ascontiguousarray(w.data)
     _, scatter, _ = _implementation(xdata)

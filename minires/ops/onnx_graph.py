@@ -57,8 +57,11 @@ def along_channels(graph: Graph, call: Call, kind: str) -> str:
 def window(call: Call) -> dict[str, Any]:
     """What ONNX calls the window of a convolution or a pool."""
     (top, bottom), (left, right) = call.options["padding"]
-    pads = [top, left, bottom, right]
-    return {"kernel_shape": call.options["kernel"], "strides": call.options["stride"], "pads": pads}
+    named = {"kernel_shape": "kernel", "strides": "stride", "dilations": "dilation"}
+    given = {theirs: call.options[ours] for theirs, ours in named.items()}
+    if given["dilations"] == (1, 1):  # which not every opset knows everywhere
+        del given["dilations"]
+    return {**given, "pads": [top, left, bottom, right]}
 
 
 def channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -37,8 +37,7 @@ class Window:
     @property
     def extent(self) -> tuple[int, int]:
         """How many rows and columns lie between the first and the last of the window, both included."""
-        (kh, kw), (dh, dw) = self.size, self.dilation
-        return (kh - 1) * dh + 1, (kw - 1) * dw + 1
+        return extent(self.size, self.dilation)
 
     @property
     def is_dense(self) -> bool:
@@ -68,6 +67,12 @@ class Window:
         (sh, sw), (oh, ow) = self.stride, self.out
         row, column = kh * self.dilation[0], kw * self.dilation[1]
         return padded[:, row : row + sh * oh : sh, column : column + sw * ow : sw, :]
+
+
+def extent(size: Any, dilation: Any) -> tuple[int, int]:
+    """How many rows and columns a window of this size reaches over, its pixels so far apart."""
+    (kh, kw), (dh, dw) = size, dilation
+    return (kh - 1) * dh + 1, (kw - 1) * dw + 1
 
 
 def sides(op: str, padding: Padding) -> tuple[int, int, int, int]:
@@ -103,7 +108,7 @@ def window(
     kh, kw = pair(op, "kernel size", size)
     sh, sw = pair(op, "stride", stride)
     dh, dw = pair(op, "dilation", dilation)
-    (height, width), (high, wide) = picture, ((kh - 1) * dh + 1, (kw - 1) * dw + 1)
+    (height, width), (high, wide) = picture, extent((kh, kw), (dh, dw))
     word = padding if isinstance(padding, str) else None
     if word == "same":
         missing_h = max(0, (-(-height // sh) - 1) * sh + high - height)

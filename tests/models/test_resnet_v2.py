@@ -15,9 +15,9 @@ import minires
 from minires.errors import ConfigError
 from minires.inspect import summarize
 from minires.models import build
-from minires.models.resnet_v2 import ORDERS, ResidualUnit, ZeroPad2d
+from minires.models.resnet_v2 import ORDERS, ResidualUnit
 from minires.nn.blocks import basic, bottleneck
-from minires.nn.layers import MaxPool2d
+from minires.nn.layers import MaxPool2d, Pad2d
 from minires.tensor import Tensor
 
 SMALL = {"repeats": (2, 2, 2), "widths": (4, 6, 8)}
@@ -470,7 +470,7 @@ def test_a_small_network_equals_keras_in_training():
 
 def test_border_zeros_win_in_keras_and_never_in_torch():
     x = Tensor(np.full((1, 4, 4, 1), -1, np.float32))
-    zeros = MaxPool2d(3, stride=2)(ZeroPad2d(1)(x)).numpy()[0, :, :, 0]
+    zeros = MaxPool2d(3, stride=2)(Pad2d(1)(x)).numpy()[0, :, :, 0]
     assert np.array_equal(zeros, [[0, 0], [0, -1]])
     assert (MaxPool2d(3, stride=2, padding=1)(x).numpy() == -1).all()
 

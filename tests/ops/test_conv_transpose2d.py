@@ -23,17 +23,19 @@ def test_case(case, device):
 def test_against_torch(case):
     torch = pytest.importorskip("torch")
 
-    def reference(x, w, b=None, stride=1, padding=0, output_padding=0, groups=1):
+    def reference(x, w, b=None, stride=1, padding=0, dilation=1, output_padding=0, groups=1):
         sh, sw = opcheck.pair(stride)
         large = [size * step for size, step in zip(x.shape[1:3], (sh, sw), strict=True)]
-        (top, bottom), (left, right) = opcheck.four_sides(large, w.shape[:2], (sh, sw), padding)
+        sides = opcheck.four_sides(large, w.shape[:2], (sh, sw), padding, dilation)
+        (top, bottom), (left, right) = sides
         more = opcheck.pair(output_padding)
         if padding == "same":  # y is as large as asked for also where the kernels do not touch each other
             more = [max(0, step - size) for step, size in zip((sh, sw), w.shape[:2], strict=True)]
         kernel = w.permute(3, 2, 0, 1).contiguous()  # (KH, KW, O/groups, C) -> (C, O/groups, KH, KW)
         y = torch.nn.functional.conv_transpose2d(
-            x.permute(0, 3, 1, 2), kernel, b, stride=(sh, sw), output_padding=more, groups=groups
-        )
+            x.permute(0, 3, 1, 2), kernel, b, stride=(sh, sw), output_padding=more, groups=groups,
+            dilation=dilation,
+        )  # fmt: skip
         y = y[:, :, top : y.shape[2] - bottom, left : y.shape[3] - right]
         return y.permute(0, 2, 3, 1)
 
@@ -89,6 +91,8 @@ def test_output_padding_says_which_size_is_meant():
         ),
         ((1, 4, 4, 2), (3, 3, 2, 2), {"padding": "ceil"}, "padding must be an int, a pair, four sides or"),
         ((1, 2, 2, 2), (1, 1, 2, 2), {"padding": 1}, "a picture 2x2 becomes 0x0, of which nothing is left"),
+        ((1, 2, 2, 2), (1, 1, 2, 2), {"dilation": 0}, "dilation must be a whole number of at least 1"),
+        ((1, 4, 4, 2), (3, 3, 2, 2), {"groups": True}, "groups=True must divide the 2 input channels"),
         ((1, 2, 2, 2), (1, 1, 2, 2), {"stride": 0}, "stride must be a whole number of at least 1"),
     ],
 )  # fmt: skip

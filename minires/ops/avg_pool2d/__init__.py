@@ -22,6 +22,7 @@ from typing import Any
 
 from minires import backend
 from minires.backend import Array, cuda
+from minires.errors import ConfigError
 from minires.ops import checks
 from minires.ops.avg_pool2d import cuda_kernels
 from minires.ops.mixed_precision import mixed
@@ -73,6 +74,8 @@ def _cases() -> Iterator[Case]:
 
 def _onnx(graph: Graph, call: Call) -> str:
     (x,), counted = call.inputs.values(), int(call.options["count_padding"])
+    if call.options["dilation"] != (1, 1) and graph.opset < 19:
+        raise ConfigError(f"a dilated average pool is in ONNX from opset 19 on, not in {graph.opset}")
     return graph.add("AveragePool", graph.value(x), count_include_pad=counted, **onnx_window(call))
 
 

@@ -521,24 +521,14 @@ def hardmax(x: Tensor) -> Tensor:
     return Tensor(np.eye(x.shape[-1], dtype=x.dtype)[ops.argmax(x, -1)])
 
 
-def nll_loss(
-    x: Tensor, labels: Any, weight: Tensor | None = None, *, reduction: str = "mean", ignore_index: Any = None
-) -> Tensor:
-    rows, classes = channels_last(x).reshape(-1, x.shape[1]), labels.reshape(-1)
-    counted = np.ones(classes.shape, bool) if ignore_index is None else classes != ignore_index
-    classes = np.where(counted, classes, 0)
-    weights = Tensor(counted.astype(x.dtype))
-    if weight is not None:
-        weights = weights * weight[classes]
-    losses = -rows[np.arange(len(classes)), classes] * weights
-    if reduction == "none":
-        return losses.reshape(labels.shape)
-    return ops.sum(losses) / ops.sum(weights) if reduction == "mean" else ops.sum(losses)
+def nll_loss(x: Tensor, labels: Any, weight: Tensor | None = None, **options: Any) -> Tensor:
+    return ops.nll_loss(channels_last(x), labels, weight=weight, **options)
 
 
 def softmax_cross_entropy(x: Tensor, labels: Any, weight: Tensor | None = None, **options: Any) -> Result:
-    log_p = along(ops.log_softmax)(x, 1)
-    return nll_loss(log_p, labels, weight, **options), log_p
+    scores = channels_last(x)
+    log_p = channels_first(ops.log_softmax(scores))
+    return ops.cross_entropy(scores, labels, weight=weight, **options), log_p
 
 
 def dropout(x: Tensor, ratio: Any = 0.5, training: Any = False, *, seed: int = 0) -> Result:

@@ -345,10 +345,10 @@ def four_sides(
     """[(top, bottom), (left, right)] of a window's padding, written once more and independently."""
     gaps = zip(pair(kernel), pair(dilation), strict=True)
     kernel = tuple(k + (k - 1) * (apart - 1) for k, apart in gaps)  # what it reaches over
-    if padding == "same":
+    if padding in ("same", "same_lower"):
         sizes = zip(picture, pair(kernel), pair(stride), strict=True)
         missing = [max(0, (-(-size // s) - 1) * s + k - size) for size, k, s in sizes]
-        return [(m // 2, m - m // 2) for m in missing]
+        return [(m // 2, m - m // 2) if padding == "same" else (m - m // 2, m // 2) for m in missing]
     if padding == "ceil":
         sizes = zip(picture, pair(kernel), pair(stride), strict=True)
         return [(0, (k - size) % s if k >= s else 0) for size, k, s in sizes]

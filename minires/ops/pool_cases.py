@@ -12,6 +12,7 @@ POOLS: list[tuple[str, Shape, dict[str, Any]]] = [
     ("3x3, stride 2", (2, 5, 7, 2), {"kernel": 3, "stride": 2}),
     ("3x3, stride 2, padding 1", (2, 6, 5, 2), {"kernel": 3, "stride": 2, "padding": 1}),
     ("3x3, stride 1, same", (1, 4, 4, 2), {"kernel": 3, "stride": 1, "padding": "same"}),
+    ("2x2, stride 1, same_lower", (1, 3, 4, 2), {"kernel": 2, "stride": 1, "padding": "same_lower"}),
     ("3x3, stride 2, ceil, even and odd", (2, 6, 5, 2), {"kernel": 3, "stride": 2, "padding": "ceil"}),
     ("3x2, pairs", (1, 6, 7, 1), {"kernel": (3, 2), "stride": (1, 3), "padding": (1, 0)}),
     ("four sides", (1, 4, 4, 2), {"kernel": 2, "padding": ((0, 1), (1, 0))}),

@@ -95,12 +95,14 @@ def window(
 
     size, stride, dilation: an int or a pair (height, width) each.
     padding: an int, a pair (height, width), four sides ((top, bottom), (left, right)) or a word: ``"same"``
-        adds what makes the output ceil(H / stride), the odd one at the bottom and the right; ``"ceil"`` adds
-        at the bottom and the right what lets the last window cover the last row and column.
+        adds what makes the output ceil(H / stride), the odd one at the bottom and the right, and
+        ``"same_lower"`` the odd one at the top and the left; ``"ceil"`` adds at the bottom and the right what
+        lets the last window cover the last row and column.
 
     Shapes: out = (H + top + bottom - extent) // stride + 1 with extent = (KH - 1) * dilation + 1.
     Raises: ShapeError if a value makes no sense or the window is larger than the padded picture.
-    Source: the rule of "same" is TensorFlow's, that of "ceil" is how Caffe's pooling rounds up.
+    Source: the rule of "same" is TensorFlow's, "same_lower" is ONNX's, that of "ceil" is how Caffe's pooling
+    rounds up.
 
     >>> window("conv2d", (8, 8), 3, 2, "same")
     Window(size=(3, 3), stride=(2, 2), top=0, bottom=1, left=0, right=1, out=(4, 4), dilation=(1, 1))
@@ -110,16 +112,20 @@ def window(
     dh, dw = pair(op, "dilation", dilation)
     (height, width), (high, wide) = picture, extent((kh, kw), (dh, dw))
     word = padding if isinstance(padding, str) else None
-    if word == "same":
+    if word in ("same", "same_lower"):
         missing_h = max(0, (-(-height // sh) - 1) * sh + high - height)
         missing_w = max(0, (-(-width // sw) - 1) * sw + wide - width)
         top, left = missing_h // 2, missing_w // 2
         bottom, right = missing_h - top, missing_w - left
+        if word == "same_lower":
+            top, bottom, left, right = bottom, top, right, left
     elif word == "ceil":
         top = left = 0
         bottom, right = _overhang(height, high, sh), _overhang(width, wide, sw)
     elif word is not None:
-        raise ShapeError(f"{op}: padding must be an int, a pair, four sides, 'same' or 'ceil', not {word!r}")
+        raise ShapeError(
+            f"{op}: padding must be an int, a pair, four sides, 'same', 'same_lower' or 'ceil', not {word!r}"
+        )
     else:
         top, bottom, left, right = sides(op, padding)
     padded = (height + top + bottom, width + left + right)

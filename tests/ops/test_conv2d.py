@@ -250,7 +250,7 @@ X, W = (2, 5, 6, 4), (3, 3, 4, 8)
         (X, W, {"groups": 2.0}, "conv2d: groups=2.0 must divide"),
         (X, W, {"padding": -1}, "conv2d: padding must be a whole number of at least 0"),
         (X, W, {"padding": 0.5}, "conv2d: padding must be a whole number of at least 0"),
-        (X, W, {"padding": "valid"}, "an int, a pair, four sides, 'same' or 'ceil', not 'valid'"),
+        (X, W, {"padding": "valid"}, "four sides, 'same', 'same_lower' or 'ceil', not 'valid'"),
     ],
 )  # fmt: skip
 def test_shapes_that_do_not_fit(x, w, options, text):

@@ -72,20 +72,6 @@ NOT_EXPRESSED: dict[str, tuple[str, ...]] = {
         "test_hardmax_one_hot", "test_hardmax_axis_0", "test_hardmax_axis_1", "test_hardmax_axis_2",
         "test_hardmax_negative_axis", "test_hardmax_default_axis",
     ),
-    "padding is larger at the bottom and the right only": (
-        "test_averagepool_2d_same_lower", "test_conv_with_autopad_same", "test_lppool_2d_same_lower",
-        "test_maxpool_2d_same_lower",
-    ),
-    "there is no dilation yet": (
-        "test_averagepool_2d_dilations", "test_averagepool_3d_dilations_small",
-        "test_averagepool_3d_dilations_large_count_include_pad_is_0_ceil_mode_is_True",
-        "test_averagepool_3d_dilations_large_count_include_pad_is_0_ceil_mode_is_False",
-        "test_averagepool_3d_dilations_large_count_include_pad_is_1_ceil_mode_is_True",
-        "test_averagepool_3d_dilations_large_count_include_pad_is_1_ceil_mode_is_False",
-        "test_col2im_dilations", "test_convtranspose_dilations", "test_lppool_2d_dilations",
-        "test_maxpool_2d_dilations", "test_maxpool_3d_dilations", "test_maxpool_3d_dilations_use_ref_impl",
-        "test_maxpool_3d_dilations_use_ref_impl_large",
-    ),
     "there is no rounding, whose gradient is zero": (
         "test_ceil_example", "test_ceil", "test_floor_example", "test_floor", "test_mod_mixed_sign_float64",
         "test_mod_mixed_sign_float32", "test_mod_float64_mixed_sign_fmod_0",

@@ -22,6 +22,8 @@ def cases() -> Iterator[Case]:
         ("3x2, few channels out, four sides", (2, 5, 6, 6), (3, 2, 6, 3), {"padding": ((2, 0), (0, 1))}),
         ("3x3, few channels out, 2 groups", (2, 6, 5, 8), (3, 3, 4, 4), {"padding": (0, 2), "groups": 2}),
         ("3x3, same, stride 2, even picture", (1, 6, 4, 2), (3, 3, 2, 3), {"padding": "same", "stride": 2}),
+        ("3x3, same_lower, stride 2", (1, 6, 4, 2), (3, 3, 2, 3), {"padding": "same_lower", "stride": 2}),
+        ("2x2, same_lower", (1, 3, 4, 2), (2, 2, 2, 2), {"padding": "same_lower"}),
         ("3x3, stride 2, padding 1", (2, 5, 6, 2), (3, 3, 2, 2), {"padding": 1, "stride": 2}),
         ("7x7, stride 2, padding 3", (1, 8, 7, 1), (7, 7, 1, 2), {"padding": 3, "stride": 2}),
         ("3x2, pairs", (2, 6, 7, 2), (3, 2, 2, 2), {"stride": (2, 3), "padding": (1, 0)}),

@@ -99,12 +99,13 @@ def bfloat16() -> np.dtype[Any]:
             "bfloat16 was asked for, but the package ml_dtypes, which brings it to NumPy, is not installed. "
             "Install it with pip install 'minires[bf16]', or leave the precision at 'fp32'"
         )
-    return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+    found: np.dtype[Any] = np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+    return found
 
 
 def is_bfloat16(dtype: Any) -> bool:
     """Whether a dtype is bfloat16, without importing what brings it."""
-    return dtype.kind == "V" and dtype.name == "bfloat16"
+    return bool(dtype.kind == "V" and dtype.name == "bfloat16")
 
 
 def is_float(dtype: Any) -> bool:

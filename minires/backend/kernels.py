@@ -87,9 +87,9 @@ def is_numba_in_use() -> bool:
 @functools.cache
 def _numba() -> ModuleType:
     """Numba, which from now on says when it compiles: only then, and before the wait."""
-    from numba.core import event
+    event: Any = importlib.import_module("numba.core.event")
 
-    class Compiling(event.Listener):
+    class Compiling(event.Listener):  # type: ignore[misc]  # Numba comes without types
         def on_start(self, start: Any) -> None:
             _announce(kept=start.data["dispatcher"].stats.cache_path is not None)
 
@@ -110,10 +110,12 @@ def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     inner = {name: other.compiled() for name, other in called.items() if hasattr(other, "compiled")}
     if inner:  # kernels that it calls: Numba must see these compiled
         function = FunctionType(function.__code__, {**function.__globals__, **inner}, function.__name__)
+    compiled: Callable[..., Any]
     try:
-        return njit(cache=True)(function)
+        compiled = njit(cache=True)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written to
-        return njit()(function)
+        compiled = njit()(function)
+    return compiled
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,6 +19,7 @@ file empties it, with the folders ``__pycache__``.)
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -59,16 +60,17 @@ def set_up() -> None:
     ir: Any = importlib.import_module("llvmlite.ir")
     types: Any = importlib.import_module("numba.core.types")
     extending: Any = importlib.import_module("numba.extending")
+    intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = extending.intrinsic
     global ROWS
     ROWS = 8 if binding.get_host_cpu_features().get("avx512f") else 4
 
-    class Tile(types.Type):
+    class Tile(types.Type):  # type: ignore[misc]  # Numba comes without types
         def __init__(self, dtype: Any) -> None:
             self.dtype = dtype
             super().__init__(name=f"Tile({dtype}, {ROWS}, {LANES})")
 
     @extending.register_model(Tile)
-    class _TileModel(extending.models.PrimitiveModel):
+    class _TileModel(extending.models.PrimitiveModel):  # type: ignore[misc]
         def __init__(self, manager: Any, tile: Any) -> None:
             number = ir.FloatType() if tile.dtype == types.float32 else ir.DoubleType()
             super().__init__(manager, tile, ir.ArrayType(ir.VectorType(number, LANES), ROWS))
@@ -91,9 +93,9 @@ def set_up() -> None:
         zeros = ir.Constant(ir.VectorType(index, LANES), None)
         return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), zeros)
 
-    @extending.intrinsic
-    def _spread(_, b, o):
-        def build(context, builder, signature, arguments):
+    @intrinsic
+    def _spread(_: Any, b: Any, o: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             whole = context.get_value_type(signature.return_type)
             b, o = arguments
             place = pointer(context, builder, signature.args[0], b, o, whole.element)
@@ -105,9 +107,9 @@ def set_up() -> None:
 
         return Tile(b.dtype)(b, o), build
 
-    @extending.intrinsic
-    def _multiply_add(_, tile, a, at, step, b, o):
-        def build(context, builder, signature, arguments):
+    @intrinsic
+    def _multiply_add(_: Any, tile: Any, a: Any, at: Any, step: Any, b: Any, o: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             tile, a, at, step, b, o = arguments
             vector = context.get_value_type(signature.return_type).element
             name = f"llvm.fma.v{LANES}f{signature.return_type.dtype.bitwidth}"
@@ -122,9 +124,9 @@ def set_up() -> None:
 
         return tile(tile, a, at, step, b, o), build
 
-    @extending.intrinsic
-    def _rectify(_, tile):
-        def build(context, builder, signature, arguments):
+    @intrinsic
+    def _rectify(_: Any, tile: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             (tile,) = arguments
             zero = ir.Constant(context.get_value_type(signature.return_type).element, None)
             for row in range(ROWS):
@@ -135,9 +137,9 @@ def set_up() -> None:
 
         return tile(tile), build
 
-    @extending.intrinsic
-    def _store(_, tile, y, at, step):
-        def build(context, builder, signature, arguments):
+    @intrinsic
+    def _store(_: Any, tile: Any, y: Any, at: Any, step: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             tile, y, at, step = arguments
             vector = context.get_value_type(signature.args[0]).element
             for row, place in rows(builder, at, step):
@@ -147,9 +149,9 @@ def set_up() -> None:
 
         return types.void(tile, y, at, step), build
 
-    @extending.intrinsic
-    def _add(_, tile, y, at, step):
-        def build(context, builder, signature, arguments):
+    @intrinsic
+    def _add(_: Any, tile: Any, y: Any, at: Any, step: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             tile, y, at, step = arguments
             vector = context.get_value_type(signature.args[0]).element
             for row, place in rows(builder, at, step):

@@ -53,7 +53,7 @@ _GRACE = 20  # times more, in which the thread that rang lets go of Python's glo
 
 
 @kernel
-def _stay_awake_numba(rung, until):
+def _stay_awake_numba(rung: Any, until: int) -> None:
     for _ in range(_PATIENCE):
         if rung[0] >= until:
             break
@@ -173,7 +173,8 @@ class _SingleThreadedBlas:
     def libraries(self) -> list[Any]:
         from threadpoolctl import ThreadpoolController
 
-        return ThreadpoolController().select(user_api="blas").lib_controllers
+        found: list[Any] = ThreadpoolController().select(user_api="blas").lib_controllers
+        return found
 
     def __enter__(self) -> None:
         with self.lock:

@@ -29,7 +29,8 @@ def _forward(xp: Any, xs: list[Array], axis: int) -> Array:
 
 
 def _backward(xp: Any, dy: Array, sizes: list[int], axis: int) -> list[Array]:
-    return xp.split(dy, list(accumulate(sizes))[:-1], axis=axis)
+    parts: list[Array] = xp.split(dy, list(accumulate(sizes))[:-1], axis=axis)
+    return parts
 
 
 # ------------------------------------------------------------------------------------------- fast, on GPU

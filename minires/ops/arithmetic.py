@@ -31,6 +31,7 @@ from minires import backend
 from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
+from minires.ops.forms import Formula
 from minires.ops.mixed_precision import mixed
 from minires.ops.registry import Case, Make, Shape, Words, apart, normal, operation, positive
 from minires.tensor import Tensor, record
@@ -135,8 +136,11 @@ def _binary(op: str, a: Any, b: Any, forward: Callable[..., Array], backward: Ca
 
 
 @operation(
-    math="y = a + b",
-    backward="da = db = dy, summed over stretched axes",
+    arithmetic=Formula("""
+        y = a + b
+        da = dy
+        db = dy
+    """),
     english=Words(
         "Addition",
         "Two tensors are added, place by place. In a residual block these are the branch and its shortcut.",
@@ -173,8 +177,11 @@ def add(a: Any, b: Any) -> Tensor:
 
 
 @operation(
-    math="y = a - b",
-    backward="da = dy, db = -dy",
+    arithmetic=Formula("""
+        y = a - b
+        da = dy
+        db = -dy
+    """),
     english=Words(
         "Subtraction",
         "The second tensor is taken from the first, place by place.",
@@ -202,8 +209,11 @@ def sub(a: Any, b: Any) -> Tensor:
 
 
 @operation(
-    math="y = a * b",
-    backward="da = dy * b, db = dy * a",
+    arithmetic=Formula("""
+        y = a * b
+        da = dy * b
+        db = dy * a
+    """),
     english=Words(
         "Product",
         "Two tensors are multiplied, place by place. A gate scales whole channels so.",
@@ -225,8 +235,11 @@ def mul(a: Any, b: Any) -> Tensor:
 
 
 @operation(
-    math="y = a / b",
-    backward="da = dy / b, db = -dy * y / b",
+    arithmetic=Formula("""
+        y = a / b
+        da = dy / b
+        db = -dy * y / b
+    """),
     english=Words(
         "Quotient",
         "The first tensor is divided by the second, place by place.",
@@ -264,8 +277,10 @@ def _unary(
 
 
 @operation(
-    math="y = -x",
-    backward="dx = -dy",
+    arithmetic=Formula("""
+        y = -x
+        dx = -dy
+    """),
     english=Words("Negative", "Each number with the other sign.", "The gradient with the other sign."),
     chinese=Words("取负", "每个数取相反数。", "梯度取相反数。"),
     onnx="Neg",
@@ -280,8 +295,10 @@ def neg(x: Tensor) -> Tensor:
 
 
 @operation(
-    math="y = exp(x)",
-    backward="dx = dy * y",
+    arithmetic=Formula("""
+        y = exp(x)
+        dx = dy * y
+    """),
     english=Words("Exponential", "e to the power of each number.", "The gradient times y."),
     chinese=Words("指数", "每个数的指数函数值。", "梯度乘以 y。"),
     onnx="Exp",
@@ -297,8 +314,10 @@ def exp(x: Tensor) -> Tensor:
 
 
 @operation(
-    math="y = log(x)",
-    backward="dx = dy / x",
+    arithmetic=Formula("""
+        y = log(x)
+        dx = dy / x
+    """),
     english=Words("Logarithm", "The natural logarithm of each number.", "The gradient divided by x."),
     chinese=Words("对数", "每个数的自然对数。", "梯度除以 x。"),
     onnx="Log",
@@ -314,8 +333,10 @@ def log(x: Tensor) -> Tensor:
 
 
 @operation(
-    math="y = sqrt(x)",
-    backward="dx = dy / (2 * y)",
+    arithmetic=Formula("""
+        y = sqrt(x)
+        dx = dy / (2 * y)
+    """),
     english=Words("Square root", "The square root of each number.", "The gradient divided by 2 y."),
     chinese=Words("平方根", "每个数的平方根。", "梯度除以 2 y。"),
     onnx="Sqrt",
@@ -331,8 +352,10 @@ def sqrt(x: Tensor) -> Tensor:
 
 
 @operation(
-    math="y = x ** exponent",
-    backward="dx = dy * exponent * x ** (exponent - 1), zero everywhere if the exponent is 0",
+    arithmetic=Formula("""
+        y = x ** exponent
+        dx = dy * exponent * x ** (exponent - 1) if exponent != 0 else 0
+    """),
     english=Words(
         "Power",
         "Each number to the power of the exponent p.",

@@ -13,10 +13,13 @@ from itertools import accumulate
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from minires import backend
 from minires.backend import Array, cuda
 from minires.errors import ShapeError
 from minires.ops import checks
+from minires.ops.forms import Moved
 from minires.ops.onnx_graph import CHANNELS_FIRST, Graph
 from minires.ops.registry import Case, Words, operation
 from minires.tensor import Call, Tensor, record
@@ -118,6 +121,7 @@ def _onnx(graph: Graph, call: Call) -> str:
         "Each tensor gets back the gradient of its own channels.",
     ),
     chinese=Words("拼接", "把几个张量的通道并排放在一起。", "每个张量取回自己通道的梯度。"),
+    arithmetic=Moved(lambda *xs, axis: np.concatenate(xs, axis)),
     join="concat",
     onnx=_onnx,
     cases=_cases,

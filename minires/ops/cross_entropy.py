@@ -30,7 +30,17 @@ from minires import backend
 from minires.backend import Array, cuda
 from minires.errors import ShapeError
 from minires.ops import checks
-from minires.ops.labels import Labels, divisor, labels_of, reduced, row_losses, share, spread_out
+from minires.ops.forms import AllBut, Formula
+from minires.ops.labels import (
+    Labels,
+    divisor,
+    labels_of,
+    reduced,
+    row_losses,
+    share,
+    spread_out,
+    values_of_labels,
+)
 from minires.ops.loss_cases import LABELS, REDUCTIONS, WEIGHT
 from minires.ops.mixed_precision import astype
 from minires.ops.registry import Case, Shape, Words, operation
@@ -213,6 +223,19 @@ def _cases() -> Iterator[Case]:
         without weights dloss * (p - t) / N
     """,
     result="loss",
+    arithmetic=Formula(
+        """
+        shifted = logits - max(logits, classes)
+        log_p = shifted - log(sum(exp(shifted), classes))
+        p = exp(log_p)
+        losses = -sum(target * log_p if target != 0 else 0, classes)
+        loss = losses if reduction == "none" else sum(losses, rows) / count
+        dlogits = (p * sum(target, classes) - target) * dloss / count
+        """,
+        axes={"classes": -1, "rows": AllBut(-1)},
+        values=values_of_labels("logits"),
+        also={"n": 0, "k": -1},
+    ),
     english=Words(
         "Softmax and loss",
         "Scores become probabilities (softmax). The loss is minus the logarithm of the label's probability: "

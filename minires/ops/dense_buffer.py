@@ -23,10 +23,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
+
 from minires import backend
 from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
+from minires.ops.forms import Moved
 from minires.ops.onnx_graph import Graph
 from minires.ops.registry import Case, Make, Shape, Words, operation
 from minires.tensor import Call, Tensor, record
@@ -73,6 +76,7 @@ def _onnx(graph: Graph, call: Call) -> str:
         "The gradient is cut where the channels were joined.",
     ),
     chinese=Words("拼接", "新通道接在此前所有通道之后：密集块的每一层都能读到全部。", "梯度在拼接处切开。"),
+    arithmetic=Moved(lambda *xs: np.concatenate(xs, -1)),
     label="concat",
     role="silent",
     join="concat",

@@ -25,6 +25,7 @@ from minires import backend
 from minires.backend import Array, cuda
 from minires.errors import ConfigError
 from minires.ops import checks
+from minires.ops.forms import Formula
 from minires.ops.mixed_precision import mixed
 from minires.ops.registry import Case, Words, operation
 from minires.tensor import Tensor, record
@@ -110,6 +111,7 @@ def _cases() -> Iterator[Case]:
 @operation(
     math="y = x * mask, where mask is 0 with probability rate, else 1 / (1 - rate)",
     backward="dx = dy * mask",
+    arithmetic=Formula("y = x * mask\ndx = dy * mask", saved=["mask"]),
     english=Words(
         "Dropout",
         "In training some numbers are set to zero by chance, the others are scaled up.",

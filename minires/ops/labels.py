@@ -10,6 +10,7 @@ and both bring the losses of all rows together in the same way (see :func:`reduc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from minires import backend
 from minires.backend import Array
 from minires.errors import ConfigError, DataError, ShapeError, one_of
 from minires.ops import checks
+from minires.ops.forms import Values
 from minires.tensor import Tensor
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -154,6 +156,25 @@ def _look(op: str, labels: Labels) -> None:
         f"{name} must be probabilities of the {classes} classes, none negative and summing to 1, "
         f"but it is {array[at].tolist()}"
     )
+
+
+def values_of_labels(scores: str) -> dict[str, Callable[[Values], Any]]:
+    """What the formula of a loss needs besides its scores: the target u, and what its sum is divided by."""
+
+    def spread(values: Values) -> tuple[Array, Array | None]:
+        like, options = np.asarray(values.input(scores), np.float64), values.options
+        array, weight = np.asarray(options["labels"]), options.get("weight")
+        found = Labels(
+            array, like.shape[-1], array.ndim < like.ndim, weight, options.get("ignore_index"),
+            options["label_smoothing"], options["reduction"],
+        )  # fmt: skip
+        return spread_out(np, found, like)
+
+    def count(values: Values) -> Any:
+        rows = np.size(values.input(scores)) // np.shape(values.input(scores))[-1]
+        return divisor(np, spread(values)[1], rows, values.options["reduction"])
+
+    return {"target": lambda values: spread(values)[0], "count": count}
 
 
 # ------------------------------------------------------------------------------ reference implementation

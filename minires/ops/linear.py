@@ -17,6 +17,7 @@ from minires import backend
 from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
+from minires.ops.forms import Products
 from minires.ops.mixed_precision import mixed
 from minires.ops.onnx_graph import Graph
 from minires.ops.registry import Case, Words, operation
@@ -64,6 +65,7 @@ def _onnx(graph: Graph, call: Call) -> str:
         "每个输出是全部输入的加权和，再加偏置。",
         "每个输入得到全部 dy 的加权和；每个权重得到其输入与 dy 的乘积。",
     ),
+    arithmetic=Products(),
     label="dense",
     onnx=_onnx,
     cases=_cases,

@@ -23,6 +23,7 @@ from minires import backend
 from minires.backend import Array
 from minires.errors import ConfigError, ShapeError
 from minires.ops import checks
+from minires.ops.forms import Formula, Near
 from minires.ops.mixed_precision import mixed
 from minires.ops.onnx_graph import Graph
 from minires.ops.registry import Case, Shape, Words, operation
@@ -73,8 +74,14 @@ def _onnx(graph: Graph, call: Call) -> str:
 
 
 @operation(
-    math="y = x / s ** beta, with s = k + alpha * the sum of x ** 2 over the channels around it",
-    backward="dx = dy / s ** beta - 2 alpha beta x * the sum of dy * y / s over the channels around it",
+    arithmetic=Formula(
+        """
+        s = k + alpha * sum(x * x, near)
+        y = x / s ** beta
+        dx = dy / s ** beta - 2 * alpha * beta * x * sum(dy * y / s, near)
+        """,
+        axes={"near": Near(-1, "size")},
+    ),
     english=Words(
         "Local response norm",
         "Each number is divided by a norm of its neighbours among the channels.",

@@ -20,6 +20,7 @@ from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
 from minires.ops.arithmetic import unbroadcast
+from minires.ops.forms import Formula
 from minires.ops.mixed_precision import mixed
 from minires.ops.registry import Case, Shape, Words, operation
 from minires.tensor import Tensor, record
@@ -53,6 +54,15 @@ def _cases() -> Iterator[Case]:
 @operation(
     math="y = a @ b",
     backward="da = dy @ b^T, db = a^T @ dy",
+    arithmetic=Formula(
+        """
+        y = sum(a * b, k)
+        da = sum(dy * b, p)
+        db = sum(a * dy, m)
+        """,
+        axes={"m": -3, "k": -2, "p": -1},
+        insert={"a": -1, "b": -3},  # (..., M, K, 1) * (..., 1, K, P)
+    ),
     english=Words(
         "Matrix product",
         "Rows of the first times columns of the second.",

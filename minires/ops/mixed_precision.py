@@ -35,6 +35,7 @@ from minires import backend
 from minires.backend import cuda
 from minires.errors import ShapeError
 from minires.ops import checks
+from minires.ops.forms import Formula
 from minires.ops.registry import Description, Words, declare, operation
 from minires.tensor import Tensor, record
 
@@ -44,6 +45,7 @@ P = ParamSpec("P")
 @operation(
     math="y = x, rounded to the dtype",
     backward="dx = dy in the dtype of x",
+    arithmetic=Formula("y = x\ndx = dy"),
     english=Words(
         "Type",
         "The same numbers in another floating-point type, rounded to it.",
@@ -79,8 +81,9 @@ def astype(x: Tensor, dtype: Any) -> Tensor:
 declare(
     Description(
         name="round",
-        math="y = w, rounded to bfloat16",
-        backward="dw = dy",
+        math="y = x, rounded to bfloat16",
+        backward="dx = dy",
+        arithmetic=Formula("y = x\ndx = dy"),
         english=Words(
             "Rounding",
             "The weights rounded to 16 bits, for the product.",

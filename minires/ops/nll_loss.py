@@ -17,7 +17,8 @@ from minires import backend
 from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
-from minires.ops.labels import divisor, labels_of, reduced, row_losses, share, spread_out
+from minires.ops.forms import AllBut, Formula
+from minires.ops.labels import divisor, labels_of, reduced, row_losses, share, spread_out, values_of_labels
 from minires.ops.loss_cases import LABELS, REDUCTIONS
 from minires.ops.mixed_precision import astype
 from minires.ops.registry import Case, Words, operation
@@ -34,6 +35,16 @@ def _cases() -> Iterator[Case]:
     math="loss = -sum over n of weight[label of n] * log_p[n, label of n] / sum over n of weight[label of n]",
     backward="dlog_p[n, label of n] = -dloss * weight[label of n] / sum of weights, elsewhere 0",
     result="loss",
+    arithmetic=Formula(
+        """
+        losses = -sum(target * log_p if target != 0 else 0, classes)
+        loss = losses if reduction == "none" else sum(losses, rows) / count
+        dlog_p = -target * dloss / count
+        """,
+        axes={"classes": -1, "rows": AllBut(-1)},
+        values=values_of_labels("log_p"),
+        also={"n": 0, "k": -1},
+    ),
     english=Words(
         "Negative log-likelihood",
         "The loss is minus the logarithm of the label's probability.",

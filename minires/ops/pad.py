@@ -29,6 +29,7 @@ from minires import backend
 from minires.backend import Array
 from minires.errors import ConfigError, ShapeError, one_of
 from minires.ops import checks
+from minires.ops.forms import Moved
 from minires.ops.onnx_graph import Graph
 from minires.ops.registry import Case, Words, operation
 from minires.ops.window import Padding, sides
@@ -79,6 +80,10 @@ def _cases() -> Iterator[Case]:
             yield Case(f"{mode}, padding={padding}", {"x": picture}, {"padding": padding, "mode": mode})
 
 
+def _moved(x: Array, *, padding: Sides, mode: str, value: float = 0.0) -> Array:
+    return _forward(np, x, padding, mode, 0)
+
+
 def _onnx(graph: Graph, call: Call) -> str:
     (x,), ((top, bottom), (left, right)) = call.inputs.values(), call.options["padding"]
     mode, border = call.options["mode"], graph.integers("border", (0, 0, top, left, 0, 0, bottom, right))
@@ -104,6 +109,7 @@ def _onnx(graph: Graph, call: Call) -> str:
         "在图片四周加一圈边：填同一个数，或复制图片自己的像素。",
         "边界上的梯度被裁掉；如果边界是复制来的，它的梯度加到原来的像素上。",
     ),
+    arithmetic=Moved(_moved, fill="value", channelwise=True),
     label="padding",
     onnx=_onnx,
     cases=_cases,

@@ -15,10 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from minires import backend
 from minires.backend import Array, cuda
 from minires.errors import ShapeError
 from minires.ops import checks
+from minires.ops.forms import Moved
 from minires.ops.onnx_graph import Graph
 from minires.ops.registry import Case, Words, operation
 from minires.tensor import Call, Tensor, record
@@ -90,6 +93,10 @@ def _cases() -> Iterator[Case]:
     yield Case("no channel more", {"x": (2, 3, 4, 2)}, {"channels": 2, "stride": 2})
 
 
+def _moved(x: Array, *, stride: int, before: int, after: int) -> Array:
+    return _forward(np, x, before + x.shape[-1] + after, stride, before)
+
+
 def _onnx(graph: Graph, call: Call) -> str:
     (x,) = call.inputs.values()
     stride, before, after = (call.options[name] for name in ("stride", "before", "after"))
@@ -114,6 +121,7 @@ def _onnx(graph: Graph, call: Call) -> str:
         "隔位取值并补上零通道，使捷径与主分支形状一致。",
         "梯度送回被读取的位置；补零通道的梯度丢弃。",
     ),
+    arithmetic=Moved(_moved),
     label="zeros to {channels}",
     onnx=_onnx,
     cases=_cases,

@@ -20,6 +20,7 @@ from minires import backend
 from minires.backend import Array
 from minires.errors import ConfigError, ShapeError
 from minires.ops import checks
+from minires.ops.forms import Formula
 from minires.ops.mixed_precision import mixed
 from minires.ops.onnx_graph import Graph
 from minires.ops.registry import Case, Make, Shape, Words, apart, normal, operation
@@ -46,8 +47,13 @@ def _cases(make: Callable[[Shape], Make]) -> Callable[[], Iterator[Case]]:
 
 
 @operation(
-    math="y = sum of x",
-    backward="dx = dy at every place that was summed",
+    arithmetic=Formula(
+        """
+        y = sum(x, axis)
+        dx = dy
+        """,
+        axes={"axis": "axis"},
+    ),
     english=Words("Sum", "Numbers are added up.", "Each gets the same gradient."),
     chinese=Words("求和", "把数相加。", "每个数得到相同的梯度。"),
     cases=_cases(normal),
@@ -74,8 +80,13 @@ def sum(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
 
 
 @operation(
-    math="y = sum of x / count",
-    backward="dx = dy / count at every place",
+    arithmetic=Formula(
+        """
+        y = mean(x, axis)
+        dx = dy / count(axis)
+        """,
+        axes={"axis": "axis"},
+    ),
     english=Words("Mean", "The mean of some numbers.", "Each gets an even share of the gradient."),
     chinese=Words("平均", "求平均值。", "每个数平均分得梯度。"),
     cases=_cases(normal),
@@ -114,8 +125,13 @@ def _max_onnx(graph: Graph, call: Call) -> str:
 
 
 @operation(
-    math="y = max of x",
-    backward="dx = dy at the maximum, else 0; ties share it evenly",
+    arithmetic=Formula(
+        """
+        y = max(x, axis)
+        dx = dy * (x == y) / sum(x == y, axis)
+        """,
+        axes={"axis": "axis"},
+    ),
     english=Words("Maximum", "The largest of some numbers.", "The largest gets the gradient."),
     chinese=Words("最大值", "取最大的数。", "最大的数得到梯度。"),
     onnx=_max_onnx,

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from minires.errors import ConfigError, one_of
+from minires.ops.forms import Form, Formula
 from minires.ops.onnx_graph import Graph
 from minires.tensor import Call, Tensor
 
@@ -57,8 +58,10 @@ class Description:
 
     ``name`` is the one that is given to ``record``; that of the function, if left out. ``math`` and
     ``backward`` are the formulas; ``result`` is what they call the result. They are put into the docstring of
-    the function, after its first sentence, where ``help`` shows them. ``english`` and ``chinese`` are the
-    words of cards and pages.
+    the function, after its first sentence, where ``help`` shows them. ``arithmetic`` says how each number is
+    computed (see :mod:`minires.ops.forms`), so that it can be explained; where that is a ``Formula``, its
+    lines are the formulas if no others are given. ``english`` and ``chinese`` are the words of cards and
+    pages.
 
     ``label`` is its name in a summary and in a plot (``{channels}`` in it stands for those of the result),
     ``short`` the same where there is little room. ``role`` says what a plot makes of it: "box" draws one for
@@ -74,9 +77,10 @@ class Description:
     """
 
     name: str = ""
-    math: str
-    backward: str
+    math: str = ""
+    backward: str = ""
     result: str = "y"
+    arithmetic: Form | None = None
     english: Words = Words("")
     chinese: Words = Words("")
     label: str = ""
@@ -110,7 +114,9 @@ _KNOWN: dict[str, Description] = {}
 def declare(known: Description) -> Description:
     """Describe what is no plain function as an operation; raises as the decorator does."""
     one_of(f"role of {known.name}", known.role, ROLES)
-    math, backward = (textwrap.dedent(text).strip() for text in (known.math, known.backward))
+    texts = known.arithmetic.texts(known.result) if isinstance(known.arithmetic, Formula) else ("", "")
+    given = zip((known.math, known.backward), texts, strict=True)
+    math, backward = (textwrap.dedent(text).strip() or own for text, own in given)
     known = _with_words(replace(known, math=math, backward=backward))
     if not known.name or not known.math or not known.backward:
         raise ConfigError(f"operation {known.name!r}: give its name and both formulas, math and backward")
@@ -146,7 +152,7 @@ def _with_words(known: Description) -> Description:
 
 def describe(name: str) -> Description:
     """The description of an operation; of one that nobody described, what its name alone says."""
-    return _KNOWN.get(name) or _with_words(Description(name=name, math="", backward=""))
+    return _KNOWN.get(name) or _with_words(Description(name=name))
 
 
 def described() -> tuple[Description, ...]:

@@ -19,6 +19,7 @@ from minires.backend import Array, cuda, kernel
 from minires.errors import ShapeError
 from minires.ops import checks
 from minires.ops.arithmetic import add as add_tensors
+from minires.ops.forms import Formula
 from minires.ops.mixed_precision import mixed
 from minires.ops.onnx_graph import Graph
 from minires.ops.registry import Case, Words, apart, operation
@@ -138,6 +139,14 @@ def _onnx(graph: Graph, call: Call) -> str:
 @operation(
     math="y = max(x, 0), with a shortcut max(x + add, 0)",
     backward="dx = dadd = dy where y > 0, else 0",
+    arithmetic=Formula(
+        """
+        y = max(x + add, 0)
+        dx = dy if y > 0 else 0
+        dadd = dy if y > 0 else 0
+        """,
+        optional=["add"],
+    ),
     english=Words(
         "ReLU",
         "Negative numbers become zero, others stay.",

@@ -20,6 +20,7 @@ from minires import backend
 from minires.backend import Array
 from minires.errors import ConfigError, ShapeError
 from minires.ops import checks
+from minires.ops.forms import Moved
 from minires.ops.onnx_graph import CHANNELS_FIRST, CHANNELS_LAST, Graph, channels_first
 from minires.ops.registry import Case, Words, operation
 from minires.tensor import Call, Tensor, record
@@ -57,6 +58,7 @@ def _onnx(graph: Graph, call: Call) -> str:
 @operation(
     math="y = x in another shape",
     backward="dx = dy in the shape of x",
+    arithmetic=Moved(lambda x, *, shape: x.reshape(shape)),
     english=Words("Reshape", "The same numbers in another shape.", "The gradient in the shape from before."),
     chinese=Words("变形", "同样的数，换一种形状。", "梯度恢复原来的形状。"),
     role="silent",
@@ -87,6 +89,7 @@ def _reshaped(op: str, x: Tensor, y: Array) -> Tensor:
 @operation(
     math="y = x, each picture as a row",
     backward="dx = dy in the shape of x",
+    arithmetic=Moved(lambda x, *, shape: x.reshape(shape)),
     english=Words(
         "Flatten", "The numbers of each picture in one row.", "The gradient in the shape from before."
     ),
@@ -115,6 +118,7 @@ def _transpose_cases() -> Iterator[Case]:
 @operation(
     math="y = x with its axes in another order",
     backward="dx = dy with its axes in the inverse order",
+    arithmetic=Moved(lambda x, *, axes: x.transpose(axes)),
     english=Words("Transpose", "The axes in another order.", "The gradient with its axes put back."),
     chinese=Words("转置", "交换轴的次序。", "梯度的轴恢复原来次序。"),
     cases=_transpose_cases,
@@ -153,6 +157,7 @@ def _getitem_cases() -> Iterator[Case]:
 @operation(
     math="y = x[index]",
     backward="dx = dy at the elements that were read, else 0; one that is read twice gets both",
+    arithmetic=Moved(lambda x, *, index: x[index]),
     english=Words("Selection", "Some of the numbers.", "The gradient goes back to where they were read."),
     chinese=Words("取出", "取出其中一部分数。", "梯度送回被读取的位置。"),
     label="selection",

@@ -16,6 +16,7 @@ from typing import Any
 from minires import backend
 from minires.backend import Array
 from minires.ops import checks
+from minires.ops.forms import Formula
 from minires.ops.mixed_precision import mixed
 from minires.ops.registry import Case, Words, operation
 from minires.tensor import Tensor, record
@@ -36,8 +37,10 @@ def _cases() -> Iterator[Case]:
 
 
 @operation(
-    math="y = 1 / (1 + exp(-x))",
-    backward="dx = dy * y * (1 - y)",
+    arithmetic=Formula("""
+        y = 1 / (1 + exp(-x))
+        dx = dy * y * (1 - y)
+    """),
     english=Words(
         "Sigmoid",
         "Every number is brought between 0 and 1.",

@@ -20,6 +20,7 @@ from minires import backend
 from minires.backend import Array, cuda
 from minires.errors import ShapeError
 from minires.ops import checks
+from minires.ops.forms import Formula
 from minires.ops.mixed_precision import mixed
 from minires.ops.onnx_graph import Graph, along_channels
 from minires.ops.registry import Case, Words, operation
@@ -182,8 +183,15 @@ def _onnx_log(graph: Graph, call: Call) -> str:
 
 
 @operation(
-    math="y = exp(x) / sum exp(x)",
-    backward="dx = y * (dy - sum(dy * y))",
+    arithmetic=Formula(
+        """
+        e = exp(x - max(x, row))
+        y = e / sum(e, row)
+        dx = y * (dy - sum(dy * y, row))
+        """,
+        axes={"row": -1},
+        last="k",
+    ),
     english=Words(
         "Softmax",
         "Scores become probabilities, which sum to 1.",
@@ -211,8 +219,15 @@ def softmax(x: Tensor) -> Tensor:
 
 
 @operation(
-    math="y = x - log sum exp(x)",
-    backward="dx = dy - exp(y) * sum(dy)",
+    arithmetic=Formula(
+        """
+        shifted = x - max(x, row)
+        y = shifted - log(sum(exp(shifted), row))
+        dx = dy - exp(y) * sum(dy, row)
+        """,
+        axes={"row": -1},
+        last="k",
+    ),
     english=Words(
         "Log-softmax",
         "The logarithms of the probabilities.",

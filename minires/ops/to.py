@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from minires import backend
+from minires.ops.forms import Formula
 from minires.ops.registry import Words, operation
 from minires.tensor import Tensor, record
 
@@ -10,6 +11,7 @@ from minires.tensor import Tensor, record
 @operation(
     math="y = x, on another device",
     backward="dx = dy, on the device of x",
+    arithmetic=Formula("y = x\ndx = dy"),
     english=Words("Move", "The same numbers on another device.", "The gradient goes back to where x is."),
     chinese=Words("搬移", "同样的数，放到另一设备上。", "梯度回到原来的设备。"),
     role="silent",

@@ -25,6 +25,7 @@ from minires.backend import Array, cuda
 from minires.errors import ConfigError
 from minires.ops import checks
 from minires.ops.avg_pool2d import cuda_kernels
+from minires.ops.forms import Formula, Pool
 from minires.ops.mixed_precision import mixed
 from minires.ops.onnx_graph import Graph
 from minires.ops.onnx_graph import window as onnx_window
@@ -91,6 +92,7 @@ def _onnx(graph: Graph, call: Call) -> str:
         "Each dy is shared evenly by the numbers under its window.",
     ),
     chinese=Words("平均池化", "取每个窗口内的平均值。", "每个 dy 平均分给窗口内的数。"),
+    arithmetic=Pool(mean=True),
     label="average pool",
     onnx=_onnx,
     cases=_cases,
@@ -166,6 +168,13 @@ def _global_onnx(graph: Graph, call: Call) -> str:
 @operation(
     math="y = mean of x over H and W",
     backward="dx = dy / (H * W) everywhere",
+    arithmetic=Formula(
+        """
+        y = mean(x, places)
+        dx = dy / count(places)
+        """,
+        axes={"places": (1, 2)},
+    ),
     english=Words(
         "Global average pooling",
         "Each channel becomes one number: its mean over all places.",

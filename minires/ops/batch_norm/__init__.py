@@ -40,6 +40,7 @@ from minires.ops.arithmetic import add as add_tensors
 from minires.ops.batch_norm import arguments, cuda_kernels, numba_kernels
 from minires.ops.batch_norm.cases import cases
 from minires.ops.batch_norm.onnx import write
+from minires.ops.forms import AllBut, Formula
 from minires.ops.mixed_precision import mixed
 from minires.ops.registry import Words, operation
 from minires.ops.relu import relu as relu_tensor
@@ -127,6 +128,24 @@ def _backward(
         "批归一化",
         "把每个通道平移、缩放到均值 0、方差 1，再乘以可学习的 gamma，加上可学习的 beta。",
         "梯度乘以 gamma 再除以标准差。训练时改变一个值也会改变均值和方差，因此多出两项。",
+    ),
+    arithmetic=Formula(
+        """
+        mean = mean(x, batch) if training else running_mean
+        var = mean((x - mean) ** 2, batch) if training else running_var
+        inv = 1 / sqrt(var + eps)
+        xhat = (x - mean) * inv
+        z = gamma * xhat + beta + add
+        y = max(z, 0) if relu else z
+        g = dy * (y > 0) if relu else dy
+        dadd = g
+        dbeta = sum(g, batch)
+        dgamma = sum(g * xhat, batch)
+        slope = (dbeta + xhat * dgamma) / count(batch)
+        dx = gamma * inv * (g - slope) if training else gamma * inv * g
+        """,
+        axes={"batch": AllBut(-1)},
+        optional=["add", "relu", "running_mean", "running_var"],
     ),
     short="BN",
     role="small",

@@ -50,6 +50,7 @@ from minires.ops.conv2d import arguments, choose
 from minires.ops.conv2d.cases import cases
 from minires.ops.conv2d.columns import by_group
 from minires.ops.conv2d.onnx import write
+from minires.ops.forms import Products
 from minires.ops.mixed_precision import mixed
 from minires.ops.registry import Words, operation
 from minires.ops.relu import gradient as relu_gradient
@@ -141,6 +142,7 @@ def _backward_b(dy: Array) -> Array:
         "小窗口在图上滑动；在每个位置，窗口内的数与卷积核相乘再求和，每个卷积核得到一个输出通道。",
         "每个 dy 乘以卷积核，送回其窗口内的数。卷积核自身的梯度，是所有位置上窗口内的数与 dy 的乘积之和。",
     ),
+    arithmetic=Products(),
     label="conv",
     onnx=write,
     cases=cases,

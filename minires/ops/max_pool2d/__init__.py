@@ -22,6 +22,7 @@ from typing import Any
 from minires import backend
 from minires.backend import Array, cuda
 from minires.ops import checks
+from minires.ops.forms import Pool
 from minires.ops.max_pool2d import cuda_kernels, numba_kernels
 from minires.ops.mixed_precision import mixed
 from minires.ops.onnx_graph import Graph
@@ -85,6 +86,7 @@ def _onnx(graph: Graph, call: Call) -> str:
         "Each dy goes to the number that won; the others get nothing.",
     ),
     chinese=Words("最大池化", "保留每个窗口内最大的数。", "每个 dy 交给胜出的数，其余得到零。"),
+    arithmetic=Pool(),
     label="max pool",
     onnx=_onnx,
     cases=_cases,

@@ -170,9 +170,10 @@ s.goto("res2b_branch2b")
 explained = s.explain(n=3, i=10, j=12, o=7)
 print(explained)
 
-assert np.isclose(explained.row @ explained.column, explained.sum)
+row, column = explained.found.row, explained.found.column
+assert np.isclose(row @ column, explained.found.sum)
 assert abs(explained.result - explained.stored) < 1e-4
-assert explained.row.size == 3 * 3 * 16
+assert row.size == 3 * 3 * 16
 
 # %%
 # Back through the identity block

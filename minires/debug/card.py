@@ -78,7 +78,7 @@ def _where(recording: Recording, one: Operation) -> str:
     places += [f"block {one.block}"] if one.block else []
     if recording.training is not None:
         places.append("training mode" if recording.training else "inference mode")
-    if one.op == "cross_entropy" and recording.guessed:
+    if one is recording.operations[-1] and recording.guessed:
         places.append("no labels given, so the loss is that of the model's own guess")
     return ", ".join(places)
 
@@ -113,9 +113,14 @@ def _forward(recording: Recording, one: Operation) -> Iterator[str]:
     if len(readers) > 1:
         names = "; ".join(map(_name, readers))
         yield from _wrapped(f"a fork: {_result(one)} is read {len(readers)} times, by {names}", "  ")
-    if one.op == "add" and all(array is not None for _, array in rows) and one.output is not None:
-        a, b, total = (_short(statistics(array).norm) for array in (rows[0][1], rows[1][1], one.output))
-        yield f"  the summands have norm {a} and {b}, their sum {total}"
+    parts = [array for _, array in rows]
+    if describe(one.op).join and len(parts) > 1 and one.output is not None and not _missing(parts):
+        *norms, whole = (_short(statistics(array).norm) for array in (*parts, one.output))
+        yield f"  a join: the inputs have norm {' and '.join(norms)}, the result {whole}"
+
+
+def _missing(arrays: list[Array]) -> bool:
+    return any(array is None for array in arrays)
 
 
 def _backward(recording: Recording, one: Operation) -> Iterator[str]:

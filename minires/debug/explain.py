@@ -11,7 +11,7 @@ result, o or c its channel, k a class. What is left out is 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,7 @@ def explain(operation: Operation, **place: int) -> Explanation:
             f"{operation.op} cannot be explained number by number: it does not say how they are computed. An "
             "own operation says it with minires.ops.registry.operation(arithmetic=...)"
         )
-    found = _checked(operation, place, form.last, form.also if isinstance(form, Formula) else "")
+    found = _checked(operation, place, form.last, form.also if isinstance(form, Formula) else {})
     values = operation.values()
     shape = operation.shape
     index = tuple(found[axis] for axis in _letters(shape, form.last))
@@ -99,12 +99,13 @@ def explain(operation: Operation, **place: int) -> Explanation:
     return Explanation(operation, found, made.result, stored, made)
 
 
-def _checked(operation: Operation, place: dict[str, int], last: str, also: str) -> dict[str, int]:
+def _checked(
+    operation: Operation, place: dict[str, int], last: str, also: Mapping[str, int]
+) -> dict[str, int]:
     """Every axis that a place of the result has, with an index."""
     shape = operation.shape
     sizes = dict(zip(_letters(shape, last), shape, strict=True))
-    for axis in also:
-        sizes[axis] = operation.inputs[0].value.shape["nij".index(axis)]
+    sizes |= {letter: operation.inputs[0].value.shape[axis] for letter, axis in also.items()}
     found = {axis: place.get(axis, 0) for axis in sizes}
     wrong = [axis for axis in place if axis not in found]
     wrong += [axis for axis, size in sizes.items() if not _fits(found[axis], size)]
@@ -147,15 +148,13 @@ def _of_products(operation: Operation, found: Multiplied) -> Iterator[str]:
     if found.corner is not None:
         (kh, kw, depth), (top, left) = found.window.shape, found.corner
         high, wide = Windows.of(operation.options).dilation
-        yield (
-            f"the window: rows {_range(top, kh, high)}, columns {_range(left, kw, wide)}, channels "
-            + _range(found.channel, depth)
-        )
+        rows, columns = _range(top, kh, high), _range(left, kw, wide)
+        yield f"the window: rows {rows}, columns {columns}, channels {_range(found.channel, depth)}"
         yield f"{found.row.size} products, row of im2col ({found.row.size},) times column of the kernel"
         if kh * kw > 1 and depth > 1:
             yield "sums over the channels, for each place of the window:"
-            rows = [tuple(map(_number, row)) for row in found.products.sum(axis=2)]
-            yield from (f"  {line}" for line in aligned(rows, left=0))
+            sums = [tuple(map(_number, row)) for row in found.products.sum(axis=2)]
+            yield from (f"  {line}" for line in aligned(sums, left=0))
     yield from _product_lines(found)
     yield f"sum {_number(found.sum)}"
     if found.bias is not None:

@@ -28,7 +28,8 @@ from minires.inspect.graph import chains
 from minires.inspect.summary import Shape, left_as_it_is
 from minires.nn.module import Module
 from minires.ops.cross_entropy import cross_entropy
-from minires.ops.registry import Description, Words, declare
+from minires.ops.forms import Formula, Values
+from minires.ops.registry import Description, Words, declare, describe
 from minires.tensor import Call, Node, Tensor, reachable, settings, watching, with_settings
 
 INPUT = declare(  # the operation that stands for what the model is given
@@ -77,7 +78,7 @@ class Operation:
     operation), and of a window all sides: ``kernel`` (KH, KW), ``stride`` (SH, SW), ``padding`` ((top,
     bottom), (left, right)). ``incoming`` is the gradient of the loss with respect to ``output``, ``outgoing``
     that for each input, ``contributions`` who sent what part of ``incoming``: at a fork more than one. They
-    are None or empty where no gradient flows.
+    are None or empty where no gradient flows. ``saved`` are those saved arrays that its arithmetic asks for.
 
     ``within`` are the paths of the modules around it and of its own, outermost first. ``stage`` counts the
     parts of the model that hand on one picture size, from 1; see :class:`Recording`.
@@ -101,6 +102,14 @@ class Operation:
     within: tuple[str, ...] = ()
     stage: int = 0
     shape: Shape = ()
+    saved: Mapping[str, Array] = field(default_factory=dict)
+
+    def values(self) -> Values:
+        """Its arrays as its arithmetic wants them: see :mod:`minires.ops.forms`."""
+        inputs = {name: source.value for name, source in zip(self.names, self.inputs, strict=True)}
+        return Values(
+            inputs, self.options, self.shape, self.saved, self.output, self.incoming, describe(self.op).result
+        )
 
     @property
     def block(self) -> str:
@@ -198,6 +207,7 @@ class Seen:
     output: Array | None
     shape: Shape
     options: Mapping[str, Any] = field(default_factory=dict)
+    saved: Mapping[str, Array] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -224,7 +234,7 @@ class _Notes:
         self.seen.append(
             Seen(
                 call.op, path, call.y.node, tuple(call.inputs), inputs, output, output.shape,
-                plain_options(call.options), seconds,
+                plain_options(call.options), wanted(call.op, call.saved), seconds,
             )
         )  # fmt: skip
         self._clock = time.perf_counter()
@@ -248,11 +258,20 @@ class _Notes:
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Copies, on the CPU, of those options that are plain values or arrays."""
-    return {
-        name: np.array(backend.to_device(value, "cpu")) if _is_array(value) else value
-        for name, value in options.items()
-        if _is_array(value) or _is_plain(value)
-    }
+    return {name: _copied(value) for name, value in options.items() if _is_array(value) or _is_plain(value)}
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return type(value)(map(_copied, value))
+    return np.array(backend.to_device(value, "cpu")) if _is_array(value) else value
+
+
+def wanted(op: str, saved: Mapping[str, Array]) -> dict[str, Array]:
+    """Those of the arrays that an operation has saved that its arithmetic asks for, on the CPU."""
+    form = describe(op).arithmetic
+    names = form.saved if isinstance(form, Formula) else ()
+    return {name: backend.to_device(saved[name], "cpu") for name in names if name in saved}
 
 
 def _is_array(value: Any) -> bool:
@@ -261,7 +280,7 @@ def _is_array(value: Any) -> bool:
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, tuple | list):
-        return all(_is_plain(part) or _is_array(part) or part is None for part in value)
+        return all(_is_array(part) or _is_plain(part) or part is None or part is ... for part in value)
     return isinstance(value, bool | int | float | str | slice | np.generic)
 
 
@@ -339,7 +358,7 @@ def put_together(module: Module | None, seen: Sequence[Seen], back: Back, **othe
             number, one.op, one.path, one.names, one.inputs, one.output, one.options, one.seconds,
             back.seconds.get(number, 0.0), back.incoming.get(number), back.outgoing.get(number, ()),
             tuple(back.contributions.get(one.node, ())) if one.node else (),
-            within[number], numbers[number], tuple(one.shape),
+            within[number], numbers[number], tuple(one.shape), one.saved,
         )
         for number, one in enumerate(seen)
     )  # fmt: skip

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from minires import backend
 from minires.backend import Array
 from minires.debug.recording import (
@@ -19,8 +21,11 @@ from minires.debug.recording import (
     plain_options,
     put_together,
     walk_back,
+    wanted,
 )
 from minires.nn.module import Parameter
+from minires.ops.forms import Formula, Moved, NotKept, Values
+from minires.ops.registry import describe
 from minires.tensor import Node, Tensor, reachable
 
 RESULT = "y"  # the name under which an operation saves its result
@@ -45,7 +50,7 @@ def record_tape(loss: Tensor) -> Recording:
         Seen(
             INPUT if node.op == "leaf" else node.op, node.path, node, node.names,
             tuple(_source(node, place, numbers, values) for place in range(len(node.parents))),
-            values.get(node), node.shape, plain_options(node.options),
+            values.get(node), node.shape, plain_options(node.options), wanted(node.op, node.saved),
         )
         for node in nodes
     ]  # fmt: skip
@@ -85,16 +90,23 @@ def _values(nodes: Sequence[Node]) -> dict[Node, Array | None]:
         if tensor is not None:
             values[node] = tensor.numpy()
         elif values[node] is None:
-            values[node] = _from_inputs(node, [values.get(parent) for parent in node.parents if parent])
+            values[node] = _worked_out(node, values)
     return values
 
 
-def _from_inputs(node: Node, inputs: Sequence[Array | None]) -> Array | None:
-    """What needs no more than the inputs."""
-    known = [array for array in inputs if array is not None]
-    if node.op == "add" and len(known) == 2:
-        return known[0] + known[1]
-    return known[0].reshape(node.shape) if node.op == "reshape" and known else None
+def _worked_out(node: Node, values: Mapping[Node, Array | None]) -> Array | None:
+    """The result again from its inputs, by what the operation says of its arithmetic; None without them."""
+    known, saved = describe(node.op), _saved(node)
+    if not isinstance(known.arithmetic, Formula | Moved):
+        return None
+    parents = zip(node.names, node.parents, strict=True)
+    inputs = {name: values.get(parent) if parent else saved.get(name) for name, parent in parents}
+    options, kept = plain_options(node.options), wanted(node.op, node.saved)
+    try:
+        whole = known.arithmetic.whole(Values(inputs, options, node.shape, kept, result=known.result))
+    except NotKept:
+        return None
+    return np.asarray(whole, node.dtype)
 
 
 def _saved(node: Node) -> dict[str, Array]:

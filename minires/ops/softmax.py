@@ -185,11 +185,11 @@ def _onnx_log(graph: Graph, call: Call) -> str:
 @operation(
     arithmetic=Formula(
         """
-        e = exp(x - max(x, row))
-        y = e / sum(e, row)
-        dx = y * (dy - sum(dy * y, row))
+        e = exp(x - max(x, classes))
+        y = e / sum(e, classes)
+        dx = y * (dy - sum(dy * y, classes))
         """,
-        axes={"row": -1},
+        axes={"classes": -1},
         last="k",
     ),
     english=Words(
@@ -221,11 +221,11 @@ def softmax(x: Tensor) -> Tensor:
 @operation(
     arithmetic=Formula(
         """
-        shifted = x - max(x, row)
-        y = shifted - log(sum(exp(shifted), row))
-        dx = dy - exp(y) * sum(dy, row)
+        shifted = x - max(x, classes)
+        y = shifted - log(sum(exp(shifted), classes))
+        dx = dy - exp(y) * sum(dy, classes)
         """,
-        axes={"row": -1},
+        axes={"classes": -1},
         last="k",
     ),
     english=Words(

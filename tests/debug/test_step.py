@@ -195,7 +195,7 @@ def test_a_card_of_a_convolution_has_the_right_numbers(s):
 def test_a_card_of_an_addition_has_the_norms(s):
     one = s.find(op="add").operation
     norms = [np.linalg.norm(array) for array in (*(source.value for source in one.inputs), one.output)]
-    line = next(line for line in repr(s).splitlines() if "summands" in line)
+    line = next(line for line in repr(s).splitlines() if "a join" in line)
     figures = [float(figure) for figure in re.findall(r"\d+\.?\d*", line)]
     assert figures == pytest.approx(norms, rel=6e-3)
 

@@ -102,8 +102,8 @@ class Formula:
     ``axes`` names the axes of sums: some of the space, ``AllBut`` some, ``Near`` ones, or those that an
     option holds. ``values`` are further arrays, computed from what the call was given. ``insert`` gives an
     input a new axis of length 1 at a place of its shape, so that a product of matrices is a sum over the
-    middle axis of three. ``last`` is what the last axis of the result is called, and ``also`` the letters of
-    axes of the space that a place may have although the result does not.
+    middle axis of three. ``last`` is what the last axis of the result is called; ``also`` gives letters to
+    axes of the space that the result does not have, so that a place may say them, too.
     """
 
     text: str
@@ -113,7 +113,7 @@ class Formula:
     values: Mapping[str, Callable[[Values], Any]] = field(default_factory=dict)
     insert: Mapping[str, int] = field(default_factory=dict)
     last: str = "c"
-    also: str = ""
+    also: Mapping[str, int] = field(default_factory=dict)
 
     @functools.cached_property
     def trees(self) -> dict[str, Tree]:
@@ -139,11 +139,15 @@ class Formula:
         return Applied(self, values)
 
     def number(self, values: Values, index: Index, also: Mapping[str, int] | None = None) -> Worked:
-        """The number at ``index`` of the result; ``also`` are indices by letters of ``self.also``."""
+        """The number at ``index`` of the result; ``also`` has indices by the letters of ``self.also``."""
         return self.of(values).number(index, also or {})
 
     def gradient(self, values: Values, name: str, index: Index) -> float:
         return self.of(values).gradient(name, index).result
+
+    def whole(self, values: Values) -> Array:
+        """The result, all of it. Raises: NotKept."""
+        return self.of(values).whole()
 
     def multiply_adds(self, shapes: Mapping[str, Shape], options: Mapping[str, Any], shape: Shape) -> int:
         if not self.insert:
@@ -322,11 +326,17 @@ class Applied:
 
     # -------------------------------------------------------------------------------------- one number
 
+    def whole(self) -> Array:
+        everywhere = (slice(None),) * len(self.space)
+        value, _ = self._work(self.trees[self.result], everywhere)
+        return np.broadcast_to(value, self.full).reshape(self.values.shape)
+
     def number(self, index: Index, also: Mapping[str, int]) -> Worked:
         place = moved(index, self.values.shape, self.full)
         place = (0,) * (len(self.space) - len(place)) + place
         for letter, i in also.items():
-            place = place[: "nij".index(letter)] + (i,) + place["nij".index(letter) + 1 :]
+            axis = self.form.also[letter] % len(place)
+            place = (*place[:axis], i, *place[axis + 1 :])
         return self._worked(self.result, self.trees[self.result], place, self._before_result())
 
     def gradient(self, name: str, index: Index) -> Worked:

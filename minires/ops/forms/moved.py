@@ -53,6 +53,16 @@ class Moved:
         ]
         return np.asarray(self.move(*places, **options), np.int64) - 1
 
+    def whole(self, values: Values) -> Array:
+        """The result, all of it. Raises: NotKept."""
+        arrays = [kept(name, array) for name, array in values.inputs.items()]
+        if not self.fill:
+            return self.move(*arrays, **values.options)
+        shapes = {name: array.shape for name, array in zip(values.inputs, arrays, strict=True)}
+        origins = self.origins(shapes, values.options)
+        numbers = np.concatenate([array.reshape(-1) for array in arrays])
+        return np.where(origins < 0, values.options.get(self.fill, 0.0), numbers[origins])
+
     def number(self, values: Values, index: Index) -> Taken:
         shapes = {name: np.shape(kept(name, array)) for name, array in values.inputs.items()}
         at = int(self.origins(shapes, values.options)[index])

@@ -155,6 +155,8 @@ def _of_products(operation: Operation, found: Multiplied) -> Iterator[str]:
             yield "sums over the channels, for each place of the window:"
             sums = [tuple(map(_number, row)) for row in found.products.sum(axis=2)]
             yield from (f"  {line}" for line in aligned(sums, left=0))
+    elif found.window.ndim == 3:
+        yield f"{found.row.size} products: numbers of x whose windows are over this place, and weights"
     yield from _product_lines(found)
     yield f"sum {_number(found.sum)}"
     if found.bias is not None:

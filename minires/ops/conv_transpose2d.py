@@ -30,6 +30,7 @@ from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
 from minires.ops.conv2d import _backward_b, _implementation
+from minires.ops.forms import Products
 from minires.ops.mixed_precision import mixed
 from minires.ops.onnx_graph import Graph
 from minires.ops.onnx_graph import window as onnx_window
@@ -163,6 +164,7 @@ def _onnx(graph: Graph, call: Call) -> str:
         "卷积的反方向：每个数把卷积核乘以自己写进一张更大的图，落在同一位置的数相加。",
         "用同一个卷积核对 dy 做卷积。卷积核自身的梯度是：x 的每个数乘以它写入的那一块 dy，再全部相加。",
     ),
+    arithmetic=Products(transposed=True),
     label="transposed conv",
     onnx=_onnx,
     cases=_cases,

@@ -1,4 +1,10 @@
-"""Arithmetic of sums of products under a window: a convolution; a dense layer, whose window is one place."""
+"""Arithmetic of sums of products under a window: of a convolution, of its adjoint, and of a dense layer, whose
+window is one place.
+
+A convolution has a large side, the picture that its windows stand on, and a small side with a number for each
+window. Its result is the small side. That of a transposed convolution is the large one, and so is the
+gradient that a convolution sends back: both are the same sums.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +25,9 @@ from minires.ops.forms.windows import Windows
 class Multiplied:
     """One number of a convolution or of a dense layer.
 
-    Shapes: for a convolution ``window`` is what lies under the kernel, zeros outside the picture, and
-    ``kernel`` that of the output channel, both (KH, KW, C/groups); for a dense layer both are (C,).
-    ``corner`` is the row and column in the picture where the window starts, ``channel`` its first channel.
+    Shapes: for a convolution ``window`` is what is multiplied, zeros outside the picture, and ``kernel`` what
+    with, both (KH, KW, channels of the group); for a dense layer both are (C,). ``corner`` is the row and
+    column in the picture where the window starts (None of a transposed one), ``channel`` its first channel.
     """
 
     window: Array
@@ -61,11 +67,13 @@ class Products:
 
     x, w, b: what the inputs are called. The window is the one of the options ``kernel``, ``stride``,
     ``padding`` and ``dilation``; without them x is (N, C) and w (C, O). ``groups`` is an option, too.
+    transposed: x is the small side and y the large one, w (KH, KW, O/groups, C).
     """
 
     x: str = "x"
     w: str = "w"
     b: str = "b"
+    transposed: bool = False
     channelwise = False
     last = "o"
 
@@ -77,61 +85,73 @@ class Products:
         if w.ndim == 2:
             n, o = index
             return Multiplied(floats(x[n]), floats(w[:, o]), bias, relu)
-        n, i, j, o = index
-        windows, group = Windows.of(values.options), self._group(w.shape, values.options, o)
-        window = np.zeros((*windows.size, w.shape[2]))
-        for kh, kw in itertools.product(*map(range, windows.size)):
-            row, column = windows.under(i, j, kh, kw)
-            if 0 <= row < x.shape[1] and 0 <= column < x.shape[2]:
-                window[kh, kw] = x[n, row, column, group]
-        return Multiplied(window, floats(w[..., o]), bias, relu, windows.corner(i, j), group.start)
+        sides = _Sides(w, values.options)
+        if self.transposed:
+            window, kernel, group = sides.of_large(x, index)
+            return Multiplied(window, kernel, bias, relu, channel=group.start)
+        window, kernel, group = sides.of_small(x, index)
+        return Multiplied(window, kernel, bias, relu, sides.windows.corner(*index[1:3]), group.start)
 
     def gradient(self, values: Values, name: str, index: Index) -> float:
-        return math.fsum(a * b for a, b in self.terms(values, name, index))
-
-    def terms(self, values: Values, name: str, index: Index) -> Iterator[tuple[float, float]]:
-        """The products that a gradient is the sum of: of a kernel x * dy, of a bias 1 * dy, of x dy * w."""
+        """Sums of products again: of x all dy * w that it had a part in, of w all x * dy, of b all dy."""
         dy = _passed(values)
         if name == self.b:
-            yield from ((1.0, float(one)) for one in dy[..., index[0]].reshape(-1))
-        elif name == self.w and dy.ndim == 2:
-            x = values.input(self.x)
-            yield from zip(floats(x[:, index[0]]), dy[:, index[1]], strict=True)
-        elif name == self.w:
-            yield from self._kernel_terms(values, dy, *index)
-        elif dy.ndim == 2:
-            n, c = index
-            yield from zip(dy[n], floats(values.input(self.w)[c]), strict=True)
-        else:
-            yield from self._picture_terms(values, dy, *index)
-
-    def _kernel_terms(
-        self, values: Values, dy: Array, kh: int, kw: int, c: int, o: int
-    ) -> Iterator[tuple[float, float]]:
-        x, windows = values.input(self.x), Windows.of(values.options)
-        channel = self._group(values.input(self.w).shape, values.options, o).start + c
-        for n, i, j in itertools.product(*map(range, dy.shape[:3])):
-            row, column = windows.under(i, j, kh, kw)
-            if 0 <= row < x.shape[1] and 0 <= column < x.shape[2]:
-                yield float(x[n, row, column, channel]), float(dy[n, i, j, o])
-
-    def _picture_terms(
-        self, values: Values, dy: Array, n: int, row: int, column: int, c: int
-    ) -> Iterator[tuple[float, float]]:
-        w, windows = values.input(self.w), Windows.of(values.options)
-        width = w.shape[3] // values.options.get("groups", 1)
-        outputs = slice(c // w.shape[2] * width, (c // w.shape[2] + 1) * width)
-        for i, j, kh, kw in windows.over(row, column, dy.shape[1:3]):
-            yield from zip(dy[n, i, j, outputs], floats(w[kh, kw, c % w.shape[2], outputs]), strict=True)
-
-    def _group(self, w: Shape, options: Mapping[str, Any], output: int) -> slice:
-        """The input channels that an output channel reads."""
-        first = output // (w[3] // options.get("groups", 1)) * w[2]
-        return slice(first, first + w[2])
+            return math.fsum(dy[..., index[0]].reshape(-1))
+        x, w = values.input(self.x), values.input(self.w)
+        if dy.ndim == 2:
+            at, to = index
+            first, second = (x[:, at], dy[:, to]) if name == self.w else (dy[at], w[to])
+            return math.fsum(floats(first) * floats(second))
+        sides = _Sides(w, values.options)
+        if name == self.w:
+            large, small = (dy, x) if self.transposed else (x, dy)
+            return math.fsum(a * b for a, b in sides.of_kernel(large, small, index))
+        of_side = sides.of_small if self.transposed else sides.of_large
+        window, kernel, _ = of_side(dy, index)
+        return math.fsum((window * kernel).reshape(-1))
 
     def multiply_adds(self, shapes: Mapping[str, Shape], options: Mapping[str, Any], shape: Shape) -> int:
-        """Each weight is used once per place of the result."""
-        return math.prod(shapes[self.w]) * math.prod(shape[:-1])
+        """Each weight is used once per place of the small side."""
+        small = shapes[self.x] if self.transposed else shape
+        return math.prod(shapes[self.w]) * math.prod(small[:-1])
+
+
+class _Sides:
+    """The two sides of a convolution with the kernel w (KH, KW, large channels/groups, small channels)."""
+
+    def __init__(self, w: Array, options: Mapping[str, Any]) -> None:
+        self.w, self.windows = w, Windows.of(options)
+        self.depth = w.shape[2]
+        self.width = w.shape[3] // options.get("groups", 1)  # small channels of a group
+
+    def of_small(self, large: Array, index: Index) -> tuple[Array, Array, slice]:
+        """For a number of the small side: what lies under its window, its kernel, and their channels."""
+        n, i, j, o = index
+        group = slice(o // self.width * self.depth, (o // self.width + 1) * self.depth)
+        window = np.zeros((*self.windows.size, self.depth))
+        for kh, kw in itertools.product(*map(range, self.windows.size)):
+            row, column = self.windows.under(i, j, kh, kw)
+            if 0 <= row < large.shape[1] and 0 <= column < large.shape[2]:
+                window[kh, kw] = large[n, row, column, group]
+        return window, floats(self.w[..., o]), group
+
+    def of_large(self, small: Array, index: Index) -> tuple[Array, Array, slice]:
+        """For a number of the large side: the numbers whose windows are over it, by their place in these."""
+        n, row, column, c = index
+        group = slice(c // self.depth * self.width, (c // self.depth + 1) * self.width)
+        window = np.zeros((*self.windows.size, self.width))
+        for i, j, kh, kw in self.windows.over(row, column, small.shape[1:3]):
+            window[kh, kw] = small[n, i, j, group]
+        return window, floats(self.w[:, :, c % self.depth, group]), group
+
+    def of_kernel(self, large: Array, small: Array, index: Index) -> Iterator[tuple[float, float]]:
+        """For a number of the kernel: what it was multiplied with, on both sides."""
+        kh, kw, c, o = index
+        channel = o // self.width * self.depth + c
+        for n, i, j in itertools.product(*map(range, small.shape[:3])):
+            row, column = self.windows.under(i, j, kh, kw)
+            if 0 <= row < large.shape[1] and 0 <= column < large.shape[2]:
+                yield float(large[n, row, column, channel]), float(small[n, i, j, o])
 
 
 def _passed(values: Values) -> Array:

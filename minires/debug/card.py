@@ -17,7 +17,7 @@ import numpy as np
 
 from minires.backend import Array
 from minires.debug.recording import INPUT, Operation, Recording, Source
-from minires.inspect.summary import times
+from minires.ops.plot_labels import times
 from minires.ops.registry import describe
 
 WIDTH = 80  # columns of a terminal

@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from minires.errors import ConfigError
-from minires.inspect.summary import Layer, Row, Shape, Summary, aligned, count, in_short, summarize, times
+from minires.inspect.summary import Layer, Row, Shape, Summary, aligned, count, in_short, summarize
 from minires.models import option
 from minires.nn.module import Module, Parameter
+from minires.ops.plot_labels import times
 
 Pair = tuple[Layer | None, Layer | None]  # a layer of each model; None where a model has no such layer
 COMPARED = ("kind", "output", "params", "params_trainable", "madds")

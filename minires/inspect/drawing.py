@@ -17,8 +17,9 @@ from xml.sax.saxutils import escape
 from minires.errors import MiniresError
 from minires.files import atomic_write
 from minires.inspect.graph import Chain, Fork, Run, Stage, Step, stages
-from minires.inspect.summary import Shape, Summary, times
+from minires.inspect.summary import Shape, Summary
 from minires.nn.module import Module
+from minires.ops.plot_labels import times
 from minires.tensor import Node, Tensor, reachable
 
 FONT = 13

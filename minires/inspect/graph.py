@@ -16,19 +16,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from minires.errors import MiniresError
-from minires.inspect.summary import Shape, Summary, by_stride, dilated, left_as_it_is, pair, summarize, times
-from minires.nn import layers as nn
+from minires.inspect.summary import Shape, Summary, left_as_it_is, summarize
 from minires.nn.module import Module
+from minires.ops.registry import describe
 from minires.tensor import Node, Tensor, reachable, with_settings
 
-JOINS = {"add": "+", "mul": "×", "concat": "concat", "dense_buffer": "concat"}
-# Small operations: they are named in the box of a convolution. Of add and mul, those with a constant.
-WORDS = {
-    "batch_norm": "BN", "relu": "ReLU", "sigmoid": "sigmoid", "local_response_norm": "LRN",
-    "add": "+ constant", "mul": "x constant",
-}  # fmt: skip
-LEARNED = {"conv2d", "linear"}
-SILENT = {"reshape", "to", "dense_buffer"}  # where they join nothing, they only hand on
+PRODUCT = "×"  # the sign of a join whose branches scale one another
 
 
 @dataclass(frozen=True)
@@ -50,14 +43,14 @@ class Fork:
     """Branches that start in one place, what ``join`` makes of them, and the small operations after it."""
 
     branches: tuple[Chain, ...]
-    join: str  # one of JOINS, or the name of another operation
+    join: str  # its sign, as the operation declares it, or its name
     after: tuple[str, ...] = ()
     output: Shape = field(default=(), compare=False)
 
     @property
     def gate(self) -> Chain | None:
         """The branch whose numbers scale the tensor itself; None if this is no gate."""
-        if self.join == JOINS["mul"] and len(self.branches) == 2 and () in self.branches:
+        if self.join == PRODUCT and len(self.branches) == 2 and () in self.branches:
             return self.branches[0] or self.branches[1]
         return None
 
@@ -187,22 +180,22 @@ class _Tape:
             if not isinstance(piece, Node):
                 done.append(piece)
                 continue
-            output = tuple(piece.shape[1:])
-            word = "flatten" if self._is(piece, nn.Flatten) else WORDS.get(piece.op)
-            if word and waiting:
-                done[-1] = replace(waiting, before=(*waiting.before, word), output=output)
-            elif word and last and not (isinstance(last, Step) and word in last.before):
-                done[-1] = replace(last, after=(*last.after, word), output=output)
-            elif word:  # the first, or the next round of BN, ReLU, convolution
-                done.append(Step("", (word,), output=output))
-            elif piece.op in SILENT:
+            output, known = tuple(piece.shape[1:]), describe(piece.op)
+            word = known.called(piece.options, piece.shape, piece.names, short=True)
+            if known.role == "silent":
                 continue
-            else:
-                learned = piece.op in LEARNED
+            if known.role == "box":
+                learned = any(self._is_parameter(parent) for parent in piece.parents)
                 if waiting:
-                    done[-1] = replace(waiting, main=self._name(piece), learned=learned, output=output)
+                    done[-1] = replace(waiting, main=word, learned=learned, output=output)
                 else:
-                    done.append(Step(self._name(piece), learned=learned, output=output))
+                    done.append(Step(word, learned=learned, output=output))
+            elif waiting:
+                done[-1] = replace(waiting, before=(*waiting.before, word), output=output)
+            elif last and not (isinstance(last, Step) and word in last.before):
+                done[-1] = replace(last, after=(*last.after, word), output=output)
+            else:  # the first, or the next round of BN, ReLU, convolution
+                done.append(Step("", (word,), output=output))
         return tuple(done)
 
     def _pieces(self, start: Node, end: Node) -> Iterator[tuple[Node, Node, Node | Step | Fork]]:
@@ -223,7 +216,7 @@ class _Tape:
         ends = self.parents[end]
         if sum(len(self._between(start, branch)) for branch in ends) != inside:
             return Step(f"{inside + 1} operations", output=output)  # branches that meet on their way
-        join = JOINS.get(end.op, end.op)
+        join = describe(end.op).join or end.op
         branches: list[Chain] = []
         for branch in ends:
             chain = self.fold(what for _, _, what in self._pieces(start, branch))
@@ -249,29 +242,8 @@ class _Tape:
         leaf = bool(chain) and next(self.modules[chain[-1]].children(), None) is None
         return chain[:-1] if leaf else chain
 
-    def _is(self, node: Node, kind: type[Module]) -> bool:
-        return isinstance(self.modules.get(node.path), kind)
-
-    def _name(self, node: Node) -> str:
-        """A large operation in a few words, as papers write it: 3x3, 64, /2."""
-        module, channels = self.modules.get(node.path), node.shape[-1]
-        before = self.parents[node][0].shape
-        if node.op == "conv2d" and isinstance(module, nn.Conv2d):
-            groups = f", {module.groups} groups" if module.groups > 1 else ""
-            stride = f",{by_stride(module.stride)}" if by_stride(module.stride) else ""
-            return f"{times(module.weight.shape[:2])}, {channels}{stride}{dilated(module.dilation)}{groups}"
-        if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
-            word = "max pool" if isinstance(module, nn.MaxPool2d) else "average pool"
-            stride = by_stride(module.stride or module.kernel)
-            stride = f",{stride}" if stride else ""
-            return f"{word} {times(pair(module.kernel))}{stride}{dilated(module.dilation)}"
-        if node.op == "linear":
-            return f"dense {channels}"
-        if node.op == "pad_channels":
-            stride = by_stride(-(-before[1] // node.shape[1]))
-            return f"zeros to {channels}{',' if stride else ''}{stride}"
-        words = {"global_avg_pool2d": "global average pool", "pad": "padding"}
-        return words.get(node.op, node.op.replace("_", " "))
+    def _is_parameter(self, node: Node | None) -> bool:
+        return node is not None and node.op == "leaf" and node is not self.start
 
 
 def crossings(used: Sequence[Iterable[int]]) -> Iterator[int]:

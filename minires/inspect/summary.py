@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from minires.backend import Array
-from minires.nn import layers as nn
-from minires.nn.fuse import AddReLU
 from minires.nn.module import Module
-from minires.tensor import Tensor, no_grad, reachable, with_settings
+from minires.ops.plot_labels import filled, times
+from minires.ops.registry import describe
+from minires.tensor import Call, Tensor, no_grad, reachable, watching, with_settings
 
 Shape = tuple[int, ...]
 Row = tuple[str, ...]
@@ -34,7 +34,7 @@ class Layer:
     """One call of one layer.
 
     Units: ``params`` counts numbers, running statistics included; ``params_trainable`` those that are
-    learned; ``madds`` the multiply-adds for one picture, of convolutions and dense layers only;
+    learned; ``madds`` the multiply-adds for one picture, of convolutions and matrix products only;
     ``output_bytes`` the bytes of its output for one picture in float32; ``held`` the bytes that the tape
     keeps for its backward, per picture, None where that was not measured.
     Shapes: ``output`` is that of one picture, without the batch axis.
@@ -49,6 +49,7 @@ class Layer:
     madds: int
     output_bytes: int
     held: int | None = None
+    kernel: str = ""  # and stride, of a convolution: 3x3 /2
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Summary:
     output_bytes: int
     held: int | None = None
     held_between: Mapping[str, int] = field(default_factory=dict)
+    madds_between: Mapping[str, int] = field(default_factory=dict)
     shared: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,10 +133,12 @@ def summarize(model: Module, input: Shape, *, name: str | None = None, memory: b
     """
     with left_as_it_is(model):
         model.eval()
-        with _observed(model) as seen, no_grad():
+        with _observed(model) as seen, no_grad(), watching(seen.note):
             model(_pictures(model, input, 1))
         per_picture = _held_per_picture(model, input) if memory else None
-    layers, between = tuple(seen.layers), {}
+    layers, between, madds_between = tuple(seen.layers), {}, Counter[str]()
+    for call in seen.calls:
+        madds_between[call.part] += 0 if call.counted else call.madds
     if per_picture is not None:
         layers = tuple(replace(layer, held=per_picture[index]) for index, layer in enumerate(layers))
         between = {place: held for place, held in per_picture.items() if isinstance(place, str) and held}
@@ -144,9 +148,10 @@ def summarize(model: Module, input: Shape, *, name: str | None = None, memory: b
         model=name or type(model).__name__, input=tuple(input), layers=layers, outputs=seen.outputs,
         params_total=total + sum(int(buffer.size) for _, buffer in model.named_buffers()), parameters=total,
         params_trainable=sum(size for size, trained in sizes if trained),
-        madds=sum(layer.madds for layer in layers),
+        madds=sum(call.madds for call in seen.calls),
         output_bytes=sum(layer.output_bytes for layer in layers),
         held=None if per_picture is None else sum(per_picture.values()), held_between=between,
+        madds_between={part: madds for part, madds in madds_between.items() if madds},
         shared=model.shared_names(),
     )  # fmt: skip
 
@@ -155,17 +160,43 @@ def summarize(model: Module, input: Shape, *, name: str | None = None, memory: b
 
 
 @dataclass
+class _Called:
+    """One call of an operation: its label, what it costs, and of a convolution its kernel as papers write it.
+
+    ``counted`` says that it was in a layer, ``part`` in which part directly inside the model, if in none.
+    """
+
+    label: str
+    madds: int
+    kernel: str
+    counted: bool = False
+    part: str = ""
+
+
+@dataclass
 class _Seen:
     """What happened in a forward pass.
 
+    ``calls`` are those of all operations, if they are noted.
     A span is the range of the tape's numbers that were given out meanwhile: in the call of the layer with the
     same index, or in a part directly inside the model.
     """
 
     layers: list[Layer] = field(default_factory=list)
+    calls: list[_Called] = field(default_factory=list)
     outputs: dict[str, Shape] = field(default_factory=dict)
     spans: list[range] = field(default_factory=list)
     spans_of_parts: list[tuple[str, range]] = field(default_factory=list)
+
+    def note(self, call: Call) -> None:
+        """Write down a call of an operation, as the operation describes itself."""
+        known, shape = describe(call.op), call.y.shape
+        label = known.called(call.options, shape, call.inputs)
+        shapes = {name: x.shape for name, x in call.inputs.items()}
+        form = known.arithmetic
+        madds = form.multiply_adds(shapes, call.options, shape) if form else 0
+        kernel = filled("{kernel}{stride}", call.options, shape, ()) if madds else ""
+        self.calls.append(_Called(label, madds, kernel))
 
 
 @contextmanager
@@ -177,21 +208,30 @@ def _observed(model: Module) -> Iterator[_Seen]:
 
     def observe(path: str, block: str, module: Module, forward: Callable[..., Tensor], x: Tensor,
                 **options: Any) -> Tensor:  # fmt: skip
-        start = _number()
+        start, before = _number(), len(seen.calls)
         y = forward(x, **options)
         total, trainable = _own_parameters(module, counted)
         output = tuple(y.shape[1:])
         seen.outputs[block] = output  # until the block itself hands on something, if it is ever called
-        kind, madds = _kind(module, options), _madds(module, output)
-        seen.layers.append(Layer(path, block, kind, output, total, trainable, madds, 4 * math.prod(output)))
+        calls = seen.calls[before:]
+        madds = sum(call.madds for call in calls)
+        seen.layers.append(
+            Layer(path, block, _kind(module, calls), output, total, trainable, madds, 4 * math.prod(output),
+                  kernel=next((call.kernel for call in calls if call.kernel), ""))
+        )  # fmt: skip
         seen.spans.append(range(start, _number()))
+        for call in calls:
+            call.counted = True
         return y
 
     def hand_on(name: str, forward: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
-        start = _number()
+        start, before = _number(), len(seen.calls)
         y = forward(*args, **options)
         seen.outputs[name] = tuple(y.shape[1:])
         seen.spans_of_parts.append((name, range(start, _number())))
+        for call in seen.calls[before:]:
+            if not call.counted:
+                call.part = name
         return y
 
     # A single layer is its own and only part.
@@ -327,8 +367,9 @@ def _layer_rows(summary: Summary, blocks: list[list[Layer]]) -> Iterator[Row]:
         for one in layers:
             figures = (_bytes(one.output_bytes), _bytes(one.held), count(one.params), count(one.madds))
             yield (indent + one.name.removeprefix(name + "."), one.kind, times(one.output), *figures)
-        if between := summary.held_between.get(name):
-            yield (f"{indent}(between layers)", "", "", "", _bytes(between), "", "")
+        held, madds = summary.held_between.get(name), summary.madds_between.get(name, 0)
+        if held or madds:
+            yield (f"{indent}(between layers)", "", "", "", _bytes(held), "", count(madds))
 
 
 def _block_rows(summary: Summary, blocks: list[list[Layer]]) -> Iterator[Row]:
@@ -350,7 +391,7 @@ def in_short(block: list[Layer]) -> str:
     """The kernels and strides of a block's convolutions: 1x1 /2, 3x3, 1x1; a repeated pattern once."""
     if len(block) == 1:
         return block[0].kind
-    kernels = [one.kind.removeprefix("conv ").split(",")[0] for one in block if one.kind.startswith("conv ")]
+    kernels = [one.kernel for one in block if one.kernel]
     if not kernels:
         return f"{len(block)} layers"
     total = len(kernels)
@@ -368,7 +409,9 @@ def _figures(summary: Summary, blocks: list[list[Layer]]) -> Row:
     layers = [layer for block in blocks for layer in block]
     held = sum(summary.held_between.get(block[0].block, 0) for block in blocks)
     held += sum(layer.held or 0 for layer in layers)
-    params, madds = (sum(getattr(layer, what) for layer in layers) for what in ("params", "madds"))
+    params = sum(layer.params for layer in layers)
+    madds = sum(layer.madds for layer in layers)
+    madds += sum(summary.madds_between.get(block[0].block, 0) for block in blocks)
     return _bytes(sum(layer.output_bytes for layer in layers)), _bytes(held), count(params), count(madds)
 
 
@@ -381,56 +424,9 @@ def _own_parameters(module: Module, counted: set[int]) -> tuple[int, int]:
     return sum(int(one.size) for one in (*parameters, *buffers)), trainable
 
 
-def _madds(module: Module, output: Shape) -> int:
-    """Multiply-adds for one picture: each weight is used once per output place."""
-    if isinstance(module, nn.Conv2d):
-        return module.weight.size * output[0] * output[1]
-    if isinstance(module, nn.Linear):
-        return module.weight.size
-    return 0
-
-
-def _kind(module: Module, options: dict[str, Any]) -> str:
-    """A layer in a few words; what is fused into a batch norm (addition, ReLU) is named with it."""
-    if isinstance(module, nn.Conv2d):
-        groups = f", {module.groups} groups" if module.groups > 1 else ""
-        relu = ", ReLU" if module.relu else ""
-        window = f"{times(module.weight.shape[:2])}{by_stride(module.stride)}{dilated(module.dilation)}"
-        return f"conv {window}{groups}{relu}"
-    if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
-        word = "max pool" if isinstance(module, nn.MaxPool2d) else "average pool"
-        stride = by_stride(module.stride or module.kernel)
-        return f"{word} {times(pair(module.kernel))}{stride}{dilated(module.dilation)}"
-    if isinstance(module, nn.BatchNorm2d):
-        added = " + shortcut" if options.get("add") is not None else ""
-        return f"batch norm{added}{', ReLU' if module.relu else ''}"
-    if isinstance(module, AddReLU):
-        rest = ["+ shortcut"] if options.get("add") is not None else []
-        return ", ".join(rest + ["ReLU"] * module.relu) or "nothing left (folded)"
-    words = {nn.Linear: "dense", nn.ReLU: "ReLU", nn.GlobalAvgPool2d: "global average pool",
-             nn.Flatten: "flatten", nn.Pad2d: "padding", nn.Dropout: "dropout",
-             nn.LocalResponseNorm: "local response norm"}  # fmt: skip
-    return words.get(type(module), type(module).__name__)
-
-
-def pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return value if isinstance(value, tuple | list) else (value, value)
-
-
-def by_stride(stride: int | tuple[int, int]) -> str:
-    """The stride as the papers write it: /2."""
-    high, wide = pair(stride)
-    return "" if high == wide == 1 else f" /{high}" if high == wide else f" /{high}x{wide}"
-
-
-def dilated(dilation: int | tuple[int, int]) -> str:
-    """How far apart the pixels of a window are: , dilated 2."""
-    high, wide = pair(dilation)
-    return "" if high == wide == 1 else f", dilated {high}" if high == wide else f", dilated {high}x{wide}"
-
-
-def times(shape: Shape) -> str:
-    return "x".join(map(str, shape))
+def _kind(module: Module, calls: Sequence[_Called]) -> str:
+    """A layer in a few words: those of its only operation; else the name of its class."""
+    return calls[0].label if len(calls) == 1 else type(module).__name__
 
 
 def count(number: int) -> str:

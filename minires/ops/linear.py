@@ -67,6 +67,7 @@ def _onnx(graph: Graph, call: Call) -> str:
     ),
     arithmetic=Products(),
     label="dense",
+    short="dense {channels}",
     onnx=_onnx,
     cases=_cases,
 )

@@ -122,7 +122,8 @@ def _onnx(graph: Graph, call: Call) -> str:
         "梯度送回被读取的位置；补零通道的梯度丢弃。",
     ),
     arithmetic=Moved(_moved),
-    label="zeros to {channels}",
+    label="zeros to {channels}{stride}",
+    short="zeros to {channels}{step}",
     onnx=_onnx,
     cases=_cases,
 )

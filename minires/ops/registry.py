@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -28,6 +28,7 @@ import numpy as np
 
 from minires.errors import ConfigError, one_of
 from minires.ops.forms import Form, Formula
+from minires.ops.plot_labels import filled
 from minires.ops.onnx_graph import Graph
 from minires.tensor import Call, Tensor
 
@@ -63,9 +64,9 @@ class Description:
     lines are the formulas if no others are given. ``english`` and ``chinese`` are the words of cards and
     pages.
 
-    ``label`` is its name in a summary and in a plot (``{channels}`` in it stands for those of the result),
-    ``short`` the same where there is little room. ``role`` says what a plot makes of it: "box" draws one for
-    it, "small" names it in the box before it, "silent" leaves it out. Where branches meet in it, the plot
+    ``label`` is its name in a summary, ``short`` the one in a plot and where there is little room; options
+    may stand in both, see :mod:`minires.ops.plot_labels`. ``role`` says what a plot makes of it: "box" draws one
+    for it, "small" names it in the box before it, "silent" leaves it out. Where branches meet in it, the plot
     writes ``join``.
 
     ``onnx`` is the ONNX operator that does the same element by element, or a function that writes it.
@@ -99,6 +100,12 @@ class Description:
         function.__doc__ = "\n\n".join(part for part in (first, "\n".join(formulas), rest) if part)
         return function
 
+    def called(
+        self, options: Mapping[str, Any], shape: Shape, inputs: Collection[str], *, short: bool = False
+    ) -> str:
+        """Its label for one call."""
+        return filled(self.short if short else self.label, options, shape, inputs)
+
     def bound_cases(self) -> Iterator[Case]:
         """Its cases, each of which knows what to call."""
         for case in self.cases() if self.cases else ():
@@ -114,6 +121,11 @@ _KNOWN: dict[str, Description] = {}
 def declare(known: Description) -> Description:
     """Describe what is no plain function as an operation; raises as the decorator does."""
     one_of(f"role of {known.name}", known.role, ROLES)
+    for label in (known.label, known.short):
+        try:
+            filled(label, {}, (), ())
+        except (KeyError, ValueError, IndexError) as error:
+            raise ConfigError(f"label {label!r} of {known.name}: there is no {error} to put in") from None
     texts = known.arithmetic.texts(known.result) if isinstance(known.arithmetic, Formula) else ("", "")
     given = zip((known.math, known.backward), texts, strict=True)
     math, backward = (textwrap.dedent(text).strip() or own for text, own in given)

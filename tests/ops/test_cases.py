@@ -17,8 +17,8 @@ from minires.ops import cases, registry, softmax
 from minires.ops.registry import described
 
 HELPERS = {
-    "callable_module", "cases", "checks", "labels", "loss_cases", "mixed_precision", "onnx_graph",
-    "pool_cases", "registry", "window",
+    "callable_module", "cases", "checks", "forms", "labels", "loss_cases", "mixed_precision", "onnx_graph",
+    "plot_labels", "pool_cases", "registry", "window",
 }  # fmt: skip
 
 

@@ -147,6 +147,7 @@ def _backward(
         axes={"batch": AllBut(-1)},
         optional=["add", "relu", "running_mean", "running_var"],
     ),
+    label="batch norm{shortcut}{relu}",
     short="BN",
     role="small",
     onnx=write,

@@ -143,7 +143,8 @@ def _backward_b(dy: Array) -> Array:
         "每个 dy 乘以卷积核，送回其窗口内的数。卷积核自身的梯度，是所有位置上窗口内的数与 dy 的乘积之和。",
     ),
     arithmetic=Products(),
-    label="conv",
+    label="conv {kernel}{stride}{dilation}{groups}{relu}",
+    short="{kernel}, {channels}{step}{dilation}{groups}",
     onnx=write,
     cases=cases,
 )

@@ -1,5 +1,4 @@
-"""Arithmetic of sums of products under a window: of a convolution, of its adjoint, and of a dense layer, whose
-window is one place.
+"""Arithmetic of sums of products under a window: a convolution, its adjoint, and a dense layer (one place).
 
 A convolution has a large side, the picture that its windows stand on, and a small side with a number for each
 window. Its result is the small side. That of a transposed convolution is the large one, and so is the

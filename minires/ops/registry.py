@@ -69,6 +69,9 @@ class Description:
     for it, "small" names it in the box before it, "silent" leaves it out. Where branches meet in it, the plot
     writes ``join``.
 
+    ``channelwise`` says whether channel c of the result is made of channel c of each input that has as many;
+    its arithmetic knows that by itself.
+
     ``onnx`` is the ONNX operator that does the same element by element, or a function that writes it.
 
     ``cases`` gives the calls on which it is checked; ``unchecked`` says why there are none.
@@ -88,6 +91,7 @@ class Description:
     short: str = ""
     role: str = "box"
     join: str = ""
+    channelwise: bool | None = None
     onnx: str | OnnxWriter | None = None
     cases: Callable[[], Iterable[Case]] | None = None
     unchecked: str = ""
@@ -99,6 +103,13 @@ class Description:
         formulas = (_formula("Math", known.math), _formula("Backward", known.backward))
         function.__doc__ = "\n\n".join(part for part in (first, "\n".join(formulas), rest) if part)
         return function
+
+    @property
+    def works_by_channel(self) -> bool:
+        """Whether its channels stand for the same as those of its inputs."""
+        if self.channelwise is not None:
+            return self.channelwise
+        return self.arithmetic is not None and self.arithmetic.channelwise
 
     def called(
         self, options: Mapping[str, Any], shape: Shape, inputs: Collection[str], *, short: bool = False

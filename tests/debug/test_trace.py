@@ -146,7 +146,8 @@ def test_products_and_the_rest_make_the_recorded_output(make, plan, monkeypatch)
         said = packed.table["operations"][one.number]
         source = packed.table["operations"][one.inputs[0].number]
         values = packed.array(source["arrays"]["output"]).astype(np.float64)
-        kernel = packed.array(said["arrays"]["kernel"])
+        arrays = said["arithmetic"]["arrays"]
+        kernel = packed.array(arrays["kernel"])
         (top, bottom), (left, right) = one.options.get("padding", ((0, 0), (0, 0)))
         padded = np.pad(values, ((0, 0), (top, bottom), (left, right)))
         (sh, sw), (kh, kw) = one.options.get("stride", (1, 1)), kernel.shape[2:]
@@ -154,11 +155,11 @@ def test_products_and_the_rest_make_the_recorded_output(make, plan, monkeypatch)
         for (d, o), i, j in itertools.product(enumerate(said["detail"]), range(height), range(width)):
             window = padded[:, i * sh : i * sh + kh, j * sw : j * sw + kw]
             total = float((window * kernel[d]).sum())
-            if "rest" in said["arrays"]:
+            if "rest" in arrays:
                 rests += 1
-                total += float(packed.array(said["arrays"]["rest"])[d, i, j])
-            if "bias" in said["arrays"]:
-                total += float(packed.array(said["arrays"]["bias"])[d, 0, 0])
+                total += float(packed.array(arrays["rest"])[d, i, j])
+            if "bias" in arrays:
+                total += float(packed.array(arrays["bias"])[d, 0, 0])
             recorded = one.output[0, i, j, o] if one.output.ndim == 4 else one.output[0, o]
             assert total == pytest.approx(float(recorded), rel=1e-4, abs=1e-4), (one, i, j, o)
     assert (rests > 0) == (plan != (16, None))
@@ -224,7 +225,8 @@ def test_a_label_may_be_probabilities():
     packed = Packed(trace_html(model, x, target))
     last = packed.table["operations"][-1]
     assert packed.table["label"] == 9 and not packed.table["guessed"]
-    np.testing.assert_allclose(packed.array(last["arrays"]["target"]), target, rtol=1e-6)
+    given = packed.array(last["arithmetic"]["operands"]["target"]["array"])
+    np.testing.assert_allclose(given[0], target, rtol=1e-6)
 
 
 def test_the_model_is_left_as_it_was():
@@ -347,11 +349,11 @@ def recorded_at(recording: Any, key: str, place: str) -> tuple[float | None, flo
     """The number that a panel shows at a place (of a kernel, None), and the largest of all of them."""
     kind, number, put = re.match(r"([a-z_]+)(\d+)(?:\.(\d+))?$", key).groups()
     one = recording.operations[int(number)]
-    parameters = {"bias_gradient": -1, "gamma_gradient": 1, "beta_gradient": 2, "kernel_gradient": 1}
     if kind == "kernel":
         array = one.inputs[1].value
-    elif kind in parameters:
-        array = one.outgoing[parameters[kind]]
+    elif kind.endswith("_gradient"):
+        name = kind.removesuffix("_gradient")
+        array = one.outgoing[1 if name == "kernel" else one.names.index(name)]
     elif put is not None:
         array = one.outgoing[int(put)]
     else:
@@ -445,7 +447,7 @@ def test_a_model_that_returns_its_loss(browser, tmp_path):
     for stop in range(10):
         opened.go(stop)
         explained |= {(opened.text(".op"), kind) for kind in check_points(opened, recording)}
-    assert {(op, kind) for op in ("dropout", "cross_entropy", "reshape") for kind in ("y", "dx")} <= explained
+    assert {(op, kind) for op in ("dropout", "cross_entropy", "flatten") for kind in ("y", "dx")} <= explained
     assert opened.text("#about").startswith("loss ") and "training mode" in opened.text("#about")
     opened.close()
 

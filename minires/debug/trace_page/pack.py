@@ -3,9 +3,8 @@
 A ResNet-50 has millions of values and a page must open fast, so of each feature map only some channels are
 kept: those that are largest over all operations that hand channels on as they are (batch norm, ReLU,
 addition, pooling), so that one channel can be followed through a whole stage. For the arithmetic of a
-convolution more channels of its input are kept where there is room. What the others add is computed here, in
-float64 from the recorded arrays, and kept as one number for each place: so the sums on the page are complete,
-and can be compared with the recorded result.
+convolution more channels of its input are kept where there is room; what the others add is a number for each
+place: see :mod:`minires.debug.trace_page.arithmetic`.
 
 Arrays lie in chunks, one for each operation, which the page unpacks when it comes to them. In a chunk the
 first bytes of all numbers come first, then all second bytes, and so on, which packs better.
@@ -21,7 +20,6 @@ import math
 import os
 import zlib
 from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,36 +28,28 @@ from numpy.typing import NDArray
 from minires.backend import Array
 from minires.debug.card import statistics
 from minires.debug.recording import Operation, Recording
+from minires.debug.trace_page.arithmetic import (
+    VECTOR,
+    Choice,
+    by_input,
+    form_of,
+    is_map,
+    packed,
+    parameter_gradients,
+    planes,
+)
 from minires.errors import MiniresError
 from minires.inspect.graph import crossings
-from minires.ops.window import Window
+from minires.ops.forms import Formula, Moved, Products
+from minires.ops.forms.windows import Windows
+from minires.ops.registry import describe
 
 # Channels of a map that are shown, and input channels of a convolution that are kept (None: all of them).
 PLANS = [
     (16, None), (16, 256), (16, 64), (16, 16), (12, 12), (8, 8), (6, 6), (4, 4), (3, 3), (2, 2), (1, 1),
 ]  # fmt: skip
-VECTOR = 4096  # numbers of a vector that are kept
-DETAIL = 10  # of them with their weights, at least
+DETAIL = 10  # numbers of a vector with their weights, at least
 CHARACTERS = 4.4  # that a number takes in base64 after packing, as measured
-# Operations whose channel c is made of channel c of each input that has as many.
-SAME_CHANNELS = {
-    "batch_norm", "relu", "add", "sub", "mul", "div", "max_pool2d", "avg_pool2d", "dropout", "sigmoid",
-    "local_response_norm", "pad",
-}  # fmt: skip
-PRODUCTS = {"conv2d", "linear"}
-JOINED = {"concat", "dense_buffer"}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The channels of an operation's output that are kept; the first ``shown`` of them are drawn as maps.
-
-    ``detail`` are the output channels of a convolution or dense layer whose kernels are kept.
-    """
-
-    kept: tuple[int, ...]
-    shown: int
-    detail: tuple[int, ...]
 
 
 def pack(recording: Recording, about: dict[str, Any], limit: int) -> list[str]:
@@ -99,21 +89,29 @@ def _packed(
         **about,
         "operations": operations, "back": list(recording.order_back), "blocks": list(blocks(recording)),
         "stages": [list(size) for size in recording.stages], "loss": _number(recording.loss),
+        "scores": _scores(recording),
         "arrays": arrays.places,
     }  # fmt: skip
     text = json.dumps(table, allow_nan=False, separators=(",", ":"))
     return [_encoded(text.encode()), *(_encoded(_shuffled(chunk)) for chunk in arrays.chunks)]
 
 
+def _scores(recording: Recording) -> int | None:
+    """The number of the operation that gives the scores of the classes, if the loss is of such."""
+    last = recording.operations[-1]
+    form = describe(last.op).arithmetic
+    return last.inputs[0].number if isinstance(form, Formula) and "k" in form.also else None
+
+
 def _estimate(operations: Sequence[Operation], choices: Sequence[Choice]) -> float:
     """About how many characters the arrays take."""
     numbers = 0
     for one, choice in zip(operations, choices, strict=True):
-        places = math.prod(one.shape[1:3]) if _is_map(one.output) else 1
+        places = math.prod(one.shape[1:3]) if is_map(one.output) else 1
         numbers += places * (len(choice.kept) + choice.shown * max(1, len(one.contributions)))
-        if one.op in PRODUCTS and one.inputs[0].number is not None:
-            before, win = choices[one.inputs[0].number], geometry(one)
-            numbers += len(choice.detail) * (len(before.kept) + before.shown) * math.prod(win.size)
+        if isinstance(form_of(one), Products) and one.inputs[0].number is not None:
+            before, size = choices[one.inputs[0].number], Windows.of(one.options).size
+            numbers += len(choice.detail) * (len(before.kept) + before.shown) * math.prod(size)
             if len(before.kept) < operations[one.inputs[0].number].shape[-1]:
                 numbers += len(choice.detail) * places
     return CHARACTERS * numbers
@@ -153,18 +151,13 @@ class _Arrays:
 # ------------------------------------------------------------------------------------ which channels
 
 
-def _is_map(array: Array) -> bool:
-    """Whether it has places, so that it is drawn as pictures; else its numbers are listed."""
-    return array.ndim == 4 and array.shape[1] * array.shape[2] > 1
-
-
 def _choose(
     one: Operation, orders: Sequence[NDArray[Any]], wanted: dict[int, NDArray[Any]],
     shown: int, kept: int | None,
 ) -> Choice:  # fmt: skip
     """The channels of an operation, by one of PLANS."""
     order = orders[one.number]
-    if not _is_map(one.output):
+    if not is_map(one.output):
         largest = np.sort(order[:VECTOR])
         return Choice(_ints(largest), len(largest), _ints(order[: max(shown, DETAIL)]))
     first = order[:shown]
@@ -185,9 +178,9 @@ def _families(operations: Sequence[Operation]) -> list[int]:
     first = list(range(len(operations)))
     for one in operations:
         for source in one.inputs:
-            if one.op in SAME_CHANNELS and source.number is not None and _is_map(one.output):
+            if describe(one.op).works_by_channel and source.number is not None and is_map(one.output):
                 before = operations[source.number].output
-                if _is_map(before) and before.shape[-1] == one.output.shape[-1]:
+                if is_map(before) and before.shape[-1] == one.output.shape[-1]:
                     old, new = sorted((first[one.number], first[source.number]), reverse=True)
                     first = [new if number == old else number for number in first]
     return first
@@ -204,8 +197,9 @@ def _orders(operations: Sequence[Operation], families: Sequence[int]) -> list[ND
     orders = {family: np.argsort(-size, kind="stable") for family, size in sizes.items()}
     for one in operations:
         parts = [orders[families[source.number]] for source in one.inputs if source.number is not None]
-        by_channels = _is_map(one.output) and sum(map(len, parts)) == one.shape[-1]
-        if one.op in JOINED and families[one.number] == one.number and by_channels:
+        by_channels = is_map(one.output) and sum(map(len, parts)) == one.shape[-1]
+        joins = isinstance(form_of(one), Moved) and len(parts) > 1
+        if joins and families[one.number] == one.number and by_channels:
             orders[one.number] = _joined(parts)
     return [orders[family] for family in families]
 
@@ -231,13 +225,11 @@ def _wanted(operations: Sequence[Operation]) -> dict[int, NDArray[np.float64]]:
     """By operation that a convolution reads: how much each of its channels adds to the result, by size."""
     wanted: dict[int, NDArray[np.float64]] = {}
     for one in operations:
-        if one.op in PRODUCTS and one.inputs[0].number is not None:
+        form = form_of(one)
+        if isinstance(form, Products) and one.inputs[0].number is not None:
             number = one.inputs[0].number
             x = np.sqrt((_rows(operations[number].output) ** 2).mean(axis=0))
-            w = _weight(one)
-            by_input = np.sqrt((w**2).sum(axis=(0, 1, 3)))
-            by_input = np.tile(by_input, one.options.get("groups", 1))
-            wanted[number] = wanted.get(number, 0.0) + np.nan_to_num(x * by_input)
+            wanted[number] = wanted.get(number, 0.0) + np.nan_to_num(x * by_input(form, one))
     return wanted
 
 
@@ -251,26 +243,23 @@ def _operation(one: Operation, choices: Sequence[Choice], arrays: _Arrays) -> di
     def add(array: Array) -> int:
         return arrays.add(one.number, array)
 
-    ids: dict[str, int] = {"output": add(_planes(one.output, choice.kept))}
+    ids: dict[str, int] = {"output": add(planes(one.output, choice.kept))}
     shown = choice.kept[: choice.shown]
     if one.incoming is not None:
-        ids["incoming"] = add(_planes(one.incoming, shown))
+        ids["incoming"] = add(planes(one.incoming, shown))
     outgoing = []
     for source, gradient in zip(one.inputs, one.outgoing, strict=False):
         kept = source.number is not None and gradient is not None
         entry: dict[str, Any] = {"size": _size(gradient)}
         if kept:
             before = choices[source.number]  # type: ignore[index]
-            entry["array"] = add(_planes(gradient, before.kept[: before.shown]))
+            entry["array"] = add(planes(gradient, before.kept[: before.shown]))
         outgoing.append(entry)
-    if one.op in PRODUCTS and one.inputs[0].number is not None:
-        ids |= {name: add(array) for name, array in _products(one, choices).items()}
-    if one.op == "cross_entropy":
-        ids["target"] = add(_target(one))
-    if one.op == "batch_norm":
-        ids |= {name: add(array) for name, array in _normalisation(one, choice).items()}
     return {
-        "op": one.op, "path": one.path, "within": list(one.within), "stage": one.stage,
+        "op": one.op, "label": describe(one.op).called(one.options, one.shape, one.names, short=True),
+        "join": describe(one.op).join if sum(source.number is not None for source in one.inputs) > 1 else "",
+        "arithmetic": packed(one, choices, add), "parameters": list(parameter_gradients(one, choice, add)),
+        "path": one.path, "within": list(one.within), "stage": one.stage,
         "shape": list(one.shape), "options": _plain(dict(one.options)),
         "inputs": [
             {"kind": source.kind, "number": source.number, "name": source.name, "label": label,
@@ -281,7 +270,7 @@ def _operation(one: Operation, choices: Sequence[Choice], arrays: _Arrays) -> di
         "kept": list(choice.kept), "shown": choice.shown, "detail": list(choice.detail),
         "size": _size(one.output), "incoming": _size(one.incoming), "outgoing": outgoing,
         "contributions": [
-            {"from": number, "size": _size(part), "array": add(_planes(part, shown))}
+            {"from": number, "size": _size(part), "array": add(planes(part, shown))}
             for number, part in one.contributions
         ],
         "arrays": ids, "seconds": _number(one.seconds), "backwardSeconds": _number(one.backward_seconds),
@@ -291,13 +280,6 @@ def _operation(one: Operation, choices: Sequence[Choice], arrays: _Arrays) -> di
 def _given(value: Array) -> dict[str, Any]:
     """What is said of a parameter or a constant; a single number itself, too."""
     return {"size": _size(value), **({"value": _number(value.reshape(())[()])} if value.size == 1 else {})}
-
-
-def _planes(array: Array, channels: Sequence[int]) -> NDArray[Any]:
-    """(1, H, W, C) -> (channels, H, W); of a vector, (numbers, 1, 1)."""
-    if array.ndim == 4:
-        return np.moveaxis(np.asarray(array)[0][..., list(channels)], -1, 0)
-    return np.asarray(array).reshape(-1)[list(channels)].reshape(-1, 1, 1)
 
 
 def _size(array: Array | None) -> dict[str, Any] | None:
@@ -325,119 +307,6 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | str | int):
         return value
     return _number(value) if isinstance(value, float | np.floating) else str(value)
-
-
-# ------------------------------------------------------------------------- what a sum of products is made of
-
-
-def _weight(one: Operation) -> NDArray[np.float64]:
-    """(KH, KW, C/groups, O); of a dense layer (1, 1, C, O)."""
-    w = np.asarray(one.inputs[1].value, np.float64)
-    return w if w.ndim == 4 else w.reshape(1, 1, *w.shape)
-
-
-def _part(w: NDArray[Any], groups: int, inputs: Sequence[int], outputs: Sequence[int]) -> NDArray[Any]:
-    """The kernels from some input to some output channels, (KH, KW, inputs, outputs).
-
-    Zero where the two are in different groups.
-    """
-    ins, outs = np.asarray(inputs, int), np.asarray(outputs, int)
-    depth, width = w.shape[2], w.shape[3] // groups
-    same = (ins // depth)[:, None] == (outs // width)[None, :]
-    return np.where(same, w[:, :, (ins % depth)[:, None], outs[None, :]], 0)
-
-
-def _products(one: Operation, choices: Sequence[Choice]) -> dict[str, Array]:
-    """The kernels of the channels in detail with their gradients, and what all other channels add.
-
-    Shapes: kernel (detail, kept inputs, KH, KW); kernel_gradient (detail, shown inputs, KH, KW); bias and
-    bias_gradient (detail, 1, 1); rest (detail, OH, OW), absent where every input channel is kept; rest_back
-    (shown inputs, H, W), absent where every output channel is in detail.
-    """
-    source, choice = one.inputs[0], choices[one.number]
-    assert source.number is not None and source.value is not None
-    before, detail = choices[source.number], choice.detail
-    w, groups = _weight(one), one.options.get("groups", 1)
-    win, shown = geometry(one), before.kept[: before.shown]
-    x, dy = _picture(source.value), None if one.incoming is None else _picture(one.incoming)
-    others = _without(x.shape[-1], before.kept)
-    found = {"kernel": np.transpose(_part(w, groups, before.kept, detail), (3, 2, 0, 1))}
-    if others:
-        found["rest"] = np.moveaxis(_correlate(x[..., others], _part(w, groups, others, detail), win), -1, 0)
-    if len(one.inputs) > 2:
-        found["bias"] = _planes(np.asarray(one.inputs[2].value), detail)
-    if dy is None:
-        return found
-    missing = _without(dy.shape[-1], detail)
-    if missing and one.outgoing[0] is not None:
-        part = _part(w, groups, shown, missing)
-        found["rest_back"] = np.moveaxis(_scatter(dy[..., missing], part, win, x.shape), -1, 0)
-    gradient = one.outgoing[1]
-    if gradient is not None:
-        dw = np.asarray(gradient).reshape(w.shape)
-        found["kernel_gradient"] = np.transpose(_part(dw, groups, shown, detail), (3, 2, 0, 1))
-    if len(one.inputs) > 2 and one.outgoing[2] is not None:
-        found["bias_gradient"] = _planes(np.asarray(one.outgoing[2]), detail)
-    return found
-
-
-def _picture(array: Array) -> NDArray[np.float64]:
-    """(1, H, W, C) -> (H, W, C); a vector (1, C) -> (1, 1, C)."""
-    values = np.asarray(array, np.float64)
-    return values[0] if values.ndim == 4 else values.reshape(1, 1, -1)
-
-
-def _without(count: int, chosen: Sequence[int]) -> list[int]:
-    """The channels that are not chosen."""
-    return sorted(set(range(count)) - set(chosen))
-
-
-def geometry(one: Operation) -> Window:
-    """Where the window of an operation stands on its input; a dense layer sees one place."""
-    if "kernel" not in one.options:
-        return Window((1, 1), (1, 1), 0, 0, 0, 0, (1, 1))
-    (top, bottom), (left, right) = one.options["padding"]
-    size, stride = tuple(one.options["kernel"]), tuple(one.options["stride"])
-    return Window(size, stride, top, bottom, left, right, tuple(one.output.shape[1:3]))
-
-
-def _correlate(x: NDArray[Any], w: NDArray[Any], win: Window) -> NDArray[Any]:
-    """The convolution of x (H, W, C) with w (KH, KW, C, O) -> (OH, OW, O)."""
-    padded = win.pad(np, x[None])
-    y = np.zeros((*win.out, w.shape[-1]))
-    for kh, kw in itertools.product(*map(range, win.size)):
-        y += win.at(padded, kh, kw)[0] @ w[kh, kw]
-    return y
-
-
-def _scatter(dy: NDArray[Any], w: NDArray[Any], win: Window, shape: Sequence[int]) -> NDArray[Any]:
-    """The adjoint of :func:`_correlate`: dy (OH, OW, O) -> (H, W, C) for the C channels of w."""
-    padded = win.pad(np, np.zeros((1, *shape[:2], w.shape[2])))
-    for kh, kw in itertools.product(*map(range, win.size)):
-        win.at(padded, kh, kw)[...] += dy @ w[kh, kw].T
-    return win.crop(padded)[0]
-
-
-def _normalisation(one: Operation, choice: Choice) -> dict[str, Array]:
-    """What a batch norm normalised with, its parameters and their gradients, of the kept channels."""
-    if one.options["training"]:
-        x = np.asarray(one.inputs[0].value, np.float64).reshape(-1, one.shape[-1])
-        mean, variance = x.mean(axis=0), x.var(axis=0)
-    else:
-        mean, variance = one.options["running_mean"], one.options["running_var"]
-    found = {"mean": mean, "variance": variance, "gamma": one.inputs[1].value, "beta": one.inputs[2].value}
-    if len(one.outgoing) > 2:
-        found |= {"gamma_gradient": one.outgoing[1], "beta_gradient": one.outgoing[2]}
-    kept = {name: values for name, values in found.items() if values is not None}
-    return {name: _planes(np.asarray(values), choice.kept) for name, values in kept.items()}
-
-
-def _target(one: Operation) -> NDArray[np.float64]:
-    """The probabilities (K,) that the loss compares with."""
-    labels, smoothing = np.asarray(one.options["labels"])[0], one.options.get("label_smoothing", 0.0)
-    classes = np.shape(one.inputs[0].value)[-1]
-    target = np.eye(classes)[labels] if labels.ndim == 0 else labels
-    return (1 - smoothing) * target + smoothing / classes
 
 
 # ------------------------------------------------------------------------------------------------- the map

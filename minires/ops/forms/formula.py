@@ -174,7 +174,7 @@ class Applied:
         }
         self.space = np.broadcast_shapes(*map(np.shape, self.given.values()), *self._unkept())
         self.axes = {name: self._axes(axes) for name, axes in form.axes.items()}
-        self.full = self._shape(self.trees[self.result])  # of the result, with the axes that were summed up
+        self.full = self.shape_of(self.trees[self.result])  # of the result, with the axes that were summed up
 
     # ------------------------------------------------------------------------------------- what there is
 
@@ -232,19 +232,19 @@ class Applied:
         several = (axes.axis,) if isinstance(axes, Near) else (axes,) if isinstance(axes, int) else axes
         return tuple(axis % count for axis in several)
 
-    def _shape(self, tree: Tree) -> Shape:
+    def shape_of(self, tree: Tree) -> Shape:
         """The shape of what a tree gives, in the space."""
         if isinstance(tree, str):
             if tree in self.given:
                 return np.shape(self.given[tree])
             if tree in (self.result, self.incoming):
                 return self.full
-            return self._shape(self.trees[tree]) if tree in self.trees else self._unknown(tree)
+            return self.shape_of(self.trees[tree]) if tree in self.trees else self._unknown(tree)
         if not isinstance(tree, tuple) or tree[0] in ("text", "count"):
             return ()
         if tree[0] != "reduce":
-            return np.broadcast_shapes(*map(self._shape, tree[1:]))
-        inner = self._shape(tree[2])
+            return np.broadcast_shapes(*map(self.shape_of, tree[1:]))
+        inner = self.shape_of(tree[2])
         shape = (1,) * (len(self.space) - len(inner)) + inner
         if isinstance(self.form.axes[tree[3]], Near):
             return shape

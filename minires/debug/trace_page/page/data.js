@@ -92,7 +92,7 @@ class Trace {
 
   /** All arrays that one step in one direction shows. */
   needed(operation, way) {
-    const ids = Object.values(operation.arrays);
+    const ids = [...Object.values(operation.arrays), ...arraysOf(operation.arithmetic)];
     operation.inputs.forEach((_, input) => {
       const source = this.source(operation, input);
       if (source) ids.push(source.arrays.output);
@@ -100,9 +100,23 @@ class Trace {
     if (way === "backward") {
       for (const gradient of operation.outgoing) if (gradient.array !== undefined) ids.push(gradient.array);
       for (const part of operation.contributions) ids.push(part.array);
+      for (const gradient of operation.parameters) ids.push(gradient.array);
     }
     return ids;
   }
+}
+
+/** The arrays that the arithmetic of an operation needs, besides what goes in and out. */
+function arraysOf(arithmetic) {
+  if (!arithmetic) return [];
+  const { arrays = {}, operands = {}, places, origins, reads = [] } = arithmetic;
+  const found = Object.values(operands).map((operand) => operand.array);
+  return [...Object.values(arrays), ...found, places, origins, ...reads].filter(Number.isInteger);
+}
+
+/** Whether an operation stands for what the network is given. */
+function isInput(operation) {
+  return operation.inputs.length === 0;
 }
 
 /** Rows and columns of an operation's output; a vector has one place. */

@@ -4,14 +4,8 @@
 const MAP = { width: 288, stage: 34, block: 32, gap: 8, row: 38, box: 24, chip: 14 };
 
 /** How an operation is called in its box. */
-function shortName(operation, narrow) {
-  const names = { batch_norm: "BN", max_pool2d: "pool", avg_pool2d: "pool", linear: "fc" };
-  const name = (narrow && names[operation.op]) || operationWords(operation.op)[0];
-  const { kernel } = operation.options;
-  if (operation.op === "conv2d") return `${kernel.join("×")}, ${allChannels(operation)}`;
-  if (operation.op === "add") return "+";
-  if (operation.op === "mul") return "×";
-  return kernel && operation.op.includes("pool") ? `${name} ${kernel.join("×")}` : name;
+function shortName(operation) {
+  return operation.join || operation.label.replace(/(\d)x(?=\d)/g, "$1×");
 }
 
 /** The map of a trace in an element; `go` is called with the number of an operation. */
@@ -210,7 +204,7 @@ class NetworkMap {
     const operation = this.trace.operations[number];
     const here = number === this.current;
     const learned = operation.inputs.some((input) => input.kind === "parameter");
-    const text = shortName(operation, width < 90);
+    const text = shortName(operation);
     return button(
       `operation ${number}`,
       word("goTo", { name: nameOf(operation) }),

@@ -131,7 +131,7 @@ function heading(operation, way) {
       { class: way },
       name,
       " ",
-      element("code", { id: "path" }, operation.path || (operation.op === "input" ? "" : word("outside"))),
+      element("code", { id: "path" }, operation.path || (isInput(operation) ? "" : word("outside"))),
       " ",
       element("code", { class: "op" }, operation.op),
     ),

@@ -19,7 +19,7 @@ function forwardView(operation) {
     });
   });
   const explainHere = (channel, i, j) => explainOutput(trace, operation, channel, i, j);
-  const title = word(operation.op === "input" ? "asTheNetworkSees" : "output");
+  const title = word(isInput(operation) ? "asTheNetworkSees" : "output");
   const y = panel({
     key: `y${operation.number}`,
     title,
@@ -29,12 +29,12 @@ function forwardView(operation) {
   });
   return [
     element("div", { class: "panels" }, photo(operation), panels, y),
-    kernelPanels(operation, [["kernel", operation.op === "linear" ? "weights" : "kernels", null]]),
+    kernelPanels(operation, [["kernel", isDense(operation) ? "weights" : "kernels", null]]),
   ].flat();
 }
 
 function photo(operation) {
-  if (operation.op !== "input" || !state.trace.picture) return [];
+  if (!isInput(operation) || !state.trace.picture) return [];
   return element("section", { class: "panel" }, element("h3", {}, word("picture")), photographed());
 }
 
@@ -74,10 +74,10 @@ function backwardView(operation) {
     fork(operation),
     element("div", { class: "panels" }, photo(operation), own, sent),
     kernelPanels(operation, [
-      ["kernel", operation.op === "linear" ? "weights" : "kernels", null],
+      ["kernel", isDense(operation) ? "weights" : "kernels", null],
       [
         "kernel_gradient",
-        operation.op === "linear" ? "weightGradients" : "kernelGradients",
+        isDense(operation) ? "weightGradients" : "kernelGradients",
         (place) => explainKernelGradient(trace, operation, place.channel, place.input, place.i, place.j),
       ],
     ]),
@@ -85,12 +85,17 @@ function backwardView(operation) {
   ].flat();
 }
 
+/** Whether its kernels are weights from number to number, and no windows. */
+function isDense(operation) {
+  return operation.shape.length !== 4;
+}
+
 /** Who sent which part of the gradient that comes in; at a fork with the size of each part and of the sum. */
 function fork(operation) {
   const parts = operation.contributions;
   const link = (part) => goLink(state.trace.operations[part.from]);
   if (!parts.length)
-    return operation.op === "input" ? [] : element("p", { class: "note" }, word("startOfBack"));
+    return isInput(operation) ? [] : element("p", { class: "note" }, word("startOfBack"));
   if (parts.length === 1)
     return element("p", { class: "note" }, word("single", { name: "" }), link(parts[0]));
   const [rows, columns] = places(operation);
@@ -321,13 +326,9 @@ function pointable(canvas, { title, key, rows, columns, point, move }) {
   canvas.addEventListener("keydown", pressed);
 }
 
+/** Whether its numbers are the scores of the classes, all of which are kept. */
 function isProbabilities(operation) {
-  const last = state.trace.operations[state.trace.operations.length - 1];
-  return (
-    last.op === "cross_entropy" &&
-    last.inputs[0].number === operation.number &&
-    allChannels(operation) === operation.kept.length
-  );
+  return state.trace.scores === operation.number && allChannels(operation) === operation.kept.length;
 }
 
 function nameOfNumber(operation, channel) {
@@ -364,10 +365,11 @@ function kernelPanels(operation, wanted) {
   const { trace } = state;
   const source =
     operation.inputs.length && operation.inputs[0].number !== null ? trace.source(operation, 0) : null;
+  const { arrays = {} } = operation.arithmetic || {};
   const panels = wanted
-    .filter(([name]) => operation.arrays[name] !== undefined)
+    .filter(([name]) => arrays[name] !== undefined)
     .map(([name, title, how]) => {
-      const { data, shape } = trace.array(operation.arrays[name]);
+      const { data, shape } = trace.array(arrays[name]);
       const inputs = Math.min(shape[1], source.shown, 64);
       return kernelPanel({ operation, source, name, title: word(title), data, shape, inputs, how });
     });
@@ -432,52 +434,26 @@ function kernelPanel({ operation, source, name, title, data, shape, inputs, how 
   }
 }
 
-/** The gradients of other parameters: of a bias, of gamma and beta. */
+/** The gradients of other parameters: of a bias, of gamma and beta, as lists of numbers. */
 function parameterPanels(operation) {
   const { trace } = state;
-  const { arrays } = operation;
-  const wanted = [
-    [
-      "bias_gradient",
-      word("biasGradients"),
-      operation.detail,
-      (channel) => explainBiasGradient(trace, operation, channel),
-    ],
-    [
-      "gamma_gradient",
-      word("gradientOf", { label: "gamma" }),
-      operation.kept.slice(0, operation.shown),
-      (channel) => explainNormGradient(trace, operation, "gamma", channel),
-    ],
-    [
-      "beta_gradient",
-      word("gradientOf", { label: "beta" }),
-      operation.kept.slice(0, operation.shown),
-      (channel) => explainNormGradient(trace, operation, "beta", channel),
-    ],
-  ].filter(([name]) => arrays[name] !== undefined);
-  if (!wanted.length) return [];
-  return [
-    element(
-      "div",
-      { class: "panels" },
-      wanted.map(([name, title, channels, how]) =>
-        panel({
-          key: `${name}${operation.number}`,
-          title,
-          id: arrays[name],
-          explain: (channel) => how(channel),
-          operation: {
-            shape: [1, allChannels(operation)],
-            kept: channels,
-            shown: channels.length,
-            arrays: {},
-            family: name,
-          },
-        }),
-      ),
-    ),
-  ];
+  if (!operation.parameters.length) return [];
+  const panels = operation.parameters.map((gradient) =>
+    panel({
+      key: `${gradient.label}_gradient${operation.number}`,
+      title: word("gradientOf", { label: gradient.label }),
+      id: gradient.array,
+      explain: (number) => explainParameter(trace, operation, gradient, gradient.numbers.indexOf(number)),
+      operation: {
+        shape: [1, gradient.shape.reduce((product, length) => product * length, 1)],
+        kept: gradient.numbers,
+        shown: gradient.numbers.length,
+        arrays: {},
+        family: `${gradient.label}_gradient`,
+      },
+    }),
+  );
+  return [element("div", { class: "panels" }, panels)];
 }
 
 // -------------------------------------------------------------------------------------- one number explained
@@ -520,28 +496,34 @@ function marks({ key, panel: kind }, place) {
 }
 
 function windowMark(operation, source, place, frame) {
-  const { size, stride, top, left } = geometry(operation);
-  if (operation.options.kernel)
-    return [frame(place.j * stride[1] - left, place.i * stride[0] - top, size[1], size[0])];
-  const origin = ORIGIN[operation.op] && ORIGIN[operation.op](operation, place.channel, place.i, place.j);
-  if (ORIGIN[operation.op]) return origin && !origin.zero ? [frame(origin.j, origin.i, 1, 1)] : [];
+  const { arithmetic } = operation;
+  if (arithmetic && arithmetic.windows && !arithmetic.transposed) {
+    const { stride, first } = arithmetic.windows;
+    const [high, wide] = [0, 1].map((axis) => spanOf(arithmetic.windows, axis));
+    return [frame(place.j * stride[1] + first[1], place.i * stride[0] + first[0], wide, high)];
+  }
+  if (arithmetic && arithmetic.kind === "moved") {
+    const origin = originOf(state.trace, operation, place.channel, place.i, place.j);
+    if (!origin) return [];
+    const wide = places(source)[1];
+    return [frame(origin.place % wide, Math.floor(origin.place / wide), 1, 1)];
+  }
   return places(source).join() === places(operation).join() ? [frame(place.j, place.i, 1, 1)] : [];
 }
 
 /** The frame around the places of the output whose windows are over a number of the input. */
 function readersMark(operation, place, frame) {
-  if (!operation.options.kernel)
+  const { arithmetic } = operation;
+  if (!arithmetic || !arithmetic.windows || arithmetic.transposed)
     return places(operation).join() === places(state.trace.source(operation, 0)).join()
       ? [frame(place.j, place.i, 1, 1)]
       : [];
-  const { size, stride, top, left } = geometry(operation);
-  const [[i, high], [j, wide]] = [
-    [place.i + top, 0],
-    [place.j + left, 1],
-  ].map(([from, axis]) => {
-    const first = Math.max(0, Math.ceil((from - size[axis] + 1) / stride[axis]));
+  const { stride, first } = arithmetic.windows;
+  const [[i, high], [j, wide]] = [place.i, place.j].map((at, axis) => {
+    const from = at - first[axis];
+    const start = Math.max(0, Math.ceil((from - spanOf(arithmetic.windows, axis) + 1) / stride[axis]));
     const end = Math.min(places(operation)[axis], Math.floor(from / stride[axis]) + 1);
-    return [first, end - first];
+    return [start, end - start];
   });
   return high > 0 && wide > 0 ? [frame(j, i, wide, high)] : [];
 }

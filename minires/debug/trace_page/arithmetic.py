@@ -47,19 +47,24 @@ Add = Callable[[Array], int]  # keeps an array and gives its number
 def form_of(one: Operation) -> Form | None:
     """How the numbers of an operation are computed, if the page has what that needs."""
     form = describe(one.op).arithmetic
-    if isinstance(form, Products) and one.inputs[0].number is None:
-        return None  # of a constant, no channels are kept
-    return form
+    needs_channels = isinstance(form, Products | Pool)
+    # Of a constant, or of several pictures, no channels are kept.
+    return None if needs_channels and (one.inputs[0].number is None or one.shape[0] != 1) else form
+
+
+def is_picture(array: Array) -> bool:
+    """Whether it is (1, H, W, C), known by channels; anything else is known by its numbers in their order."""
+    return array.ndim == 4 and len(array) == 1
 
 
 def is_map(array: Array) -> bool:
     """Whether it has places, so that it is drawn as pictures; else its numbers are listed."""
-    return array.ndim == 4 and array.shape[1] * array.shape[2] > 1
+    return is_picture(array) and array.shape[1] * array.shape[2] > 1
 
 
 def planes(array: Array, channels: Sequence[int]) -> NDArray[Any]:
     """(1, H, W, C) -> (channels, H, W); of a vector, (numbers, 1, 1)."""
-    if array.ndim == 4:
+    if is_picture(array):
         return np.moveaxis(np.asarray(array)[0][..., list(channels)], -1, 0)
     return np.asarray(array).reshape(-1)[list(channels)].reshape(-1, 1, 1)
 
@@ -140,8 +145,8 @@ def _moved(form: Moved, one: Operation, choices: Sequence[Choice], add: Add) -> 
     """Where each kept number comes from: its input, the channel of it and the place.
 
     Where whole channels are handed on, a plane of places for all of them and the source of each channel; else
-    the place of every single number. ``readers`` and ``reads`` say how often a number is read in all, so that
-    the page knows whether it has all that its gradient is made of.
+    the place of every single number. ``reads`` says how often each number of an input is read in all, so that
+    the page knows whether it has all that makes a gradient. ``given`` are inputs that no operation made.
     """
     shapes = {name: np.shape(source.value) for name, source in zip(one.names, one.inputs, strict=True)}
     sizes = [math.prod(shape) for shape in shapes.values()]
@@ -153,27 +158,28 @@ def _moved(form: Moved, one: Operation, choices: Sequence[Choice], add: Add) -> 
     table: dict[str, Any] = {
         "kind": "moved", "fill": fill, "starts": starts[:-1], "shapes": list(map(list, shapes.values())),
     }  # fmt: skip
-    kept = planes(origins, choices[one.number].kept)
-    by_channel = _by_channel(origins, list(shapes.values()), starts) if is_map(one.output) else None
-    if by_channel is not None:
-        channels, plane = by_channel
-        table |= {
-            "places": add(plane), "channels": [channels[c] for c in choices[one.number].kept],
-            "readers": [[channels.count([k, c]) for c in _shown(source.number, choices)]
-                        for k, source in enumerate(one.inputs)],
-        }  # fmt: skip
-        return table
     counts = np.bincount(origins[origins >= 0].reshape(-1), minlength=starts[-1])
-    reads = []
-    for k, (source, shape) in enumerate(zip(one.inputs, shapes.values(), strict=True)):
-        shown = _shown(source.number, choices)
-        part = counts[starts[k] : starts[k + 1]].reshape(shape)
-        reads.append(add(planes(part, shown)) if shown else None)
-    return {**table, "origins": add(kept), "reads": reads}
+    table["reads"] = [
+        _reads(counts[starts[k] : starts[k + 1]].reshape(shape), source.number, choices, add)
+        for k, (source, shape) in enumerate(zip(one.inputs, shapes.values(), strict=True))
+    ]
+    table["given"] = [
+        add(np.asarray(source.value).reshape(-1)) if source.number is None and size <= VECTOR else None
+        for source, size in zip(one.inputs, sizes, strict=True)
+    ]
+    kept = choices[one.number].kept
+    by_channel = _by_channel(origins, list(shapes.values()), starts) if is_map(one.output) else None
+    if by_channel is None:
+        return {**table, "origins": add(planes(origins, kept))}
+    channels, plane = by_channel
+    return {**table, "places": add(plane), "channels": [channels[c] for c in kept]}
 
 
-def _shown(number: int | None, choices: Sequence[Choice]) -> tuple[int, ...]:
-    return () if number is None else choices[number].kept[: choices[number].shown]
+def _reads(counts: NDArray[Any], number: int | None, choices: Sequence[Choice], add: Add) -> int | None:
+    """How often the numbers of an input are read: of an operation's, those of the channels that are shown."""
+    if number is not None:
+        return add(planes(counts, choices[number].kept[: choices[number].shown]))
+    return add(counts.reshape(-1)) if counts.size <= VECTOR else None
 
 
 def _by_channel(
@@ -181,7 +187,7 @@ def _by_channel(
 ) -> tuple[list[list[int] | None], NDArray[np.int64]] | None:
     """The input and the channel that each channel of a map is, None for one that is filled; and the place in
     it of each place, -1 where that is filled. None if it does not go by whole channels."""
-    if any(len(shape) != 4 or shape[1:3] != shapes[0][1:3] for shape in shapes):
+    if any(len(shape) != 4 or shape[:3] != (1, *shapes[0][1:3]) for shape in shapes):
         return None
     plane: NDArray[np.int64] | None = None
     channels: list[list[int] | None] = []

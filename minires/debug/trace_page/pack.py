@@ -34,6 +34,7 @@ from minires.debug.trace_page.arithmetic import (
     by_input,
     form_of,
     is_map,
+    is_picture,
     packed,
     parameter_gradients,
     planes,
@@ -218,7 +219,7 @@ def _joined(orders: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
 def _rows(array: Array) -> NDArray[np.float64]:
     """(1, H, W, C) -> (H*W, C); anything else is one row."""
     values = np.asarray(array, np.float64)
-    return values.reshape(-1, values.shape[-1]) if values.ndim == 4 else values.reshape(1, -1)
+    return values.reshape(-1, values.shape[-1]) if is_picture(values) else values.reshape(1, -1)
 
 
 def _wanted(operations: Sequence[Operation]) -> dict[int, NDArray[np.float64]]:

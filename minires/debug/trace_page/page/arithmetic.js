@@ -96,11 +96,11 @@ function indexOf(shape, flat) {
 }
 
 /** The place in an operation's array of a number that the page knows by channel, row and column; and back. */
-function indexAt({ shape }, channel, i, j) {
-  return shape.length === 4 ? [0, i, j, channel] : indexOf(shape, channel);
+function indexAt(operation, channel, i, j) {
+  return isPicture(operation) ? [0, i, j, channel] : indexOf(operation.shape, channel);
 }
 
-function placeAt({ shape }, index) {
-  if (shape.length === 4) return { channel: index[3], i: index[1], j: index[2] };
-  return { channel: flatOf(shape, index), i: 0, j: 0 };
+function placeAt(operation, index) {
+  if (isPicture(operation)) return { channel: index[3], i: index[1], j: index[2] };
+  return { channel: flatOf(operation.shape, index), i: 0, j: 0 };
 }

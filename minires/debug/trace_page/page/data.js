@@ -109,9 +109,9 @@ class Trace {
 /** The arrays that the arithmetic of an operation needs, besides what goes in and out. */
 function arraysOf(arithmetic) {
   if (!arithmetic) return [];
-  const { arrays = {}, operands = {}, places, origins, reads = [] } = arithmetic;
+  const { arrays = {}, operands = {}, places, origins, reads = [], given = [] } = arithmetic;
   const found = Object.values(operands).map((operand) => operand.array);
-  return [...Object.values(arrays), ...found, places, origins, ...reads].filter(Number.isInteger);
+  return [...Object.values(arrays), ...found, places, origins, ...reads, ...given].filter(Number.isInteger);
 }
 
 /** Whether an operation stands for what the network is given. */
@@ -119,15 +119,20 @@ function isInput(operation) {
   return operation.inputs.length === 0;
 }
 
+/** Whether an array is (1, H, W, C), known by channels; anything else is known by its numbers in order. */
+function isPicture({ shape }) {
+  return shape.length === 4 && shape[0] === 1;
+}
+
 /** Rows and columns of an operation's output; a vector has one place. */
 function places(operation) {
-  return operation.shape.length === 4 ? [operation.shape[1], operation.shape[2]] : [1, 1];
+  return isPicture(operation) ? [operation.shape[1], operation.shape[2]] : [1, 1];
 }
 
 /** How many channels an operation's output has in all; of a vector, how many numbers. */
 function allChannels(operation) {
   const { shape } = operation;
-  return shape.length === 4 ? shape[3] : shape.reduce((product, length) => product * length, 1);
+  return isPicture(operation) ? shape[3] : shape.reduce((product, length) => product * length, 1);
 }
 
 /** What an operation is called: its module and its name. */

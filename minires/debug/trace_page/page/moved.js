@@ -17,48 +17,56 @@ function originOf(trace, operation, channel, i, j) {
   return { input, ...numberAt(operation, input, flat - arithmetic.starts[input]) };
 }
 
-/** The channel and the place of a number among all of an input. */
+/** The channel and the place of a number among all of an input; and the number. */
 function numberAt(operation, input, flat) {
-  const { shape } = operation.inputs[input];
-  const { channel, i, j } = placeAt({ shape }, indexOf(shape, flat));
-  return { channel, place: shape.length === 4 ? i * shape[2] + j : 0 };
+  const one = operation.inputs[input];
+  const { channel, i, j } = placeAt(one, indexOf(one.shape, flat));
+  return { channel, place: isPicture(one) ? i * one.shape[2] + j : 0 };
+}
+
+function numberOf(operation, input, channel, place) {
+  const one = operation.inputs[input];
+  const [i, j] = isPicture(one) ? [Math.floor(place / one.shape[2]), place % one.shape[2]] : [0, 0];
+  return flatOf(one.shape, indexAt(one, channel, i, j));
 }
 
 /** The places of the result at which a number of an input was put: [kept channel, index of the place]. */
 function readersOf(trace, operation, input, channel, place) {
   const { arithmetic } = operation;
+  const flat = arithmetic.starts[input] + numberOf(operation, input, channel, place);
   const found = [];
   operation.kept.slice(0, operation.shown).forEach((output, index) => {
-    if (arithmetic.channels) {
-      const source = arithmetic.channels[index];
-      if (!source || source[0] !== input || source[1] !== channel) return;
-      trace.array(arithmetic.places).data.forEach((from, at) => {
-        if (from === place) found.push([output, at]);
-      });
-      return;
-    }
-    const flat = arithmetic.starts[input] + flatOf(arithmetic.shapes[input], indexIn(operation, input, channel, place));
-    trace.plane(arithmetic.origins, index).forEach((from, at) => {
-      if (from === flat) found.push([output, at]);
+    const source = arithmetic.channels && arithmetic.channels[index];
+    if (arithmetic.channels && (!source || source[0] !== input || source[1] !== channel)) return;
+    const from = arithmetic.channels
+      ? trace.array(arithmetic.places).data
+      : trace.plane(arithmetic.origins, index);
+    const wanted = arithmetic.channels ? place : flat;
+    from.forEach((one, at) => {
+      if (one === wanted) found.push([output, at]);
     });
   });
   return found;
 }
 
-function indexIn(operation, input, channel, place) {
-  const { shape } = operation.inputs[input];
-  return shape.length === 4
-    ? [0, Math.floor(place / shape[2]), place % shape[2], channel]
-    : indexOf(shape, channel);
+/** The gradient of a number of an input that was put somewhere so many times. */
+function handedBack(trace, operation, input, channel, place, reads) {
+  if (!reads) return { blocks: [note(word("notRead"))], total: 0, formula: "0" };
+  const found = readersOf(trace, operation, input, channel, place);
+  if (found.length < reads) return unknown(channel, "dy");
+  const wide = places(operation)[1];
+  const rows = found.map(([output, at]) => [
+    `dy: ${word("channel", { channel: output })}, ${word("placeIn", { i: Math.floor(at / wide), j: at % wide })}`,
+    trace.incoming(operation, output)[at],
+  ]);
+  const total = rows.reduce((sum, each) => sum + each[1], 0);
+  return { blocks: [terms(...rows)], total, formula: rows.length > 1 ? "sum dy" : "dy" };
 }
 
-/** How often a number of an input was put somewhere, in all. */
-function readsOf(trace, operation, input, channel, place) {
-  const { arithmetic } = operation;
-  const index = trace.source(operation, input).kept.indexOf(channel);
-  if (!arithmetic.channels) return trace.plane(arithmetic.reads[input], index)[place];
-  const times = trace.array(arithmetic.places).data.filter((from) => from === place).length;
-  return arithmetic.readers[input][index] * times;
+/** A number of an input that no operation made. */
+function givenAt(trace, operation, { input, channel, place }) {
+  const array = operation.arithmetic.given[input];
+  return array === null ? undefined : trace.array(array).data[numberOf(operation, input, channel, place)];
 }
 
 const MOVED = {
@@ -73,23 +81,24 @@ const MOVED = {
     const wide = source ? places(source)[1] : 1;
     const place = { i: Math.floor(origin.place / wide), j: origin.place % wide };
     const text = `${word("takenFrom", { name, channel: origin.channel })}, ${word("placeIn", place)}`;
-    const plane = source && trace.output(source, origin.channel);
-    if (!plane) return { blocks: [note(text), ...unknown(origin.channel, name).blocks] };
-    return { blocks: [note(text)], total: plane[origin.place], formula: label };
+    const value = source
+      ? (trace.output(source, origin.channel) || [])[origin.place]
+      : givenAt(trace, operation, origin);
+    if (value === undefined) return { blocks: [note(text), ...unknown(origin.channel, name).blocks] };
+    return { blocks: [note(text)], total: value, formula: label };
   },
 
   backward(trace, operation, input, channel, row, column) {
-    const place = row * places(trace.source(operation, input))[1] + column;
-    const found = readersOf(trace, operation, input, channel, place);
-    const reads = readsOf(trace, operation, input, channel, place);
-    if (!reads) return { blocks: [note(word("notRead"))], total: 0, formula: "0" };
-    if (found.length < reads) return unknown(channel, "dy");
-    const wide = places(operation)[1];
-    const rows = found.map(([output, at]) => [
-      `dy: ${word("channel", { channel: output })}, ${word("placeIn", { i: Math.floor(at / wide), j: at % wide })}`,
-      trace.incoming(operation, output)[at],
-    ]);
-    const total = rows.reduce((sum, each) => sum + each[1], 0);
-    return { blocks: [terms(...rows)], total, formula: rows.length > 1 ? "sum dy" : "dy" };
+    const source = trace.source(operation, input);
+    const place = row * places(source)[1] + column;
+    const reads = trace.plane(operation.arithmetic.reads[input], source.kept.indexOf(channel))[place];
+    return handedBack(trace, operation, input, channel, place, reads);
+  },
+
+  parameter(trace, operation, { input }, number) {
+    const { reads } = operation.arithmetic;
+    if (reads[input] === null) return unknown(number, "dy");
+    const { channel, place } = numberAt(operation, input, number);
+    return handedBack(trace, operation, input, channel, place, trace.array(reads[input]).data[number]);
   },
 };

@@ -28,8 +28,8 @@ import numpy as np
 
 from minires.errors import ConfigError, one_of
 from minires.ops.forms import Form, Formula
-from minires.ops.plot_labels import filled
 from minires.ops.onnx_graph import Graph
+from minires.ops.plot_labels import filled
 from minires.tensor import Call, Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -65,8 +65,8 @@ class Description:
     pages.
 
     ``label`` is its name in a summary, ``short`` the one in a plot and where there is little room; options
-    may stand in both, see :mod:`minires.ops.plot_labels`. ``role`` says what a plot makes of it: "box" draws one
-    for it, "small" names it in the box before it, "silent" leaves it out. Where branches meet in it, the plot
+    may stand in both, see :mod:`minires.ops.plot_labels`. ``role`` says what a plot makes of it: "box" draws
+    one for it, "small" names it in the box before it, "silent" leaves it out. Where branches meet in it, the plot
     writes ``join``.
 
     ``channelwise`` says whether channel c of the result is made of channel c of each input that has as many;

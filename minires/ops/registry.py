@@ -66,8 +66,8 @@ class Description:
 
     ``label`` is its name in a summary, ``short`` the one in a plot and where there is little room; options
     may stand in both, see :mod:`minires.ops.plot_labels`. ``role`` says what a plot makes of it: "box" draws
-    one for it, "small" names it in the box before it, "silent" leaves it out. Where branches meet in it, the plot
-    writes ``join``.
+    one for it, "small" names it in the box before it, "silent" leaves it out. Where branches meet in it, the
+    plot writes ``join``.
 
     ``channelwise`` says whether channel c of the result is made of channel c of each input that has as many;
     its arithmetic knows that by itself.

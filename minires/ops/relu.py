@@ -41,7 +41,7 @@ def _backward(dy: Array, y: Array) -> Array:
 
 
 @kernel
-def _relu_numba(x, add, y):
+def _relu_numba(x: Array, add: Array, y: Array) -> None:
     zero = x.dtype.type(0)
     for i in range(len(y)):
         value = x[i]
@@ -51,7 +51,7 @@ def _relu_numba(x, add, y):
 
 
 @kernel
-def _gradient_numba(dy, y, dx):
+def _gradient_numba(dy: Array, y: Array, dx: Array) -> None:
     zero = dy.dtype.type(0)
     for i in range(len(dx)):
         dx[i] = dy[i] if y[i] > zero else zero

@@ -23,7 +23,7 @@ from minires.backend import Array, kernel
 
 
 @kernel
-def _sums_numba(x, shift, start, stop, total, squares):
+def _sums_numba(x: Array, shift: Array, start: int, stop: int, total: Array, squares: Array) -> None:
     channels = total.size
     whole = stop - (stop - start) % 4
     for m in range(start, whole, 4):
@@ -40,7 +40,10 @@ def _sums_numba(x, shift, start, stop, total, squares):
 
 
 @kernel
-def _normalize_numba(x, scale, mean, beta, add, relu, y, start, stop):
+def _normalize_numba(
+    x: Array, scale: Array, mean: Array, beta: Array, add: Array, relu: bool, y: Array, start: int,
+    stop: int,
+) -> None:  # fmt: skip
     zero = x.dtype.type(0)
     for m in range(start, stop):
         for c in range(len(mean)):
@@ -55,7 +58,10 @@ def _normalize_numba(x, scale, mean, beta, add, relu, y, start, stop):
 
 
 @kernel
-def _gradient_sums_numba(dy, x, y, mean, scale, beta, relu, start, stop, total, products):
+def _gradient_sums_numba(
+    dy: Array, x: Array, y: Array, mean: Array, scale: Array, beta: Array, relu: bool, start: int, stop: int,
+    total: Array, products: Array,
+) -> None:  # fmt: skip
     zero, channels, from_x = x.dtype.type(0), total.size, y.shape[0] == 0
     whole = stop - (stop - start) % 4
     for m in range(start, whole, 4):
@@ -80,7 +86,10 @@ def _gradient_sums_numba(dy, x, y, mean, scale, beta, relu, start, stop, total, 
 
 
 @kernel
-def _gradient_numba(dy, x, y, mean, scale, beta, relu, slope, offset, dx, dadd, start, stop):
+def _gradient_numba(
+    dy: Array, x: Array, y: Array, mean: Array, scale: Array, beta: Array, relu: bool, slope: Array,
+    offset: Array, dx: Array, dadd: Array, start: int, stop: int,
+) -> None:  # fmt: skip
     zero, channels, from_x = x.dtype.type(0), mean.size, y.shape[0] == 0
     for m in range(start, stop):
         for c in range(channels):

@@ -38,7 +38,10 @@ def by_group(matrix: Array, groups: int) -> Array:
 
 
 @kernel
-def _im2col_numba(x, columns, start, stop, stride, dilation, top, left, out, size):
+def _im2col_numba(
+    x: Array, columns: Array, start: int, stop: int, stride: tuple[int, int], dilation: tuple[int, int],
+    top: int, left: int, out: tuple[int, int], size: tuple[int, int],
+) -> None:  # fmt: skip
     """The columns of the lines start..stop of the output, counted through all pictures."""
     n, h, w, channels = x.shape
     groups, _, depth = columns.shape
@@ -76,7 +79,10 @@ def _im2col_numba(x, columns, start, stop, stride, dilation, top, left, out, siz
 
 
 @kernel
-def _col2im_numba(columns, dx, stride, dilation, top, left, out, size):
+def _col2im_numba(
+    columns: Array, dx: Array, stride: tuple[int, int], dilation: tuple[int, int], top: int, left: int,
+    out: tuple[int, int], size: tuple[int, int],
+) -> None:  # fmt: skip
     n, h, w, _ = dx.shape
     groups, _, depth = columns.shape
     width = depth // (size[0] * size[1])
@@ -115,7 +121,7 @@ class _Columns:
         self.rows = self.lines * win.out[1]
 
     def bytes(self, lines: int) -> int:
-        return lines * self.win.out[1] * self.depth * self.groups * self.x.itemsize
+        return lines * self.win.out[1] * self.depth * self.groups * int(self.x.itemsize)
 
     def fit(self) -> bool:
         """Whether they may exist whole."""
@@ -160,7 +166,7 @@ class _Columns:
 
 
 @kernel
-def _finish_numba(y, b, relu):
+def _finish_numba(y: Array, b: Array, relu: bool) -> None:
     zero = y.dtype.type(0)
     for m in range(y.shape[0]):
         for c in range(y.shape[1]):

@@ -32,7 +32,7 @@ MOST_ROWS = 8  # of a tile, on any processor
 
 
 @kernel
-def _frame_numba(picture, frame, lines, across, top, left):
+def _frame_numba(picture: Array, frame: Array, lines: int, across: int, top: int, left: int) -> None:
     """Copy a picture (H, W, C) into the frame (lines, across, C), flat, whose border is zero already."""
     h, w, channels = picture.shape
     run = min(w, across - left) * channels
@@ -45,7 +45,10 @@ def _frame_numba(picture, frame, lines, across, top, left):
 
 
 @kernel
-def _forward_numba(x, w, b, relu, y, frame, lines, across, stride, dilation, top, left, groups, runs):
+def _forward_numba(
+    x: Array, w: Array, b: Array, relu: bool, y: Array, frame: Array, lines: int, across: int,
+    stride: tuple[int, int], dilation: tuple[int, int], top: int, left: int, groups: int, runs: int,
+) -> None:  # fmt: skip
     (n, _, _, channels), (kh, kw, depth, outputs) = x.shape, w.shape
     _, oh, ow, _ = y.shape
     kernels, sums, step, run = w.reshape(w.size), y.reshape(y.size), stride[1] * channels, kw * depth // runs
@@ -70,7 +73,10 @@ def _forward_numba(x, w, b, relu, y, frame, lines, across, stride, dilation, top
 
 
 @kernel
-def _backward_w_numba(x, dy, dw, zeros, frame, lines, across, stride, dilation, top, left, groups):
+def _backward_w_numba(
+    x: Array, dy: Array, dw: Array, zeros: Array, frame: Array, lines: int, across: int,
+    stride: tuple[int, int], dilation: tuple[int, int], top: int, left: int, groups: int,
+) -> None:  # fmt: skip
     """Add to dw (KH, runs, run, O), whose runs are rounded up to whole tiles: what is behind is meaningless.
 
     Each picture is summed by itself first, which rounds less than one long sum.

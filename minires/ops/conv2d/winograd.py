@@ -56,7 +56,9 @@ _SMALL_KERNEL = 64  # times the tiles; with a larger one the 16 products are sha
 
 
 @kernel
-def _inputs_numba(x, first, v, evens, odds, even, odd, top, left):
+def _inputs_numba(
+    x: Array, first: int, v: Array, evens: Array, odds: Array, even: Array, odd: Array, top: int, left: int
+) -> None:
     """v = B^T d B of the pictures x (n, H, W, C), whose tiles in v begin with those of picture ``first``.
 
     evens, odds (lines, across + 1, C) take a picture with its border of zeros, even, odd one of their lines.
@@ -102,7 +104,7 @@ def _inputs_numba(x, first, v, evens, odds, even, odd, top, left):
 
 
 @kernel
-def _outputs_numba(m, first, y, evens, odds):
+def _outputs_numba(m: Array, first: int, y: Array, evens: Array, odds: Array) -> None:
     """y = A^T m A into the pictures y (n, OH, OW, O); evens, odds (4, across * O)."""
     n, high, wide, channels = y.shape
     run = evens.shape[1]
@@ -133,7 +135,7 @@ def _outputs_numba(m, first, y, evens, odds):
 
 
 @kernel
-def _gradients_numba(dy, first, e, evens, odds):
+def _gradients_numba(dy: Array, first: int, e: Array, evens: Array, odds: Array) -> None:
     """e = A dy A^T, the adjoint of _outputs_numba; evens, odds (at least 2, across * O) take two lines."""
     n, high, wide, channels = dy.shape
     run, number = evens.shape[1], dy.dtype.type

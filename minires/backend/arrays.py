@@ -28,7 +28,7 @@ def cupy() -> ModuleType:
     if importlib.util.find_spec("cupy") is None:
         raise ConfigError(
             "a GPU was asked for, but CuPy is not installed. "
-            "Install it with pip install 'minires[cuda12]' (or cuda13), or use device='cpu'"
+            "Install it with pip install 'cupy-cuda12x[ctk]' (or cupy-cuda13x), or use device='cpu'"
         )
     module = importlib.import_module("cupy")
     try:
@@ -97,7 +97,7 @@ def bfloat16() -> np.dtype[Any]:
     if importlib.util.find_spec("ml_dtypes") is None:
         raise ConfigError(
             "bfloat16 was asked for, but the package ml_dtypes, which brings it to NumPy, is not installed. "
-            "Install it with pip install 'minires[bf16]', or leave the precision at 'fp32'"
+            "Install it with pip install ml_dtypes, or leave the precision at 'fp32'"
         )
     found: np.dtype[Any] = np.dtype(importlib.import_module("ml_dtypes").bfloat16)
     return found

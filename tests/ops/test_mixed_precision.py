@@ -271,7 +271,7 @@ def test_without_the_package_it_says_what_is_missing(monkeypatch):
     backend.bfloat16.cache_clear()
     try:
         for ask in (lambda: Tensor([1.0]).astype("bfloat16"), lambda: backend.precision("bf16").__enter__()):
-            with pytest.raises(ConfigError, match=r"ml_dtypes.*pip install .minires\[bf16\]."):
+            with pytest.raises(ConfigError, match=r"Install it with pip install ml_dtypes, or"):
                 ask()
     finally:
         monkeypatch.undo()

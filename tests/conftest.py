@@ -1,8 +1,27 @@
 """What all tests need."""
 
+import os
 import signal
+from typing import Any
 
 import pytest
+
+# ``pytest -n auto`` runs the tests on several processes, see pytest-xdist; these two hooks are asked by it.
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process per core, but no more than four: the largest networks take 2 GB each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 4)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of a file stay together: they share what was made for them, a trained run or a site."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log) if config.getoption("dist") == "load" else None
 
 
 @pytest.fixture(autouse=True, scope="session")

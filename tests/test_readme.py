@@ -5,6 +5,7 @@ Their figures are those of the result files, their code runs, their commands and
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shlex
 from collections.abc import Iterator
@@ -72,6 +73,13 @@ def test_every_page_of_the_guide_is_found_from_the_readme():
         links = {(page, link) for page in new for link in re.findall(r"\]\(([^)#]+\.md)", TEXTS[page.name])}
         new = {(page.parent / link).resolve() for page, link in links} - found
     assert {page.resolve() for page in PAGES} <= found
+
+
+def test_the_names_that_the_changelog_leads_to_are_there():
+    moved = re.findall(r"^  \| .* \| (.*`minires.*) \|$", TEXTS["CHANGELOG.md"], re.MULTILINE)
+    names = re.findall(r"`(minires[\w.]*)`", " ".join(moved))
+    assert len(names) >= 20
+    assert all(pkgutil.resolve_name(name) for name in names)
 
 
 @pytest.mark.usefixtures("registries_as_before")

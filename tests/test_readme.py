@@ -95,7 +95,7 @@ def commands(text: str) -> Iterator[list[str]]:
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()] + re.findall(r"`(minires [^`]*)`", text)
     for line in lines:
-        if found := re.search(r"(?:^|/)minires (?:--import \w+ )?([\w-]+.*)", line):
+        if found := re.search(r"(?:^|/)minires ([\w-]+.*)", line):
             yield shlex.split(found[1], comments=True)
 
 

@@ -71,7 +71,8 @@ def _im2col_numba(
                             run[c] = source[c]
                     else:
                         for j in range(first, last):
-                            source = x[p, ih, iw + j * dilation[1], g * width : (g + 1) * width]
+                            at = (iw + j * dilation[1]) * channels + g * width
+                            source = lines[p, ih, at : at + width]
                             run = target[j * width : (j + 1) * width]
                             for c in range(width):
                                 run[c] = source[c]

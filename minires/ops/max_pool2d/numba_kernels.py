@@ -5,8 +5,6 @@ What is computed stands in ``minires.ops.max_pool2d``.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from minires import backend
@@ -19,15 +17,14 @@ def _forward_numba(x, y, winner, size, stride, dilation, top, left):
     _, h, w, channels = x.shape
     for n in range(y.shape[0]):
         for oh in range(y.shape[1]):
+            start_h = oh * stride[0] - top
+            first_i = max(0, -(start_h // dilation[0]))
+            stop_i = min(size[0], -((start_h - h) // dilation[0]))
             for ow in range(y.shape[2]):
                 best, where = y[n, oh, ow], winner[n, oh, ow]
-                start_h, start_w = oh * stride[0] - top, ow * stride[1] - left
-                first_i, stop_i = max(0, -start_h), min(size[0], h - start_h)
+                start_w = ow * stride[1] - left
                 first_j, stop_j = max(0, -start_w), min(size[1], w - start_w)
-                if dilation[0] > 1:
-                    first_i = max(0, -(start_h // dilation[0]))
-                    stop_i = min(size[0], -((start_h - h) // dilation[0]))
-                if dilation[1] > 1:
+                if dilation[1] > 1:  # else it is spared the divisions
                     first_j = max(0, -(start_w // dilation[1]))
                     stop_j = min(size[1], -((start_w - w) // dilation[1]))
                 best[:] = -np.inf
@@ -43,20 +40,17 @@ def _forward_numba(x, y, winner, size, stride, dilation, top, left):
 
 
 @kernel
-def _backward_numba(dy, winner, dx, size, stride, dilation, top, left):
+def _backward_numba(dy, winner, dx, behind, stride, top, left):
+    """behind: for each pixel of a window, how many numbers of a picture it lies behind the first."""
     dx[...] = 0.0
-    for n in range(dy.shape[0]):
+    n, h, w, channels = dx.shape
+    for p in range(n):
+        picture = dx[p].reshape(h * w * channels)
         for oh in range(dy.shape[1]):
             for ow in range(dy.shape[2]):
-                for c in range(dy.shape[3]):
-                    i, j = divmod(winner[n, oh, ow, c], size[1])
-                    h, w = oh * stride[0] + i * dilation[0] - top, ow * stride[1] + j * dilation[1] - left
-                    dx[n, h, w, c] += dy[n, oh, ow, c]
-
-
-def _window(win: Window) -> tuple[Any, ...]:
-    """What the kernels ask of a window."""
-    return win.size, win.stride, win.dilation, win.top, win.left
+                first = ((oh * stride[0] - top) * w + ow * stride[1] - left) * channels
+                for c in range(channels):
+                    picture[first + behind[winner[p, oh, ow, c]] + c] += dy[p, oh, ow, c]
 
 
 def forward(x: Array, win: Window) -> tuple[Array, Array]:
@@ -66,7 +60,8 @@ def forward(x: Array, win: Window) -> tuple[Array, Array]:
 
     def shard(start: int, stop: int) -> None:
         part = slice(start, stop)
-        _forward_numba(x[part], y[part], winner[part], *_window(win))
+        where = win.size, win.stride, win.dilation, win.top, win.left
+        _forward_numba(x[part], y[part], winner[part], *where)
 
     backend.parallel_for(shard, len(x))
     return y, winner
@@ -75,10 +70,12 @@ def forward(x: Array, win: Window) -> tuple[Array, Array]:
 def backward(dy: Array, winner: Array, shape: tuple[int, ...], win: Window) -> Array:
     """dx of ``shape`` (N, H, W, C)."""
     dx, dy = np.empty(shape, dy.dtype), np.ascontiguousarray(dy)
+    rows, columns = (np.arange(k) * apart for k, apart in zip(win.size, win.dilation, strict=True))
+    behind = (rows[:, None] * shape[2] + columns).reshape(-1) * shape[3]
 
     def shard(start: int, stop: int) -> None:
         part = slice(start, stop)
-        _backward_numba(dy[part], winner[part], dx[part], *_window(win))
+        _backward_numba(dy[part], winner[part], dx[part], behind, win.stride, win.top, win.left)
 
     backend.parallel_for(shard, shape[0])
     return dx

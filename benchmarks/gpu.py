@@ -49,7 +49,8 @@ from minires.data import find
 from minires.errors import ConfigError
 from minires.models import build
 from minires.ops.cross_entropy import cross_entropy
-from minires.tensor import Node, Tensor, reachable
+from minires.tape import Node, reachable
+from minires.tensor import Tensor
 from minires.train import Adam, captured
 
 PEERS = ("minires", "minires captured", "torch", "torch channels-last", "torch graph")

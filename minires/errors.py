@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import numbers
+import operator
 from collections.abc import Collection, Iterable
+from typing import Any
 
 
 class MiniresError(ValueError):
@@ -70,3 +73,49 @@ def nearest(name: object, known: Iterable[str], *, count: int = 3) -> str:
     if not near:
         return "there are none at all"
     return f"the nearest {'is' if len(near) == 1 else 'are'} {', '.join(near)}"
+
+
+def as_whole(value: Any) -> int | None:
+    """``value`` as an int if it is a whole number, of Python or of NumPy; None if it is none, or a bool."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # refuses floats, and the bools of NumPy
+    except TypeError:
+        return None
+
+
+def as_number(value: Any) -> float | None:
+    """``value`` as a float if it is a real number, of Python or of NumPy; None if it is none, or a bool."""
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else None
+
+
+def plain(value: Any) -> Any:
+    """``value`` with Python's own numbers in the place of NumPy's, in tuples, lists and dicts, too.
+
+    >>> import numpy as np
+    >>> plain((np.int64(2), [np.float32(0.5), True, "same"]))
+    (2, [0.5, True, 'same'])
+    """
+    if isinstance(value, tuple | list):
+        return type(value)(plain(one) for one in value)
+    if isinstance(value, dict):
+        return {name: plain(one) for name, one in value.items()}
+    for number in (as_whole(value), as_number(value)):
+        if number is not None:
+            return number
+    return value
+
+
+def whole(what: str, value: Any, *, least: int = 1) -> int:
+    """A whole number of at least ``least``, of Python or of NumPy, as an int. Raises: ConfigError.
+
+    >>> whole("channels", 0)
+    Traceback (most recent call last):
+    ...
+    minires.errors.ConfigError: channels must be a whole number of at least 1, not 0
+    """
+    number = as_whole(value)
+    if number is None or number < least:
+        raise ConfigError(f"{what} must be a whole number of at least {least}, not {value!r}")
+    return number

@@ -1,39 +1,35 @@
-"""The tensor and the tape: how a gradient finds its way back.
+"""The tensor: an array that remembers how it was made, so that a gradient finds its way back.
 
 Every operation computes its result as an array and then calls :func:`record`, which notes on the tape where
-the result came from: a :class:`Node` with the nodes of its inputs and a closure ``backward(dy)`` that turns
-the gradient of the result into one gradient for each input. ``loss.backward()`` walks the tape from the loss
-to the parameters. A node is numbered when it is made, and an operation can only use what was made before it,
-so walking by falling numbers is a reverse topological order: no recursion, however deep the network.
+the result came from: see :mod:`minires.tape`. ``loss.backward()`` walks the tape from the loss to the
+parameters.
 
 An operation declares itself when it calls ``record``: what its inputs are called, the options it was called
 with, the arrays that it saved for its backward. Whoever wants to know more of a pass than its gradients (the
 debugger, a summary, an export) reads these, and nothing else.
-
-The tape keeps no result alive by itself: each closure holds just the arrays that its formula needs, those
-that the operation declares as saved.
 """
 
 from __future__ import annotations
 
-import itertools
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never, TypeAlias
 
 import numpy as np
 
 from minires import backend
 from minires.backend import Array
 from minires.errors import MiniresError, ShapeError
+from minires.tape import NOTHING, Backward, Node, Step, backward_steps, reachable
 
-Backward = Callable[[Array], Sequence["Array | None"]]
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
-_numbers = itertools.count()
+Axis = int | tuple[int, ...] | None
+Operand: TypeAlias = (
+    "Tensor | np.ndarray[Any, Any] | np.generic | float | list[Any] | tuple[Any, ...]"  # of numbers
+)
+Shape = int | Sequence[int]
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _SHOWN, _LINES = 100, 12  # a tensor of more numbers, or more lines, is shown by its shape
 
 
@@ -101,7 +97,7 @@ def enter(tree: Any, path: str) -> tuple[Any, str]:
     return before
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
     """One call of an operation, as it was declared: see :func:`record`.
 
@@ -133,72 +129,12 @@ def set_apart(leaves: Sequence[Tensor]) -> Iterator[None]:
     """
     before = [(leaf, leaf._node, leaf.grad) for leaf in leaves]
     for leaf in leaves:
-        leaf._node, leaf.grad = Node("leaf", leaf, (), None), None
+        leaf._node, leaf.grad = Node("leaf", leaf, (), None, path=_state.path), None
     try:
         yield
     finally:
         for leaf, node, grad in before:
             leaf._node, leaf.grad = node, grad
-
-
-class Node:
-    """One entry of the tape: an operation that was done, or a leaf (a tensor the user made).
-
-    ``op`` is the operation's name, ``path`` the module it ran in, ``parents`` one node (or None: no gradient
-    needed) per input, ``names`` what the inputs are called, ``options`` what the operation was called with,
-    ``saved`` the arrays that its backward needs, ``shape`` and ``dtype`` those of the result.
-    """
-
-    __slots__ = (
-        "op", "path", "parents", "backward", "names", "options", "saved", "number", "shape", "dtype",
-        "output", "hooks", "retain",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        op: str,
-        output: Tensor,
-        parents: tuple[Node | None, ...],
-        backward: Backward | None,
-        *,
-        names: tuple[str, ...] = (),
-        options: Mapping[str, Any] = _NOTHING,
-        saved: Mapping[str, Array] = _NOTHING,
-    ) -> None:
-        self.op = op
-        self.path = _state.path
-        self.parents = parents
-        self.backward = backward
-        self.names, self.options, self.saved = names, options, saved
-        self.number = next(_numbers)
-        self.shape = output.data.shape
-        self.dtype = output.data.dtype
-        self.output = weakref.ref(output)
-        self.hooks: list[Callable[[Array], Array | None]] = []
-        self.retain = op == "leaf"
-
-    @property
-    def freed(self) -> bool:
-        return self.backward is None and self.op != "leaf"
-
-    def free(self) -> None:
-        self.backward, self.parents, self.saved = None, (), _NOTHING
-
-    def __repr__(self) -> str:
-        return f"<{self.op} {self.path or '(no module)'} {tuple(self.shape)}>"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a backward pass: the node, the gradient of its result, and one gradient per parent."""
-
-    node: Node
-    incoming: Array
-    outgoing: tuple[Array | None, ...]
-
-    def __repr__(self) -> str:
-        given = ", ".join("none" if one is None else f"{one.shape}" for one in self.outgoing)
-        return f"<backward of {self.node!r}: {self.incoming.shape} -> {given}>"
 
 
 class Tensor:
@@ -207,29 +143,29 @@ class Tensor:
     Python numbers and lists become float32; arrays keep their dtype, and only float32, float64 and bfloat16
     can need a gradient.
 
-    Raises: ShapeError if ``requires_grad`` is asked for integers; ConfigError for an unknown device.
+    Two tensors are one key of a dict, or one element of a set, if they are the same object. ``==`` compares
+    their numbers, and so does ``in`` with a list of tensors: to find a tensor there, compare with ``is``.
+
+    Raises: ShapeError if ``data`` holds no numbers or ``requires_grad`` is asked for integers; ConfigError
+    for an unknown device.
     """
 
     __slots__ = ("data", "grad", "name", "_node", "__weakref__")
-    __array_priority__ = 100  # numpy_array * tensor asks the tensor, not the array
+    __hash__ = object.__hash__  # though == is not identity
 
     def __init__(
         self, data: Any, *, requires_grad: bool = False, device: str | None = None, name: str | None = None
     ) -> None:
-        if isinstance(data, Tensor):
-            data = data.data
-        if not hasattr(data, "dtype"):
-            data = np.asarray(data, dtype=np.float32)
-        elif isinstance(data, np.generic):
-            data = np.asarray(data)
+        if not isinstance(data, np.ndarray):
+            data = array_of(data)
+        if data.dtype.kind in "OSUMm":
+            raise ShapeError(f"a tensor holds numbers, but the array is of dtype {data.dtype}")
         self.data: Array = data if device is None else backend.to_device(data, device)
         self.grad: Array | None = None
         self.name = name
         self._node: Node | None = None
         if requires_grad:
-            if not backend.is_float(self.data.dtype):
-                raise ShapeError(f"only floating-point tensors have gradients, not {self.data.dtype}")
-            self._node = Node("leaf", self, (), None)
+            self.requires_grad = True
 
     # ------------------------------------------------------------------------------------- what it is
 
@@ -241,8 +177,10 @@ class Tensor:
     def requires_grad(self, value: bool) -> None:
         if self._node is not None and self._node.op != "leaf":
             raise MiniresError("requires_grad can be set on leaf tensors only; use detach() to cut the tape")
+        if value and not (self.dtype in _FLOATS or backend.is_bfloat16(self.dtype)):
+            raise ShapeError(f"only float32, float64 and bfloat16 tensors have gradients, not {self.dtype}")
         if value != self.requires_grad:
-            self._node = Node("leaf", self, (), None) if value else None
+            self._node = Node("leaf", self, (), None, path=_state.path) if value else None
 
     @property
     def node(self) -> Node | None:
@@ -251,26 +189,38 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.data.shape
+        shape: tuple[int, ...] = self.data.shape
+        return shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return self.data.dtype
+        dtype: np.dtype[Any] = self.data.dtype
+        return dtype
 
     @property
     def ndim(self) -> int:
-        return self.data.ndim
+        ndim: int = self.data.ndim
+        return ndim
 
     @property
     def size(self) -> int:
-        return self.data.size
+        size: int = self.data.size
+        return size
 
     @property
     def device(self) -> str:
         return backend.device_of(self.data)
 
     def __len__(self) -> int:
+        if self.ndim == 0:
+            raise TypeError("a tensor of a single value, shape (), has no length")
         return len(self.data)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __contains__(self, value: object) -> bool:
+        return bool(np.any(self == value))
 
     def __repr__(self) -> str:
         name = f", name={self.name!r}" if self.name else ""
@@ -293,13 +243,51 @@ class Tensor:
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """The values as a NumPy array (shared with the tensor on the CPU, a copy from a GPU)."""
-        return backend.to_device(self.data, "cpu")
+        array: np.ndarray[Any, Any] = backend.to_device(self.data, "cpu")
+        return array
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        """What ``np.asarray(tensor)`` gives, and every library that asks for an array: :meth:`numpy`."""
+        if copy is False and self.device != "cpu":
+            raise ValueError(f"a tensor on {self.device} cannot become a NumPy array without a copy")
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def item(self) -> float:
         """The one value as a Python number. Raises: ShapeError if there is not exactly one."""
-        if self.data.size != 1:
-            raise ShapeError(f"item() needs a tensor of one value, not of shape {self.shape}")
+        value: float = self._one("item()")
+        return value
+
+    def tolist(self) -> Any:
+        """The values as Python numbers, in a list for each axis."""
+        return self.numpy().tolist()
+
+    def _one(self, asked: str) -> Any:
+        """The value, for what is possible with a single one only."""
+        if self.size != 1:
+            raise ShapeError(f"{asked} needs a tensor of one value, not of shape {self.shape}")
         return self.data.item()
+
+    def __float__(self) -> float:
+        return float(self._one("float()"))
+
+    def __int__(self) -> int:
+        return int(self._one("int()"))
+
+    def __index__(self) -> int:
+        if self.dtype.kind not in "iu":
+            raise TypeError(f"only tensors of whole numbers can be an index, not of {self.dtype}")
+        return int(self._one("an index"))
+
+    def __bool__(self) -> bool:
+        if self.size != 1:
+            raise ShapeError(
+                f"a tensor of shape {self.shape} is neither true nor false; say with .any() or .all() which "
+                "of its values are meant. To find one tensor among others, compare them with `is`"
+            )
+        return bool(self.data.item())
+
+    def __format__(self, spec: str) -> str:
+        return format(self._one(f"the format {spec!r}"), spec) if spec else str(self)
 
     def detach(self) -> Tensor:
         """The same values, off the tape."""
@@ -364,9 +352,7 @@ class Tensor:
     def backward_steps(self, grad: Array | None = None, *, retain_graph: bool = False) -> Iterator[Step]:
         """The backward pass one operation at a time, last operation first. See :meth:`backward`."""
         root = self._on_tape("backward")
-        if root.freed:
-            raise MiniresError(_FREED)
-        return _backward_steps(root, self._initial_gradient(grad), retain_graph)
+        return backward_steps(root, self._initial_gradient(grad), retain_graph=retain_graph)
 
     def _initial_gradient(self, grad: Array | None) -> Array:
         xp = backend.array_module(self.data)
@@ -384,29 +370,91 @@ class Tensor:
 
     if TYPE_CHECKING:  # bound in minires/ops/__init__.py, where each of these operations is a file
 
-        def __add__(self, other: Any) -> Tensor: ...
-        def __radd__(self, other: Any) -> Tensor: ...
-        def __sub__(self, other: Any) -> Tensor: ...
-        def __rsub__(self, other: Any) -> Tensor: ...
-        def __mul__(self, other: Any) -> Tensor: ...
-        def __rmul__(self, other: Any) -> Tensor: ...
-        def __truediv__(self, other: Any) -> Tensor: ...
-        def __rtruediv__(self, other: Any) -> Tensor: ...
-        def __pow__(self, exponent: float) -> Tensor: ...
+        def __add__(self, other: Operand) -> Tensor: ...
+        def __radd__(self, other: Operand) -> Tensor: ...
+        def __iadd__(self, other: Operand) -> Tensor: ...
+        def __sub__(self, other: Operand) -> Tensor: ...
+        def __rsub__(self, other: Operand) -> Tensor: ...
+        def __isub__(self, other: Operand) -> Tensor: ...
+        def __mul__(self, other: Operand) -> Tensor: ...
+        def __rmul__(self, other: Operand) -> Tensor: ...
+        def __imul__(self, other: Operand) -> Tensor: ...
+        def __truediv__(self, other: Operand) -> Tensor: ...
+        def __rtruediv__(self, other: Operand) -> Tensor: ...
+        def __itruediv__(self, other: Operand) -> Tensor: ...
+        def __pow__(self, exponent: Operand) -> Tensor: ...
+        def __rpow__(self, base: Operand) -> Tensor: ...
+        def __ipow__(self, exponent: Operand) -> Tensor: ...
         def __neg__(self) -> Tensor: ...
-        def __matmul__(self, other: Any) -> Tensor: ...
-        def __rmatmul__(self, other: Any) -> Tensor: ...
+        def __pos__(self) -> Tensor: ...
+        def __abs__(self) -> Tensor: ...
+        def __matmul__(self, other: Operand) -> Tensor: ...
+        def __rmatmul__(self, other: Operand) -> Tensor: ...
+        def __imatmul__(self, other: Operand) -> Tensor: ...
+        def __lt__(self, other: Operand) -> Array: ...
+        def __le__(self, other: Operand) -> Array: ...
+        def __gt__(self, other: Operand) -> Array: ...
+        def __ge__(self, other: Operand) -> Array: ...
+        def __eq__(self, other: object) -> Any: ...
+        def __ne__(self, other: object) -> Any: ...
         def __getitem__(self, index: Any) -> Tensor: ...
-        def sum(self, axis: Any = None, *, keepdims: bool = False) -> Tensor: ...
-        def mean(self, axis: Any = None, *, keepdims: bool = False) -> Tensor: ...
-        def max(self, axis: Any = None, *, keepdims: bool = False) -> Tensor: ...
-        def astype(self, dtype: Any) -> Tensor: ...
-        def to(self, device: str) -> Tensor: ...
-        def reshape(self, *shape: Any) -> Tensor: ...
-        def transpose(self, *axes: Any) -> Tensor: ...
+        def __setitem__(self, index: Never, value: Never) -> None: ...
+        def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any: ...
+        def __array_function__(self, function: Any, types: Any, inputs: Any, options: Any) -> Any: ...
+        def sum(self, axis: Axis = None, *, keepdims: bool = False) -> Tensor: ...
+        def mean(self, axis: Axis = None, *, keepdims: bool = False) -> Tensor: ...
+        def max(self, axis: Axis = None, *, keepdims: bool = False) -> Tensor: ...
+        def min(self, axis: Axis = None, *, keepdims: bool = False) -> Tensor: ...
+        def var(self, axis: Axis = None, *, keepdims: bool = False, correction: float = 0) -> Tensor: ...
+        def std(self, axis: Axis = None, *, keepdims: bool = False, correction: float = 0) -> Tensor: ...
+        def argmax(self, axis: int | None = None, *, keepdims: bool = False) -> Array: ...
+        def argmin(self, axis: int | None = None, *, keepdims: bool = False) -> Array: ...
+        def any(self, axis: Axis = None, *, keepdims: bool = False) -> Array: ...
+        def all(self, axis: Axis = None, *, keepdims: bool = False) -> Array: ...
+        def abs(self) -> Tensor: ...
         def exp(self) -> Tensor: ...
         def log(self) -> Tensor: ...
         def sqrt(self) -> Tensor: ...
+        def tanh(self) -> Tensor: ...
+        def sigmoid(self) -> Tensor: ...
+        def relu(self, *, add: Tensor | None = None) -> Tensor: ...
+        def softmax(self, *, axis: int = -1) -> Tensor: ...
+        def log_softmax(self, *, axis: int = -1) -> Tensor: ...
+        def clip(self, low: float | None = None, high: float | None = None) -> Tensor: ...
+        def astype(self, dtype: str | np.dtype[Any] | type[Any]) -> Tensor: ...
+        def to(self, device: str) -> Tensor: ...
+        def reshape(self, *shape: Shape) -> Tensor: ...
+        def flatten(self) -> Tensor: ...
+        def squeeze(self, axis: Axis = None) -> Tensor: ...
+        def expand_dims(self, axis: int | tuple[int, ...]) -> Tensor: ...
+        def broadcast_to(self, *shape: Shape) -> Tensor: ...
+        def repeat(self, count: int, axis: int) -> Tensor: ...
+        def transpose(self, *axes: Shape) -> Tensor: ...
+        def split(self, parts: int | Sequence[int], *, axis: int = 0) -> list[Tensor]: ...
+        @property
+        def T(self) -> Tensor: ...
+
+
+def array_of(data: Any, dtype: Any = np.float32) -> Array:
+    """What a tensor is made of, as an array: numbers become ``dtype``, and arrays keep theirs.
+
+    Raises: ShapeError if there is something else than numbers, or lists are of unequal lengths.
+    """
+    if isinstance(data, Tensor):
+        return data.data
+    if backend.is_cupy(data):
+        return data
+    if hasattr(data, "dtype"):  # a number of NumPy, or an array of another library
+        return np.asarray(data)
+    if isinstance(data, list | tuple) and any(isinstance(one, Tensor) for one in data):
+        raise MiniresError("a list of tensors would be copied without their gradients; use ops.stack")
+    try:
+        array = np.asarray(data)
+    except ValueError as error:
+        raise ShapeError(f"a tensor is made of numbers, lists of equal lengths, or arrays: {error}") from None
+    if array.dtype.kind not in "biuf":
+        raise ShapeError(f"a tensor is made of numbers, lists of numbers, or arrays, not of {data!r}")
+    return array.astype(dtype)
 
 
 def _made_again(kind: type[Tensor], data: Array, requires_grad: bool, name: str | None) -> Tensor:
@@ -422,8 +470,8 @@ def record(
     *,
     inputs: Mapping[str, Tensor | None],
     backward: Backward,
-    options: Mapping[str, Any] = _NOTHING,
-    saved: Mapping[str, Array | None] = _NOTHING,
+    options: Mapping[str, Any] = NOTHING,
+    saved: Mapping[str, Array | None] = NOTHING,
 ) -> Tensor:
     """Make the tensor of an operation's result and note on the tape how to go back.
 
@@ -459,7 +507,10 @@ def record(
         if any(node is not None for node in nodes):
             if len(given) < len(inputs):
                 backward = _of_those_given(backward, [x is not None for x in inputs.values()])
-            output._node = Node(op, output, nodes, backward, names=tuple(given), options=options, saved=kept)
+            output._node = Node(
+                op, output, nodes, backward,
+                path=_state.path, names=tuple(given), options=options, saved=kept,
+            )  # fmt: skip
     if watcher is not None:
         watcher(Call(op, output, given, options, kept))
     return output
@@ -468,96 +519,6 @@ def record(
 def _of_those_given(backward: Backward, given: Sequence[bool]) -> Backward:
     """The gradients of the inputs that were given, without the places of the others."""
     return lambda dy: [gradient for gradient, there in zip(backward(dy), given, strict=True) if there]
-
-
-_FREED = (
-    "backward: this graph was freed by an earlier backward(). "
-    "Run the forward pass again, or call the first backward with retain_graph=True"
-)
-
-
-def reachable(root: Node) -> dict[Node, int]:
-    """Every node from which a gradient of ``root`` can be asked, with the number of its uses."""
-    uses = {root: 0}
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
-        if node.freed:
-            raise MiniresError(_FREED)
-        for parent in node.parents:
-            if parent is None:
-                continue
-            if parent not in uses:
-                uses[parent] = 0
-                waiting.append(parent)
-            uses[parent] += 1
-    return uses
-
-
-def _backward_steps(root: Node, grad: Array, retain_graph: bool) -> Iterator[Step]:
-    uses = reachable(root)
-    gradients: dict[Node, Array] = {root: grad}
-    ours: set[Node] = set()  # nodes whose gradient is an array that nobody else holds
-    if uses[root] == 0:
-        _complete(root, gradients, ours)
-    # A leaf was perhaps numbered after a node that does not use it, so leaves are done when their uses are.
-    for node in sorted((node for node in uses if node.op != "leaf"), key=lambda node: -node.number):
-        incoming = gradients.pop(node, None)
-        outgoing: tuple[Array | None, ...] = (None,) * len(node.parents)
-        if incoming is not None:
-            if node.backward is None:
-                raise MiniresError(_FREED)
-            # NumPy makes a scalar of every result without axes; a gradient is an array.
-            gradients_out = node.backward(incoming)
-            outgoing = tuple(np.asarray(g) if isinstance(g, np.generic) else g for g in gradients_out)
-            assert len(outgoing) == len(node.parents), f"{node}: {len(outgoing)} gradients"
-        for parent, gradient in zip(node.parents, outgoing, strict=True):
-            if parent is None:
-                continue
-            if gradient is not None:
-                assert gradient.shape == parent.shape, f"{node}: gradient {gradient.shape} for {parent}"
-                fresh = gradient is not incoming and gradient.base is None
-                _accumulate(parent, gradient, fresh, gradients, ours)
-            uses[parent] -= 1
-            if uses[parent] == 0:
-                _complete(parent, gradients, ours)
-        if not retain_graph:
-            node.free()
-        if incoming is not None:
-            yield Step(node, incoming, outgoing)
-
-
-def _accumulate(
-    node: Node, gradient: Array, fresh: bool, gradients: dict[Node, Array], ours: set[Node]
-) -> None:
-    before = gradients.get(node)
-    if before is None:
-        gradients[node] = gradient
-        if fresh:
-            ours.add(node)
-    else:
-        gradients[node] = backend.add(before, gradient)
-        ours.add(node)
-
-
-def _complete(node: Node, gradients: dict[Node, Array], ours: set[Node]) -> None:
-    """All uses of ``node`` have given their gradient: call its hooks and keep it where asked."""
-    gradient = gradients.get(node)
-    if gradient is None:
-        return
-    for hook in list(node.hooks):
-        replaced = hook(gradient)
-        if replaced is not None:
-            gradient = gradients[node] = replaced
-            ours.discard(node)
-    tensor = node.output()
-    if node.retain and tensor is not None:
-        if tensor.grad is not None:
-            tensor.grad = tensor.grad + gradient
-        else:
-            tensor.grad = gradient if node in ours and node.op == "leaf" else gradient.copy()
-    if node.op == "leaf":
-        del gradients[node]
 
 
 def cut(loss: Tensor, model: Any) -> list[str]:

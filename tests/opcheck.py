@@ -32,7 +32,8 @@ from minires import backend
 from minires.errors import MiniresError
 from minires.ops import cases
 from minires.ops.registry import Case
-from minires.tensor import Tensor, reachable
+from minires.tape import reachable
+from minires.tensor import Tensor
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = ("float32", "float64")

@@ -95,7 +95,7 @@ def _late_channels(xp, dy, shape, stride, before):
 
 
 SQUARE = Case("square", {"a": (3, 3), "b": (3, 3)}, op="matmul", fn=matmul.matmul)
-bn_kept, spread, getitem_kept = batch_norm._backward, reduce._spread, reshape._backward_getitem
+bn_kept, spread, getitem_kept = batch_norm._backward, reduce.spread, reshape._backward_getitem
 conv_x, conv_w = conv2d._backward_x, conv2d._backward_w
 max_pool_kept, pad_kept = max_pool2d._backward, pad._backward
 
@@ -143,7 +143,7 @@ MUTANTS: list[tuple[str, str, Any, str, Any]] = [
     ("cross entropy ignores what comes from above", "cross_entropy", cross_entropy, "_backward",
      lambda xp, dloss, log_p, target: (np.exp(log_p) - target) / len(target)),
     ("sigmoid forgets one factor", "sigmoid", sigmoid, "_backward", lambda xp, dy, y: dy * y),
-    ("a reduction spreads in the wrong order", "sum", reduce, "_spread",
+    ("a reduction spreads in the wrong order", "sum", reduce, "spread",
      lambda xp, dy, shape, axes: xp.flip(spread(xp, dy, shape, axes))),
     ("indexing keeps the last of two gradients", "getitem", reshape, "_backward_getitem",
      lambda xp, dy, shape, index, plain: getitem_kept(xp, dy, shape, index, True)),

@@ -1,8 +1,16 @@
-"""The tensor and the tape: where gradients go, in which order, and what is said when they cannot."""
+"""The tensor and the tape: where gradients go, in which order, and what is said when they cannot; what Python
+and NumPy ask of a tensor."""
 
+import ast
 import copy
 import gc
+import importlib
+import inspect
+import math
+import operator
 import re
+import subprocess
+import sys
 import threading
 import weakref
 
@@ -10,7 +18,7 @@ import numpy as np
 import pytest
 
 import minires
-from minires import Tensor, no_grad
+from minires import Tensor, no_grad, ops
 from minires.errors import ConfigError, MiniresError, ShapeError
 from minires.nn import Parameter
 from minires.ops.linear import linear
@@ -54,8 +62,39 @@ def test_item():
         Tensor(np.ones(0)).item()
 
 
+def test_what_holds_no_numbers_is_no_tensor():
+    for wrong in (None, "a", [1, None], {}, object(), ["a"]):
+        with pytest.raises(
+            ShapeError, match="a tensor is made of numbers, lists of numbers, or arrays, not of"
+        ):
+            Tensor(wrong)
+    with pytest.raises(ShapeError, match="lists of equal lengths"):
+        Tensor([[1], [2, 3]])
+    for array in (np.array(["a"]), np.array([None]), np.array(["2020-01-01"], "M8[D]")):
+        with pytest.raises(ShapeError, match="a tensor holds numbers, but the array is of dtype"):
+            Tensor(array)
+    with pytest.raises(
+        MiniresError, match="a list of tensors would be copied without their gradients; use ops.st"
+    ):
+        Tensor([leaf(1.0), leaf(2.0)])
+
+
+def test_arrays_of_other_libraries_become_arrays():
+    torch = pytest.importorskip("torch")
+    x = Tensor(torch.ones(2, dtype=torch.float64))
+    assert isinstance(x.data, np.ndarray) and x.dtype == np.float64
+
+
+def test_only_dtypes_that_operations_know_have_a_gradient():
+    for dtype in (np.float16, np.longdouble, np.int32, bool):
+        x = Tensor(np.ones(2, dtype))
+        with pytest.raises(ShapeError, match=f"tensors have gradients, not {x.dtype}"):
+            x.requires_grad = True
+        assert not x.requires_grad
+
+
 def test_integers_have_no_gradient():
-    with pytest.raises(ShapeError, match="only floating-point tensors have gradients, not int64"):
+    with pytest.raises(ShapeError, match="float32, float64 and bfloat16 tensors have gradients, not int64"):
         Tensor(np.arange(3), requires_grad=True)
 
 
@@ -74,6 +113,144 @@ def test_requires_grad_can_be_set_on_leaves_only():
         y.requires_grad = False
     x.requires_grad = False
     assert not (x * 2).requires_grad
+
+
+# ------------------------------------------------------------------------------------- Python and NumPy
+
+
+def test_numpy_takes_the_numbers():
+    x = leaf(1.0, 2.0)
+    assert np.asarray(x) is x.data and np.array(x) is not x.data and np.array(x, copy=False) is x.data
+    assert np.asarray(x, dtype=np.float32).dtype == np.float32 and np.asarray(x).dtype == np.float64
+    with pytest.raises(ValueError, match="copy"):
+        np.array(x, dtype=np.float32, copy=False)
+    assert np.array([x.sum(), x.mean()]).tolist() == [3, 1.5]
+    assert np.asarray(x.astype("bfloat16")).tolist() == [1, 2]
+
+
+def test_python_takes_a_single_value_as_a_number():
+    loss = (leaf(1.5, 2.0) * 2).sum()
+    assert float(loss) == 7.0 and int(loss) == 7 and math.sqrt(loss + 2) == 3.0
+    assert f"{loss:.3f}" == "7.000" and f"{Tensor([[7.0]]):5.1f}" == "  7.0" and f"{loss}" == str(loss)
+    assert loss and not Tensor(0.0) and not Tensor([[False]])
+    three = Tensor(np.array(3))
+    assert [10, 20, 30, 40][three] == 40 and list(range(three)) == [0, 1, 2] and operator.index(three) == 3
+
+
+@pytest.mark.parametrize(
+    ("ask", "error", "text"),
+    [
+        (float, ShapeError, "float() needs a tensor of one value, not of shape (2,)"),
+        (int, ShapeError, "int() needs a tensor of one value, not of shape (2,)"),
+        (
+            bool,
+            ShapeError,
+            "a tensor of shape (2,) is neither true nor false; say with .any() or .all() which",
+        ),
+        (lambda x: f"{x:.2f}", ShapeError, "the format '.2f' needs a tensor of one value, not of shape (2,)"),
+        (operator.index, TypeError, "only tensors of whole numbers can be an index, not of float64"),
+        (lambda x: operator.index(Tensor(np.arange(2))), ShapeError, "an index needs a tensor of one value"),
+        (lambda x: len(x.sum()), TypeError, "a tensor of a single value, shape (), has no length"),
+        (lambda x: list(x.sum()), TypeError, "a tensor of a single value, shape (), has no length"),
+        (lambda x: x // 2, TypeError, "unsupported operand"),
+    ],
+)
+def test_what_cannot_be_asked_of_many_values(ask, error, text):
+    with pytest.raises(error, match=re.escape(text)):
+        ask(leaf(1.0, 2.0))
+
+
+def test_lists_and_members():
+    x = leaf(1.0, 2.0)
+    assert x.tolist() == [1, 2] and x.sum().tolist() == 3 and 2 in x and 3 not in x and None not in x
+    first, second = x
+    (first * 3 + second).backward()
+    assert x.grad.tolist() == [3, 1] and max(x).item() == 2 and sum(x).item() == 3
+
+
+def test_a_tensor_is_a_key_as_the_object_that_it_is():
+    x, y = leaf(1.0, 2.0), leaf(1.0, 2.0)
+    names = {x: "x", y: "y"}
+    assert names[x] == "x" and names[y] == "y" and len({x, y, x}) == 2 and hash(x) != hash(y)
+    assert (x == y).all() and x.detach() not in names
+
+
+def test_the_package_never_asks_whether_tensors_are_equal_or_true(monkeypatch, tmp_path):
+    def refuse(self, other=None):
+        raise AssertionError("== or the truth of a tensor was asked for")
+
+    for name in ("__eq__", "__ne__", "__bool__", "__contains__"):
+        monkeypatch.setattr(Tensor, name, refuse)
+    model = minires.models.build("resnet20_cifar")
+    x, labels = np.zeros((2, 8, 8, 3), np.float32), np.array([1, 2])
+    optimizer = minires.train.Adam(model.named_parameters())
+    loss = ops.cross_entropy(model(Tensor(x)), labels)
+    assert minires.cut(loss, model) == []
+    loss.backward()
+    optimizer.step()
+    copy.deepcopy(model).load_state_dict(model.state_dict())
+    minires.fuse(model)
+    minires.step(model, x, labels).goto("fc")
+    model.summary(input=(8, 8, 3))
+    if importlib.util.find_spec("onnx"):
+        importlib.import_module("minires.weights.onnx").export_onnx(model, tmp_path / "model.onnx", (8, 8, 3))
+
+
+def test_mypy_sees_the_methods_that_are_bound():
+    """The block for mypy in the class names the same methods as the table of minires.ops, with the same
+    arguments."""
+    tree = ast.parse(inspect.getsource(Tensor))
+    block = next(
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    seen = {node.name: node for node in block.body if isinstance(node, ast.FunctionDef)}
+    assert seen.keys() == ops._METHODS.keys()
+    for name, node in seen.items():
+        bound = ops._METHODS[name]
+        if name.startswith("__") or isinstance(bound, property):
+            continue
+        taken = list(inspect.signature(bound).parameters.values())[1:]
+        arguments = [
+            *node.args.args[1:],
+            *([node.args.vararg] if node.args.vararg else []),
+            *node.args.kwonlyargs,
+        ]
+        assert [one.arg for one in arguments] == [one.name for one in taken], name
+        assert len(node.args.kwonlyargs) == sum(one.kind is one.KEYWORD_ONLY for one in taken), name
+
+
+def test_mypy_sees_what_a_user_does_wrong(tmp_path):
+    pytest.importorskip("mypy")
+    right = [
+        "x + np.ones(1) + 2 + [1] + np.float32(2)",
+        "2 ** x",
+        "x.T @ x",
+        "(x > 2).sum()",
+        "x.sum((0, 1))",
+    ]
+    wrong = [
+        "x + 'a'", "x * None", "x.sum(axis='rows')", "x.sum(0, True)", "x.reshape('a')", "x.dance()",
+        "x.flatten(1)", "x.repeat()", "x.backward(retain=True)", "x.argmax(axis=(0, 1))", "ops.stack(x)",
+        "ops.clip(x, 'low')", "ops.maximum(x, 'a')", "ops.conv2d(x)", "ops.relu(x, y)",
+    ]  # fmt: skip
+    program = tmp_path / "program.py"
+    head = "import numpy as np\nfrom minires import Tensor, ops\nx = Tensor(1.0)\n"
+    program.write_text(head + "\n".join(right + wrong) + "\nx[0] = 1\n")
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--follow-imports=silent",
+        "--cache-dir",
+        str(tmp_path),
+        str(program),
+    ]
+    answer = subprocess.run(command, capture_output=True, text=True).stdout
+    lines = {int(line.split(":")[1]) for line in answer.splitlines() if ": error:" in line}
+    first = 4 + len(right)
+    assert lines == set(range(first, first + len(wrong) + 1)), answer
 
 
 # ------------------------------------------------------------------------------------- where gradients go

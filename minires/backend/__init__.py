@@ -25,6 +25,7 @@ from minires.backend.arrays import (
     cupy,
     device_of,
     is_bfloat16,
+    is_cupy,
     is_float,
     to_device,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "device_of",
     "fast",
     "is_bfloat16",
+    "is_cupy",
     "is_float",
     "is_specification",
     "kernel",

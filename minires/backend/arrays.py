@@ -47,6 +47,11 @@ def is_numpy(array: Array) -> bool:
     return isinstance(array, np.ndarray | np.generic)
 
 
+def is_cupy(array: Array) -> bool:
+    """Whether an array is CuPy's, without importing CuPy."""
+    return type(array).__module__.partition(".")[0] == "cupy"
+
+
 def array_module(*arrays: Array) -> Any:
     """``cupy`` if any of ``arrays`` lies on a GPU, else ``numpy``."""
     return np if all(is_numpy(array) for array in arrays) else cupy()

@@ -18,7 +18,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from minires.data.dataset import Dataset
-from minires.errors import ConfigError, unknown
+from minires.errors import ConfigError, as_number, as_whole, unknown
 from minires.registry import Registry
 
 Batch = NDArray[Any]  # (N, H, W, 3), uint8 or float32
@@ -41,7 +41,7 @@ class Shift:
     value: float = 0.0
 
     def __post_init__(self) -> None:
-        _need(_whole(self.pixels) and self.pixels >= 0, "shift", "pixels", self.pixels, "a whole number >= 0")
+        _need(_whole(self.pixels, 0), "shift", "pixels", self.pixels, "a whole number >= 0")
         _need(self.mode in ("edge", "constant"), "shift", "mode", self.mode, "'edge' or 'constant'")
         _need(_number(self.value, 0, 255), "shift", "value", self.value, "a number from 0 to 255")
 
@@ -310,12 +310,14 @@ def _need(good: bool, kind: str, option: str, value: Any, wanted: str) -> None:
         raise ConfigError(f"augmentation {kind}: {option} must be {wanted}, got {value!r}")
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _whole(value: Any, low: int) -> bool:
+    number = as_whole(value)
+    return number is not None and number >= low
 
 
 def _number(value: Any, low: float, high: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    number = as_number(value)
+    return number is not None and low <= number <= high
 
 
 def _range(value: Any, high: float) -> bool:

@@ -40,7 +40,8 @@ from minires.errors import ConfigError, MiniresError, ShapeError
 from minires.inspect.graph import chains, crossings
 from minires.inspect.summary import left_as_it_is
 from minires.nn.module import Module
-from minires.tensor import Node, Tensor, reachable, set_apart, watching, with_settings
+from minires.tape import Node, reachable
+from minires.tensor import Tensor, set_apart, watching, with_settings
 
 # The heat of a map from weak to strong, as it is laid over a picture.
 COLOURS = np.array([[66, 10, 104], [147, 38, 103], [221, 81, 58], [252, 165, 10], [252, 255, 164]], float)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from minires.debug.recording import Operation
-from minires.errors import ConfigError, MiniresError, ShapeError
+from minires.errors import ConfigError, MiniresError, ShapeError, as_whole
 from minires.inspect.summary import Row, aligned
 from minires.ops.forms import Formula, NotKept
 from minires.ops.forms.expressions import reductions, written
@@ -117,7 +117,8 @@ def _checked(
 
 
 def _fits(index: Any, size: int) -> bool:
-    return isinstance(index, int | np.integer) and bool(0 <= index < size)
+    place = as_whole(index)
+    return place is not None and 0 <= place < size
 
 
 def _letters(shape: tuple[int, ...], last: str) -> str:

@@ -30,7 +30,8 @@ from minires.nn.module import Module
 from minires.ops.cross_entropy import cross_entropy
 from minires.ops.forms import Formula, Values
 from minires.ops.registry import Description, Words, declare, describe
-from minires.tensor import Call, Node, Tensor, reachable, settings, watching, with_settings
+from minires.tape import Node, reachable
+from minires.tensor import Call, Tensor, settings, watching, with_settings
 
 INPUT = declare(  # the operation that stands for what the model is given
     Description(

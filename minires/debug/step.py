@@ -21,7 +21,7 @@ from minires.debug import card
 from minires.debug.explain import Explanation, explain
 from minires.debug.recording import Operation, Recording, record_passes
 from minires.debug.tape import record_tape
-from minires.errors import ConfigError, MiniresError, nearest
+from minires.errors import ConfigError, MiniresError, as_whole, nearest
 from minires.nn.module import Module
 from minires.tensor import Tensor
 
@@ -141,8 +141,11 @@ class Stepper:
         Raises: ConfigError if there is no such number or module, with the nearest names; MiniresError if no
         gradient flows there and we are on the way back.
         """
-        if isinstance(where, int):
-            return self._go(where)
+        if not isinstance(where, str | Stop | Operation):
+            number = as_whole(where)
+            if number is None:
+                raise ConfigError(f"goto: give the number of a stop, an operation or a path, not {where!r}")
+            return self._go(number)
         if isinstance(where, Stop):
             return self._go(where.number)
         if isinstance(where, Operation):

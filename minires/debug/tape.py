@@ -26,7 +26,8 @@ from minires.debug.recording import (
 from minires.nn.module import Parameter
 from minires.ops.forms import Formula, Moved, NotKept, Values
 from minires.ops.registry import describe
-from minires.tensor import Node, Tensor, reachable
+from minires.tape import Node, reachable
+from minires.tensor import Tensor
 
 RESULT = "y"  # the name under which an operation saves its result
 
@@ -73,7 +74,9 @@ def _source(
     if parent is None:
         return Source("constant", None, None, value)
     tensor = parent.output()
-    return Source("parameter", None, tensor.name if tensor else None, tensor.numpy() if tensor else value)
+    if tensor is None:
+        return Source("parameter", None, None, value)
+    return Source("parameter", None, tensor.name, tensor.numpy())
 
 
 def _values(nodes: Sequence[Node]) -> dict[Node, Array | None]:

@@ -20,7 +20,8 @@ from minires.inspect.graph import Chain, Fork, Run, Stage, Step, stages
 from minires.inspect.summary import Shape, Summary
 from minires.nn.module import Module
 from minires.ops.plot_labels import times
-from minires.tensor import Node, Tensor, reachable
+from minires.tape import Node, reachable
+from minires.tensor import Tensor
 
 FONT = 13
 BOX = 32  # the height of a box

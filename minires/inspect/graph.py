@@ -19,7 +19,8 @@ from minires.errors import MiniresError
 from minires.inspect.summary import Shape, Summary, left_as_it_is, summarize
 from minires.nn.module import Module
 from minires.ops.registry import describe
-from minires.tensor import Node, Tensor, reachable, with_settings
+from minires.tape import Node, reachable
+from minires.tensor import Tensor, with_settings
 
 PRODUCT = "×"  # the sign of a join whose branches scale one another
 

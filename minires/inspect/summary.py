@@ -22,7 +22,8 @@ from minires.backend import Array
 from minires.nn.module import Module
 from minires.ops.plot_labels import filled, times
 from minires.ops.registry import describe
-from minires.tensor import Call, Tensor, no_grad, reachable, watching, with_settings
+from minires.tape import reachable
+from minires.tensor import Call, Tensor, no_grad, watching, with_settings
 
 Shape = tuple[int, ...]
 Row = tuple[str, ...]

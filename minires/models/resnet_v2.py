@@ -58,13 +58,12 @@ Differs: resnet-pre-act.lua puts the stride on the first 1x1 of a bottleneck, fb
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minires.errors import ConfigError, one_of
+from minires.errors import ConfigError, as_number, one_of
 from minires.models import stem_and_head
 from minires.models.registry import Entry
 from minires.models.resnet import SEQUEL as PAPER
@@ -190,11 +189,11 @@ class ResidualUnit(Module):
             self._projection.append(conv2d("1", in_channels, one, bias=bias and not last))
             self._projection += activation("1", channels, "bn" if last else "")
 
-        if not (isinstance(scale, tuple | list) and len(scale) == 2 and all(map(_is_number, scale))):
+        if not (isinstance(scale, tuple | list) and len(scale) == 2 and None not in map(as_number, scale)):
             raise ConfigError(f"scale must be two numbers, for the shortcut and the branch, not {scale!r}")
         self.gating, self.scale = gating, tuple(map(float, scale))
         if gating in ("exclusive", "shortcut_only"):
-            if not _is_number(gate_bias):
+            if as_number(gate_bias) is None:
                 raise ConfigError(f"gate_bias must be a number, not {gate_bias!r}")
             self._gate = conv2d("_gate", in_channels, Conv(channels, 1, self.stride), bias=True)
             getattr(self, self._gate).bias.data[...] = gate_bias
@@ -320,10 +319,6 @@ def resnet_v2(
         layers["post_relu"] = ReLU()
     layers.update(stem_and_head.head(channels, classes, initializer=initializer, rng=rng))
     return Sequential(**layers)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 DEPTHS: dict[str, dict[str, Any]] = {

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minires.errors import ConfigError, one_of
+from minires.errors import ConfigError, as_whole, one_of
 from minires.nn import init
 from minires.nn.layers import BatchNorm2d, Conv2d
 from minires.nn.module import Module
@@ -343,5 +343,5 @@ def _whole_numbers(values: object) -> bool:
     return (
         isinstance(values, list | tuple)
         and len(values) > 0
-        and all(isinstance(value, int) and value >= 1 for value in values)
+        and all((as_whole(value) or 0) >= 1 for value in values)
     )

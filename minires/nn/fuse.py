@@ -30,7 +30,8 @@ from minires.errors import ShapeError
 from minires.nn.layers import BatchNorm2d, Conv2d
 from minires.nn.module import Module, Parameter
 from minires.ops.relu import relu
-from minires.tensor import Node, Tensor, reachable, with_settings
+from minires.tape import Node, reachable
+from minires.tensor import Tensor, with_settings
 
 SIZES = (32, 64, 224)  # of the pictures that are tried where no input is given
 

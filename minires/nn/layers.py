@@ -12,12 +12,12 @@ from typing import Any, Self, overload
 
 import numpy as np
 
-from minires.errors import ConfigError, MiniresError, one_of, unknown
+from minires.errors import ConfigError, MiniresError, one_of, plain, unknown, whole
 from minires.nn import init
 from minires.nn.module import Module, Parameter
-from minires.ops import checks
 from minires.ops.avg_pool2d import avg_pool2d, global_avg_pool2d
 from minires.ops.batch_norm import CONVENTIONS, batch_norm
+from minires.ops.checks import number, pair
 from minires.ops.conv2d import conv2d
 from minires.ops.conv2d.arguments import window as conv2d_window
 from minires.ops.cross_entropy import cross_entropy
@@ -30,8 +30,18 @@ from minires.ops.relu import relu
 from minires.ops.reshape import flatten
 from minires.ops.sigmoid import sigmoid
 from minires.ops.softmax import softmax
-from minires.ops.window import Padding
+from minires.ops.window import Padding, sides
 from minires.tensor import Tensor
+
+
+def _window(layer: str, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Any:
+    """These four as they were given, with Python's own numbers. Raises: ShapeError for what is no window."""
+    pair(layer, "kernel", kernel)
+    pair(layer, "stride", kernel if stride is None else stride)
+    pair(layer, "dilation", dilation)
+    if not isinstance(padding, str):
+        sides(layer, padding)
+    return plain((kernel, stride, padding, dilation))
 
 
 class Conv2d(Module):
@@ -76,18 +86,20 @@ class Conv2d(Module):
         rng: np.random.Generator | None = None,
     ) -> None:
         super().__init__()
-        kh, kw = checks.pair("Conv2d", "kernel", kernel)
-        checks.pair("Conv2d", "stride", stride)
-        checks.pair("Conv2d", "dilation", dilation)
+        in_channels, out_channels = whole("in_channels", in_channels), whole("out_channels", out_channels)
+        groups = whole("groups", groups, least=0)
         one_of("padding_mode", padding_mode, MODES)
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ConfigError(
                 f"{in_channels} channels in and {out_channels} out cannot be cut into {groups} groups; both "
                 "must be multiples of groups"
             )
-        self.in_channels, self.out_channels, self.kernel = in_channels, out_channels, kernel
-        self.stride, self.padding, self.padding_mode, self.dilation = stride, padding, padding_mode, dilation
-        self.groups, self.relu = groups, relu
+        self.in_channels, self.out_channels, self.groups, self.relu = in_channels, out_channels, groups, relu
+        self.kernel, self.stride, self.padding, self.dilation = _window(
+            "Conv2d", kernel, stride, padding, dilation
+        )
+        self.padding_mode = padding_mode
+        kh, kw = pair("Conv2d", "kernel", kernel)
         shape = (kh, kw, in_channels // groups, out_channels)
         self.weight = Parameter(init.get(initializer)(shape, init.generator(rng)))
         self.bias = Parameter(np.zeros(out_channels, np.float32)) if bias else None
@@ -145,9 +157,13 @@ class BatchNorm2d(Module):
     ) -> None:
         super().__init__()
         one_of("convention", convention, tuple(CONVENTIONS))
-        self.channels, self.convention, self.relu, self.frozen = channels, convention, relu, False
-        self.momentum = CONVENTIONS[convention]["momentum"] if momentum is None else momentum
-        self.eps = CONVENTIONS[convention]["eps"] if eps is None else eps
+        self.channels = channels = whole("channels", channels)
+        self.convention, self.relu, self.frozen = convention, relu, False
+        usual = CONVENTIONS[convention]
+        self.momentum, self.eps = (
+            usual[name] if value is None else number("BatchNorm2d", name, value)
+            for name, value in (("momentum", momentum), ("eps", eps))
+        )
         self.gamma = Parameter(np.full(channels, start, np.float32))
         self.beta = Parameter(np.zeros(channels, np.float32))
         self.running_mean = np.zeros(channels, np.float32)
@@ -199,7 +215,8 @@ class Linear(Module):
         rng: np.random.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features = in_features, out_features
+        self.in_features = in_features = whole("in_features", in_features)
+        self.out_features = out_features = whole("out_features", out_features)
         self.weight = Parameter(init.get(initializer)((in_features, out_features), init.generator(rng)))
         self.bias = Parameter(np.zeros(out_features, np.float32)) if bias else None
 
@@ -287,7 +304,9 @@ class MaxPool2d(Module):
         dilation: int | tuple[int, int] = 1,
     ) -> None:
         super().__init__()
-        self.kernel, self.stride, self.padding, self.dilation = kernel, stride, padding, dilation
+        self.kernel, self.stride, self.padding, self.dilation = _window(
+            "MaxPool2d", kernel, stride, padding, dilation
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return max_pool2d(
@@ -321,7 +340,9 @@ class AvgPool2d(Module):
         count_padding: bool = False,
     ) -> None:
         super().__init__()
-        self.kernel, self.stride, self.padding, self.dilation = kernel, stride, padding, dilation
+        self.kernel, self.stride, self.padding, self.dilation = _window(
+            "AvgPool2d", kernel, stride, padding, dilation
+        )
         self.count_padding = count_padding
 
     def forward(self, x: Tensor) -> Tensor:
@@ -403,7 +424,11 @@ class LocalResponseNorm(Module):
 
     def __init__(self, size: int = 5, *, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75) -> None:
         super().__init__()
-        self.size, self.k, self.alpha, self.beta = size, k, alpha, beta
+        self.size = whole("size", size)
+        self.k, self.alpha, self.beta = (
+            number("LocalResponseNorm", name, value)
+            for name, value in (("k", k), ("alpha", alpha), ("beta", beta))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return local_response_norm(x, self.size, k=self.k, alpha=self.alpha, beta=self.beta)
@@ -430,7 +455,7 @@ class Dropout(Module):
     def __init__(self, rate: float, *, seed: int | None = None) -> None:
         super().__init__()
         check_rate(rate)
-        self.rate = rate
+        self.rate: float = plain(rate)
         self.rng = init.branch() if seed is None else np.random.default_rng(seed)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -26,7 +26,8 @@ from minires.nn.paths import locate
 from minires.ops.arithmetic import mul
 from minires.ops.registry import Case, Words, operation
 from minires.ops.sigmoid import sigmoid
-from minires.tensor import Tensor, is_recording, is_watched, reachable, record, set_apart, with_settings
+from minires.tape import reachable
+from minires.tensor import Tensor, is_recording, is_watched, record, set_apart, with_settings
 
 
 class _Gate(Module):

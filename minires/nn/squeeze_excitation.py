@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minires.errors import ConfigError, one_of
+from minires.errors import ConfigError, as_whole, one_of, whole
 from minires.nn.layers import Conv2d, Linear
 from minires.nn.module import Module
 from minires.ops.avg_pool2d import global_avg_pool2d
@@ -56,20 +56,21 @@ class SqueezeExcitation(Module):
     ) -> None:
         super().__init__()
         one_of("squeeze", squeeze, SQUEEZES)
-        if isinstance(reduction, bool) or not isinstance(reduction, int) or not 1 <= reduction <= channels:
+        channels, share = whole("channels", channels), as_whole(reduction)
+        if share is None or not 1 <= share <= channels:
             raise ConfigError(
                 f"reduction must be a whole number from 1 to {channels}, the channels of this gate, not "
                 f"{reduction!r}; channels // reduction are left between its dense layers"
             )
-        self.channels, self.reduction, self.squeeze = channels, reduction, squeeze
+        self.channels, self.reduction, self.squeeze = channels, share, squeeze
 
         def dense(inputs: int, outputs: int) -> Conv2d | Linear:
             if squeeze == "none":
                 return Conv2d(inputs, outputs, 1, bias=bias, initializer=initializer, rng=rng)
             return Linear(inputs, outputs, bias=bias, initializer=initializer, rng=rng)
 
-        self.reduce = dense(channels, channels // reduction)
-        self.expand = dense(channels // reduction, channels)
+        self.reduce = dense(channels, channels // share)
+        self.expand = dense(channels // share, channels)
         self.scale = Scale()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,10 +10,7 @@
     y = log(x)   dx = dy / x
     y = sqrt(x)  dx = dy / (2 y)
 
-Shapes: those of two operands are broadcast as NumPy does. Broadcasting copies an element to many places, so
-its adjoint sums over these places: ``unbroadcast``.
-
-A number (2, 0.5, np.float32(3)) takes the dtype of the tensor it meets; two tensors must agree.
+Shapes, dtypes: those of two operands go together as minires.ops.elementwise says.
 
 NumPy and CuPy compute a + b, a - b, a * b and -x of bfloat16 as it should be, in float32 with one rounding of
 the result. The others have more steps, and go the way of ``mixed``.
@@ -21,53 +18,33 @@ the result. The others have more steps, and go the way of ``mixed``.
 
 from __future__ import annotations
 
-import numbers
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from minires import backend
 from minires.backend import Array
-from minires.errors import ShapeError
-from minires.ops import checks
+from minires.errors import as_number
+from minires.ops.elementwise import BROADCAST, binary, operands, unary, unary_cases, unbroadcast, with_number
 from minires.ops.forms import Formula
 from minires.ops.mixed_precision import mixed
-from minires.ops.registry import Case, Make, Shape, Words, apart, normal, operation, positive
-from minires.tensor import Tensor, record
+from minires.ops.onnx_graph import Graph
+from minires.ops.registry import Case, Words, apart, normal, operation, positive
+from minires.tensor import Call, Operand, Tensor, record
 
 # ------------------------------------------------------------------------------------------------ cases
-
-_BROADCAST: list[tuple[str, Shape, Shape]] = [
-    ("equal shapes", (2, 3), (2, 3)),
-    ("row on matrix", (3, 2), (2,)),
-    ("column and row", (3, 1), (1, 4)),
-    ("inner axis", (2, 1, 3), (2, 4, 3)),
-    ("single value", (), (2, 2)),
-]
-
-
-def _with_number(op: Callable[..., Tensor], x: Tensor, *, number: float, first: bool = False) -> Tensor:
-    return op(number, x) if first else op(x, number)
 
 
 def _binary_cases(number: float) -> Callable[[], Iterator[Case]]:
     """Two tensors of several shapes; and a tensor with a ``number``, before it and behind it."""
 
     def cases() -> Iterator[Case]:
-        for name, a, b in _BROADCAST:
+        for name, a, b in BROADCAST:
             yield Case(name, {"a": positive(a), "b": positive(b)})
         x, options = {"x": positive((2, 3))}, {"number": number}
-        yield Case("tensor and number", x, options, _with_number)
-        yield Case("number and tensor", x, {**options, "first": True}, _with_number)
-
-    return cases
-
-
-def _unary_cases(make: Callable[[Shape], Make]) -> Callable[[], Iterator[Case]]:
-    def cases() -> Iterator[Case]:
-        for shape in [(), (3,), (2, 1, 3)]:
-            yield Case(f"shape {shape}", {"x": make(shape)})
+        yield Case("tensor and number", x, options, with_number)
+        yield Case("number and tensor", x, {**options, "first": True}, with_number)
 
     return cases
 
@@ -79,60 +56,6 @@ def _pow_cases() -> Iterator[Case]:
 
 
 # ------------------------------------------------------------------------------------------- operations
-
-
-def unbroadcast(xp: Any, dy: Array, shape: Sequence[int]) -> Array:
-    """The adjoint of broadcasting from ``shape``: sum ``dy`` over the axes that were added or stretched."""
-    shape = tuple(shape)
-    if dy.shape == shape:
-        return dy
-    added = dy.ndim - len(shape)
-    stretched = [added + i for i, size in enumerate(shape) if size == 1 and dy.shape[added + i] != 1]
-    total = xp.sum(dy, axis=(*range(added), *stretched), dtype=backend.accumulator(dy.dtype))
-    return total.reshape(shape).astype(dy.dtype, copy=False)
-
-
-def _operand(op: str, x: Any, other: Any) -> Tensor:
-    """``x`` as a tensor; a number takes the dtype and the device of the tensor it meets."""
-    if isinstance(x, Tensor):
-        return x
-    if isinstance(x, numbers.Real) and isinstance(other, Tensor):
-        return Tensor(backend.array_module(other.data).asarray(x, dtype=other.dtype))
-    if isinstance(x, list | tuple | numbers.Real) or hasattr(x, "dtype"):
-        return Tensor(x)
-    raise TypeError(f"{op}: an operand must be a tensor, an array or a number, not {x!r}")
-
-
-def _operands(op: str, a: Any, b: Any) -> tuple[Tensor, Tensor]:
-    """Both operands as tensors of one dtype, on one device, whose shapes can be broadcast."""
-    a, b = _operand(op, a, b), _operand(op, b, a)
-    checks.same_floats(op, a=a, b=b)
-    if a.shape != b.shape:
-        try:
-            np.broadcast_shapes(a.shape, b.shape)
-        except ValueError:
-            raise ShapeError(
-                f"{op}: shapes {a.shape} and {b.shape} cannot be broadcast. Counted from the last, "
-                "each pair of axes must be equal or one of them 1"
-            ) from None
-    return a, b
-
-
-def _binary(op: str, a: Any, b: Any, forward: Callable[..., Array], backward: Callable[..., Any]) -> Tensor:
-    """``forward(a, b)``, with ``backward(dy, a, b, y) -> (da, db)`` as functions that are only called if
-    the operand needs a gradient."""
-    a, b = _operands(op, a, b)
-    xp = backend.array_module(a.data)
-    adata, bdata = a.data, b.data
-    y = forward(adata, bdata)
-    needed = (a.requires_grad, b.requires_grad)
-
-    def back(dy: Array) -> list[Array | None]:
-        parts = zip(needed, backward(dy, adata, bdata, y), (adata, bdata), strict=True)
-        return [unbroadcast(xp, part(), x.shape) if need else None for need, part, x in parts]
-
-    saved = {"a": adata, "b": bdata, "y": y}
-    return record(op, y, inputs={"a": a, "b": b}, saved=saved, backward=back)
 
 
 @operation(
@@ -158,14 +81,14 @@ def _binary(op: str, a: Any, b: Any, forward: Callable[..., Array], backward: Ca
     onnx="Add",
     cases=_binary_cases(2),
 )
-def add(a: Any, b: Any) -> Tensor:
+def add(a: Operand, b: Operand) -> Tensor:
     """The sum of two tensors, or of a tensor and a number.
 
     Shapes: broadcast as in NumPy.
     Raises: ShapeError if shapes cannot be broadcast or dtypes or devices differ; TypeError for an operand
     that is no array.
     """
-    a, b = _operands("add", a, b)
+    a, b = operands("add", a, b)
     xp = backend.array_module(a.data)
     shapes = [x.shape if x.requires_grad else None for x in (a, b)]  # the closure keeps no array alive
 
@@ -193,12 +116,12 @@ def add(a: Any, b: Any) -> Tensor:
     onnx="Sub",
     cases=_binary_cases(0.5),
 )
-def sub(a: Any, b: Any) -> Tensor:
+def sub(a: Operand, b: Operand) -> Tensor:
     """The difference of two tensors, or of a tensor and a number.
 
     Shapes, Raises: as :func:`add`.
     """
-    a, b = _operands("sub", a, b)
+    a, b = operands("sub", a, b)
     xp = backend.array_module(a.data)
     ashape, bshape = (x.shape if x.requires_grad else None for x in (a, b))
 
@@ -228,12 +151,14 @@ def sub(a: Any, b: Any) -> Tensor:
     onnx="Mul",
     cases=_binary_cases(-3),
 )
-def mul(a: Any, b: Any) -> Tensor:
+def mul(a: Operand, b: Operand) -> Tensor:
     """The product, element by element, of two tensors, or of a tensor and a number.
 
     Shapes, Raises: as :func:`add`.
     """
-    return _binary("mul", a, b, lambda a, b: a * b, lambda dy, a, b, y: (lambda: dy * b, lambda: dy * a))
+    return binary(
+        "mul", a, b, lambda xp, a, b: a * b, lambda xp, dy, a, b, y: (lambda: dy * b, lambda: dy * a)
+    )
 
 
 @operation(
@@ -253,28 +178,13 @@ def mul(a: Any, b: Any) -> Tensor:
     cases=_binary_cases(4),
 )
 @mixed()
-def div(a: Any, b: Any) -> Tensor:
+def div(a: Operand, b: Operand) -> Tensor:
     """The quotient, element by element, of two tensors, or of a tensor and a number.
 
     Shapes, Raises: as :func:`add`.
     """
-    return _binary("div", a, b, lambda a, b: a / b, lambda dy, a, b, y: (lambda: dy / b, lambda: -dy * y / b))
-
-
-def _unary(
-    op: str, x: Any, forward: Callable[..., Array], backward: Callable[..., Array], **options: Any
-) -> Tensor:
-    x = checks.as_tensor(x)
-    checks.same_floats(op, x=x)
-    xp, xdata = backend.array_module(x.data), x.data
-    y = forward(xp, xdata)
-    return record(
-        op,
-        y,
-        inputs={"x": x},
-        options=options,
-        saved={"x": xdata, "y": y},
-        backward=lambda dy: (backward(xp, dy, xdata, y),),
+    return binary(
+        "div", a, b, lambda xp, a, b: a / b, lambda xp, dy, a, b, y: (lambda: dy / b, lambda: -dy * y / b)
     )
 
 
@@ -286,14 +196,14 @@ def _unary(
     english=Words("Negative", "Each number with the other sign.", "The gradient with the other sign."),
     chinese=Words("取负", "每个数取相反数。", "梯度取相反数。"),
     onnx="Neg",
-    cases=_unary_cases(normal),
+    cases=unary_cases(normal),
 )
 def neg(x: Tensor) -> Tensor:
     """The negative.
 
     Shapes: any. Raises: ShapeError if ``x`` is not a float.
     """
-    return _unary("neg", x, lambda xp, x: -x, lambda xp, dy, x, y: -dy)
+    return unary("neg", x, lambda xp, x: -x, lambda xp, dy, x, y: -dy)
 
 
 @operation(
@@ -304,7 +214,7 @@ def neg(x: Tensor) -> Tensor:
     english=Words("Exponential", "e to the power of each number.", "The gradient times y."),
     chinese=Words("指数", "每个数的指数函数值。", "梯度乘以 y。"),
     onnx="Exp",
-    cases=_unary_cases(normal),
+    cases=unary_cases(normal),
 )
 @mixed()
 def exp(x: Tensor) -> Tensor:
@@ -312,7 +222,7 @@ def exp(x: Tensor) -> Tensor:
 
     Shapes: any. Raises: ShapeError if ``x`` is not a float.
     """
-    return _unary("exp", x, lambda xp, x: xp.exp(x), lambda xp, dy, x, y: dy * y)
+    return unary("exp", x, lambda xp, x: xp.exp(x), lambda xp, dy, x, y: dy * y)
 
 
 @operation(
@@ -323,7 +233,7 @@ def exp(x: Tensor) -> Tensor:
     english=Words("Logarithm", "The natural logarithm of each number.", "The gradient divided by x."),
     chinese=Words("对数", "每个数的自然对数。", "梯度除以 x。"),
     onnx="Log",
-    cases=_unary_cases(positive),
+    cases=unary_cases(positive),
 )
 @mixed()
 def log(x: Tensor) -> Tensor:
@@ -331,7 +241,7 @@ def log(x: Tensor) -> Tensor:
 
     Shapes: any. Raises: ShapeError if ``x`` is not a float.
     """
-    return _unary("log", x, lambda xp, x: xp.log(x), lambda xp, dy, x, y: dy / x)
+    return unary("log", x, lambda xp, x: xp.log(x), lambda xp, dy, x, y: dy / x)
 
 
 @operation(
@@ -342,7 +252,7 @@ def log(x: Tensor) -> Tensor:
     english=Words("Square root", "The square root of each number.", "The gradient divided by 2 y."),
     chinese=Words("平方根", "每个数的平方根。", "梯度除以 2 y。"),
     onnx="Sqrt",
-    cases=_unary_cases(positive),
+    cases=unary_cases(positive),
 )
 @mixed()
 def sqrt(x: Tensor) -> Tensor:
@@ -350,7 +260,12 @@ def sqrt(x: Tensor) -> Tensor:
 
     Shapes: any. Raises: ShapeError if ``x`` is not a float.
     """
-    return _unary("sqrt", x, lambda xp, x: xp.sqrt(x), lambda xp, dy, x, y: dy / (y + y))
+    return unary("sqrt", x, lambda xp, x: xp.sqrt(x), lambda xp, dy, x, y: dy / (y + y))
+
+
+def _pow_onnx(graph: Graph, call: Call) -> str:
+    (x,) = call.inputs.values()
+    return graph.add("Pow", graph.value(x), graph.weight(np.array(call.options["exponent"])))
 
 
 @operation(
@@ -364,23 +279,73 @@ def sqrt(x: Tensor) -> Tensor:
         "The gradient times p x to the power of p - 1.",
     ),
     chinese=Words("幂", "每个数的 p 次幂。", "梯度乘以 p 与 x 的 p - 1 次幂。"),
+    onnx=_pow_onnx,
     cases=_pow_cases,
 )
 @mixed()
-def pow(x: Tensor, exponent: float) -> Tensor:
-    """A tensor to the power of a number.
+def pow(x: Operand, exponent: Operand) -> Tensor:
+    """A tensor to the power of a number, or of a tensor, element by element: :func:`power`.
 
     Shapes: any.
-    Raises: ShapeError if ``x`` is not a float; TypeError if the exponent is not a number.
+    Raises: ShapeError if ``x`` is not a float; TypeError if an operand is no tensor, array or number.
+
+    >>> x = Tensor([1.0, 2.0, 3.0])
+    >>> (x**2).tolist(), (2**x).tolist()
+    ([1.0, 4.0, 9.0], [2.0, 4.0, 8.0])
     """
-    if not isinstance(exponent, numbers.Real):
-        raise TypeError(
-            f"pow: the exponent must be a number, not {type(exponent).__name__}; "
-            "for an exponent that is a tensor write exp(exponent * log(x))"
-        )
-    p = float(exponent)  # a Python float, which takes the dtype of x; a NumPy float64 would not
+    p = as_number(exponent)  # a Python float, which takes the dtype of x; a NumPy float64 would not
+    if p is None:
+        return power(x, exponent)
 
     def backward(xp: Any, dy: Array, x: Array, y: Array) -> Array:
         return xp.zeros_like(x) if p == 0 else dy * (p * x ** (p - 1))
 
-    return _unary("pow", x, lambda xp, x: x**p, backward, exponent=p)
+    return unary("pow", x, lambda xp, x: x**p, backward, exponent=p)
+
+
+def _power_cases() -> Iterator[Case]:
+    for name, a, b in BROADCAST:
+        yield Case(name, {"a": positive(a), "b": normal(b)})
+    yield Case("number and tensor", {"x": (2, 3)}, {"number": 2.5, "first": True}, with_number)
+
+
+@operation(
+    arithmetic=Formula("""
+        y = a ** b
+        da = dy * b * a ** (b - 1) if b != 0 else 0
+        db = dy * y * log(a) if a != 0 or b < 0 else 0
+    """),
+    english=Words(
+        "Power",
+        "Each number of a to the power of its number of b.",
+        "The base gets the gradient times b a to the power of b - 1, the exponent that times y log a.",
+    ),
+    chinese=Words(
+        "幂", "a 的每个数的 b 次幂。", "底数的梯度乘以 b 与 a 的 b - 1 次幂，指数的梯度乘以 y 与 log a。"
+    ),
+    onnx="Pow",
+    cases=_power_cases,
+)
+@mixed()
+def power(a: Operand, b: Operand) -> Tensor:
+    """A tensor to the power of a tensor, element by element; one of them may be a number.
+
+    Shapes, Raises: as :func:`add`. A negative base to a power that is not whole is NaN, as in NumPy.
+
+    >>> x = Tensor([1.0, 2.0, 3.0])
+    >>> (x**x).tolist()
+    [1.0, 4.0, 27.0]
+    """
+
+    def backward(xp: Any, dy: Array, a: Array, b: Array, y: Array) -> Any:
+        one = xp.ones((), a.dtype)  # takes the place of what would make 0 * inf
+
+        def da() -> Array:
+            return dy * (b * a ** (xp.where(b == 0, one, b) - 1))
+
+        def db() -> Array:
+            return dy * (y * xp.log(xp.where((a == 0) & (b >= 0), one, a)))
+
+        return da, db
+
+    return binary("power", a, b, lambda xp, a, b: a**b, backward)

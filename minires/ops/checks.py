@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import numbers
-import operator
 from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
 from minires import backend
-from minires.errors import ConfigError, ShapeError
+from minires.errors import ConfigError, ShapeError, as_number, as_whole
 from minires.tensor import Tensor
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -71,49 +69,62 @@ def rank_of_shape(op: str, name: str, shape: tuple[int, ...], axes: str) -> None
         raise ShapeError(f"{op}: {name} must be {axes}, {wanted} axes, but its shape is {shape}")
 
 
-def index(value: Any) -> int | None:
-    """A whole number of Python or of NumPy as an int; None for anything else, truth values too."""
-    try:
-        return None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        return None
+def whole(op: str, name: str, value: Any, *, least: int) -> int:
+    """A whole number, of Python or of NumPy, as an int.
 
-
-def number(op: str, name: str, value: Any) -> float:
-    """A number of Python or of NumPy as a float. Raises: ConfigError for anything else, truth values too."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ConfigError(f"{op}: {name} must be a number, not {value!r}")
-    return float(value)
+    Raises: ShapeError if it is none, or below ``least``.
+    """
+    number = as_whole(value)
+    if number is None or number < least:
+        raise ShapeError(f"{op}: {name} must be a whole number of at least {least}, not {value!r}")
+    return number
 
 
 def pair(op: str, name: str, value: Any, *, least: int = 1) -> tuple[int, int]:
-    """An int, or a pair of ints (height, width), as a pair.
+    """A whole number, or a pair of them (height, width), as a pair.
 
     Raises: ShapeError if it is neither, or below ``least``.
     """
+    one = as_whole(value)
     try:
-        both = (value, value) if index(value) is not None else tuple(value)
-    except TypeError:
-        both = ()
-    sizes = [size for size in map(index, both) if size is not None and size >= least]
-    if len(both) != 2 or len(sizes) != 2:
+        height, width = (one, one) if one is not None else map(as_whole, value)
+    except (TypeError, ValueError):
+        height = width = None
+    if height is None or width is None or min(height, width) < least:
         raise ShapeError(
             f"{op}: {name} must be a whole number of at least {least}, or a pair of them, not {value!r}"
         )
-    return sizes[0], sizes[1]
+    return height, width
 
 
-def axes(op: str, axis: int | tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:
+def number(op: str, name: str, value: Any) -> float:
+    """A number, of Python or of NumPy, as a float. Raises: ConfigError if it is none."""
+    found = as_number(value)
+    if found is None:
+        raise ConfigError(f"{op}: {name} must be a number, not {value!r}")
+    return found
+
+
+def axes(op: str, axis: Any, ndim: int) -> tuple[int, ...]:
     """One axis, several, or None (all of them), counted from the front and in order.
 
     Raises: ShapeError if an axis does not exist or is named twice.
     """
-    several: tuple[Any, ...] = tuple(axis) if isinstance(axis, tuple | list) else (axis,)
-    wanted = tuple(range(ndim)) if axis is None else several
-    found = {int(a) % ndim for a in wanted if index(a) is not None and -ndim <= a < ndim}
+    if axis is None:
+        return tuple(range(ndim))
+    several = tuple(axis) if isinstance(axis, tuple | list) else (axis,)
+    wanted = [as_whole(one) for one in several]
+    found = {one % ndim for one in wanted if one is not None and -ndim <= one < ndim}
     if len(found) != len(wanted):
         raise ShapeError(
             f"{op}: axis={axis} does not fit a tensor of {ndim} axes; each must be a whole number "
             f"from {-ndim} to {ndim - 1}, named once"
         )
     return tuple(sorted(found))
+
+
+def one_axis(op: str, axis: Any, ndim: int) -> int:
+    """One axis, counted from the front. Raises: ShapeError if it does not exist, or is several or None."""
+    if as_whole(axis) is None:
+        raise ShapeError(f"{op}: axis must be one whole number, not {axis!r}")
+    return axes(op, axis, ndim)[0]

@@ -139,7 +139,7 @@ def concat(tensors: Sequence[Tensor], *, axis: int = -1) -> Tensor:
     named: dict[str, Any] = {f"tensors[{i}]": tensor for i, tensor in enumerate(tensors)}
     checks.same_floats("concat", **named)
     first = tensors[0]
-    (axis,) = checks.axes("concat", axis, first.ndim)
+    axis = checks.one_axis("concat", axis, first.ndim)
     for i, tensor in enumerate(tensors):
         if _without(tensor.shape, axis) != _without(first.shape, axis) or tensor.ndim != first.ndim:
             raise ShapeError(

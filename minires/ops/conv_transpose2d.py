@@ -27,7 +27,7 @@ from typing import Any
 
 from minires import backend
 from minires.backend import Array
-from minires.errors import ShapeError
+from minires.errors import ShapeError, as_whole
 from minires.ops import checks
 from minires.ops.conv2d import _backward_b, _implementation
 from minires.ops.forms import Products
@@ -88,18 +88,20 @@ def _left_over(win: Window, size: tuple[int, int]) -> tuple[int, int]:
     return rows, size[1] + win.left + win.right - (ow - 1) * sw - kw
 
 
-def _check(x: tuple[int, ...], w: tuple[int, ...], b: tuple[int, ...] | None, groups: int) -> None:
-    """Raises: ShapeError if the channels do not fit."""
-    c, outputs, expected = x[3], w[2] * groups, w[3]
-    if checks.index(groups) is None or groups < 1 or c % groups:
+def _check(x: tuple[int, ...], w: tuple[int, ...], b: tuple[int, ...] | None, groups: Any) -> int:
+    """How many groups there are. Raises: ShapeError if the channels do not fit."""
+    c, count, expected = x[3], as_whole(groups), w[3]
+    if count is None or count < 1 or c % count:
         raise ShapeError(f"conv_transpose2d: groups={groups} must divide the {c} input channels of x {x}")
     if expected != c:
         raise ShapeError(
             f"conv_transpose2d: w {w} expects {expected} input channels, but x {x} has {c}. "
             "x must be channels last, (N, H, W, C), and w (KH, KW, O/groups, C)"
         )
+    outputs = w[2] * count
     if b is not None and b != (outputs,):
         raise ShapeError(f"conv_transpose2d: b must have shape ({outputs},), one per output channel, not {b}")
+    return count
 
 
 def _cases() -> Iterator[Case]:
@@ -210,8 +212,8 @@ def conv_transpose2d(
     checks.rank("conv_transpose2d", "x", x, "(N, H, W, C)")
     checks.rank("conv_transpose2d", "w", w, "(KH, KW, O/groups, C)")
     checks.same_floats("conv_transpose2d", parameters=("b",), w=w, b=b, x=x)
-    _check(x.shape, w.shape, None if b is None else b.shape, groups)
-    groups, (size, win) = int(groups), _window(x.shape, w.shape, stride, padding, dilation, output_padding)
+    groups = _check(x.shape, w.shape, None if b is None else b.shape, groups)
+    size, win = _window(x.shape, w.shape, stride, padding, dilation, output_padding)
     xp = backend.array_module(x.data)
     xdata, wdata = xp.ascontiguousarray(x.data), xp.ascontiguousarray(w.data)
     _, scatter, _ = _implementation(xdata)

@@ -15,7 +15,6 @@ mask than on the CPU, the same one each time: see :func:`dropout`.
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,7 +22,7 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array, cuda
-from minires.errors import ConfigError
+from minires.errors import ConfigError, as_number
 from minires.ops import checks
 from minires.ops.forms import Formula
 from minires.ops.mixed_precision import mixed
@@ -91,7 +90,8 @@ def _masked_cuda(xp: Any, x: Array, rate: float, key: tuple[int, int]) -> Array:
 
 def check_rate(rate: object) -> None:
     """Raise ConfigError unless ``rate`` is a number in [0, 1)."""
-    if not isinstance(rate, numbers.Real) or isinstance(rate, bool) or not 0 <= float(rate) < 1:
+    number = as_number(rate)
+    if number is None or not 0 <= number < 1:
         raise ConfigError(
             f"dropout: rate is the share of numbers set to zero, from 0 to below 1, not {rate!r}"
         )

@@ -18,7 +18,7 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array
-from minires.errors import ConfigError, DataError, ShapeError, one_of
+from minires.errors import ConfigError, DataError, ShapeError, as_whole, one_of
 from minires.ops import checks
 from minires.ops.forms import Values
 from minires.tensor import Tensor
@@ -100,7 +100,7 @@ def labels_of(
 def _ignore_index(op: str, value: Any, are_numbers: bool) -> int | None:
     if value is None:
         return None
-    number = checks.index(value)
+    number = as_whole(value)
     if number is None or not -(2**31) <= number < 2**31:
         raise ConfigError(f"{op}: ignore_index must be a whole number of 32 bits, or None, not {value!r}")
     if not are_numbers:

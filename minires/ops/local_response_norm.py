@@ -21,7 +21,7 @@ from typing import Any
 
 from minires import backend
 from minires.backend import Array
-from minires.errors import ConfigError, ShapeError
+from minires.errors import ConfigError, ShapeError, as_whole
 from minires.ops import checks
 from minires.ops.forms import Formula, Near
 from minires.ops.mixed_precision import mixed
@@ -111,11 +111,16 @@ def local_response_norm(
     checks.same_floats("local_response_norm", x=x)
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ShapeError(f"local_response_norm: x must be (..., C) with at least one channel, not {x.shape}")
-    if not isinstance(size, int) or size < 1 or size % 2 == 0:
+    neighbours = as_whole(size)
+    if neighbours is None or neighbours < 1 or neighbours % 2 == 0:
         raise ShapeError(
             f"local_response_norm: size must be odd, as many neighbours on both sides, not {size!r}"
         )
-    k, alpha, beta = float(k), float(alpha), float(beta)
+    size = neighbours
+    k, alpha, beta = (
+        checks.number("local_response_norm", name, value)
+        for name, value in (("k", k), ("alpha", alpha), ("beta", beta))
+    )
     if k <= 0 or alpha < 0:
         raise ShapeError(
             f"local_response_norm: k must be above 0 and alpha not below 0, but k={k} and alpha={alpha}"

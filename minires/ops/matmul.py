@@ -1,11 +1,13 @@
-"""Matrix product, of two matrices or of two stacks of matrices.
+"""Matrix product, of matrices, stacks of matrices, and vectors.
 
     y = a @ b
     da = dy @ b^T
     db = a^T @ dy
 
 Shapes: a (..., M, K), b (..., K, P) -> y (..., M, P). The leading axes are broadcast as in NumPy, so one
-matrix meets every matrix of a stack; its gradient is then summed over the stack.
+matrix meets every matrix of a stack; its gradient is then summed over the stack. A vector a (K,) is a matrix
+of one row, a vector b (K,) one of a single column, and the axis that y would have from it is left out; on the
+tape these are reshapes.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ from minires import backend
 from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
-from minires.ops.arithmetic import unbroadcast
+from minires.ops.elementwise import unbroadcast
 from minires.ops.forms import Formula
 from minires.ops.mixed_precision import mixed
 from minires.ops.registry import Case, Shape, Words, operation
-from minires.tensor import Tensor, record
+from minires.ops.reshape import reshape
+from minires.tensor import Operand, Tensor, record
 
 
 def _forward(xp: Any, a: Array, b: Array) -> Array:
@@ -46,6 +49,11 @@ def _cases() -> Iterator[Case]:
         ("one matrix for a stack", (2, 3, 2), (2, 3)),
         ("stack for one matrix", (3, 2), (2, 2, 3)),
         ("stretched stacks", (2, 1, 2, 3), (3, 3, 2)),
+        ("vectors", (3,), (3,)),
+        ("vector and matrix", (3,), (3, 2)),
+        ("matrix and vector", (2, 3), (3,)),
+        ("vector and stack", (3,), (2, 3, 2)),
+        ("stack and vector", (2, 2, 3), (3,)),
     ]
     for name, a, b in stacks:
         yield Case(name, {"a": a, "b": b})
@@ -77,26 +85,34 @@ def _cases() -> Iterator[Case]:
     cases=_cases,
 )
 @mixed()
-def matmul(a: Tensor, b: Tensor) -> Tensor:
+def matmul(a: Operand, b: Operand) -> Tensor:
     """The matrix product ``a @ b``.
 
     Shapes: see the head of this file.
-    Raises: ShapeError if an operand has fewer than two axes, the inner sizes differ, the leading axes cannot
-    be broadcast, or dtypes or devices differ.
+    Raises: ShapeError if an operand is a single number, the inner sizes differ, the leading axes cannot be
+    broadcast, or dtypes or devices differ.
+
+    >>> w = Tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> (w @ w).tolist(), (w @ Tensor([1.0, -1.0])).tolist()
+    ([[7.0, 10.0], [15.0, 22.0]], [-1.0, -1.0])
     """
     a, b = checks.as_tensor(a), checks.as_tensor(b)
     checks.same_floats("matmul", a=a, b=b)
     for name, operand in (("a", a), ("b", b)):
-        if operand.ndim < 2:
-            raise ShapeError(
-                f"matmul: {name} must be a matrix or a stack of matrices, not of shape {operand.shape}. "
-                "Use reshape: (K,) -> (1, K) for a row, (K, 1) for a column"
-            )
-    if a.shape[-1] != b.shape[-2]:
+        if operand.ndim == 0:
+            raise ShapeError(f"matmul: {name} is a single number; multiply with * instead of @")
+    inner = b.shape[0 if b.ndim == 1 else -2]
+    if a.shape[-1] != inner:
         raise ShapeError(
-            f"matmul: a {a.shape} has {a.shape[-1]} columns but b {b.shape} has {b.shape[-2]} rows; "
+            f"matmul: a {a.shape} has {a.shape[-1]} columns but b {b.shape} has {inner} rows; "
             "they must be equal"
         )
+    if a.ndim == 1 or b.ndim == 1:
+        rows = a if a.ndim > 1 else reshape(a, (1, -1))
+        columns = b if b.ndim > 1 else reshape(b, (-1, 1))
+        y = matmul(rows, columns)  # (..., M, P), with M = 1 of a vector a, P = 1 of a vector b
+        *stack, m, p = y.shape
+        return reshape(y, (*stack, *([m] if a.ndim > 1 else []), *([p] if b.ndim > 1 else [])))
     try:
         np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     except ValueError:

@@ -19,7 +19,7 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array, cuda
-from minires.errors import ShapeError
+from minires.errors import ShapeError, as_whole
 from minires.ops import checks
 from minires.ops.forms import Moved
 from minires.ops.onnx_graph import Graph
@@ -138,13 +138,13 @@ def pad_channels(x: Tensor, channels: int, *, stride: int = 1, both: bool = Fals
     x = checks.as_tensor(x)
     checks.rank("pad_channels", "x", x, "(N, H, W, C)")
     checks.same_floats("pad_channels", x=x)
-    if not isinstance(channels, int) or channels < x.shape[-1]:
+    wanted = as_whole(channels)
+    if wanted is None or wanted < x.shape[-1]:
         raise ShapeError(
             f"pad_channels: x {x.shape} has {x.shape[-1]} channels already; "
             f"channels={channels} must be a whole number that is not smaller"
         )
-    if not isinstance(stride, int) or stride < 1:
-        raise ShapeError(f"pad_channels: stride must be a whole number of at least 1, not {stride!r}")
+    channels, stride = wanted, checks.whole("pad_channels", "stride", stride, least=1)
     before = (channels - x.shape[-1]) // 2 if both else 0
     xp, shape = backend.array_module(x.data), x.shape
     if cuda.usable(x.data):

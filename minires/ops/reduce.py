@@ -1,10 +1,11 @@
-"""Sum, mean and maximum over some axes, or over all.
+"""Sum, mean, maximum and minimum over some axes, or over all.
 
     y = sum of x          dx = dy, at every place that was summed
     y = mean of x         dx = dy / count
     y = max of x          dx = dy / ties at the places that are the maximum, else 0
+    y = min of x          dx = dy / ties at the places that are the minimum, else 0
 
-Ties share the gradient of the maximum evenly, as in torch.amax: of all the subgradients the one that does
+Ties share the gradient evenly, as in torch.amax: of all the subgradients the one that does
 not depend on the order of the elements. (Max pooling gives it all to the first, as every framework does.)
 
 Shapes: x any; y without the axes reduced, or with 1 in their place if ``keepdims``.
@@ -29,7 +30,7 @@ from minires.tensor import Call, Tensor, record
 Axis = int | tuple[int, ...] | None
 
 
-def _spread(xp: Any, dy: Array, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
+def spread(xp: Any, dy: Array, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
     """The adjoint of a sum: the gradient of the sum at every place of ``shape`` (a view)."""
     kept = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
     return xp.broadcast_to(dy.reshape(kept), shape)
@@ -75,7 +76,7 @@ def sum(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
         y,
         inputs={"x": x},
         options={"axis": axes, "keepdims": keepdims},
-        backward=lambda dy: (_spread(xp, dy, shape, axes),),
+        backward=lambda dy: (spread(xp, dy, shape, axes),),
     )
 
 
@@ -109,7 +110,7 @@ def mean(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
         y,
         inputs={"x": x},
         options={"axis": axes, "keepdims": keepdims},
-        backward=lambda dy: (_spread(xp, dy / count, shape, axes),),
+        backward=lambda dy: (spread(xp, dy / count, shape, axes),),
     )
 
 
@@ -144,20 +145,49 @@ def max(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     Shapes: see the head of this file.
     Raises: ShapeError if an axis does not exist, there is nothing to choose from, or ``x`` is not a float.
     """
+    return _extreme("max", x, axis, keepdims)
+
+
+@operation(
+    arithmetic=Formula(
+        """
+        y = min(x, axis)
+        dx = dy * (x == y) / sum(x == y, axis)
+        """,
+        axes={"axis": "axis"},
+    ),
+    english=Words("Minimum", "The smallest of some numbers.", "The smallest gets the gradient."),
+    chinese=Words("最小值", "取最小的数。", "最小的数得到梯度。"),
+    cases=_cases(apart),
+)
+@mixed()
+def min(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
+    """The minimum over ``axis`` (an axis, several, or None for all).
+
+    Shapes: see the head of this file.
+    Raises: ShapeError if an axis does not exist, there is nothing to choose from, or ``x`` is not a float.
+
+    >>> min(Tensor([[3.0, 1.0], [2.0, 5.0]]), axis=1).tolist()
+    [1.0, 2.0]
+    """
+    return _extreme("min", x, axis, keepdims)
+
+
+def _extreme(op: str, x: Tensor, axis: Axis, keepdims: bool) -> Tensor:
     x = checks.as_tensor(x)
-    checks.same_floats("max", x=x)
-    axes = checks.axes("max", axis, x.ndim)
+    checks.same_floats(op, x=x)
+    axes = checks.axes(op, axis, x.ndim)
     xp, xdata = backend.array_module(x.data), x.data
-    _count("max", x.shape, axes)
-    y = xp.max(xdata, axis=axes, keepdims=keepdims)
+    _count(op, x.shape, axes)
+    y = getattr(xp, op)(xdata, axis=axes, keepdims=keepdims)
 
     def backward(dy: Array) -> tuple[Array]:
-        at_maximum = (xdata == _spread(xp, y, xdata.shape, axes)).astype(xdata.dtype)
-        ties = xp.sum(at_maximum, axis=axes, keepdims=keepdims)
-        return (_spread(xp, dy / ties, xdata.shape, axes) * at_maximum,)
+        there = (xdata == spread(xp, y, xdata.shape, axes)).astype(xdata.dtype)
+        ties = xp.sum(there, axis=axes, keepdims=keepdims)
+        return (spread(xp, dy / ties, xdata.shape, axes) * there,)
 
     return record(
-        "max",
+        op,
         y,
         inputs={"x": x},
         options={"axis": axes, "keepdims": keepdims},

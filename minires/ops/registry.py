@@ -195,10 +195,13 @@ def positive(shape: Shape) -> Make:
     return lambda rng: rng.uniform(0.5, 2.0, shape)
 
 
-def apart(shape: Shape) -> Make:
-    """Numbers of which no two are near each other, and none near zero: no kink of a maximum is near."""
+def apart(shape: Shape, *, shift: float = 0.0) -> Make:
+    """Numbers of which no two are near each other, and none near zero: no kink of a maximum is near.
+
+    With another ``shift`` of less than a half none is near those of the same size.
+    """
     size = int(np.prod(shape))
-    return lambda rng: ((rng.permutation(size) - size / 2 + 0.25) * (4 / size)).reshape(shape)
+    return lambda rng: ((rng.permutation(size) - size / 2 + 0.25 + shift) * (4 / size)).reshape(shape)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""The same numbers in another shape or order: reshape, flatten, transpose and indexing.
+"""The same numbers in another shape or order: reshape, flatten, squeeze, expand_dims, transpose, indexing.
 
-    y = x.reshape(shape)      dx = dy.reshape(the shape of x)
+    y = x.reshape(shape)      dx = dy.reshape(the shape of x)           (flatten, squeeze, expand_dims, too)
     y = x.transpose(axes)     dx = dy.transpose(the inverse order)
     y = x[index]              dx = zeros, plus dy at index (an element read twice gets both gradients)
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array
-from minires.errors import ConfigError, ShapeError
+from minires.errors import ConfigError, ShapeError, as_whole
 from minires.ops import checks
 from minires.ops.forms import Moved
 from minires.ops.onnx_graph import CHANNELS_FIRST, CHANNELS_LAST, Graph, channels_first
@@ -79,10 +79,14 @@ def reshape(x: Tensor, shape: int | tuple[int, ...]) -> Tensor:
     return _reshaped("reshape", x, y)
 
 
-def _reshaped(op: str, x: Tensor, y: Array) -> Tensor:
+def _reshaped(op: str, x: Tensor, y: Array, **options: Any) -> Tensor:
     before = x.shape
     return record(
-        op, y, inputs={"x": x}, options={"shape": y.shape}, backward=lambda dy: (dy.reshape(before),)
+        op,
+        y,
+        inputs={"x": x},
+        options={"shape": y.shape, **options},
+        backward=lambda dy: (dy.reshape(before),),
     )
 
 
@@ -108,6 +112,74 @@ def flatten(x: Tensor) -> Tensor:
     if x.ndim == 0:
         raise ShapeError("flatten: x is a single value; it must be (N, ...), at least one axis")
     return _reshaped("flatten", x, x.data.reshape(x.shape[0], math.prod(x.shape[1:])))
+
+
+def _squeeze_cases() -> Iterator[Case]:
+    for axis in (None, 1, (1, -1)):
+        yield Case(f"axis={axis}", {"x": (2, 1, 3, 1)}, {"axis": axis})
+
+
+@operation(
+    math="y = x without axes of size 1",
+    backward="dx = dy in the shape of x",
+    arithmetic=Moved(lambda x, *, shape, axis: x.reshape(shape)),
+    english=Words("Squeeze", "Axes of size 1 are left out.", "The gradient in the shape from before."),
+    chinese=Words("去轴", "去掉长度为 1 的轴。", "梯度恢复原来的形状。"),
+    role="silent",
+    onnx=_onnx,
+    cases=_squeeze_cases,
+)
+def squeeze(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Tensor:
+    """Leave out axes of size 1: those in ``axis`` (one or several), or all there are.
+
+    Shapes: x (N, 1, C) -> y (N, C).
+    Raises: ShapeError if an axis does not exist or is larger than 1.
+
+    >>> squeeze(Tensor([[[1.0], [2.0]]]), axis=-1).shape
+    (1, 2)
+    """
+    x = checks.as_tensor(x)
+    chosen = checks.axes("squeeze", axis, x.ndim)
+    if axis is None:
+        chosen = tuple(i for i in chosen if x.shape[i] == 1)
+    if any(x.shape[i] != 1 for i in chosen):
+        raise ShapeError(f"squeeze: axis={axis} of shape {x.shape} is not of size 1")
+    shape = tuple(size for i, size in enumerate(x.shape) if i not in chosen)
+    return _reshaped("squeeze", x, x.data.reshape(shape), axis=chosen)
+
+
+def _expand_dims_cases() -> Iterator[Case]:
+    for axis in (0, -1, (0, -2)):
+        yield Case(f"axis={axis}", {"x": (2, 3)}, {"axis": axis})
+
+
+@operation(
+    math="y = x with new axes of size 1",
+    backward="dx = dy in the shape of x",
+    arithmetic=Moved(lambda x, *, shape, axis: x.reshape(shape)),
+    english=Words("New axes", "Axes of size 1 are put in.", "The gradient in the shape from before."),
+    chinese=Words("增轴", "加入长度为 1 的轴。", "梯度恢复原来的形状。"),
+    role="silent",
+    onnx=_onnx,
+    cases=_expand_dims_cases,
+)
+def expand_dims(x: Tensor, axis: int | tuple[int, ...]) -> Tensor:
+    """Put in axes of size 1.
+
+    axis: where they are in the result, one or several; -1 for the last.
+
+    Shapes: x (N, C) with axis 1 -> y (N, 1, C).
+    Raises: ShapeError if ``axis`` does not fit the result.
+
+    >>> expand_dims(Tensor([1.0, 2.0]), -1).shape
+    (2, 1)
+    """
+    x = checks.as_tensor(x)
+    several = tuple(axis) if isinstance(axis, tuple | list) else (axis,)
+    ndim = x.ndim + len(several)
+    new, sizes = checks.axes("expand_dims", several, ndim), iter(x.shape)
+    shape = tuple(1 if i in new else next(sizes) for i in range(ndim))
+    return _reshaped("expand_dims", x, x.data.reshape(shape), axis=new)
 
 
 def _transpose_cases() -> Iterator[Case]:
@@ -173,8 +245,7 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     parts = index if isinstance(index, tuple) else (index,)
     parts = tuple(part.data if isinstance(part, Tensor) else part for part in parts)
     parts = tuple(backend.to_device(part, x.device) if hasattr(part, "dtype") else part for part in parts)
-    plain = all(part is None or part is Ellipsis or isinstance(part, int | slice) for part in parts)
-    plain = plain and not any(isinstance(part, bool) for part in parts)
+    plain = all(map(_is_plain, parts))
     xp, shape = backend.array_module(x.data), x.shape
     arrays = {f"index {i}": part for i, part in enumerate(parts) if hasattr(part, "dtype")}
     return record(
@@ -185,6 +256,13 @@ def getitem(x: Tensor, index: Any) -> Tensor:
         saved=arrays,
         backward=lambda dy: (_backward_getitem(xp, dy, shape, parts, plain),),
     )
+
+
+def _is_plain(part: Any) -> bool:
+    """Whether a part of an index names no element twice."""
+    if hasattr(part, "dtype"):
+        return bool(part.ndim == 0 and part.dtype.kind in "iu")
+    return part is None or part is Ellipsis or isinstance(part, slice) or as_whole(part) is not None
 
 
 def _backward_getitem(xp: Any, dy: Array, shape: tuple[int, ...], index: Any, plain: bool) -> Array:

@@ -1,16 +1,16 @@
-"""Softmax and its logarithm, along the last axis.
+"""Softmax and its logarithm, along the last axis or another one.
 
     y = exp(x) / sum exp(x)              dx = y * (dy - sum(dy * y))
     y = x - log sum exp(x)               dx = dy - exp(y) * sum(dy)           (log_softmax)
 
 The largest x is subtracted first: the result is the same and nothing overflows, whatever the size of x.
 
-Shapes: x (..., K); y has the shape of x.
+Shapes: x (..., K); y has the shape of x. Another axis than the last is brought there by a transposition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from minires.ops.forms import Formula
 from minires.ops.mixed_precision import mixed
 from minires.ops.onnx_graph import Graph, along_channels
 from minires.ops.registry import Case, Words, operation
+from minires.ops.reshape import transpose
 from minires.tensor import Call, Tensor, record
 
 # ------------------------------------------------------------------------------ reference implementation
@@ -161,17 +162,27 @@ def _rows_cuda(xp: Any, kernel: str, *inputs: Array) -> Array:
 # ----------------------------------------------------------------------------------------------- public
 
 
-def _checked(op: str, x: Tensor) -> Tensor:
+def _checked(op: str, x: Tensor, axis: int) -> tuple[Tensor, int]:
+    """x as a tensor, and the axis counted from the front."""
     x = checks.as_tensor(x)
     checks.same_floats(op, x=x)
-    if x.ndim == 0 or x.shape[-1] == 0:
+    along = checks.one_axis(op, axis, x.ndim) if x.ndim else 0
+    if x.ndim == 0 or x.shape[along] == 0:
         raise ShapeError(f"{op}: x must be (..., K) with at least one class, not of shape {x.shape}")
-    return x
+    return x, along
+
+
+def _along(operation: Callable[[Tensor], Tensor], x: Tensor, axis: int) -> Tensor:
+    """An operation along the last axis, done along another one."""
+    order = tuple(i for i in range(x.ndim) if i != axis) + (axis,)
+    back = tuple(order.index(i) for i in range(x.ndim))
+    return transpose(operation(transpose(x, order)), back)
 
 
 def _cases() -> Iterator[Case]:
     for shape in [(3, 4), (5,), (2, 2, 3), (2, 1)]:
         yield Case(f"shape {shape}", {"x": shape})
+    yield Case("first axis", {"x": (3, 2, 2)}, {"axis": 0})
 
 
 def _onnx(graph: Graph, call: Call) -> str:
@@ -202,13 +213,15 @@ def _onnx_log(graph: Graph, call: Call) -> str:
     cases=_cases,
 )
 @mixed()
-def softmax(x: Tensor) -> Tensor:
-    """Turn scores into probabilities that sum to one along the last axis.
+def softmax(x: Tensor, *, axis: int = -1) -> Tensor:
+    """Turn scores into probabilities that sum to one along ``axis``, by default the last.
 
     Shapes: see the head of this file.
     Raises: ShapeError if ``x`` has no classes or is not a float.
     """
-    x = _checked("softmax", x)
+    x, along = _checked("softmax", x, axis)
+    if along != x.ndim - 1:
+        return _along(softmax, x, along)
     xp = backend.array_module(x.data)
     if cuda.usable(x.data):
         y = _rows_cuda(xp, "softmax", x.data)
@@ -238,13 +251,15 @@ def softmax(x: Tensor) -> Tensor:
     cases=_cases,
 )
 @mixed()
-def log_softmax(x: Tensor) -> Tensor:
+def log_softmax(x: Tensor, *, axis: int = -1) -> Tensor:
     """The logarithm of :func:`softmax`, exact where a probability would round to zero.
 
     Shapes: see the head of this file.
     Raises: ShapeError if ``x`` has no classes or is not a float.
     """
-    x = _checked("log_softmax", x)
+    x, along = _checked("log_softmax", x, axis)
+    if along != x.ndim - 1:
+        return _along(log_softmax, x, along)
     xp = backend.array_module(x.data)
     if cuda.usable(x.data):
         y = _rows_cuda(xp, "log_softmax", x.data)

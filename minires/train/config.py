@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minires.backend.cublas import PRECISIONS
-from minires.errors import ConfigError, unknown
+from minires.errors import ConfigError, plain, unknown
 from minires.train.recipes import get
 
 
@@ -69,7 +69,8 @@ class Config:
             "str | dict[str, Any]": str | dict,
         }
         for one in dataclasses.fields(self):
-            value = getattr(self, one.name)
+            value = plain(getattr(self, one.name))
+            object.__setattr__(self, one.name, value)
             truth = isinstance(value, bool)  # which Python counts among the whole numbers
             if not isinstance(value, kinds[str(one.type)]) or truth != (one.type == "bool"):
                 raise ConfigError(f"{one.name} is {value!r}; it must be of type {one.type}")

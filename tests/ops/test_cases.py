@@ -17,8 +17,9 @@ from minires.ops import cases, registry, softmax
 from minires.ops.registry import described
 
 HELPERS = {
-    "callable_module", "cases", "checks", "forms", "labels", "loss_cases", "mixed_precision", "onnx_graph",
-    "plot_labels", "pool_cases", "registry", "window",
+    "callable_module", "cases", "checks", "compare", "elementwise", "forms", "in_place", "labels",
+    "loss_cases", "mixed_precision", "numpy_functions", "onnx_graph", "plot_labels", "pool_cases", "registry",
+    "window",
 }  # fmt: skip
 
 
@@ -101,7 +102,7 @@ def test_names_are_unique_and_inputs_the_same_each_time():
 
 def test_rows():
     rows = list(cases.check_all(["softmax", "sigmoid"]))
-    assert [row.op for row in rows] == ["softmax"] * 4 + ["sigmoid"] * 3
+    assert [row.op for row in rows] == ["softmax"] * 5 + ["sigmoid"] * 3
     assert all(row.ok and 0 <= row.error < 1e-6 and row.seconds > 0 for row in rows)
     assert rows[0].case == "shape (3, 4)"
 
@@ -120,7 +121,7 @@ def test_a_wrong_operation_is_a_row_that_is_not_ok(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("conv2", "did you mean 'conv2d'?"), ("convolution of pictures", "there are add, avg_pool2d")],
+    [("conv2", "did you mean 'conv2d'?"), ("convolution of pictures", "there are abs, add, avg_pool2d")],
 )
 def test_an_unknown_operation_is_refused_before_anything_runs(name, text):
     with pytest.raises(ConfigError) as caught:

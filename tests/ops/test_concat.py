@@ -37,6 +37,9 @@ def test_what_cannot_be_joined():
         text = f"concat: tensors[0] is (2, 3) but tensors[1] is {other}; they may differ at axis 1 only"
         with pytest.raises(ShapeError, match=re.escape(text)):
             concat([a, Tensor(np.ones(other))])
+    for axis in (None, (0,), 0.5):
+        with pytest.raises(ShapeError, match="concat: axis must be one whole number"):
+            concat([a, a], axis=axis)
     with pytest.raises(ShapeError, match="concat: axis=2 does not fit a tensor of 2 axes"):
         concat([a, a], axis=2)
     with pytest.raises(ShapeError, match=re.escape("tensors[0] is float64 but tensors[1] is float32")):

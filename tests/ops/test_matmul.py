@@ -1,4 +1,4 @@
-"""Matrix product of matrices and of stacks."""
+"""Matrix product of matrices, stacks and vectors."""
 
 import re
 
@@ -31,8 +31,9 @@ def test_operators():
     ("a", "b", "text"),
     [
         ((2, 3), (2, 3), "matmul: a (2, 3) has 3 columns but b (2, 3) has 2 rows"),
-        ((3,), (3, 2), "matmul: a must be a matrix or a stack of matrices, not of shape (3,)"),
-        ((2, 3), (3,), "matmul: b must be a matrix or a stack of matrices, not of shape (3,)"),
+        ((2,), (3, 2), "matmul: a (2,) has 2 columns but b (3, 2) has 3 rows"),
+        ((2, 3), (2,), "matmul: a (2, 3) has 3 columns but b (2,) has 2 rows"),
+        ((2, 3), (), "matmul: b is a single number; multiply with * instead of @"),
         ((2, 3, 4), (3, 4, 5), "matmul: the stacks of a (2, 3, 4) and b (3, 4, 5) cannot be broadcast"),
     ],
 )

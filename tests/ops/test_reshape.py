@@ -1,4 +1,4 @@
-"""reshape, flatten, transpose and indexing."""
+"""reshape, flatten, squeeze, expand_dims, transpose and indexing."""
 
 import re
 
@@ -10,7 +10,7 @@ from minires import Tensor
 from minires.errors import ShapeError
 from minires.ops.reshape import flatten
 
-OPS = ("reshape", "flatten", "transpose", "getitem")
+OPS = ("reshape", "flatten", "squeeze", "expand_dims", "transpose", "getitem")
 
 
 @opcheck.on_devices
@@ -19,11 +19,13 @@ def test_case(case, device):
     opcheck.check(case, device)
 
 
-@opcheck.of("reshape", "flatten", "transpose")
+@opcheck.of("reshape", "flatten", "squeeze", "expand_dims", "transpose")
 def test_against_torch(case):
     references = {
         "reshape": lambda x, shape: x.reshape(shape),
         "flatten": lambda x: x.reshape(x.shape[0], -1),
+        "squeeze": lambda x, axis: x.squeeze() if axis is None else x.squeeze(axis),
+        "expand_dims": lambda x, axis: x.reshape(np.expand_dims(np.empty(x.shape), axis).shape),
         "transpose": lambda x, axes: x.permute(axes if axes else tuple(reversed(range(x.ndim)))),
     }
     opcheck.check_against_torch(case, references[case.op])
@@ -45,6 +47,7 @@ def test_methods_take_numbers_or_a_tuple():
     assert x.transpose(2, 0, 1).shape == x.transpose((2, 0, 1)).shape == (4, 2, 3)
     assert x.transpose().shape == (4, 3, 2)
     assert x[1, ::2].shape == (2, 4)
+    assert x.T.shape == (4, 3, 2) and x.flatten().shape == (2, 12) and x[:, None].squeeze(1).shape == x.shape
 
 
 def test_a_tensor_can_be_iterated():
@@ -69,5 +72,10 @@ def test_shapes_that_do_not_fit():
             x.transpose(axes)
     with pytest.raises(ShapeError, match="flatten: x is a single value"):
         flatten(Tensor(1.0))
+    with pytest.raises(ShapeError, match=re.escape("squeeze: axis=1 of shape (2, 3) is not of size 1")):
+        x.squeeze(1)
+    for axis in (3, -4, (0, 0), None, 0.5):
+        with pytest.raises(ShapeError, match="expand_dims: axis="):
+            x.expand_dims(axis)
     with pytest.raises(IndexError, match="index 2 is out of bounds for axis 0 with size 2"):
         x[2]

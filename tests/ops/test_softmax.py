@@ -20,7 +20,7 @@ def test_case(case, device):
 @opcheck.of("softmax", "log_softmax")
 def test_against_torch(case):
     torch = pytest.importorskip("torch")
-    opcheck.check_against_torch(case, lambda x: getattr(torch, case.op)(x, -1))
+    opcheck.check_against_torch(case, lambda x, axis=-1: getattr(torch, case.op)(x, axis))
 
 
 @pytest.mark.parametrize("dtype", opcheck.DTYPES)
@@ -46,5 +46,7 @@ def test_what_has_no_classes(fn):
         text = f"{fn.__name__}: x must be (..., K) with at least one class, not of shape {shape}"
         with pytest.raises(ShapeError, match=re.escape(text)):
             fn(Tensor(np.ones(shape)))
+    with pytest.raises(ShapeError, match=f"{fn.__name__}: axis=2 does not fit a tensor of 2 axes"):
+        fn(Tensor(np.ones((2, 3))), axis=2)
     with pytest.raises(ShapeError, match=f"{fn.__name__}: x is int64"):
         fn(Tensor(np.ones(3, np.int64)))

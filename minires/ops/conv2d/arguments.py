@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minires.errors import ShapeError
+from minires.errors import ShapeError, as_whole
 from minires.ops import checks
 from minires.ops.window import Padding, Window
 from minires.ops.window import window as window_of
@@ -22,7 +22,7 @@ def window(
     checks.rank_of_shape("conv2d", "x", x_shape, "(N, H, W, C)")
     checks.rank_of_shape("conv2d", "w", w_shape, "(KH, KW, C/groups, O)")
     (_, h, width, c), (kh, kw, depth, o) = x_shape, w_shape
-    count = checks.index(groups)
+    count = as_whole(groups)
     if count is None or count < 1 or c % count or o % count:
         raise ShapeError(
             f"conv2d: groups={groups} must divide the {c} input channels of x {x_shape} "

@@ -1,0 +1,157 @@
+"""Variance and standard deviation over some axes, or over all.
+
+    y = sum of (x - mean)^2 / (count - correction)                (var)
+    dx = dy * 2 (x - mean) / (count - correction)
+
+    y = sqrt(sum of (x - mean)^2 / (count - correction))          (std)
+    dx = dy * (x - mean) / ((count - correction) y), 0 where y = 0
+
+The mean is taken off first, so that numbers far from zero lose nothing. (That the mean depends on x changes
+nothing on the way back: the sum of x - mean is 0.)
+
+Shapes: x any; y without the axes reduced, or with 1 in their place if ``keepdims``.
+Differs: PyTorch's correction is 1 where none is given; its gradient of std is NaN where all are equal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from minires import backend
+from minires.backend import Array
+from minires.errors import ShapeError
+from minires.ops import checks
+from minires.ops.forms import Formula
+from minires.ops.mixed_precision import mixed
+from minires.ops.reduce import Axis, spread
+from minires.ops.registry import Case, Words, operation
+from minires.tensor import Tensor, record
+
+
+def _centred(xp: Any, x: Array, axes: tuple[int, ...]) -> Array:
+    return x - xp.mean(x, axis=axes, keepdims=True)
+
+
+def _forward(xp: Any, x: Array, axes: tuple[int, ...], keepdims: bool, divisor: float) -> Array:
+    return xp.sum(_centred(xp, x, axes) ** 2, axis=axes, keepdims=keepdims) / divisor
+
+
+def _divisor(op: str, x: Tensor, axes: tuple[int, ...], correction: float) -> float:
+    count = math.prod(x.shape[axis] for axis in axes)
+    divisor = count - correction
+    if divisor <= 0:
+        raise ShapeError(
+            f"{op}: {count} numbers of shape {x.shape} over axes {axes} are too few for a correction of "
+            f"{correction}"
+        )
+    return divisor
+
+
+def _cases() -> Iterator[Case]:
+    axes: list[tuple[Axis, float]] = [(None, 0), (1, 0), ((0, -1), 1), (0, 0.5)]
+    for axis, correction in axes:
+        for keepdims in (False, True):
+            name = f"axis={axis}, correction {correction}{', keepdims' if keepdims else ''}"
+            options = {"axis": axis, "correction": correction, "keepdims": keepdims}
+            yield Case(name, {"x": (2, 3, 2)}, options)
+
+
+@operation(
+    arithmetic=Formula(
+        """
+        d = x - mean(x, axis)
+        y = sum(d * d, axis) / (count(axis) - correction)
+        dx = dy * 2 * d / (count(axis) - correction)
+        """,
+        axes={"axis": "axis"},
+    ),
+    english=Words(
+        "Variance",
+        "How far the numbers are from their mean: the mean of the squares.",
+        "Each number gets a gradient that pushes it away from the mean, or towards it.",
+    ),
+    chinese=Words("方差", "各数与平均值之差的平方的平均。", "每个数的梯度与它和平均值之差成正比。"),
+    cases=_cases,
+)
+@mixed()
+def var(x: Tensor, axis: Axis = None, *, keepdims: bool = False, correction: float = 0) -> Tensor:
+    """The variance over ``axis`` (an axis, several, or None for all).
+
+    correction: what is taken off the count that the sum is divided by: 0 as in batch norm and NumPy, 1 for
+        the variance of what these numbers are a sample of.
+
+    Shapes: the axes are left out of y, or 1 in it if ``keepdims``.
+    Raises: ShapeError if an axis does not exist, there are not more numbers than ``correction``, or ``x`` is
+    not a float.
+
+    >>> var(Tensor([[1.0, 3.0], [2.0, 2.0]]), axis=1).tolist()
+    [1.0, 0.0]
+    """
+    x = checks.as_tensor(x)
+    checks.same_floats("var", x=x)
+    axes = checks.axes("var", axis, x.ndim)
+    correction = checks.number("var", "correction", correction)
+    divisor = _divisor("var", x, axes, correction)
+    xp, data = backend.array_module(x.data), x.data
+
+    def backward(dy: Array) -> tuple[Array]:
+        return (spread(xp, dy * (2 / divisor), data.shape, axes) * _centred(xp, data, axes),)
+
+    return record(
+        "var",
+        _forward(xp, data, axes, keepdims, divisor),
+        inputs={"x": x},
+        options={"axis": axes, "keepdims": keepdims, "correction": correction},
+        saved={"x": data},
+        backward=backward,
+    )
+
+
+@operation(
+    arithmetic=Formula(
+        """
+        d = x - mean(x, axis)
+        y = sqrt(sum(d * d, axis) / (count(axis) - correction))
+        dx = dy * d / ((count(axis) - correction) * y) if y != 0 else 0
+        """,
+        axes={"axis": "axis"},
+    ),
+    english=Words(
+        "Standard deviation",
+        "How far the numbers are from their mean: the root of the variance.",
+        "As that of the variance, divided by 2 y.",
+    ),
+    chinese=Words("标准差", "方差的平方根。", "方差的梯度除以 2 y。"),
+    cases=_cases,
+)
+@mixed()
+def std(x: Tensor, axis: Axis = None, *, keepdims: bool = False, correction: float = 0) -> Tensor:
+    """The standard deviation over ``axis``, the root of :func:`var`, with the same arguments.
+
+    Shapes, Raises: as :func:`var`.
+
+    >>> std(Tensor([[1.0, 3.0], [2.0, 2.0]]), axis=1).tolist()
+    [1.0, 0.0]
+    """
+    x = checks.as_tensor(x)
+    checks.same_floats("std", x=x)
+    axes = checks.axes("std", axis, x.ndim)
+    correction = checks.number("std", "correction", correction)
+    divisor = _divisor("std", x, axes, correction)
+    xp, data = backend.array_module(x.data), x.data
+    y = xp.sqrt(_forward(xp, data, axes, keepdims, divisor))
+
+    def backward(dy: Array) -> tuple[Array]:
+        share = dy / xp.where(y == 0, xp.ones((), y.dtype), y) / divisor  # times x - mean, which is 0 then
+        return (spread(xp, share, data.shape, axes) * _centred(xp, data, axes),)
+
+    return record(
+        "std",
+        y,
+        inputs={"x": x},
+        options={"axis": axes, "keepdims": keepdims, "correction": correction},
+        saved={"x": data, "y": y},
+        backward=backward,
+    )

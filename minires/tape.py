@@ -1,0 +1,191 @@
+"""The tape: what was done to make a tensor, and the walk back over it.
+
+A :class:`Node` is one operation that was done: the nodes of its inputs, and a function ``backward(dy)`` that
+turns the gradient of the result into one gradient for each input. A node is numbered when it is made, and an
+operation can only use what was made before it, so walking by falling numbers is a reverse topological order:
+no recursion, however deep the network.
+
+The tape keeps no result alive by itself: each ``backward`` holds just the arrays that its formula needs,
+those that the operation declares as saved.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from minires import backend
+from minires.backend import Array
+from minires.errors import MiniresError
+
+Backward = Callable[[Array], Sequence["Array | None"]]
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+_numbers = itertools.count()
+
+
+class Node:
+    """One entry of the tape: an operation that was done, or a leaf (a tensor the user made).
+
+    ``op`` is the operation's name, ``path`` the module it ran in, ``parents`` one node (or None: no gradient
+    needed) per input, ``names`` what the inputs are called, ``options`` what the operation was called with,
+    ``saved`` the arrays that its backward needs, ``output`` a weak reference to the tensor of the result,
+    ``shape`` and ``dtype`` those of it.
+    """
+
+    __slots__ = (
+        "op", "path", "parents", "backward", "names", "options", "saved", "number", "shape", "dtype",
+        "output", "hooks", "retain",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        op: str,
+        output: Any,
+        parents: tuple[Node | None, ...],
+        backward: Backward | None,
+        *,
+        path: str = "",
+        names: tuple[str, ...] = (),
+        options: Mapping[str, Any] = NOTHING,
+        saved: Mapping[str, Array] = NOTHING,
+    ) -> None:
+        self.op = op
+        self.path = path
+        self.parents = parents
+        self.backward = backward
+        self.names, self.options, self.saved = names, options, saved
+        self.number = next(_numbers)
+        self.shape = output.data.shape
+        self.dtype = output.data.dtype
+        self.output: weakref.ref[Any] = weakref.ref(output)
+        self.hooks: list[Callable[[Array], Array | None]] = []
+        self.retain = op == "leaf"
+
+    @property
+    def freed(self) -> bool:
+        return self.backward is None and self.op != "leaf"
+
+    def free(self) -> None:
+        self.backward, self.parents, self.saved = None, (), NOTHING
+
+    def __repr__(self) -> str:
+        return f"<{self.op} {self.path or '(no module)'} {tuple(self.shape)}>"
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step of a backward pass: the node, the gradient of its result, and one gradient per parent."""
+
+    node: Node
+    incoming: Array
+    outgoing: tuple[Array | None, ...]
+
+    def __repr__(self) -> str:
+        given = ", ".join("none" if one is None else f"{one.shape}" for one in self.outgoing)
+        return f"<backward of {self.node!r}: {self.incoming.shape} -> {given}>"
+
+
+_FREED = (
+    "backward: this graph was freed by an earlier backward(). "
+    "Run the forward pass again, or call the first backward with retain_graph=True"
+)
+
+
+def reachable(root: Node) -> dict[Node, int]:
+    """Every node from which a gradient of ``root`` can be asked, with the number of its uses."""
+    uses = {root: 0}
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        if node.freed:
+            raise MiniresError(_FREED)
+        for parent in node.parents:
+            if parent is None:
+                continue
+            if parent not in uses:
+                uses[parent] = 0
+                waiting.append(parent)
+            uses[parent] += 1
+    return uses
+
+
+def backward_steps(root: Node, grad: Array, *, retain_graph: bool) -> Iterator[Step]:
+    """The backward pass from ``root`` with its gradient, an operation at a time, the last one first.
+
+    Raises: MiniresError if the tape was freed by an earlier backward().
+    """
+    if root.freed:
+        raise MiniresError(_FREED)
+    return _walk(root, grad, retain_graph)
+
+
+def _walk(root: Node, grad: Array, retain_graph: bool) -> Iterator[Step]:
+    uses = reachable(root)
+    gradients: dict[Node, Array] = {root: grad}
+    ours: set[Node] = set()  # nodes whose gradient is an array that nobody else holds
+    if uses[root] == 0:
+        _complete(root, gradients, ours)
+    # A leaf was perhaps numbered after a node that does not use it, so leaves are done when their uses are.
+    for node in sorted((node for node in uses if node.op != "leaf"), key=lambda node: -node.number):
+        incoming = gradients.pop(node, None)
+        outgoing: tuple[Array | None, ...] = (None,) * len(node.parents)
+        if incoming is not None:
+            if node.backward is None:
+                raise MiniresError(_FREED)
+            # NumPy makes a scalar of every result without axes; a gradient is an array.
+            gradients_out = node.backward(incoming)
+            outgoing = tuple(np.asarray(g) if isinstance(g, np.generic) else g for g in gradients_out)
+            assert len(outgoing) == len(node.parents), f"{node}: {len(outgoing)} gradients"
+        for parent, gradient in zip(node.parents, outgoing, strict=True):
+            if parent is None:
+                continue
+            if gradient is not None:
+                assert gradient.shape == parent.shape, f"{node}: gradient {gradient.shape} for {parent}"
+                fresh = gradient is not incoming and gradient.base is None
+                _accumulate(parent, gradient, fresh, gradients, ours)
+            uses[parent] -= 1
+            if uses[parent] == 0:
+                _complete(parent, gradients, ours)
+        if not retain_graph:
+            node.free()
+        if incoming is not None:
+            yield Step(node, incoming, outgoing)
+
+
+def _accumulate(
+    node: Node, gradient: Array, fresh: bool, gradients: dict[Node, Array], ours: set[Node]
+) -> None:
+    before = gradients.get(node)
+    if before is None:
+        gradients[node] = gradient
+        if fresh:
+            ours.add(node)
+    else:
+        gradients[node] = backend.add(before, gradient)
+        ours.add(node)
+
+
+def _complete(node: Node, gradients: dict[Node, Array], ours: set[Node]) -> None:
+    """All uses of ``node`` have given their gradient: call its hooks and keep it where asked."""
+    gradient = gradients.get(node)
+    if gradient is None:
+        return
+    for hook in list(node.hooks):
+        replaced = hook(gradient)
+        if replaced is not None:
+            gradient = gradients[node] = replaced
+            ours.discard(node)
+    tensor = node.output()
+    if node.retain and tensor is not None:
+        if tensor.grad is not None:
+            tensor.grad = tensor.grad + gradient
+        else:
+            tensor.grad = gradient if node in ours and node.op == "leaf" else gradient.copy()
+    if node.op == "leaf":
+        del gradients[node]

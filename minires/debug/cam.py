@@ -137,7 +137,8 @@ def overlay(picture: NDArray[np.uint8], values: NDArray[np.float64]) -> NDArray[
     places = np.linspace(0, 1, len(COLOURS))
     colour = np.stack([np.interp(heat, places, channel) for channel in COLOURS.T], axis=-1)
     cover = COVER * heat[..., None]
-    return np.round((1 - cover) * picture + cover * colour).astype(np.uint8)
+    laid: NDArray[np.uint8] = np.round((1 - cover) * picture + cover * colour).astype(np.uint8)
+    return laid
 
 
 def _stage_ends(picture: Tensor, result: Tensor, kept: list[Tensor]) -> Iterator[Tensor]:
@@ -183,7 +184,9 @@ def _sum(value: Tensor, gradient: backend.Array) -> float:
 
 def _map(value: Tensor, gradient: backend.Array) -> NDArray[np.float64]:
     weights = gradient[0].astype(np.float64).mean(axis=(0, 1))  # (C,)
-    return backend.to_device(value.data[0] @ weights, "cpu")  # (H, W, C) @ (C,) -> (H, W)
+    summed = value.data[0] @ weights  # (H, W, C) @ (C,) -> (H, W)
+    found: NDArray[np.float64] = backend.to_device(summed, "cpu")
+    return found
 
 
 def _names(model: Module, picture: Tensor, ends: list[Tensor], kept: list[Tensor]) -> Iterator[str]:

@@ -224,7 +224,8 @@ def by_input(form: Products, one: Operation) -> NDArray[np.float64]:
     """How large the weights are that each channel of the input meets."""
     squares = weight(one) ** 2
     if form.transposed:
-        return np.sqrt(squares.sum(axis=(0, 1, 2)))
+        found: NDArray[np.float64] = np.sqrt(squares.sum(axis=(0, 1, 2)))
+        return found
     return np.tile(np.sqrt(squares.sum(axis=(0, 1, 3))), one.options.get("groups", 1))
 
 

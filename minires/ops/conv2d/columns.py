@@ -122,7 +122,7 @@ class _Columns:
         self.rows = self.lines * win.out[1]
 
     def bytes(self, lines: int) -> int:
-        return lines * self.win.out[1] * self.depth * self.groups * int(self.x.itemsize)
+        return int(lines * self.win.out[1] * self.depth * self.groups * self.x.itemsize)
 
     def fit(self) -> bool:
         """Whether they may exist whole."""

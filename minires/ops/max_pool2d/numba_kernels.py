@@ -13,7 +13,10 @@ from minires.ops.window import Window
 
 
 @kernel
-def _forward_numba(x, y, winner, size, stride, dilation, top, left):
+def _forward_numba(
+    x: Array, y: Array, winner: Array, size: tuple[int, int], stride: tuple[int, int],
+    dilation: tuple[int, int], top: int, left: int,
+) -> None:  # fmt: skip
     _, h, w, channels = x.shape
     for n in range(y.shape[0]):
         for oh in range(y.shape[1]):
@@ -40,7 +43,9 @@ def _forward_numba(x, y, winner, size, stride, dilation, top, left):
 
 
 @kernel
-def _backward_numba(dy, winner, dx, behind, stride, top, left):
+def _backward_numba(
+    dy: Array, winner: Array, dx: Array, behind: Array, stride: tuple[int, int], top: int, left: int
+) -> None:
     """behind: for each pixel of a window, how many numbers of a picture it lies behind the first."""
     dx[...] = 0.0
     n, h, w, channels = dx.shape

@@ -96,7 +96,8 @@ def _option(name: str, value: Any) -> str:
         (top, bottom), (left, right) = value
         same = top == bottom == left == right
         return str(top) if same else f"{top} top, {bottom} bottom, {left} left, {right} right"
-    return times(value) if name in ("kernel", "stride") and isinstance(value, tuple) else str(value)
+    pair = name in ("kernel", "stride", "dilation") and isinstance(value, tuple)
+    return times(value) if pair else str(value)
 
 
 def _forward(recording: Recording, one: Operation) -> Iterator[str]:

@@ -21,9 +21,9 @@ from minires.debug.recording import Operation
 from minires.errors import ConfigError, MiniresError, ShapeError, as_whole
 from minires.inspect.summary import Row, aligned
 from minires.ops.forms import Formula, NotKept
+from minires.ops.forms.applied import Line, Worked
+from minires.ops.forms.applied import Row as Summed
 from minires.ops.forms.expressions import reductions, written
-from minires.ops.forms.formula import Line, Worked
-from minires.ops.forms.formula import Row as Summed
 from minires.ops.forms.moved import Taken
 from minires.ops.forms.pool import Pooled
 from minires.ops.forms.products import Multiplied
@@ -42,7 +42,7 @@ class Explanation:
     ``place`` says which number of the result it is, ``result`` is what comes out here, ``stored`` what the
     operation had stored. ``found`` has the numbers on the way, by the kind of arithmetic: of a convolution
     the window, the kernel and the products (:class:`minires.ops.forms.products.Multiplied`), of a pool
-    :class:`minires.ops.forms.pool.Pooled`, of a formula :class:`minires.ops.forms.formula.Worked`, of what
+    :class:`minires.ops.forms.pool.Pooled`, of a formula :class:`minires.ops.forms.applied.Worked`, of what
     only hands numbers on :class:`minires.ops.forms.moved.Taken`.
     """
 

@@ -185,8 +185,10 @@ def test_softmax_and_loss():
     one = record_passes(lambda x: x, scores, labels).operations[1]
     explained = explain(one, n=1, k=2)
     p = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-    (row,) = explained.found.rows
-    assert row.axis == "classes" and row.columns["p"] == pytest.approx(p[1])
+    row, losses_of_all = explained.found.rows
+    assert (row.axis, losses_of_all.axis) == ("classes", "rows")
+    assert losses_of_all.columns["losses"] == pytest.approx(-np.log(p[[0, 1], labels]))
+    assert row.columns["p"] == pytest.approx(p[1])
     assert row.columns["target"].tolist() == [1, 0, 0] and row.columns["logits"].tolist() == [0, 0, 5]
     assert explained.found["p"] == pytest.approx(p[1, 2]) and explained.place == {"n": 1, "k": 2}
     losses = -np.log(p[[0, 1], labels])

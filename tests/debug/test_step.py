@@ -173,7 +173,7 @@ def test_a_card_of_a_convolution_has_the_right_numbers(s):
     assert lines[0] == f"stop {stop.number} of {len(s) - 1}, forward: conv2d res3a_branch2b"
     assert lines[1] == "stage 2 of 4 (16x16), block res3a, training mode"
     assert lines[3].strip() == "y[n, i, j, o] = b[o] + sum over kh, kw, c of"
-    assert "  kernel 3x3, stride 1x1, padding 1, groups 1" in lines
+    assert "  kernel 3x3, stride 1x1, padding 1, dilation 1x1, groups 1" in lines
     table = rows(text)
     assert list(table) == ["x", "w", "y"]
     for name, array in (("x", one.inputs[0].value), ("w", one.inputs[1].value), ("y", one.output)):

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from minires.backend import Array
 from minires.debug.recording import Operation
 from minires.ops.forms import Form, Formula, Moved, NotKept, Pool, Products
+from minires.ops.forms.applied import Applied
+from minires.ops.forms.axes import Near
 from minires.ops.forms.expressions import ABSENT, Tree, names, written
-from minires.ops.forms.formula import Applied, Near
 from minires.ops.forms.windows import Windows
 from minires.ops.registry import describe
 

@@ -9,7 +9,8 @@ An operation declares which of them is its own, and with which formula, in ``@op
 Everybody who explains a number of it, the debugger's cards and the trace page, computes it by this.
 """
 
-from minires.ops.forms.formula import AllBut, Formula, Near
+from minires.ops.forms.axes import AllBut, Near
+from minires.ops.forms.formula import Formula
 from minires.ops.forms.moved import Moved
 from minires.ops.forms.pool import Pool
 from minires.ops.forms.products import Products

@@ -92,7 +92,7 @@ function stopText() {
 
 /** 3 × 3 for a kernel or a stride; of padding one number where all sides have the same, else 0+1 × 0+1. */
 function optionText(key, value) {
-  if ((key === "kernel" || key === "stride") && Array.isArray(value)) return timesSigns(value);
+  if (["kernel", "stride", "dilation"].includes(key) && Array.isArray(value)) return timesSigns(value);
   if (key !== "padding" || !Array.isArray(value)) return JSON.stringify(value);
   const sides = value.flat();
   const same = sides.every((side) => side === sides[0]);

@@ -167,8 +167,8 @@ def _onnx(graph: Graph, call: Call) -> str:
         "用同一个卷积核对 dy 做卷积。卷积核自身的梯度是：x 的每个数乘以它写入的那一块 dy，再全部相加。",
     ),
     arithmetic=Products(transposed=True),
-    label="transposed conv {kernel}{stride}{groups}",
-    short="transposed {kernel}, {channels}{step}{groups}",
+    label="transposed conv {kernel}{stride}{dilation}{groups}",
+    short="transposed {kernel}, {channels}{step}{dilation}{groups}",
     onnx=_onnx,
     cases=_cases,
 )

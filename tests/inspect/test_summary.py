@@ -94,6 +94,19 @@ def test_every_output_is_what_the_layer_gave() -> None:
     assert layers[1].kind == "conv 3x3, 2 groups" and layers[5].kind == "max pool 2x2 /2"
 
 
+def test_a_dilation_is_told() -> None:
+    layers = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2, dilation=2, padding=2),
+        nn.MaxPool2d(2, stride=1, dilation=(1, 2)),
+        nn.AvgPool2d(2, dilation=3, padding=2),
+        nn.Pad2d(1),
+    )
+    kinds = [layer.kind for layer in summarize(layers, (16, 16, 3)).layers]
+    assert kinds == [
+        "conv 3x3 /2, dilated 2", "max pool 2x2, dilated 1x2", "average pool 2x2 /2, dilated 3", "padding",
+    ]  # fmt: skip
+
+
 def test_the_model_is_left_as_it_was() -> None:
     model = Small()
     model.body.norm.training = False  # a part in another mode than the whole

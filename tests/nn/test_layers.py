@@ -1,15 +1,29 @@
 """Layers against their operations, initialisers against their formulas, blocks against a sum by hand."""
 
+import re
+
 import numpy as np
 import pytest
 
 import minires
-from minires.errors import ConfigError
-from minires.nn import AvgPool2d, Conv2d, Dropout, GlobalAvgPool2d, Linear, MaxPool2d, init
+from minires.errors import ConfigError, ShapeError
+from minires.nn import (
+    AvgPool2d,
+    Conv2d,
+    CrossEntropyLoss,
+    Dropout,
+    GlobalAvgPool2d,
+    Linear,
+    MaxPool2d,
+    Pad2d,
+    init,
+)
 from minires.nn.blocks import convolutional_block, identity_block
 from minires.ops.avg_pool2d import avg_pool2d
 from minires.ops.conv2d import conv2d
+from minires.ops.cross_entropy import cross_entropy
 from minires.ops.max_pool2d import max_pool2d
+from minires.ops.pad import pad
 from minires.tensor import Tensor
 
 
@@ -47,21 +61,87 @@ def test_unknown_initialiser_names_the_nearest():
 
 def test_layers_pass_their_options_to_the_operation():
     x = picture(2, 9, 9, 4)
-    conv = Conv2d(4, 6, (3, 5), stride=(2, 1), padding=((1, 0), (2, 2)), groups=2, rng=rng())
+    options = {"stride": (2, 1), "padding": ((1, 0), (2, 2)), "dilation": (1, 2), "groups": 2}
+    conv = Conv2d(4, 6, (3, 5), rng=rng(), **options)
     assert conv.weight.shape == (3, 5, 2, 6)
     conv.bias.data[:] = 0.5
-    expected = conv2d(x, conv.weight, conv.bias, stride=(2, 1), padding=((1, 0), (2, 2)), groups=2)
-    assert np.array_equal(conv(x).data, expected.data)
+    assert np.array_equal(conv(x).data, conv2d(x, conv.weight, conv.bias, **options).data)
     assert Conv2d(4, 6, 1, bias=False, rng=rng()).bias is None
-    assert np.array_equal(
-        MaxPool2d(3, stride=2, padding=1)(x).data, max_pool2d(x, 3, stride=2, padding=1).data
-    )
-    pool = AvgPool2d(3, stride=2, padding=1, count_padding=True)
-    assert np.array_equal(pool(x).data, avg_pool2d(x, 3, stride=2, padding=1, count_padding=True).data)
+    options = {"stride": 2, "padding": 1, "dilation": (1, 3)}
+    assert np.array_equal(MaxPool2d(3, **options)(x).data, max_pool2d(x, 3, **options).data)
+    options["count_padding"] = True
+    assert np.array_equal(AvgPool2d(3, **options)(x).data, avg_pool2d(x, 3, **options).data)
+    sides, options = ((1, 0), (2, 3)), {"mode": "constant", "value": 2.5}
+    assert np.array_equal(Pad2d(sides, **options)(x).data, pad(x, sides, **options).data)
     assert np.allclose(GlobalAvgPool2d()(x).data, x.data.mean((1, 2)), atol=1e-7)
     dense = Linear(4, 3, rng=rng())
     row = x.data[:, 0, 0, :]
     assert np.allclose(dense(Tensor(row)).data, row @ dense.weight.data, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mode", "theirs"), [("edge", "replicate"), ("reflect", "reflect"), ("wrap", "circular")]
+)
+@pytest.mark.parametrize(
+    "options",
+    [{"padding": 1}, {"padding": (2, 1), "stride": 2}, {"padding": "same", "dilation": 2}, {"padding": 0}],
+    ids=str,
+)
+def test_a_border_of_pixels_is_that_of_torch(mode, theirs, options):
+    torch = pytest.importorskip("torch")
+    conv = Conv2d(4, 6, 3, padding_mode=mode, groups=2, rng=rng(), **options)
+    twin = torch.nn.Conv2d(4, 6, 3, padding_mode=theirs, groups=2, **options)
+    state = {"weight": conv.weight.data.transpose(3, 2, 0, 1), "bias": conv.bias.data}
+    twin.load_state_dict({name: torch.tensor(array) for name, array in state.items()})
+    x = picture(2, 6, 5, 4)
+    x.requires_grad = True
+    given = torch.tensor(x.data.transpose(0, 3, 1, 2), requires_grad=True)
+    y, expected = conv(x), twin(given)
+    np.testing.assert_allclose(y.data.transpose(0, 3, 1, 2), expected.detach(), rtol=1e-4, atol=1e-5)
+    (y * y).sum().backward()
+    (expected * expected).sum().backward()
+    np.testing.assert_allclose(x.grad.transpose(0, 3, 1, 2), given.grad, rtol=1e-3, atol=1e-4)
+    assert f"padding_mode={mode!r}" in repr(conv)
+
+
+def test_a_border_of_pixels_that_the_picture_does_not_have():
+    conv = Conv2d(1, 1, 7, padding=3, padding_mode="reflect", rng=rng())
+    with pytest.raises(ShapeError, match="of 3 columns mode 'reflect' can make at most 2 more on each side"):
+        conv(Tensor(np.ones((1, 4, 3, 1), np.float32)))
+    with pytest.raises(ShapeError, match="conv2d: x must be .N, H, W, C., 4 axes, but its shape is .4, 3."):
+        conv(Tensor(np.ones((4, 3), np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("error", "options", "text"),
+    [
+        (ConfigError, {"padding_mode": "replicate"}, "padding_mode must be one of 'constant', 'edge'"),
+        (ShapeError, {"kernel": (3, 0)}, "Conv2d: kernel must be a whole number of at least 1, or a pair"),
+        (ShapeError, {"kernel": 3.0}, "Conv2d: kernel must be a whole number of at least 1, or a pair"),
+        (ShapeError, {"stride": 0}, "Conv2d: stride must be a whole number of at least 1, or a pair of them"),
+        (ShapeError, {"dilation": True}, "Conv2d: dilation must be a whole number of at least 1, or a pair"),
+    ],
+)
+def test_options_of_a_convolution_are_refused_where_they_are_given(error, options, text):
+    with pytest.raises(error, match=re.escape(text)):
+        Conv2d(2, 2, **{"kernel": 3, **options})
+    with pytest.raises(ConfigError, match="mode must be one of 'constant', 'edge', 'reflect', 'wrap'"):
+        Pad2d(1, mode="zeros")
+
+
+def test_numbers_of_numpy_make_a_convolution():
+    conv = Conv2d(np.int64(2), np.int32(4), np.int64(3), stride=np.int64(2), groups=np.int8(2), rng=rng())
+    assert conv(picture(1, 5, 5, 2)).shape == (1, 2, 2, 4)
+
+
+def test_a_loss_with_all_its_options():
+    scores, labels = picture(2, 3, 3, 4), np.array([[[0, 1, 2], [3, 3, 9], [1, 0, 0]]] * 2)
+    for reduction in ("mean", "sum", "none"):
+        options = {"ignore_index": 9, "label_smoothing": 0.1, "reduction": reduction}
+        loss = CrossEntropyLoss(weight=[1, 2, 0.5, 4], **options)
+        expected = cross_entropy(scores, labels, weight=[1, 2, 0.5, 4], **options)
+        assert np.array_equal(loss(scores, labels).data, expected.data)
+    assert [name for name, _ in loss.named_buffers()] == ["weight"] and loss.weight.dtype == np.float32
 
 
 def test_dropout_only_in_training():

@@ -167,9 +167,11 @@ OPERATIONS: dict[str, Callable[[Tensor, Doing], Tensor]] = {
     "conv ceil": lambda x, p: conv2d(x, p.kernel, padding="ceil", stride=(4, 3)),
     "conv four sides": lambda x, p: conv2d(x, p.kernel, padding=((2, 0), (1, 3)), relu=True),
     "conv groups": lambda x, p: conv2d(x, p.grouped, p.six, groups=2, stride=2, padding=1),
+    "conv dilated": lambda x, p: conv2d(x, p.kernel, p.six, dilation=(2, 3), stride=(1, 2), padding=(2, 1)),
     "transposed conv": lambda x, p: conv_transpose2d(x, p.back, p.six, stride=2, padding=1, output_padding=1),
     "transposed conv same": lambda x, p: conv_transpose2d(x, p.back, stride=4, padding="same"),
     "transposed conv groups": lambda x, p: conv_transpose2d(x, p.back, groups=2, padding=((1, 0), (0, 1))),
+    "transposed conv dilated": lambda x, p: conv_transpose2d(x, p.back, dilation=(1, 3), padding=(0, 2)),
     "one kernel twice": lambda x, p: conv2d(x, p.kernel) + conv2d(x * 0.5, p.kernel),
     "batch norm": norm,
     "batch norm of rows": lambda x, p: norm(global_avg_pool2d(x), p),
@@ -179,6 +181,7 @@ OPERATIONS: dict[str, Callable[[Tensor, Doing], Tensor]] = {
     "max pool": lambda x, p: max_pool2d(x, (3, 2)),
     "max pool sides": lambda x, p: max_pool2d(x - 5, 3, stride=2, padding=((0, 1), (1, 0))),
     "max pool ceil": lambda x, p: max_pool2d(x - 5, 2, stride=2, padding="ceil"),
+    "max pool dilated": lambda x, p: max_pool2d(x - 5, 3, stride=1, padding=1, dilation=(2, 3)),
     "avg pool": lambda x, p: avg_pool2d(x, 3, stride=2, padding=1),
     "avg pool counting": lambda x, p: avg_pool2d(x, 3, padding=((1, 0), (0, 2)), count_padding=True),
     "avg pool ceil": lambda x, p: avg_pool2d(x, 2, padding="ceil"),
@@ -197,6 +200,9 @@ OPERATIONS: dict[str, Callable[[Tensor, Doing], Tensor]] = {
     "concat of vectors": lambda x, p: concat([flatten(x), global_avg_pool2d(x)]),
     "dense buffer": lambda x, p: history(x, 20),
     "pad": lambda x, p: pad(x, ((1, 2), (3, 0))),
+    "pad with a number": lambda x, p: pad(x, (1, 2), value=-1.5),
+    "pad edge": lambda x, p: pad(x, ((0, 9), (2, 1)), mode="edge"),
+    "pad reflect": lambda x, p: pad(x, ((8, 1), (0, 6)), mode="reflect"),
     "pad channels": lambda x, p: pad_channels(x, 9),
     "pad channels, stride, both": lambda x, p: pad_channels(x, 9, stride=2, both=True),
     "local response norm": lambda x, p: local_response_norm(x, 3, k=0.5, alpha=0.7, beta=0.6),
@@ -216,6 +222,28 @@ OPERATIONS: dict[str, Callable[[Tensor, Doing], Tensor]] = {
 @pytest.mark.parametrize("what", OPERATIONS)
 def test_an_operation(what: str, tmp_path: Path) -> None:
     check(Doing(OPERATIONS[what]), tmp_path / "model.onnx", (9, 7, 4))
+
+
+FROM_OPSET_19: dict[str, Callable[[Tensor, Doing], Tensor]] = {
+    "pad with mode 'wrap'": lambda x, p: pad(x, ((9, 0), (1, 7)), mode="wrap"),
+    "a dilated average pool": lambda x, p: avg_pool2d(x, 3, stride=1, dilation=(2, 1), padding=2),
+}
+
+
+@needs_onnx
+@pytest.mark.parametrize("what", FROM_OPSET_19)
+def test_an_operation_of_newer_opsets(what: str, tmp_path: Path) -> None:
+    model, path = Doing(FROM_OPSET_19[what]), tmp_path / "model.onnx"
+    check(model, path, (9, 7, 4), opset=19)
+    with pytest.raises(ConfigError, match=f"{what} is in ONNX from opset 19 on, not in 18"):
+        export_onnx(model, path, (9, 7, 4), opset=18)
+
+
+@needs_onnx
+def test_a_convolution_that_pads_with_pixels(tmp_path: Path) -> None:
+    conv = nn.Conv2d(4, 3, 3, padding="same", padding_mode="reflect", dilation=2)
+    file = check(conv, tmp_path / "model.onnx", (9, 7, 4))
+    assert [node.op_type for node in file.graph.node] == ["Pad", "Conv"]
 
 
 @needs_onnx

@@ -93,8 +93,8 @@ def _onnx(graph: Graph, call: Call) -> str:
     ),
     chinese=Words("平均池化", "取每个窗口内的平均值。", "每个 dy 平均分给窗口内的数。"),
     arithmetic=Pool(mean=True),
-    label="average pool {kernel}{stride}",
-    short="average pool {kernel}{step}",
+    label="average pool {kernel}{stride}{dilation}",
+    short="average pool {kernel}{step}{dilation}",
     onnx=_onnx,
     cases=_cases,
 )

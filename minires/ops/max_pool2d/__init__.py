@@ -87,8 +87,8 @@ def _onnx(graph: Graph, call: Call) -> str:
     ),
     chinese=Words("最大池化", "保留每个窗口内最大的数。", "每个 dy 交给胜出的数，其余得到零。"),
     arithmetic=Pool(),
-    label="max pool {kernel}{stride}",
-    short="max pool {kernel}{step}",
+    label="max pool {kernel}{stride}{dilation}",
+    short="max pool {kernel}{step}{dilation}",
     onnx=_onnx,
     cases=_cases,
 )

@@ -24,6 +24,7 @@ import numpy as np
 import minires
 from minires import backend
 from minires.backend import cuda
+from minires.ops.registry import described
 
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 MARGIN = 64  # numbers before and behind an array
@@ -43,6 +44,31 @@ def sources() -> dict[str, cuda.Source]:
                 if isinstance(value, cuda.Source):
                     found.setdefault(value, f"{info.name}.{name}")
     return {place: source for source, place in found.items()}
+
+
+def of_operations() -> dict[str, list[str]]:
+    """The sources in the rooms of operations, by place, with the names of the operations of that room."""
+    rooms: dict[str, list[str]] = {}
+    for known in described():
+        room = getattr(known.function, "__module__", "")
+        rooms.setdefault(room, []).append(known.name)
+    found = {}
+    for place in sources():
+        module = place.rpartition(".")[0]
+        room = module if module in rooms else module.rpartition(".")[0]  # conv2d/cuda_columns.py
+        if room in rooms:
+            found[place] = rooms[room]
+    return found
+
+
+@functools.cache
+def knows_bfloat16(code: str) -> bool:
+    """Whether a source compiles for it: what does arithmetic in T does not."""
+    try:
+        library(cuda.Source(code.removeprefix(cuda.PRELUDE)).text("bfloat16"))
+    except AssertionError:
+        return False
+    return True
 
 
 def kernels(code: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from minires.nn.blocks import ResidualBlock, convolutional_block, identity_block
 from minires.nn.containers import ModuleDict, ModuleList
+from minires.nn.layer_of import layer_of
 from minires.nn.layers import (
     AvgPool2d,
     BatchNorm2d,
@@ -11,6 +12,7 @@ from minires.nn.layers import (
     Flatten,
     GlobalAvgPool2d,
     Identity,
+    LeakyReLU,
     Linear,
     LocalResponseNorm,
     MaxPool2d,
@@ -32,6 +34,7 @@ __all__ = [
     "Flatten",
     "GlobalAvgPool2d",
     "Identity",
+    "LeakyReLU",
     "Linear",
     "LocalResponseNorm",
     "MaxPool2d",
@@ -48,4 +51,5 @@ __all__ = [
     "SqueezeExcitation",
     "convolutional_block",
     "identity_block",
+    "layer_of",
 ]

@@ -14,6 +14,7 @@ import numpy as np
 
 from minires.errors import ConfigError, MiniresError, one_of, plain, unknown, whole
 from minires.nn import init
+from minires.nn.layer_of import layer_of
 from minires.nn.module import Module, Parameter
 from minires.ops.avg_pool2d import avg_pool2d, global_avg_pool2d
 from minires.ops.batch_norm import CONVENTIONS, batch_norm
@@ -22,6 +23,7 @@ from minires.ops.conv2d import conv2d
 from minires.ops.conv2d.arguments import window as conv2d_window
 from minires.ops.cross_entropy import cross_entropy
 from minires.ops.dropout import check_rate, dropout
+from minires.ops.leaky_relu import leaky_relu
 from minires.ops.linear import linear
 from minires.ops.local_response_norm import local_response_norm
 from minires.ops.max_pool2d import max_pool2d
@@ -235,6 +237,9 @@ class ReLU(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return relu(x)
+
+
+LeakyReLU = layer_of(leaky_relu, "LeakyReLU", module=__name__)
 
 
 class Sigmoid(Module):

@@ -25,21 +25,20 @@ from minires.nn.module import Module
 from minires.nn.paths import locate
 from minires.ops.arithmetic import mul
 from minires.ops.registry import Case, Words, operation
-from minires.ops.sigmoid import sigmoid
 from minires.tape import reachable
 from minires.tensor import Tensor, is_recording, is_watched, record, set_apart, with_settings
 
 
-class _Gate(Module):
-    """A block for the cases: x1 * sigmoid(x2)."""
+class _Product(Module):
+    """A block for the cases: x1 * x2."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return mul(a, sigmoid(b))
+        return mul(a, b)
 
 
 def _cases() -> Iterator[Case]:
     inputs = {"a": (2, 3), "b": (2, 3)}
-    yield Case("a gate", inputs, call=lambda recompute, a, b: recompute(_Gate(), a, b))
+    yield Case("a product", inputs, call=lambda recompute, a, b: recompute(_Product(), a, b))
 
 
 @operation(

@@ -35,6 +35,7 @@ from minires.ops.cross_entropy import cross_entropy as cross_entropy
 from minires.ops.dense_buffer import DenseBuffer as DenseBuffer
 from minires.ops.dropout import dropout as dropout
 from minires.ops.in_place import augmented, set_item
+from minires.ops.leaky_relu import leaky_relu as leaky_relu
 from minires.ops.linear import linear as linear
 from minires.ops.local_response_norm import local_response_norm as local_response_norm
 from minires.ops.matmul import matmul as matmul

@@ -15,22 +15,18 @@ import pytest
 from minires import Tensor, backend, specification
 from minires.backend import cuda
 from minires.errors import ConfigError, ShapeError
-from minires.ops import cases, checks, concat, dropout, pad_channels, relu
+from minires.ops import cases, checks, concat, dropout, relu
 from minires.ops.avg_pool2d import cuda_kernels as avg_pool_cuda
 from minires.ops.batch_norm import batch_norm, cuda_kernels
 from minires.ops.conv2d import conv2d, cuda_columns
 from minires.ops.max_pool2d import cuda_kernels as max_pool_cuda
 
 BFLOAT16 = backend.bfloat16()
-# The sources that know bfloat16. All other kernels get float32: softmax, cross entropy, optimiser, average.
-SOURCES = {
-    module.__name__: module._CUDA
-    for module in [
-        relu, cuda_kernels, cuda_columns, max_pool_cuda, avg_pool_cuda, concat, pad_channels, dropout,
-    ]
-}  # fmt: skip
-# Operations whose kernels do in bfloat16 what they do in float32, and round the result.
-ONE_ROUNDING = ("relu", "batch_norm", "max_pool2d", "avg_pool2d", "concat", "pad_channels", "dropout")
+# The sources of operations, of which some know bfloat16: those whose arithmetic is in float32. The others get
+# float32: softmax and the losses.
+OF_OPERATIONS = cuda_emulator.of_operations()
+# The kernels that do in bfloat16 what they do in float32, and round the result; a convolution rounds more.
+MORE_ROUNDINGS = {"conv2d"}
 
 with_emulator = [
     pytest.mark.emulated,
@@ -85,9 +81,13 @@ def _check_one_rounding(case):
 
 
 @emulated
-@opcheck.of(*ONE_ROUNDING)
-def test_kernels_compute_in_float32_and_round_once(case, emulator):
-    _check_one_rounding(case)
+@pytest.mark.parametrize("place", OF_OPERATIONS)
+def test_kernels_compute_in_float32_and_round_once(place, emulator):
+    if not cuda_emulator.knows_bfloat16(cuda_emulator.sources()[place].code):
+        return
+    for op in set(OF_OPERATIONS[place]) - MORE_ROUNDINGS:
+        for case in cases.all_cases()[op]:
+            _check_one_rounding(case)
 
 
 @emulated
@@ -95,13 +95,15 @@ def test_these_kernels_and_no_others_run_in_bfloat16(emulator):
     for table in cases.all_cases().values():
         for case in table:
             opcheck.run(case, opcheck.arrays_of(case, "bfloat16"))
-    known = {name for source in SOURCES.values() for name in cuda_emulator.kernels(source.code)}
+    sources = [cuda_emulator.sources()[place].code for place in OF_OPERATIONS]
+    known = {k for code in sources if cuda_emulator.knows_bfloat16(code) for k in cuda_emulator.kernels(code)}
     # These get statistics alone, which are float32.
     statistics = {"batch_norm_constants", "batch_norm_gradient_totals"}
     assert emulator.of_dtype["bfloat16"] == known - statistics
-    scores = {"cross_entropy", "cross_entropy_sum", "cross_entropy_gradient"}
-    scores |= {name + end for name in ("softmax", "log_softmax") for end in ("", "_gradient")}
-    assert emulator.of_dtype["float32"] == scores | statistics
+    assert {"relu", "leaky_relu_gradient", "im2col", "max_pool", "concat", "dropout"} <= known
+    others = {kernel for code in sources for kernel in cuda_emulator.kernels(code)} - known
+    assert emulator.of_dtype["float32"] == others | statistics
+    assert {"cross_entropy", "softmax_gradient", "log_softmax"} <= others
 
 
 @emulated
@@ -236,10 +238,13 @@ def test_there_is_no_arithmetic_in_16_bits(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc here")
-@pytest.mark.parametrize("module", SOURCES)
-def test_compiles_for_gpus(module, tmp_path):
+@pytest.mark.parametrize("place", OF_OPERATIONS)
+def test_compiles_for_gpus(place, tmp_path):
+    source = cuda_emulator.sources()[place]
+    if not cuda_emulator.knows_bfloat16(source.code):
+        return
     file = tmp_path / "kernels.cu"
-    file.write_text(SOURCES[module].text("bfloat16"))
+    file.write_text(source.text("bfloat16"))
     targets = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (80, 90)]
     strict = ["--Werror=all-warnings", "-std=c++17"]
     command = ["nvcc", "-fatbin", *targets, *strict, str(file), "-o", str(tmp_path / "kernels")]

@@ -148,6 +148,12 @@ class Tensor:
 
     Raises: ShapeError if ``data`` holds no numbers or ``requires_grad`` is asked for integers; ConfigError
     for an unknown device.
+
+    >>> x = Tensor([1.0, 2.0], requires_grad=True)
+    >>> loss = (x * x).sum()
+    >>> loss.backward()
+    >>> x.grad.tolist(), f"{loss:.1f}", (x > 1.5).tolist()
+    ([2.0, 4.0], '5.0', [False, True])
     """
 
     __slots__ = ("data", "grad", "name", "_node", "__weakref__")
@@ -157,7 +163,7 @@ class Tensor:
         self, data: Any, *, requires_grad: bool = False, device: str | None = None, name: str | None = None
     ) -> None:
         if not isinstance(data, np.ndarray):
-            data = array_of(data)
+            data = np.asarray(data) if isinstance(data, np.generic) else array_of(data)
         if data.dtype.kind in "OSUMm":
             raise ShapeError(f"a tensor holds numbers, but the array is of dtype {data.dtype}")
         self.data: Array = data if device is None else backend.to_device(data, device)
@@ -444,7 +450,7 @@ def array_of(data: Any, dtype: Any = np.float32) -> Array:
         return data.data
     if backend.is_cupy(data):
         return data
-    if hasattr(data, "dtype"):  # a number of NumPy, or an array of another library
+    if hasattr(data, "dtype"):  # an array of another library
         return np.asarray(data)
     if isinstance(data, list | tuple) and any(isinstance(one, Tensor) for one in data):
         raise MiniresError("a list of tensors would be copied without their gradients; use ops.stack")
@@ -503,8 +509,8 @@ def record(
     given = {name: x for name, x in inputs.items() if x is not None}
     kept = {name: array for name, array in saved.items() if array is not None}
     if recording:
-        nodes = tuple(x.node for x in given.values())
-        if any(node is not None for node in nodes):
+        nodes = tuple([x._node for x in given.values()])
+        if nodes.count(None) < len(nodes):
             if len(given) < len(inputs):
                 backward = _of_those_given(backward, [x is not None for x in inputs.values()])
             output._node = Node(

@@ -94,6 +94,11 @@ def _transpose(self: Tensor, *axes: Any) -> Tensor:
     return transpose(self, _sequence(axes) if axes else None)
 
 
+def _reversed(self: Tensor) -> Tensor:
+    """The tensor with its axes in reverse order; of a matrix its transpose."""
+    return transpose(self)
+
+
 def _broadcast_to(self: Tensor, *shape: Any) -> Tensor:
     return broadcast_to(self, _sequence(shape))
 
@@ -160,7 +165,7 @@ _METHODS: dict[str, Any] = {
     "repeat": repeat,
     "transpose": _transpose,
     "split": split,
-    "T": property(transpose),
+    "T": property(_reversed),
 }
 
 for _name, _method in _METHODS.items():

@@ -87,6 +87,9 @@ def add(a: Operand, b: Operand) -> Tensor:
     Shapes: broadcast as in NumPy.
     Raises: ShapeError if shapes cannot be broadcast or dtypes or devices differ; TypeError for an operand
     that is no array.
+
+    >>> add(Tensor([[1.0], [2.0]]), Tensor([10.0, 20.0])).tolist()
+    [[11.0, 21.0], [12.0, 22.0]]
     """
     a, b = operands("add", a, b)
     xp = backend.array_module(a.data)
@@ -120,6 +123,9 @@ def sub(a: Operand, b: Operand) -> Tensor:
     """The difference of two tensors, or of a tensor and a number.
 
     Shapes, Raises: as :func:`add`.
+
+    >>> sub(1, Tensor([0.25, 3.0])).tolist()
+    [0.75, -2.0]
     """
     a, b = operands("sub", a, b)
     xp = backend.array_module(a.data)
@@ -155,6 +161,9 @@ def mul(a: Operand, b: Operand) -> Tensor:
     """The product, element by element, of two tensors, or of a tensor and a number.
 
     Shapes, Raises: as :func:`add`.
+
+    >>> mul(Tensor([1.0, 2.0]), Tensor([3.0, 5.0])).tolist()
+    [3.0, 10.0]
     """
     return binary(
         "mul", a, b, lambda xp, a, b: a * b, lambda xp, dy, a, b, y: (lambda: dy * b, lambda: dy * a)
@@ -182,6 +191,9 @@ def div(a: Operand, b: Operand) -> Tensor:
     """The quotient, element by element, of two tensors, or of a tensor and a number.
 
     Shapes, Raises: as :func:`add`.
+
+    >>> div(Tensor([1.0, 6.0]), 4).tolist()
+    [0.25, 1.5]
     """
     return binary(
         "div", a, b, lambda xp, a, b: a / b, lambda xp, dy, a, b, y: (lambda: dy / b, lambda: -dy * y / b)
@@ -202,6 +214,9 @@ def neg(x: Tensor) -> Tensor:
     """The negative.
 
     Shapes: any. Raises: ShapeError if ``x`` is not a float.
+
+    >>> neg(Tensor([1.0, -2.0])).tolist()
+    [-1.0, 2.0]
     """
     return unary("neg", x, lambda xp, x: -x, lambda xp, dy, x, y: -dy)
 
@@ -221,6 +236,9 @@ def exp(x: Tensor) -> Tensor:
     """The exponential.
 
     Shapes: any. Raises: ShapeError if ``x`` is not a float.
+
+    >>> exp(Tensor([0.0, 1.0])).numpy().round(4)
+    array([1.    , 2.7183], dtype=float32)
     """
     return unary("exp", x, lambda xp, x: xp.exp(x), lambda xp, dy, x, y: dy * y)
 
@@ -240,6 +258,9 @@ def log(x: Tensor) -> Tensor:
     """The natural logarithm; -inf at zero, NaN below, as in NumPy.
 
     Shapes: any. Raises: ShapeError if ``x`` is not a float.
+
+    >>> log(exp(Tensor([0.0, 3.0]))).tolist()
+    [0.0, 3.0]
     """
     return unary("log", x, lambda xp, x: xp.log(x), lambda xp, dy, x, y: dy / x)
 
@@ -259,6 +280,9 @@ def sqrt(x: Tensor) -> Tensor:
     """The square root; its gradient is infinite at zero, as in NumPy.
 
     Shapes: any. Raises: ShapeError if ``x`` is not a float.
+
+    >>> sqrt(Tensor([4.0, 9.0])).tolist()
+    [2.0, 3.0]
     """
     return unary("sqrt", x, lambda xp, x: xp.sqrt(x), lambda xp, dy, x, y: dy / (y + y))
 

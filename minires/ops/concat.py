@@ -127,11 +127,14 @@ def _onnx(graph: Graph, call: Call) -> str:
     cases=_cases,
 )
 def concat(tensors: Sequence[Tensor], *, axis: int = -1) -> Tensor:
-    """Join tensors along ``axis``.
+    """Join tensors along ``axis``, by default the channels.
 
-    Shapes: see the head of this file.
+    Shapes: equal but for ``axis``; y has the sum of the sizes there.
     Raises: ShapeError if there is no tensor, or shapes differ elsewhere than at ``axis``, or dtypes or
     devices differ.
+
+    >>> concat([Tensor([[1.0, 2.0]]), Tensor([[3.0]])]).tolist()
+    [[1.0, 2.0, 3.0]]
     """
     tensors = [checks.as_tensor(tensor) for tensor in tensors]
     if not tensors:

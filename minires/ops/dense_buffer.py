@@ -88,8 +88,13 @@ class DenseBuffer:
 
     ``latest`` is the tensor of everything so far; its memory is that of every ``latest`` before it, too.
 
-    Shapes, Source: see the head of this file.
+    Shapes: x (N, H, W, C); ``latest`` (N, H, W, channels so far).
     Raises: ShapeError if x is not (N, H, W, C) or has more channels than there is room for.
+    Source: arXiv:1608.06993; arXiv:1707.06990, section 3.
+
+    >>> history = DenseBuffer(Tensor([[[[1.0, 2.0]]]]), room=4)
+    >>> history.append(Tensor([[[[3.0]]]])).tolist()
+    [[[[1.0, 2.0, 3.0]]]]
     """
 
     latest: Tensor

@@ -124,13 +124,19 @@ def _cases() -> Iterator[Case]:
 def dropout(x: Tensor, rate: float, *, rng: np.random.Generator, training: bool = True) -> Tensor:
     """Set numbers to zero with probability ``rate`` and scale the others up; ``x`` itself at inference.
 
+    rng: the generator that says which numbers.
+
     On a GPU each call draws 64 bits from ``rng``, the key of Philox 4x32-10; number i of x has the mask that
     the generator gives for counter i. So one state of ``rng`` gives one mask, in every dtype and again after
     a run is continued. The key is an argument of the kernel: a step that is captured into a CUDA graph would
     have the same mask in every replay, unless its key lies in the memory of the GPU and is advanced there.
 
-    Shapes, Source, Differs: see the head of this file.
+    Shapes: any; y as x.
     Raises: ConfigError if the rate is not in [0, 1); ShapeError if ``x`` is not a float.
+    Source: Srivastava et al. 2014. Differs: the paper scales the weights down at inference instead.
+
+    >>> dropout(Tensor(np.ones(6)), 0.5, rng=np.random.default_rng(1)).tolist()
+    [0.0, 2.0, 2.0, 2.0, 0.0, 0.0]
     """
     x = checks.as_tensor(x)
     checks.same_floats("dropout", x=x)

@@ -39,7 +39,7 @@ _NUMBERS = (numbers.Real, np.bool_)
 
 def operand(op: str, x: Any, other: Any) -> Tensor:
     """``x`` as a tensor; what has no dtype of its own takes the dtype and the device of what it meets."""
-    if isinstance(x, Tensor) and x.dtype.kind != "b":
+    if isinstance(x, Tensor) and x.data.dtype.kind != "b":
         return x
     x = x.data if isinstance(x, Tensor) else x
     if not isinstance(x, (list, tuple, *_NUMBERS)) and not hasattr(x, "dtype"):

@@ -8,9 +8,9 @@ So it is refused there, but for the one place where it is meant, an update by ha
 >>> w = Tensor([1.0, 2.0], requires_grad=True)
 >>> (w * w).sum().backward()
 >>> with no_grad():
-...     w -= 0.1 * w.grad
->>> w.numpy().round(2).tolist(), w.requires_grad
-([0.8, 1.6], True)
+...     w -= 0.25 * w.grad
+>>> w.tolist(), w.requires_grad
+([0.5, 1.0], True)
 """
 
 from __future__ import annotations

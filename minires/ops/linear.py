@@ -75,8 +75,12 @@ def _onnx(graph: Graph, call: Call) -> str:
 def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """Multiply rows with a matrix and add a bias.
 
-    Shapes: see the head of this file.
+    Shapes: x (N, C), w (C, O), b (O,) -> y (N, O).
     Raises: ShapeError if ranks, sizes, dtypes or devices do not fit.
+
+    >>> x, w = Tensor([[1.0, 2.0]]), Tensor([[1.0, 0.0, 3.0], [0.0, 1.0, 4.0]])
+    >>> linear(x, w, Tensor([0.5, 0.5, 0.0])).tolist()
+    [[1.5, 2.5, 11.0]]
     """
     x, w = checks.as_tensor(x), checks.as_tensor(w)
     b = None if b is None else checks.as_tensor(b)

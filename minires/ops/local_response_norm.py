@@ -103,9 +103,17 @@ def local_response_norm(
 ) -> Tensor:
     """Divide each channel by a norm of the ``size`` channels around it.
 
-    Shapes, Source, Differs: see the head of this file.
+    size: how many channels, itself in their middle; those beyond the first and the last count as 0.
+    k, alpha, beta: of the norm, which is (k + alpha * the sum of the squares) to the power of beta.
+
+    Shapes: x (..., C); y as x.
     Raises: ShapeError if ``x`` has no channels or is not a float, ``size`` is not odd, or ``k`` is
-    not above 0 or ``alpha`` below 0 (the norm could be 0).
+    not above 0 or ``alpha`` below 0 (the norm could be 0); ConfigError for what is no number.
+    Source: Krizhevsky, Sutskever, Hinton 2012, section 3.3. Differs: Caffe and PyTorch divide alpha by the
+    size and start from k = 1; their result is had here with ``alpha / size``.
+
+    >>> local_response_norm(Tensor([[1.0, 2.0]]), 3, k=1.0, alpha=1.0, beta=1.0).numpy().round(3)
+    array([[0.167, 0.333]], dtype=float32)
     """
     x = checks.as_tensor(x)
     checks.same_floats("local_response_norm", x=x)

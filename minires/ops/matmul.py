@@ -88,7 +88,8 @@ def _cases() -> Iterator[Case]:
 def matmul(a: Operand, b: Operand) -> Tensor:
     """The matrix product ``a @ b``.
 
-    Shapes: see the head of this file.
+    Shapes: a (..., M, K), b (..., K, P) -> y (..., M, P), the leading axes broadcast as in NumPy. A vector a
+    (K,) is a matrix of one row, a vector b (K,) one of a single column, and y has no axis for it.
     Raises: ShapeError if an operand is a single number, the inner sizes differ, the leading axes cannot be
     broadcast, or dtypes or devices differ.
 

@@ -60,6 +60,9 @@ def astype(x: Tensor, dtype: Any) -> Tensor:
 
     Shapes: any.
     Raises: ShapeError if either dtype is not one of floats; ConfigError for "bfloat16" without ml_dtypes.
+
+    >>> astype(Tensor([0.1]), "float64").item()
+    0.10000000149011612
     """
     x = checks.as_tensor(x)
     before = x.dtype

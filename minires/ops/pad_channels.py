@@ -130,10 +130,16 @@ def _onnx(graph: Graph, call: Call) -> str:
 def pad_channels(x: Tensor, channels: int, *, stride: int = 1, both: bool = False) -> Tensor:
     """Take every ``stride``-th place and add channels of zeros until there are ``channels``.
 
-    The zero channels come after those of ``x``, or with ``both`` half before and half after (the odd one
-    after). Shapes, Source: see the head of this file.
+    both: put half of the zero channels before those of ``x`` (the odd one after); else all come after.
+
+    Shapes: x (N, H, W, C) -> y (N, ceil(H / stride), ceil(W / stride), channels).
     Raises: ShapeError if ``x`` is not (N, H, W, C) or has more than ``channels`` channels, or the stride is
     not at least 1.
+    Source: He et al. 2016, Deep residual learning for image recognition, section 3.3 (option A).
+
+    >>> x = Tensor(np.arange(1.0, 5.0).reshape(1, 2, 2, 1))
+    >>> pad_channels(x, 3, stride=2).tolist(), pad_channels(x, 3, stride=2, both=True).tolist()
+    ([[[[1.0, 0.0, 0.0]]]], [[[[0.0, 1.0, 0.0]]]])
     """
     x = checks.as_tensor(x)
     checks.rank("pad_channels", "x", x, "(N, H, W, C)")

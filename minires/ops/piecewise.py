@@ -184,11 +184,12 @@ def clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tens
     """
     if low is None and high is None:
         raise ShapeError("clip: give low, high, or both; without a bound nothing is to be done")
-    low = None if low is None else checks.number("clip", "low", low)  # Python's own, to take the dtype of x
+    # Python's own numbers, which take the dtype of x.
+    low = None if low is None else checks.number("clip", "low", low)
     high = None if high is None else checks.number("clip", "high", high)
     floor, ceiling = -np.inf if low is None else low, np.inf if high is None else high
     if floor > ceiling:
-        raise ShapeError(f"clip: low={low} is above high={high}")
+        raise ShapeError(f"clip: low={low:g} is above high={high:g}")
 
     def backward(xp: Any, dy: Array, x: Array, y: Array) -> Array:
         return dy * ((floor <= x) & (x <= ceiling))
@@ -241,8 +242,8 @@ def where(condition: Any, a: Operand, b: Operand) -> Tensor:
     differ; TypeError for an operand that is no array.
 
     >>> x = Tensor([-2.0, 3.0])
-    >>> where(x > 0, x, 0.1 * x).tolist()
-    [-0.20000000298023224, 3.0]
+    >>> where(x > 0, x, x / 2).tolist()
+    [-1.0, 3.0]
     """
     chosen = condition.data if isinstance(condition, Tensor) else condition
     chosen = chosen if hasattr(chosen, "dtype") else np.asarray(chosen)

@@ -63,8 +63,12 @@ def _cases(make: Callable[[Shape], Make]) -> Callable[[], Iterator[Case]]:
 def sum(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """The sum over ``axis`` (an axis, several, or None for all).
 
-    Shapes: see the head of this file.
+    Shapes: x any; y without the axes reduced, or with 1 in their place if ``keepdims``.
     Raises: ShapeError if an axis does not exist or ``x`` is not a float.
+
+    >>> x = Tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> sum(x).item(), sum(x, axis=0).tolist(), sum(x, axis=1, keepdims=True).tolist()
+    (10.0, [4.0, 6.0], [[3.0], [7.0]])
     """
     x = checks.as_tensor(x)
     checks.same_floats("sum", x=x)
@@ -96,8 +100,11 @@ def sum(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
 def mean(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """The mean over ``axis`` (an axis, several, or None for all).
 
-    Shapes: see the head of this file.
+    Shapes: x any; y without the axes reduced, or with 1 in their place if ``keepdims``.
     Raises: ShapeError if an axis does not exist, there is nothing to average, or ``x`` is not a float.
+
+    >>> mean(Tensor([[1.0, 2.0], [3.0, 4.0]]), axis=0).tolist()
+    [2.0, 3.0]
     """
     x = checks.as_tensor(x)
     checks.same_floats("mean", x=x)
@@ -140,10 +147,16 @@ def _max_onnx(graph: Graph, call: Call) -> str:
 )
 @mixed()
 def max(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
-    """The maximum over ``axis`` (an axis, several, or None for all).
+    """The maximum over ``axis`` (an axis, several, or None for all); equal ones share the gradient evenly.
 
-    Shapes: see the head of this file.
+    Shapes: x any; y without the axes reduced, or with 1 in their place if ``keepdims``.
     Raises: ShapeError if an axis does not exist, there is nothing to choose from, or ``x`` is not a float.
+
+    >>> x = Tensor([[3.0, 1.0], [2.0, 2.0]], requires_grad=True)
+    >>> y = max(x, axis=1)
+    >>> y.sum().backward()
+    >>> y.tolist(), x.grad.tolist()
+    ([3.0, 2.0], [[1.0, 0.0], [0.5, 0.5]])
     """
     return _extreme("max", x, axis, keepdims)
 
@@ -162,9 +175,9 @@ def max(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
 )
 @mixed()
 def min(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
-    """The minimum over ``axis`` (an axis, several, or None for all).
+    """The minimum over ``axis`` (an axis, several, or None for all); equal ones share the gradient evenly.
 
-    Shapes: see the head of this file.
+    Shapes: x any; y without the axes reduced, or with 1 in their place if ``keepdims``.
     Raises: ShapeError if an axis does not exist, there is nothing to choose from, or ``x`` is not a float.
 
     >>> min(Tensor([[3.0, 1.0], [2.0, 5.0]]), axis=1).tolist()

@@ -163,11 +163,16 @@ def _onnx(graph: Graph, call: Call) -> str:
 def relu(x: Tensor, *, add: Tensor | None = None) -> Tensor:
     """Add ``add`` where given, then set negative values to zero.
 
-    Under ``minires.unfused()`` the addition is a node of its own on the tape.
+    add: another tensor, a shortcut. Under ``minires.unfused()`` its addition is a node of its own on the
+        tape.
 
     At exactly zero the gradient is zero.
     Shapes: any; add and y as x.
     Raises: ShapeError if ``x`` is not a float, or ``add`` has another shape or dtype.
+
+    >>> x = Tensor([-1.0, 2.0])
+    >>> relu(x).tolist(), relu(x, add=Tensor([3.0, -3.0])).tolist()
+    ([0.0, 2.0], [2.0, 0.0])
     """
     x = checks.as_tensor(x)
     checks.same_floats("relu", x=x)

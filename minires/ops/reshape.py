@@ -70,6 +70,9 @@ def reshape(x: Tensor, shape: int | tuple[int, ...]) -> Tensor:
 
     Shapes: x any -> y ``shape``.
     Raises: ShapeError if the number of elements differs.
+
+    >>> reshape(Tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), (3, -1)).tolist()
+    [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
     """
     x = checks.as_tensor(x)
     try:
@@ -107,6 +110,9 @@ def flatten(x: Tensor) -> Tensor:
 
     Shapes: x (N, ...) -> y (N, the product of the others).
     Raises: ShapeError if ``x`` has no axis.
+
+    >>> flatten(Tensor(np.zeros((2, 4, 4, 3)))).shape
+    (2, 48)
     """
     x = checks.as_tensor(x)
     if x.ndim == 0:
@@ -200,6 +206,9 @@ def transpose(x: Tensor, axes: tuple[int, ...] | None = None) -> Tensor:
 
     Shapes: axis i of y is axis ``axes[i]`` of x.
     Raises: ShapeError if ``axes`` does not name every axis once.
+
+    >>> transpose(Tensor(np.zeros((2, 4, 5, 3))), (0, 3, 1, 2)).shape
+    (2, 3, 4, 5)
     """
     x = checks.as_tensor(x)
     order = tuple(reversed(range(x.ndim))) if axes is None else tuple(axes)
@@ -240,6 +249,10 @@ def getitem(x: Tensor, index: Any) -> Tensor:
 
     Shapes: as in NumPy.
     Raises: IndexError, with NumPy's message, if the index does not fit.
+
+    >>> x = Tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    >>> x[0, 1:].tolist(), x[[1, 1], [0, 2]].tolist(), x[x > 4].tolist()
+    ([2.0, 3.0], [4.0, 6.0], [5.0, 6.0])
     """
     x = checks.as_tensor(x)
     parts = index if isinstance(index, tuple) else (index,)

@@ -56,6 +56,9 @@ def sigmoid(x: Tensor) -> Tensor:
     """Squeeze every number into (0, 1).
 
     Shapes: any; y as x. Raises: ShapeError if ``x`` is not a float.
+
+    >>> sigmoid(Tensor([-1000.0, 0.0, 1000.0])).tolist()
+    [0.0, 0.5, 1.0]
     """
     x = checks.as_tensor(x)
     checks.same_floats("sigmoid", x=x)

@@ -216,8 +216,11 @@ def _onnx_log(graph: Graph, call: Call) -> str:
 def softmax(x: Tensor, *, axis: int = -1) -> Tensor:
     """Turn scores into probabilities that sum to one along ``axis``, by default the last.
 
-    Shapes: see the head of this file.
-    Raises: ShapeError if ``x`` has no classes or is not a float.
+    Shapes: any with at least one class along ``axis``; y as x.
+    Raises: ShapeError if ``x`` has no classes or is not a float, or the axis does not exist.
+
+    >>> softmax(Tensor([[1.0, 1.0], [1000.0, 0.0]])).tolist()
+    [[0.5, 0.5], [1.0, 0.0]]
     """
     x, along = _checked("softmax", x, axis)
     if along != x.ndim - 1:
@@ -254,8 +257,10 @@ def softmax(x: Tensor, *, axis: int = -1) -> Tensor:
 def log_softmax(x: Tensor, *, axis: int = -1) -> Tensor:
     """The logarithm of :func:`softmax`, exact where a probability would round to zero.
 
-    Shapes: see the head of this file.
-    Raises: ShapeError if ``x`` has no classes or is not a float.
+    Shapes, Raises: as :func:`softmax`.
+
+    >>> log_softmax(Tensor([1000.0, 0.0])).tolist()
+    [0.0, -1000.0]
     """
     x, along = _checked("log_softmax", x, axis)
     if along != x.ndim - 1:

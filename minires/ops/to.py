@@ -20,7 +20,13 @@ from minires.tensor import Tensor, record
 def to(x: Tensor, device: str) -> Tensor:
     """The tensor on another device (itself if it is there already); the gradient finds its way back.
 
+    device: "cpu", "cuda" or "cuda:1"; another dtype is what ``astype`` is for.
+
     Shapes: any. Raises: ConfigError for an unknown device.
+
+    >>> x = Tensor([1.0])
+    >>> to(x, "cpu") is x
+    True
     """
     moved = backend.to_device(x.data, device)
     if moved is x.data:

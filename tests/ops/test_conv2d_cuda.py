@@ -31,7 +31,9 @@ SHAPES = {
     "2x2, windows beside the picture": ((2, 5, 6, 20), (2, 2, 20, 3), {"padding": 3}),
     "3x3, dilated": ((2, 9, 10, 33), (3, 3, 33, 4), {"padding": 2, "dilation": 2}),
     "2x3, dilated pairs, 2 groups": (
-        (2, 11, 9, 14), (2, 3, 7, 4), {"dilation": (4, 3), "stride": (2, 1), "padding": (3, 2), "groups": 2}
+        (2, 11, 9, 14),
+        (2, 3, 7, 4),
+        {"dilation": (4, 3), "stride": (2, 1), "padding": (3, 2), "groups": 2},
     ),
 }
 

@@ -14,7 +14,7 @@ import pytest
 from oracle import shake
 
 import minires
-from minires import ConfigError, MiniresError, Tensor, models, nn, no_grad, tensor
+from minires import ConfigError, MiniresError, Tensor, models, nn, no_grad, ops, tensor
 from minires.data import Normalize
 from minires.nn.module import Parameter
 from minires.ops.avg_pool2d import avg_pool2d, global_avg_pool2d
@@ -215,6 +215,11 @@ OPERATIONS: dict[str, Callable[[Tensor, Doing], Tensor]] = {
     "rows times each channel": lambda x, p: p.four * global_avg_pool2d(x),
     "numbers": lambda x, p: (1 - x) * 0.25 + 2 / (3 + x * x),
     "exp, neg, log, sqrt": lambda x, p: (-x).exp().log() + (x * x).sqrt(),
+    "abs, tanh": lambda x, p: abs(x).tanh() - x.tanh(),
+    "maximum, minimum": lambda x, p: ops.maximum(x, p.four) + ops.minimum(0.25, x),
+    "clip": lambda x, p: x.clip(-0.5, 0.75) + x.clip(low=0.1) * x.clip(high=0.2),
+    "powers": lambda x, p: x**3 + abs(x) ** 0.5 + 2.0**x + (x * x + 0.5) ** x,
+    "squeeze, expand_dims": lambda x, p: flatten(max_pool2d(x, (9, 7)).squeeze((1, 2)).expand_dims(1)),
 }  # fmt: skip
 
 

@@ -505,7 +505,7 @@ OPERATORS: dict[str, Callable[..., Result]] = {
     "Identity": lambda x: x,
     "IsInf": is_inf,
     "IsNaN": lambda x: x != x,
-    "LeakyRelu": lambda x, alpha=0.01: prelu(x, alpha),
+    "LeakyRelu": lambda x, alpha=0.01: ops.leaky_relu(x, slope=alpha),
     "Less": lambda a, b: a < b,
     "LessOrEqual": lambda a, b: a <= b,
     "Log": ops.log,

@@ -75,7 +75,7 @@ class Call:
 
     def __str__(self) -> str:
         shapes = ["x".join(map(str, x.shape)) for x in self.inputs() if x.ndim != 1]
-        said = [text for text in self._plain() if not text.startswith(USUAL)]
+        said = [text for text in self._plain() if not text.startswith(USUAL) and text != "dilation=1"]
         return " ".join([", ".join(shapes), *said])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import importlib
+import re
 import subprocess
 import sys
 
@@ -148,3 +149,83 @@ def test_no_room_is_too_large():
     operations = {module: size for module, size in sizes.items() if module.startswith("minires.ops.")}
     del operations["minires.ops.cases"]  # a table
     assert not {module: size for module, size in operations.items() if size > 250}
+
+
+# What would find things out by looking inside: the frames, cells and source of functions that run.
+LOOKS_INSIDE = {
+    "_getframe", "currentframe", "f_locals", "f_back", "__closure__", "cell_contents", "co_freevars",
+    "getclosurevars", "getsource", "getsourcelines",
+}  # fmt: skip
+# The checker of exercises is asked to look at what a reader wrote, and looks at that alone.
+ASKED_TO_LOOK = {"minires.exercises"}
+
+
+def _names(tree):
+    """All names and attributes that a piece of code reads."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+            yield node.value  # getattr(function, "__closure__")
+
+
+@pytest.mark.parametrize("module", sorted(set(FILES) - ASKED_TO_LOOK))
+def test_nothing_is_found_out_by_looking_inside(module):
+    tree = ast.parse(FILES[module].read_text())
+    assert not LOOKS_INSIDE & set(_names(tree))
+    for node in ast.walk(tree):  # a docstring may be shown, but nothing is read out of it
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in PATTERNS:
+            texts = {name for part in (*node.args, node.func) for name in _names(part)}
+            assert not texts & {"__doc__", "getdoc"}, f"line {node.lineno}"
+
+
+PATTERNS = {"search", "match", "fullmatch", "findall", "finditer", "split", "sub", "compile"}
+
+
+def test_such_looks_would_be_found():
+    for code in ("sys._getframe(1).f_locals", "f.__closure__[0].cell_contents", "getattr(f, '__closure__')",
+                 "inspect.getsource(f)"):  # fmt: skip
+        assert LOOKS_INSIDE & set(_names(ast.parse(code))), code
+
+
+# Folding a batch norm into the convolution before it is about these two operations.
+ABOUT_TWO_OPERATIONS = {"minires.nn.fuse"}
+
+
+def _asked_for_by_name(tree):
+    """The names of operations that a piece of code compares ``something.op`` with, or looks up by it."""
+    for node in ast.walk(tree):
+        sides = []
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+        elif isinstance(node, ast.Subscript):
+            sides = [node.value, node.slice]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+            sides = [node.func.value, *node.args]
+        if any(isinstance(side, ast.Attribute) and side.attr == "op" for side in sides):
+            yield from (part.value for side in sides for part in ast.walk(side)
+                        if isinstance(part, ast.Constant) and isinstance(part.value, str))  # fmt: skip
+
+
+@pytest.mark.parametrize("module", sorted(set(FILES) - ABOUT_TWO_OPERATIONS))
+def test_no_operation_is_a_special_case_by_its_name(module):
+    """What sets an operation apart it declares itself: see minires/ops/registry.py."""
+    assert set(_asked_for_by_name(ast.parse(FILES[module].read_text()))) <= {"leaf"}
+
+
+def test_special_cases_would_be_found():
+    for code in ("node.op == 'a'", "call.op in ('a', 'b')", "{'a': 1}.get(one.op)", "{'a': f}[one.op]"):
+        assert set(_asked_for_by_name(ast.parse(code))), code
+    assert {"batch_norm", "conv2d"} <= set(
+        _asked_for_by_name(ast.parse(FILES["minires.nn.fuse"].read_text()))
+    )
+
+
+def test_the_trace_page_knows_no_operation_by_its_name():
+    folder = FILES["minires.debug.trace_page.build"].parent / "page"
+    for script in folder.glob("*.js"):
+        # What an operation says of itself is looked up by its name, and nothing else.
+        text = re.sub(r"trace\.described\[(operation\.)?op\]", "", script.read_text())
+        assert not re.search(r"\.op\b\s*(===|!==)|\w\[[^\],]*\bop\]", text), script.name

@@ -427,7 +427,9 @@ def _own_parameters(module: Module, counted: set[int]) -> tuple[int, int]:
 
 def _kind(module: Module, calls: Sequence[_Called]) -> str:
     """A layer in a few words: those of its only operation; else the name of its class."""
-    return calls[0].label if len(calls) == 1 else type(module).__name__
+    if len(calls) == 1:
+        return calls[0].label
+    return type(module).__name__ + ("" if calls else ", nothing to do")  # a dropout at inference
 
 
 def count(number: int) -> str:

@@ -2,7 +2,6 @@
 
 from minires.nn.blocks import ResidualBlock, convolutional_block, identity_block
 from minires.nn.containers import ModuleDict, ModuleList
-from minires.nn.layer_of import layer_of
 from minires.nn.layers import (
     AvgPool2d,
     BatchNorm2d,
@@ -23,6 +22,7 @@ from minires.nn.layers import (
     Softmax,
 )
 from minires.nn.module import Module, Parameter
+from minires.nn.of_operation import layer_of
 from minires.nn.squeeze_excitation import SqueezeExcitation
 
 __all__ = [

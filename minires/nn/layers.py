@@ -14,8 +14,8 @@ import numpy as np
 
 from minires.errors import ConfigError, MiniresError, one_of, plain, unknown, whole
 from minires.nn import init
-from minires.nn.layer_of import layer_of
 from minires.nn.module import Module, Parameter
+from minires.nn.of_operation import layer_of
 from minires.ops.avg_pool2d import avg_pool2d, global_avg_pool2d
 from minires.ops.batch_norm import CONVENTIONS, batch_norm
 from minires.ops.checks import number, pair

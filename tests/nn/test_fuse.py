@@ -229,9 +229,9 @@ def test_a_summary_shows_what_is_left():
     fused = minires.fuse(net())
     summary = summarize(fused, (32, 32, 3))
     kinds = {layer.name: layer.kind for layer in summary.layers}
-    assert kinds["conv1"].endswith(", ReLU") and kinds["bn_conv1"] == "nothing left (folded)"
+    assert kinds["conv1"].endswith(", ReLU") and kinds["bn_conv1"] == "AddReLU, nothing to do"
     assert kinds["bn2a_branch2b"] == "+ shortcut, ReLU"
-    assert kinds["bn3a_branch1"] == "nothing left (folded)"
+    assert kinds["bn3a_branch1"] == "AddReLU, nothing to do"
     assert summary.params_total == summary.params_trainable == sum(p.size for p in fused.parameters())
     assert summary.madds == summarize(net(), (32, 32, 3)).madds
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,19 @@ from minires.data import Normalize
 from minires.nn.module import Parameter
 from minires.ops.avg_pool2d import avg_pool2d, global_avg_pool2d
 from minires.ops.batch_norm import batch_norm
+from minires.ops.cases import all_cases
 from minires.ops.concat import concat
 from minires.ops.conv2d import conv2d
 from minires.ops.conv_transpose2d import conv_transpose2d
 from minires.ops.dense_buffer import DenseBuffer
 from minires.ops.dropout import dropout
+from minires.ops.forms import Formula
 from minires.ops.linear import linear
 from minires.ops.local_response_norm import local_response_norm
 from minires.ops.max_pool2d import max_pool2d
 from minires.ops.pad import pad
 from minires.ops.pad_channels import pad_channels
+from minires.ops.registry import Case, describe
 from minires.ops.relu import relu
 from minires.ops.reshape import flatten
 from minires.ops.sigmoid import sigmoid
@@ -249,6 +252,25 @@ def test_a_convolution_that_pads_with_pixels(tmp_path: Path) -> None:
     conv = nn.Conv2d(4, 3, 3, padding="same", padding_mode="reflect", dilation=2)
     file = check(conv, tmp_path / "model.onnx", (9, 7, 4))
     assert [node.op_type for node in file.graph.node] == ["Pad", "Conv"]
+
+
+def of_one_picture() -> Iterator[Any]:
+    """The cases of every operation that takes one tensor, and works number by number and can be written."""
+    for name, table in all_cases().items():
+        known = describe(name)
+        elementwise = isinstance(known.arithmetic, Formula) and not known.arithmetic.axes
+        for case in table:
+            if known.onnx and elementwise and list(case.inputs) == ["x"]:
+                yield pytest.param(case, id=str(case))
+
+
+@needs_onnx
+@pytest.mark.parametrize("case", list(of_one_picture()))
+def test_whatever_works_number_by_number(case: Case, tmp_path: Path) -> None:
+    above_zero = bool((case.arrays()["x"] > 0).all())  # where a logarithm or a root is asked for
+    # A case may come out as numbers without any picture in them: x ** 0.
+    model = Doing(lambda x, p: case(x * x + 0.5 if above_zero else x) + 2 * x)
+    check(model, tmp_path / "model.onnx", (9, 7, 4))
 
 
 @needs_onnx

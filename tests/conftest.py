@@ -1,10 +1,21 @@
 """What all tests need."""
 
+import importlib
 import os
+import pkgutil
 import signal
 from typing import Any
 
 import pytest
+
+from minires import ops
+
+
+def pytest_sessionstart() -> None:
+    """Every file of an operation is imported, so that the tests of all operations know one that is new."""
+    for module in pkgutil.walk_packages(ops.__path__, "minires.ops."):
+        importlib.import_module(module.name)
+
 
 # ``pytest -n auto`` runs the tests on several processes, see pytest-xdist; these two hooks are asked by it.
 

@@ -177,7 +177,7 @@ class Modules(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(lines))
 
 
-FIELD = re.compile(r"\*?(Math|Shapes|Units|Backward|Raises|Sources?|Differs)\*?: (.*)")
+FIELD = re.compile(r"\*?(Math|Shapes|Units|Backward|Raises|Sources?|Differs)\*?:(?: (.*))?")
 ARGUMENT = re.compile(r"([a-z_]\w*(?:, [a-z_]\w*)*): (.*)")
 MARKUP = re.compile(r"(``.*?``|:\w+:`.*?`|(?<!\w)\*\w+\*(?!\w))", re.DOTALL)
 
@@ -207,16 +207,25 @@ def to_rst(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: lis
                 done.append(f"* ``{argument[1]}``: {argument[2]}" if argument else f"  {row.lstrip()}")
             done.append("")
             continue
-        margin = ""
-        for row in plain(block).split("\n"):
-            field = FIELD.match(row)
-            if field:
-                done += [""] * (margin == "") + [f":{field[1]}: {field[2]}"]
-                margin = "   "
-            else:
-                done.append(margin + row)
-        done.append("")
+        done += _paragraph(rows)
     lines[:] = done
+
+
+def _paragraph(rows: list[str]) -> list[str]:
+    """A paragraph with its fields; what stands indented below "Math:" alone is a formula."""
+    done: list[str] = []
+    margin, formula = "", False
+    for row, escaped in zip(rows, plain("\n".join(rows)).split("\n"), strict=True):
+        if field := FIELD.match(escaped):
+            done += [""] * (margin == "" or formula) + [f":{field[1]}: {field[2] or ''}"]
+            margin, formula = "   ", not field[2]
+            done += [f"{margin}::", ""] * formula
+        elif formula and row.startswith("  "):
+            done.append(margin + row)
+        else:
+            done += [""] * formula + [margin + escaped]
+            formula = False
+    return [*done, ""]
 
 
 def name_aliases(app: Sphinx, *described: Any) -> tuple[str | None, str | None]:

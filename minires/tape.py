@@ -72,7 +72,7 @@ class Node:
         return self.backward is None and self.op != "leaf"
 
     def free(self) -> None:
-        self.backward, self.parents, self.saved = None, (), NOTHING
+        self.backward, self.parents, self.saved, self.options = None, (), NOTHING, NOTHING
 
     def __repr__(self) -> str:
         return f"<{self.op} {self.path or '(no module)'} {tuple(self.shape)}>"

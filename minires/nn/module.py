@@ -106,8 +106,14 @@ class Module:
             raise ConfigError(
                 f"{name!r} cannot be the name of a layer: it is that of a method of {type(self).__name__}"
             )
-        # An empty list may be filled later.
-        if holds or not isinstance(value, tuple) or isinstance(vars(self).get(name), _FINDABLE):
+        before = vars(self).get(name)
+        if isinstance(before, Parameter) and value is not None and not isinstance(value, Parameter):
+            raise ConfigError(
+                f"{name!r} is a parameter, and {type(value).__name__} would take it out of training; write "
+                f"Parameter(...), or change its .data in place"
+            )
+        # A new list may be filled later. One in the place of another that held no modules changes nothing.
+        if holds or name not in vars(self) or next(_found(name, before), None) is not None:
             changes.note()
 
     def _unmade(self, what: str) -> MiniresError:
@@ -131,7 +137,7 @@ class Module:
             for name, value in _items(contents):
                 yield from _found(name, value)
             return
-        for name, value in vars(self).items():
+        for name, value in list(vars(self).items()):
             if isinstance(value, _FINDABLE):
                 yield from _found(name, value)
 
@@ -214,7 +220,7 @@ class Module:
         """
         seen: set[int] = set()
         for prefix, module in self._owners():
-            for name, value in vars(module).items():
+            for name, value in list(vars(module).items()):
                 if _is_array(value) and id(value) not in seen:
                     seen.add(id(value))
                     yield f"{prefix}{name}", value
@@ -418,7 +424,7 @@ class Module:
 
     def _generators(self) -> Iterator[tuple[str, np.random.Generator]]:
         for prefix, module in self._owners():
-            for name, value in vars(module).items():
+            for name, value in list(vars(module).items()):
                 if isinstance(value, np.random.Generator):
                     yield f"{prefix}{name}", value
 
@@ -428,7 +434,8 @@ _FINDABLE = (Module, Parameter, list, tuple, dict, set, frozenset)
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray) or type(value).__module__.startswith("cupy")
+    is_numpy = isinstance(value, np.ndarray) and value.dtype.kind != "O"  # an array of objects is no state
+    return is_numpy or type(value).__module__.startswith("cupy")
 
 
 def _items(held: Container) -> Iterator[tuple[str, Any]]:

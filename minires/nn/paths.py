@@ -11,9 +11,8 @@ outermost once more, under the path where it is called. Each thread has its own 
 
 from __future__ import annotations
 
-import operator
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from minires.tensor import running
@@ -60,16 +59,17 @@ class Tree:
         paths = {id(root): (self.root, self.prefix)}
         paths |= {id(one): (weakref.ref(one), before + path) for path, one in root.named_modules()}
         self._watched = [
-            (held, _content(held))
+            (held, [_Member(one) for one in _members(held)])
             for held in root._held_containers()
-            if isinstance(held, list | dict) and not _is_data(held)
+            if isinstance(held, list | dict)
         ]
         self._paths, self._stamp = paths, stamp
 
     def is_fresh(self) -> bool:
         """Whether all is as it was when we looked."""
         return self._stamp is changes.stamp and all(
-            len(now := _content(held)) == len(then) and all(map(operator.is_, now, then))
+            len(now := _members(held)) == len(then)
+            and all(member.is_still(one) for member, one in zip(then, now, strict=True))
             for held, then in self._watched
         )
 
@@ -102,11 +102,19 @@ def locate(module: Any) -> tuple[Tree, str]:
     return own, around
 
 
-def _content(held: list[Any] | dict[Any, Any]) -> tuple[Any, ...]:
-    return (*held, *held.values()) if isinstance(held, dict) else tuple(held)
+def _members(held: list[Any] | dict[Any, Any]) -> list[Any]:
+    """Those in a list or dict that are modules, or may hold some; tensors and numbers are left out."""
+    values = held.values() if isinstance(held, dict) else held
+    return [one for one in values if isinstance(one, list | tuple | dict) or hasattr(one, "named_modules")]
 
 
-def _is_data(held: Iterable[Any]) -> bool:
-    """Whether these are numbers or words (losses, say, to which each step adds one), and not nothing yet."""
-    content = list(held)
-    return bool(content) and all(isinstance(one, int | float | str) for one in content)
+class _Member:
+    """What a list held when we looked. It is not kept alive by that."""
+
+    def __init__(self, one: Any) -> None:
+        self.number = id(one)
+        self.reference = weakref.ref(one) if hasattr(one, "named_modules") else None
+
+    def is_still(self, one: Any) -> bool:
+        """A list that is gone cannot have left its id to another: those inside are watched, and so held."""
+        return self.reference() is one if self.reference is not None else self.number == id(one)

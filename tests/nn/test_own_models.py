@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import copy
+import gc
 import json
 import multiprocessing
 import pickle
 import re
 import threading
+import weakref
 import zlib
 
 import numpy as np
@@ -18,7 +20,7 @@ import minires
 from minires import nn
 from minires.debug.trace_page import trace_html
 from minires.errors import CheckpointError, ConfigError, MiniresError, ShapeError
-from minires.nn import Parameter
+from minires.nn import Parameter, paths
 from minires.ops.cross_entropy import cross_entropy
 from minires.tape import reachable
 from minires.tensor import Tensor
@@ -577,3 +579,46 @@ def test_the_summary_of_a_single_layer_and_of_a_part_that_is_not_called_itself()
     summary = Reaches().summary((6, 6, 3))
     assert summary.outputs == {"body": (4, 4, 4)} and "body" in str(summary)
     assert ran(Reaches(), batch()) == ["body.conv"]
+
+
+def test_a_model_is_called_in_a_loop_over_its_own_parameters_and_modules():
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    x = Tensor(np.ones((1, 3), np.float32))
+    assert sum(model(x).size for _ in model.named_parameters()) == 6
+    assert sum(module(x).size for module in model.modules() for _ in model.named_buffers()) == 0
+    for module in nn.Sequential(nn.Linear(3, 3)).modules():
+        assert [module(x).shape for _ in module.parameters()] == [(1, 3)] * 2
+
+
+def test_what_a_list_holds_besides_modules_is_not_kept_alive_and_costs_no_second_look(monkeypatch):
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.features = nn.Linear(2, 2), []
+
+        def forward(self, x):
+            y = self.layer(x)
+            self.features.append(y)
+            return y
+
+    model, x = Keeps(), Tensor(np.ones((1, 2), np.float32))
+    kept = weakref.ref(model(x))
+    model.features.clear()
+    gc.collect()
+    assert kept() is None
+    looks = []
+    monkeypatch.setattr(paths.Tree, "look", lambda self, root: looks.append(root))
+    for _ in range(3):
+        model(x)
+        model.features = []
+    assert not looks
+
+
+def test_a_parameter_cannot_be_replaced_by_what_is_none():
+    layer = nn.Linear(2, 2)
+    refused = "'weight' is a parameter, and .* would take it out of training"
+    for value in (layer.weight - 0.1, np.zeros((2, 2), np.float32), 3.0):
+        with pytest.raises(ConfigError, match=refused):
+            layer.weight = value
+    layer.weight, layer.bias = Parameter(np.zeros((2, 2), np.float32)), None
+    assert [name for name, _ in layer.named_parameters()] == ["weight"]

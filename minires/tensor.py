@@ -506,17 +506,19 @@ def record(
     recording, watcher = _state.recording, _state.watcher
     if not recording and watcher is None:
         return output
-    given = {name: x for name, x in inputs.items() if x is not None}
+    nodes = tuple([x._node for x in inputs.values() if x is not None])
+    needed = recording and nodes.count(None) < len(nodes)
+    if not needed and watcher is None:
+        return output
+    given: Mapping[str, Any] = inputs
+    if len(nodes) < len(inputs):
+        backward = _of_those_given(backward, [x is not None for x in inputs.values()])
+        given = {name: x for name, x in inputs.items() if x is not None}
     kept = {name: array for name, array in saved.items() if array is not None}
-    if recording:
-        nodes = tuple([x._node for x in given.values()])
-        if nodes.count(None) < len(nodes):
-            if len(given) < len(inputs):
-                backward = _of_those_given(backward, [x is not None for x in inputs.values()])
-            output._node = Node(
-                op, output, nodes, backward,
-                path=_state.path, names=tuple(given), options=options, saved=kept,
-            )  # fmt: skip
+    if needed:
+        output._node = Node(
+            op, output, nodes, backward, path=_state.path, names=tuple(given), options=options, saved=kept
+        )
     if watcher is not None:
         watcher(Call(op, output, given, options, kept))
     return output

@@ -31,6 +31,8 @@ def arguments(thing: Any) -> str:
     """
     shown, in_order = [], True
     for one in inspect.signature(type(thing)).parameters.values():
+        if isinstance(getattr(type(thing), one.name, None), property):
+            continue  # a user's own may do anything
         value = getattr(thing, one.name, inspect.Parameter.empty)
         if value is None and isinstance(one.default, bool):
             value = False  # bias=False makes a layer without one
@@ -38,7 +40,7 @@ def arguments(thing: Any) -> str:
         by_place = one.kind is one.POSITIONAL_OR_KEYWORD and one.default is one.empty
         if known and by_place and in_order:
             shown.append(repr(value))
-        elif known and value != one.default:
+        elif known and not (_is_plain(one.default) and value == one.default):
             shown.append(f"{one.name}={value!r}")
         in_order = in_order and known and by_place
     return ", ".join(shown)

@@ -221,23 +221,18 @@ def _numbers(given: Any) -> Any:
 
 # --------------------------------------------------------------------------------------------- refusals
 
+# Only what gives NumPy's own numbers on every shape that both take.
 _INSTEAD = {
     "add.reduce": "x.sum(axis)", "maximum.reduce": "x.max(axis)", "minimum.reduce": "x.min(axis)",
     "cumsum": "x @ np.triu(np.ones((n, n)))", "multiply.outer": "a[:, None] * b", "outer": "a[:, None] * b",
     "log1p": "np.log(1 + x)", "log2": "np.log(x) / math.log(2)", "log10": "np.log(x) / math.log(10)",
-    "expm1": "np.exp(x) - 1", "exp2": "2 ** x", "logaddexp": "np.log(np.exp(a) + np.exp(b))",
-    "cbrt": "x ** (1 / 3)", "hypot": "np.sqrt(a * a + b * b)", "float_power": "a ** b",
-    "fmax": "np.maximum(a, b)", "fmin": "np.minimum(a, b)", "heaviside": "x > 0",
+    "expm1": "np.exp(x) - 1", "exp2": "2 ** x", "hypot": "np.sqrt(a * a + b * b)", "float_power": "a ** b",
     "linalg.norm": "np.sqrt((x * x).sum(axis))", "linalg.vector_norm": "np.sqrt((x * x).sum(axis))",
-    "linalg.matmul": "a @ b", "vdot": "a @ b", "inner": "a @ b", "dot": "a @ b", "einsum": "a @ b",
-    "tensordot": "a @ b", "prod": "np.exp(np.log(x).sum(axis))", "ptp": "x.max(axis) - x.min(axis)",
-    "average": "(x * weights).sum(axis) / weights.sum()", "diff": "x[1:] - x[:-1]",
-    "sort": "x[np.argsort(x)]", "flip": "x[::-1]", "flipud": "x[::-1]", "fliplr": "x[:, ::-1]",
-    "take": "x[indices]", "copy": "x + 0", "moveaxis": "x.transpose(axes)", "rollaxis": "x.transpose(axes)",
-    "roll": "np.concatenate([x[-n:], x[:-n]])", "vstack": "np.concatenate(xs)",
-    "hstack": "np.concatenate(xs, 1)", "append": "np.concatenate([x, y])",
-    "array_split": "np.split(x, places)", "atleast_1d": "x.reshape(-1)",
-    "pad": "minires.ops.pad(x, padding)", "nan_to_num": "np.where(np.isnan(x), 0, x)",
+    "linalg.matmul": "a @ b", "dot": "a @ b", "ptp": "x.max(axis) - x.min(axis)",
+    "average": "(x * weights).sum(axis) / weights.sum()", "diff": "x[..., 1:] - x[..., :-1]",
+    "flipud": "x[::-1]", "fliplr": "x[:, ::-1]", "copy": "x + 0", "moveaxis": "x.transpose(axes)",
+    "rollaxis": "x.transpose(axes)", "pad": "minires.ops.pad(x, padding)",
+    "nan_to_num": "np.where(np.isnan(x), 0, x)",
 }  # fmt: skip
 
 

@@ -137,11 +137,11 @@ MUTANTS: list[tuple[str, str, Any, str, Any]] = [
     ("softmax drops the cross terms", "softmax", softmax, "_backward", lambda xp, dy, y: dy * y * (1 - y)),
     ("log softmax drops the sum", "log_softmax", softmax, "_backward_log", lambda xp, dy, y: dy - np.exp(y)),
     ("cross entropy forgets 1/N", "cross_entropy", cross_entropy, "_backward",
-     lambda xp, dloss, log_p, target: (np.exp(log_p) - target) * dloss),
+     lambda xp, dloss, log_p, u, by, reduction: (np.exp(log_p) - u) * dloss),
     ("cross entropy ignores the smoothing", "cross_entropy", cross_entropy, "_backward",
-     lambda xp, dloss, log_p, target: (np.exp(log_p) - (target > 0.5)) * dloss / len(target)),
+     lambda xp, dloss, log_p, u, by, reduction: (np.exp(log_p) - (u > 0.5)) * dloss / by),
     ("cross entropy ignores what comes from above", "cross_entropy", cross_entropy, "_backward",
-     lambda xp, dloss, log_p, target: (np.exp(log_p) - target) / len(target)),
+     lambda xp, dloss, log_p, u, by, reduction: (np.exp(log_p) - u) / by),
     ("sigmoid forgets one factor", "sigmoid", sigmoid, "_backward", lambda xp, dy, y: dy * y),
     ("a reduction spreads in the wrong order", "sum", reduce, "spread",
      lambda xp, dy, shape, axes: xp.flip(spread(xp, dy, shape, axes))),
@@ -150,7 +150,7 @@ MUTANTS: list[tuple[str, str, Any, str, Any]] = [
     ("concat gives the parts to the wrong tensors", "concat", concat, "_backward",
      lambda xp, dy, sizes, axis: xp.split(xp.flip(dy, axis), np.cumsum(sizes)[:-1], axis=axis)),
     ("pad gives back the border", "pad", pad, "_backward",
-     lambda xp, dy, border: pad_kept(xp, dy, (border[1], border[0], border[3], border[2]))),
+     lambda dy, border, mode: pad_kept(dy, tuple(sides[::-1] for sides in border), mode)),
     ("pad_channels reads the channels added", "pad_channels", pad_channels, "_backward", _late_channels),
 ]  # fmt: skip
 

@@ -31,7 +31,7 @@ from minires.tensor import Tensor
 LIMIT = 15_000_000  # bytes of a page
 SCRIPTS = (  # the parts of one script, in their order
     "words.js", "data.js", "windows.js", "formula.js", "products.js", "pool.js", "moved.js", "arithmetic.js",
-    "draw.js", "map.js", "panels.js", "plot.js", "search.js", "page.js",
+    "draw.js", "map.js", "panels.js", "kernels.js", "marks.js", "plot.js", "search.js", "page.js",
 )  # fmt: skip
 
 

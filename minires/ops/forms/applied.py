@@ -238,7 +238,8 @@ class Applied:
         for letter, i in also.items():
             axis = self.form.also[letter] % len(place)
             place = (*place[:axis], i, *place[axis + 1 :])
-        return self._worked(self.result, self.trees[self.result], place, self._before_result())
+        spared = {axis % len(place) for axis in self.form.also.values()}
+        return self._worked(self.result, self.trees[self.result], place, self.full, spared)
 
     def gradient(self, name: str, index: Index) -> Worked:
         """Of an input that was stretched, the sum over where it was, and the lines of the first place."""
@@ -251,7 +252,7 @@ class Applied:
         lead = len(self.space) - len(full)
         free = [*range(lead), *(lead + axis for axis, size in enumerate(full) if size == 1)]
         place = (0,) * lead + own
-        first = self._worked(f"d{name}", tree, place)
+        first = self._worked(f"d{name}", tree, place, full, set())
         cut = tuple(slice(None) if axis in free else part for axis, part in enumerate(self._cut(tree, place)))
         value, _ = self._work(tree, cut)
         value = value.reshape((1,) * (len(self.space) - value.ndim) + value.shape)
@@ -265,12 +266,17 @@ class Applied:
         lines = itertools.takewhile(lambda name: name != self.result, self.trees)
         return [name for name in lines if self.trees[name] != ABSENT]
 
-    def _worked(self, name: str, tree: Tree, place: Index, before: Iterable[str] = ()) -> Worked:
+    def _worked(self, name: str, tree: Tree, place: Index, target: Shape, spared: Collection[int]) -> Worked:
+        """A number of an array of the shape ``target``. What varies along an axis that it has not, and is
+        not ``spared``, has no value of its own at the place: it is in the rows."""
         cut = self._cut(tree, place)
-        value, found = self._work(tree, cut, before)
+        value, found = self._work(tree, cut, self._before_result() if name == self.result else ())
         at = tuple(i if part == slice(None) else 0 for i, part in zip(place, cut, strict=True))
+        whole = (1,) * (len(self.space) - len(target)) + target
+        summed = {axis for axis, size in enumerate(whole) if size == 1} - set(spared)
         lines = [Line(known, self.trees.get(known) if known != self.result else None, _pick(v, at))
-                 for known, v in found.items()]  # fmt: skip
+                 for known, v in found.items()
+                 if all(_along(v, axis, at) is None for axis in summed)]  # fmt: skip
         result = _pick(value, at)
         rows = tuple(self._rows(tree, cut, at, found))
         return Worked(result, (*lines, Line(name, tree, result)), rows)

@@ -139,7 +139,7 @@ const BLOCKS = {
         ),
       ),
     ),
-  list: ({ heading, rows }) =>
+  list: ({ heading, rows, digits = heading.length > 5 ? 3 : 6 }) =>
     element(
       "table",
       { class: "list" },
@@ -159,7 +159,7 @@ const BLOCKS = {
           element(
             "tr",
             {},
-            row.map((value) => element("td", {}, typeof value === "number" ? format(value) : value)),
+            row.map((value) => element("td", {}, typeof value === "number" ? format(value, digits) : value)),
           ),
         ),
       ),

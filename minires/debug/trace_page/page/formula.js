@@ -77,7 +77,8 @@ class Formula {
     if (name === this.result || name === this.incoming) {
       const planes = (channel) =>
         name === this.result ? trace.output(operation, channel) : trace.incoming(operation, channel);
-      return this.readerOf(operation, this.full, (index) => indexOf(operation.shape, flatOf(this.full, index)), planes, name);
+      const own = (index) => indexOf(operation.shape, flatOf(this.full, index));
+      return this.readerOf(operation, this.full, own, planes, name);
     }
     const operand = this.operands[name];
     if (!operand) throw new NotKept("", name);
@@ -193,7 +194,7 @@ class Formula {
       tree.slice(1).forEach(visit);
     };
     trees.forEach(visit);
-    return [...sums].map(([name, inners]) => {
+    return [...sums].flatMap(([name, inners]) => {
       const axis = this.axes[name][0];
       const all = this.along([axis], undefined, place);
       const shares = all.map(() => 0);
@@ -204,27 +205,37 @@ class Formula {
           shares[k] += size / total;
         });
       }
-      const varies = (one) => {
-        const shape = this.shapeOf(one);
-        return shape.length + axis >= this.space.length && shape[shape.length + axis - this.space.length] > 1;
-      };
-      const columns = names.filter(varies);
+      const columns = names.filter((one) => this.varies(one, axis));
+      if (!columns.length) return [];
       const order = [...all.keys()].sort((a, b) => shares[b] - shares[a]).slice(0, ROWS);
       const classes = this.trace.classes && this.trace.classes.length === all.length;
       const rows = order.map((k) => [
         classes ? className(this.trace, k) : String(k),
         ...columns.map((one) => Number(this.value(one, all[k]))),
       ]);
-      return { kind: "list", heading: [name, ...columns], rows };
+      return [{ kind: "list", heading: [name, ...columns], rows }];
     });
   }
 
-  /** The number of a tree at a place of the space, with all that it needs. */
-  explained(label, tree, place, before = []) {
+  /** Whether the numbers of a name differ along an axis of the space. */
+  varies(name, axis) {
+    const shape = this.shapeOf(name);
+    const own = shape.length + axis - this.space.length;
+    return own >= 0 && shape[own] > 1;
+  }
+
+  /**
+   * The number of a tree at a place of the space, with all that it needs. What varies along an axis that an
+   * array of the shape `target` has not, has no number of its own there: it is in the lists.
+   */
+  explained(label, tree, place, target, before = []) {
     const trees = [...before.map((name) => this.trees.get(name)), tree];
     const names = this.needed([...before, tree]);
     const reached = [...new Set([...trees, ...names.map((name) => this.trees.get(name)).filter(Boolean)])];
-    const rows = this.rows(names, place);
+    const lead = this.space.length - target.length;
+    const summed = [...this.space.keys()].filter((axis) => axis < lead || target[axis - lead] === 1);
+    const here = names.filter((name) => !summed.some((axis) => this.varies(name, axis)));
+    const rows = this.rows(here, place);
     return {
       blocks: [...(rows.length ? [terms(...rows)] : []), ...this.lists(reached, names, place)],
       total: Number(this.run(tree, place)),
@@ -240,7 +251,7 @@ class Formula {
       if (name === this.result) break;
       before.push(name);
     }
-    return this.explained(this.result, this.trees.get(this.result), place, before);
+    return this.explained(this.result, this.trees.get(this.result), place, this.full, before);
   }
 
   /** The gradient of a number of an input: of one that was stretched, the sum over where it was. */
@@ -254,12 +265,13 @@ class Formula {
     const place = [...Array(lead).fill(0), ...own];
     // Where the expression has been summed up already, its numbers are the same all along the axis.
     const shapes = this.shapes[label];
-    const has = (axis) => axis >= this.space.length - shapes.length && shapes[axis - this.space.length + shapes.length] > 1;
+    const before = this.space.length - shapes.length;
+    const has = (axis) => axis >= before && shapes[axis - before] > 1;
     const free = [...this.space.keys()].filter(
       (axis) => (axis < lead || full[axis - lead] === 1) && has(axis),
     );
     const all = this.along(free, undefined, place);
-    if (all.length === 1) return this.explained(label, tree, place);
+    if (all.length === 1) return this.explained(label, tree, place, full);
     const total = all.reduce((sum, one) => sum + Number(this.run(tree, one)), 0);
     const formula = `sum ${this.texts.get(label)}`;
     return { blocks: [note(word("sumOfMap", { count: all.length }))], total, formula };

@@ -55,10 +55,10 @@ function handedBack(trace, operation, input, channel, place, reads) {
   const found = readersOf(trace, operation, input, channel, place);
   if (found.length < reads) return unknown(channel, "dy");
   const wide = places(operation)[1];
-  const rows = found.map(([output, at]) => [
-    `dy: ${word("channel", { channel: output })}, ${word("placeIn", { i: Math.floor(at / wide), j: at % wide })}`,
-    trace.incoming(operation, output)[at],
-  ]);
+  const rows = found.map(([output, at]) => {
+    const where = word("placeIn", { i: Math.floor(at / wide), j: at % wide });
+    return [`dy: ${word("channel", { channel: output })}, ${where}`, trace.incoming(operation, output)[at]];
+  });
   const total = rows.reduce((sum, each) => sum + each[1], 0);
   return { blocks: [terms(...rows)], total, formula: rows.length > 1 ? "sum dy" : "dy" };
 }

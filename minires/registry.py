@@ -35,6 +35,10 @@ class Registry(dict[str, T]):
         self.kind = kind
         self._added: dict[str, Any] = {}  # where each that was added is defined
 
+    @property
+    def _one(self) -> str:
+        return f"an {self.kind}" if self.kind[0] in "aeiou" else f"a {self.kind}"
+
     def find(self, name: object) -> T:
         """Give what stands under ``name``. Raises: ConfigError with the nearest name if there is nothing."""
         if not isinstance(name, str) or name not in self:
@@ -56,10 +60,10 @@ class Registry(dict[str, T]):
         Raises: ConfigError if the name is another one's, or has signs besides letters, digits, _, - and .
         """
         if not re.fullmatch(r"\w[\w.-]*", name):
-            raise ConfigError(f"{name!r} cannot name a {self.kind}; use letters, digits, _, - and .")
+            raise ConfigError(f"{name!r} cannot name {self._one}; use letters, digits, _, - and .")
         made: Any = thing if maker is None else maker
         definition = (made.__module__, made.__qualname__) if hasattr(made, "__qualname__") else made
         if name in self and (name not in self._added or self._added[name] != definition):
-            raise ConfigError(f"there is a {self.kind} {name!r} already; choose another name")
+            raise ConfigError(f"there is {self._one} {name!r} already; choose another name")
         self[name] = thing
         self._added[name] = definition

@@ -49,11 +49,12 @@ def ctrl_c_as_in_a_terminal():
 def registries_as_before():
     """What a test registers, or an example that it runs, is taken out of the registries again."""
     from minires import data, models
+    from minires.ops.registry import OPERATIONS
     from minires.train import optim, recipes, schedules
 
     registries = (
         models.MODELS, data.SETS, data.augment.AUGMENTATIONS, optim.OPTIMIZERS, schedules.SCHEDULES,
-        recipes.RECIPES,
+        recipes.RECIPES, OPERATIONS,
     )  # fmt: skip
     before = [set(registry) for registry in registries]
     yield registries

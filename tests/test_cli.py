@@ -687,7 +687,7 @@ def test_a_wrong_gradient_fails(capsys: pytest.CaptureFixture[str], monkeypatch:
 
     wrong = replace(registry.describe("relu"), function=doubled,
                     cases=lambda: [registry.Case("doubled", {"x": registry.apart((3, 4))})])  # fmt: skip
-    monkeypatch.setitem(registry._KNOWN, "relu", wrong)
+    monkeypatch.setitem(registry.OPERATIONS, "relu", wrong)
     status, out, _ = call(capsys, "gradcheck", "relu")
     assert status == 1 and "WRONG" in out and "1 of 1 cases are WRONG" in out and "analytic" in out
     status, out, _ = call(capsys, "gradcheck", "relu", "--json")

@@ -19,13 +19,15 @@ from minires.registry import Registry
 from minires.tensor import Tensor
 from minires.train import Config, Trainer, load_model, optim, schedules
 
-# A module as a user writes one: a model, a data set, an optimiser, a schedule, an augmentation, a recipe.
+# A module as a user writes one: a model, a data set, an optimiser, a schedule, and what else there is.
 OWN = '''
 from dataclasses import dataclass
 
 import numpy as np
 
 from minires import data, models, nn, optim
+from minires.ops.registry import operation
+from minires.tensor import record
 from minires.train import recipes, schedules
 
 
@@ -83,6 +85,11 @@ class Halves(schedules.Curve):
 @data.augment.register("own_turn")
 def turn(p=1.0):
     return lambda x, rng: x[:, ::-1].copy() if rng.random() < p else x
+
+
+@operation(math="y = 2 * x", backward="dx = 2 * dy")
+def own_double(x):
+    return record("own_double", 2 * x.data, inputs={"x": x}, backward=lambda dy: (2 * dy,))
 
 
 recipes.register("own_recipe", {

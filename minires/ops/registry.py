@@ -1,14 +1,13 @@
 """What an operation says of itself, beside it: its formulas, its words, its arithmetic, its cases.
 
     @operation(
-        math="y = max(x, 0)",
-        backward="dx = dy where y > 0, else 0",
-        label="ReLU",
+        arithmetic=Formula("y = x if x > 0 else slope * x; dx = dy if y > 0 else slope * dy"),
+        label="leaky ReLU",
         cases=_cases,
     )
-    def relu(x):
+    def leaky_relu(x, *, slope=0.01):
         ...
-        return record("relu", y, inputs={"x": x}, saved={"y": y}, backward=backward)
+        return record("leaky_relu", y, inputs={"x": x}, options={"slope": slope}, backward=backward)
 
 That is all that anybody needs to know of an operation: gradient check, summary, plot, step cards, trace page
 and ONNX export read its description here, and none of them knows an operation by name. An operation that
@@ -30,6 +29,7 @@ from minires.errors import ConfigError, one_of
 from minires.ops.forms import Form, Formula
 from minires.ops.onnx_graph import Graph
 from minires.ops.plot_labels import filled
+from minires.registry import Registry
 from minires.tensor import Call, Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -126,7 +126,7 @@ class Description:
 
 operation = Description  # as a decorator it reads better so: @operation(math="y = max(x, 0)", ...)
 
-_KNOWN: dict[str, Description] = {}
+OPERATIONS: Registry[Description] = Registry("operation", {})
 
 
 def declare(known: Description) -> Description:
@@ -143,17 +143,8 @@ def declare(known: Description) -> Description:
     known = _with_words(replace(known, math=math, backward=backward))
     if not known.name or not known.math or not known.backward:
         raise ConfigError(f"operation {known.name!r}: give its name and both formulas, math and backward")
-    before = _KNOWN.get(known.name)
-    if before is not None and _home(before) != _home(known):
-        raise ConfigError(
-            f"there is an operation {known.name!r} already, in {_home(before)}; take another name"
-        )
-    _KNOWN[known.name] = known
+    OPERATIONS.add(known.name, known, maker=known.function)
     return known
-
-
-def _home(known: Description) -> str:
-    return getattr(known.function, "__module__", "")
 
 
 def _formula(heading: str, text: str) -> str:
@@ -175,12 +166,12 @@ def _with_words(known: Description) -> Description:
 
 def describe(name: str) -> Description:
     """The description of an operation; of one that nobody described, what its name alone says."""
-    return _KNOWN.get(name) or _with_words(Description(name=name))
+    return OPERATIONS.get(name) or _with_words(Description(name=name))
 
 
 def described() -> tuple[Description, ...]:
     """All operations that are described, in the order of their declaration."""
-    return tuple(_KNOWN.values())
+    return tuple(OPERATIONS.values())
 
 
 # ------------------------------------------------------------------------------------------------- cases

@@ -48,7 +48,7 @@ def bend():
                       backward=lambda dy: (dy * (1 - abs(y)) ** 2 / sharp,))  # fmt: skip
 
     yield bend
-    del registry._KNOWN["bend"]
+    del registry.OPERATIONS["bend"]
 
 
 class Net(nn.Module):

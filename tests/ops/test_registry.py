@@ -181,7 +181,7 @@ def test_local_variables_may_be_called_anything(op, monkeypatch):
     x = np.random.default_rng(2).standard_normal((1, 6, 6, 3)).astype(np.float32)
     before = seen_by_others(model, x)
     module = sys.modules[f"minires.ops.{op}"]
-    monkeypatch.setitem(registry._KNOWN, op, registry.describe(op))
+    monkeypatch.setitem(registry.OPERATIONS, op, registry.describe(op))
     tree = Renamed().visit(ast.parse(Path(module.__file__).read_text()))
     assert "renamed_" in ast.unparse(tree)
     space = {"__name__": module.__name__, "__file__": module.__file__, "__package__": module.__package__}

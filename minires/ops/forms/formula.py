@@ -39,6 +39,11 @@ class Formula:
     input a new axis of length 1 at a place of its shape, so that a product of matrices is a sum over the
     middle axis of three. ``last`` is what the last axis of the result is called; ``also`` gives letters to
     axes of the space that the result does not have, so that a place may say them, too.
+
+    >>> square = Formula("y = x * x\\ndx = 2 * x * dy")
+    >>> values = Values({"x": np.array([3.0])}, {}, (1,), dy=np.array([0.5]))
+    >>> square.number(values, (0,)).result, square.gradient(values, "x", (0,))
+    (9.0, 3.0)
     """
 
     text: str

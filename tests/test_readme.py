@@ -18,10 +18,11 @@ from minires.cli import main
 
 PAGES = [*readme.PAGES, readme.ROOT / "CONTRIBUTING.md", readme.ROOT / "CHANGELOG.md"]
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in PAGES}
+# A block of Python at the margin is a program; one that is indented, in a list, is a piece of a file.
 CODE = {
     f"{name} {number}": code
     for name, text in TEXTS.items()
-    for number, code in enumerate(re.findall(r"```python\n(.*?)```", text, re.DOTALL), 1)
+    for number, code in enumerate(re.findall(r"^```python\n(.*?)```", text, re.DOTALL | re.MULTILINE), 1)
 }
 every_page = pytest.mark.parametrize("page", PAGES, ids=[path.name for path in PAGES])
 

@@ -8,6 +8,7 @@ import importlib
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from architecture import FILES, FLOORS, INSIDE, arrows, code_lines, draw, floor, imports
@@ -56,6 +57,15 @@ def test_the_picture_of_the_floors_shows_every_arrow(tmp_path):
     assert all(FLOORS.index(below) < FLOORS.index(above) for above, below in arrows())
     draw(tmp_path / "floors.png")
     assert (tmp_path / "floors.png").stat().st_size > 10_000
+
+
+def test_the_guide_names_every_floor_from_the_top():
+    text = (Path(__file__).parents[1] / "tutorials/guide/architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert set(named) == set(FLOORS) - {"__main__"} and len(named) == len(set(named))
+    tops = [max(FLOORS.index(name) for name in re.findall(r"`(\w+)`", row)) for row in rows]
+    assert tops == sorted(tops, reverse=True)
 
 
 def test_only_arrays_and_kernels_import_cupy_and_numba():

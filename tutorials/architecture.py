@@ -88,7 +88,8 @@ def draw(path: Path) -> None:
         lines[floor(module)] += code_lines(FILES[module])
     colours = [matplotlib.colormaps["viridis"](0.9 * number / len(shown)) for number in range(len(shown))]
 
-    figure = Figure(figsize=(8.2, 9), layout="constrained")
+    right = 0.3 + 0.85 * (len(shown) - 1) / 2  # how far the widest arc goes
+    figure = Figure(figsize=(8.2, 8.2 * len(shown) / (9.2 + right)), layout="constrained")
     axes = figure.subplots()
     for name, at in row.items():
         width = 2.6 * lines[name] / max(lines.values())
@@ -105,6 +106,6 @@ def draw(path: Path) -> None:
                     linewidth=0.5 + 0.35 * min(count, 12), alpha=0.75)
             )  # fmt: skip
             axes.add_patch(Polygon([(0.1, low), (0.3, low + 0.13), (0.3, low - 0.13)], color="0.35"))
-    axes.set(xlim=(-9.2, 8), ylim=(-0.7, len(shown) - 0.3), aspect="equal")
+    axes.set(xlim=(-9.2, right), ylim=(-0.7, len(shown) - 0.3), aspect="equal")
     axes.axis("off")
     figure.savefig(path, dpi=110)

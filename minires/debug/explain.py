@@ -52,16 +52,22 @@ class Explanation:
     stored: float
     found: Any
 
+    def __repr__(self) -> str:
+        return f"<explanation of {self._head}: {_number(self.result)}>"
+
+    @property
+    def _head(self) -> str:
+        at = ", ".join(f"{axis}={index}" for axis, index in self.place.items())
+        return f"{self.operation.op} {self.operation.path}".strip() + (f" at {at}" if at else "")
+
     def lines(self) -> Iterator[str]:
         """The steps, without heading and result."""
         yield from _LINES[type(self.found)](self.operation, self.found)
 
     def __str__(self) -> str:
-        at = ", ".join(f"{axis}={index}" for axis, index in self.place.items())
-        head = f"{self.operation.op} {self.operation.path}".strip() + (f" at {at}" if at else "")
         ends: list[Row] = [("result", _number(self.result)), ("stored", _number(self.stored)),
                 ("difference", f"{self.result - self.stored:.1e}")]  # fmt: skip
-        return "\n".join([head, *(f"  {line}" for line in (*self.lines(), *aligned(ends, left=1)))])
+        return "\n".join([self._head, *(f"  {line}" for line in (*self.lines(), *aligned(ends, left=1)))])
 
 
 # ----------------------------------------------------------------------------------------------- public

@@ -68,6 +68,10 @@ class Source:
     name: str | None
     value: Array
 
+    def __repr__(self) -> str:
+        shown = f" {self.name}" if self.name else "" if self.number is None else f" {self.number}"
+        return f"<{self.kind}{shown} {np.shape(self.value) if self.value is not None else '(not kept)'}>"
+
 
 @dataclass(frozen=True, eq=False)
 class Operation:
@@ -131,6 +135,9 @@ class Recording:
 
     ``guessed`` says that there were no labels, and the model's own guess was taken. ``training`` is the mode
     of the model, None where there is no model.
+
+    ``modules`` has every name of every module inside the model, and the path that its operations carry: of
+    a module that is held under several names, the first.
     """
 
     model: Module | None
@@ -144,6 +151,11 @@ class Recording:
     training: bool | None = None
     gradients: Mapping[str, Array] = field(default_factory=dict)
     stages: tuple[Shape, ...] = ()
+    modules: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        of = type(self.model).__name__ if self.model is not None else "a function or tape"
+        return f"<recording of {of}: {len(self.operations)} operations, loss {self.loss:.6g}>"
 
 
 def record_passes(model: Module | Callable[[Tensor], Tensor], x: Any, y: Any = None) -> Recording:
@@ -364,7 +376,20 @@ def put_together(module: Module | None, seen: Sequence[Seen], back: Back, **othe
         for number, one in enumerate(seen)
     )  # fmt: skip
     training = module.training if module else None
-    return Recording(module, operations, tuple(back.order), training=training, stages=sizes, **others)
+    return Recording(
+        module, operations, tuple(back.order), training=training, stages=sizes, modules=_names(module), **others
+    )
+
+
+def _names(module: Module | None) -> dict[str, str]:
+    """Every name of every module inside, and the first one of the same module."""
+    if module is None:
+        return {}
+    names = {path: path for path, _ in module.named_modules()}
+    for first, others in module.shared_names().items():
+        inside = [path for path in names if path == first or path.startswith(f"{first}.")]
+        names |= {other + path.removeprefix(first): names[path] for other in others for path in inside}
+    return names
 
 
 def _stages(seen: Sequence[Seen], within: Sequence[tuple[str, ...]]) -> tuple[list[int], tuple[Shape, ...]]:

@@ -78,6 +78,10 @@ class Stop:
         return card.page(self.recording, self.operation, backward=self.backward, title=self._title)
 
 
+class NoStop(MiniresError, IndexError):
+    """There is no stop of this number; for Python's own protocols it is an IndexError, too."""
+
+
 class Stepper:
     """All stops of a recording, and the one where we are, ``here``."""
 
@@ -106,7 +110,7 @@ class Stepper:
     def __getitem__(self, number: slice) -> list[Stop]: ...
 
     def __getitem__(self, number: int | slice) -> Stop | list[Stop]:
-        return self._stops[number]
+        return self._stops[number] if isinstance(number, slice) else self._stops[self._place(number)]
 
     def __iter__(self) -> Iterator[Stop]:
         return iter(self._stops)
@@ -135,26 +139,34 @@ class Stepper:
         return self._move(self._of(self.here.operation, backward=True))
 
     def goto(self, where: int | str | Operation | Stop) -> Stop:
-        """Go to a stop, by its number, or to an operation or the first one in a module, on the way (forward
-        or backward) where we are.
+        """Go to a stop, by its number (-1 is the last), or to an operation or the first one in a module, on
+        the way (forward or backward) where we are.
 
-        Raises: ConfigError if there is no such number or module, with the nearest names; MiniresError if no
+        A name that is no module's is that of an operation, mul: the next one after here, else the first.
+
+        Raises: ConfigError if there is no such number or name, with the nearest names; MiniresError if no
         gradient flows there and we are on the way back.
         """
         if not isinstance(where, str | Stop | Operation):
-            number = as_whole(where)
-            if number is None:
-                raise ConfigError(f"goto: give the number of a stop, an operation or a path, not {where!r}")
-            return self._go(number)
+            if as_whole(where) is None:
+                shown = getattr(where, "__name__", "") or f"a {type(where).__name__}"
+                raise ConfigError(
+                    f"goto: give the number of a stop, the path of a module or the name of an operation "
+                    f"as text, or a stop or operation of this walk, not {shown}"
+                )
+            return self._move(self._stops[self._place(where)])
         if isinstance(where, Stop):
             return self._go(where.number)
         if isinstance(where, Operation):
             return self._move(self._of(where, backward=self.here.backward))
-        inside = self._inside(where)
+        names = {stop.op for stop in self._stops}
+        is_op = where in names and not self._is_module(where)
+        inside = (lambda stop: stop.op == where) if is_op else self._inside(where, or_op=True)
         stops = [stop for stop in self._stops if inside(stop) and stop.backward == self.here.backward]
         if not stops:
             raise MiniresError(f"no gradient flows through {where}, so the way back does not lead there")
-        return self._move(stops[0])
+        after = [stop for stop in stops if is_op and stop.number > self._at]
+        return self._move((after or stops)[0])
 
     def find(self, op: str | None = None, path: str | None = None) -> Stop:
         """Go to the next stop, after this one, of an operation and, or, in a module; on both ways.
@@ -184,10 +196,21 @@ class Stepper:
         return self.here.explain(**place)
 
     def _go(self, number: int) -> Stop:
-        last = len(self._stops) - 1
-        if not 0 <= number <= last:
-            raise MiniresError(f"there is no stop {number}: 0 is the first and {last} the last")
-        return self._move(self._stops[number])
+        if number < 0:
+            raise self._no_stop(number)
+        return self._move(self._stops[self._place(number)])
+
+    def _place(self, number: object) -> int:
+        """The place of a stop; -1 is that of the last. Raises: NoStop if there is none."""
+        place = as_whole(number)
+        if place is None:
+            raise ConfigError(f"give the number of a stop, not a {type(number).__name__}")
+        if not -len(self._stops) <= place < len(self._stops):
+            raise self._no_stop(place)
+        return place
+
+    def _no_stop(self, number: int) -> NoStop:
+        return NoStop(f"there is no stop {number}: 0 is the first and {len(self._stops) - 1} the last")
 
     def _move(self, stop: Stop) -> Stop:
         self._at = stop.number
@@ -199,11 +222,29 @@ class Stepper:
                 return stop
         raise MiniresError(f"no gradient flows through {operation!r}, so the way back does not lead there")
 
-    def _inside(self, path: str) -> Callable[[Stop], bool]:
-        """Whether a stop is in the module at ``path``. Raises: ConfigError if there is no such module."""
-        known = {part for stop in self._stops for part in (*stop.operation.within, stop.path) if part}
-        _known("module", path, known)
-        return lambda stop: path == stop.path or path in stop.operation.within
+    def _ran(self) -> set[str]:
+        return {part for stop in self._stops for part in (*stop.operation.within, stop.path) if part}
+
+    def _is_module(self, path: str) -> bool:
+        return path in self._ran() or path in self.recording.modules
+
+    def _inside(self, path: str, *, or_op: bool = False) -> Callable[[Stop], bool]:
+        """Whether a stop is in the module at ``path``, one of its names.
+
+        Raises: ConfigError if there is no such module, or (``or_op``) neither module nor operation, with the
+        nearest; or if it is there and did not run.
+        """
+        first, ran = self.recording.modules.get(path, path), self._ran()
+        if first not in ran and path in self.recording.modules:
+            raise ConfigError(f"the module {path!r} is there, but no operation ran in it")
+        if first not in ran and or_op:
+            ops = {stop.op for stop in self._stops}
+            raise ConfigError(
+                f"there is no module {path!r}; {nearest(path, ran)}. "
+                f"Nor is there such an operation; {nearest(path, ops)}"
+            )
+        _known("module", first, ran)
+        return lambda stop: first == stop.path or first in stop.operation.within
 
 
 def _known(kind: str, name: str, names: set[str]) -> None:

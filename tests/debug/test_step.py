@@ -322,3 +322,70 @@ def test_large_pictures_are_thinned_out_and_names_escaped():
 
     text = step(Named(), rng.standard_normal((1, 2, 2, 3)))[1]._repr_html_()
     assert "&lt;b&gt;&amp;" in text and "<b>" not in text
+
+
+# ------------------------------------------------------------------------------------- names and reprs
+
+
+def test_goto_takes_the_name_of_an_operation_and_goes_on_to_the_next_of_it(s):
+    additions = [stop for stop in s if stop.op == "add" and not stop.backward]
+    assert [s.goto("add") for _ in additions] == additions
+    assert s.goto("add") is additions[0]  # none after the last: from the start again
+
+
+def test_goto_stays_on_the_way_where_it_is(s):
+    s.goto(-1)
+    assert s.goto("add").backward
+
+
+def test_goto_names_the_nearest_of_both_kinds(s):
+    with pytest.raises(ConfigError, match="there is no module 'conv2'; .*conv1.* Nor .* operation; .*conv2d"):
+        s.goto("conv2")
+
+
+@pytest.mark.parametrize("where", [mul, object(), 1.5, None])
+def test_goto_of_something_else_says_so_in_a_short_line(s, where):
+    with pytest.raises(ConfigError, match="the path of a module or the name of an operation") as caught:
+        s.goto(where)
+    assert len(str(caught.value)) < 200
+    with pytest.raises(ConfigError) as caught:
+        s.goto(s.recording)
+    assert len(str(caught.value)) < 200
+
+
+def test_a_number_means_the_same_to_goto_and_in_brackets(s):
+    assert s.goto(-1) is s[-1] and s.goto(3) is s[3]
+    for number in (len(s), -len(s) - 1):
+        for find in (s.goto, s.__getitem__):
+            with pytest.raises(MiniresError, match=f"there is no stop {number}: 0 is the first and"):
+                find(number)
+
+
+def test_no_repr_of_a_recording_shows_an_array(s):
+    operation = s.find(op="conv2d").operation
+    for thing in (s.recording, operation, *operation.inputs, s.explain()):
+        assert len(repr(thing)) < 100 and "\n" not in repr(thing) and "array" not in repr(thing)
+
+
+class Shared(minires.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = minires.nn.Sequential(inner=minires.nn.Linear(4, 4))
+        self.again = self.first
+        self.idle = minires.nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.again(self.first(x))
+
+
+def test_each_name_of_a_shared_module_leads_to_it():
+    s = step(Shared(), np.ones((2, 4), np.float32), [0, 1])
+    assert s.goto("again") is s.goto("first")
+    assert s.goto("again.inner").path == "first.inner"
+
+
+def test_a_module_that_did_not_run_is_said_to_be_there():
+    s = step(Shared(), np.ones((2, 4), np.float32), [0, 1])
+    for look in (s.goto, lambda path: s.find(path=path)):
+        with pytest.raises(ConfigError, match="the module 'idle' is there, but no operation ran in it"):
+            look("idle")

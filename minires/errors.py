@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import numbers
 import operator
+import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -56,7 +57,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     "unknown module 'conv'. Known: there are none"
     """
     names = list(known)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    near = _closest(name, names, count=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'there are none'}"
 
@@ -66,13 +67,25 @@ def nearest(name: object, known: Iterable[str], *, count: int = 3) -> str:
 
     >>> nearest("res2a", ["res3b", "conv1", "res2b", "res3a"], count=2)
     'the nearest are res3a, res2b'
+    >>> nearest("resnet20", ["resnet200", "resnet20_cifar"], count=1)
+    'the nearest is resnet20_cifar'
     >>> nearest("res2a", [])
     'there are none at all'
     """
-    near = difflib.get_close_matches(str(name), sorted(known), n=count, cutoff=0)
+    near = _closest(name, sorted(known), count=count, cutoff=0)
     if not near:
         return "there are none at all"
     return f"the nearest {'is' if len(near) == 1 else 'are'} {', '.join(near)}"
+
+
+def _closest(name: object, known: list[str], *, count: int, cutoff: float) -> list[str]:
+    """The known names nearest to ``name``: those that go on where it ends at a sign (resnet20_cifar for
+    resnet20), then those that end it (classes for num_classes), then by letters."""
+    given = str(name)
+    begin = [one for one in known if re.match(rf"{re.escape(given)}[_.-]", one)] if given else []
+    near = difflib.get_close_matches(given, known, n=count, cutoff=cutoff)
+    ends = [one for one in known if one and given.endswith(f"_{one}")]
+    return list(dict.fromkeys([*begin, *ends, *near]))[:count]
 
 
 def as_whole(value: Any) -> int | None:

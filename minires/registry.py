@@ -41,6 +41,8 @@ class Registry(dict[str, T]):
 
     def find(self, name: object) -> T:
         """Give what stands under ``name``. Raises: ConfigError with the nearest name if there is nothing."""
+        if not isinstance(name, str) and hasattr(name, "__name__"):
+            raise ConfigError(f"give the name of a {self.kind} as text, not {name.__name__} itself")
         if not isinstance(name, str) or name not in self:
             raise ConfigError(self.unknown(name))
         return self[name]
@@ -51,6 +53,18 @@ class Registry(dict[str, T]):
             return unknown(self.kind, name, self)
         return f"unknown {self.kind} {name!r}; {nearest(name, self)}"
 
+    def name_given(self, name: object) -> None:
+        """See that what came in the place of a name is one, and not what is to be registered.
+
+        Raises: ConfigError that says how ``register`` is written.
+        """
+        if not isinstance(name, str):
+            shown = getattr(name, "__name__", type(name).__name__)
+            raise ConfigError(
+                f"register takes the name of the {self.kind} first, as text, then the thing itself: "
+                f"@register(\"my_name\") above {shown}"
+            )
+
     def add(self, name: str, thing: T, *, maker: Callable[..., Any] | None = None) -> None:
         """Put ``thing`` under ``name``.
 
@@ -59,6 +73,7 @@ class Registry(dict[str, T]):
 
         Raises: ConfigError if the name is another one's, or has signs besides letters, digits, _, - and .
         """
+        self.name_given(name)
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ConfigError(f"{name!r} cannot name {self._one}; use letters, digits, _, - and .")
         made: Any = thing if maker is None else maker

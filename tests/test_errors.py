@@ -36,3 +36,8 @@ def test_a_model_without_parameters_has_no_names_in_other_files():
         names_of("torchvision", nn.ReLU())
     with pytest.raises(ConfigError, match="makes them, not for a model of 0, ...$"):
         names_of("torchvision", nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_a_known_name_that_begins_with_what_was_given_is_the_nearest():
+    assert nearest("resnet20", ["resnet200", "resnet20_cifar", "resnet26"], count=1).endswith("resnet20_cifar")
+    assert "Did you mean 'classes'?" in unknown("option", "num_classes", ["stages", "classes"])

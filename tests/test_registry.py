@@ -310,3 +310,54 @@ def test_the_formula_of_an_own_optimizer_sees_clipped_and_decayed_gradients() ->
     before = w.data.copy()
     Plain([w], 0.5, weight_decay=0.1, decoupled=True).step()
     np.testing.assert_allclose(w.data, before * 0.95, rtol=1e-12)
+
+
+@pytest.mark.parametrize("register", [models.register, optim.register, schedules.register, data.register])
+def test_register_without_a_name_says_how_it_is_written(register):
+    with pytest.raises(ConfigError, match='@register\\("my_name"\\) above Net'):
+
+        @register
+        class Net: ...
+
+
+def test_an_operation_without_parentheses_says_so():
+    with pytest.raises(ConfigError, match="above square, with parentheses"):
+
+        @minires.ops.registry.operation
+        def square(x): ...
+
+
+def test_build_takes_a_name_and_knows_classes_and_seed():
+    with pytest.raises(ConfigError, match="make one of your own with Linear\\(...\\)"):
+        models.build(nn.Linear)
+    with pytest.raises(ConfigError, match="Did you mean 'classes'\\? Known: classes, seed, "):
+        models.build("resnet20_cifar", num_classes=3)
+    with pytest.raises(ConfigError, match="the nearest are resnet20_cifar, "):
+        models.build("resnet20")
+
+
+@pytest.mark.usefixtures("registries_as_before")
+def test_an_optimizer_that_gives_none_is_noticed():
+    optim.register("empty")(lambda parameters, lr: None)
+    with pytest.raises(ConfigError, match="the optimizer empty must give .* but it returned None"):
+        optim.build({"name": "empty", "lr": 0.1}, [])
+
+
+def test_an_article_fits_the_kind():
+    with pytest.raises(ConfigError, match="there is an optimizer 'sgd' already"):
+        optim.register("sgd")(optim.SGD)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": {"name": "adm", "lr": 0.1}},
+        {"schedule": {"name": "cosin"}},
+        {"augment": ["flop"]},
+        {"model": "resnet20", "size": 32},
+    ],
+)
+def test_names_are_looked_up_before_the_pictures(changes, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda *args, **options: pytest.fail("the pictures were read"))
+    with pytest.raises(ConfigError, match="unknown"):
+        Trainer(Config(data="hands", **changes), tmp_path)

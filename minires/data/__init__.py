@@ -100,6 +100,8 @@ def register(
     minires.errors.ConfigError: unknown data set 'strips'. Did you mean 'stripes'? Known: signs, ...
     """
 
+    SETS.name_given(name)
+
     def add(read: Read) -> Read:
         taken = inspect.signature(read).parameters
         if missing := [keyword for keyword in ("size", "seed") if keyword not in taken]:

@@ -239,6 +239,8 @@ def register(name: str) -> Callable[[Make], Make]:
     (2, 4, 4, 3)
     """
 
+    AUGMENTATIONS.name_given(name)
+
     def add(make: Make) -> Make:
         AUGMENTATIONS.add(name, make)
         return make

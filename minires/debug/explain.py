@@ -67,7 +67,23 @@ class Explanation:
     def __str__(self) -> str:
         ends: list[Row] = [("result", _number(self.result)), ("stored", _number(self.stored)),
                 ("difference", f"{self.result - self.stored:.1e}")]  # fmt: skip
-        return "\n".join([self._head, *(f"  {line}" for line in (*self.lines(), *aligned(ends, left=1)))])
+        lines = [*self.lines(), *aligned(ends, left=1)]
+        if self.differs:
+            lines.append("these differ: the formula is not what the operation computes")
+        return "\n".join([self._head, *(f"  {line}" for line in lines)])
+
+    @property
+    def differs(self) -> bool:
+        """Whether result and stored number differ by more than rounding: half of the dtype's digits, of the
+        largest number of the result."""
+        output = np.asarray(self.operation.output)
+        if self.result == self.stored or output.dtype.kind in "iub":
+            return self.result != self.stored
+        if not (np.isfinite(self.result) and np.isfinite(self.stored)):
+            return not (np.isnan(self.result) and np.isnan(self.stored))
+        largest = float(np.abs(output[np.isfinite(output)].astype(np.float64)).max(initial=abs(self.result)))
+        digits = {2: 2.0**-8, 4: 2.0**-23}.get(output.dtype.itemsize, 2.0**-52)
+        return abs(self.result - self.stored) > digits**0.5 * largest
 
 
 # ----------------------------------------------------------------------------------------------- public

@@ -87,6 +87,8 @@ def register(
     minires.errors.ConfigError: unknown model 'my_nte'; the nearest are my_net, ...
     """
 
+    MODELS.name_given(name)
+
     def add(make: Make) -> Make:
         if "classes" not in inspect.signature(make).parameters:
             raise ConfigError(f"the model {name} does not take the keyword classes, how many outputs it has")
@@ -124,13 +126,18 @@ def build(name: str, *, classes: int | None = None, seed: int = 0, **variant: An
     >>> model.fc.weight.shape
     (64, 100)
     """
+    if isinstance(name, type) and issubclass(name, Module):
+        raise ConfigError(
+            f"build takes the name of a registered model as text; make one of your own with {name.__name__}(...), "
+            "or give it a name with minires.models.register"
+        )
     found = entry(name)
     classes = found.classes if classes is None else classes
     if classes < 1:
         raise ConfigError(f"{name}: classes must be at least 1, not {classes}")
     for option in variant:
         if option not in found.options:
-            raise ConfigError(unknown(f"option of {name}", option, sorted(found.options)))
+            raise ConfigError(unknown(f"option of {name}", option, ["classes", "seed", *sorted(found.options - {"seed"})]))
     options, rng = {**found.preset, **variant}, np.random.default_rng(seed)
     if found.takes_rng:
         options["rng"] = rng

@@ -20,7 +20,7 @@ import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -52,7 +52,7 @@ class OnnxWriter(Protocol):
     def __call__(self, graph: Graph, call: Call) -> str: ...
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Description:
     """All that is known of an operation, and the decorator of its function. What is not given has a meaning,
     too; only the formulas must be.
@@ -81,6 +81,7 @@ class Description:
     """
 
     name: str = ""
+    _: KW_ONLY
     math: str = ""
     backward: str = ""
     result: str = "y"
@@ -96,6 +97,16 @@ class Description:
     cases: Callable[[], Iterable[Case]] | None = None
     unchecked: str = ""
     function: Callable[..., Any] | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):  # @operation without parentheses
+            shown = getattr(self.name, "__name__", type(self.name).__name__)
+            raise ConfigError(f"write @operation(math=..., backward=...) above {shown}, with parentheses")
+        if self.arithmetic is not None and not hasattr(self.arithmetic, "number"):
+            raise ConfigError(
+                f"arithmetic of {self.name or 'an operation'} is {self.arithmetic!r}; "
+                "write a formula as Formula(\"y = ...\")"
+            )
 
     def __call__(self, function: F) -> F:
         known = declare(replace(self, name=self.name or function.__name__, function=function))
@@ -137,9 +148,15 @@ def declare(known: Description) -> Description:
             filled(label, {}, (), ())
         except (KeyError, ValueError, IndexError) as error:
             raise ConfigError(f"label {label!r} of {known.name}: there is no {error} to put in") from None
+    if isinstance(known.arithmetic, Formula) and known.result not in known.arithmetic.trees:
+        given = ", ".join(known.arithmetic.trees) or "nothing"
+        raise ConfigError(
+            f"arithmetic of {known.name}: the formula gives {given}, but not the result {known.result}; write a "
+            f"line {known.result} = ..., or give result="
+        )
     texts = known.arithmetic.texts(known.result) if isinstance(known.arithmetic, Formula) else ("", "")
-    given = zip((known.math, known.backward), texts, strict=True)
-    math, backward = (textwrap.dedent(text).strip() or own for text, own in given)
+    pairs = zip((known.math, known.backward), texts, strict=True)
+    math, backward = (textwrap.dedent(text).strip() or own for text, own in pairs)
     known = _with_words(replace(known, math=math, backward=backward))
     if not known.name or not known.math or not known.backward:
         raise ConfigError(f"operation {known.name!r}: give its name and both formulas, math and backward")

@@ -56,6 +56,8 @@ def register(name: str) -> Callable[[Make], Make]:
     array([0.5, 2.5], dtype=float32)
     """
 
+    OPTIMIZERS.name_given(name)
+
     def add(make: Make) -> Make:
         OPTIMIZERS.add(name, make)
         return make
@@ -75,6 +77,17 @@ def build(spec: Mapping[str, Any], parameters: Iterable[Any]) -> Optimizer:
     ...
     minires.errors.ConfigError: unknown optimizer 'adm'. Did you mean 'adam'? Known: sgd, adam, adamw
     """
+    make, options = checked(spec)
+    made = make(parameters, **options)
+    if not isinstance(made, Optimizer):
+        what = "None" if made is None else f"a {type(made).__name__}"
+        name = spec["name"]
+        raise ConfigError(f"the optimizer {name} must give a minires.optim.Optimizer, but it returned {what}")
+    return made
+
+
+def checked(spec: Mapping[str, Any]) -> tuple[Callable[..., Optimizer], dict[str, Any]]:
+    """What makes the optimiser of a dict, and its options. Raises: ConfigError as :func:`build` does."""
     options = {key: value for key, value in spec.items() if key != "name"}
     name = spec.get("name")
     make = OPTIMIZERS.find(name)
@@ -84,7 +97,7 @@ def build(spec: Mapping[str, Any], parameters: Iterable[Any]) -> Optimizer:
             raise ConfigError(unknown(f"option of {name}", key, known))
     if "lr" not in options:
         raise ConfigError(f"the optimizer {name} needs a learning rate: give lr")
-    return make(parameters, **options)
+    return make, options
 
 
 def _options(make: Callable[..., Optimizer]) -> list[str]:

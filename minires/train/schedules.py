@@ -194,6 +194,8 @@ def register(name: str) -> Callable[[Kind], Kind]:
     [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 1.0, 0.75, 0.5, 0.25]
     """
 
+    SCHEDULES.name_given(name)
+
     def add(kind: Kind) -> Kind:
         if "__dataclass_fields__" not in vars(kind):
             raise ConfigError(f"the schedule {name} must be a dataclass; put @dataclass above its class")

@@ -94,6 +94,12 @@ class Trainer:
             config = run_folder.read_json(self.out / "config.json")
         self.config = config = config if isinstance(config, Config) else Config.from_dict(config)
 
+        # What the names stand for is looked up before pictures are read or rendered, which takes long.
+        optim.checked(config.optimizer)
+        Schedule(config.schedule, lr=1.0, total_steps=1)
+        augment = data.build(config.augment)
+        if model is None:
+            models.entry(config.model)
         size = config.size or (models.entry(config.model).size if model is None else None)
         self.splits = splits or data.load(config.data, size=size)
         self.train_set = self.splits.train
@@ -103,7 +109,7 @@ class Trainer:
         self.normalize = self._normalization()
         self.loader = data.Loader(
             self.train_set, config.batch_size, seed=config.seed, normalize=self.normalize,
-            augment=data.build(config.augment), drop_last=config.drop_last,
+            augment=augment, drop_last=config.drop_last,
         )  # fmt: skip
 
         self.variant = dict(config.variant)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from minires.inspect import plot, plot_tape, summarize
 from minires.ops import registry
 from minires.ops.forms import Formula
 from minires.ops.registry import Words, operation
+from minires.ops.relu import relu
 from minires.tensor import Tensor, record
 
 
@@ -151,3 +153,26 @@ def test_the_page_of_one_that_is_described(bend, browser, tmp_path):
     assert page.locator("[data-result=total]").count() == 1
     assert errors == []
     page.context.close()
+
+
+@pytest.mark.parametrize("text", ["y = q*foo(x)", "y = = x"])
+def test_a_formula_that_cannot_be_read_is_refused_where_it_is_written(text):
+    with pytest.raises(ConfigError, match="formula"):
+        Formula(text)
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "words"), [("y = x", "write a formula as Formula"), (Formula("z = x"), "gives z, but not")]
+)
+def test_arithmetic_that_is_no_formula_of_the_result_is_refused(arithmetic, words):
+    with pytest.raises(ConfigError, match=words):
+        operation("never", math="y = x", backward="dx = dy", arithmetic=arithmetic)(lambda x: x)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_formula_that_is_not_what_is_computed_is_noticed(dtype):
+    x = np.linspace(1, 2, 6).reshape(1, 6).astype(dtype)
+    right = step(relu, x, [0]).find(op="relu").explain()
+    assert "these differ" not in str(right)
+    wrong = dataclasses.replace(right, result=right.result * (1 + 1e-2))
+    assert wrong.differs and "these differ: the formula is not what the operation computes" in str(wrong)

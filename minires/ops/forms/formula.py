@@ -40,6 +40,8 @@ class Formula:
     middle axis of three. ``last`` is what the last axis of the result is called; ``also`` gives letters to
     axes of the space that the result does not have, so that a place may say them, too.
 
+    Raises: ConfigError for what cannot be read.
+
     >>> square = Formula("y = x * x\\ndx = 2 * x * dy")
     >>> values = Values({"x": np.array([3.0])}, {}, (1,), dy=np.array([0.5]))
     >>> square.number(values, (0,)).result, square.gradient(values, "x", (0,))
@@ -54,6 +56,9 @@ class Formula:
     insert: Mapping[str, int] = field(default_factory=dict)
     last: str = "c"
     also: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _ = self.trees  # what cannot be read is refused where it is written
 
     @functools.cached_property
     def trees(self) -> dict[str, Tree]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from minires.commands import COMMANDS, FAILED, Command
-from minires.errors import ConfigError, MiniresError
+from minires.errors import ConfigError, MiniresError, UnknownName
 from minires.version import __version__
 
 WRONG_USE, INTERRUPTED = 2, 130
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status; ``arguments`` are those of the shell if not given."""
     if hasattr(sys.stdout, "reconfigure"):  # a file name that the terminal cannot show must not end a run
         sys.stdout.reconfigure(errors="backslashreplace")
-    options = argparse.Namespace(debug=False)
+    options = argparse.Namespace(debug=False, imports=())
     try:
         with _plain_warnings():
             _parser().parse_args(arguments, options)
@@ -42,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (MiniresError, OSError, MemoryError, ImportError) as error:
         if options.debug:
             traceback.print_exc()
-        print(f"minires: error: {_message(error)}", file=sys.stderr)
+        own = isinstance(error, UnknownName) and not options.imports
+        hint = "\nIs it one of your own? Name the module that registers it: minires --import MODULE ..."
+        print(f"minires: error: {_message(error)}{hint if own else ''}", file=sys.stderr)
         return WRONG_USE if isinstance(error, ConfigError) else FAILED
 
 
@@ -91,11 +93,12 @@ def _parser() -> argparse.ArgumentParser:
 class _Import(argparse.Action):
     """Imports a module of the user's as soon as it is read, so that the help of a command knows its names."""
 
-    def __call__(self, parser: object, namespace: object, name: Any, option: str | None = None) -> None:
+    def __call__(self, parser: object, namespace: Any, name: Any, option: str | None = None) -> None:
         if (here := os.getcwd()) not in sys.path:
             sys.path.insert(0, here)
         try:
             importlib.import_module(name)
+            namespace.imports = (*namespace.imports, name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise  # the module is there, and imports something that is not

@@ -42,6 +42,10 @@ class ConfigError(MiniresError):
     """A name or an option is unknown or does not fit."""
 
 
+class UnknownName(ConfigError):
+    """Nothing is registered under a name."""
+
+
 def one_of(option: str, value: object, allowed: Collection[object]) -> None:
     """Raise ConfigError unless ``value`` is one of those that ``option`` may have."""
     if value not in allowed:

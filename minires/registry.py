@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from minires.errors import ConfigError, nearest, unknown
+from minires.errors import ConfigError, UnknownName, nearest, unknown
 
 SHOWN = 20  # names in a message
 T = TypeVar("T")
@@ -27,7 +27,7 @@ class Registry(dict[str, T]):
     >>> colours.find("gren")
     Traceback (most recent call last):
     ...
-    minires.errors.ConfigError: unknown colour 'gren'. Did you mean 'green'? Known: red, green, blue
+    minires.errors.UnknownName: unknown colour 'gren'. Did you mean 'green'? Known: red, green, blue
     """
 
     def __init__(self, kind: str, things: Mapping[str, T]) -> None:
@@ -44,7 +44,7 @@ class Registry(dict[str, T]):
         if not isinstance(name, str) and hasattr(name, "__name__"):
             raise ConfigError(f"give the name of a {self.kind} as text, not {name.__name__} itself")
         if not isinstance(name, str) or name not in self:
-            raise ConfigError(self.unknown(name))
+            raise UnknownName(self.unknown(name))
         return self[name]
 
     def unknown(self, name: object) -> str:

@@ -143,6 +143,12 @@ def test_the_command_line_imports_a_module_of_the_users_first(tmp_path: Path) ->
         command = [sys.executable, "-m", "minires", "--import", "own_things", *arguments]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
 
+    hints = minires("train", "--recipe", "own_recipe", "--out", "told").stdout.partition("Next:")[2]
+    commands = [line.split("  ")[1] for line in hints.splitlines() if line]
+    assert len(commands) == 5
+    assert all(command.startswith("minires --import own_things ") for command in commands)
+    assert minires(*commands[-1].split()[3:]).returncode == 0  # its summary
+
     done = minires("train", "--recipe", "own_recipe", "--out", "run", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"] == "own_net"
@@ -157,6 +163,11 @@ def test_the_command_line_imports_a_module_of_the_users_first(tmp_path: Path) ->
         [sys.executable, "-m", "minires", "evaluate", "run"], cwd=tmp_path, capture_output=True, text=True
     )
     assert alone.returncode == 1 and "minires --import MODULE" in alone.stderr
+
+
+def test_an_unknown_model_on_the_command_line_says_import(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["summary", "own_net"]) == 2
+    assert "minires --import MODULE" in capsys.readouterr().err
 
 
 def test_a_module_that_is_not_there_is_named(

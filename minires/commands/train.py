@@ -88,12 +88,14 @@ def run(options: argparse.Namespace) -> int:
     say(
         f"\nLook at {out / 'curves.png'}, confusion.png and mistakes.png. The model: model.safetensors. Next:"
     )
+    # What a module of the user's has registered is known only where it is imported.
+    minires = " ".join(["minires", *(f"--import {shlex.quote(name)}" for name in options.imports)])
     commands = {
-        f"minires predict {place} PICTURE...": f"is it {shown}?",
-        f"minires evaluate {place}": "test it again; with --data on other pictures",
-        f"minires trace {place}": "walk through it with a test picture, forward and backward",
-        f"minires play {place}": "show it pictures in the browser",
-        f"minires summary {trainer.config.model}": "its layers, parameters and multiply-adds",
+        f"{minires} predict {place} PICTURE...": f"is it {shown}?",
+        f"{minires} evaluate {place}": "test it again; with --data on other pictures",
+        f"{minires} trace {place}": "walk through it with a test picture, forward and backward",
+        f"{minires} play {place}": "show it pictures in the browser",
+        f"{minires} summary {trainer.config.model}": "its layers, parameters and multiply-adds",
     }
     for command, purpose in commands.items():
         say(f"  {command:<{max(map(len, commands))}}  {purpose}")

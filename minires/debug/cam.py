@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from minires import backend
 from minires.errors import ConfigError, MiniresError, ShapeError
 from minires.inspect.graph import chains, crossings
-from minires.inspect.summary import left_as_it_is
+from minires.inspect.summary import handed_on, left_as_it_is
 from minires.nn.module import Module
 from minires.tape import Node, reachable
 from minires.tensor import Tensor, set_apart, watching, with_settings
@@ -100,7 +100,7 @@ def activation_maps(model: Module, x: Any, label: int | None = None) -> Activati
         model.eval()
         picture = Tensor(values, requires_grad=True, device=parameters[0].device if parameters else None)
         with watching(lambda call: kept.append(call.y)):
-            result = model(picture)
+            result = handed_on(model(picture), model)
         if result.ndim != 2:
             raise ShapeError(f"activation_maps: the model must give scores (1, classes), not {result.shape}")
         scores = np.asarray(result.numpy()[0], np.float64)

@@ -25,7 +25,7 @@ from minires import backend
 from minires.backend import Array
 from minires.errors import ConfigError, MiniresError, ShapeError
 from minires.inspect.graph import chains
-from minires.inspect.summary import Shape, left_as_it_is
+from minires.inspect.summary import Shape, handed_on, left_as_it_is
 from minires.nn.module import Module
 from minires.ops.cross_entropy import cross_entropy
 from minires.ops.forms import Formula, Values
@@ -176,7 +176,7 @@ def record_passes(model: Module | Callable[[Tensor], Tensor], x: Any, y: Any = N
     notes = _Notes(module, picture)
     with left_as_it_is(module) if module else nullcontext():
         with with_settings(recording=True, fused=False), watching(notes.note):
-            result = model(picture)
+            result = handed_on(model(picture), model)
             loss, labels = _loss(result, y)
     if loss.node is None:
         raise MiniresError("nothing leads from the input or a parameter to the loss, so there is no gradient")

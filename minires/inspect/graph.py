@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from minires.errors import MiniresError
-from minires.inspect.summary import Shape, Summary, left_as_it_is, summarize
+from minires.inspect.summary import Shape, Summary, handed_on, left_as_it_is, summarize
 from minires.nn.module import Module
 from minires.ops.registry import describe
 from minires.tape import Node, reachable
@@ -147,7 +147,7 @@ class _Tape:
             model.eval()
             weight = next(model.parameters())
             picture = Tensor(np.zeros((1, *input), weight.dtype), requires_grad=True, device=weight.device)
-            result = model(picture)
+            result = handed_on(model(picture), model)
         assert picture.node is not None and result.node is not None
         self.start, self.end = picture.node, result.node
         # Only what comes from the picture counts: not the parameters, nor what is computed from them alone.

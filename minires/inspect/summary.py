@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from minires.backend import Array
+from minires.errors import ShapeError
 from minires.nn.module import Module
 from minires.ops.plot_labels import filled, times
 from minires.ops.registry import describe
@@ -59,6 +60,8 @@ class Summary:
 
     ``outputs`` has what each part directly inside the model hands on: block1 -> (32, 32, 216).
     ``shared`` has the paths of what is held under several names (counted once), and these names.
+    ``in_no_row`` has the sizes of the parameters and buffers that belong to no row, by path: those of the
+    model or a block itself, and of layers that did not run.
     ``held_between`` has what the tape keeps for operations in none of the layers, by the part in which they
     are (an addition behind a gate, say; "" is the model itself).
 
@@ -80,6 +83,7 @@ class Summary:
     held_between: Mapping[str, int] = field(default_factory=dict)
     madds_between: Mapping[str, int] = field(default_factory=dict)
     shared: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    in_no_row: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Give everything as plain data for JSON."""
@@ -104,6 +108,7 @@ class Summary:
             ("  in torch", self.parameters, f"without the {statistics:,} running statistics (buffers)"),
             ("  trainable", self.params_trainable, ""),
             ("  not trained", fixed, "running statistics, frozen layers"),
+            *self._rest(),
             ("multiply-adds", self.madds, "of convolutions and dense layers, one picture"),
             ("output bytes", self.output_bytes, "of all layers, one picture, float32"),
         ]
@@ -114,6 +119,12 @@ class Summary:
         return "\n".join([
             f"{self.model}, input {times(self.input)}", "", *_table(self, full=full), "", *lines
         ])  # fmt: skip
+
+    def _rest(self) -> Iterator[tuple[str, int, str]]:
+        """What the rows leave out of the parameters, if they do."""
+        if self.in_no_row:
+            shown = ", ".join(itertools.islice(self.in_no_row, 3)) + (", ..." if len(self.in_no_row) > 3 else "")
+            yield "  in no row", sum(self.in_no_row.values()), f"{shown}: outside of the layers that ran"
 
     def __repr__(self) -> str:
         return self.table()
@@ -135,7 +146,7 @@ def summarize(model: Module, input: Shape, *, name: str | None = None, memory: b
     with left_as_it_is(model):
         model.eval()
         with _observed(model) as seen, no_grad(), watching(seen.note):
-            model(_pictures(model, input, 1))
+            handed_on(model(_pictures(model, input, 1)), model)
         per_picture = _held_per_picture(model, input) if memory else None
     layers, between, madds_between = tuple(seen.layers), {}, Counter[str]()
     for call in seen.calls:
@@ -154,7 +165,24 @@ def summarize(model: Module, input: Shape, *, name: str | None = None, memory: b
         held=None if per_picture is None else sum(per_picture.values()), held_between=between,
         madds_between={part: madds for part, madds in madds_between.items() if madds},
         shared=model.shared_names(),
+        in_no_row={
+            path: int(one.size)
+            for path, one in (*model.named_parameters(), *model.named_buffers())
+            if id(one) not in seen.counted
+        },
     )  # fmt: skip
+
+
+def handed_on(result: Any, module: object, path: str = "") -> Any:
+    """What a module returned, if it is one tensor. Raises: ShapeError that names the module."""
+    if hasattr(result, "shape"):
+        return result
+    name = f"{path} ({type(module).__name__})" if path else getattr(module, "__name__", type(module).__name__)
+    if result is None:
+        raise ShapeError(f"{name} returned None; does its forward end in return?")
+    kind = type(result).__name__
+    many = f" of {len(result)}" if isinstance(result, tuple | list | dict) else ""
+    raise ShapeError(f"{name} returned a {kind}{many}; to look inside, it must return one tensor")
 
 
 # ------------------------------------------------------------------------------------- watching a model run
@@ -188,6 +216,7 @@ class _Seen:
     outputs: dict[str, Shape] = field(default_factory=dict)
     spans: list[range] = field(default_factory=list)
     spans_of_parts: list[tuple[str, range]] = field(default_factory=list)
+    counted: set[int] = field(default_factory=set)  # the parameters and buffers of the rows
 
     def note(self, call: Call) -> None:
         """Write down a call of an operation, as the operation describes itself."""
@@ -204,14 +233,13 @@ class _Seen:
 def _observed(model: Module) -> Iterator[_Seen]:
     """Yield what is filled as long as this block lasts: the calls of layers, and what each part hands on."""
     seen = _Seen()
-    counted: set[int] = set()  # parameters and buffers
     wrapped: list[Module] = []
 
     def observe(path: str, block: str, module: Module, forward: Callable[..., Tensor], x: Tensor,
                 **options: Any) -> Tensor:  # fmt: skip
         start, before = _number(), len(seen.calls)
-        y = forward(x, **options)
-        total, trainable = _own_parameters(module, counted)
+        y = handed_on(forward(x, **options), module, path)
+        total, trainable = _own_parameters(module, seen.counted)
         output = tuple(y.shape[1:])
         seen.outputs[block] = output  # until the block itself hands on something, if it is ever called
         calls = seen.calls[before:]
@@ -227,7 +255,7 @@ def _observed(model: Module) -> Iterator[_Seen]:
 
     def hand_on(name: str, forward: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
         start, before = _number(), len(seen.calls)
-        y = forward(*args, **options)
+        y = handed_on(forward(*args, **options), named[name], name)
         seen.outputs[name] = tuple(y.shape[1:])
         seen.spans_of_parts.append((name, range(start, _number())))
         for call in seen.calls[before:]:
@@ -236,7 +264,8 @@ def _observed(model: Module) -> Iterator[_Seen]:
         return y
 
     # A single layer is its own and only part.
-    for top, child in list(model.children()) or [(type(model).__name__, model)]:
+    named = dict(model.children()) or {type(model).__name__: model}
+    for top, child in named.items():
         prefix = f"{top}." if child.in_path else ""
         for path, module in ((top, child), *child.named_modules(prefix)):
             if next(module.children(), None) is None and "forward" not in vars(module):

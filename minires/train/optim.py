@@ -75,7 +75,7 @@ def build(spec: Mapping[str, Any], parameters: Iterable[Any]) -> Optimizer:
     >>> build({"name": "adm", "lr": 0.1}, [Tensor(0.0, requires_grad=True)])
     Traceback (most recent call last):
     ...
-    minires.errors.ConfigError: unknown optimizer 'adm'. Did you mean 'adam'? Known: sgd, adam, adamw
+    minires.errors.UnknownName: unknown optimizer 'adm'. Did you mean 'adam'? Known: sgd, adam, adamw
     """
     make, options = checked(spec)
     made = make(parameters, **options)

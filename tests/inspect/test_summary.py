@@ -6,13 +6,15 @@ import gc
 import json
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from minires import ShapeError, Tensor, models, nn, no_grad, recompute
-from minires.inspect import summarize
+from minires.debug.step import step
+from minires.inspect import plot, summarize
 from minires.inspect.summary import _bytes
 from minires.tensor import record
 
@@ -386,3 +388,60 @@ def test_it_is_measured_where_one_picture_could_not_train() -> None:
 def test_a_model_summarizes_itself():
     model = models.build("resnet20_cifar")
     assert model.summary((32, 32, 3)).layers == summarize(model, (32, 32, 3)).layers
+
+
+class Scaled(nn.Module):
+    """A parameter of its own, and a layer that never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+        self.scale = nn.Parameter(np.ones(3, np.float32))
+        self.idle = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) * self.scale
+
+
+def test_what_belongs_to_no_row_has_a_line_so_that_all_adds_up() -> None:
+    summary = summarize(Scaled(), (3,))
+    assert summary.in_no_row == {"scale": 3, "idle.weight": 6, "idle.bias": 2}
+    rows = sum(layer.params for layer in summary.layers)
+    assert rows + sum(summary.in_no_row.values()) == summary.params_total == 12 + 11
+    assert "  in no row               11  scale, idle.weight, idle.bias: outside" in summary.table()
+    assert "in no row" not in summarize(models.build("resnet20_cifar"), (32, 32, 3)).table()
+
+
+class Returns(nn.Module):
+    """Forward gives what it is told to, or the part inside does."""
+
+    def __init__(self, make: Callable[[Tensor], Any], inside: nn.Module | None = None) -> None:
+        super().__init__()
+        self.fc, self.make = nn.Linear(3, 3), make
+        if inside is not None:
+            self.part = inside
+
+    def forward(self, x: Tensor) -> Any:
+        return self.make(self.part(self.fc(x)) if hasattr(self, "part") else self.fc(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(lambda x: None, "Returns returned None"), (lambda x: (x, x), "Returns returned a tuple of 2")],
+)
+def test_a_forward_that_returns_no_tensor_is_named(make: Callable[[Tensor], Any], words: str, tmp_path: Path
+) -> None:
+    model, x = Returns(make), np.ones((1, 3), np.float32)
+    for look in (
+        lambda: summarize(model, (3,)),
+        lambda: plot(model, (3,), tmp_path / "x.svg"),
+        lambda: step(model, x),
+    ):
+        with pytest.raises(ShapeError, match=words):
+            look()
+
+
+def test_a_part_that_returns_none_is_named_with_its_path() -> None:
+    model = Returns(lambda x: x, inside=Returns(lambda x: None))
+    with pytest.raises(ShapeError, match=r"part \(Returns\) returned None; does its forward end in return"):
+        summarize(model, (3,))

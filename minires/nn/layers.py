@@ -7,7 +7,7 @@ Where a layer is not given a random generator it draws its weights from the defa
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Self, overload
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from minires.errors import ConfigError, MiniresError, one_of, plain, unknown, whole
 from minires.nn import init
 from minires.nn.module import Module, Parameter
-from minires.nn.of_operation import layer_of
+from minires.nn.of_operation import as_module, layer_of
 from minires.ops.avg_pool2d import avg_pool2d, global_avg_pool2d
 from minires.ops.batch_norm import CONVENTIONS, batch_norm
 from minires.ops.checks import number, pair
@@ -34,6 +34,8 @@ from minires.ops.sigmoid import sigmoid
 from minires.ops.softmax import softmax
 from minires.ops.window import Padding, sides
 from minires.tensor import Tensor
+
+Layer = Module | Callable[[Tensor], Tensor]
 
 
 def _window(layer: str, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Any:
@@ -510,11 +512,13 @@ class CrossEntropyLoss(Module):
 class Sequential(Module):
     """Modules one after the other. Unnamed ones are called 0, 1, 2, ...
 
+    A function of a tensor, such as ``ops.relu``, becomes a module that calls it.
+
     ``model[0]``, ``model[-1]`` and ``model["conv1"]`` are its modules, and ``model[:2]`` a new Sequential of
     the same modules under the same names, not of copies.
 
-    Raises: ConfigError for a name that every module has as a method; MiniresError for a place or name that is
-    not there.
+    Raises: ConfigError for a name that every module has as a method, and for a class or what cannot be
+    called; MiniresError for a place or name that is not there.
 
     >>> model = Sequential(Linear(4, 8), ReLU()).append(Linear(8, 2))
     >>> model
@@ -528,26 +532,26 @@ class Sequential(Module):
     (1, 8)
     """
 
-    def __init__(self, *modules: Module, **named: Module) -> None:
+    def __init__(self, *modules: Layer, **named: Layer) -> None:
         super().__init__()
         for index, module in enumerate(modules):
-            setattr(self, str(index), module)
+            setattr(self, str(index), as_module(module, f"the module {index} of a Sequential"))
         for name, module in named.items():
-            setattr(self, name, module)
+            setattr(self, name, as_module(module, f"the module {name!r} of a Sequential"))
 
     def forward(self, x: Tensor) -> Tensor:
         for module in self:
             x = module(x)
         return x
 
-    def append(self, module: Module, *, name: str | None = None) -> Self:
+    def append(self, module: Layer, *, name: str | None = None) -> Self:
         """Add a module at the end; without a name it gets the next free number. Returns the model."""
         names = self._names()
         if name is None:
             name = next(free for free in map(str, itertools.count(len(names))) if free not in names)
         if name in names:
             raise ConfigError(f"there is a module {name!r} already")
-        setattr(self, name, module)
+        setattr(self, name, as_module(module, f"the module {name!r} of a Sequential"))
         return self
 
     def __len__(self) -> int:
@@ -571,9 +575,10 @@ class Sequential(Module):
         assert isinstance(module, Module)
         return module
 
-    def __setitem__(self, place: int | str, module: Module) -> None:
+    def __setitem__(self, place: int | str, module: Layer) -> None:
         """Put another module in the place, and under the name, of one that is there."""
-        setattr(self, self._name(place), module)
+        name = self._name(place)
+        setattr(self, name, as_module(module, f"the module {name!r} of a Sequential"))
 
     def _names(self) -> list[str]:
         return [name for name, value in vars(self).items() if isinstance(value, Module)]

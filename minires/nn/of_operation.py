@@ -1,4 +1,4 @@
-"""A layer that is one operation and has no weights: ``Swish = layer_of(swish, "Swish")``."""
+"""Layers of one function, without weights: ``Swish = layer_of(swish, "Swish")``, ``Function(swish)``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec
 
+from minires.errors import ConfigError
 from minires.nn.module import Module
 from minires.tensor import Tensor
 
@@ -42,3 +43,47 @@ def layer_of(
     names = {"__init__": __init__, "forward": forward, "__signature__": signature,
              "__doc__": inspect.getdoc(operation), "__module__": module or operation.__module__}  # fmt: skip
     return type(name, (Module,), names)
+
+
+class Function(Module):
+    """A function of a tensor as a layer: what a Sequential makes of ``ops.relu``.
+
+    >>> from minires import ops
+    >>> Function(ops.relu)
+    Function(relu)
+    >>> Function(ops.relu)(Tensor([-1.0, 2.0])).tolist()
+    [0.0, 2.0]
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+    def extra_repr(self) -> str:
+        # partial(f, ...) has no name of its own, but f has; an object that is called has that of its class
+        named = getattr(self.function, "func", self.function)
+        return str(getattr(named, "__name__", type(named).__name__)).rpartition(".")[2]
+
+
+def as_module(one: Any, place: str) -> Module:
+    """A module as it is, and a function of a tensor as a :class:`Function`.
+
+    place: where it is to stand, for the error.
+
+    Raises: ConfigError for a class, and for what cannot be called.
+
+    >>> as_module(Function, "layer 1")
+    Traceback (most recent call last):
+    ...
+    minires.errors.ConfigError: layer 1 is the class Function; make a module of it, Function(...)
+    """
+    if isinstance(one, Module):
+        return one
+    if isinstance(one, type):
+        raise ConfigError(f"{place} is the class {one.__name__}; make a module of it, {one.__name__}(...)")
+    if not callable(one):
+        raise ConfigError(f"{place} must be a module or a function of a tensor, not {one!r:.80}")
+    return Function(one)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import re
+from functools import partial
 
 import numpy as np
 import pytest
 
 import minires
-from minires import nn
+from minires import nn, ops
 from minires.errors import ConfigError, MiniresError
 from minires.ops.cross_entropy import cross_entropy
 from minires.tape import reachable
@@ -126,3 +128,41 @@ def test_a_layer_that_is_put_in_the_place_of_another_is_the_one_that_runs(name, 
     size = 64 if name == "bn_inception" else 8
     model(Tensor(np.random.default_rng(0).standard_normal((2, size, size, 3)).astype(np.float32)))
     assert len(ran_it) == 1 and len(list(model.parameters())) == before
+
+
+def test_a_function_in_a_sequential_is_called_and_shown_by_its_name():
+    dense = nn.Linear(3, 2)
+    x = rows()
+    want = np.maximum(dense(x).numpy(), 0) * 2
+    model = nn.Sequential(dense, ops.relu, last=lambda y: y * 2)
+    np.testing.assert_allclose(model(x).numpy(), want)
+    np.testing.assert_allclose(model[:](x).numpy(), want)
+    np.testing.assert_allclose(nn.Sequential(dense).append(ops.relu).append(lambda y: y * 2)(x).numpy(), want)
+    assert "1: Function(relu)" in repr(model) and "last: Function(<lambda>)" in repr(model)
+    assert "Function(clip)" in repr(nn.Sequential(partial(ops.clip, low=0.0)))
+    model[1] = ops.sigmoid
+    assert "1: Function(sigmoid)" in repr(model)
+    assert len(pickle.loads(pickle.dumps(nn.Sequential(dense, ops.relu)))) == 2
+
+
+@pytest.mark.parametrize("odd", [nn.ReLU, None, "relu", 3])
+@pytest.mark.parametrize(
+    ("place", "put"),
+    [
+        ("1", lambda odd: nn.Sequential(nn.ReLU(), odd)),
+        ("'act'", lambda odd: nn.Sequential(act=odd)),
+        ("'1'", lambda odd: nn.Sequential(nn.ReLU()).append(odd)),
+        ("'0'", lambda odd: nn.Sequential(nn.ReLU()).__setitem__(0, odd)),
+    ],
+)
+def test_what_is_no_layer_is_refused_with_its_place_in_a_sequential(odd, place, put):
+    text = "the class ReLU; make a module of it" if isinstance(odd, type) else f"not {odd!r}"
+    with pytest.raises(ConfigError, match=f"the module {place} of a Sequential .*{re.escape(text)}"):
+        put(odd)
+
+
+def test_a_class_among_the_modules_of_a_list_is_refused():
+    model = nn.Module()
+    with pytest.raises(ConfigError, match="layers.1 is the class ReLU among modules"):
+        model.layers = [nn.Linear(2, 2), nn.ReLU]
+    model.kinds = [nn.ReLU, nn.Sigmoid]  # classes alone are what a factory chooses from

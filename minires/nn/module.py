@@ -23,10 +23,10 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array
-from minires.errors import CheckpointError, ConfigError, MiniresError, ShapeError
+from minires.errors import CheckpointError, ConfigError, MiniresError, ShapeError, nearest
 from minires.nn import show
 from minires.nn.paths import Container, changes, locate
-from minires.tensor import Tensor, enter
+from minires.tensor import Tensor, array_of, enter
 
 
 class Parameter(Tensor):
@@ -44,6 +44,8 @@ class Parameter(Tensor):
 
 class Module:
     """The base of layers, blocks and models; a subclass defines ``forward``.
+
+    Called with arrays of floats the outermost module makes tensors of them; ``forward`` gets tensors.
 
     Begin ``__init__`` with ``super().__init__()``, and keep layers and parameters as attributes, or in lists,
     tuples or dicts that are attributes.
@@ -78,6 +80,10 @@ class Module:
         tree, path = locate(self)
         before = enter(tree, path)
         try:
+            if before[0] is None:  # nobody else has made tensors of what a user gives
+                inputs = tuple([
+                    Tensor(one) if _is_array(one) and backend.is_float(one.dtype) else one for one in inputs
+                ])  # fmt: skip
             return self.forward(*inputs, **options)
         except MiniresError as error:
             error.where = error.where or path or None
@@ -99,6 +105,11 @@ class Module:
         if isinstance(value, set | frozenset) and any(isinstance(one, Module | Parameter) for one in value):
             raise ConfigError(f"{name}: a set of layers has no order; keep them in a list")
         holds = next(_found(name, value), None) is not None
+        for key, one in _items(value) if holds and isinstance(value, list | tuple | dict) else ():
+            if isinstance(one, type) and issubclass(one, Module):
+                raise ConfigError(
+                    f"{name}.{key} is the class {one.__name__} among modules; make one, {one.__name__}(...)"
+                )
         if holds and "training" not in vars(self):
             raise self._unmade(f"sets {name!r}")
         method = getattr(type(self), name, None)
@@ -387,12 +398,26 @@ class Module:
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Set all parameters and buffers from ``state``; nothing is changed unless everything fits.
 
+        Its values are arrays, tensors, numbers or lists of numbers.
+
         Raises: CheckpointError that names what is missing, unexpected or of another shape.
         """
+        if not isinstance(state, Mapping):
+            raise CheckpointError(
+                "the weights are a dict of arrays by path, as state_dict() gives it, "
+                f"not a {type(state).__name__}"
+            )
+        state = {name: _array_in_state(name, value) for name, value in state.items()}
         targets: dict[str, Array] = {name: parameter.data for name, parameter in self.named_parameters()}
         targets.update(self.named_buffers())
         problems = [f"missing: {name} {targets[name].shape}" for name in targets if name not in state]
-        problems += [f"unexpected: {name} {state[name].shape}" for name in state if name not in targets]
+        absent = [name for name in targets if name not in state]
+        problems += [
+            f"unexpected: {name} {state[name].shape}"
+            + (f"; {nearest(name, absent, count=1)}" if absent else "")
+            for name in state
+            if name not in targets
+        ]
         problems += [
             f"misshapen: {name} is {state[name].shape}, the model needs {target.shape}"
             for name, target in targets.items()
@@ -436,6 +461,15 @@ _FINDABLE = (Module, Parameter, list, tuple, dict, set, frozenset)
 def _is_array(value: Any) -> bool:
     is_numpy = isinstance(value, np.ndarray) and value.dtype.kind != "O"  # an array of objects is no state
     return is_numpy or type(value).__module__.startswith("cupy")
+
+
+def _array_in_state(name: str, value: Any) -> Array:
+    if _is_array(value):
+        return value
+    try:
+        return array_of(value, np.float64)  # wide enough for what it is copied to
+    except MiniresError as error:
+        raise CheckpointError(f"{name}: {error}; nothing was loaded") from None
 
 
 def _items(held: Container) -> Iterator[tuple[str, Any]]:

@@ -130,3 +130,40 @@ def test_astype_and_device():
     assert model.to("cpu") is model
     with pytest.raises(ConfigError, match="unknown device 'gpu'"):
         model.to("gpu")
+
+
+def test_an_array_of_floats_becomes_a_tensor_where_a_model_is_called():
+    class Net(Module):
+        def __init__(self, forward):
+            super().__init__()
+            self.function = forward
+
+        def forward(self, *inputs):
+            return self.function(*inputs)
+
+    x = picture().numpy()
+    for forward in (lambda x: x.relu(), lambda x: x.flatten(), lambda x: x):
+        found, want = Net(forward)(x), Net(forward)(Tensor(x))
+        assert type(found) is Tensor and found.shape == want.shape
+        np.testing.assert_array_equal(found.numpy(), want.numpy())
+    assert type(Sequential()(x)) is Tensor
+    labels = np.array([1, 2])
+    assert Net(lambda x, labels: labels)(x, labels) is labels
+    inner = Net(lambda x: x)
+    assert Net(lambda x: inner(x.data))(x) is not None
+
+
+def test_a_state_of_lists_is_loaded_and_what_holds_no_numbers_is_named():
+    layer = Linear(2, 1)
+    layer.load_state_dict({"weight": [[1.0], [2.0]], "bias": [3]})
+    assert layer.weight.tolist() == [[1.0], [2.0]] and layer.bias.tolist() == [3.0]
+    layer.load_state_dict({"weight": layer.weight, "bias": Tensor([4.0])})
+    assert layer.bias.tolist() == [4.0]
+    with pytest.raises(CheckpointError, match=r"misshapen: bias is \(\)"):
+        layer.load_state_dict({"weight": [[1.0], [2.0]], "bias": 3})
+    with pytest.raises(CheckpointError, match="bias: .*numbers"):
+        layer.load_state_dict({"weight": [[1.0], [2.0]], "bias": "three"})
+    with pytest.raises(CheckpointError, match="a dict of arrays by path.* not a list"):
+        layer.load_state_dict([1.0])
+    with pytest.raises(CheckpointError, match=r"unexpected: wieght \(2, 1\); the nearest is weight"):
+        layer.load_state_dict({"wieght": [[1.0], [2.0]], "bias": [3]})

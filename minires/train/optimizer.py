@@ -22,7 +22,8 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array, cuda
-from minires.errors import CheckpointError, ConfigError
+from minires.errors import CheckpointError, ConfigError, as_number
+from minires.tensor import Tensor
 from minires.train.optim_cuda import Sweep, fits
 
 _GRAIN = 1 << 16  # elements worth a thread of their own
@@ -45,7 +46,8 @@ class Optimizer:
 
     A subclass names its state arrays in ``slots``, says in ``numbers`` which numbers its formula needs at a
     step, and gives the formula as the static method ``plain(w, g, *slots, *numbers)``, which changes ``w``
-    and the slots in place. The gradient that it gets is clipped and has the coupled weight decay in it.
+    and the slots in place (``w -= ...``; ``w = w - ...`` would change nothing) and returns nothing. The
+    gradient that it gets is clipped and has the coupled weight decay in it.
 
     That is all of an own optimiser. For speed it may have the whole update once more, clipping and decay
     included, with the arguments ``(w, g, *slots, scale, decay, keep, *numbers)``: as ``fused``, a function
@@ -55,7 +57,7 @@ class Optimizer:
     ``clip_norm`` is the largest norm that all gradients together keep.
 
     Shapes: ``parameters`` is an iterable of parameters or of ``(path, parameter)`` pairs.
-    Raises: ConfigError for a number out of range, no parameters, or one given twice.
+    Raises: ConfigError for a number out of range, no parameters, one given twice, or what is no parameter.
     """
 
     slots: ClassVar[tuple[str, ...]] = ()
@@ -74,15 +76,15 @@ class Optimizer:
         decay_vectors: bool = False,
         clip_norm: float | None = None,
     ) -> None:
-        pairs = [pair if isinstance(pair, tuple) else (None, pair) for pair in parameters]
+        pairs = _pairs(parameters)
         self.paths = [path or p.name or f"parameter{i}" for i, (path, p) in enumerate(pairs)]
         self.parameters = [parameter for _, parameter in pairs]
         if not pairs:
             raise ConfigError("an optimiser needs at least one parameter; it was given none")
         if len({id(p) for p in self.parameters}) != len(pairs) or len(set(self.paths)) != len(pairs):
             raise ConfigError("the optimiser was given the same parameter, or the same path, twice")
-        if clip_norm is not None and not clip_norm > 0:
-            raise ConfigError(f"clip_norm is {clip_norm}; it must be above 0, or None for no clipping")
+        if clip_norm is not None and not (as_number(clip_norm) or 0) > 0:
+            raise ConfigError(f"clip_norm is {clip_norm!r}; it must be above 0, or None for no clipping")
         in_range("weight_decay", weight_decay, math.inf)
         self.lr = in_range("lr", lr, math.inf)
         self.clip_norm = clip_norm
@@ -152,7 +154,13 @@ class Optimizer:
     def _plain_step(self, w: Array, g: Array, *slots: Array, numbers: Sequence[float]) -> None:
         scale, decay, keep, *own = numbers
         w *= keep
-        type(self).plain(w, scale * g + decay * w, *slots, *own)
+        plain: Callable[..., object] = type(self).plain
+        returned = plain(w, scale * g + decay * w, *slots, *own)
+        if returned is not None:
+            raise ConfigError(
+                f"{type(self).__name__}.plain returned a value, which is lost; it must change w and the "
+                "slots in place, w -= ... or w[...] = ..., and return nothing"
+            )
 
     def _next_step(self, scale: float) -> Iterator[tuple[int, list[Array], tuple[float, ...]]]:
         """Count a step of each parameter with a gradient: its place, its arrays, and the numbers of the step.
@@ -266,6 +274,42 @@ class Optimizer:
         return [self._state[slot][i] for slot in self.slots]
 
 
+def _pairs(parameters: Any) -> list[tuple[str | None, Tensor]]:
+    """The parameters with their paths, None where there is none. Raises: ConfigError for anything else."""
+    kind = type(parameters).__name__
+    if isinstance(parameters, Tensor):
+        raise ConfigError(
+            f"an optimiser takes a list of parameters, not one tensor of shape {parameters.shape}; give [w]"
+        )
+    if hasattr(parameters, "named_parameters"):
+        raise ConfigError(
+            f"an optimiser takes parameters, not the {kind} that has them; give net.parameters()"
+        )
+    if isinstance(parameters, Mapping | np.ndarray | str) or not isinstance(parameters, Iterable):
+        call = "; call it, net.parameters()" if callable(parameters) else ""
+        raise ConfigError(f"an optimiser takes a list of parameters, or net.parameters(), not a {kind}{call}")
+    pairs = []
+    for place, one in enumerate(parameters):
+        path, tensor = one if isinstance(one, tuple) and len(one) == 2 else (None, one)
+        if isinstance(tensor, Mapping):
+            raise ConfigError(
+                f"parameter {place} of an optimiser is a dict; groups of parameters with options of their "
+                "own are made with an optimiser for each group"
+            )
+        if not isinstance(tensor, Tensor) or not (path is None or isinstance(path, str)):
+            raise ConfigError(
+                f"parameter {place} of an optimiser must be a Parameter, or a tensor that needs a gradient, "
+                f"not a {type(tensor).__name__}"
+            )
+        if tensor.node is not None and tensor.node.op != "leaf":
+            raise ConfigError(
+                f"parameter {place} of an optimiser is the result of the operation {tensor.node.op}, which "
+                "is computed anew in each pass; give the tensors it is made from"
+            )
+        pairs.append((path, tensor))
+    return pairs
+
+
 def _sweep(fused: Callable[..., None], work: list[tuple[list[Array], tuple[Any, ...]]]) -> None:
     """Run ``fused`` over all arrays as if they were one long array cut evenly among the threads."""
     ends = list(accumulate(arrays[0].size for arrays, _ in work))
@@ -284,6 +328,8 @@ def _sweep(fused: Callable[..., None], work: list[tuple[list[Array], tuple[Any, 
 
 def in_range(name: str, value: float, below: float) -> float:
     """Return ``value``. Raises: ConfigError unless it is from 0 up to, but not including, ``below``."""
+    if as_number(value) is None:
+        raise ConfigError(f"{name} must be a number, not {value!r}")
     if not 0 <= value < below:
         raise ConfigError(f"{name} is {value}; it must be at least 0 and below {below:g}")
     return value

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minires import backend
+from minires import backend, nn
 from minires.errors import CheckpointError, ConfigError
 from minires.tensor import Tensor
 from minires.train.ema import EMA
-from minires.train.optim import SGD, Adam, AdamW
+from minires.train.optim import SGD, Adam, AdamW, Optimizer
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "conv.weight": (3, 3, 5, 7),
@@ -221,3 +221,50 @@ def test_ema_follows_its_formula_swaps_and_continues():
         ema.load_state_dict({k: v for k, v in ema.state_dict().items() if k != "mean"})
     with pytest.raises(ConfigError, match="decay"):
         EMA(model, decay=1.0)
+
+
+def leaf():
+    return Tensor(np.ones((2, 2), np.float32), requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (leaf(), r"a list of parameters, not one tensor of shape \(2, 2\)"),
+        (nn.Linear(2, 2), r"not the Linear that has them; give net.parameters\(\)"),
+        (nn.Linear(2, 2).parameters, r"not a method; call it, net.parameters\(\)"),
+        (nn.Linear(2, 2).state_dict(), "not a dict"),
+        (np.ones(3), "not a ndarray"),
+        (None, "not a NoneType"),
+        ([{"params": [leaf()], "lr": 0.1}], "parameter 0 of an optimiser is a dict; groups of parameters"),
+        ([leaf(), np.ones(3)], "parameter 1 of an optimiser must be a Parameter, .* not a ndarray"),
+        ([("w", "v")], "parameter 0 .* not a str"),
+        ([leaf() * 2], "parameter 0 of an optimiser is the result of the operation mul"),
+    ],
+)
+def test_what_is_no_list_of_parameters_is_refused_in_words(given, text):
+    for kind in (SGD, Adam):
+        with pytest.raises(ConfigError, match=text):
+            kind(given, lr=0.1)
+
+
+@pytest.mark.parametrize("options", [{"lr": "0.1"}, {"lr": None}, {"lr": True}, {"weight_decay": "1"}])
+def test_a_number_that_is_none_is_named(options):
+    ((name, value),) = options.items()
+    with pytest.raises(ConfigError, match=f"{name} must be a number, not {value!r}"):
+        SGD([leaf()], **{"lr": 0.1, **options})
+    with pytest.raises(ConfigError, match="clip_norm is '1'"):
+        SGD([leaf()], lr=0.1, clip_norm="1")
+    assert SGD([leaf()], lr=np.float32(0.5)).lr == 0.5
+
+
+def test_an_own_formula_that_returns_the_weights_instead_of_changing_them_is_noticed():
+    class Returns(Optimizer):
+        @staticmethod
+        def plain(w, g, lr):
+            return w - lr * g
+
+    w = leaf()
+    w.grad = np.ones((2, 2), np.float32)
+    with pytest.raises(ConfigError, match="Returns.plain returned a value, .* in place"):
+        Returns([w], lr=0.1).step()

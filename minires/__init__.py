@@ -10,7 +10,7 @@ from minires.backend import set_threads, specification
 from minires.errors import CheckpointError, ConfigError, DataError, MiniresError, ShapeError
 from minires.gradient_check import GradcheckError, gradcheck
 from minires.nn.module import Module
-from minires.tensor import Tensor, cut, no_grad, unfused
+from minires.tensor import Tensor, cut, no_grad, record, unfused
 from minires.version import __version__
 
 if TYPE_CHECKING:  # what __getattr__ below imports when it is first used
@@ -43,6 +43,7 @@ __all__ = [
     "ops",
     "optim",
     "recompute",
+    "record",
     "set_threads",
     "specification",
     "step",

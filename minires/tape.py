@@ -22,7 +22,7 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array
-from minires.errors import MiniresError
+from minires.errors import MiniresError, ShapeError
 
 Backward = Callable[[Array], Sequence["Array | None"]]
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -138,15 +138,11 @@ def _walk(root: Node, grad: Array, retain_graph: bool) -> Iterator[Step]:
         if incoming is not None:
             if node.backward is None:
                 raise MiniresError(_FREED)
-            # NumPy makes a scalar of every result without axes; a gradient is an array.
-            gradients_out = node.backward(incoming)
-            outgoing = tuple(np.asarray(g) if isinstance(g, np.generic) else g for g in gradients_out)
-            assert len(outgoing) == len(node.parents), f"{node}: {len(outgoing)} gradients"
+            outgoing = _gradients(node, node.backward, incoming)
         for parent, gradient in zip(node.parents, outgoing, strict=True):
             if parent is None:
                 continue
             if gradient is not None:
-                assert gradient.shape == parent.shape, f"{node}: gradient {gradient.shape} for {parent}"
                 fresh = gradient is not incoming and gradient.base is None
                 _accumulate(parent, gradient, fresh, gradients, ours)
             uses[parent] -= 1
@@ -156,6 +152,54 @@ def _walk(root: Node, grad: Array, retain_graph: bool) -> Iterator[Step]:
             node.free()
         if incoming is not None:
             yield Step(node, incoming, outgoing)
+
+
+def _gradients(node: Node, backward: Backward, incoming: Array) -> tuple[Array | None, ...]:
+    """What the operation's backward gives, one gradient for each input, or None.
+
+    Raises: MiniresError, with the operation, if it fails or gives something else; ShapeError for a shape.
+    """
+    try:
+        given = backward(incoming)
+    except MiniresError as error:
+        error.where = error.where or node.path or None
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise _refused(
+            node, f"its backward failed for dy {incoming.shape}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(given, tuple | list) or len(given) != len(node.parents):
+        many = isinstance(given, tuple | list)
+        what = f"{len(given)} gradients" if many else f"{type(given).__name__} {getattr(given, 'shape', '')}"
+        wanted = ", ".join(f"d{name}" for name in node.names)
+        raise _refused(
+            node,
+            f"its backward must return a tuple with one gradient for each input, ({wanted},), and None where "
+            f"none is needed, not {what.rstrip()}",
+        )
+    # NumPy makes a scalar of every result without axes; a gradient is an array.
+    outgoing = tuple([np.asarray(g) if isinstance(g, np.generic) else g for g in given])
+    for place, (gradient, parent) in enumerate(zip(outgoing, node.parents, strict=True)):
+        if gradient is None or parent is None:
+            continue
+        shape = getattr(gradient, "shape", None)
+        if shape != parent.shape:
+            name = node.names[place] if place < len(node.names) else place
+            found = f"a {type(gradient).__name__}, no array" if shape is None else f"of shape {shape}"
+            raise _refused(
+                node,
+                f"its backward gives for the input {name} a gradient that is {found}, but {name} has the "
+                f"shape {parent.shape}; sum it over the axes along which {name} was broadcast, or check the "
+                "order of the gradients",
+                ShapeError,
+            )
+    return outgoing
+
+
+def _refused(node: Node, message: str, kind: type[MiniresError] = MiniresError) -> MiniresError:
+    error = kind(f"{node.op}: {message}")
+    error.where = node.path or None
+    return error
 
 
 def _accumulate(

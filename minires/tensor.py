@@ -424,8 +424,8 @@ class Tensor:
         def tanh(self) -> Tensor: ...
         def sigmoid(self) -> Tensor: ...
         def relu(self, *, add: Tensor | None = None) -> Tensor: ...
-        def softmax(self, *, axis: int = -1) -> Tensor: ...
-        def log_softmax(self, *, axis: int = -1) -> Tensor: ...
+        def softmax(self, axis: int = -1) -> Tensor: ...
+        def log_softmax(self, axis: int = -1) -> Tensor: ...
         def clip(self, low: float | None = None, high: float | None = None) -> Tensor: ...
         def astype(self, dtype: str | np.dtype[Any] | type[Any]) -> Tensor: ...
         def to(self, device: str) -> Tensor: ...
@@ -506,7 +506,10 @@ def record(
     recording, watcher = _state.recording, _state.watcher
     if not recording and watcher is None:
         return output
-    nodes = tuple([x._node for x in inputs.values() if x is not None])
+    try:
+        nodes = tuple([x._node for x in inputs.values() if x is not None])
+    except AttributeError:
+        raise _not_by_name(op, inputs) from None
     needed = recording and nodes.count(None) < len(nodes)
     if not needed and watcher is None:
         return output
@@ -524,9 +527,27 @@ def record(
     return output
 
 
+def _not_by_name(op: str, inputs: Any) -> MiniresError:
+    if not isinstance(inputs, Mapping):
+        kind = type(inputs).__name__
+        return MiniresError(f'{op}: record takes its inputs by name, inputs={{"x": x}}, not a {kind}')
+    odd = ", ".join(name for name, x in inputs.items() if not isinstance(x, Tensor | None))
+    return MiniresError(f"{op}: the inputs that record is given are tensors or None, but not {odd}")
+
+
 def _of_those_given(backward: Backward, given: Sequence[bool]) -> Backward:
     """The gradients of the inputs that were given, without the places of the others."""
-    return lambda dy: [gradient for gradient, there in zip(backward(dy), given, strict=True) if there]
+
+    def backward_of_those(dy: Array) -> Sequence[Array | None]:
+        gradients = backward(dy)
+        if not isinstance(gradients, tuple | list) or len(gradients) != len(given):
+            raise MiniresError(
+                f"a backward must return a tuple of {len(given)} gradients, one for each input, those that "
+                "were not given included"
+            )
+        return [gradient for gradient, there in zip(gradients, given, strict=True) if there]
+
+    return backward_of_those
 
 
 def cut(loss: Tensor, model: Any) -> list[str]:

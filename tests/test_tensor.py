@@ -679,3 +679,53 @@ def test_the_gradient_finds_its_way_back_from_a_gpu():
     assert isinstance(x.grad, np.ndarray) and x.grad.tolist() == [3, 3]
     with pytest.raises(ShapeError, match="use .to()"):
         x * y
+
+
+class OwnOperation(minires.nn.Module):
+    """An operation of one's own with a given backward, in a module with the path ``own``."""
+
+    def __init__(self, backward, given=None):
+        super().__init__()
+        self.backward, self.given = backward, given
+
+    def forward(self, x):
+        inputs = {"x": x, "w": self.given} if self.given is not None else {"x": x, "w": x, "b": None}
+        return minires.record("twice", 2 * x.data, inputs=inputs, backward=self.backward)
+
+
+ONES = np.ones((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("backward", "kind", "text"),
+    [
+        (lambda dy: dy, MiniresError, r"\(dx, dw,\), and None where none is needed, not ndarray \(2, 3\)"),
+        (lambda dy: (dy,), MiniresError, "one gradient for each input, .* not 1 gradients"),
+        (lambda dy: None, MiniresError, "one gradient for each input, .* not NoneType"),
+        (lambda dy: (dy, dy.sum(0)), ShapeError, r"input w .* shape \(3,\), but w has the shape \(2, 3\)"),
+        (lambda dy: (1.0, dy), ShapeError, r"the input x .* a float, no array, but x has the shape \(2, 3\)"),
+        (lambda dy: (dy @ ONES, dy), MiniresError, r"its backward failed for dy \(2, 3\): ValueError"),
+        (lambda dy: (dy.none, dy), MiniresError, "its backward failed .* AttributeError"),
+    ],
+)
+def test_a_backward_that_gives_something_else_names_operation_module_and_input(backward, kind, text):
+    x, w = Tensor(ONES, requires_grad=True), Tensor(ONES, requires_grad=True)
+    model = minires.nn.Sequential(own=OwnOperation(backward, w))
+    with pytest.raises(kind, match=f"^own: twice: .*{text}") as caught:
+        model(x).sum().backward()
+    assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize("backward", [lambda dy: (dy, dy), lambda dy: dy])
+def test_a_backward_without_the_place_of_an_input_that_was_not_given(backward):
+    model = minires.nn.Sequential(own=OwnOperation(backward))
+    with pytest.raises(MiniresError, match="own: .*a tuple of 3 gradients, one for each input"):
+        model(Tensor(ONES, requires_grad=True)).sum().backward()
+
+
+def test_record_asks_for_tensors_by_name():
+    x = Tensor(ONES, requires_grad=True)
+    with pytest.raises(MiniresError, match='own: record takes its inputs by name, .* not a list'):
+        minires.record("own", x.data, inputs=[x], backward=lambda dy: (dy,))
+    with pytest.raises(MiniresError, match="own: the inputs that record is given are tensors or None, but not w"):
+        minires.record("own", x.data, inputs={"x": x, "w": ONES}, backward=lambda dy: (dy, None))

@@ -11,7 +11,8 @@
 
 That is all that anybody needs to know of an operation: gradient check, summary, plot, step cards, trace page
 and ONNX export read its description here, and none of them knows an operation by name. An operation that
-nobody described is called by its name, and its numbers are shown as they were recorded.
+nobody described is called by its name, and its numbers are shown as they were recorded: a function that
+ends in :func:`minires.record` is one already.
 """
 
 from __future__ import annotations

@@ -213,7 +213,7 @@ def _onnx_log(graph: Graph, call: Call) -> str:
     cases=_cases,
 )
 @mixed()
-def softmax(x: Tensor, *, axis: int = -1) -> Tensor:
+def softmax(x: Tensor, axis: int = -1) -> Tensor:
     """Turn scores into probabilities that sum to one along ``axis``, by default the last.
 
     Shapes: any with at least one class along ``axis``; y as x.
@@ -254,7 +254,7 @@ def softmax(x: Tensor, *, axis: int = -1) -> Tensor:
     cases=_cases,
 )
 @mixed()
-def log_softmax(x: Tensor, *, axis: int = -1) -> Tensor:
+def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     """The logarithm of :func:`softmax`, exact where a probability would round to zero.
 
     Shapes, Raises: as :func:`softmax`.

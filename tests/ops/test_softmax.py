@@ -50,3 +50,11 @@ def test_what_has_no_classes(fn):
         fn(Tensor(np.ones((2, 3))), axis=2)
     with pytest.raises(ShapeError, match=f"{fn.__name__}: x is int64"):
         fn(Tensor(np.ones(3, np.int64)))
+
+
+def test_the_axis_may_stand_without_its_name():
+    x = Tensor([[1.0, 2.0], [3.0, 5.0]])
+    for op in (softmax, log_softmax):
+        np.testing.assert_array_equal(op(x, 0).numpy(), op(x, axis=0).numpy())
+    np.testing.assert_array_equal(x.softmax(0).numpy(), softmax(x, axis=0).numpy())
+    np.testing.assert_array_equal(x.log_softmax(-1).numpy(), log_softmax(x).numpy())

@@ -44,9 +44,11 @@ def same_floats(op: str, *, parameters: Collection[str] = (), **tensors: Tensor 
                     f"activations in bfloat16, here {first[0]}"
                 )
         elif tensor.dtype != first[1].dtype:
+            odd = name if tensor.dtype == np.float64 else first[0]
             raise ShapeError(
                 f"{op}: {first[0]} is {first[1].dtype} but {name} is {tensor.dtype}. "
-                "Convert one of them; minires never changes a dtype silently"
+                f"Convert one of them, for example {odd}.astype(\"float32\"): minires never changes a dtype "
+                "silently, and what NumPy makes (np.random.randn, np.zeros) is float64"
             )
         elif tensor.device != first[1].device:
             raise ShapeError(

@@ -80,7 +80,7 @@ def labels_of(
     smoothing = checks.number(op, "label_smoothing", smoothing)
     if not 0 <= smoothing < 1:
         raise ConfigError(f"{op}: label_smoothing must be from 0 to below 1, not {smoothing}")
-    labels = labels.data if isinstance(labels, Tensor) else labels
+    given, labels = labels, labels.data if isinstance(labels, Tensor) else labels
     labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
     rows, classes = scores.shape[:-1], scores.shape[-1]
     are_numbers = labels.shape == rows and labels.dtype.kind in "iu"
@@ -88,13 +88,26 @@ def labels_of(
         or_else = "" if numbers_only else f" or probabilities {scores.shape}"
         raise ShapeError(
             f"{op}: labels must be whole class numbers {rows}{or_else}, "
-            f"not {labels.dtype} of shape {labels.shape}"
+            f"not {labels.dtype} of shape {labels.shape}{_mended(given, labels, rows)}"
         )
     weight, ignored = _weight(op, weight, scores), _ignore_index(op, ignore_index, are_numbers)
     found = Labels(labels, classes, are_numbers, weight, ignored, smoothing, reduction)
     if backend.device_of(labels) == "cpu":
         _look(op, found)
     return found
+
+
+def _mended(given: Any, labels: Array, rows: tuple[int, ...]) -> str:
+    """What makes class numbers of labels that nearly are; nothing where that is not to be seen."""
+    calls = "[..., 0]" if labels.shape == (*rows, 1) else ""
+    if labels.shape not in (rows, (*rows, 1)):
+        return ""
+    if labels.dtype.kind not in "iu":
+        calls += '.astype("int64")'
+    if given is not labels:
+        calls = (".numpy()" if isinstance(given, Tensor) else "") + calls
+    start = "labels" if hasattr(given, "dtype") else "np.array(labels)"
+    return f"; give {start}{calls}"
 
 
 def _ignore_index(op: str, value: Any, are_numbers: bool) -> int | None:

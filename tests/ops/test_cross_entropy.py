@@ -283,3 +283,20 @@ def test_log_p_that_does_not_fit():
         nll_loss(Tensor(np.ones((0, 3))), np.zeros(0, int))
     with pytest.raises(DataError, match=re.escape("nll_loss: labels[0] is 3, but there are 3 classes")):
         nll_loss(Tensor(np.ones((1, 3))), [3])
+
+
+@pytest.mark.parametrize(
+    ("labels", "mended"),
+    [
+        (np.ones(3), 'labels.astype("int64")'),
+        ([1.0, 0.0, 1.0], 'np.array(labels).astype("int64")'),
+        (Tensor(np.ones(3, np.float32)), 'labels.numpy().astype("int64")'),
+        (np.ones(3, bool), 'labels.astype("int64")'),
+        (np.ones((3, 1), int), "labels[..., 0]"),
+        (np.ones((3, 1)), 'labels[..., 0].astype("int64")'),
+    ],
+)
+def test_labels_that_nearly_fit_say_what_to_give(labels, mended):
+    with pytest.raises(ShapeError, match=re.escape(f"; give {mended}") + "$"):
+        cross_entropy(Tensor(np.ones((3, 4))), labels)
+    cross_entropy(Tensor(np.ones((3, 4))), eval(mended, {"labels": labels, "np": np}))

@@ -40,3 +40,11 @@ def test_shapes_that_do_not_fit(x, w, b, text):
 def test_integer_pictures_are_not_converted_silently():
     with pytest.raises(ShapeError, match=re.escape("linear: x is uint8, but float32 or float64 is needed")):
         linear(Tensor(np.ones((2, 3), np.uint8)), Tensor(np.ones((3, 1), np.float32)))
+
+
+def test_a_mix_of_dtypes_says_which_one_to_convert():
+    x, w = np.ones((2, 3)), Tensor(np.ones((3, 1), np.float32))
+    with pytest.raises(ShapeError, match=r'w is float32 but x is float64.*x\.astype\("float32"\)'):
+        linear(x, w)
+    with pytest.raises(ShapeError, match=r'w is float64 but x is float32.*w\.astype\("float32"\)'):
+        linear(x.astype("float32"), w.astype("float64"))

@@ -44,7 +44,7 @@ def same_floats(op: str, *, parameters: Collection[str] = (), **tensors: Tensor 
                     f"activations in bfloat16, here {first[0]}"
                 )
         elif tensor.dtype != first[1].dtype:
-            odd = name if tensor.dtype == np.float64 else first[0]
+            odd = name if first[1].dtype == np.float32 else first[0]
             raise ShapeError(
                 f"{op}: {first[0]} is {first[1].dtype} but {name} is {tensor.dtype}. "
                 f"Convert one of them, for example {odd}.astype(\"float32\"): minires never changes a dtype "

@@ -39,5 +39,6 @@ def test_a_model_without_parameters_has_no_names_in_other_files():
 
 
 def test_a_known_name_that_begins_with_what_was_given_is_the_nearest():
-    assert nearest("resnet20", ["resnet200", "resnet20_cifar", "resnet26"], count=1).endswith("resnet20_cifar")
+    found = nearest("resnet20", ["resnet200", "resnet20_cifar", "resnet26"], count=1)
+    assert found.endswith("resnet20_cifar")
     assert "Did you mean 'classes'?" in unknown("option", "num_classes", ["stages", "classes"])

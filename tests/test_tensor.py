@@ -727,5 +727,6 @@ def test_record_asks_for_tensors_by_name():
     x = Tensor(ONES, requires_grad=True)
     with pytest.raises(MiniresError, match='own: record takes its inputs by name, .* not a list'):
         minires.record("own", x.data, inputs=[x], backward=lambda dy: (dy,))
-    with pytest.raises(MiniresError, match="own: the inputs that record is given are tensors or None, but not w"):
+    refused = "own: the inputs that record is given are tensors or None, but not w"
+    with pytest.raises(MiniresError, match=refused):
         minires.record("own", x.data, inputs={"x": x, "w": ONES}, backward=lambda dy: (dy, None))

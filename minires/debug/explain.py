@@ -83,7 +83,7 @@ class Explanation:
             return not (np.isnan(self.result) and np.isnan(self.stored))
         largest = float(np.abs(output[np.isfinite(output)].astype(np.float64)).max(initial=abs(self.result)))
         digits = {2: 2.0**-8, 4: 2.0**-23}.get(output.dtype.itemsize, 2.0**-52)
-        return abs(self.result - self.stored) > digits**0.5 * largest
+        return bool(abs(self.result - self.stored) > digits**0.5 * largest)
 
 
 # ----------------------------------------------------------------------------------------------- public

@@ -377,7 +377,8 @@ def put_together(module: Module | None, seen: Sequence[Seen], back: Back, **othe
     )  # fmt: skip
     training = module.training if module else None
     return Recording(
-        module, operations, tuple(back.order), training=training, stages=sizes, modules=_names(module), **others
+        module, operations, tuple(back.order),
+        training=training, stages=sizes, modules=_names(module), **others
     )
 
 

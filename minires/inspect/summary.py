@@ -123,7 +123,8 @@ class Summary:
     def _rest(self) -> Iterator[tuple[str, int, str]]:
         """What the rows leave out of the parameters, if they do."""
         if self.in_no_row:
-            shown = ", ".join(itertools.islice(self.in_no_row, 3)) + (", ..." if len(self.in_no_row) > 3 else "")
+            shown = ", ".join(itertools.islice(self.in_no_row, 3))
+            shown += ", ..." if len(self.in_no_row) > 3 else ""
             yield "  in no row", sum(self.in_no_row.values()), f"{shown}: outside of the layers that ran"
 
     def __repr__(self) -> str:
@@ -238,7 +239,7 @@ def _observed(model: Module) -> Iterator[_Seen]:
     def observe(path: str, block: str, module: Module, forward: Callable[..., Tensor], x: Tensor,
                 **options: Any) -> Tensor:  # fmt: skip
         start, before = _number(), len(seen.calls)
-        y = handed_on(forward(x, **options), module, path)
+        y: Tensor = handed_on(forward(x, **options), module, path)
         total, trainable = _own_parameters(module, seen.counted)
         output = tuple(y.shape[1:])
         seen.outputs[block] = output  # until the block itself hands on something, if it is ever called
@@ -255,7 +256,7 @@ def _observed(model: Module) -> Iterator[_Seen]:
 
     def hand_on(name: str, forward: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
         start, before = _number(), len(seen.calls)
-        y = handed_on(forward(*args, **options), named[name], name)
+        y: Tensor = handed_on(forward(*args, **options), named[name], name)
         seen.outputs[name] = tuple(y.shape[1:])
         seen.spans_of_parts.append((name, range(start, _number())))
         for call in seen.calls[before:]:

@@ -128,7 +128,8 @@ def build(name: str, *, classes: int | None = None, seed: int = 0, **variant: An
     """
     if isinstance(name, type) and issubclass(name, Module):
         raise ConfigError(
-            f"build takes the name of a registered model as text; make one of your own with {name.__name__}(...), "
+            "build takes the name of a registered model as text; make one of your own with "
+            f"{name.__name__}(...), "
             "or give it a name with minires.models.register"
         )
     found = entry(name)
@@ -137,7 +138,8 @@ def build(name: str, *, classes: int | None = None, seed: int = 0, **variant: An
         raise ConfigError(f"{name}: classes must be at least 1, not {classes}")
     for option in variant:
         if option not in found.options:
-            raise ConfigError(unknown(f"option of {name}", option, ["classes", "seed", *sorted(found.options - {"seed"})]))
+            known = ["classes", "seed", *sorted(found.options - {"seed"})]
+            raise ConfigError(unknown(f"option of {name}", option, known))
     options, rng = {**found.preset, **variant}, np.random.default_rng(seed)
     if found.takes_rng:
         options["rng"] = rng

@@ -152,7 +152,8 @@ def declare(known: Description) -> Description:
     if isinstance(known.arithmetic, Formula) and known.result not in known.arithmetic.trees:
         given = ", ".join(known.arithmetic.trees) or "nothing"
         raise ConfigError(
-            f"arithmetic of {known.name}: the formula gives {given}, but not the result {known.result}; write a "
+            f"arithmetic of {known.name}: the formula gives {given}, but not the result {known.result}; "
+            "write a "
             f"line {known.result} = ..., or give result="
         )
     texts = known.arithmetic.texts(known.result) if isinstance(known.arithmetic, Formula) else ("", "")

@@ -29,11 +29,14 @@ from minires.ops import (
     max_pool2d,
     pad,
     pad_channels,
+    piecewise,
     reduce,
     relu,
     reshape,
     sigmoid,
     softmax,
+    stack,
+    tanh,
 )
 from minires.ops.registry import Case, positive
 from minires.tensor import Tensor, record
@@ -97,7 +100,7 @@ def _late_channels(xp, dy, shape, stride, before):
 SQUARE = Case("square", {"a": (3, 3), "b": (3, 3)}, op="matmul", fn=matmul.matmul)
 bn_kept, spread, getitem_kept = batch_norm._backward, reduce.spread, reshape._backward_getitem
 conv_x, conv_w = conv2d._backward_x, conv2d._backward_w
-max_pool_kept, pad_kept = max_pool2d._backward, pad._backward
+max_pool_kept, pad_kept, loss_kept = max_pool2d._backward, pad._backward, cross_entropy._backward
 
 MUTANTS: list[tuple[str, str, Any, str, Any]] = [
     ("batch norm returns a zero gradient", "batch_norm", batch_norm, "_backward",
@@ -137,11 +140,11 @@ MUTANTS: list[tuple[str, str, Any, str, Any]] = [
     ("softmax drops the cross terms", "softmax", softmax, "_backward", lambda xp, dy, y: dy * y * (1 - y)),
     ("log softmax drops the sum", "log_softmax", softmax, "_backward_log", lambda xp, dy, y: dy - np.exp(y)),
     ("cross entropy forgets 1/N", "cross_entropy", cross_entropy, "_backward",
-     lambda xp, dloss, log_p, u, by, reduction: (np.exp(log_p) - u) * dloss),
+     lambda xp, dloss, log_p, u, by, reduction: loss_kept(xp, dloss, log_p, u, 1.0, reduction)),
     ("cross entropy ignores the smoothing", "cross_entropy", cross_entropy, "_backward",
-     lambda xp, dloss, log_p, u, by, reduction: (np.exp(log_p) - (u > 0.5)) * dloss / by),
+     lambda xp, dloss, log_p, u, *rest: loss_kept(xp, dloss, log_p, (u > 0.5) * 1.0, *rest)),
     ("cross entropy ignores what comes from above", "cross_entropy", cross_entropy, "_backward",
-     lambda xp, dloss, log_p, u, by, reduction: (np.exp(log_p) - u) / by),
+     lambda xp, dloss, *rest: loss_kept(xp, np.ones_like(dloss), *rest)),
     ("sigmoid forgets one factor", "sigmoid", sigmoid, "_backward", lambda xp, dy, y: dy * y),
     ("a reduction spreads in the wrong order", "sum", reduce, "spread",
      lambda xp, dy, shape, axes: xp.flip(spread(xp, dy, shape, axes))),
@@ -150,7 +153,12 @@ MUTANTS: list[tuple[str, str, Any, str, Any]] = [
     ("concat gives the parts to the wrong tensors", "concat", concat, "_backward",
      lambda xp, dy, sizes, axis: xp.split(xp.flip(dy, axis), np.cumsum(sizes)[:-1], axis=axis)),
     ("pad gives back the border", "pad", pad, "_backward",
-     lambda dy, border, mode: pad_kept(dy, tuple(sides[::-1] for sides in border), mode)),
+     lambda dy, border, mode: pad_kept(dy, tuple(pair[::-1] for pair in border), mode)),
+    ("both of two numbers get the gradient of the larger", "maximum", piecewise, "_share",
+     lambda larger, smaller: np.ones(np.broadcast_shapes(larger.shape, smaller.shape))),
+    ("tanh forgets the square", "tanh", tanh, "_backward", lambda xp, dy, y: dy * (1 - y)),
+    ("stack deals out in the wrong order", "stack", stack, "_backward",
+     lambda xp, dy, axis: list(np.moveaxis(dy, axis, 0))[::-1]),
     ("pad_channels reads the channels added", "pad_channels", pad_channels, "_backward", _late_channels),
 ]  # fmt: skip
 

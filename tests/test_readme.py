@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import readme
@@ -121,3 +122,11 @@ def test_the_guide_has_every_command(capsys: pytest.CaptureFixture[str]):
     there = set(re.findall(r"^    ([a-z][\w-]+)(?:  |$)", capsys.readouterr().out, re.MULTILINE))
     assert len(there) >= 13
     assert there == set(re.findall(r"^\| `minires ([\w-]+)` \|", TEXTS["commands.md"], re.MULTILINE))
+
+
+def test_the_tour_of_the_debugger_has_gradients_to_see():
+    (code,) = (code for name, code in CODE.items() if name.startswith("README.md") and "s.back()" in code)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec(code, namespace)
+    stop = namespace["s"].here
+    assert stop.backward and abs(stop.operation.incoming).max() > 1e-6

@@ -18,7 +18,7 @@ from minires.data.loader import Loader
 from minires.data.pictures import decode
 from minires.data.registry import Entry
 from minires.data.search_path import cache, roots
-from minires.errors import ConfigError, DataError
+from minires.errors import ConfigError, DataError, UnknownName
 from minires.registry import Registry
 
 __all__ = [
@@ -158,7 +158,7 @@ def load(name_or_path: str | os.PathLike[str], *, size: int | None = None, seed:
     if path.exists():
         return folder.read(path, size=size, seed=seed)
     if len(path.parts) == 1 and not path.suffix:
-        raise ConfigError(f"{SETS.unknown(name)}, or the path of a picture folder or zip")
+        raise UnknownName(f"{SETS.unknown(name)}, or the path of a picture folder or zip")
     raise DataError(f"{path}: no such file or folder")
 
 

@@ -310,6 +310,8 @@ def test_every_operation_is_recorded(case):
     found = [one for one in recording.operations if one.op == case.op]
     if case.op == "dropout" and (case.options["rate"] == 0 or not case.options.get("training", True)):
         return  # it is x itself
+    if case.op == "recompute":
+        return  # what it does is recorded, as if it were done without it
     assert found and np.array_equal(recording.operations[0].output, arrays[0])
     _check_order(recording)
     assert all(isinstance(name, str) and name for one in found for name in one.names)

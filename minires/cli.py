@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.debug:
             traceback.print_exc()
         own = isinstance(error, UnknownName) and not options.imports
-        hint = "\nIs it one of your own? Name the module that registers it: minires --import MODULE ..."
+        hint = ". For one of your own, name the module that registers it: minires --import MODULE ..."
         print(f"minires: error: {_message(error)}{hint if own else ''}", file=sys.stderr)
         return WRONG_USE if isinstance(error, ConfigError) else FAILED
 

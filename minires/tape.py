@@ -157,17 +157,18 @@ def _walk(root: Node, grad: Array, retain_graph: bool) -> Iterator[Step]:
 def _gradients(node: Node, backward: Backward, incoming: Array) -> tuple[Array | None, ...]:
     """What the operation's backward gives, one gradient for each input, or None.
 
-    Raises: MiniresError, with the operation, if it fails or gives something else; ShapeError for a shape.
+    What it raises itself gets a note of the operation. Raises: MiniresError, with the operation, if it gives
+    something else than gradients; ShapeError for a shape.
     """
     try:
         given = backward(incoming)
     except MiniresError as error:
         error.where = error.where or node.path or None
         raise
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
-        raise _refused(
-            node, f"its backward failed for dy {incoming.shape}: {type(error).__name__}: {error}"
-        ) from error
+    except Exception as error:
+        place = f"{node.path}: {node.op}" if node.path else node.op
+        error.add_note(f"{place}: its backward failed for dy {incoming.shape}")
+        raise
     if not isinstance(given, tuple | list) or len(given) != len(node.parents):
         many = isinstance(given, tuple | list)
         what = f"{len(given)} gradients" if many else f"{type(given).__name__} {getattr(given, 'shape', '')}"
@@ -179,12 +180,12 @@ def _gradients(node: Node, backward: Backward, incoming: Array) -> tuple[Array |
         )
     # NumPy makes a scalar of every result without axes; a gradient is an array.
     outgoing = tuple([np.asarray(g) if isinstance(g, np.generic) else g for g in given])
-    for place, (gradient, parent) in enumerate(zip(outgoing, node.parents, strict=True)):
+    for number, (gradient, parent) in enumerate(zip(outgoing, node.parents, strict=True)):
         if gradient is None or parent is None:
             continue
         shape = getattr(gradient, "shape", None)
         if shape != parent.shape:
-            name = node.names[place] if place < len(node.names) else place
+            name = node.names[number] if number < len(node.names) else number
             found = f"a {type(gradient).__name__}, no array" if shape is None else f"of shape {shape}"
             raise _refused(
                 node,

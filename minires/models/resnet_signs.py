@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from minires.errors import ConfigError
 from minires.models.registry import Entry
 from minires.models.resnet import PAPER
 from minires.nn.blocks import convolutional_block, identity_block
@@ -48,7 +49,14 @@ def resnet_signs(
     bn_eps: float = 1e-3,
     last_gamma: float = 1.0,
 ) -> Sequential:
-    """Shapes: pictures (N, size, size, 3), size at least 5 -> logits (N, classes); made for 64x64."""
+    """Shapes: pictures (N, size, size, 3), size at least 5 -> logits (N, classes); made for 64x64.
+
+    Raises: ConfigError for a smaller size.
+    """
+    if size < 5:
+        raise ConfigError(
+            f"resnet50_signs: pictures of {size}x{size} are too small, it takes 5x5 and larger"
+        )
     norm: dict[str, Any] = {"momentum": bn_momentum, "eps": bn_eps}
     options: dict[str, Any] = {
         "initializer": initializer, "norm": norm, "last_gamma": last_gamma, "rng": rng,

@@ -149,7 +149,7 @@ class Module:
                 yield from _found(name, value)
             return
         for name, value in list(vars(self).items()):
-            if isinstance(value, _FINDABLE):
+            if type(value) not in _PLAIN and isinstance(value, _FINDABLE):  # most are plain, seen at once
                 yield from _found(name, value)
 
     def _below(self, prefix: str, seen: set[int]) -> Iterator[tuple[str, Module, str]]:
@@ -456,6 +456,7 @@ class Module:
 
 # What an attribute may be to hold modules or parameters; sets are here to be refused.
 _FINDABLE = (Module, Parameter, list, tuple, dict, set, frozenset)
+_PLAIN = frozenset({bool, int, float, str, type(None), np.ndarray})
 
 
 def _is_array(value: Any) -> bool:

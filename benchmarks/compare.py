@@ -109,7 +109,7 @@ def _minires(job: Job, x: Any, labels: Any, weights: Any) -> Actions:
     import threadpoolctl
 
     from minires.ops.cross_entropy import cross_entropy
-    from minires.train import Adam
+    from minires.optim import Adam
 
     minires.set_threads(job.threads)
     model = job.build(initializer="zeros")

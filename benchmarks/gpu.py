@@ -49,9 +49,10 @@ from minires.data import find
 from minires.errors import ConfigError
 from minires.models import build
 from minires.ops.cross_entropy import cross_entropy
+from minires.optim import Adam
 from minires.tape import Node, reachable
 from minires.tensor import Tensor
-from minires.train import Adam, captured
+from minires.train import captured
 
 PEERS = ("minires", "minires captured", "torch", "torch channels-last", "torch graph")
 WORKLOADS = (

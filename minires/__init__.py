@@ -14,12 +14,11 @@ from minires.tensor import Tensor, cut, no_grad, record, unfused
 from minires.version import __version__
 
 if TYPE_CHECKING:  # what __getattr__ below imports when it is first used
-    from minires import data, debug, inspect, models, train, weights
+    from minires import data, debug, inspect, models, optim, train, weights
     from minires.debug.step import step
     from minires.nn.fuse import fuse
     from minires.nn.init import manual_seed
     from minires.nn.recompute import recompute
-    from minires.train import optim
 
 __all__ = [
     "__version__",
@@ -57,7 +56,7 @@ _MODULES = {
     "debug": "minires.debug",
     "inspect": "minires.inspect",
     "models": "minires.models",
-    "optim": "minires.train.optim",
+    "optim": "minires.optim",
     "train": "minires.train",
     "weights": "minires.weights",
 }

@@ -48,9 +48,9 @@ def ctrl_c_as_in_a_terminal():
 @pytest.fixture
 def registries_as_before():
     """What a test registers, or an example that it runs, is taken out of the registries again."""
-    from minires import data, models
+    from minires import data, models, optim
     from minires.ops.registry import OPERATIONS
-    from minires.train import optim, recipes, schedules
+    from minires.train import recipes, schedules
 
     registries = (
         models.MODELS, data.SETS, data.augment.AUGMENTATIONS, optim.OPTIMIZERS, schedules.SCHEDULES,

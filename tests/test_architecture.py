@@ -104,9 +104,11 @@ def test_the_face_is_complete_and_late():
     from minires import data, debug, inspect, models, nn, ops, optim, train, weights
 
     rooms = {"data": data, "debug": debug, "inspect": inspect, "models": models, "nn": nn, "ops": ops,
-             "train": train, "weights": weights}  # fmt: skip
+             "optim": optim, "train": train, "weights": weights}  # fmt: skip
     assert all(sys.modules[f"minires.{name}"] is room for name, room in rooms.items())
-    assert optim is train.optim is sys.modules["minires.train.optim"]
+    from minires.optim import SGD
+
+    assert SGD is optim.SGD
     assert {*minires.__all__, "__version__"} <= set(dir(minires))
     assert all(getattr(minires, name) is not None for name in minires.__all__)
     with pytest.raises(AttributeError, match="no attribute 'optimizers'"):

@@ -23,8 +23,8 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # At least so many examples are there: a docstring that lost its >>> would pass.
 EXAMPLES = {
     "minires.registry": 4, "minires.models": 8, "minires.data": 4, "minires.data.augment": 5,
-    "minires.train.optim": 7, "minires.train.schedules": 8, "minires.train.recipes": 5,
-    "minires.train.config": 3, "minires.train.sgd": 5, "minires.train.adam": 5, "minires.weights.sources": 2,
+    "minires.optim": 7, "minires.train.schedules": 8, "minires.train.recipes": 5,
+    "minires.train.config": 3, "minires.optim.sgd": 5, "minires.optim.adam": 5, "minires.weights.sources": 2,
 }  # fmt: skip
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import minires
-from minires import cli, data, models, nn
+from minires import cli, data, models, nn, optim
 from minires.errors import CheckpointError, ConfigError
 from minires.registry import Registry
 from minires.tensor import Tensor
-from minires.train import Config, Trainer, load_model, optim, schedules
+from minires.train import Config, Trainer, load_model, schedules
 
 # A module as a user writes one: a model, a data set, an optimiser, a schedule, and what else there is.
 OWN = '''

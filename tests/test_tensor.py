@@ -183,7 +183,7 @@ def test_the_package_never_asks_whether_tensors_are_equal_or_true(monkeypatch, t
         monkeypatch.setattr(Tensor, name, refuse)
     model = minires.models.build("resnet20_cifar")
     x, labels = np.zeros((2, 8, 8, 3), np.float32), np.array([1, 2])
-    optimizer = minires.train.Adam(model.named_parameters())
+    optimizer = minires.optim.Adam(model.named_parameters())
     loss = ops.cross_entropy(model(Tensor(x)), labels)
     assert minires.cut(loss, model) == []
     loss.backward()

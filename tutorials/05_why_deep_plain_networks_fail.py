@@ -26,7 +26,7 @@ from minires.inspect import summarize
 from minires.models import build
 from minires.nn import Conv2d, GlobalAvgPool2d, Linear, ReLU, Sequential
 from minires.ops.cross_entropy import cross_entropy
-from minires.train import Adam
+from minires.optim import Adam
 
 # %%
 # The pictures are real photographs of hands (SIGNS) if you have them, else rendered ones. They show 0 to 5

@@ -24,7 +24,8 @@ from minires.inspect import summarize
 from minires.models import build
 from minires.nn import BatchNorm2d
 from minires.ops.cross_entropy import cross_entropy
-from minires.train import Adam, Schedule, evaluate, predict, recalibrate
+from minires.optim import Adam
+from minires.train import Schedule, evaluate, predict, recalibrate
 from minires.train.run_folder import confusion_table
 
 # %%

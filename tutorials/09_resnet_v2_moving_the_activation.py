@@ -25,7 +25,7 @@ from minires.models import build
 from minires.models.resnet_v2 import ORDERS, ResidualUnit
 from minires.nn.blocks import basic
 from minires.ops.cross_entropy import cross_entropy
-from minires.train import SGD
+from minires.optim import SGD
 
 # %%
 # Two orders

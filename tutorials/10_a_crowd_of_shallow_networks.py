@@ -24,7 +24,8 @@ from minires.data import Loader, Normalize, find, load
 from minires.exercises import check
 from minires.models import build
 from minires.ops.cross_entropy import cross_entropy
-from minires.train import Adam, recalibrate
+from minires.optim import Adam
+from minires.train import recalibrate
 
 # %%
 # Multiply out

@@ -31,7 +31,7 @@ from minires.ops.cross_entropy import cross_entropy
 from minires.ops.dense_buffer import DenseBuffer
 from minires.ops.relu import relu
 from minires.ops.sigmoid import sigmoid
-from minires.train import Adam
+from minires.optim import Adam
 
 # %%
 # First a look from afar. Counting needs no trained weights, so all start at zero here. The picture shows one

@@ -25,7 +25,7 @@ from minires.ops import relu as relu_file
 from minires.ops.conv2d import conv2d
 from minires.ops.cross_entropy import cross_entropy
 from minires.ops.relu import relu
-from minires.train import optim_cuda
+from minires.optim import cuda_kernels
 
 device = backend.choose_device("auto")
 print("device:", device)
@@ -159,7 +159,7 @@ assert shared[0] == numbers.sum()
 # norm.
 
 (code,) = [
-    v.code for v in vars(optim_cuda).values() if isinstance(v, cuda.Source) and "sum_of_block(" in v.code
+    v.code for v in vars(cuda_kernels).values() if isinstance(v, cuda.Source) and "sum_of_block(" in v.code
 ]
 start = code.index("__device__ double sum_of_block")
 print(code[start : code.index("\n}\n", start) + 2])

@@ -16,8 +16,8 @@ ROOT = Path(minires.__file__).parent
 # A module may import what stands before it in this list, and modules of its own floor.
 FLOORS = [
     "version", "errors", "registry", "files", "exercises", "backend", "tape", "tensor", "gradient_check",
-    "ops", "nn", "models", "data", "train", "weights", "inspect", "debug", "play", "doctor", "commands",
-    "cli", "__main__",
+    "ops", "nn", "models", "data", "optim", "train", "weights", "inspect", "debug", "play", "doctor",
+    "commands", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -1,18 +1,17 @@
-"""Training: optimisers, schedules, recipes, checkpoints, and the Trainer that runs it all."""
+"""Training: schedules, recipes, checkpoints, and the Trainer that runs it all."""
 
-from minires.train import optim, recipes, schedules
+from minires.train import recipes, schedules
 from minires.train.config import Config
 from minires.train.ema import EMA
 from minires.train.evaluation import Evaluation, evaluate, predict, recalibrate
 from minires.train.finetune import freeze, start_from
 from minires.train.interrupt import Interrupted
 from minires.train.model_file import Trained, load_model, save_model
-from minires.train.optim import SGD, Adam, AdamW
 from minires.train.schedules import Schedule
 from minires.train.trainer import Trainer
 
 __all__ = [
-    "EMA", "SGD", "Adam", "AdamW", "Config", "Evaluation", "Interrupted", "Schedule", "Trained", "Trainer",
-    "evaluate", "freeze", "load_model", "optim", "predict", "recalibrate", "recipes", "save_model",
+    "EMA", "Config", "Evaluation", "Interrupted", "Schedule", "Trained", "Trainer",
+    "evaluate", "freeze", "load_model", "predict", "recalibrate", "recipes", "save_model",
     "schedules", "start_from",
 ]  # fmt: skip

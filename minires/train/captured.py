@@ -26,8 +26,8 @@ from minires import backend
 from minires.backend import Array
 from minires.nn.layers import Dropout
 from minires.nn.module import Module
+from minires.optim import Optimizer
 from minires.tensor import Tensor
-from minires.train.optim import Optimizer
 
 SLOTS = 2  # batches under way at once: one is computed, one is copied
 WARM_UP = 3  # steps before one is captured: they compile all kernels and make the optimiser's state

@@ -19,10 +19,10 @@ import numpy as np
 from minires import backend
 from minires.backend import Array, cuda
 from minires.errors import CheckpointError, ConfigError
-from minires.train.optim_cuda import Sweep, fits
+from minires.optim.cuda_kernels import Sweep, fits
 
 _CUDA = cuda.Source(r"""
-// For all arrays at once; for the tables see optim_cuda.py.
+// For all arrays at once; for the tables see minires/optim/cuda_kernels.py.
 extern "C" __global__ void moving_average(const int* chunks, const unsigned long long* addresses,
                                           const T* numbers) {
     const int* chunk = chunks + 3 * blockIdx.x;

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from minires import backend, data, models
+from minires import backend, data, models, optim
 from minires.errors import CheckpointError, ConfigError, MiniresError
 from minires.nn.module import Module
 from minires.ops.cross_entropy import cross_entropy
 from minires.tensor import Tensor
-from minires.train import captured, finetune, model_file, optim, run_folder
+from minires.train import captured, finetune, model_file, run_folder
 from minires.train.checkpoint import Checkpoints, differences
 from minires.train.config import Config
 from minires.train.diagnose import first_not_finite

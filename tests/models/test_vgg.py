@@ -10,8 +10,8 @@ from minires import ShapeError, nn
 from minires.errors import ConfigError
 from minires.models import build
 from minires.ops.cross_entropy import cross_entropy
+from minires.optim import Adam
 from minires.tensor import Tensor
-from minires.train.optim import Adam
 
 NARROW = {"widths": (8, 12, 16, 20, 24), "hidden": 28, "size": 64, "classes": 5}
 

@@ -22,9 +22,9 @@ from minires.debug.trace_page import trace_html
 from minires.errors import CheckpointError, ConfigError, MiniresError, ShapeError
 from minires.nn import Parameter, paths
 from minires.ops.cross_entropy import cross_entropy
+from minires.optim import SGD, Adam
 from minires.tape import reachable
 from minires.tensor import Tensor
-from minires.train.optim import SGD, Adam
 from minires.weights.onnx import export_onnx
 
 

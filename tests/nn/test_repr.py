@@ -6,8 +6,8 @@ import numpy as np
 
 from minires import nn
 from minires.nn import Parameter
+from minires.optim import SGD, Adam
 from minires.tensor import Tensor
-from minires.train.optim import SGD, Adam
 
 
 def test_print_shows_a_tree_with_options_shapes_and_counts():

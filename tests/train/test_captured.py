@@ -9,11 +9,12 @@ import opcheck
 import pytest
 from train.small_run import CONFIG, small_model, small_splits
 
-from minires import backend, nn
+from minires import backend, nn, optim
 from minires.errors import MiniresError
 from minires.ops.cross_entropy import cross_entropy
+from minires.optim import SGD, Adam
 from minires.tensor import Tensor
-from minires.train import SGD, Adam, Config, Trainer, captured, optim
+from minires.train import Config, Trainer, captured
 
 pytestmark = [
     pytest.mark.emulated,

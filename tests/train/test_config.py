@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from minires import data, models
+from minires import data, models, optim
 from minires.errors import ConfigError
 from minires.tensor import Tensor
-from minires.train import Config, optim, recipes
+from minires.train import Config, recipes
 from minires.train.schedules import Schedule
 
 

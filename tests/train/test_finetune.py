@@ -13,8 +13,9 @@ from minires.data import Dataset, Normalize, Splits
 from minires.errors import CheckpointError, ConfigError
 from minires.models import build
 from minires.ops.cross_entropy import cross_entropy
+from minires.optim import SGD
 from minires.tensor import Tensor
-from minires.train import SGD, Config, Trained, Trainer, freeze, load_model, save_model, start_from
+from minires.train import Config, Trained, Trainer, freeze, load_model, save_model, start_from
 
 PLAIN = Normalize.none()
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array, cuda
-from minires.train.optimizer import CLIPPED, Optimizer, in_range
+from minires.optim.optimizer import CLIPPED, Optimizer, in_range
 
 
 def _adam(
@@ -87,7 +87,7 @@ class Adam(Optimizer):
     """Adam: steps scaled by running averages of the gradient and of its square.
 
     ``betas`` are what the two averages keep in a step. Options that all have: see
-    :class:`~minires.train.optimizer.Optimizer`.
+    :class:`~minires.optim.optimizer.Optimizer`.
 
     Math: m <- m + (1 - beta1)(g - m);  v <- beta2 v + (1 - beta2) g^2;
     w <- w - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps).

@@ -23,12 +23,12 @@ import numpy as np
 from minires import backend
 from minires.backend import Array, cuda
 from minires.errors import CheckpointError, ConfigError, as_number
+from minires.optim.cuda_kernels import Sweep, fits
 from minires.tensor import Tensor
-from minires.train.optim_cuda import Sweep, fits
 
 _GRAIN = 1 << 16  # elements worth a thread of their own
 
-# What the CUDA kernels of all optimisers begin with; for the tables see optim_cuda.py.
+# What the CUDA kernels of all optimisers begin with; for the tables see cuda_kernels.py.
 CLIPPED = r"""
 // Where the norm of the gradients is given it scales them, and if it is not finite the step changes nothing.
 // Where it is not given, the host has seen to both.

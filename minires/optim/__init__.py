@@ -1,7 +1,7 @@
 """Optimisers by name: ``build({"name": "sgd", "lr": 0.1}, model.named_parameters())``.
 
-SGD stands in :mod:`minires.train.sgd`, Adam and AdamW in :mod:`minires.train.adam`, and what they share,
-weight decay and clipping, in :mod:`minires.train.optimizer`. An optimiser of your own gets a name with
+SGD stands in :mod:`minires.optim.sgd`, Adam and AdamW in :mod:`minires.optim.adam`, and what they share,
+weight decay and clipping, in :mod:`minires.optim.optimizer`. An optimiser of your own gets a name with
 :func:`register`, and is then one that a ``Config`` may name.
 """
 
@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from minires.errors import ConfigError, unknown
+from minires.optim.adam import Adam, AdamW
+from minires.optim.optimizer import Optimizer
+from minires.optim.sgd import SGD
 from minires.registry import Registry
-from minires.train.adam import Adam, AdamW
-from minires.train.optimizer import Optimizer
-from minires.train.sgd import SGD
 
 __all__ = ["OPTIMIZERS", "SGD", "Adam", "AdamW", "Optimizer", "build", "register"]
 

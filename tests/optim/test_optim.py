@@ -7,9 +7,9 @@ import pytest
 
 from minires import backend, nn
 from minires.errors import CheckpointError, ConfigError
+from minires.optim import SGD, Adam, AdamW, Optimizer
 from minires.tensor import Tensor
 from minires.train.ema import EMA
-from minires.train.optim import SGD, Adam, AdamW, Optimizer
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "conv.weight": (3, 3, 5, 7),
@@ -79,7 +79,7 @@ def test_equals_pytorch_in_float64(case):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("case", CASES)
 def test_fused_equals_plain(case, dtype, monkeypatch):
-    monkeypatch.setattr("minires.train.optimizer._GRAIN", 16)  # several shards, cut inside the parameters
+    monkeypatch.setattr("minires.optim.optimizer._GRAIN", 16)  # several shards, cut inside the parameters
     kind, options = CASES[case]
     fused, plain = make(dtype), make(dtype)
     a = run(kind(fused, **options), fused)

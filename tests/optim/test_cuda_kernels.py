@@ -13,10 +13,10 @@ import pytest
 
 from minires import backend
 from minires.backend import cuda
+from minires.optim import SGD, Adam, AdamW, cuda_kernels
 from minires.tensor import Tensor
-from minires.train import ema, optim_cuda
+from minires.train import ema
 from minires.train.ema import EMA
-from minires.train.optim import SGD, Adam, AdamW
 
 SHAPES = {
     "one": (1,), "seven": (7,), "chunk": (64, 64), "chunk and one": (17, 241), "many": (100, 1000),
@@ -323,11 +323,11 @@ MUTANTS = [
     _mutant("no momentum", SGD, "b[i] = bi;", "b[i] = gi;", check_sgd),
     _mutant("correction inside", Adam, "sqrt(vi) / correction", "sqrt(vi / correction)", check_adam),
     _mutant("squared gradient", Adam, "new2 * (gi * gi)", "new2 * gi", check_adam),
-    _mutant("in float", optim_cuda, "double sum = 0;", "float sum = 0;", lambda: check_norm("float32")),
-    _mutant("no barrier", optim_cuda, "__syncthreads();", "", lambda: check_norm("float64")),
-    _mutant("half of a block", optim_cuda, "half = 128", "half = 64", lambda: check_norm("float64")),
-    _mutant("one too many", optim_cuda, "i < chunk[2]", "i <= chunk[2]", lambda: check_norm("float64")),
-    _mutant("too few sums", optim_cuda, "i = threadIdx.x; i < n", "i = threadIdx.x + 1; i < n", check_sgd),
+    _mutant("in float", cuda_kernels, "double sum = 0;", "float sum = 0;", lambda: check_norm("float32")),
+    _mutant("no barrier", cuda_kernels, "__syncthreads();", "", lambda: check_norm("float64")),
+    _mutant("half of a block", cuda_kernels, "half = 128", "half = 64", lambda: check_norm("float64")),
+    _mutant("one too many", cuda_kernels, "i < chunk[2]", "i <= chunk[2]", lambda: check_norm("float64")),
+    _mutant("too few sums", cuda_kernels, "i = threadIdx.x; i < n", "i = threadIdx.x + 1; i < n", check_sgd),
     _mutant("one too many", ema, "i < chunk[2]", "i <= chunk[2]", lambda: check_average("float64")),
     _mutant("other array", ema, "(w[i] - a[i])", "(w[0] - a[i])", lambda: check_average("float64")),
     _mutant("other share", ema, "[chunk[0]];", "[chunk[0] + 1];", lambda: check_average("float64")),
@@ -340,7 +340,7 @@ MUTANTS = [
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_mutants_are_caught(owner, right, wrong, check, monkeypatch):
     cuda_emulator.emulate(monkeypatch)
-    name = {optim_cuda: "_NORM_CUDA", ema: "_CUDA"}.get(owner, "source")
+    name = {cuda_kernels: "_NORM_CUDA", ema: "_CUDA"}.get(owner, "source")
     code = getattr(owner, name).code.removeprefix(cuda.PRELUDE)
     assert right in code
     monkeypatch.setattr(owner, name, cuda.Source(code.replace(right, wrong)))

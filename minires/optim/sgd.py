@@ -18,7 +18,7 @@ from typing import Any
 from minires import backend
 from minires.backend import Array, cuda
 from minires.errors import ConfigError
-from minires.train.optimizer import CLIPPED, Optimizer, in_range
+from minires.optim.optimizer import CLIPPED, Optimizer, in_range
 
 
 def _sgd(
@@ -75,7 +75,7 @@ extern "C" __global__ void sgd(const int* chunks, const unsigned long long* addr
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum.
 
-    Options that all have: see :class:`~minires.train.optimizer.Optimizer`.
+    Options that all have: see :class:`~minires.optim.optimizer.Optimizer`.
 
     Math: b <- momentum b + g;  w <- w - lr b, with ``nesterov`` w <- w - lr (g + momentum b).
     Shapes: ``parameters`` is an iterable of parameters or of ``(path, parameter)`` pairs.

@@ -25,6 +25,7 @@ from minires.backend import Array
 from minires.errors import MiniresError, ShapeError
 
 Backward = Callable[[Array], Sequence["Array | None"]]
+Hook = Callable[[Array], "Array | None"]
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 _numbers = itertools.count()
 
@@ -64,7 +65,7 @@ class Node:
         self.shape = output.data.shape
         self.dtype = output.data.dtype
         self.output: weakref.ref[Any] = weakref.ref(output)
-        self.hooks: list[Callable[[Array], Array | None]] = []
+        self.hooks: list[Hook] = []
         self.retain = op == "leaf"
 
     @property

@@ -11,6 +11,7 @@ debugger, a summary, an export) reads these, and nothing else.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -22,7 +23,7 @@ import numpy as np
 from minires import backend
 from minires.backend import Array
 from minires.errors import MiniresError, ShapeError
-from minires.tape import NOTHING, Backward, Node, Step, backward_steps, reachable
+from minires.tape import NOTHING, Backward, Hook, Node, Step, backward_steps, reachable
 
 Axis = int | tuple[int, ...] | None
 Operand: TypeAlias = (
@@ -300,16 +301,18 @@ class Tensor:
         return Tensor(self.data, name=self.name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
-        """A tensor of its own with the same values; its gradient and hooks stay behind."""
-        if self._node is not None and self._node.op != "leaf":
-            raise MiniresError("only leaf tensors can be copied; use detach() to cut the tape")
-        return _made_again(type(self), self.data.copy(), self.requires_grad, self.name)
+        """A tensor of its own with the same values and hooks; its gradient stays behind."""
+        return _made_again(type(self), self.data.copy(), *copy.deepcopy(self._kept("copied"), memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What copy.copy and a pickle hold: the values. The gradient and hooks stay behind."""
+        """What copy.copy and a pickle hold: the values and the hooks. The gradient stays behind."""
+        return _made_again, (type(self), self.data, *self._kept("pickled"))
+
+    def _kept(self, action: str) -> tuple[bool, str | None, list[Hook]]:
+        """What a copy has beside the values."""
         if self._node is not None and self._node.op != "leaf":
-            raise MiniresError("only leaf tensors can be pickled; use detach() to cut the tape")
-        return _made_again, (type(self), self.data, self.requires_grad, self.name)
+            raise MiniresError(f"only leaf tensors can be {action}; use detach() to cut the tape")
+        return self.requires_grad, self.name, [] if self._node is None else self._node.hooks
 
     def replace_data(self, data: Array) -> None:
         """Hold another array of the same shape from now on, on another device or of another dtype, perhaps.
@@ -329,8 +332,11 @@ class Tensor:
         self._on_tape("retain_grad").retain = True
         return self
 
-    def register_hook(self, hook: Callable[[Array], Array | None]) -> Callable[[], None]:
+    def register_hook(self, hook: Hook) -> Callable[[], None]:
         """Call ``hook(gradient)`` once this tensor's gradient is complete; what it returns replaces it.
+
+        Copies of the tensor have the hook, too. To be pickled with it, the hook must be a function of a
+        module, no lambda.
 
         Returns a function that removes the hook.
         """
@@ -373,6 +379,13 @@ class Tensor:
         if grad.shape != self.shape:
             raise ShapeError(f"backward: the gradient has shape {grad.shape}, the tensor {self.shape}")
         return grad
+
+    if not TYPE_CHECKING:  # which knows that there is nothing else
+
+        def __getattr__(self, name: str) -> Never:
+            """What other libraries call a method. Python asks here for what a tensor does not have."""
+            hint = f"; write {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+            raise AttributeError(f"a tensor has no {name!r}{hint}", name=name, obj=self)
 
     if TYPE_CHECKING:  # bound in minires/ops/__init__.py, where each of these operations is a file
 
@@ -441,6 +454,21 @@ class Tensor:
         def T(self) -> Tensor: ...
 
 
+# Names that PyTorch, TensorFlow and NumPy have for methods, and what to write here instead.
+_ELSEWHERE = {
+    "view": "x.reshape(...)", "permute": "x.transpose(...)", "unsqueeze": "x.expand_dims(axis)",
+    "swapaxes": "np.swapaxes(x, a, b)", "ravel": "x.reshape(-1)",
+    "contiguous": "nothing, copies are made where needed", "dim": "x.ndim", "numel": "x.size",
+    "clone": "Tensor(x.data.copy()), off the tape",
+    "copy": "Tensor(x.data.copy()), off the tape", "expand": "x.broadcast_to(...)", "chunk": "x.split(...)",
+    "clamp": "x.clip(low, high)", "pow": "x**y", "matmul": "x @ y", "mm": "x @ y", "dot": "x @ y",
+    "add": "x + y", "sub": "x - y", "mul": "x * y", "div": "x / y", "square": "x * x", "amax": "x.max(axis)",
+    "amin": "x.min(axis)", "cpu": 'x.to("cpu")', "cuda": 'x.to("cuda")', "float": 'x.astype("float32")',
+    "double": 'x.astype("float64")', "type": "x.astype(dtype)",
+    "requires_grad_": "x.requires_grad = True", "zero_": "x.grad = None", "grad_fn": "x.node",
+}  # fmt: skip
+
+
 def array_of(data: Any, dtype: Any = np.float32) -> Array:
     """What a tensor is made of, as an array: numbers become ``dtype``, and arrays keep theirs.
 
@@ -448,11 +476,11 @@ def array_of(data: Any, dtype: Any = np.float32) -> Array:
     """
     if isinstance(data, Tensor):
         return data.data
-    if backend.is_cupy(data):
+    if isinstance(data, np.ndarray) or backend.is_cupy(data):
         return data
-    if hasattr(data, "dtype"):  # an array of another library
-        return np.asarray(data)
-    if isinstance(data, list | tuple) and any(isinstance(one, Tensor) for one in data):
+    if hasattr(data, "dtype"):
+        return _of_another_library(data)
+    if _holds_tensor(data):
         raise MiniresError("a list of tensors would be copied without their gradients; use ops.stack")
     try:
         array = np.asarray(data)
@@ -463,10 +491,34 @@ def array_of(data: Any, dtype: Any = np.float32) -> Array:
     return array.astype(dtype)
 
 
-def _made_again(kind: type[Tensor], data: Array, requires_grad: bool, name: str | None) -> Tensor:
+def _of_another_library(data: Any) -> Array:
+    """The numbers of an array that is neither NumPy's nor CuPy's: of PyTorch, JAX, h5py, ..."""
+    try:
+        array = np.asarray(data)
+    except Exception as error:  # each library has its own reasons, and errors, for one that it cannot give
+        kind = f"{type(data).__module__}.{type(data).__name__}"
+        raise MiniresError(
+            f"a {kind} does not become a NumPy array by itself ({error}); convert it before, in PyTorch for "
+            "example with x.detach().cpu().numpy()"
+        ) from error
+    return array
+
+
+def _holds_tensor(data: Any) -> bool:
+    """Whether there is a tensor in a list or tuple, or in those inside."""
+    return isinstance(data, list | tuple) and any(
+        isinstance(one, Tensor) or (isinstance(one, list | tuple) and _holds_tensor(one)) for one in data
+    )
+
+
+def _made_again(
+    kind: type[Tensor], data: Array, requires_grad: bool, name: str | None, hooks: Sequence[Hook]
+) -> Tensor:
     """A leaf of a class that may take other arguments."""
     other = kind.__new__(kind)
     Tensor.__init__(other, data, requires_grad=requires_grad, name=name)
+    if other._node is not None:
+        other._node.hooks.extend(hooks)
     return other
 
 

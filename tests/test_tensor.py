@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import minires
-from minires import Tensor, no_grad, ops
+from minires import Tensor, no_grad, ops, tensor
 from minires.errors import ConfigError, MiniresError, ShapeError
 from minires.nn import Parameter
 from minires.ops.linear import linear
@@ -253,6 +253,50 @@ def test_mypy_sees_what_a_user_does_wrong(tmp_path):
     assert lines == set(range(first, first + len(wrong) + 1)), answer
 
 
+def test_what_other_libraries_call_a_method_is_named():
+    x = Tensor([[1.0, 2.0]])
+    hints = {"view": r"x\.reshape", "unsqueeze": "expand_dims", "cuda": "to..cuda", "clamp": "clip"}
+    for name, hint in hints.items():
+        with pytest.raises(AttributeError, match=f"a tensor has no '{name}'; write .*{hint}"):
+            getattr(x, name)
+    with pytest.raises(AttributeError, match="^a tensor has no 'reshap'$") as caught:
+        _ = x.reshap
+    assert (caught.value.name, caught.value.obj) == ("reshap", x)  # from which Python finds the nearest
+    assert not [name for name in tensor._ELSEWHERE if hasattr(Tensor, name)]
+
+
+class OfAnotherLibrary:
+    """An array that NumPy can have, or not."""
+
+    dtype = "its own"
+
+    def __init__(self, numbers):
+        self.numbers = numbers
+
+    def __array__(self, dtype=None, copy=None):
+        if self.numbers is None:
+            raise RuntimeError("it lies on another machine")
+        return np.array(self.numbers, dtype)
+
+
+def test_arrays_of_other_libraries_are_operands_or_say_why_not():
+    theirs, x = OfAnotherLibrary([3.0, 4.0]), Tensor(np.array([1.0, 2.0]))
+    for y in (x * theirs, theirs * x, ops.mul(theirs, x), ops.mul(x, theirs)):
+        assert isinstance(y, Tensor) and y.tolist() == [3.0, 8.0]
+    assert ops.relu(theirs).tolist() == ops.where([True, True], theirs, x).tolist() == [3.0, 4.0]
+    assert (x < theirs).tolist() == [True, True]
+    for use in (Tensor, lambda one: x + one, lambda one: one - x, ops.exp, lambda one: x > one):
+        with pytest.raises(MiniresError, match=r"OfAnotherLibrary does not become a NumPy .* \(it lies"):
+            use(OfAnotherLibrary(None))
+
+
+def test_a_tensor_in_a_list_inside_a_list_is_not_taken_off_the_tape():
+    x = leaf(1.0, 2.0)
+    for made in ([[x], [x]], [(x, 1)], [[[1.0, x]]]):
+        with pytest.raises(MiniresError, match="copied without their gradients; use ops.stack"):
+            Tensor(made)
+
+
 # ------------------------------------------------------------------------------------- where gradients go
 
 
@@ -265,7 +309,7 @@ def test_a_deep_copy_is_a_leaf_of_its_own():
         None, "w", True, False, Parameter,
     )  # fmt: skip
     (y * 3).sum().backward()
-    assert y.grad.tolist() == [3, 3] and x.grad.tolist() == [1, 1]
+    assert y.grad.tolist() == [300, 300] and x.grad.tolist() == [1, 1]
     y.data[...] = 7
     assert x.numpy().tolist() == [1, 2]
     with pytest.raises(MiniresError, match="only leaf tensors can be copied; use detach()"):

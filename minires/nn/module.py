@@ -51,8 +51,8 @@ class Module:
     tuples or dicts that are attributes.
 
     ``copy.deepcopy`` and ``pickle`` give a whole model with parameters of its own: what was shared is shared
-    in it, what was frozen is frozen, and modes and random generators are the same. Gradients and hooks stay
-    behind.
+    in it, what was frozen is frozen, and hooks, modes and random generators are the same.
+    Gradients stay behind.
 
     Raises: MiniresError if ``super().__init__()`` was forgotten; ConfigError for layers in a set, which has
     no order, or under the name of a method.
@@ -466,6 +466,8 @@ def _is_array(value: Any) -> bool:
 
 def _array_in_state(name: str, value: Any) -> Array:
     if _is_array(value):
+        if value.dtype.kind not in "biuf" and not backend.is_float(value.dtype):
+            raise CheckpointError(f"{name}: {value.dtype} is no dtype of weights; nothing was loaded")
         return value
     try:
         return array_of(value, np.float64)  # wide enough for what it is copied to

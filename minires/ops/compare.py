@@ -24,7 +24,7 @@ from minires import backend
 from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
-from minires.tensor import Tensor
+from minires.tensor import Tensor, array_of
 
 
 def values(x: Any) -> Any:
@@ -38,8 +38,9 @@ def values(x: Any) -> Any:
         x = np.asarray(x)
     if isinstance(x, numbers.Real):
         return x
-    if not isinstance(x, np.ndarray | np.generic) and not backend.is_cupy(x):
+    if not hasattr(x, "dtype"):
         return None
+    x = x if isinstance(x, np.generic) else array_of(x)
     if backend.is_bfloat16(x.dtype):
         x = x.astype(np.float32)
     return x if x.dtype.kind in "biuf" else None

@@ -44,14 +44,15 @@ def operand(op: str, x: Any, other: Any) -> Tensor:
     x = x.data if isinstance(x, Tensor) else x
     if not isinstance(x, (list, tuple, *_NUMBERS)) and not hasattr(x, "dtype"):
         raise TypeError(f"{op}: an operand must be a tensor, an array or a number, not {x!r}")
-    like = other.data if isinstance(other, Tensor) else other
-    if not hasattr(like, "dtype") or not backend.is_float(like.dtype):
+    like = array_of(other) if hasattr(other, "dtype") else None
+    if like is None or not backend.is_float(like.dtype):
         like = np.zeros((), np.float32)
     if isinstance(x, list | tuple):
         return Tensor(backend.to_device(array_of(x, like.dtype), backend.device_of(like)))
     if isinstance(x, _NUMBERS):
         return Tensor(backend.array_module(like).asarray(x, dtype=like.dtype))
-    return Tensor(x.astype(like.dtype) if x.dtype.kind == "b" else x)
+    array = array_of(x)
+    return Tensor(array.astype(like.dtype) if array.dtype.kind == "b" else array)
 
 
 def broadcastable(op: str, **shapes: tuple[int, ...]) -> None:

@@ -7,11 +7,13 @@ import copy
 import gc
 import json
 import multiprocessing
+import operator
 import pickle
 import re
 import threading
 import weakref
 import zlib
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from minires.ops.cross_entropy import cross_entropy
 from minires.optim import SGD, Adam
 from minires.tape import reachable
 from minires.tensor import Tensor
+from minires.train import freeze
 from minires.weights.onnx import export_onnx
 
 
@@ -418,26 +421,45 @@ def test_a_copy_and_a_pickle_are_whole_and_apart(make, copied):
 
 def test_a_started_process_gets_the_model():
     net = minires.models.build("resnet20_cifar").eval()
+    freeze(net, ["*"])  # what is on a tape cannot come back from there
     x = np.random.default_rng(0).standard_normal((1, 32, 32, 3)).astype(np.float32)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        (there,) = pool.map(_scores, [(net, x)])
-    assert np.array_equal(there, net(Tensor(x)).numpy())
+    # Nothing of this file: the process could not import it if pytest was not started in the folder of tests.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        there = pool.submit(operator.call, net, Tensor(x)).result()
+    assert np.array_equal(there.numpy(), net(Tensor(x)).numpy())
 
 
-def _scores(given):
-    net, x = given
-    return net(Tensor(x)).numpy()
+def _ten_times(gradient):
+    return 10 * gradient
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle])
+def test_a_copy_of_a_model_has_its_hooks(copied):
+    net = Net()
+    next(net.parameters()).register_hook(_ten_times)
+    other = copied(net)
+    for model in (net, other):
+        model(Tensor(batch())).sum().backward()
+    first, theirs = next(net.parameters()), next(other.parameters())
+    assert np.array_equal(first.grad, theirs.grad) and np.abs(first.grad).max() > 0
+    other.zero_grad()
+    theirs.node.hooks.clear()
+    other(Tensor(batch())).sum().backward()
+    np.testing.assert_allclose(10 * theirs.grad, first.grad, rtol=1e-6)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, through_pickle])
 def test_a_tensor_with_a_gradient_is_copied_as_a_leaf_without_it(copied):
     x = Tensor([1.0, 2.0], requires_grad=True, name="x")
-    x.register_hook(lambda g: 10 * g)
+    remove = x.register_hook(_ten_times)
     (x * x).sum().backward()
     y = copied(x)
     assert (y.requires_grad, y.name, y.grad) == (True, "x", None) and np.array_equal(y.data, x.data)
     (y * y).sum().backward()
-    assert y.grad.tolist() == [2.0, 4.0] and x.grad.tolist() == [20.0, 40.0]
+    assert y.grad.tolist() == x.grad.tolist() == [20.0, 40.0]
+    remove()  # from x alone
+    (y * y + x * x).sum().backward()
+    assert y.grad.tolist() == [40.0, 80.0] and x.grad.tolist() == [22.0, 44.0]
     assert not copied(Tensor([1.0])).requires_grad
     with pytest.raises(MiniresError, match="only leaf tensors"):
         copied(x * 2)

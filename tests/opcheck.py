@@ -263,8 +263,8 @@ def _held(value: Any) -> Iterator[Any]:
             yield from _held(cell.cell_contents)
     elif isinstance(value, functools.partial):
         yield from _held((*value.args, *value.keywords.values()))
-    elif isinstance(value, list | tuple):
-        for part in value:
+    elif isinstance(value, list | tuple | dict):
+        for part in value.values() if isinstance(value, dict) else value:
             yield from _held(part)
 
 

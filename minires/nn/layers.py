@@ -202,7 +202,8 @@ class Linear(Module):
     initializer: how the weights start, a name of :mod:`minires.nn.init`; the bias starts at 0.
     rng: the generator from which they are drawn, by default that of ``minires.manual_seed``.
 
-    Shapes: x (N, in_features) -> (N, out_features); weight (in_features, out_features), bias (out_features,).
+    Shapes: x (N, in_features) -> (N, out_features), and so with more axes before the last; weight
+    (in_features, out_features), bias (out_features,).
     Raises: ConfigError for an unknown initialiser.
 
     >>> Linear(8, 4)(Tensor(np.ones((2, 8), np.float32))).shape

@@ -166,8 +166,9 @@ def mul(a: Operand, b: Operand) -> Tensor:
     [3.0, 10.0]
     """
     return binary(
-        "mul", a, b, lambda xp, a, b: a * b, lambda xp, dy, a, b, y: (lambda: dy * b, lambda: dy * a)
-    )
+        "mul", a, b, lambda xp, a, b: a * b,
+        lambda xp, dy, a, b, y: (lambda: dy * b, lambda: dy * a), keep=("b", "a"),
+    )  # fmt: skip
 
 
 @operation(
@@ -196,8 +197,9 @@ def div(a: Operand, b: Operand) -> Tensor:
     [0.25, 1.5]
     """
     return binary(
-        "div", a, b, lambda xp, a, b: a / b, lambda xp, dy, a, b, y: (lambda: dy / b, lambda: -dy * y / b)
-    )
+        "div", a, b, lambda xp, a, b: a / b,
+        lambda xp, dy, a, b, y: (lambda: dy / b, lambda: -dy * y / b), keep=("b", "by"),
+    )  # fmt: skip
 
 
 @operation(
@@ -218,7 +220,7 @@ def neg(x: Tensor) -> Tensor:
     >>> neg(Tensor([1.0, -2.0])).tolist()
     [-1.0, 2.0]
     """
-    return unary("neg", x, lambda xp, x: -x, lambda xp, dy, x, y: -dy)
+    return unary("neg", x, lambda xp, x: -x, lambda xp, dy, x, y: -dy, keep="")
 
 
 @operation(
@@ -240,7 +242,7 @@ def exp(x: Tensor) -> Tensor:
     >>> exp(Tensor([0.0, 1.0])).numpy().round(4)
     array([1.    , 2.7183], dtype=float32)
     """
-    return unary("exp", x, lambda xp, x: xp.exp(x), lambda xp, dy, x, y: dy * y)
+    return unary("exp", x, lambda xp, x: xp.exp(x), lambda xp, dy, x, y: dy * y, keep="y")
 
 
 @operation(
@@ -262,7 +264,7 @@ def log(x: Tensor) -> Tensor:
     >>> log(exp(Tensor([0.0, 3.0]))).tolist()
     [0.0, 3.0]
     """
-    return unary("log", x, lambda xp, x: xp.log(x), lambda xp, dy, x, y: dy / x)
+    return unary("log", x, lambda xp, x: xp.log(x), lambda xp, dy, x, y: dy / x, keep="x")
 
 
 @operation(
@@ -284,7 +286,7 @@ def sqrt(x: Tensor) -> Tensor:
     >>> sqrt(Tensor([4.0, 9.0])).tolist()
     [2.0, 3.0]
     """
-    return unary("sqrt", x, lambda xp, x: xp.sqrt(x), lambda xp, dy, x, y: dy / (y + y))
+    return unary("sqrt", x, lambda xp, x: xp.sqrt(x), lambda xp, dy, x, y: dy / (y + y), keep="y")
 
 
 def _pow_onnx(graph: Graph, call: Call) -> str:
@@ -321,10 +323,10 @@ def pow(x: Operand, exponent: Operand) -> Tensor:
     if p is None:
         return power(x, exponent)
 
-    def backward(xp: Any, dy: Array, x: Array, y: Array) -> Array:
-        return xp.zeros_like(x) if p == 0 else dy * (p * x ** (p - 1))
+    def backward(xp: Any, dy: Array, x: Array, y: None) -> Array:
+        return xp.zeros_like(dy) if p == 0 else dy * (p * x ** (p - 1))
 
-    return unary("pow", x, lambda xp, x: x**p, backward, exponent=p)
+    return unary("pow", x, lambda xp, x: x**p, backward, keep="" if p == 0 else "x", exponent=p)
 
 
 def _power_cases() -> Iterator[Case]:
@@ -372,4 +374,4 @@ def power(a: Operand, b: Operand) -> Tensor:
 
         return da, db
 
-    return binary("power", a, b, lambda xp, a, b: a**b, backward)
+    return binary("power", a, b, lambda xp, a, b: a**b, backward, keep=("ab", "aby"))

@@ -76,39 +76,48 @@ def operands(op: str, a: Any, b: Any) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def binary(op: str, a: Any, b: Any, forward: Callable[..., Array], backward: Callable[..., Any]) -> Tensor:
+def binary(
+    op: str, a: Any, b: Any, forward: Callable[..., Array], backward: Callable[..., Any], *,
+    keep: tuple[str, str],
+) -> Tensor:  # fmt: skip
     """``forward(xp, a, b)``, with ``backward(xp, dy, a, b, y) -> (da, db)`` as functions that are only called
-    if the operand needs a gradient."""
+    if the operand needs a gradient.
+
+    keep: for a, then for b, which of a, b and y its function reads: "ab". The others are None there, and no
+        memory is held for an operand that needs no gradient.
+    """
     a, b = operands(op, a, b)
     xp = backend.array_module(a.data)
-    adata, bdata = a.data, b.data
-    y = forward(xp, adata, bdata)
-    needed = (a.requires_grad, b.requires_grad)
+    y = forward(xp, a.data, b.data)
+    shapes = [x.shape if x.requires_grad else None for x in (a, b)]
+    read = {name for names, shape in zip(keep, shapes, strict=True) if shape is not None for name in names}
+    arrays = {"a": a.data, "b": b.data, "y": y}
+    saved = {name: array if name in read else None for name, array in arrays.items()}
 
     def back(dy: Array) -> list[Array | None]:
-        parts = zip(needed, backward(xp, dy, adata, bdata, y), (adata, bdata), strict=True)
-        return [unbroadcast(xp, part(), x.shape) if need else None for need, part, x in parts]
+        parts = zip(shapes, backward(xp, dy, **saved), strict=True)
+        return [None if shape is None else unbroadcast(xp, part(), shape) for shape, part in parts]
 
-    saved = {"a": adata, "b": bdata, "y": y}
     return record(op, y, inputs={"a": a, "b": b}, saved=saved, backward=back)
 
 
 def unary(
-    op: str, x: Any, forward: Callable[..., Array], backward: Callable[..., Array], **options: Any
-) -> Tensor:
-    """``forward(xp, x)``, with ``backward(xp, dy, x, y)``."""
+    op: str, x: Any, forward: Callable[..., Array], backward: Callable[..., Array], *, keep: str,
+    **options: Any,
+) -> Tensor:  # fmt: skip
+    """``forward(xp, x)``, with ``backward(xp, dy, x, y)``, of which it reads those in ``keep``: "x", "y", "".
+
+    The other is None there, and its memory is not held.
+    """
     x = checks.as_tensor(x)
     checks.same_floats(op, x=x)
     xp, xdata = backend.array_module(x.data), x.data
     y = forward(xp, xdata)
+    saved = {"x": xdata if "x" in keep else None, "y": y if "y" in keep else None}
     return record(
-        op,
-        y,
-        inputs={"x": x},
-        options=options,
-        saved={"x": xdata, "y": y},
-        backward=lambda dy: (backward(xp, dy, xdata, y),),
-    )
+        op, y, inputs={"x": x}, options=options, saved=saved,
+        backward=lambda dy: (backward(xp, dy, **saved),),
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ cases

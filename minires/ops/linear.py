@@ -5,11 +5,12 @@
     dw = x^T @ dy
     db = sum of dy over N
 
-Shapes: x (N, C), w (C, O), b (O,) -> y (N, O).
+Shapes: x (N, C), w (C, O), b (O,) -> y (N, O); of more axes than two, or one, the last is C.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from minires.ops.forms import Products
 from minires.ops.mixed_precision import mixed
 from minires.ops.onnx_graph import Graph
 from minires.ops.registry import Case, Words, operation
+from minires.ops.reshape import reshape
 from minires.tensor import Call, Tensor, record
 
 
@@ -45,6 +47,8 @@ def _cases() -> Iterator[Case]:
     yield Case("bias", {"x": (3, 4), "w": (4, 2), "b": (2,)})
     yield Case("no bias", {"x": (3, 4), "w": (4, 2)})
     yield Case("one row, one output", {"x": (1, 3), "w": (3, 1), "b": (1,)})
+    yield Case("sequences", {"x": (2, 3, 4), "w": (4, 2), "b": (2,)})
+    yield Case("a vector", {"x": (4,), "w": (4, 2)})
 
 
 def _onnx(graph: Graph, call: Call) -> str:
@@ -75,7 +79,8 @@ def _onnx(graph: Graph, call: Call) -> str:
 def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """Multiply rows with a matrix and add a bias.
 
-    Shapes: x (N, C), w (C, O), b (O,) -> y (N, O).
+    Shapes: x (N, C), w (C, O), b (O,) -> y (N, O). Of other axes, x (..., C) -> y (..., O), the rows are
+    along the last one.
     Raises: ShapeError if ranks, sizes, dtypes or devices do not fit.
 
     >>> x, w = Tensor([[1.0, 2.0]]), Tensor([[1.0, 0.0, 3.0], [0.0, 1.0, 4.0]])
@@ -84,15 +89,21 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """
     x, w = checks.as_tensor(x), checks.as_tensor(w)
     b = None if b is None else checks.as_tensor(b)
-    checks.rank("linear", "x", x, "(N, C)")
     checks.rank("linear", "w", w, "(C, O)")
     checks.same_floats("linear", parameters=("b",), w=w, b=b, x=x)
-    if x.shape[1] != w.shape[0]:
+    if x.ndim == 0:
+        raise ShapeError("linear: x is a single value; it must be (N, C), or (..., C)")
+    if x.shape[-1] != w.shape[0]:
+        hint = "; flatten(x) makes a row of each picture" if math.prod(x.shape[1:]) == w.shape[0] else ""
         raise ShapeError(
-            f"linear: x {x.shape} has {x.shape[1]} features but w {w.shape} expects {w.shape[0]}"
+            f"linear: x {x.shape} has {x.shape[-1]} features but w {w.shape} expects {w.shape[0]}{hint}"
         )
     if b is not None and b.shape != (w.shape[1],):
         raise ShapeError(f"linear: b must have shape ({w.shape[1]},), one per output, not {b.shape}")
+
+    if x.ndim != 2:
+        rows = reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+        return reshape(linear(rows, w, b), (*x.shape[:-1], w.shape[1]))
 
     xp = backend.array_module(x.data)
     xdata, wdata = x.data, w.data

@@ -24,9 +24,10 @@ from minires.ops import checks
 from minires.ops.elementwise import unbroadcast
 from minires.ops.forms import Formula
 from minires.ops.mixed_precision import mixed
+from minires.ops.onnx_graph import Graph, theirs
 from minires.ops.registry import Case, Shape, Words, operation
 from minires.ops.reshape import reshape
-from minires.tensor import Operand, Tensor, record
+from minires.tensor import Call, Operand, Tensor, record
 
 
 def _forward(xp: Any, a: Array, b: Array) -> Array:
@@ -39,6 +40,10 @@ def _backward_a(xp: Any, dy: Array, a: Array, b: Array) -> Array:
 
 def _backward_b(xp: Any, dy: Array, a: Array, b: Array) -> Array:
     return unbroadcast(xp, backend.matmul(a.swapaxes(-1, -2), dy), b.shape)
+
+
+def _onnx(graph: Graph, call: Call) -> str:
+    return theirs(graph, graph.add("MatMul", *map(graph.ours, call.inputs.values())), call.y)
 
 
 def _cases() -> Iterator[Case]:
@@ -82,6 +87,7 @@ def _cases() -> Iterator[Case]:
         "每个数得到它参与的全部 dy，各乘以当时的另一因子。",
     ),
     label="matrix product",
+    onnx=_onnx,
     cases=_cases,
 )
 @mixed()

@@ -19,7 +19,6 @@ CHANNELS_FIRST, CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)  # axes of the other 
 class Graph(Protocol):
     """The graph as the operations see it: they add nodes, and name what these read."""
 
-    batch: int  # pictures in the pass that is written down
     opset: int  # the version of the operators
 
     def add(self, kind: str, *inputs: str, **attributes: Any) -> str:
@@ -28,6 +27,10 @@ class Graph(Protocol):
 
     def value(self, x: Tensor) -> str:
         """The name of a tensor that is computed from the picture."""
+        ...
+
+    def ours(self, x: Tensor) -> str:
+        """The name of a tensor or parameter with its axes in our order, channels last."""
         ...
 
     def weight(self, array: Any, axes: tuple[int, ...] | None = None) -> str:
@@ -46,6 +49,31 @@ class Graph(Protocol):
 def elementwise(graph: Graph, call: Call, kind: str) -> str:
     """An operator that works number by number, of operands that may be broadcast."""
     return graph.add(kind, *(graph.operand(x, call.y) for x in call.inputs.values()))
+
+
+def theirs(graph: Graph, name: str, y: Tensor) -> str:
+    """The name of ``y``, which is called ``name`` in our order of axes, in the order of the graph."""
+    return graph.add("Transpose", name, perm=CHANNELS_FIRST) if y.ndim == 4 else name
+
+
+def reduction(graph: Graph, call: Call, kind: str) -> str:
+    """An operator that leaves axes out, or makes them 1."""
+    (x,) = call.inputs.values()
+    axes, keepdims = call.options["axis"], call.options["keepdims"]
+    if not axes:
+        return graph.add("Identity", graph.value(x))
+    kept = [axis for axis in (CHANNELS_FIRST if x.ndim == 4 else range(x.ndim)) if axis not in axes]
+    if x.ndim == 4 and (keepdims or kept == sorted(kept)):  # what is left is in our order as well
+        places = tuple(CHANNELS_FIRST.index(axis) for axis in axes)
+        return reduce(graph, graph.value(x), kind, places, keepdims)
+    return theirs(graph, reduce(graph, graph.ours(x), kind, axes, keepdims), call.y)
+
+
+def reduce(graph: Graph, value: str, kind: str, axes: Sequence[int], keepdims: bool) -> str:
+    """A node that reduces. From opset 18 on the axes are an input, which those of a sum were before."""
+    if kind == "ReduceSum" or graph.opset >= 18:
+        return graph.add(kind, value, graph.integers("axes", axes), keepdims=int(keepdims))
+    return graph.add(kind, value, axes=axes, keepdims=int(keepdims))
 
 
 def along_channels(graph: Graph, call: Call, kind: str) -> str:

@@ -61,7 +61,7 @@ def abs(x: Tensor) -> Tensor:
     >>> abs(Tensor([-2.0, 0.0, 3.0])).tolist()
     [2.0, 0.0, 3.0]
     """
-    return unary("abs", x, lambda xp, x: xp.abs(x), lambda xp, dy, x, y: dy * xp.sign(x))
+    return unary("abs", x, lambda xp, x: xp.abs(x), lambda xp, dy, x, y: dy * xp.sign(x), keep="x")
 
 
 def _share(larger: Array, smaller: Array) -> Array:
@@ -105,7 +105,7 @@ def maximum(a: Operand, b: Operand) -> Tensor:
     """
     return binary(
         "maximum", a, b, lambda xp, a, b: xp.maximum(a, b),
-        lambda xp, dy, a, b, y: (lambda: dy * _share(a, b), lambda: dy * _share(b, a)),
+        lambda xp, dy, a, b, y: (lambda: dy * _share(a, b), lambda: dy * _share(b, a)), keep=("ab", "ab"),
     )  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def minimum(a: Operand, b: Operand) -> Tensor:
     """
     return binary(
         "minimum", a, b, lambda xp, a, b: xp.minimum(a, b),
-        lambda xp, dy, a, b, y: (lambda: dy * _share(b, a), lambda: dy * _share(a, b)),
+        lambda xp, dy, a, b, y: (lambda: dy * _share(b, a), lambda: dy * _share(a, b)), keep=("ab", "ab"),
     )  # fmt: skip
 
 
@@ -194,7 +194,7 @@ def clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tens
     def backward(xp: Any, dy: Array, x: Array, y: Array) -> Array:
         return dy * ((floor <= x) & (x <= ceiling))
 
-    return unary("clip", x, lambda xp, x: xp.clip(x, floor, ceiling), backward, low=low, high=high)
+    return unary("clip", x, lambda xp, x: xp.clip(x, floor, ceiling), backward, keep="x", low=low, high=high)
 
 
 def _where_case(op: Callable[..., Tensor], a: Any, b: Any, *, condition: Any) -> Tensor:

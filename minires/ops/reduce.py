@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from minires import backend
 from minires.backend import Array
-from minires.errors import ConfigError, ShapeError
+from minires.errors import ShapeError
 from minires.ops import checks
 from minires.ops.forms import Formula
 from minires.ops.mixed_precision import mixed
-from minires.ops.onnx_graph import Graph
+from minires.ops.onnx_graph import reduction
 from minires.ops.registry import Case, Make, Shape, Words, apart, normal, operation
-from minires.tensor import Call, Tensor, record
+from minires.tensor import Tensor, record
 
 Axis = int | tuple[int, ...] | None
 
@@ -57,6 +58,7 @@ def _cases(make: Callable[[Shape], Make]) -> Callable[[], Iterator[Case]]:
     ),
     english=Words("Sum", "Numbers are added up.", "Each gets the same gradient."),
     chinese=Words("求和", "把数相加。", "每个数得到相同的梯度。"),
+    onnx=partial(reduction, kind="ReduceSum"),
     cases=_cases(normal),
 )
 @mixed()
@@ -94,6 +96,7 @@ def sum(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     ),
     english=Words("Mean", "The mean of some numbers.", "Each gets an even share of the gradient."),
     chinese=Words("平均", "求平均值。", "每个数平均分得梯度。"),
+    onnx=partial(reduction, kind="ReduceMean"),
     cases=_cases(normal),
 )
 @mixed()
@@ -121,17 +124,6 @@ def mean(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     )
 
 
-def _max_onnx(graph: Graph, call: Call) -> str:
-    """The maximum over the whole picture, as in a squeeze; no other axes."""
-    (x,) = call.inputs.values()
-    if x.ndim != 4 or set(call.options["axis"]) != {1, 2}:
-        raise ConfigError(
-            f"of max over axes only that over (1, 2) can be written, not {call.options['axis']}"
-        )
-    y = graph.add("GlobalMaxPool", graph.value(x))
-    return y if call.options["keepdims"] else graph.add("Flatten", y, axis=1)
-
-
 @operation(
     arithmetic=Formula(
         """
@@ -142,7 +134,7 @@ def _max_onnx(graph: Graph, call: Call) -> str:
     ),
     english=Words("Maximum", "The largest of some numbers.", "The largest gets the gradient."),
     chinese=Words("最大值", "取最大的数。", "最大的数得到梯度。"),
-    onnx=_max_onnx,
+    onnx=partial(reduction, kind="ReduceMax"),
     cases=_cases(apart),
 )
 @mixed()
@@ -171,6 +163,7 @@ def max(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     ),
     english=Words("Minimum", "The smallest of some numbers.", "The smallest gets the gradient."),
     chinese=Words("最小值", "取最小的数。", "最小的数得到梯度。"),
+    onnx=partial(reduction, kind="ReduceMin"),
     cases=_cases(apart),
 )
 @mixed()

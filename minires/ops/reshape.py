@@ -21,7 +21,7 @@ from minires.backend import Array
 from minires.errors import ConfigError, ShapeError, as_whole
 from minires.ops import checks
 from minires.ops.forms import Moved
-from minires.ops.onnx_graph import CHANNELS_FIRST, CHANNELS_LAST, Graph, channels_first
+from minires.ops.onnx_graph import CHANNELS_FIRST, Graph, channels_first, theirs
 from minires.ops.registry import Case, Words, operation
 from minires.tensor import Call, Tensor, record
 
@@ -40,19 +40,18 @@ def _flatten_cases() -> Iterator[Case]:
 def _onnx(graph: Graph, call: Call) -> str:
     """The numbers in our order, channels last, are brought into another shape."""
     (x,), y = call.inputs.values(), call.y
-    if x.shape[0] != graph.batch or y.shape[:1] != (graph.batch,):
-        raise ConfigError(
-            f"reshape from {x.shape} to {y.shape} changes the first axis, that of the pictures; keep it"
-        )
-    value = graph.value(x)
-    if x.ndim == 4 and x.shape[1:3] != (1, 1):
-        value = graph.add("Transpose", value, perm=CHANNELS_LAST)
-    if y.ndim == 2:
+    value = graph.value(x) if _of_one_place(x) else graph.ours(x)
+    if y.ndim == 2 and x.shape[:1] == y.shape[:1]:
         return graph.add("Flatten", value, axis=1)
-    if y.ndim != 4 or y.shape[1:3] != (1, 1):
-        value = graph.add("Reshape", value, graph.integers("shape", (0, *y.shape[1:])))  # 0: as it was
-        return graph.add("Transpose", value, perm=CHANNELS_FIRST) if y.ndim == 4 else value
-    return graph.add("Reshape", value, graph.integers("shape", (0, *channels_first(y.shape)[1:])))
+    # The first axis is what is left over: it depends on how many pictures there are.
+    shape = channels_first(y.shape) if _of_one_place(y) else y.shape
+    value = graph.add("Reshape", value, graph.integers("shape", (-1, *shape[1:]) if shape else ()))
+    return value if _of_one_place(y) else theirs(graph, value, y)
+
+
+def _of_one_place(x: Tensor) -> bool:
+    """Whether a tensor is of one pixel: its numbers are in the same order, whichever that of the axes."""
+    return x.ndim == 4 and x.shape[1:3] == (1, 1)
 
 
 @operation(
@@ -110,6 +109,7 @@ def flatten(x: Tensor) -> Tensor:
 
     Shapes: x (N, ...) -> y (N, the product of the others).
     Raises: ShapeError if ``x`` has no axis.
+    Differs: NumPy's and PyTorch's make one row of everything; that is ``reshape(x, -1)``.
 
     >>> flatten(Tensor(np.zeros((2, 4, 4, 3)))).shape
     (2, 48)
@@ -193,12 +193,20 @@ def _transpose_cases() -> Iterator[Case]:
         yield Case(f"axes={axes}", {"x": (2, 3, 4)}, {"axes": axes})
 
 
+def _transpose_onnx(graph: Graph, call: Call) -> str:
+    (x,), axes = call.inputs.values(), call.options["axes"]
+    if x.ndim == 4:  # both are channels first there
+        axes = [CHANNELS_FIRST.index(axes[axis]) for axis in CHANNELS_FIRST]
+    return graph.add("Transpose", graph.value(x), perm=axes)
+
+
 @operation(
     math="y = x with its axes in another order",
     backward="dx = dy with its axes in the inverse order",
     arithmetic=Moved(lambda x, *, axes: x.transpose(axes)),
     english=Words("Transpose", "The axes in another order.", "The gradient with its axes put back."),
     chinese=Words("转置", "交换轴的次序。", "梯度的轴恢复原来次序。"),
+    onnx=_transpose_onnx,
     cases=_transpose_cases,
 )
 def transpose(x: Tensor, axes: tuple[int, ...] | None = None) -> Tensor:
@@ -235,6 +243,43 @@ def _getitem_cases() -> Iterator[Case]:
         yield Case(name, {"x": (2, 3, 2)}, {"index": index})
 
 
+def _getitem_onnx(graph: Graph, call: Call) -> str:
+    """A slice, of which axes are left out where a number was given, and new ones put in for None."""
+    (x,), y, index = call.inputs.values(), call.y, list(call.options["index"])
+    if not all(map(_is_plain, index)):
+        raise ConfigError("of what stands in x[...], lists and arrays cannot be written, nor comparisons")
+    if Ellipsis in index:
+        place, given = index.index(Ellipsis), sum(1 for part in index if part is not None) - 1
+        index[place : place + 1] = [slice(None)] * (x.ndim - given)
+    steps: dict[int, tuple[int, int, int]] = {}
+    axis, left_out, new, kept = 0, [], [], 0
+    for part in index:
+        if part is None:
+            new.append(kept)
+        elif isinstance(part, slice):
+            start, stop, step = part.indices(x.shape[axis])
+            if (start, stop, step) != (0, x.shape[axis], 1):
+                steps[axis] = start, -x.shape[axis] - 1 if stop < 0 else stop, step
+        else:
+            start = int(part) % x.shape[axis]
+            steps[axis] = start, start + 1, 1
+            left_out.append(axis)
+        axis += part is not None
+        kept += part is None or isinstance(part, slice)
+    as_it_is = x.ndim == 4 and not left_out and not new
+    value = graph.value(x) if as_it_is else graph.ours(x)
+    if steps:
+        places = [CHANNELS_FIRST.index(axis) if as_it_is else axis for axis in steps]
+        starts, stops, strides = zip(*steps.values(), strict=True)
+        parts = {"starts": starts, "ends": stops, "axes": places, "steps": strides}
+        value = graph.add("Slice", value, *(graph.integers(name, part) for name, part in parts.items()))
+    if left_out:
+        value = graph.add("Squeeze", value, graph.integers("axes", left_out))
+    if new:
+        value = graph.add("Unsqueeze", value, graph.integers("axes", new))
+    return value if as_it_is else theirs(graph, value, y)
+
+
 @operation(
     math="y = x[index]",
     backward="dx = dy at the elements that were read, else 0; one that is read twice gets both",
@@ -242,6 +287,7 @@ def _getitem_cases() -> Iterator[Case]:
     english=Words("Selection", "Some of the numbers.", "The gradient goes back to where they were read."),
     chinese=Words("取出", "取出其中一部分数。", "梯度送回被读取的位置。"),
     label="selection",
+    onnx=_getitem_onnx,
     cases=_getitem_cases,
 )
 def getitem(x: Tensor, index: Any) -> Tensor:

@@ -19,9 +19,10 @@ from minires.backend import Array
 from minires.errors import ShapeError, as_whole
 from minires.ops import checks
 from minires.ops.forms import Moved
+from minires.ops.onnx_graph import Graph, theirs
 from minires.ops.registry import Case, Words, operation
 from minires.ops.reshape import getitem
-from minires.tensor import Tensor, record
+from minires.tensor import Call, Tensor, record
 
 
 def _forward(xp: Any, xs: list[Array], axis: int) -> Array:
@@ -42,6 +43,13 @@ def _cases() -> Iterator[Case]:
     yield Case("single values", {"a": (), "b": ()}, {"axis": 0}, _stacked)
 
 
+def _onnx(graph: Graph, call: Call) -> str:
+    axis = call.options["axis"]
+    names = [graph.ours(x) for x in call.inputs.values()]
+    parts = [graph.add("Unsqueeze", name, graph.integers("axes", [axis])) for name in names]
+    return theirs(graph, graph.add("Concat", *parts, axis=axis), call.y)
+
+
 @operation(
     math="y = [x1, x2, ...] along a new axis",
     backward="dx1, dx2, ... = the parts of dy that came from x1, x2, ...",
@@ -49,6 +57,7 @@ def _cases() -> Iterator[Case]:
     english=Words("Stack", "Tensors are joined along a new axis.", "Each gets its part of the gradient."),
     chinese=Words("堆叠", "沿新的轴连接张量。", "每个张量得到梯度中属于它的部分。"),
     join="stack",
+    onnx=_onnx,
     cases=_cases,
 )
 def stack(tensors: Sequence[Tensor], *, axis: int = 0) -> Tensor:

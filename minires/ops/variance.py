@@ -19,15 +19,18 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from minires import backend
 from minires.backend import Array
-from minires.errors import ShapeError
+from minires.errors import ConfigError, ShapeError
 from minires.ops import checks
 from minires.ops.forms import Formula
 from minires.ops.mixed_precision import mixed
+from minires.ops.onnx_graph import Graph, reduce, theirs
 from minires.ops.reduce import Axis, spread
 from minires.ops.registry import Case, Words, operation
-from minires.tensor import Tensor, record
+from minires.tensor import Call, Tensor, record
 
 
 def _centred(xp: Any, x: Array, axes: tuple[int, ...]) -> Array:
@@ -58,6 +61,19 @@ def _cases() -> Iterator[Case]:
             yield Case(name, {"x": (2, 3, 2)}, options)
 
 
+def _onnx(graph: Graph, call: Call) -> str:
+    (x,), y = call.inputs.values(), call.y
+    axes, keepdims = call.options["axis"], call.options["keepdims"]
+    if not axes:
+        raise ConfigError(f"{call.op} over no axis cannot be written")
+    value = graph.ours(x)
+    centred = graph.add("Sub", value, reduce(graph, value, "ReduceMean", axes, True))
+    total = reduce(graph, graph.add("Mul", centred, centred), "ReduceSum", axes, keepdims)
+    divisor = _divisor(call.op, x, axes, call.options["correction"])
+    result = graph.add("Div", total, graph.weight(np.array(divisor)))
+    return theirs(graph, graph.add("Sqrt", result) if call.op == "std" else result, y)
+
+
 @operation(
     arithmetic=Formula(
         """
@@ -73,6 +89,7 @@ def _cases() -> Iterator[Case]:
         "Each number gets a gradient that pushes it away from the mean, or towards it.",
     ),
     chinese=Words("方差", "各数与平均值之差的平方的平均。", "每个数的梯度与它和平均值之差成正比。"),
+    onnx=_onnx,
     cases=_cases,
 )
 @mixed()
@@ -124,6 +141,7 @@ def var(x: Tensor, axis: Axis = None, *, keepdims: bool = False, correction: flo
         "As that of the variance, divided by 2 y.",
     ),
     chinese=Words("标准差", "方差的平方根。", "方差的梯度除以 2 y。"),
+    onnx=_onnx,
     cases=_cases,
 )
 @mixed()

@@ -27,7 +27,7 @@ from minires import backend, tensor
 from minires.errors import ConfigError
 from minires.files import atomic_write
 from minires.nn.module import Module
-from minires.ops.onnx_graph import CHANNELS_FIRST, channels_first, elementwise
+from minires.ops.onnx_graph import CHANNELS_FIRST, CHANNELS_LAST, channels_first, elementwise
 from minires.ops.registry import describe, described
 from minires.tensor import Call, Tensor, no_grad, watching, with_settings
 from minires.train.model_file import Trained, load_model
@@ -74,8 +74,7 @@ def export_onnx(
     if isinstance(model, Trained):
         notes = _notes(model)
         classes, model = model.classes if classes is None else classes, model.model
-    graph = _Graph(onnx, model, opset)
-    scores = _observe(graph, model, input)
+    graph, scores = _written(onnx, model, opset, input)
     if classes is not None:
         if len(classes) != scores.shape[-1]:
             raise ConfigError(
@@ -145,19 +144,47 @@ def _notes(trained: Trained) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------- observing
 
 
-def _observe(graph: _Graph, model: Module, input: tuple[int, int, int]) -> Tensor:
-    """Pass pictures through the model, in inference mode, and note every operation in the graph."""
+def _written(
+    onnx: Any, model: Module, opset: int, input: tuple[int, int, int]
+) -> tuple[_Graph, Tensor]:
+    """The graph of a model, and its scores.
+
+    Numbers that a program reads out of tensors, such as ``float(x.mean())`` or ``len(x)``, would be written
+    as they are for these pictures. So other pictures, and not as many, must give the same graph.
+    """
+    graph, again = _Graph(onnx, model, opset), _Graph(onnx, model, opset)
+    scores = _observe(graph, model, np.zeros((BATCH, *input)))
+    _observe(again, model, np.random.default_rng(0).standard_normal((BATCH + 1, *input)))
+    for node, other in itertools.zip_longest(graph.nodes, again.nodes):
+        if node != other or not all(graph.equal(again, name) for name in node.input):
+            raise ConfigError(
+                f"{(node or other).name}: what is done here depends on how many pictures there are, or on "
+                "what they show, as a Python number read from them does; it cannot be written as ONNX"
+            )
+    return graph, scores
+
+
+def _observe(graph: _Graph, model: Module, pictures: np.ndarray[Any, Any]) -> Tensor:
+    """Pass pictures through the model, in inference mode, and note every operation in the graph.
+
+    Raises: ConfigError if the result is not one row of scores for each.
+    """
     first = next(model.parameters()).data
     modes = [(module, module.training) for module in (model, *(part for _, part in model.named_modules()))]
-    x = Tensor(np.zeros((BATCH, *input), first.dtype)).to(backend.device_of(first))
+    x = Tensor(pictures.astype(first.dtype)).to(backend.device_of(first))
     graph.values[x] = INPUT
     model.eval()
     try:
         with no_grad(), with_settings(fused=True), watching(graph.note):
-            return model(x)
+            scores: Tensor = model(x)
     finally:
         for module, training in modes:
             module.training = training
+    if scores.shape[:1] != (len(pictures),):
+        raise ConfigError(
+            f"{len(pictures)} pictures give {scores.shape}; the first axis must be that of the pictures"
+        )
+    return scores
 
 
 # -------------------------------------------------------------------------------------------- the graph
@@ -165,8 +192,6 @@ def _observe(graph: _Graph, model: Module, input: tuple[int, int, int]) -> Tenso
 
 class _Graph:
     """What becomes the ONNX graph: its nodes and initializers, and what our tensors are called in it."""
-
-    batch = BATCH
 
     def __init__(self, onnx: Any, model: Module, opset: int) -> None:
         self.onnx, self.opset = onnx, opset
@@ -217,6 +242,20 @@ class _Graph:
             values = values.reshape((1,) * (len(axes) - values.ndim) + values.shape).transpose(axes)
         return self._initializer(self._names.get(id(array), "constant.number"), values)
 
+    def ours(self, x: Tensor) -> str:
+        """The name of a tensor or parameter with its axes in our order, channels last."""
+        if x not in self.values:
+            return self.weight(x.data)
+        name = self.values[x]
+        return self.add("Transpose", name, perm=CHANNELS_LAST) if x.ndim == 4 else name
+
+    def equal(self, other: _Graph, name: str) -> bool:
+        """Whether a name stands for the same numbers in another graph, if it stands for numbers."""
+        one, two = self.initializers.get(name), other.initializers.get(name)
+        return one is two is None or (
+            one is not None and two is not None and np.array_equal(one, two, equal_nan=one.dtype.kind == "f")
+        )
+
     def integers(self, name: str, values: Sequence[int]) -> str:
         """The name of an initializer that holds shapes or places."""
         return self._initializer(f"constant.{name}", np.array(values, np.int64))
@@ -225,7 +264,7 @@ class _Graph:
         """The name of ``x`` where it is broadcast to ``y``."""
         if x not in self.values:
             return self.weight(x.data, CHANNELS_FIRST if x.ndim and y.ndim == 4 else None)
-        if x.ndim != y.ndim:
+        if x.ndim != y.ndim and 4 in (x.ndim, y.ndim):
             raise ConfigError(
                 f"{x.shape} is broadcast to {y.shape}, which means something else where channels come first; "
                 f"to write this as ONNX, reshape it to {y.ndim} axes before"

@@ -146,6 +146,7 @@ class Doing(nn.Module):
         self.back = Parameter(numbers(3, 2, 6, 4))
         self.six, self.four, self.beta = Parameter(numbers(6)), Parameter(numbers(4)), Parameter(numbers(4))
         self.map, self.matrix = Parameter(numbers(1, 9, 1, 4)), Parameter(numbers(9 * 7 * 4, 3))
+        self.wide = Parameter(numbers(28, 5))
         self.mean, self.var = numbers(4), np.abs(numbers(4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -156,6 +157,11 @@ def norm(x: Tensor, p: Doing, **options: Any) -> Tensor:
     return batch_norm(
         x, p.four, p.beta, training=False, running_mean=p.mean, running_var=p.var, eps=0.1, **options
     )
+
+
+def attention(x: Tensor) -> Tensor:
+    """Each place looks at all others, of its own picture."""
+    return softmax(x @ x.transpose(0, 2, 1) * 0.1) @ x
 
 
 def history(x: Tensor, room: int) -> Tensor:
@@ -222,6 +228,28 @@ OPERATIONS: dict[str, Callable[[Tensor, Doing], Tensor]] = {
     "maximum, minimum": lambda x, p: ops.maximum(x, p.four) + ops.minimum(0.25, x),
     "clip": lambda x, p: x.clip(-0.5, 0.75) + x.clip(low=0.1) * x.clip(high=0.2),
     "powers": lambda x, p: x**3 + abs(x) ** 0.5 + 2.0**x + (x * x + 0.5) ** x,
+    "sum": lambda x, p: x.sum((1, 2)) + x.sum(axis=(-1, 1), keepdims=True).reshape(len(x), 7)[:, :4],
+    "mean": lambda x, p: x.mean(axis=1) - x.mean(axis=3).transpose(0, 2, 1).mean(-1, keepdims=True),
+    "mean of rows": lambda x, p: flatten(x) - flatten(x).mean(-1, keepdims=True),
+    "no axis": lambda x, p: x.sum(()) * x.max(axis=()),
+    "max and min over channels": lambda x, p: x.max(axis=3, keepdims=True) * x.min(axis=-1, keepdims=True),
+    "max over one axis": lambda x, p: x.max(axis=2) + x.min(1, keepdims=True).squeeze(1)[:, :1],
+    "layer norm": lambda x, p: (x - x.mean(-1, keepdims=True)) / (x.var(-1, keepdims=True) + 0.1) * p.four,
+    "var and std": lambda x, p: x.var((1, 2), correction=1) + x.std(axis=2).var(axis=1),
+    "transpose": lambda x, p: x.transpose(0, 2, 1, 3) * p.four,
+    "transpose twice": lambda x, p: x.reshape(x.shape[0], 63, 4).transpose(0, 2, 1).transpose(0, -1, -2),
+    "matmul": lambda x, p: flatten(x) @ p.matrix,
+    "matmul of pictures": lambda x, p: x @ (p.kernel.reshape(9, -1)[:4, :5] * p.matrix[:4, 0].reshape(4, 1)),
+    "attention": lambda x, p: attention(x.reshape(x.shape[0], 63, 4)),
+    "linear of sequences": lambda x, p: linear(x.reshape(x.shape[0], 9, 28), p.wide),
+    "selection": lambda x, p: x[:, 2:-1, ::-2, 1:3],
+    "selection of numbers": lambda x, p: x[..., 3, -1] + x[:, 0, 6:2:-1, None].max(axis=-1)[:, -1],
+    "selection backwards": lambda x, p: x[:, ::-1, -2::-3, 2:],
+    "split": lambda x, p: ops.concat(ops.split(x, 2, axis=3)[::-1]),
+    "split channels of rows": lambda x, p: flatten(x)[:, 5:250:7],
+    "stack": lambda x, p: flatten(ops.stack([x, x * 2], axis=-1)),
+    "stack of rows": lambda x, p: ops.stack([x[:, 0, 0], x[:, 1, 1]], axis=1),
+    "rows with vectors": lambda x, p: global_avg_pool2d(x) * global_avg_pool2d(x)[:, :1] + p.four,
     "squeeze, expand_dims": lambda x, p: flatten(max_pool2d(x, (9, 7)).squeeze((1, 2)).expand_dims(1)),
 }  # fmt: skip
 
@@ -385,22 +413,22 @@ def test_a_diverged_model_is_written_too(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------- refusals
 
 
-class Turning(nn.Module):
+class Repeating(nn.Module):
     """An operation that ONNX could have, but not here."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.transpose(0, 2, 1, 3)
+        return x.repeat(2, 1)
 
 
 @needs_onnx
 def test_an_operation_that_cannot_be_written_names_the_layer(tmp_path: Path) -> None:
     model = nn.Sequential(
-        conv=nn.Conv2d(3, 4, 1, rng=np.random.default_rng(0)), turn=Turning()
+        conv=nn.Conv2d(3, 4, 1, rng=np.random.default_rng(0)), again=Repeating()
     )
     path, record = tmp_path / "model.onnx", tensor.record
     path.write_bytes(b"as before")
     with pytest.raises(
-        ConfigError, match=r"^turn: the operation 'transpose', here with a result \(2, 8, 6, 4\)"
+        ConfigError, match=r"^again: the operation 'broadcast_to', here with a result \(2, 6, 2, 8, 4\)"
     ):
         export_onnx(model, path, (6, 8, 3))
     assert path.read_bytes() == b"as before" and list(tmp_path.iterdir()) == [path]
@@ -409,13 +437,24 @@ def test_an_operation_that_cannot_be_written_names_the_layer(tmp_path: Path) -> 
 
 REFUSED: dict[str, tuple[Callable[[Tensor, Doing], Tensor], str]] = {
     "detached": (lambda x, p: x + Tensor(x.data * 2), "numbers of shape .2, 9, 7, 4. are used"),
-    "constant result": (lambda x, p: p.four, "numbers of shape .4,. are used"),
+    "constant result": (lambda x, p: p.four, r"2 pictures give \(4,\); the first axis must be that of the p"),
+    "constant result of two": (lambda x, p: p.matrix[: len(x)], "^slice: what is done here depends on how"),
     "picture from outside": (lambda x, p: relu(Tensor(x.data)), "numbers of shape .2, 9, 7, 4. are used"),
     "batch norm in training": (
         lambda x, p: batch_norm(x, p.four, p.beta, training=True), "statistics of its batch",
     ),
-    "max over channels": (lambda x, p: x.max(axis=3), "only that over .1, 2."),
-    "reshape over the batch": (lambda x, p: x.reshape(1, -1), "changes the first axis"),
+    "reshape over the batch": (lambda x, p: x.reshape(1, -1), r"^2 pictures give \(1, 504\); the first"),
+    "sum over the batch": (lambda x, p: x.sum(), r"^2 pictures give \(\); the first axis must be that of"),
+    "their number": (lambda x, p: x.sum(0, keepdims=True) / len(x) + x, "^div: what is done here depends on"),
+    "a number read from them": (lambda x, p: relu(x) / (1 + float(x.max())), "^div: what is done here dep"),
+    "a shape of their number": (
+        lambda x, p: x.reshape(3, -1)[:, :2].reshape(x.shape[0], -1), "^reshape: what is done here depends",
+    ),
+    "a branch": (lambda x, p: relu(x) if x.data.max() > 0 else -x, "^neg: what is done here depends on how"),
+    "another end": (lambda x, p: relu(x) if x.data.max() > 0 else relu(x) * 2, "^mul: what is done here dep"),
+    "a selection of them": (lambda x, p: x[1:].sum(0, keepdims=True) + x, "depends on how many pictures"),
+    "a list in an index": (lambda x, p: x[:, [0, 2]], "lists and arrays cannot be written"),
+    "a condition": (lambda x, p: ops.where(x > 0, x, -x), "the operation 'where', here with"),
     "broadcast of fewer axes": (  # two rows are left of the picture, as many as there are pictures here
         lambda x, p: max_pool2d(x, (5, 7), stride=4) * global_avg_pool2d(x).reshape(x.shape[0], 1, 4),
         r"\(2, 1, 4\) is broadcast to \(2, 2, 1, 4\)",

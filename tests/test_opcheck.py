@@ -127,7 +127,7 @@ MUTANTS: list[tuple[str, str, Any, str, Any]] = [
     ("conv2d ignores the stride in dx", "conv2d", conv2d, "_backward_x", _with_window(conv_x, _dense)),
     ("conv2d ignores the stride in dw", "conv2d", conv2d, "_backward_w", _with_window(conv_w, _dense)),
     ("conv2d reads one line too low", "conv2d", conv2d, "_backward_w", _with_window(conv_w, _shifted)),
-    ("conv2d forgets to sum the bias", "conv2d", conv2d, "_backward_b", lambda dy: dy[0, 0, 0].copy()),
+    ("conv2d forgets to sum the bias", "conv2d", conv2d, "backward_b", lambda dy: dy[0, 0, 0].copy()),
     ("linear forgets to sum the bias", "linear", linear, "_backward_b", lambda xp, dy: dy[0].copy()),
     ("linear averages over the batch", "linear", linear, "_backward_w",
      lambda xp, dy, x: x.T @ dy / len(x)),

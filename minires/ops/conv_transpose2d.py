@@ -29,7 +29,7 @@ from minires import backend
 from minires.backend import Array
 from minires.errors import ShapeError, as_whole
 from minires.ops import checks
-from minires.ops.conv2d import _backward_b, _implementation
+from minires.ops.conv2d import backward_b, implementation
 from minires.ops.forms import Products
 from minires.ops.mixed_precision import mixed
 from minires.ops.onnx_graph import Graph
@@ -216,7 +216,7 @@ def conv_transpose2d(
     size, win = _window(x.shape, w.shape, stride, padding, dilation, output_padding)
     xp = backend.array_module(x.data)
     xdata, wdata = xp.ascontiguousarray(x.data), xp.ascontiguousarray(w.data)
-    _, scatter, _ = _implementation(xdata)
+    _, scatter, _ = implementation(xdata)
     y = scatter(xdata, wdata, (len(xdata), *size, w.shape[2] * groups), win, groups)
     if b is not None:
         y = (y + b.data).astype(y.dtype, copy=False)
@@ -224,10 +224,10 @@ def conv_transpose2d(
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
         dy = xp.ascontiguousarray(dy)
-        gather, _, product = _implementation(dy)
+        gather, _, product = implementation(dy)
         dx = gather(dy, wdata, None, False, win, groups) if need_x else None
         dw = product(xdata, dy, wdata.shape, win, groups) if need_w else None
-        return dx, dw, _backward_b(dy) if need_b else None
+        return dx, dw, backward_b(dy) if need_b else None
 
     return record(
         "conv_transpose2d",

@@ -44,7 +44,7 @@ from minires.ops.labels import (
 from minires.ops.loss_cases import LABELS, REDUCTIONS, WEIGHT
 from minires.ops.mixed_precision import astype
 from minires.ops.registry import Case, Shape, Words, operation
-from minires.ops.softmax import ROW_CODE, _forward_log, row_grid
+from minires.ops.softmax import ROW_CODE, forward_log, row_grid
 from minires.tensor import Tensor, record
 
 # ------------------------------------------------------------------------------ reference implementation
@@ -52,7 +52,7 @@ from minires.tensor import Tensor, record
 
 def _forward(xp: Any, logits: Array, labels: Labels) -> tuple[Array, Array, Array, Any]:
     """The loss; and for the way back log p, u, and what the sum was divided by."""
-    log_p, kept = _forward_log(xp, logits), labels.kept(logits)
+    log_p, kept = forward_log(xp, logits), labels.kept(logits)
     if kept is not None:  # nobody asks for those of ignored rows; so what is not finite there does no harm
         log_p = xp.where(kept[..., None], log_p, xp.zeros((), log_p.dtype))
     u, counts = spread_out(xp, labels, logits)

@@ -46,7 +46,7 @@ def _backward(xp: Any, dy: Array, y: Array) -> Array:
     return y * (dy - xp.sum(dy * y, axis=-1, keepdims=True))
 
 
-def _forward_log(xp: Any, x: Array) -> Array:
+def forward_log(xp: Any, x: Array) -> Array:
     shifted = _shifted(xp, x)
     return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
 
@@ -270,5 +270,5 @@ def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
         y = _rows_cuda(xp, "log_softmax", x.data)
         back = partial(_rows_cuda, xp, "log_softmax_gradient")
     else:
-        y, back = _forward_log(xp, x.data), partial(_backward_log, xp)
+        y, back = forward_log(xp, x.data), partial(_backward_log, xp)
     return record("log_softmax", y, inputs={"x": x}, saved={"y": y}, backward=lambda dy: (back(dy, y),))

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def _cases() -> Iterator[Case]:
             yield Case(name, {"x": (2, 3, 2)}, options)
 
 
-def _onnx(graph: Graph, call: Call) -> str:
+def _onnx(graph: Graph, call: Call, *, root: bool) -> str:
     (x,), y = call.inputs.values(), call.y
     axes, keepdims = call.options["axis"], call.options["keepdims"]
     if not axes:
@@ -71,7 +72,7 @@ def _onnx(graph: Graph, call: Call) -> str:
     total = reduce(graph, graph.add("Mul", centred, centred), "ReduceSum", axes, keepdims)
     divisor = _divisor(call.op, x, axes, call.options["correction"])
     result = graph.add("Div", total, graph.weight(np.array(divisor)))
-    return theirs(graph, graph.add("Sqrt", result) if call.op == "std" else result, y)
+    return theirs(graph, graph.add("Sqrt", result) if root else result, y)
 
 
 @operation(
@@ -89,7 +90,7 @@ def _onnx(graph: Graph, call: Call) -> str:
         "Each number gets a gradient that pushes it away from the mean, or towards it.",
     ),
     chinese=Words("方差", "各数与平均值之差的平方的平均。", "每个数的梯度与它和平均值之差成正比。"),
-    onnx=_onnx,
+    onnx=partial(_onnx, root=False),
     cases=_cases,
 )
 @mixed()
@@ -141,7 +142,7 @@ def var(x: Tensor, axis: Axis = None, *, keepdims: bool = False, correction: flo
         "As that of the variance, divided by 2 y.",
     ),
     chinese=Words("标准差", "方差的平方根。", "方差的梯度除以 2 y。"),
-    onnx=_onnx,
+    onnx=partial(_onnx, root=True),
     cases=_cases,
 )
 @mixed()

@@ -50,7 +50,7 @@ def rewrite(monkeypatch, module, piece, wrong):
 
 SOFTMAXES = {
     "softmax": (softmax._forward, softmax._backward),
-    "log_softmax": (softmax._forward_log, softmax._backward_log),
+    "log_softmax": (softmax.forward_log, softmax._backward_log),
 }
 in_both = pytest.mark.parametrize("op", SOFTMAXES)
 

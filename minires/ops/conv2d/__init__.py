@@ -106,7 +106,7 @@ def _backward_w(xp: Any, dy: Array, x: Array, shape: tuple[int, ...], win: Windo
     return dw
 
 
-def _backward_b(dy: Array) -> Array:
+def backward_b(dy: Array) -> Array:
     """The sum of each channel, (N, OH, OW, O) -> (O,), as a product with ones."""
     rows = dy.reshape(-1, dy.shape[-1])
     ones = backend.array_module(dy).ones((1, len(rows)), dy.dtype)
@@ -190,7 +190,7 @@ def conv2d(
     xp = backend.array_module(x.data)
     xdata, wdata = xp.ascontiguousarray(x.data), xp.ascontiguousarray(w.data)
     bdata = None if b is None else b.data
-    forward, _, _ = _implementation(xdata)
+    forward, _, _ = implementation(xdata)
     y = forward(xdata, wdata, bdata, relu, win, groups)
     # Tensors that need no gradient cost no product: the first layer of a network never computes dx.
     need_x, need_w, need_b = x.requires_grad, w.requires_grad, b is not None and b.requires_grad
@@ -198,12 +198,12 @@ def conv2d(
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
         dy = xp.ascontiguousarray(dy) if rectified is None else relu_gradient(dy, rectified)
-        _, backward_x, backward_w = _implementation(dy)
+        _, backward_x, backward_w = implementation(dy)
         dx = dw = db = None
         if need_w:
             dw = backward_w(dy, xdata, wdata.shape, win, groups)
         if need_b:
-            db = _backward_b(dy)
+            db = backward_b(dy)
         if need_x:
             dx = backward_x(dy, wdata, xdata.shape, win, groups)
         return dx, dw, db
@@ -246,7 +246,7 @@ def way(
     return choose.ways(like, x_shape, w_shape, win, groups)
 
 
-def _implementation(array: Array) -> tuple[Callable[..., Array], Callable[..., Array], Callable[..., Array]]:
+def implementation(array: Array) -> tuple[Callable[..., Array], Callable[..., Array], Callable[..., Array]]:
     """forward, backward_x and backward_w for arrays such as this."""
     if choose.is_fast(array):
         return choose.forward, choose.backward_x, choose.backward_w

@@ -2,7 +2,7 @@
 
     python benchmarks/family.py [--json benchmarks/results/family.json]
 
-``tests/models/counts.json`` holds the rows: parameters, multiply-adds and output sizes, each with its source;
+``tests/models/counts.json`` holds the rows: parameters, MACs and output sizes, each with its source;
 ``tests/models/test_tables.py`` holds us to them. This writes down what was found, for the README.
 """
 
@@ -51,7 +51,7 @@ def figures(name: str, options: dict[str, Any], classes: int, shape: tuple[int, 
     return {
         "params_total": summary.params_total,
         "params_trainable": summary.params_trainable,
-        "madds": summary.madds,
+        "macs": summary.macs,
         "final_feature": summary.outputs[last],
         "outputs": lambda stage: summary.outputs[part_of(stage, parts)],
     }
@@ -62,7 +62,7 @@ def holds(row: dict[str, Any]) -> list[str]:
     found = figures(row["build"], row["options"], row["classes"], picture(row["input"]))
     wrong = [
         f"{figure} is {found[figure]}, not {row[figure]}"
-        for figure in ("params_total", "params_trainable", "madds")
+        for figure in ("params_total", "params_trainable", "macs")
         if found[figure] != row[figure]
     ]
     sizes = {stage: found["outputs"](stage) for stage in row["stage_outputs"]}
@@ -89,7 +89,7 @@ def survey() -> dict[str, Any]:
         found = figures(name, {}, entry.classes, (entry.size, entry.size, 3))
         report["models"][name] = {
             "paper": paper, "input": entry.size, "classes": entry.classes,
-            **{figure: found[figure] for figure in ("params_total", "params_trainable", "madds")},
+            **{figure: found[figure] for figure in ("params_total", "params_trainable", "macs")},
         }  # fmt: skip
         if paper not in report["papers"]:
             text = (TESTS / f"test_{paper}.py").read_text()
@@ -110,7 +110,7 @@ def main() -> None:
     options = parser.parse_args()
     report = {"machine": machine.describe(), **survey()}
     for name, row in report["models"].items():
-        print(f"{name:28} {row['params_total']:>13,} {row['madds']:>15,}  {row['input']}")
+        print(f"{name:28} {row['params_total']:>13,} {row['macs']:>15,}  {row['input']}")
     for paper, row in report["papers"].items():
         print(f"{paper:28} {row['hold']} of {row['rows']} rows hold")
     if options.json:

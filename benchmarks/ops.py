@@ -5,8 +5,8 @@
 
 One forward pass is observed, and every distinct call of an operation (shapes, options, which inputs need a
 gradient) is then repeated alone with the very arrays of that pass: forward and backward, on the fast path and
-as the specification. What the tape does besides, adding up the gradients of a value that is used twice, is
-not in it.
+as the reference implementation. What the tape does besides, adding up the gradients of a value that is used
+twice, is not in it.
 
 GFLOP/s are those of convolutions and dense layers, held against a large float32 matrix product on as many
 threads; with Winograd's fewer multiplications more than 100% are possible. GB/s count each array that a
@@ -43,7 +43,7 @@ from minires.tensor import Tensor
 # ------------------------------------------------------------------------------------------- observing
 
 
-REST = 0.5  # seconds after the specification: the threads of BLAS, which it woke, stay awake for a while
+REST = 0.5  # seconds after the reference: the threads of BLAS, which it woke, stay awake for a while
 USUAL = ("training=", "momentum=", "eps=", "convention=")  # of all layers: not worth a word
 
 
@@ -177,12 +177,12 @@ def seconds(work: Callable[[], Any], rounds: int) -> float:
 
 
 def measure_call(call: Call, rounds: int) -> dict[str, Any]:
-    """Forward and backward of one call, fast and as the specification, and what work it was."""
+    """Forward and backward of one call, fast and as the reference implementation, and what work it was."""
     args = [fresh(value) for value in call.args]
     options = {name: fresh(value) for name, value in call.options.items()}
     row: dict[str, Any] = {"op": call.op, "what": str(call), "count": call.count}
     outgoing: list[Any] = []
-    for prefix, mode in (("", nullcontext), ("specification ", backend.specification)):
+    for prefix, mode in (("", nullcontext), ("reference ", backend.reference)):
         times = max(1, rounds // 3) if prefix else rounds
         with mode():
             row[f"{prefix}forward_ms"] = 1e3 * seconds(lambda: call.function(*args, **options), times)
@@ -257,14 +257,14 @@ def show(report: dict[str, Any]) -> None:
     print(report["what"])
     print(
         f"at best {limits['gemm_gflop_per_s']:.0f} GFLOP/s in a product, {limits['copy_gb_per_s']:.1f} GB/s "
-        "in a copy; specification in brackets; ms"
+        "in a copy; the reference implementation in brackets; ms"
     )
     print(
         f"{'operation':16}{'times':>6}{'total':>9}{'forward':>19}{'backward':>19}{'GFLOP/s':>13}{'GB/s':>13}"
     )
     for row in report["rows"]:
         pairs = [
-            f"{row[f'{way}_ms']:.2f} ({row[f'specification {way}_ms']:.2f})"
+            f"{row[f'{way}_ms']:.2f} ({row[f'reference {way}_ms']:.2f})"
             for way in ("forward", "backward")
         ]
         product = f"{row['gflop_per_s']:.0f} {row['share_of_gemm']:4.0%}" if row["gflop_per_s"] else ""

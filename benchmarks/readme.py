@@ -199,13 +199,13 @@ def family() -> str:
             f"| {row['published']} | {oracles}: [`{test}`](../../{test}) |"
         )
     lines.append(f"| **together** | {sums[0]} | **{sums[1]} of {sums[2]} hold** | {sums[3]} | |")
-    lines += ["", "<details><summary>Every model, with parameters and multiply-adds</summary>", "",
-              "| model | input | classes | parameters | of them trained | multiply-adds |",
+    lines += ["", "<details><summary>Every model, with parameters and MACs</summary>", "",
+              "| model | input | classes | parameters | of them trained | MACs |",
               "|---|---|---|---|---|---|"]  # fmt: skip
     for paper in PAPERS:
         for name, row in _models_of(report, paper).items():
             size = f"{row['input']}x{row['input']}"
-            figures = (row["params_total"], row["params_trainable"], row["madds"])
+            figures = (row["params_total"], row["params_trainable"], row["macs"])
             cells = " | ".join(f"{figure:,}" for figure in figures)
             lines.append(f"| `{name}` | {size} | {row['classes']} | {cells} |")
     return "\n".join(lines) + "\n\n</details>\n"

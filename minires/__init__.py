@@ -6,11 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from minires import nn, ops
-from minires.backend import set_threads, specification
+from minires.backend import reference, set_threads
 from minires.errors import CheckpointError, ConfigError, DataError, MiniresError, ShapeError
 from minires.gradient_check import GradcheckError, gradcheck
 from minires.nn.module import Module
-from minires.tensor import Tensor, cut, no_grad, record, unfused
+from minires.tensor import Tensor, no_grad, record, unfused, unused_parameters
 from minires.version import __version__
 
 if TYPE_CHECKING:  # what __getattr__ below imports when it is first used
@@ -29,7 +29,6 @@ __all__ = [
     "MiniresError",
     "ShapeError",
     "Tensor",
-    "cut",
     "data",
     "debug",
     "fuse",
@@ -44,10 +43,11 @@ __all__ = [
     "recompute",
     "record",
     "set_threads",
-    "specification",
+    "reference",
     "step",
     "train",
     "unfused",
+    "unused_parameters",
     "weights",
 ]
 

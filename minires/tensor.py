@@ -602,7 +602,7 @@ def _of_those_given(backward: Backward, given: Sequence[bool]) -> Backward:
     return backward_of_those
 
 
-def cut(loss: Tensor, model: Any) -> list[str]:
+def unused_parameters(loss: Tensor, model: Any) -> list[str]:
     """The names of the parameters of ``model`` that no path on the tape connects to ``loss``.
 
     An empty list says that every parameter will get a gradient. ``model`` has ``named_parameters()``.

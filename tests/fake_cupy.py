@@ -212,7 +212,7 @@ def pretend(monkeypatch: Any) -> cuda_emulator.Emulator:
 
     monkeypatch.setattr(cuda, "_launch", launch)
     monkeypatch.setattr(
-        cuda, "usable", lambda *arrays: _on_device(*arrays) and not backend.is_specification()
+        cuda, "usable", lambda *arrays: _on_device(*arrays) and not backend.is_reference()
     )
     monkeypatch.setattr(arrays, "is_numpy", lambda array: not _on_device(array) and _is_host(array))
     for home in (backend, arrays):

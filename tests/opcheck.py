@@ -3,15 +3,15 @@
 ``check`` asks of an operation, on one device:
 
 * its gradient agrees with finite differences, with a random upstream gradient and a layer before and after;
-* every implementation gives what the specification gives, in float32 and in float64;
+* every implementation gives what the reference implementation gives, in float32 and in float64;
 * dtypes and shapes are kept, inputs are left unchanged, no two gradients share memory;
 * inputs and upstream gradients may lie in memory in any order;
 * what it declares as saved is what its backward keeps alive;
 * a second backward over a retained graph, with twice the upstream gradient, gives twice the gradients;
 * a gradient that is not asked for changes nothing about the others.
 
-``check_bfloat16`` asks what is right of the others in bfloat16, and holds each number to the specification in
-float64 on the same inputs, up to the roundings that are allowed.
+``check_bfloat16`` asks what is right of the others in bfloat16, and holds each number to the reference
+implementation in float64 on the same inputs, up to the roundings that are allowed.
 
 ``check_against_torch`` holds it against PyTorch, where that is installed.
 """
@@ -133,21 +133,21 @@ def assert_all_close(got: Arrays, expected: Arrays, relative: float, what: str) 
 
 
 def check_implementations(case: Case, device: str = "cpu") -> None:
-    """Fast against specification in both dtypes, and float32 against float64."""
+    """Fast against reference in both dtypes, and float32 against float64."""
     exact = None
     for dtype in reversed(DTYPES):
         arrays = arrays_of(case, dtype, device)
         results = []
-        for implementation in (nullcontext, backend.specification):
+        for implementation in (nullcontext, backend.reference):
             with implementation():
                 results.append(run(case, arrays))
             for name, array in results[-1].items():
                 assert array.dtype == dtype, f"{case}: {name} became {array.dtype} from {dtype}"
-        fast, specification = results
-        assert_all_close(fast, specification, CLOSE[dtype], f"{case}, {dtype}, fast against specification")
+        fast, reference = results
+        assert_all_close(fast, reference, CLOSE[dtype], f"{case}, {dtype}, fast against reference")
         if exact is None:
-            exact = specification
-        assert_all_close(specification, exact, CLOSE["float32"], f"{case}, {dtype} against float64")
+            exact = reference
+        assert_all_close(reference, exact, CLOSE["float32"], f"{case}, {dtype} against float64")
 
 
 def _every_second(array: Any) -> Any:
@@ -173,7 +173,7 @@ LAYOUTS = {"every second": _every_second, "backwards": _backwards, "columns firs
 def check_layouts(case: Case, device: str = "cpu") -> None:
     """Inputs whose memory is not in order give the same result."""
     arrays = arrays_of(case, device=device)
-    for implementation in (nullcontext, backend.specification):
+    for implementation in (nullcontext, backend.reference):
         with implementation():
             expected = run(case, arrays)
             for name, layout in LAYOUTS.items():
@@ -190,7 +190,7 @@ def check_upstream_layouts(case: Case, device: str = "cpu") -> None:
         xp = backend.array_module(y.data)
         return xp.broadcast_to(xp.asarray(0.75, dtype=y.dtype), y.shape)
 
-    for implementation in (nullcontext, backend.specification):
+    for implementation in (nullcontext, backend.reference):
         with implementation():
             expected = run(case, arrays)
             for name, layout in LAYOUTS.items():
@@ -204,7 +204,7 @@ def check_upstream_layouts(case: Case, device: str = "cpu") -> None:
 def check_memory(case: Case, device: str = "cpu", dtype: str = "float64") -> None:
     """Inputs and upstream gradient stay as they were, gradients share memory with nothing, and a second
     backward over a retained graph is as good as the first."""
-    for implementation in (nullcontext, backend.specification):
+    for implementation in (nullcontext, backend.reference):
         arrays = arrays_of(case, dtype, device)
         before = {name: array.copy() for name, array in arrays.items()}
         leaves = {name: Tensor(array, requires_grad=True) for name, array in arrays.items()}
@@ -237,7 +237,7 @@ def check_saved(case: Case, device: str = "cpu", dtype: str = "float64") -> None
     """The arrays that an operation declares as saved are those that its backward keeps alive: no more, which
     would take memory, and no less, which a summary and the debugger would not know of."""
     arrays = arrays_of(case, dtype, device)
-    for implementation in (nullcontext, backend.specification):
+    for implementation in (nullcontext, backend.reference):
         with implementation():
             leaves = [Tensor(array, requires_grad=True) for array in arrays.values()]
             y = case(*leaves)
@@ -278,7 +278,7 @@ def _memory(array: Any) -> int:
 def check_single_gradients(case: Case, device: str = "cpu", dtype: str = "float64") -> None:
     """The gradient of one input alone is what it is when all are asked for, and only it arrives."""
     arrays = arrays_of(case, dtype, device)
-    for implementation in (nullcontext, backend.specification):
+    for implementation in (nullcontext, backend.reference):
         with implementation():
             everything = run(case, arrays)
             for name in arrays:
@@ -295,7 +295,7 @@ def check_single_gradients(case: Case, device: str = "cpu", dtype: str = "float6
 def check_bfloat16(case: Case, device: str = "cpu") -> None:
     """Dtypes, memory, single gradients; and each number of the output and of the gradients against float64.
 
-    The specification gets the very same inputs, rounded as they are. So a number that is stored in bfloat16
+    The reference gets the very same inputs, rounded as they are. So a number that is stored in bfloat16
     may be off by its own rounding, and by what float32 makes of the sums. In some operations something on the
     way is rounded, too: the products of ``mul`` that are summed up where an operand was broadcast; and, with
     kernels, the products of ``conv2d`` and of its adjoint ``conv_transpose2d`` before a bias is added and
@@ -313,7 +313,7 @@ def check_bfloat16(case: Case, device: str = "cpu") -> None:
     exact = {name: array.astype(np.float64) for name, array in arrays.items()}
     if "w" in PARAMETERS.get(case.op, ()):
         exact["w"] = arrays["w"].astype(backend.bfloat16()).astype(np.float64)
-    with backend.specification():
+    with backend.reference():
         expected = run(case, exact, make_dy)
         between = {name: np.zeros(()) for name in expected}
         if case.op in ("mul", "conv2d", "conv_transpose2d"):

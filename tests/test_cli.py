@@ -622,7 +622,7 @@ def test_trace_and_play_refuse_what_cannot_be(
 def test_summary_as_text_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = call(capsys, "summary", "resnet50_signs", "--json")
     got = json.loads(out)
-    assert status == 0 and got["madds"] == 308_178_944 and len(got["layers"]) == 110
+    assert status == 0 and got["macs"] == 308_178_944 and len(got["layers"]) == 110
     assert (got["params_total"], got["params_trainable"]) == (23_600_006, 23_546_886)
     status, out, _ = call(capsys, "summary", "--classes", "10", "--input", "96")
     assert status == 0 and out.startswith("resnet50_signs, input 96x96x3\n")

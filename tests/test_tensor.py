@@ -185,7 +185,7 @@ def test_the_package_never_asks_whether_tensors_are_equal_or_true(monkeypatch, t
     x, labels = np.zeros((2, 8, 8, 3), np.float32), np.array([1, 2])
     optimizer = minires.optim.Adam(model.named_parameters())
     loss = ops.cross_entropy(model(Tensor(x)), labels)
-    assert minires.cut(loss, model) == []
+    assert minires.unused_parameters(loss, model) == []
     loss.backward()
     optimizer.step()
     copy.deepcopy(model).load_state_dict(model.state_dict())
@@ -674,12 +674,12 @@ def test_cut_names_the_parameters_that_no_path_reaches():
     a, b, c, frozen = leaf(1.0), leaf(2.0), leaf(3.0), Tensor(np.array([4.0]))
     model = _Model(**{"a.weight": a, "b.weight": b, "c.weight": c, "frozen": frozen})
     loss = a * 2 + Tensor((b * 3).data) + c.detach() + frozen  # a sum over .data cuts the gradient
-    assert minires.cut(loss, model) == ["b.weight", "c.weight", "frozen"]
-    assert minires.cut(a * b * c * frozen, model) == ["frozen"]
-    assert minires.cut(Tensor([1.0]), model) == list(model.parameters)
+    assert minires.unused_parameters(loss, model) == ["b.weight", "c.weight", "frozen"]
+    assert minires.unused_parameters(a * b * c * frozen, model) == ["frozen"]
+    assert minires.unused_parameters(Tensor([1.0]), model) == list(model.parameters)
     loss.backward()
     with pytest.raises(MiniresError, match="freed"):
-        minires.cut(loss, model)
+        minires.unused_parameters(loss, model)
 
 
 # ------------------------------------------------------------------------------------ devices

@@ -103,7 +103,7 @@ x = rng.standard_normal((6, 7, 2))
 w = rng.standard_normal((3, 3, 2, 4))
 y = six_loops(x, w)
 assert np.allclose(y, conv2d(Tensor(x[None]), Tensor(w)).numpy()[0])
-print("x", x.shape, " w", w.shape, " y", y.shape, " multiply-adds", y.size * w[..., 0].size)
+print("x", x.shape, " w", w.shape, " y", y.shape, " MACs", y.size * w[..., 0].size)
 
 # %%
 # The window becomes a row
@@ -158,8 +158,9 @@ print(columns.shape, "@", matrix.shape, "->", (columns @ matrix).shape)
 assert np.allclose(product, y)
 
 # %%
-# Nothing was saved in arithmetic: the number of multiply-adds is what it was. What changed is their order,
-# and a matrix product is what processors do best. Lesson 12 measures by how much. The price is memory: a
+# Nothing was saved in arithmetic: the number of MACs (multiply-accumulates: a product, added to a sum) is
+# what it was. What changed is their order, and a matrix product is what processors do best. Lesson 12
+# measures by how much. The price is memory: a
 # number of ``x`` is copied once for each window that reads it. With a border that keeps the size, that is
 # KH*KW copies.
 

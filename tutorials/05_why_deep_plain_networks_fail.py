@@ -50,10 +50,10 @@ print(pictures.source, "-", len(pictures.train), "pictures to train on")
 names = ["plain20_cifar", "plain56_cifar", "resnet56_cifar"]
 sizes = {name: summarize(build(name, classes=6), (16, 16, 3)) for name in names}
 for name, size in sizes.items():
-    print(f"{name:<15} {size.params_total:>9,} parameters  {size.madds:>11,} multiply-adds")
+    print(f"{name:<15} {size.params_total:>9,} parameters  {size.macs:>11,} MACs")
 
 plain, residual = sizes["plain56_cifar"], sizes["resnet56_cifar"]
-assert plain.params_total == residual.params_total and plain.madds == residual.madds
+assert plain.params_total == residual.params_total and plain.macs == residual.macs
 
 # %%
 # Now train all three: the same batches of 32 pictures, the same optimiser (Adam), 81 steps.

@@ -6,7 +6,7 @@ You walk through the two blocks of a ResNet one operation at a time, forward and
 shortcut does to the gradient.
 
 Lesson 05 showed that a shortcut makes deep networks trainable. Here you look inside. ``minires.step`` is a
-debugger for networks: it records one forward and one backward pass, and you stop wherever you like.
+debugger for networks: it records one forward and one backward pass, and you event wherever you like.
 """
 
 # %%
@@ -108,14 +108,14 @@ x = (pictures / 127.5 - 1).astype(np.float32)
 
 s = step(network, x, labels)
 operations = s.recording.operations
-print(f"{len(s)} stops, {len(operations)} of them on the way forward; the loss is {s.recording.loss:.3f}")
+print(f"{len(s)} events, {len(operations)} of them on the way forward; the loss is {s.recording.loss:.3f}")
 assert len(s) == 2 * len(operations)
 
 # %%
 # Forward through the identity block
 # ----------------------------------
 #
-# ``goto`` takes the name of a block and stops at its first operation. The card says what was computed, by
+# ``goto`` takes the name of a block and events at its first operation. The card says what was computed, by
 # which formula, with which shapes, and what the numbers are like:
 
 s.goto("res2b")
@@ -179,7 +179,7 @@ assert row.size == 3 * 3 * 16
 # Back through the identity block
 # -------------------------------
 #
-# Now the way back. ``back()`` goes to the backward stop of the operation at hand. First the ReLU, then the
+# Now the way back. ``back()`` goes to the backward event of the operation at hand. First the ReLU, then the
 # addition. The ReLU lets the gradient pass where y is positive. The addition does no arithmetic at all: it
 # hands the same gradient to both sides.
 
@@ -387,5 +387,5 @@ check(
 # * An identity block is ``relu(F(x) + x)``; where the shape changes, a convolutional block projects x.
 # * Backward, the addition hands the same gradient to both ways, and the fork adds what comes back.
 # * Through the shortcut the gradient arrives as it is, whatever the branch does.
-# * The ReLU after the addition, and a stride on a 1x1, still stop some of it.
+# * The ReLU after the addition, and a stride on a 1x1, still event some of it.
 # * ``minires.step`` shows any operation of any network, and ``explain`` any number of it.

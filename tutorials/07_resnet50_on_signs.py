@@ -135,7 +135,7 @@ assert summary.params_total == 23_600_006
 
 # %%
 # From stage to stage the picture gets smaller and the channels more. The next picture shows what follows from
-# it: multiply-adds are spread over the stages, but most weights sit in the last one. A convolution's weights
+# it: MACs are spread over the stages, but most weights sit in the last one. A convolution's weights
 # do not depend on the size of the picture, its work does.
 #
 # **Trap:** the max pool has no padding here, so 32 places become 15, not 16. If your own network has 16, it
@@ -147,20 +147,20 @@ numbers = {name: np.zeros(2) for name in ends}
 for layer in summary.layers:
     stage = f"stage {layer.block[3]}" if layer.block.startswith("res") else "conv1"
     if layer.block != "fc6":
-        numbers[stage] += layer.params, layer.madds
+        numbers[stage] += layer.params, layer.macs
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 names = [f"{name}\n{'x'.join(map(str, shape))}" for name, shape in zip(ends, shapes, strict=True)]
 left.bar(names, [params / 1e6 for params, _ in numbers.values()], color="#0072b2")
 left.set_ylabel("parameters (millions)")
-right.bar(names, [madds / 1e6 for _, madds in numbers.values()], color="#e69f00")
-right.set_ylabel("multiply-adds per picture (millions)")
+right.bar(names, [macs / 1e6 for _, macs in numbers.values()], color="#e69f00")
+right.set_ylabel("MACs per picture (millions)")
 for ax in (left, right):
     ax.tick_params(axis="x", labelsize=7)
 
 assert shapes == [(32, 32, 64), (15, 15, 256), (8, 8, 512), (4, 4, 1024), (2, 2, 2048)]
 assert numbers["stage 5"][0] > summary.params_total / 2
-assert numbers["stage 5"][1] < summary.madds / 3
+assert numbers["stage 5"][1] < summary.macs / 3
 
 # %%
 # The first loss tells whether all is well

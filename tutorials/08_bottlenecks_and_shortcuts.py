@@ -2,8 +2,8 @@
 08 · Bottlenecks, and the shortcuts A, B and C
 ==============================================
 
-You count weights and multiply-adds of the two kinds of residual block and of the three kinds of shortcut, and
-see which pixels a block reads.
+You count weights and MACs (multiply-accumulates) of the two kinds of residual block and of the three kinds of
+shortcut, and see which pixels a block reads.
 
 Lesson 06 stepped through one block, lesson 07 used fifty layers of them. Here you see why the block has the
 form it has. Every choice is a trade between three things: how much it computes, how many weights it has, and
@@ -31,7 +31,7 @@ from minires.ops.pad_channels import pad_channels
 # -------------------------
 #
 # A convolution with a K x K kernel, C channels in and O channels out has ``K K C O`` weights. Each weight is
-# used once at every place of the output, so it costs ``H W`` times as many multiply-adds. Both grow with
+# used once at every place of the output, so it costs ``H W`` times as many MACs. Both grow with
 # the product of C and O: twice the channels on both sides is four times the cost.
 #
 # The deep stages of a network have many channels. Two 3x3 convolutions on 256 channels, which is a basic
@@ -52,10 +52,10 @@ assert two_3x3 == 1_179_648
 
 rng = np.random.default_rng(0)
 block = ResidualBlock(channels, bottleneck(64), stage=2, block="b", rng=rng)
-rows = [layer for layer in summarize(block, (56, 56, channels)).layers if layer.madds]
+rows = [layer for layer in summarize(block, (56, 56, channels)).layers if layer.macs]
 for row in rows:
     print(
-        f"{row.name:<16} {row.kind:<10} {str(row.output):<15} {row.params:>7,} weights {row.madds:>12,} madds"
+        f"{row.name:<16} {row.kind:<10} {str(row.output):<15} {row.params:>7,} weights {row.macs:>12,} macs"
     )
 
 by_hand = {"1x1, reduce": 1 * 256 * 64, "3x3": 9 * 64 * 64, "1x1, restore": 1 * 64 * 256}
@@ -84,16 +84,16 @@ _ = ax.set(xlabel="thousand weights, 256 channels in and out")
 
 
 def count(name, size=224, **options):
-    """The summary of a model: its layers, parameters and multiply-adds."""
+    """The summary of a model: its layers, parameters and MACs."""
     return summarize(build(name, initializer="zeros", **options), (size, size, 3))
 
 
 resnet34, resnet50 = count("resnet34"), count("resnet50")
 for name, model in (("ResNet-34", resnet34), ("ResNet-50", resnet50)):
-    print(f"{name}: {model.params_trainable:,} parameters trained, {model.madds:,} multiply-adds")
+    print(f"{name}: {model.params_trainable:,} parameters trained, {model.macs:,} MACs")
 
-assert (resnet34.madds // 10**8, resnet50.madds // 10**8) == (36, 38)
-assert 1.05 < resnet50.madds / resnet34.madds < 1.06
+assert (resnet34.macs // 10**8, resnet50.macs // 10**8) == (36, 38)
+assert 1.05 < resnet50.macs / resnet34.macs < 1.06
 
 # %%
 # The paper's table 1 says 3.6 and 3.8 times 10⁹: it cuts off. Its error on ImageNet falls from
@@ -135,8 +135,8 @@ assert read["1x1"].mean() == 0.25 and read["3x3"].all()
 # first 1x1 now works at full size, which costs:
 
 v1_5 = count("resnet50", stride_on="3x3")
-extra = v1_5.madds - resnet50.madds
-print(f"{extra:,} multiply-adds more, {extra / resnet50.madds:.1%}")
+extra = v1_5.macs - resnet50.macs
+print(f"{extra:,} MACs more, {extra / resnet50.macs:.1%}")
 assert v1_5.params_total == resnet50.params_total
 assert extra == 231_211_008
 
@@ -186,14 +186,14 @@ for row, array in zip(axes, (picture, padded), strict=True):
 errors = {"none": 28.54, "A": 25.03, "B": 24.52, "C": 24.19}  # from the paper, not measured here
 counted = {shortcut: count("resnet34", shortcut=shortcut) for shortcut in errors}
 for shortcut, model in counted.items():
-    size = f"{model.params_trainable:,} parameters trained, {model.madds:,} multiply-adds"
+    size = f"{model.params_trainable:,} parameters trained, {model.macs:,} MACs"
     print(f"{shortcut:<5} {size}, in the paper {errors[shortcut]:.2f}% error")
 
 assert (
-    counted["A"].params_total == counted["none"].params_total and counted["A"].madds == counted["none"].madds
+    counted["A"].params_total == counted["none"].params_total and counted["A"].macs == counted["none"].macs
 )
-assert counted["B"].madds < 1.01 * counted["A"].madds
-assert counted["C"].madds < 1.06 * counted["A"].madds
+assert counted["B"].macs < 1.01 * counted["A"].macs
+assert counted["C"].macs < 1.06 * counted["A"].macs
 assert round(errors["none"] - errors["A"], 2) == 3.51 and round(errors["A"] - errors["C"], 2) == 0.84
 
 # %%
@@ -204,12 +204,12 @@ assert round(errors["none"] - errors["A"], 2) == 3.51 and round(errors["A"] - er
 # projection is as expensive as the rest of the block together:
 
 wide = ResidualBlock(256, bottleneck(64), stage=2, block="b", shortcut="C", rng=rng)
-weights = sum(layer.params for layer in summarize(wide, (56, 56, 256)).layers if layer.madds)
+weights = sum(layer.params for layer in summarize(wide, (56, 56, 256)).layers if layer.macs)
 resnet50_c = count("resnet50", shortcut="C")
 print(f"a block with identity: {sum(by_hand.values()):,} weights, with a projection: {weights:,}")
-print(f"ResNet-50 with C has {resnet50_c.madds / resnet50.madds:.2f} times the multiply-adds")
+print(f"ResNet-50 with C has {resnet50_c.macs / resnet50.macs:.2f} times the MACs")
 assert 1.9 < weights / sum(by_hand.values()) < 2
-assert 1.5 < resnet50_c.madds / resnet50.madds < 1.7
+assert 1.5 < resnet50_c.macs / resnet50.macs < 1.7
 
 # %%
 # The paper says "doubled", of such a block. So ResNet-50 and deeper use B. Lesson 09 gives a better reason to

@@ -44,11 +44,11 @@ fig, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained", 
 left.barh(family, [count.params_trainable / 1e6 for count in counts.values()], color="#0072b2")
 left.set(xlabel="trained parameters (millions)")
 left.invert_yaxis()
-right.barh(family, [count.madds / 1e9 for count in counts.values()], color="#e69f00")
-right.set(xlabel="multiply-adds per picture (10⁹)")
+right.barh(family, [count.macs / 1e9 for count in counts.values()], color="#e69f00")
+right.set(xlabel="MACs per picture (10⁹)")
 
 for name, count in counts.items():
-    print(f"{name:16} {count.params_trainable:12,} parameters  {count.madds:15,} multiply-adds")
+    print(f"{name:16} {count.params_trainable:12,} parameters  {count.macs:15,} MACs")
 assert counts["vgg16"].params_trainable > 5 * counts["resnet50"].params_trainable
 
 # %%
@@ -153,7 +153,7 @@ assert difference < 1e-4
 
 # %%
 # Table 1 of the paper: ResNeXt-50 (32x4d) has 25.0 million parameters, ResNet-50 has 25.5. For about as many
-# multiply-adds it has twice the channels in its middle layers.
+# MACs it has twice the channels in its middle layers.
 
 middle = {
     name: next(layer.output[-1] for layer in counts[name].layers if layer.name == "res2a_branch2b")
@@ -161,7 +161,7 @@ middle = {
 }
 print("channels of res2a_branch2b:", middle)
 assert middle["resnext50_32x4d"] == 2 * middle["resnet50"]
-assert abs(counts["resnext50_32x4d"].madds / counts["resnet50"].madds - 1) < 0.12
+assert abs(counts["resnext50_32x4d"].macs / counts["resnet50"].macs - 1) < 0.12
 assert abs(counts["resnext50_32x4d"].params_trainable / 1e6 - 25.0) < 0.1
 assert abs(counts["resnet50"].params_trainable / 1e6 - 25.5) < 0.1
 
@@ -224,7 +224,7 @@ held = {}
 for shared in (True, False):
     network = build("densenet_bc100_k12_cifar", shared=shared, initializer="zeros")
     counted = summarize(network, (32, 32, 3), memory=True)
-    held[shared] = counted.held / 2**20
+    held[shared] = counted.saved / 2**20
 print(f"parameters: {counted.params_trainable:,}")
 print(f"kept for the backward, per picture: {held[True]:.1f} MiB shared, {held[False]:.1f} MiB copied")
 assert round(counted.params_trainable / 1e6, 1) == 0.8 and held[True] < 0.8 * held[False]
@@ -251,11 +251,11 @@ assert np.allclose(y.numpy(), x.numpy() * s.numpy()[:, None, None, :], atol=1e-6
 
 # %%
 # It stands at the end of the branch, before the addition, and is cheap: in ResNet-50 about 2.5 million
-# parameters, as the paper says, and next to no multiply-adds.
+# parameters, as the paper says, and next to no MACs.
 
 more = counts["se_resnet50"].params_trainable - counts["resnet50"].params_trainable
-share = counts["se_resnet50"].madds / counts["resnet50"].madds - 1
-print(f"{more:,} more parameters, {share:.2%} more multiply-adds")
+share = counts["se_resnet50"].macs / counts["resnet50"].macs - 1
+print(f"{more:,} more parameters, {share:.2%} more MACs")
 assert abs(more / 1e6 - 2.5) < 0.1 and 0 < share < 0.002
 
 # %%

@@ -356,21 +356,21 @@ ax.margins(y=0.1)
 # Replace each ``...`` and run the lesson again.
 
 # %%
-# **Exercise 1.** Count the multiply-adds of a convolution of one picture with padding ``"same"``: ``size``
-# rows and columns, a window of ``kernel`` x ``kernel``, ``channels`` in, ``outputs`` out, and a stride that
-# divides the size.
+# **Exercise 1.** Count the multiply-accumulates (MACs) of a convolution of one picture with padding
+# ``"same"``: ``size`` rows and columns, a window of ``kernel`` x ``kernel``, ``channels`` in, ``outputs``
+# out, and a stride that divides the size.
 
 
-def your_multiply_adds(size, kernel, channels, outputs, stride):
-    """Return how many multiply-adds there are."""
+def your_macs(size, kernel, channels, outputs, stride):
+    """Return how many MACs there are."""
     ...
 
 
 def is_count_right(size, kernel, channels, outputs, stride):
     rng = np.random.default_rng(0)
     layer = Conv2d(channels, outputs, kernel, stride=stride, padding="same", bias=False, rng=rng)
-    counted = summarize(Sequential(conv=layer), (size, size, channels)).madds
-    return your_multiply_adds(size, kernel, channels, outputs, stride) == counted
+    counted = summarize(Sequential(conv=layer), (size, size, channels)).macs
+    return your_macs(size, kernel, channels, outputs, stride) == counted
 
 
 check("1x1, one channel", lambda: is_count_right(4, 1, 1, 1, 1))

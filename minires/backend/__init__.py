@@ -34,11 +34,11 @@ from minires.backend.kernels import (
     HAS_NUMBA,
     before_compiling,
     fast,
-    is_specification,
+    is_reference,
     kernel,
-    specification,
+    reference,
 )
-from minires.backend.parallel import add, copy, matmul, parallel_calls, parallel_for, shards, split
+from minires.backend.parallel import add, chunks, copy, matmul, parallel_calls, parallel_for, split
 from minires.backend.thread_pool import set_threads, threads
 
 __all__ = [
@@ -58,15 +58,15 @@ __all__ = [
     "is_bfloat16",
     "is_cupy",
     "is_float",
-    "is_specification",
+    "is_reference",
     "kernel",
     "matmul",
     "parallel_calls",
     "parallel_for",
     "precision",
     "set_threads",
-    "shards",
-    "specification",
+    "chunks",
+    "reference",
     "split",
     "threads",
     "to_device",

@@ -13,7 +13,7 @@ that is read becomes a float by itself, and a float is rounded when it is stored
 arithmetic in 16 bits. (Where a source does arithmetic in T, it is for float and double only.)
 
 ``usable(x)`` says whether these kernels may be used: the arrays are on a GPU, and nobody asked for the plain
-code with ``with specification():``.
+code with ``with reference():``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ struct bfloat16 {
 def usable(*given: Array) -> bool:
     """Whether the CUDA kernels may be used on the arrays given."""
     on_gpu = not any(isinstance(array, np.ndarray | np.generic) for array in given)
-    return on_gpu and not kernels.is_specification()
+    return on_gpu and not kernels.is_reference()
 
 
 def over(n: int, threads: int = THREADS) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 ``@kernel`` marks a function that is compiled on its first call and runs without Python's global lock.
 ``fast(x)`` says whether such a kernel may be used: Numba is installed, the array is a NumPy array, and nobody
-asked for the plain code with ``with specification():``. Numba is imported when the first kernel is compiled.
+asked for the plain code with ``with reference():``. Numba is imported when the first kernel is compiled.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 
 class _Mode(threading.local):
-    specification = False
+    reference = False
 
 
 _mode = _Mode()
 
 
 @contextmanager
-def specification(on: bool = True) -> Iterator[None]:
+def reference(on: bool = True) -> Iterator[None]:
     """Run every operation as its reference implementation, plain array code, inside this block."""
-    before, _mode.specification = _mode.specification, on
+    before, _mode.reference = _mode.reference, on
     try:
         yield
     finally:
-        _mode.specification = before
+        _mode.reference = before
 
 
-def is_specification() -> bool:
+def is_reference() -> bool:
     """Whether operations run as their reference implementations now."""
-    return _mode.specification
+    return _mode.reference
 
 
 def fast(*given: Array) -> bool:
     """Whether the Numba kernels may be used on the arrays given."""
-    return HAS_NUMBA and not _mode.specification and all(arrays.is_numpy(array) for array in given)
+    return HAS_NUMBA and not _mode.reference and all(arrays.is_numpy(array) for array in given)
 
 
 _tell: Callable[[str], None] | None = None  # who is told before a kernel is compiled

@@ -1,6 +1,6 @@
 """Work on all threads: loops, additions, copies and matrix products.
 
-``parallel_for(task, n)`` cuts ``range(n)`` into one shard per thread. What is called inside a shard runs in
+``parallel_for(task, n)`` cuts ``range(n)`` into one chunk per thread. What is called inside a chunk runs in
 place, and its matrix products use one thread each.
 """
 
@@ -18,7 +18,7 @@ from minires.backend import arrays, cublas, thread_pool
 from minires.backend.arrays import Array
 
 
-def shards(n: int, grain: int = 1) -> list[tuple[int, int]]:
+def chunks(n: int, grain: int = 1) -> list[tuple[int, int]]:
     """``range(n)`` in nearly equal parts, at most one per thread, none (but a lone one) under ``grain``."""
     return split(0, n, max(1, min(thread_pool.threads(), n // max(1, grain))))
 
@@ -30,11 +30,11 @@ def split(start: int, stop: int, count: int) -> list[tuple[int, int]]:
 
 
 def parallel_for(task: Callable[[int, int], None], n: int, grain: int = 1) -> None:
-    """Call ``task(start, stop)`` on the shards of ``range(n)``, one thread each, and wait for all of them.
+    """Call ``task(start, stop)`` on the chunks of ``range(n)``, one thread each, and wait for all of them.
 
-    ``grain`` is the least work worth a thread of its own. An exception in a shard is raised here.
+    ``grain`` is the least work worth a thread of its own. An exception in a chunk is raised here.
     """
-    parts = [(0, n)] if thread_pool.inside.yes else shards(n, grain)
+    parts = [(0, n)] if thread_pool.inside.yes else chunks(n, grain)
     parallel_calls([functools.partial(task, *part) for part in parts])
 
 
@@ -109,7 +109,7 @@ def copy(source: Array, target: Array) -> None:
     parallel_for(task, len(target), _ADD_GRAIN * len(target) // target.size)
 
 
-_MATMUL_GRAIN = 1 << 22  # multiply-adds worth a thread of their own
+_MATMUL_GRAIN = 1 << 22  # MACs worth a thread of their own
 
 
 def matmul(a: Array, b: Array, dtype: Any = None) -> Array:
@@ -128,7 +128,7 @@ def matmul(a: Array, b: Array, dtype: Any = None) -> Array:
         return cublas.matmul(arrays.cupy(), a, b, dtype=dtype, precision=cublas.chosen_precision())
     (m, k), n = a.shape, b.shape[1]
     longest = max(m, k, n)
-    parts = shards(longest, _MATMUL_GRAIN * longest // max(1, m * k * n))
+    parts = chunks(longest, _MATMUL_GRAIN * longest // max(1, m * k * n))
     with thread_pool.single_threaded_blas:
         if longest in (m, n):
             out = np.empty((m, n), a.dtype)

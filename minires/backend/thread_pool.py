@@ -44,7 +44,7 @@ def _keep_freed_memory() -> None:
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
-# A sleeping thread takes some 50 microseconds to wake, and a step of a network is made of hundreds of shards
+# A sleeping thread takes some 50 microseconds to wake, and a step of a network is made of hundreds of chunks
 # that take little longer. So who waits stays awake for a moment first, and gives way to whoever else wants
 # the core. This is but a delay: what there is to do, and whether it is done, is learned from queues.
 
@@ -81,7 +81,7 @@ class Bell:
 
 
 class _Pool:
-    """Threads that wait for shards. The caller works on the first shard itself, so a pool of n has n - 1."""
+    """Threads that wait for chunks. The caller works on the first chunk itself, so a pool of n has n - 1."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -110,7 +110,7 @@ class _Pool:
 
 
 class _Inside(threading.local):
-    yes = False  # in a shard already: a parallel_for in it runs in place
+    yes = False  # in a chunk already: a parallel_for in it runs in place
 
 
 inside = _Inside()

@@ -9,7 +9,8 @@ from minires.commands.registry import Command
 
 TEXT = """\
 List what a model is made of, layer by layer, as one picture passes through it: the shape of each output,
-parameters (running statistics of batch norm included) and multiply-adds of convolutions and dense layers.
+parameters (running statistics of batch norm included) and MACs (multiply-accumulates) of convolutions and
+dense layers.
 
   minires summary resnet34 --variant shortcut=A
   minires summary resnet20_cifar --classes 100"""
@@ -36,4 +37,4 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMAND = Command("list a model's layers, parameters and multiply-adds", TEXT, run, add_options)
+COMMAND = Command("list a model's layers, parameters and MACs", TEXT, run, add_options)

@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
         f"{minires} evaluate {place}": "test it again; with --data on other pictures",
         f"{minires} trace {place}": "walk through it with a test picture, forward and backward",
         f"{minires} play {place}": "show it pictures in the browser",
-        f"{minires} summary {trainer.config.model}": "its layers, parameters and multiply-adds",
+        f"{minires} summary {trainer.config.model}": "its layers, parameters and MACs",
     }
     for command, purpose in commands.items():
         say(f"  {command:<{max(map(len, commands))}}  {purpose}")

@@ -1,4 +1,4 @@
-"""One stop of the stepper as a card: text for a terminal, HTML with pictures for a notebook."""
+"""One event of the stepper as a card: text for a terminal, HTML with pictures for a notebook."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def statistics(array: Array) -> Statistics:
 
 
 def text(recording: Recording, one: Operation, *, backward: bool, title: str) -> str:
-    """The card of the forward or the backward stop at operation ``one``, at most WIDTH columns wide."""
+    """The card of the forward or the backward event at operation ``one``, at most WIDTH columns wide."""
     known = describe(one.op)
     formulas = known.backward if backward else known.math
     seconds = one.backward_seconds if backward else one.seconds

@@ -22,7 +22,7 @@ from minires.nn.module import Module, Parameter
 from minires.ops.plot_labels import times
 
 Pair = tuple[Layer | None, Layer | None]  # a layer of each model; None where a model has no such layer
-COMPARED = ("kind", "output", "params", "params_trainable", "madds")
+COMPARED = ("kind", "output", "params", "params_trainable", "macs")
 # Attributes of a module that are no settings, and settings that kinds and shapes tell already.
 NO_SETTINGS = {"training"}
 TOLD = {
@@ -31,7 +31,7 @@ TOLD = {
 }  # fmt: skip
 TOTALS = {
     "parameters": "params_total", "  in torch": "parameters", "  trainable": "params_trainable",
-    "multiply-adds": "madds", "output bytes": "output_bytes", "held bytes": "held",
+    "MACs": "macs", "output bytes": "output_bytes", "saved bytes": "saved",
 }  # fmt: skip
 NAMED = 4  # of a list of names so many are shown
 
@@ -50,7 +50,7 @@ class Setting:
 class Diff:
     """What differs between the models ``a`` and ``b``; ``str`` of it is a report, - for a and + for b.
 
-    ``layers`` are the pairs that differ in kind, output, parameters or multiply-adds, with None for a layer
+    ``layers`` are the pairs that differ in kind, output, parameters or MACs, with None for a layer
     that one model does not have. ``moved`` are names of layers that stand elsewhere in the order, ``renamed``
     the two names of layers that differ in nothing else.
     """
@@ -85,7 +85,7 @@ class Diff:
             return "\n".join([
                 *lines,
                 f"Equal: {len(self.a.layers)} layers of the same names, kinds, settings, shapes, parameters,",
-                "multiply-adds and order. Not compared: weights, and what is done between layers.",
+                "MACs and order. Not compared: weights, and what is done between layers.",
             ])  # fmt: skip
         lines += [*aligned(list(_totals(self)), left=1), "", _tally(self)]
         if self.layers:
@@ -258,7 +258,7 @@ def _tally(found: Diff) -> str:
 
 def _rows(pairs: Sequence[Pair]) -> Iterator[Row]:
     """Two lines for a layer that both models have, = where nothing changed; else see :func:`_only`."""
-    yield ("  layer", "what", "output", "parameters", "multiply-adds")
+    yield ("  layer", "what", "output", "parameters", "MACs")
     for sign, group in itertools.groupby(
         pairs, key=lambda pair: "-" if not pair[1] else "" if pair[0] else "+"
     ):
@@ -288,12 +288,12 @@ def _only(sign: str, layers: Sequence[Layer]) -> Iterator[Row]:
         name += f": {len(first)} layers" + (f"  x{len(run)}" if len(run) > 1 else "")
         if len(run) == len(first) == 1:
             name = first[0].name
-        sums = [sum(getattr(layer, what) for block in run for layer in block) for what in ("params", "madds")]
+        sums = [sum(getattr(layer, what) for block in run for layer in block) for what in ("params", "macs")]
         yield (f"{sign} {name}", in_short(first), times(first[-1].output), *map(count, sums))
 
 
 def _cells(layer: Layer) -> Row:
-    return layer.kind, times(layer.output), count(layer.params), count(layer.madds)
+    return layer.kind, times(layer.output), count(layer.params), count(layer.macs)
 
 
 def _listed(title: str, names: Sequence[str]) -> str:

@@ -140,7 +140,7 @@ def _svg(piece: Piece, title: str) -> str:
 def _page(name: str, summary: Summary, found: list[Stage]) -> Piece:
     """The title, the stages below one another, and on the arrows between blocks the shapes."""
     inside = [[(run, _chain(run.chain, shapes=not run.names)) for run in stage.runs] for stage in found]
-    total = f"{summary.params_total:,} parameters, {summary.madds:,} multiply-adds for one picture"
+    total = f"{summary.params_total:,} parameters, {summary.macs:,} MACs for one picture"
     pieces = [(run, piece) for runs in inside for run, piece in runs]
     # Everything is as wide as the widest: blocks, and the words left and right of the axis.
     left = max(max(piece.left, _wide(_run_name(run))) for run, piece in pieces)

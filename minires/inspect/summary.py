@@ -1,4 +1,4 @@
-"""A model layer by layer: output shape, parameters, multiply-adds, memory, all seen while pictures pass.
+"""A model layer by layer: output shape, parameters, MACs, memory, all seen while pictures pass.
 
 What the tape keeps for the backward pass is measured, too: each operation leaves a closure on the tape, and
 the arrays that it holds stay in memory until the gradient comes back. See :func:`_measure`.
@@ -36,8 +36,9 @@ class Layer:
     """One call of one layer.
 
     Units: ``params`` counts numbers, running statistics included; ``params_trainable`` those that are
-    learned; ``madds`` the multiply-adds for one picture, of convolutions and matrix products only;
-    ``output_bytes`` the bytes of its output for one picture in float32; ``held`` the bytes that the tape
+    learned; ``macs`` the MACs (a multiplication and an addition each) for one picture, of
+    convolutions and matrix products only;
+    ``output_bytes`` the bytes of its output for one picture in float32; ``saved`` the bytes that the tape
     keeps for its backward, per picture, None where that was not measured.
     Shapes: ``output`` is that of one picture, without the batch axis.
     """
@@ -48,9 +49,9 @@ class Layer:
     output: Shape
     params: int
     params_trainable: int
-    madds: int
+    macs: int
     output_bytes: int
-    held: int | None = None
+    saved: int | None = None
     kernel: str = ""  # and stride, of a convolution: 3x3 /2
 
 
@@ -62,12 +63,12 @@ class Summary:
     ``shared`` has the paths of what is held under several names (counted once), and these names.
     ``in_no_row`` has the sizes of the parameters and buffers that belong to no row, by path: those of the
     model or a block itself, and of layers that did not run.
-    ``held_between`` has what the tape keeps for operations in none of the layers, by the part in which they
+    ``saved_between`` has what the tape keeps for operations in none of the layers, by the part in which they
     are (an addition behind a gate, say; "" is the model itself).
 
     Units: ``params_total`` counts what Keras calls total parameters, with the running statistics of batch
     norm; ``parameters`` what torch calls parameters, without these; ``params_trainable`` those of them that
-    are not frozen. ``output_bytes`` and ``held`` are sums, for one picture; see :class:`Layer`.
+    are not frozen. ``output_bytes`` and ``saved`` are sums, for one picture; see :class:`Layer`.
     """
 
     model: str
@@ -77,11 +78,11 @@ class Summary:
     params_total: int
     parameters: int
     params_trainable: int
-    madds: int
+    macs: int
     output_bytes: int
-    held: int | None = None
-    held_between: Mapping[str, int] = field(default_factory=dict)
-    madds_between: Mapping[str, int] = field(default_factory=dict)
+    saved: int | None = None
+    saved_between: Mapping[str, int] = field(default_factory=dict)
+    macs_between: Mapping[str, int] = field(default_factory=dict)
     shared: Mapping[str, Sequence[str]] = field(default_factory=dict)
     in_no_row: Mapping[str, int] = field(default_factory=dict)
 
@@ -109,11 +110,11 @@ class Summary:
             ("  trainable", self.params_trainable, ""),
             ("  not trained", fixed, "running statistics, frozen layers"),
             *self._rest(),
-            ("multiply-adds", self.madds, "of convolutions and dense layers, one picture"),
+            ("MACs", self.macs, "of convolutions and dense layers, one picture"),
             ("output bytes", self.output_bytes, "of all layers, one picture, float32"),
         ]
-        if self.held is not None:
-            figures.append(("held bytes", self.held, "kept on the tape for the backward, per picture"))
+        if self.saved is not None:
+            figures.append(("saved bytes", self.saved, "activations kept for the backward, per picture"))
         lines = [f"{name:<13} {figure:>14,}  {note}".rstrip() for name, figure, note in figures]
         lines += [f"{'shared':<13} {' = '.join((first, *others))}" for first, others in self.shared.items()]
         return "\n".join([
@@ -139,7 +140,7 @@ def summarize(model: Module, input: Shape, *, name: str | None = None, memory: b
 
     The model runs once, in inference mode and without gradients, and is left as it was. A layer that is
     called twice has two rows, and its parameters in the first. With ``memory`` it runs twice more, in
-    training mode, to measure what the tape keeps: see ``held`` of :class:`Layer`.
+    training mode, to measure what the tape keeps: see ``saved`` of :class:`Layer`.
 
     Shapes: input (H, W, C), without the batch axis.
     Raises: ShapeError if such a picture does not fit the model.
@@ -148,23 +149,23 @@ def summarize(model: Module, input: Shape, *, name: str | None = None, memory: b
         model.eval()
         with _observed(model) as seen, no_grad(), watching(seen.note):
             handed_on(model(_pictures(model, input, 1)), model)
-        per_picture = _held_per_picture(model, input) if memory else None
-    layers, between, madds_between = tuple(seen.layers), {}, Counter[str]()
+        per_picture = _saved_per_picture(model, input) if memory else None
+    layers, between, macs_between = tuple(seen.layers), {}, Counter[str]()
     for call in seen.calls:
-        madds_between[call.part] += 0 if call.counted else call.madds
+        macs_between[call.part] += 0 if call.counted else call.macs
     if per_picture is not None:
-        layers = tuple(replace(layer, held=per_picture[index]) for index, layer in enumerate(layers))
-        between = {place: held for place, held in per_picture.items() if isinstance(place, str) and held}
+        layers = tuple(replace(layer, saved=per_picture[index]) for index, layer in enumerate(layers))
+        between = {place: size for place, size in per_picture.items() if isinstance(place, str) and size}
     sizes = [(parameter.size, parameter.requires_grad) for parameter in model.parameters()]
     total = sum(size for size, _ in sizes)
     return Summary(
         model=name or type(model).__name__, input=tuple(input), layers=layers, outputs=seen.outputs,
         params_total=total + sum(int(buffer.size) for _, buffer in model.named_buffers()), parameters=total,
         params_trainable=sum(size for size, trained in sizes if trained),
-        madds=sum(call.madds for call in seen.calls),
+        macs=sum(call.macs for call in seen.calls),
         output_bytes=sum(layer.output_bytes for layer in layers),
-        held=None if per_picture is None else sum(per_picture.values()), held_between=between,
-        madds_between={part: madds for part, madds in madds_between.items() if madds},
+        saved=None if per_picture is None else sum(per_picture.values()), saved_between=between,
+        macs_between={part: macs for part, macs in macs_between.items() if macs},
         shared=model.shared_names(),
         in_no_row={
             path: int(one.size)
@@ -197,7 +198,7 @@ class _Called:
     """
 
     label: str
-    madds: int
+    macs: int
     kernel: str
     counted: bool = False
     part: str = ""
@@ -225,9 +226,9 @@ class _Seen:
         label = known.called(call.options, shape, call.inputs)
         shapes = {name: x.shape for name, x in call.inputs.items()}
         form = known.arithmetic
-        madds = form.multiply_adds(shapes, call.options, shape) if form else 0
-        kernel = filled("{kernel}{stride}", call.options, shape, ()) if madds else ""
-        self.calls.append(_Called(label, madds, kernel))
+        macs = form.macs(shapes, call.options, shape) if form else 0
+        kernel = filled("{kernel}{stride}", call.options, shape, ()) if macs else ""
+        self.calls.append(_Called(label, macs, kernel))
 
 
 @contextmanager
@@ -244,9 +245,9 @@ def _observed(model: Module) -> Iterator[_Seen]:
         output = tuple(y.shape[1:])
         seen.outputs[block] = output  # until the block itself hands on something, if it is ever called
         calls = seen.calls[before:]
-        madds = sum(call.madds for call in calls)
+        macs = sum(call.macs for call in calls)
         seen.layers.append(
-            Layer(path, block, _kind(module, calls), output, total, trainable, madds, 4 * math.prod(output),
+            Layer(path, block, _kind(module, calls), output, total, trainable, macs, 4 * math.prod(output),
                   kernel=next((call.kernel for call in calls if call.kernel), ""))
         )  # fmt: skip
         seen.spans.append(range(start, _number()))
@@ -312,7 +313,7 @@ def _number() -> int:
 # ------------------------------------------------------------------------------------- what the tape keeps
 
 
-def _held_per_picture(model: Module, input: Shape) -> Counter[int | str]:
+def _saved_per_picture(model: Module, input: Shape) -> Counter[int | str]:
     """The bytes that one picture more makes the tape keep, by index of the call or name of the part.
 
     It is the difference between three pictures and two. So parameters and the statistics of a batch, which
@@ -339,14 +340,14 @@ def _measure(model: Module, input: Shape, count: int) -> Counter[int | str]:
     for part, span in seen.spans_of_parts:
         for number in span:
             places.setdefault(number, part)
-    held: Counter[int | str] = Counter()
+    saved: Counter[int | str] = Counter()
     counted: set[int] = set()
     for node in sorted(reachable(y.node) if y.node else (), key=lambda node: node.number):
         for array in map(_memory, node.saved.values()):
             if id(array) not in counted:
                 counted.add(id(array))
-                held[places.get(node.number, "")] += array.nbytes
-    return held
+                saved[places.get(node.number, "")] += array.nbytes
+    return saved
 
 
 def _memory(array: Array) -> Array:
@@ -361,13 +362,13 @@ def _memory(array: Array) -> Array:
 
 def _table(summary: Summary, *, full: bool) -> Iterator[str]:
     """The lines of the table: a heading per stage with its sums, then its blocks."""
-    rows: list[Row] = [("layer", "what", "output", "bytes", "held", "parameters", "multiply-adds")]
+    rows: list[Row] = [("layer", "what", "output", "size", "saved", "parameters", "MACs")]
     for size, stage in summary.stages():
         blocks = [list(block) for _, block in itertools.groupby(stage, key=lambda layer: layer.block)]
         title = f"output {times(size)}" if size else "scores"
         rows.append((title, "", "", *_figures(summary, blocks)))
         rows += _layer_rows(summary, blocks) if full else _block_rows(summary, blocks)
-    if summary.held is None:
+    if summary.saved is None:
         rows = [(*row[:4], *row[5:]) for row in rows]
     head, *lines = aligned(rows, left=3)
     yield head
@@ -396,11 +397,11 @@ def _layer_rows(summary: Summary, blocks: list[list[Layer]]) -> Iterator[Row]:
             yield (f" {name}", "", times(summary.outputs[name]), "", "", "", "")
             indent = "  "
         for one in layers:
-            figures = (_bytes(one.output_bytes), _bytes(one.held), count(one.params), count(one.madds))
+            figures = (_bytes(one.output_bytes), _bytes(one.saved), count(one.params), count(one.macs))
             yield (indent + one.name.removeprefix(name + "."), one.kind, times(one.output), *figures)
-        held, madds = summary.held_between.get(name), summary.madds_between.get(name, 0)
-        if held or madds:
-            yield (f"{indent}(between layers)", "", "", "", _bytes(held), "", count(madds))
+        saved, macs = summary.saved_between.get(name), summary.macs_between.get(name, 0)
+        if saved or macs:
+            yield (f"{indent}(between layers)", "", "", "", _bytes(saved), "", count(macs))
 
 
 def _block_rows(summary: Summary, blocks: list[list[Layer]]) -> Iterator[Row]:
@@ -414,7 +415,7 @@ def _block_rows(summary: Summary, blocks: list[list[Layer]]) -> Iterator[Row]:
 
 def _made_of(summary: Summary, block: list[Layer]) -> tuple[Any, ...]:
     """What two blocks must have in common to be shown as one."""
-    layers = [(one.kind, one.output, one.params, one.params_trainable, one.madds) for one in block]
+    layers = [(one.kind, one.output, one.params, one.params_trainable, one.macs) for one in block]
     return summary.outputs[block[0].block], layers
 
 
@@ -436,14 +437,14 @@ def in_short(block: list[Layer]) -> str:
 
 
 def _figures(summary: Summary, blocks: list[list[Layer]]) -> Row:
-    """The sums over all layers of ``blocks``: bytes of outputs, bytes held, parameters, multiply-adds."""
+    """The sums over all layers of ``blocks``: bytes of outputs, bytes saved, parameters, MACs."""
     layers = [layer for block in blocks for layer in block]
-    held = sum(summary.held_between.get(block[0].block, 0) for block in blocks)
-    held += sum(layer.held or 0 for layer in layers)
+    saved = sum(summary.saved_between.get(block[0].block, 0) for block in blocks)
+    saved += sum(layer.saved or 0 for layer in layers)
     params = sum(layer.params for layer in layers)
-    madds = sum(layer.madds for layer in layers)
-    madds += sum(summary.madds_between.get(block[0].block, 0) for block in blocks)
-    return _bytes(sum(layer.output_bytes for layer in layers)), _bytes(held), count(params), count(madds)
+    macs = sum(layer.macs for layer in layers)
+    macs += sum(summary.macs_between.get(block[0].block, 0) for block in blocks)
+    return _bytes(sum(layer.output_bytes for layer in layers)), _bytes(saved), count(params), count(macs)
 
 
 def _own_parameters(module: Module, counted: set[int]) -> tuple[int, int]:

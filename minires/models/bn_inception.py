@@ -25,7 +25,7 @@ convolution to 64 channels, then a 3x3 to 96; after every convolution come batch
 the last 3x3 of both branches has stride 2, and the pool hands its channels on as they are. In
 SE-BN-Inception the output of each of the ten modules is scaled by squeeze and excitation.
 
-                      parameters    trainable     multiply-adds
+                      parameters    trainable              MACs
     bn_inception      11,305,256    11,285,224    2,032,600,064
     se_bn_inception   11,951,654    11,931,622    2,033,239,424
 

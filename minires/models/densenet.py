@@ -8,7 +8,7 @@ ReLU, 1x1 convolution to the share theta of the channels (C for compression, the
 After the last block come one more BN and ReLU, a global average pool and a dense layer.
 
     ImageNet, 224x224; blocks at 56x56, 28x28, 14x14, 7x7 behind conv1 7x7/2 to 2k, bn_conv1, pool1 3x3/2
-                            layers per block   trainable    running statistics   multiply-adds
+                            layers per block   trainable    running statistics            MACs
     121, k = 32             6, 12, 24, 16      7,978,856    83,648               2,834,161,664
     169, k = 32             6, 12, 32, 32      14,149,480   158,400              3,359,843,328
     201, k = 32             6, 12, 48, 32      20,013,928   229,056              4,291,365,888

@@ -13,7 +13,7 @@ For ImageNet (table 1 of the paper; 200 layers are of the sequel, arXiv:1603.050
     conv5_x   7x7       widths 512, x2   512, x3          512, 2048, x3    x3      x3      x3
               1x1       global average pool, dense 1000
 
-    layers, shortcut          parameters     trained    multiply-adds
+    layers, shortcut          parameters     trained             MACs
     18 plain, 18 A            11,523,496   11,515,688    1,794,805,760
     18 B                      11,699,112   11,689,512    1,814,073,344
     18 C                      12,055,464   12,043,816    1,878,298,624
@@ -31,7 +31,7 @@ For ImageNet (table 1 of the paper; 200 layers are of the sequel, arXiv:1603.050
 For CIFAR-10 (section 4.2), 6n + 2 layers: a 3x3 convolution of 16, then n basic blocks each of width 16 at
 32x32, 32 at 16x16 and 64 at 8x8, global average pool, dense 10. Shortcuts are of option A.
 
-    layers     n    parameters     trained   multiply-adds
+    layers     n    parameters     trained            MACs
     20         3       271,098     269,722      40,551,040
     32         5       466,426     464,154      68,862,592
     44         7       661,754     658,586      97,174,144
@@ -45,7 +45,7 @@ same layers without shortcuts, so it has the figures of option A.
 The same name stands for several networks, told apart by the options of ``resnet``:
 
     the paper; KaimingHe/deep-residual-networks          stride_on="1x1"
-    "v1.5": fb.resnet.torch, torchvision                 stride_on="3x3", 231,211,008 multiply-adds more
+    "v1.5": fb.resnet.torch, torchvision                 stride_on="3x3", 231,211,008 MACs more
     the released Caffe ResNet-50                         bias="conv1", pool_padding="ceil"
     the released Caffe ResNet-101, -152                  pool_padding="ceil"
     keras.applications                                   names in _keras: a bias in every convolution

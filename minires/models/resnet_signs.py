@@ -12,7 +12,7 @@
 
 Every convolution has a bias; weights start Glorot-uniform; batch norm has eps 1e-3, momentum 0.99 (kept).
 Parameters: 23,600,006, of which 23,546,886 are trained and 53,120 are running statistics.
-Multiply-adds: 308,178,944.
+MACs: 308,178,944.
 
 Source: arXiv:1512.03385 table 1 (50 layers); the exercise's Keras layout: zero padding, biases, names.
 """

@@ -4,7 +4,7 @@
 
 The shortcut and what follows the addition are identities, so a signal goes through any number of units
 unchanged, forward and backward. The networks, with their parameters (running statistics included) and
-multiply-adds:
+MACs:
 
     ImageNet, 224x224      stages 2 to 5: 64, 128, 256, 512 (bottleneck: four times that out), 56 to 7 pixels
     preresnet18            basic        2, 2, 2, 2      11,695,528    1,814,073,344
@@ -53,7 +53,7 @@ Source: He, Zhang, Ren, Sun 2016, Identity mappings in deep residual networks, a
 facebookarchive/fb.resnet.torch models/preresnet.lua; 164 and 1001 layers: KaimingHe/resnet-1k-layers
 resnet-pre-act.lua; Keras form: keras.applications.resnet_v2.
 Differs: resnet-pre-act.lua puts the stride on the first 1x1 of a bottleneck, fb.resnet.torch on its 3x3
-(``stride_on``); the multiply-adds above are those of the preset that each network has here.
+(``stride_on``); the MACs above are those of the preset that each network has here.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from the same weights in each. Grouped is the fast one; the others show what it 
 
 d doubles with every stage: in a stage whose ResNet has n channels a path has floor(n * width / 64).
 
-    network                 parameters   trained      multiply-adds
+    network                 parameters   trained               MACs
     resnext50_1x64d         (ResNet-50 with the stride on its 3x3)
     resnext50_2x40d         25,481,896   25,425,000   4,124,508,160
     resnext50_4x24d         25,353,640   25,292,968   4,159,832,064
@@ -258,7 +258,7 @@ def _cifar(cardinality: int, width: int) -> Entry:
 _50, _101 = (3, 4, 6, 3), (3, 4, 23, 3)
 
 MODELS = {
-    # Table 3: as many multiply-adds as ResNet-50 and ResNet-101
+    # Table 3: as many MACs as ResNet-50 and ResNet-101
     "resnext50_1x64d": _entry(_50, 1, 64),
     "resnext50_2x40d": _entry(_50, 2, 40),
     "resnext50_4x24d": _entry(_50, 4, 24),

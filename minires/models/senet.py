@@ -21,7 +21,7 @@ SENet-154 (the appendix) is a 64x4d ResNeXt-152 with a gate in each block and fo
 stem becomes three 3x3 (64, 64, 128 channels); the first 1x1 of a block has half the channels of its 3x3; the
 projections of stages 3 to 5 are 3x3; and dropout 0.2 stands before the dense layer.
 
-                            parameters    trainable      multiply-adds
+                            parameters    trainable               MACs
     se_resnet50             28,141,144    28,088,024     3,860,488,192   4,091,699,200 with stride_on="3x3"
     se_resnet101            49,432,216    49,326,872     7,574,937,600   7,806,148,608
     se_resnet152            66,973,272    66,821,848    11,288,993,792  11,520,204,800
@@ -34,7 +34,7 @@ projections of stages 3 to 5 are 3x3; and dropout 0.2 stands before the dense la
 
 SE-ResNet-50 by reduction r, trainable, without biases in the gates (table 10): 45,676,584 at 2, 35,616,808
 at 4, 30,586,920 at 8, 28,071,976 at 16, 26,814,504 at 32. Without a squeeze (table 16) it takes
-4,269,015,040 multiply-adds.
+4,269,015,040 MACs.
 
 Source: Hu, Shen, Albanie, Sun, Wu 2017, Squeeze-and-excitation networks, arXiv:1709.01507, tables 1, 10, 14
 and 16, figure 5, section 3.3; hujie-frank/SENet (the released Caffe models).

@@ -11,14 +11,14 @@ place of 49, with a ReLU after each. Table 1, a line per block; every block ends
     14x14      3 3, 512   3 3, 512     3 3, 512   3 3 1, 512    3 3 3, 512    3 3 3 3, 512
     1x1        dense 4096, dense 4096 (ReLU and dropout 0.5 after each), dense 1000
 
-    network               parameters     with batch norm   multiply-adds
+    network               parameters     with batch norm            MACs
     A   vgg11             132,863,336    132,874,344       7,609,090,048
         vgg11_lrn         132,863,336                      7,609,090,048
     B   vgg13             133,047,848    133,059,624       11,308,466,176
     C   vgg16_c           133,638,952    133,655,848       11,770,888,192
     D   vgg16             138,357,544    138,374,440       15,470,264,320
     E   vgg19             143,667,240    143,689,256       19,632,062,464
-    vgg19_bn, head="linear", 32x32, 10 classes: 20,051,530 parameters, 398,136,320 multiply-adds
+    vgg19_bn, head="linear", 32x32, 10 classes: 20,051,530 parameters, 398,136,320 MACs
 
 Source: Simonyan and Zisserman 2014, Very deep convolutional networks for large-scale image recognition,
 arXiv:1409.1556, table 1; layer names: the released Caffe models.

@@ -64,7 +64,7 @@ def bottleneck(
     """The branch of a bottleneck block: 1x1 to ``width``, 3x3, 1x1 to ``out`` (usually 4 width).
 
     stride_on: which convolution has the stride: the first "1x1" (the paper) or the "3x3" ("v1.5": the same
-        parameters, more multiply-adds, and no pixel is skipped).
+        parameters, more MACs, and no pixel is skipped).
     groups: those of the 3x3.
 
     Raises: ConfigError for another ``stride_on``.

@@ -82,7 +82,7 @@ def recompute(block: Module, *inputs: Any) -> Tensor:
     if not is_recording() or is_watched():
         return block(*inputs)
     _, path = locate(block)
-    settings, specification = tensor.settings(), backend.is_specification()
+    settings, reference = tensor.settings(), backend.is_reference()
     before = _state(block)
     now = Tensor(0.0, requires_grad=True).node  # what is recorded from here on has a higher number
     kept = [_leaf(x) for x in inputs]  # not the inputs themselves, which would keep their own past
@@ -108,7 +108,7 @@ def recompute(block: Module, *inputs: Any) -> Tensor:
         with set_apart(parameters):
             _set_state(block, before)
             try:
-                with with_settings(**settings), backend.specification(specification):
+                with with_settings(**settings), backend.reference(reference):
                     y = block(*again)
             finally:
                 _set_state(block, after)

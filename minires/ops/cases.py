@@ -75,7 +75,7 @@ def check(case: Case, *, raise_on_fail: bool = False, device: str = "cpu") -> Re
     arrays = {name: backend.to_device(array, device) for name, array in case.arrays().items()}
     network, inputs = surrounded(case, arrays)
     reports = []
-    for implementation in (nullcontext, backend.specification):
+    for implementation in (nullcontext, backend.reference):
         with implementation():
             reports.append(gradcheck(network, inputs, raise_on_fail=raise_on_fail))
     return max(reports, key=lambda report: (not report.ok, report.worst.error if report.worst else 0.0))

@@ -216,17 +216,17 @@ def conv_transpose2d(
     size, win = _window(x.shape, w.shape, stride, padding, dilation, output_padding)
     xp = backend.array_module(x.data)
     xdata, wdata = xp.ascontiguousarray(x.data), xp.ascontiguousarray(w.data)
-    _, scatter, _ = implementation(xdata)
-    y = scatter(xdata, wdata, (len(xdata), *size, w.shape[2] * groups), win, groups)
+    _, backward_x, _ = implementation(xdata)
+    y = backward_x(xdata, wdata, (len(xdata), *size, w.shape[2] * groups), win, groups)
     if b is not None:
         y = (y + b.data).astype(y.dtype, copy=False)
     need_x, need_w, need_b = x.requires_grad, w.requires_grad, b is not None and b.requires_grad
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
         dy = xp.ascontiguousarray(dy)
-        gather, _, product = implementation(dy)
-        dx = gather(dy, wdata, None, False, win, groups) if need_x else None
-        dw = product(xdata, dy, wdata.shape, win, groups) if need_w else None
+        forward, _, backward_w = implementation(dy)
+        dx = forward(dy, wdata, None, False, win, groups) if need_x else None
+        dw = backward_w(xdata, dy, wdata.shape, win, groups) if need_w else None
         return dx, dw, backward_b(dy) if need_b else None
 
     return record(

@@ -123,10 +123,10 @@ def _run_numba(kernel: Any, slope: float, *arrays: Array) -> Array:
     flat = [np.ascontiguousarray(array).reshape(-1) for array in arrays]
     to, narrow = result.reshape(-1), result.dtype.type(slope)
 
-    def shard(start: int, stop: int) -> None:
+    def chunk(start: int, stop: int) -> None:
         kernel(narrow, *(array[start:stop] for array in flat), to[start:stop])
 
-    backend.parallel_for(shard, result.size, _GRAIN)
+    backend.parallel_for(chunk, result.size, _GRAIN)
     return result
 
 

@@ -75,7 +75,6 @@ def _onnx(graph: Graph, call: Call) -> str:
     onnx=_onnx,
     cases=_cases,
 )
-@mixed(kernels=True, parameters=("b",), factors=("w",))
 def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """Multiply rows with a matrix and add a bias.
 
@@ -88,22 +87,25 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     [[1.5, 2.5, 11.0]]
     """
     x, w = checks.as_tensor(x), checks.as_tensor(w)
-    b = None if b is None else checks.as_tensor(b)
-    checks.rank("linear", "w", w, "(C, O)")
-    checks.same_floats("linear", parameters=("b",), w=w, b=b, x=x)
-    if x.ndim == 0:
-        raise ShapeError("linear: x is a single value; it must be (N, C), or (..., C)")
-    if x.shape[-1] != w.shape[0]:
+    if x.ndim and w.ndim == 2 and x.shape[-1] != w.shape[0]:
         hint = "; flatten(x) makes a row of each picture" if math.prod(x.shape[1:]) == w.shape[0] else ""
         raise ShapeError(
             f"linear: x {x.shape} has {x.shape[-1]} features but w {w.shape} expects {w.shape[0]}{hint}"
         )
+    if x.ndim in (0, 2):
+        return _linear(x, w, b)
+    rows = reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+    return reshape(_linear(rows, w, b), (*x.shape[:-1], w.shape[-1]))
+
+
+@mixed(kernels=True, parameters=("b",), factors=("w",))
+def _linear(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    b = None if b is None else checks.as_tensor(b)
+    checks.rank("linear", "x", x, "(N, C)")
+    checks.rank("linear", "w", w, "(C, O)")
+    checks.same_floats("linear", parameters=("b",), w=w, b=b, x=x)
     if b is not None and b.shape != (w.shape[1],):
         raise ShapeError(f"linear: b must have shape ({w.shape[1]},), one per output, not {b.shape}")
-
-    if x.ndim != 2:
-        rows = reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
-        return reshape(linear(rows, w, b), (*x.shape[:-1], w.shape[1]))
 
     xp = backend.array_module(x.data)
     xdata, wdata = x.data, w.data

@@ -65,10 +65,10 @@ def _forward_numba(x: Array, add: Array | None) -> Array:
     from_x, to_y = np.ascontiguousarray(x).reshape(-1), y.reshape(-1)
     added = from_x[:0] if add is None else np.ascontiguousarray(add).reshape(-1)
 
-    def shard(start: int, stop: int) -> None:
+    def chunk(start: int, stop: int) -> None:
         _relu_numba(from_x[start:stop], added[start:stop], to_y[start:stop])
 
-    backend.parallel_for(shard, y.size, _GRAIN)
+    backend.parallel_for(chunk, y.size, _GRAIN)
     return y
 
 
@@ -76,10 +76,10 @@ def _backward_numba(dy: Array, y: Array) -> Array:
     dx = np.empty(y.shape, y.dtype)
     from_dy, from_y, to_dx = np.ascontiguousarray(dy).reshape(-1), y.reshape(-1), dx.reshape(-1)
 
-    def shard(start: int, stop: int) -> None:
+    def chunk(start: int, stop: int) -> None:
         _gradient_numba(from_dy[start:stop], from_y[start:stop], to_dx[start:stop])
 
-    backend.parallel_for(shard, dx.size, _GRAIN)
+    backend.parallel_for(chunk, dx.size, _GRAIN)
     return dx
 
 

@@ -1,4 +1,4 @@
-"""CUDA kernels without a GPU: every source compiles for GPUs, and run on the CPU it is the specification."""
+"""CUDA kernels without a GPU: every source compiles, and on the CPU it gives what the reference gives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minires.ops import cases
 
 SOURCES = cuda_emulator.sources()
 OF_OPERATIONS = cuda_emulator.of_operations()
-# Dropout's kernel draws masks of its own, which no specification can foresee: see test_scores_cuda.py.
+# Dropout's kernel draws masks of its own, which no reference can foresee: see test_scores_cuda.py.
 WITH_KERNELS = [op for ops in OF_OPERATIONS.values() for op in ops if op != "dropout"]
 
 emulated = pytest.mark.emulated

@@ -7,15 +7,15 @@ import sys
 import numpy as np
 import pytest
 
-from minires import backend, specification
+from minires import backend, reference
 
 
 def test_the_switch_to_plain_code():
     x = np.ones(3)
     assert backend.fast(x) == backend.HAS_NUMBA
-    with specification():
+    with reference():
         assert not backend.fast(x)
-        with specification():
+        with reference():
             pass
         assert not backend.fast(x)
     assert backend.fast(x) == backend.HAS_NUMBA

@@ -17,12 +17,12 @@ def test_every_index_is_done_once():
         assert (done == 1).all()
 
 
-def test_shards():
-    assert backend.shards(10) == [(0, 3), (3, 6), (6, 10)]
-    assert backend.shards(2) == [(0, 1), (1, 2)]
-    assert backend.shards(10, grain=5) == [(0, 5), (5, 10)]
-    assert backend.shards(10, grain=11) == [(0, 10)]
-    assert backend.shards(0) == [(0, 0)]
+def test_chunks():
+    assert backend.chunks(10) == [(0, 3), (3, 6), (6, 10)]
+    assert backend.chunks(2) == [(0, 1), (1, 2)]
+    assert backend.chunks(10, grain=5) == [(0, 5), (5, 10)]
+    assert backend.chunks(10, grain=11) == [(0, 10)]
+    assert backend.chunks(0) == [(0, 0)]
 
 
 def test_shards_run_at_once_on_threads_of_their_own():
@@ -36,18 +36,18 @@ def test_shards_run_at_once_on_threads_of_their_own():
     assert threading.current_thread().name in names and len(names) <= 3
 
 
-@pytest.mark.parametrize("shard", [0, 1, 2])
-def test_an_error_in_any_shard_is_raised_once_all_are_done(shard):
+@pytest.mark.parametrize("chunk", [0, 1, 2])
+def test_an_error_in_any_shard_is_raised_once_all_are_done(chunk):
     done = []
 
     def task(start, stop):
-        if start == shard:
-            raise KeyError(f"shard {start}")
+        if start == chunk:
+            raise KeyError(f"chunk {start}")
         done.append(start)
 
-    with pytest.raises(KeyError, match=f"shard {shard}"):
+    with pytest.raises(KeyError, match=f"chunk {chunk}"):
         backend.parallel_for(task, 3)
-    assert sorted(done) == [i for i in range(3) if i != shard]
+    assert sorted(done) == [i for i in range(3) if i != chunk]
     done.clear()
     backend.parallel_for(lambda start, stop: done.append(start), 3)
     assert sorted(done) == [0, 1, 2], "the pool works on after an error"
@@ -70,7 +70,7 @@ def test_a_parallel_loop_inside_a_shard_runs_in_place():
     assert sorted(seen) == [(0, 0, 5), (1, 0, 5), (2, 0, 5)]
     after = []
     backend.parallel_for(lambda a, b: after.append(a), 3)
-    assert sorted(after) == [0, 1, 2], "and afterwards there are shards again"
+    assert sorted(after) == [0, 1, 2], "and afterwards there are chunks again"
 
 
 def test_loops_of_several_threads_do_not_mix():

@@ -94,7 +94,7 @@ def test_matrix_products_use_one_thread_each_when_a_second_thread_asks():
 
 def test_the_number_of_threads():
     backend.set_threads(2)
-    assert backend.threads() == 2 and len(backend.shards(10)) == 2
+    assert backend.threads() == 2 and len(backend.chunks(10)) == 2
     for count in (0, -1):
         with pytest.raises(ConfigError, match=f"the number of threads must be at least 1, not {count}"):
             backend.set_threads(count)

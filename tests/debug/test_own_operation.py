@@ -93,10 +93,10 @@ def test_one_that_nobody_described_steps_prints_and_is_drawn(tmp_path):
 
 def test_one_that_is_described_is_explained(bend):
     stepper = step(Net(bend), X, [1])
-    stop = stepper.goto("own")
-    assert {"  y = x / (sharp + abs(x))", "  sharp 1.0"} <= set(repr(stop).splitlines())
-    text = str(stop.explain(i=2, j=3, c=1))
-    value = float(stop.operation.inputs[0].value[0, 2, 3, 1])
+    event = stepper.goto("own")
+    assert {"  y = x / (sharp + abs(x))", "  sharp 1.0"} <= set(repr(event).splitlines())
+    text = str(event.explain(i=2, j=3, c=1))
+    value = float(event.operation.inputs[0].value[0, 2, 3, 1])
     x, y = f"{value:.6g}", f"{value / (1 + abs(value)):.6g}"
     assert f"  y = x / (sharp + abs(x)) = {x} / (1 + abs({x})) = {y}" in text.splitlines()
     assert "Math: y = x / (sharp + abs(x))\nBackward: dx = dy * (1 - abs(y)) ** 2 / sharp" in bend.__doc__
@@ -113,13 +113,13 @@ def opened(browser, content: bytes, folder: Path):
     (folder / "trace.html").write_bytes(content)
     page, errors, _ = watched(browser, viewport={"width": 1400, "height": 1000})
     page.goto((folder / "trace.html").as_uri())
-    page.wait_for_selector('main[data-stop="0"]', timeout=20_000)
+    page.wait_for_selector('main[data-event="0"]', timeout=20_000)
     return page, errors
 
 
-def go(page, stop: int) -> None:
-    page.locator("#position").fill(str(stop))
-    page.wait_for_selector(f'main[data-stop="{stop}"]')
+def go(page, event: int) -> None:
+    page.locator("#position").fill(str(event))
+    page.wait_for_selector(f'main[data-event="{event}"]')
 
 
 def test_the_page_of_one_that_nobody_described(browser, tmp_path):
@@ -137,8 +137,8 @@ def test_the_page_of_one_that_nobody_described(browser, tmp_path):
 def test_the_page_of_one_that_is_described(bend, browser, tmp_path):
     trace(Net(bend), X, 1, out=tmp_path / "own.html")
     page, errors = opened(browser, (tmp_path / "own.html").read_bytes(), tmp_path)
-    for stop, formula in [(2, "y = x if x > 0 else slope * x"), (3, "y = x / (sharp + abs(x))")]:
-        go(page, stop)
+    for event, formula in [(2, "y = x if x > 0 else slope * x"), (3, "y = x / (sharp + abs(x))")]:
+        go(page, event)
         assert page.locator(".formula").inner_text() == formula
         page.locator('[data-panel="y"] .large canvas').hover()
         total, recorded = (float(page.locator(f"[data-result={name}]").inner_text())

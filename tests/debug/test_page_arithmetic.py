@@ -66,8 +66,9 @@ def of_one_picture(case: Case) -> dict[str, Any]:
     """The inputs of a case; the page shows one picture, so of several only the first is taken."""
     arrays = case.arrays("float32")
     first = next(iter(arrays.values()))
-    if first.ndim == 4 or isinstance(describe(case.op).arithmetic, Products):
-        return {name: array[:1] if name != "w" and len(array) == len(first) and array.ndim == first.ndim
+    if first.ndim == 4 or (first.ndim > 1 and isinstance(describe(case.op).arithmetic, Products)):
+        one = (slice(1),) * (1 if first.ndim == 4 else first.ndim - 1)  # of a dense layer, one row
+        return {name: array[one] if name != "w" and len(array) == len(first) and array.ndim == first.ndim
                 else array for name, array in arrays.items()}  # fmt: skip
     return arrays
 
@@ -115,7 +116,7 @@ def test_every_number_of_every_case(op, browser, tmp_path: Path):
     (tmp_path / "trace.html").write_text(content)
     page, errors, _ = watched(browser)
     page.goto((tmp_path / "trace.html").as_uri())
-    page.wait_for_selector('main[data-stop="0"]', timeout=20_000)
+    page.wait_for_selector('main[data-event="0"]', timeout=20_000)
     found = page.evaluate(WORK, op)
     page.context.close()
     assert errors == [] and found["unknown"] == 0, found

@@ -44,9 +44,9 @@ def s(recording):
 def test_every_operation_is_passed_once_each_way(s):
     count = len(s.recording.operations)
     assert len(s) == 2 * count == len(list(s))
-    assert [stop.number for stop in s] == list(range(2 * count))
-    assert [stop.operation.number for stop in s if not stop.backward] == list(range(count))
-    assert [stop.operation.number for stop in s if stop.backward] == list(s.recording.order_back)
+    assert [event.number for event in s] == list(range(2 * count))
+    assert [event.operation.number for event in s if not event.backward] == list(range(count))
+    assert [event.operation.number for event in s if event.backward] == list(s.recording.order_back)
     assert s.here is s[0] and s[0].op == "input" and s[-1].op == "input" and s[-1].backward
     assert s[count].op == "cross_entropy" and s[count].direction == "backward"
 
@@ -55,15 +55,15 @@ def test_next_and_prev_go_through_all_stops(s):
     for number in range(1, len(s)):
         assert s.next() is s[number] is s.here
     with pytest.raises(
-        MiniresError, match=f"there is no stop {len(s)}: 0 is the first and {len(s) - 1} the last"
+        MiniresError, match=f"there is no event {len(s)}: 0 is the first and {len(s) - 1} the last"
     ):
         s.next()
     assert s.here is s[-1]
     for number in reversed(range(len(s) - 1)):
         assert s.prev() is s[number]
-    with pytest.raises(MiniresError, match="there is no stop -1"):
+    with pytest.raises(MiniresError, match="there is no event -1"):
         s.prev()
-    assert [stop.op for stop in s[1:4]] == ["conv2d", "batch_norm", "relu"]
+    assert [event.op for event in s[1:4]] == ["conv2d", "batch_norm", "relu"]
 
 
 def test_goto(s):
@@ -81,7 +81,7 @@ def test_goto(s):
         ConfigError, match="there is no module 'res3a_branch2z'; the nearest are res3a_branch"
     ):
         s.goto("res3a_branch2z")
-    with pytest.raises(MiniresError, match="there is no stop 1000"):
+    with pytest.raises(MiniresError, match="there is no event 1000"):
         s.goto(1000)
     assert s.here.operation is operation  # a mistake moves nothing
 
@@ -98,12 +98,12 @@ def test_unknown_names_are_met_with_the_nearest(s):
 
 def test_find_goes_from_one_to_the_next(s):
     found = [s.find(op="add") for _ in range(9)]
-    assert [stop.path for stop in found][:2] == ["bn2a_branch2b", "bn2b_branch2b"]
+    assert [event.path for event in found][:2] == ["bn2a_branch2b", "bn2b_branch2b"]
     assert s.find(op="add").backward  # then on the way back
     assert s.find(op="conv2d", path="res2a").path == "res2a_branch2b"
     assert s.find(path="bn_conv1").op == "relu" and s.find(path="bn_conv1").op == "batch_norm"
     s.goto(len(s) - 1)
-    with pytest.raises(MiniresError, match=f"no add comes after stop {len(s) - 1}; those before: "):
+    with pytest.raises(MiniresError, match=f"no add comes after event {len(s) - 1}; those before: "):
         s.find(op="add")
     with pytest.raises(MiniresError, match="there is no linear in res2a"):
         s.find(op="linear", path="res2a")
@@ -127,7 +127,7 @@ def test_a_stop_without_a_gradient():
         return (x + off).sum()
 
     s = step(network, np.ones((1, 2)))
-    assert [stop.op for stop in s] == ["input", "mul", "add", "sum", "sum", "add", "input"]
+    assert [event.op for event in s] == ["input", "mul", "add", "sum", "sum", "add", "input"]
     s.goto(1)
     with pytest.raises(MiniresError, match="no gradient flows through <1 mul"):
         s.back()
@@ -142,7 +142,7 @@ def test_what_step_takes():
         step(ReLU())
     with pytest.raises(ShapeError, match="res2a_branch2a|conv1"):
         step(minires.models.build("resnet20_cifar"), np.ones((1, 8, 8, 5), np.float32))
-    assert [stop.op for stop in step(loss)] == ["input", "mul", "sum", "sum", "mul", "input"]
+    assert [event.op for event in step(loss)] == ["input", "mul", "sum", "sum", "mul", "input"]
 
 
 def test_it_is_imported_on_first_use_only():
@@ -167,10 +167,10 @@ def rows(text):
 
 
 def test_a_card_of_a_convolution_has_the_right_numbers(s):
-    stop = s.goto("res3a_branch2b")
-    text, one = repr(s), stop.operation
+    event = s.goto("res3a_branch2b")
+    text, one = repr(s), event.operation
     lines = text.splitlines()
-    assert lines[0] == f"stop {stop.number} of {len(s) - 1}, forward: conv2d res3a_branch2b"
+    assert lines[0] == f"event {event.number} of {len(s) - 1}, forward: conv2d res3a_branch2b"
     assert lines[1] == "stage 2 of 4 (16x16), block res3a, training mode"
     assert lines[3].strip() == "y[n, i, j, o] = b[o] + sum over kh, kw, c of"
     assert "  kernel 3x3, stride 1x1, padding 1, dilation 1x1, groups 1" in lines
@@ -246,20 +246,20 @@ def test_cards_are_never_wider_than_a_terminal(case):
         return mul(y, np.random.default_rng(1).uniform(0.5, 1.5, y.shape)).sum()
 
     with np.errstate(all="ignore"):
-        for stop in step(network, first):
-            text = repr(stop)
+        for event in step(network, first):
+            text = repr(event)
             assert max(map(len, text.splitlines())) <= WIDTH and "\n\n\n" not in text
-            assert stop._repr_html_().startswith("<div><pre")
+            assert event._repr_html_().startswith("<div><pre")
 
 
 def test_cards_of_a_real_network_fit_and_say_what_is_not_kept(s):
-    for stop in s:
-        assert max(map(len, repr(stop).splitlines())) <= WIDTH
+    for event in s:
+        assert max(map(len, repr(event).splitlines())) <= WIDTH
     model = minires.models.build("resnet20_cifar")
     alone = step(cross_entropy(model(Tensor(pictures())), np.array([0, 1])))
     assert "not kept: give the model and x instead" in repr(alone.find(op="linear"))
-    for stop in alone:
-        assert max(map(len, repr(stop).splitlines())) <= WIDTH
+    for event in alone:
+        assert max(map(len, repr(event).splitlines())) <= WIDTH
 
 
 def test_statistics():
@@ -287,7 +287,7 @@ def test_in_a_notebook_there_are_pictures(s):
     both = images(s.back()._repr_html_())
     assert len(both) == 2 and len(images(s.goto("fc")._repr_html_())) == 0
     assert images(s.goto(0)._repr_html_())[0].mode == "RGB"
-    assert max(len(stop._repr_html_()) for stop in s[::10]) < 300_000
+    assert max(len(event._repr_html_()) for event in s[::10]) < 300_000
 
 
 def test_the_pictures_show_the_values():
@@ -328,7 +328,7 @@ def test_large_pictures_are_thinned_out_and_names_escaped():
 
 
 def test_goto_takes_the_name_of_an_operation_and_goes_on_to_the_next_of_it(s):
-    additions = [stop for stop in s if stop.op == "add" and not stop.backward]
+    additions = [event for event in s if event.op == "add" and not event.backward]
     assert [s.goto("add") for _ in additions] == additions
     assert s.goto("add") is additions[0]  # none after the last: from the start again
 
@@ -357,7 +357,7 @@ def test_a_number_means_the_same_to_goto_and_in_brackets(s):
     assert s.goto(-1) is s[-1] and s.goto(3) is s[3]
     for number in (len(s), -len(s) - 1):
         for find in (s.goto, s.__getitem__):
-            with pytest.raises(MiniresError, match=f"there is no stop {number}: 0 is the first and"):
+            with pytest.raises(MiniresError, match=f"there is no event {number}: 0 is the first and"):
                 find(number)
 
 

@@ -284,7 +284,7 @@ READ = """() => {
   const number = (name) => Number(text(row.querySelector(`[data-name=${name}]`)));
   const part = (one) => [one.dataset.part, text(one.querySelector("[data-name=norm]"))];
   return {
-    stop: Number(main.dataset.stop), path: text(document.getElementById("path")),
+    event: Number(main.dataset.event), path: text(document.getElementById("path")),
     op: text(main.querySelector(".op")), norm: number("norm"), mean: number("mean"),
     parts: [...main.querySelectorAll(".fork figure")].map(part),
   };
@@ -321,16 +321,16 @@ class Opened:
         self.page.goto((folder / "trace.html").as_uri())
         self.shown(0)
 
-    def shown(self, stop: int) -> None:
-        self.page.wait_for_selector(f'main[data-stop="{stop}"]', timeout=20_000)
+    def shown(self, event: int) -> None:
+        self.page.wait_for_selector(f'main[data-event="{event}"]', timeout=20_000)
 
-    def press(self, key: str, stop: int) -> None:
+    def press(self, key: str, event: int) -> None:
         self.page.keyboard.press(key)
-        self.shown(stop)
+        self.shown(event)
 
-    def go(self, stop: int) -> None:
-        self.page.locator("#position").fill(str(stop))
-        self.shown(stop)
+    def go(self, event: int) -> None:
+        self.page.locator("#position").fill(str(event))
+        self.shown(event)
 
     def text(self, selector: str) -> str:
         return self.page.locator(selector).first.inner_text()
@@ -388,11 +388,11 @@ def test_every_step_forward_and_back_shows_what_was_recorded(browser, tmp_path):
     ways = [("y", n) for n in range(len(recording.operations))] + [("dy", n) for n in recording.order_back]
     done: dict[str, int] = {}
 
-    def check(stop: int) -> None:
-        way, number = ways[stop]
+    def check(event: int) -> None:
+        way, number = ways[event]
         one, said = recording.operations[number], opened.page.evaluate(READ)
         array = np.asarray(one.output if way == "y" else one.incoming, np.float64)
-        assert (said["stop"], said["op"]) == (stop, one.op) and one.path in said["path"]
+        assert (said["event"], said["op"]) == (event, one.op) and one.path in said["path"]
         assert said["norm"] == pytest.approx(np.linalg.norm(array), rel=6e-5)
         assert said["mean"] == pytest.approx(array.mean(), rel=6e-5, abs=1e-6)
         if way == "dy" and len(one.contributions) > 1:
@@ -405,14 +405,14 @@ def test_every_step_forward_and_back_shows_what_was_recorded(browser, tmp_path):
             assert said["parts"] == []
 
     check(0)
-    for stop in range(1, len(ways)):
-        opened.press("ArrowRight", stop)
-        check(stop)
+    for event in range(1, len(ways)):
+        opened.press("ArrowRight", event)
+        check(event)
         for kind, count in check_points(opened, recording).items():
             done[kind] = done.get(kind, 0) + count
-    for stop in reversed(range(len(ways) - 1)):
-        opened.press("ArrowLeft", stop)
-        check(stop)
+    for event in reversed(range(len(ways) - 1)):
+        opened.press("ArrowLeft", event)
+        check(event)
     # 19 convolutions, 19 batch norms, 19 ReLUs, 9 additions, 2 shortcuts A, pool, dense layer, loss: 71. Only
     # 16 of the 64 means that the pool makes have their arithmetic here.
     assert len(ways) == 2 * 72 and done["y"] >= 3 * 70 and done["dx"] == 3 * (71 + 9)
@@ -425,8 +425,8 @@ def test_operations_of_other_networks_are_explained(browser, tmp_path):
     recording = record_passes(model, x[None], np.array([1]))
     opened = Opened(browser, trace_html(model, x, 1), tmp_path)
     explained = set()
-    for stop in range(2 * len(recording.operations)):
-        opened.go(stop)
+    for event in range(2 * len(recording.operations)):
+        opened.go(event)
         op = opened.text(".op")
         explained |= {(op, kind) for kind in check_points(opened, recording)}
     for op in (
@@ -444,8 +444,8 @@ def test_a_model_that_returns_its_loss(browser, tmp_path):
     recording = record_passes(model, x[None])
     assert model.random_states() == state  # so dropout's mask is the one of the page
     explained = set()
-    for stop in range(10):
-        opened.go(stop)
+    for event in range(10):
+        opened.go(event)
         explained |= {(opened.text(".op"), kind) for kind in check_points(opened, recording)}
     assert {(op, kind) for op in ("dropout", "cross_entropy", "flatten") for kind in ("y", "dx")} <= explained
     assert opened.text("#about").startswith("loss ") and "training mode" in opened.text("#about")
@@ -524,7 +524,7 @@ def test_map_search_plot_keys_and_languages(browser, tmp_path):
     assert opened.text(".op") == "add" and page.locator("#backward").get_attribute("aria-pressed") == "true"
     opened.press("Home", 0)
     opened.press("End", 143)
-    assert page.locator("#next").is_disabled() and opened.text("#stop") == "Step 144 of 144, Backward"
+    assert page.locator("#next").is_disabled() and opened.text("#event") == "Event 144 of 144, Backward"
     page.locator("#plot svg").click(position={"x": 3, "y": 20})
     opened.until(".op", "input")
     # Play goes on by itself until it is stopped.
@@ -536,7 +536,7 @@ def test_map_search_plot_keys_and_languages(browser, tmp_path):
     page.keyboard.press("l")
     page.wait_for_selector("html[lang=zh]")
     opened.until("main h2", "卷积 conv1 conv2d")
-    assert opened.text("#stop").endswith("前向") and opened.text("#mapbox summary") == "网络"
+    assert opened.text("#event").endswith("前向") and opened.text("#mapbox summary") == "网络"
     page.keyboard.press("?")
     assert "下一步" in opened.text("#keys")
     page.keyboard.press("Escape")

@@ -68,7 +68,7 @@ def test_shortcut_a_against_b() -> None:
 )  # fmt: skip
 def test_what_the_rows_say_adds_up_to_the_difference_of_the_totals(a: str, b: str) -> None:
     found = compare(a, b, 224)
-    for total, part in (("params_total", "params"), ("params_trainable",) * 2, ("madds",) * 2):
+    for total, part in (("params_total", "params"), ("params_trainable",) * 2, ("macs",) * 2):
         lists = [[getattr(pair[i], part) for pair in found.layers if pair[i]] for i in (0, 1)]
         difference = getattr(found.b, total) - getattr(found.a, total)
         assert sum(lists[1]) - sum(lists[0]) == difference == published(b)[total] - published(a)[total]
@@ -174,9 +174,10 @@ def test_a_layer_that_is_called_twice() -> None:
 
 def test_memory_is_compared_where_asked() -> None:
     one, other = chain(c=conv(), r=nn.ReLU()), chain(c=conv())
-    assert "held bytes" not in str(small(one, other))
+    assert "saved bytes" not in str(small(one, other))
     found = diff(one, other, (6, 8, 4), memory=True)
-    assert found.a.held and found.b.held and found.a.held > found.b.held and "held bytes" in str(found)
+    assert found.a.saved and found.b.saved and found.a.saved > found.b.saved
+    assert "saved bytes" in str(found)
 
 
 def test_the_dict_can_be_written_as_json() -> None:

@@ -50,7 +50,7 @@ def test_the_figures_of_the_signs_resnet50(signs: nn.Module) -> None:
     summary = summarize(signs, (64, 64, 3), name="resnet50_signs")
     assert summary.params_total == 23_600_006
     assert summary.params_trainable == 23_546_886
-    assert summary.madds == 308_178_944
+    assert summary.macs == 308_178_944
     assert summary.params_total == sum(array.size for array in signs.state_dict().values())
     assert sum(layer.params for layer in summary.layers) == 23_600_006
     assert sum(layer.params_trainable for layer in summary.layers) == 23_546_886
@@ -58,7 +58,7 @@ def test_the_figures_of_the_signs_resnet50(signs: nn.Module) -> None:
     assert (
         len(by_name) == len(summary.layers) == 53 + 53 + 4
     )  # convolutions, batch norms, pools, flatten, fc6
-    assert by_name["conv1"].output == (32, 32, 64) and by_name["conv1"].madds == 32 * 32 * 49 * 3 * 64
+    assert by_name["conv1"].output == (32, 32, 64) and by_name["conv1"].macs == 32 * 32 * 49 * 3 * 64
     assert by_name["res3a_branch1"].kind == "conv 1x1 /2"
     assert by_name["bn2a_branch2c"].kind == "batch norm + shortcut, ReLU"
     assert by_name["bn2a_branch1"].kind == "batch norm"
@@ -90,7 +90,7 @@ def test_every_output_is_what_the_layer_gave() -> None:
     assert [layer.params for layer in layers] == [184, 72, 16, 20, 0, 0, 0, 0, 48 * 7 + 7]
     assert [layer.params_trainable for layer in layers][2] == 8  # not the running statistics
     places = 6 * 8
-    assert [layer.madds for layer in layers] == [
+    assert [layer.macs for layer in layers] == [
         places * 15 * 3 * 4, places * 9 * 2 * 4, 0, places * 16, places * 16, 0, 0, 0, 48 * 7,
     ]  # fmt: skip
     assert layers[1].kind == "conv 3x3, 2 groups" and layers[5].kind == "max pool 2x2 /2"
@@ -145,31 +145,31 @@ def test_the_full_table_is_aligned_and_holds_every_figure() -> None:
     lines = summary.table(full=True).splitlines()
     assert lines[0] == "small, input 6x8x3"
     head = lines[2]
-    assert head.split() == ["layer", "what", "output", "bytes", "parameters", "multiply-adds"]
+    assert head.split() == ["layer", "what", "output", "size", "parameters", "MACs"]
     for layer in summary.layers:
         name = layer.name.removeprefix("body.")
         line = next(one for one in lines if one.split()[:1] == [name] and layer.kind in one)
         assert line.index("x".join(map(str, layer.output))) == head.index("output")
-        if layer.madds:
-            assert line.endswith(f"{layer.madds:,}") and len(line) == len(head)
+        if layer.macs:
+            assert line.endswith(f"{layer.macs:,}") and len(line) == len(head)
     figures = {
         name.strip(): figure for name, figure in ((one[:13], one[13:28].strip()) for one in lines[-6:])
     }
     assert figures == {
         "parameters": f"{summary.params_total:,}", "in torch": f"{summary.parameters:,}",
         "trainable": f"{summary.params_trainable:,}", "not trained": "8",
-        "multiply-adds": f"{summary.madds:,}", "output bytes": f"{summary.output_bytes:,}",
+        "MACs": f"{summary.macs:,}", "output bytes": f"{summary.output_bytes:,}",
     }  # fmt: skip
 
 
 def test_the_dict_can_be_written_as_json() -> None:
     summary = summarize(Small(), (6, 8, 3), name="small")
     content = json.loads(json.dumps(summary.to_dict()))
-    assert content["params_total"] == summary.params_total and content["madds"] == summary.madds
+    assert content["params_total"] == summary.params_total and content["macs"] == summary.macs
     assert content["layers"][0]["output"] == [6, 8, 4]
-    assert content["layers"][0]["output_bytes"] == 6 * 8 * 4 * 4 and content["layers"][0]["held"] is None
+    assert content["layers"][0]["output_bytes"] == 6 * 8 * 4 * 4 and content["layers"][0]["saved"] is None
     content = json.loads(json.dumps(summarize(Small(), (6, 8, 3), memory=True).to_dict()))
-    assert content["held"] == sum(layer["held"] for layer in content["layers"]) > 0
+    assert content["saved"] == sum(layer["saved"] for layer in content["layers"]) > 0
 
 
 def test_parameters_in_the_conventions_of_torch_and_keras() -> None:
@@ -205,11 +205,11 @@ def test_equal_blocks_are_one_line_with_their_sums() -> None:
     # Every parameter and multiply-add is in one line of a stage, and in one of a block.
     table = str(summary).split("\n\nparameters")[0].splitlines()
     head, rows = table[2], [line for line in table[4:] if line]
-    left, right = head.index("bytes") + len("bytes"), head.index("parameters") + len("parameters")
+    left, right = head.index("size") + len("size"), head.index("parameters") + len("parameters")
     for of_block in (False, True):
         ours = [line for line in rows if line.startswith(" ") == of_block]
         assert sum(number(line[left:right]) for line in ours) == summary.params_total
-        assert sum(number(line[right:]) for line in ours) == summary.madds
+        assert sum(number(line[right:]) for line in ours) == summary.macs
 
 
 def number(cell: str) -> int:
@@ -294,14 +294,14 @@ def test_what_the_tape_keeps_for_each_layer() -> None:
         nn.Dropout(0.5),  # a mask
         nn.Linear(192, 7, rng=RNG),  # its input
     )
-    held = [layer.held for layer in summarize(model, (6, 8, 4), memory=True).layers]
+    held = [layer.saved for layer in summarize(model, (6, 8, 4), memory=True).layers]
     assert held == [768 * arrays for arrays in (1, 2, 1, 1, 1, 0, 0, 1, 1)]  # 6 * 8 * 4 = 192 numbers each
 
 
 def test_what_does_not_grow_with_the_pictures_is_not_counted() -> None:
     fixed = np.zeros(100, np.float32)
     model = chain(block(), Keeping(lambda x: {"fixed": fixed.copy()}))
-    assert summarize(model, (6, 8, 4), memory=True).layers[-1].held == 0
+    assert summarize(model, (6, 8, 4), memory=True).layers[-1].saved == 0
 
 
 @pytest.mark.parametrize("name", ["resnet20_cifar", "se_resnet56_cifar", "densenet_bc100_k12_cifar"])
@@ -320,7 +320,7 @@ def test_what_the_tape_keeps_is_the_memory_that_a_forward_pass_leaves(name: str)
         tracemalloc.stop()
         return bytes_left
 
-    held = summarize(model, (32, 32, 3), memory=True).held
+    held = summarize(model, (32, 32, 3), memory=True).saved
     picture = 32 * 32 * 3 * 4  # it was there before
     assert held is not None and held - picture == pytest.approx((left(10) - left(2)) / 8, rel=2e-3)
 
@@ -328,12 +328,12 @@ def test_what_the_tape_keeps_is_the_memory_that_a_forward_pass_leaves(name: str)
 def test_what_is_kept_outside_of_layers_has_its_place() -> None:
     summary = summarize(models.build("se_resnet56_cifar"), (32, 32, 3), memory=True)
     # Behind the gate, addition and ReLU are an operation of the block, which keeps its result.
-    assert summary.held_between["res2b1"] >= 4 * 32 * 32 * 16
-    assert summary.held == sum(layer.held or 0 for layer in summary.layers) + sum(
-        summary.held_between.values()
+    assert summary.saved_between["res2b1"] >= 4 * 32 * 32 * 16
+    assert summary.saved == sum(layer.saved or 0 for layer in summary.layers) + sum(
+        summary.saved_between.values()
     )
     assert str(summary).count("(between layers)") == 0
-    assert summary.table(full=True).count("(between layers)") == len(summary.held_between) == 27
+    assert summary.table(full=True).count("(between layers)") == len(summary.saved_between) == 27
 
 
 def test_a_recomputed_block_keeps_its_input_only() -> None:
@@ -351,14 +351,14 @@ def test_a_recomputed_block_keeps_its_input_only() -> None:
     picture = 4 * 6 * 8 * 4
     plain = summarize(chain(block(), inside()), (6, 8, 4), memory=True)
     saving = summarize(chain(block(), Recomputed(inside())), (6, 8, 4), memory=True)
-    assert plain.held == (1 + 4 * 2) * picture
-    assert saving.held == 3 * picture  # the picture; and in the first block, input and result of the norm
+    assert plain.saved == (1 + 4 * 2) * picture
+    assert saving.saved == 3 * picture  # the picture; and in the first block, input and result of the norm
 
 
 def test_a_buffer_that_layers_share_is_counted_once() -> None:
     options: dict[str, Any] = {"blocks": (3, 3, 3), "growth": 4, "stem": "cifar"}
     shared, copied = (
-        summarize(models.build("densenet121", shared=shared, **options), (16, 16, 3), memory=True).held or 0
+        summarize(models.build("densenet121", shared=shared, **options), (16, 16, 3), memory=True).saved or 0
         for shared in (True, False)
     )
     assert 0 < shared < copied
@@ -370,19 +370,19 @@ def test_frozen_layers_keep_less() -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad = name.startswith("fc")
     head = summarize(model, (32, 32, 3), memory=True)
-    assert whole.held is not None and whole.held > 1_000_000
-    assert head.held == 4 * 64  # what the dense layer reads
+    assert whole.saved is not None and whole.saved > 1_000_000
+    assert head.saved == 4 * 64  # what the dense layer reads
     for parameter in model.parameters():
         parameter.requires_grad = False
-    assert summarize(model, (32, 32, 3), memory=True).held == 0
+    assert summarize(model, (32, 32, 3), memory=True).saved == 0
 
 
 def test_it_is_measured_where_one_picture_could_not_train() -> None:
     # The last stage has one place: batch norm needs two values.
     summary = summarize(models.build("resnet18"), (32, 32, 3), memory=True)
-    assert summary.outputs["res5b"] == (1, 1, 512) and summary.held and summary.held > 0
+    assert summary.outputs["res5b"] == (1, 1, 512) and summary.saved and summary.saved > 0
     with no_grad():
-        assert summarize(models.build("resnet18"), (32, 32, 3), memory=True).held == summary.held
+        assert summarize(models.build("resnet18"), (32, 32, 3), memory=True).saved == summary.saved
 
 
 def test_a_model_summarizes_itself():

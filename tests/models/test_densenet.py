@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 
-from minires import Tensor, specification, unfused
+from minires import Tensor, reference, unfused
 from minires.errors import ConfigError
 from minires.models import build
 from minires.models.densenet import DenseBlock
@@ -201,7 +201,7 @@ def test_shared_and_plain_concatenation_are_one_network(options, training, dtype
 
 
 @pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("implementation", [unfused, specification])
+@pytest.mark.parametrize("implementation", [unfused, reference])
 def test_fused_is_unfused_is_the_specification(shared, implementation):
     model = oracle.shake(small(shared=shared, bottleneck=True)).astype("float64")
     state = model.state_dict()

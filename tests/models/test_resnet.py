@@ -346,11 +346,11 @@ def test_names_of_the_released_model():
 
 def figures(name, size, **options):
     found = summarize(build(name, initializer="zeros", **options), (size, size, 3))
-    return np.array([found.params_total, found.params_trainable, found.madds])
+    return np.array([found.params_total, found.params_trainable, found.macs])
 
 
 def test_what_the_options_cost():
-    """Differences of parameters in all, parameters trained, multiply-adds; see the head of resnet.py."""
+    """Differences of parameters in all, parameters trained, MACs; see the head of resnet.py."""
     fifty, twenty = figures("resnet50", 64), figures("resnet20_cifar", 32)
     assert list(fifty)[:2] == [25_610_152, 25_557_032]
     more = 231_211_008 * 64**2 // 224**2  # each layer has as many places as the picture, in proportion

@@ -62,7 +62,7 @@ def test_the_forms_have_the_same_figures(form):
         summarize(build("resnext50_32x4d", form=f, initializer="zeros", **SMALL), (64, 64, 3))
         for f in ("grouped", form)
     )
-    for figure in ("params_total", "params_trainable", "madds"):
+    for figure in ("params_total", "params_trainable", "macs"):
         assert getattr(one, figure) == getattr(other, figure)
 
 

@@ -345,13 +345,13 @@ def test_summary_ends_each_stage_with_its_output():
 
 
 def test_what_no_squeeze_costs():
-    """Table 16: 4.27 billion multiply-adds without a squeeze, and 28.1 million weights with and without."""
+    """Table 16: 4.27 billion MACs without a squeeze, and 28.1 million weights with and without."""
     found = [
         summarize(build("se_resnet50", squeeze=squeeze, initializer="zeros"), (224, 224, 3))
         for squeeze in SQUEEZES
     ]
     # With the squeeze the paper has 3.87, but the released model's convolutions and dense layers make 3.8605.
-    assert [round(summary.madds / 1e9, 2) for summary in found] == [3.86, 3.86, 4.27]
+    assert [round(summary.macs / 1e9, 2) for summary in found] == [3.86, 3.86, 4.27]
     assert {round(summary.params_trainable / 1e6, 1) for summary in found} == {28.1}
 
 

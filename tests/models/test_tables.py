@@ -1,9 +1,9 @@
-"""Every model against the figures of its paper: 141 rows of parameters, multiply-adds and output sizes.
+"""Every model against the figures of its paper: 141 rows of parameters, MACs and output sizes.
 
 ``counts.json`` holds the rows. Each was derived layer by layer from the paper or release that its ``source``
 names; ``verified`` says that a figure equals one that was published independently. ``build`` and ``options``
 are what of ours the row is about. ``params_total`` counts what is trained (convolutions, gamma and beta of
-batch norms, dense layers) and two running statistics per channel of a batch norm; ``madds`` counts
+batch norms, dense layers) and two running statistics per channel of a batch norm; ``macs`` counts
 convolutions and dense layers.
 """
 
@@ -60,19 +60,19 @@ def test_plain_networks_have_the_figures_of_option_a():
         plain, residual = (
             figures(f"{kind}{depth}_cifar", {}, 10, (32, 32, 3)) for kind in ("plain", "resnet")
         )
-        assert all(plain[key] == residual[key] for key in ("params_total", "params_trainable", "madds"))
+        assert all(plain[key] == residual[key] for key in ("params_total", "params_trainable", "macs"))
 
 
 def test_a_resnext_of_one_path_has_the_figures_of_the_resnet():
     for depth in (50, 101):
         one = figures(f"resnext{depth}_1x64d", {}, 1000, (224, 224, 3))
         resnet = figures(f"resnet{depth}", {"stride_on": "3x3"}, 1000, (224, 224, 3))
-        assert all(one[key] == resnet[key] for key in ("params_total", "params_trainable", "madds"))
+        assert all(one[key] == resnet[key] for key in ("params_total", "params_trainable", "macs"))
 
 
 def test_vgg_with_both_normalisations_has_the_figures_of_batch_norm_alone():
     both, one = (figures(name, {}, 1000, (224, 224, 3)) for name in ("vgg11_lrn_bn", "vgg11_bn"))
-    assert all(both[key] == one[key] for key in ("params_total", "params_trainable", "madds"))
+    assert all(both[key] == one[key] for key in ("params_total", "params_trainable", "macs"))
 
 
 def test_the_gates_of_se_vgg16_bn():
@@ -81,7 +81,7 @@ def test_the_gates_of_se_vgg16_bn():
     gates = [64, 64, 128, 128, *[256] * 3, *[512] * 6]
     weights, biases = sum(2 * c * c // 16 for c in gates), sum(c + c // 16 for c in gates)
     assert gated["params_trainable"] - plain["params_trainable"] == weights + biases
-    assert gated["madds"] - plain["madds"] == weights
+    assert gated["macs"] - plain["macs"] == weights
 
 
 def test_every_listed_model_is_registered_and_no_other():
@@ -121,6 +121,6 @@ def test_every_model_runs_forward_and_backward(name):
     logits = model(x)
     assert logits.shape == (2, 3) and np.isfinite(logits.data).all()
     loss = cross_entropy(logits, np.array([0, 2]))
-    assert minires.cut(loss, model) == []
+    assert minires.unused_parameters(loss, model) == []
     loss.backward()
     assert all(p.grad is not None and np.isfinite(p.grad).all() for p in model.parameters())

@@ -233,7 +233,7 @@ def test_a_summary_shows_what_is_left():
     assert kinds["bn2a_branch2b"] == "+ shortcut, ReLU"
     assert kinds["bn3a_branch1"] == "AddReLU, nothing to do"
     assert summary.params_total == summary.params_trainable == sum(p.size for p in fused.parameters())
-    assert summary.madds == summarize(net(), (32, 32, 3)).madds
+    assert summary.macs == summarize(net(), (32, 32, 3)).macs
 
 
 def test_errors_and_the_tape_name_the_layers_as_before():
@@ -268,7 +268,7 @@ def test_it_can_be_trained_and_its_gradients_are_its_own():
     fused = minires.fuse(model).train()
     before = fused.state_dict()
     y = fused(picture(16))
-    assert minires.cut(y, fused) == []
+    assert minires.unused_parameters(y, fused) == []
     y.backward(np.ones((2, 3), np.float32))
     assert all(parameter.grad is not None for parameter in fused.parameters())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -286,7 +286,7 @@ def test_frozen_weights_are_folded_and_stay_frozen():
     assert trained == {"conv1.weight", "conv1.bias", "fc.weight"}
 
 
-@pytest.mark.parametrize("mode", [minires.no_grad, minires.unfused, minires.specification])
+@pytest.mark.parametrize("mode", [minires.no_grad, minires.unfused, minires.reference])
 def test_it_can_be_made_and_run_in_every_mode(mode):
     model = net()
     with mode():

@@ -92,7 +92,7 @@ def test_results_gradients_statistics_and_random_states(make, training):
     assert_same_bits(*(results(make, run, training=training) for run in RUNS.values()))
 
 
-@pytest.mark.parametrize("mode", [minires.unfused, minires.specification])
+@pytest.mark.parametrize("mode", [minires.unfused, minires.reference])
 @pytest.mark.parametrize("make", [residual, dense])
 def test_the_second_run_is_in_the_mode_of_the_first(make, mode):
     """The backward is asked for outside of the mode: the plain tape has its nodes already."""
@@ -112,11 +112,11 @@ def test_a_mode_that_is_on_in_the_backward_only_is_not_for_the_second_run():
 
     class Watched(ReLU):
         def forward(self, x):
-            steps.append((minires.tensor.is_fused(), backend.is_specification()))
+            steps.append((minires.tensor.is_fused(), backend.is_reference()))
             return super().forward(x)
 
     y = minires.recompute(Watched(), Tensor([1.0], requires_grad=True))
-    with minires.unfused(), minires.specification(), minires.no_grad():
+    with minires.unfused(), minires.reference(), minires.no_grad():
         y.backward()
     assert steps == [(True, False)] * 2
 
@@ -127,7 +127,7 @@ def test_a_whole_network_block_by_block():
         x = Tensor(rng(1).standard_normal((4, 16, 16, 3)).astype(np.float32))
         for _, block in model.children():
             x = run(block, x)
-        assert minires.cut(x, model) == []
+        assert minires.unused_parameters(x, model) == []
         x.backward(rng(2).standard_normal(x.shape).astype(np.float32))
         return {name: p.grad for name, p in model.named_parameters()} | dict(model.named_buffers()), {}
 
@@ -268,10 +268,10 @@ def test_only_parameters_that_are_used_are_connected():
     block.b.weight.requires_grad = False
     block.forward = lambda x: block.a(x)
     loss = minires.recompute(block, Tensor(np.ones((1, 2), np.float32))).sum()
-    assert minires.cut(loss, block) == ["b.weight", "b.bias"]
+    assert minires.unused_parameters(loss, block) == ["b.weight", "b.bias"]
     block.forward = lambda x: block.b(block.a(x))
     loss = minires.recompute(block, Tensor(np.ones((1, 2), np.float32))).sum()
-    assert minires.cut(loss, block) == ["b.weight"]
+    assert minires.unused_parameters(loss, block) == ["b.weight"]
     loss.backward()
     assert block.b.weight.grad is None and block.b.bias.grad is not None and block.a.weight.grad is not None
 

@@ -114,7 +114,7 @@ def test_summary_counts_it(squeeze, places):
     model = Sequential(conv=Conv2d(3, 12, 1, bias=False, rng=rng), se=made)
     summary = summarize(model, (4, 5, 3))
     assert summary.params_total == 36 + 12 * 4 * 2 + 16
-    assert summary.madds == 36 * 20 + 12 * 4 * 2 * places
+    assert summary.macs == 36 * 20 + 12 * 4 * 2 * places
     assert summary.layers[-1].name == "se.scale" and summary.layers[-1].output == (4, 5, 12)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import opcheck
 import pytest
 
-from minires import Tensor, backend, specification, unfused
+from minires import Tensor, backend, reference, unfused
 from minires.errors import ShapeError
 from minires.ops import cases
 from minires.ops.batch_norm import arguments, batch_norm, numba_kernels
@@ -82,7 +82,7 @@ def test_running_statistics(convention, fast):
         if fast:
             batch_norm(*_tensors(x), training=True, momentum=momentum, **options)
         else:
-            with specification():
+            with reference():
                 batch_norm(*_tensors(x), training=True, momentum=momentum, **options)
         rows = x.reshape(-1, 3)
         mean = kept * mean + (1 - kept) * rows.mean(0)
@@ -119,7 +119,7 @@ def test_inference_uses_the_running_statistics_and_keeps_them(fast):
     if fast:
         y = run()
     else:
-        with specification():
+        with reference():
             y = run()
     expected = gamma.data * (x.data - mean) / np.sqrt(var) + beta.data
     assert y.dtype == np.float32 and np.allclose(y.numpy(), expected, atol=1e-6)
@@ -147,7 +147,7 @@ def test_a_large_common_mean_does_not_eat_the_variance():
 
 
 def test_a_constant_channel_stays_finite():
-    for implementation in (specification, unfused):
+    for implementation in (reference, unfused):
         with implementation():
             x, gamma, beta = _tensors(np.full((5, 2), 3.0))
             y = batch_norm(x, gamma, beta, training=True)
@@ -163,14 +163,14 @@ def test_nan_is_not_hidden_by_relu(fast):
     if fast:
         y = batch_norm(x, ones, zeros, training=True, relu=True)
     else:
-        with specification():
+        with reference():
             y = batch_norm(x, ones, zeros, training=True, relu=True)
     assert np.isnan(y.numpy()).tolist() == [[True, False], [True, False]]
 
 
 @pytest.mark.parametrize("channels", [1, 7, 64])
 def test_many_rows_on_three_threads(channels):
-    """Enough numbers that the sums are cut into shards."""
+    """Enough numbers that the sums are cut into chunks."""
     before = backend.threads()
     case = cases.all_cases()["batch_norm"][6]
     assert case.options == {"training": True, "relu": True} and "add" in case.inputs
@@ -182,7 +182,7 @@ def test_many_rows_on_three_threads(channels):
         fast = opcheck.run(case, arrays)
     finally:
         backend.set_threads(before)
-    with specification():
+    with reference():
         opcheck.assert_all_close(fast, opcheck.run(case, arrays), 1e-11, "three threads")
 
 
@@ -209,7 +209,7 @@ def test_a_view_is_as_good_as_a_copy_of_it(name, dtype, training):
     whole = np.random.default_rng(0).standard_normal((3, 4, 5, 8)).astype(dtype)
     view = whole[VIEWS[name][0]]
     statistics = running_statistics(Tensor(view))
-    for implementation in (nullcontext, specification):
+    for implementation in (nullcontext, reference):
         found = []
         for array in (view, view.copy()):
             x, gamma, beta = _tensors(array, dtype)
@@ -250,7 +250,7 @@ def test_the_tape_keeps_no_copy_of_a_view(fast):
     whole = np.random.default_rng(0).standard_normal((64, 16, 16, 32)).astype(np.float32)
     x, gamma, beta = _tensors(whole[..., :16], "float32")
     x = Tensor(whole[..., :16], requires_grad=True)
-    with nullcontext() if fast else specification():
+    with nullcontext() if fast else reference():
         batch_norm(x, gamma, beta, training=True)  # compile the kernels
         tracemalloc.start()
         try:

@@ -7,7 +7,7 @@ import numpy as np
 import opcheck
 import pytest
 
-from minires import Tensor, specification
+from minires import Tensor, reference
 from minires.backend import cuda
 from minires.ops.batch_norm import batch_norm, cuda_kernels
 
@@ -45,9 +45,9 @@ def _run(x, training, **options):
 
 
 def _check(x, training=True, **options):
-    """The kernels against the specification."""
+    """The kernels against the reference implementation."""
     got = _run(x, training, **options)
-    with specification():
+    with reference():
         expected = _run(x, training, **options)
     opcheck.assert_all_close(got, expected, opcheck.CLOSE[str(x.dtype)], f"{x.shape} {training=} {options}")
 
@@ -125,7 +125,7 @@ def test_running_statistics_of_any_layout(convention, layout, emulator):
     ones, zeros = Tensor(np.ones(6, np.float32)), Tensor(np.zeros(6, np.float32))
     for training in (True, False):
         found = []
-        for implementation in (nullcontext, specification):
+        for implementation in (nullcontext, reference):
             dtype = "float64" if layout == "float64" else "float32"
             mean, var = np.linspace(-1, 1, 12).astype(dtype), np.linspace(1, 2, 12).astype(dtype)
             mean, var = (a[::2] if layout == "every second" else a[:6] for a in (mean, var))

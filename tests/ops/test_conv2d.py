@@ -6,7 +6,7 @@ import numpy as np
 import opcheck
 import pytest
 
-from minires import Tensor, backend, specification
+from minires import Tensor, backend, reference
 from minires.errors import ShapeError
 from minires.ops import cases
 from minires.ops import conv2d as module
@@ -85,10 +85,10 @@ def test_small_blocks_on_three_threads(monkeypatch, three_threads, pictures, joi
     monkeypatch.setattr(columns, "_COPY_GRAIN", 1)
     for case in cases.all_cases()["conv2d"]:
         arrays = case.arrays()
-        # Seven pictures, or the lines of one, for three threads: shards and blocks of unequal sizes.
+        # Seven pictures, or the lines of one, for three threads: chunks and blocks of unequal sizes.
         arrays["x"] = np.random.default_rng(1).standard_normal((pictures, *arrays["x"].shape[1:]))
         fast = opcheck.run(case, arrays)
-        with specification():
+        with reference():
             expected = opcheck.run(case, arrays)
         opcheck.assert_all_close(fast, expected, 1e-12, str(case))
 
@@ -200,7 +200,7 @@ def test_what_is_told_of_every_case_is_what_ran(taken, case):
     options = {name: value for name, value in case.options.items() if name != "relu"}
     told = run_and_ask(shapes["x"], shapes["w"], options)
     assert taken == told
-    with specification():
+    with reference():
         told = run_and_ask(shapes["x"], shapes["w"], options)
     assert taken == told
     assert {name for name, _ in told.values()} == {"reference"}
@@ -271,7 +271,7 @@ def test_dtypes_are_never_mixed():
         conv2d(Tensor(np.ones(X)), Tensor(np.ones(W, np.float32)))
 
 
-@pytest.mark.parametrize("implementation", ["fast", "specification"])
+@pytest.mark.parametrize("implementation", ["fast", "reference"])
 def test_nan_is_not_hidden(implementation):
     x = np.zeros((1, 3, 3, 1))
     x[0, 0, 0, 0] = np.nan
@@ -279,6 +279,6 @@ def test_nan_is_not_hidden(implementation):
     if implementation == "fast":
         y = conv2d(Tensor(x), w)
     else:
-        with specification():
+        with reference():
             y = conv2d(Tensor(x), w)
     assert np.isnan(y.numpy()[0, :, :, 0]).tolist() == [[True, False], [False, False]]

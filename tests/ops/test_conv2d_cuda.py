@@ -7,7 +7,7 @@ import numpy as np
 import opcheck
 import pytest
 
-from minires import Tensor, specification
+from minires import Tensor, reference
 from minires.backend import cuda
 from minires.ops import conv2d as module
 from minires.ops.conv2d import choose, conv2d, cuda_columns, way
@@ -46,7 +46,7 @@ def emulator(monkeypatch):
 
 
 def check(x, w, options, dtype="float64"):
-    """The three products against the specification."""
+    """The three products against the reference implementation."""
     rng = np.random.default_rng(3)
     groups = options.get("groups", 1)
     stride, padding, dilation = (options.get(*o) for o in (("stride", 1), ("padding", 0), ("dilation", 1)))
@@ -115,7 +115,7 @@ def test_joined_groups(most, left, emulator, monkeypatch):
     assert emulator.launches["col2im"] == left
     told = way(shapes["x"], shapes["w"], groups=16, padding=1)
     assert {*told} == {("cuda_columns", left)}
-    with specification():
+    with reference():
         expected = opcheck.run(case, arrays)
     opcheck.assert_all_close(got, expected, 1e-12, f"{left} groups")
 

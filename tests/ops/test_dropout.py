@@ -12,7 +12,7 @@ from minires.ops.dropout import dropout
 @opcheck.on_devices
 @opcheck.of("dropout")
 def test_case(case, device):
-    # On a GPU the fast path draws other masks than the specification, as its docstring says.
+    # On a GPU the fast path draws other masks than the reference implementation, as its docstring says.
     opcheck.check(case, device, implementations=device == "cpu")
 
 

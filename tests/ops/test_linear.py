@@ -29,7 +29,7 @@ def test_against_torch(case):
         ((2, 3), (4, 5), None, "linear: x (2, 3) has 3 features but w (4, 5) expects 4"),
         ((2, 3), (3, 5), (3,), "linear: b must have shape (5,), one per output, not (3,)"),
         ((2, 3, 1), (3, 5), None, "x (2, 3, 1) has 1 features but w (3, 5) expects 3; flatten(x) makes"),
-        ((), (3, 5), None, "linear: x is a single value; it must be (N, C)"),
+        ((), (3, 5), None, "linear: x must be (N, C), 2 axes, but its shape is ()"),
         ((2, 3), (3,), None, "linear: w must be (C, O), 2 axes, but its shape is (3,)"),
     ],
 )

@@ -51,7 +51,7 @@ def test_the_layer():
     assert np.array_equal(y, local_response_norm(x, 3, **options).numpy())
     model = nn.Sequential(conv=nn.Conv2d(3, 4, 1, rng=np.random.default_rng(0)), lrn=nn.LocalResponseNorm())
     row = summarize(model, (5, 5, 3)).layers[1]
-    assert (row.kind, row.output, row.params, row.madds) == ("local response norm", (5, 5, 4), 0, 0)
+    assert (row.kind, row.output, row.params, row.macs) == ("local response norm", (5, 5, 4), 0, 0)
 
 
 @pytest.mark.parametrize(

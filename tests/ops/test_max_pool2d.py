@@ -6,7 +6,7 @@ import numpy as np
 import opcheck
 import pytest
 
-from minires import Tensor, specification
+from minires import Tensor, reference
 from minires.errors import ShapeError
 from minires.ops.max_pool2d import max_pool2d
 
@@ -32,7 +32,7 @@ def test_against_torch(case):
     opcheck.check_against_torch(case, reference)
 
 
-both = pytest.mark.parametrize("fast", [True, False], ids=["fast", "specification"])
+both = pytest.mark.parametrize("fast", [True, False], ids=["fast", "reference"])
 
 
 def _pool(picture, dy, fast, **options):
@@ -42,7 +42,7 @@ def _pool(picture, dy, fast, **options):
         y = max_pool2d(x, **options)
         y.backward(np.asarray(dy, np.float64)[None, :, :, None])
     else:
-        with specification():
+        with reference():
             y = max_pool2d(x, **options)
             y.backward(np.asarray(dy, np.float64)[None, :, :, None])
     return y.numpy()[0, :, :, 0].tolist(), x.grad[0, :, :, 0].tolist()

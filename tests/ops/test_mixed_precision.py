@@ -12,7 +12,7 @@ import numpy as np
 import opcheck
 import pytest
 
-from minires import Tensor, backend, specification
+from minires import Tensor, backend, reference
 from minires.backend import cuda
 from minires.errors import ConfigError, ShapeError
 from minires.ops import cases, checks, concat, dropout, relu
@@ -165,7 +165,7 @@ def _check_exact_convolution():
     assert np.array_equal(y.numpy(), np.full(y.shape, 2 * (255 + 8)).astype(BFLOAT16))
     y.backward(dy.astype(BFLOAT16))
     exact = Tensor(x, requires_grad=True)
-    with specification():
+    with reference():
         conv2d(exact, Tensor(w)).backward(dy)
     assert np.array_equal(leaves[0].grad, exact.grad.astype(BFLOAT16))
     assert leaves[1].grad.dtype == leaves[2].grad.dtype == np.float32

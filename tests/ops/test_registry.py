@@ -167,7 +167,7 @@ def seen_by_others(model, x):
     page = trace_html(model, x, 1).decode()
     table = json.loads(zlib.decompress(base64.b64decode(re.search(r'id="chunk0">([^<]*)<', page)[1])))
     layers = summarize(model, x.shape[1:], memory=True).layers
-    kinds = [(layer.kind, layer.madds, layer.held) for layer in layers]
+    kinds = [(layer.kind, layer.macs, layer.saved) for layer in layers]
     operations = [(one["op"], one["label"], one["options"], one["arithmetic"]) for one in table["operations"]]
     return cards, texts, kinds, operations
 

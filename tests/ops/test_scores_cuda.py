@@ -56,7 +56,7 @@ in_both = pytest.mark.parametrize("op", SOFTMAXES)
 
 
 def check_softmax(op, x):
-    """Forward and backward against the specification, each in one launch."""
+    """Forward and backward against the reference implementation, each in one launch."""
     forward, backward = SOFTMAXES[op]
     dy, close = normal(x.shape, x.dtype, 1), opcheck.CLOSE[str(x.dtype)]
     y = softmax._rows_cuda(np, op, x)
@@ -243,7 +243,7 @@ def test_labels_that_make_no_sense(emulator):
 
 
 def test_array_code_on_a_gpu_makes_them_nan_too(monkeypatch):
-    """As it runs with the specification, and in nll_loss."""
+    """As it runs with the reference implementation, and in nll_loss."""
     monkeypatch.setattr(minires.backend, "device_of", lambda array: "cuda:0")
     monkeypatch.setattr(minires.backend, "to_device", lambda array, device: array)
     logits = Tensor(normal((4, 3)), requires_grad=True)
@@ -403,7 +403,7 @@ def test_the_mask_is_what_philox_draws(emulator):
 
 @opcheck.of("dropout")
 def test_cases_of_dropout(case, emulator):
-    """All but the comparison with the specification, whose masks are others."""
+    """All but the comparison with the reference implementation, whose masks are others."""
     opcheck.check_layouts(case)
     opcheck.check_upstream_layouts(case)
     opcheck.check_memory(case)

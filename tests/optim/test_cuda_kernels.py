@@ -139,7 +139,7 @@ def check(case, dtype, device="cpu"):
     arrays, plain_arrays = Arrays(device), Arrays()
     fast, plain = make(kind, options, dtype, arrays), make(kind, options, dtype, plain_arrays)
     run(fast, arrays)
-    with backend.specification():
+    with backend.reference():
         run(plain, plain_arrays)
     assert_same(numbers_of(fast), numbers_of(plain), CLOSE[dtype])
 
@@ -184,7 +184,7 @@ def test_what_does_not_fit_is_left_to_the_plain_code(machine):
         for parameter, gradient in zip(parameters, given, strict=True):
             parameter.grad = gradient
         optimizer = SGD(parameters, 0.1, momentum=0.9)
-        with backend.specification(on=bool(results)):
+        with backend.reference(on=bool(results)):
             norm = optimizer.gradient_norm()
             for _ in range(2):
                 optimizer.step()
@@ -234,7 +234,7 @@ def test_tables_are_sent_where_they_changed_and_stay_in_their_place(case, machin
     fast.step()
     addresses, numbers = fast._on_gpu.tables["float32"]
     sent, devices = addresses.host, (addresses.device, numbers.device)
-    with backend.specification():
+    with backend.reference():
         plain.step()
         for _ in range(3):
             for optimizer in (fast, plain):
@@ -279,7 +279,7 @@ def check_average(dtype, device="cpu"):
         average.averages = {
             path: arrays(backend.to_device(array, "cpu")) for path, array in average.averages.items()
         }
-        with backend.specification(on=bool(results)):
+        with backend.reference(on=bool(results)):
             for _ in range(STEPS):
                 for tensor in model.parameters.values():
                     weight = rng.standard_normal(tensor.shape).astype(dtype)

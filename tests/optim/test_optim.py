@@ -79,11 +79,11 @@ def test_equals_pytorch_in_float64(case):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("case", CASES)
 def test_fused_equals_plain(case, dtype, monkeypatch):
-    monkeypatch.setattr("minires.optim.optimizer._GRAIN", 16)  # several shards, cut inside the parameters
+    monkeypatch.setattr("minires.optim.optimizer._GRAIN", 16)  # several chunks, cut inside the parameters
     kind, options = CASES[case]
     fused, plain = make(dtype), make(dtype)
     a = run(kind(fused, **options), fused)
-    with backend.specification():
+    with backend.reference():
         b = run(kind(plain, **options), plain)
     for x, y in zip(a, b, strict=True):
         assert x.dtype == dtype

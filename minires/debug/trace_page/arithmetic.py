@@ -263,13 +263,13 @@ def _products(form: Products, one: Operation, choices: Sequence[Choice], add: Ad
 
     def forward(x: NDArray[Any], part: NDArray[Any], places: Sequence[int]) -> NDArray[Any]:
         if form.transposed:
-            return _scatter(x, part.swapaxes(2, 3), windows, places)
-        return _correlate(x, part, windows, places)
+            return _adjoint(x, part.swapaxes(2, 3), windows, places)
+        return _forward(x, part, windows, places)
 
     def back(dy: NDArray[Any], part: NDArray[Any], places: Sequence[int]) -> NDArray[Any]:
         if form.transposed:
-            return _correlate(dy, part.swapaxes(2, 3), windows, places)
-        return _scatter(dy, part, windows, places)
+            return _forward(dy, part.swapaxes(2, 3), windows, places)
+        return _adjoint(dy, part, windows, places)
 
     arrays = {"kernel": np.transpose(kernels(w, before.kept, detail), (3, 2, 0, 1))}
     others = _without(x.shape[-1], before.kept)
@@ -320,7 +320,7 @@ def _taps(
         yield kh, kw, np.ix_(rows[i] + row, columns[j] + column), np.ix_(i, j)
 
 
-def _correlate(large: NDArray[Any], w: NDArray[Any], windows: Windows, places: Sequence[int]) -> NDArray[Any]:
+def _forward(large: NDArray[Any], w: NDArray[Any], windows: Windows, places: Sequence[int]) -> NDArray[Any]:
     """The convolution of (H, W, C) with w (KH, KW, C, O) -> (OH, OW, O)."""
     small = np.zeros((*places, w.shape[3]))
     for kh, kw, under, over in _taps(windows, large.shape, places):
@@ -328,8 +328,8 @@ def _correlate(large: NDArray[Any], w: NDArray[Any], windows: Windows, places: S
     return small
 
 
-def _scatter(small: NDArray[Any], w: NDArray[Any], windows: Windows, places: Sequence[int]) -> NDArray[Any]:
-    """The adjoint of :func:`_correlate`: (OH, OW, O) -> (H, W, C) for the C channels of w."""
+def _adjoint(small: NDArray[Any], w: NDArray[Any], windows: Windows, places: Sequence[int]) -> NDArray[Any]:
+    """The adjoint of :func:`_forward`: (OH, OW, O) -> (H, W, C) for the C channels of w."""
     large = np.zeros((*places, w.shape[2]))
     for kh, kw, under, over in _taps(windows, places, small.shape):
         large[under] += small[over] @ w[kh, kw].T

@@ -106,7 +106,7 @@ _WIDE = 64  # numbers in a row that make a kernel's inner loop worth its beginni
 
 
 def _reduce(task: Any, rows: Array, *given: Array) -> tuple[Array, Array]:
-    """The two sums of each channel: ``task(rows, *given, start, stop, a, b)`` on shards of the rows, each
+    """The two sums of each channel: ``task(rows, *given, start, stop, a, b)`` on chunks of the rows, each
     with sums of its own, added up at the end.
 
     ``given`` have a number per channel. Where there are few channels, several rows are taken as one; a view
@@ -118,7 +118,7 @@ def _reduce(task: Any, rows: Array, *given: Array) -> tuple[Array, Array]:
         together *= 2
     rows = _wide(rows) if together == 1 else np.ascontiguousarray(rows).reshape(count // together, -1)
     tiled = [np.tile(numbers, together) for numbers in given]
-    parts = backend.shards(len(rows), max(1, _GRAIN // (together * channels)))
+    parts = backend.chunks(len(rows), max(1, _GRAIN // (together * channels)))
     sums = np.zeros((len(parts), 2, together * channels))  # float64
     calls = [partial(task, rows, *tiled, *part, *pair) for part, pair in zip(parts, sums, strict=True)]
     backend.parallel_calls(calls)
@@ -142,10 +142,10 @@ def forward(
     wide, y = _wide(x), np.empty(x.shape, x.dtype)
     scale, added = gamma * inv, _none(x) if add is None else add
 
-    def shard(start: int, stop: int) -> None:
+    def chunk(start: int, stop: int) -> None:
         _normalize_numba(wide, scale, mean, beta, added, relu, y, start, stop)
 
-    backend.parallel_for(shard, len(x), max(1, _GRAIN // x.shape[1]))
+    backend.parallel_for(chunk, len(x), max(1, _GRAIN // x.shape[1]))
     return y
 
 
@@ -178,10 +178,10 @@ def backward(
     slope, offset = slope.astype(x.dtype), offset.astype(x.dtype)
     wide, dx, dadd = _wide(x), np.empty_like(y), np.empty_like(y) if need_dadd else _none(x)
 
-    def shard(start: int, stop: int) -> None:
+    def chunk(start: int, stop: int) -> None:
         _gradient_numba(dy, wide, signs, mean, scale, beta, relu, slope, offset, dx, dadd, start, stop)
 
-    backend.parallel_for(shard, len(x), max(1, _GRAIN // x.shape[1]))
+    backend.parallel_for(chunk, len(x), max(1, _GRAIN // x.shape[1]))
     return dx, dgamma.astype(x.dtype), dbeta.astype(x.dtype), dadd
 
 

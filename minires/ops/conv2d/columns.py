@@ -1,4 +1,4 @@
-"""Convolution by im2col on the CPU: cut into shards and blocks that stay in cache.
+"""Convolution by im2col on the CPU: cut into chunks and blocks that stay in cache.
 
 The same three products as in ``minires.ops.conv2d``, which says what they are:
 
@@ -6,7 +6,7 @@ The same three products as in ``minires.ops.conv2d``, which says what they are:
     backward_x   dx = col2im(dy @ w^T)
     backward_w   dw = im2col(x)^T @ dy
 
-Each thread takes a shard of the output's lines, and of that a block of a few lines at a time, so that the
+Each thread takes a chunk of the output's lines, and of that a block of a few lines at a time, so that the
 columns of a block are still in the core's own cache when the product reads them. The columns of the whole
 batch, KH*KW times the size of the pictures, never exist.
 
@@ -155,10 +155,10 @@ class _Columns:
         columns = np.empty((self.groups, self.rows, self.depth), self.x.dtype)
         wide = self.win.out[1]
 
-        def shard(start: int, stop: int) -> None:
+        def chunk(start: int, stop: int) -> None:
             self._read(columns[:, start * wide : stop * wide], start, stop)
 
-        backend.parallel_for(shard, self.lines, _COPY_GRAIN * self.lines // columns.size)
+        backend.parallel_for(chunk, self.lines, _COPY_GRAIN * self.lines // columns.size)
         return columns
 
     def _read(self, columns: Array, first: int, last: int) -> Array:
@@ -175,7 +175,7 @@ def _finish_numba(y: Array, b: Array, relu: bool) -> None:
             y[m, c] = zero if relu and value < zero else value  # NaN stays NaN
 
 
-def finish(y: Array, b: Array | None, relu: bool) -> None:
+def epilogue(y: Array, b: Array | None, relu: bool) -> None:
     """Add the bias to y (..., O) and apply ReLU, in place."""
     if b is not None or relu:
         _finish_numba(y.reshape(-1, y.shape[-1]), np.empty(0, y.dtype) if b is None else b, relu)
@@ -195,15 +195,15 @@ def _multiply_columns(x: Array, kernels: Array, b: Array | None, relu: bool, win
     if columns.rows < width and columns.fit():
         _multiply(columns.whole(), kernels, by_group(y, groups))
         grain = _COPY_GRAIN * columns.lines // y.size
-        backend.parallel_for(lambda start, stop: finish(lines[start:stop], b, relu), columns.lines, grain)
+        backend.parallel_for(lambda start, stop: epilogue(lines[start:stop], b, relu), columns.lines, grain)
         return y
 
-    def shard(start: int, stop: int) -> None:
+    def chunk(start: int, stop: int) -> None:
         for first, last, matrix in columns.blocks(start, stop):
             np.matmul(matrix, kernels, out=by_group(lines[first:last], groups))
-            finish(lines[first:last], b, relu)
+            epilogue(lines[first:last], b, relu)
 
-    backend.parallel_for(shard, columns.lines)
+    backend.parallel_for(chunk, columns.lines)
     return y
 
 
@@ -226,7 +226,7 @@ def backward_x(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups:
         backend.parallel_for(add_back, len(dx), _COPY_GRAIN * len(dx) // columns.size)
         return dx
 
-    def shard(start: int, stop: int) -> None:
+    def chunk(start: int, stop: int) -> None:
         blocks = backend.split(start, stop, min(stop - start, max(1, round((stop - start) * size / _BLOCK))))
         buffer = np.empty((groups, rows * max(last - first for first, last in blocks), depth), dy.dtype)
         for first, last in blocks:
@@ -234,7 +234,7 @@ def backward_x(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups:
             np.matmul(by_group(dy[first:last], groups), kernels, out=block)
             _col2im_numba(block, dx[first:last], *_window(win))
 
-    backend.parallel_for(shard, len(dx))
+    backend.parallel_for(chunk, len(dx))
     return dx
 
 
@@ -246,10 +246,10 @@ def backward_w(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups:
         _multiply(columns.whole().swapaxes(1, 2), by_group(dy, groups), by_group(dw, groups))
         return dw
     lines = dy.reshape(columns.lines, win.out[1], -1)
-    parts = backend.shards(columns.lines)
+    parts = backend.chunks(columns.lines)
     sums = [np.empty(shape, x.dtype) for _ in parts]
 
-    def shard(part: int, start: int, stop: int) -> None:
+    def chunk(part: int, start: int, stop: int) -> None:
         product: Array | None = None
         # A block adds its product to the sum, so it pays to make blocks as large as the sum.
         for first, last, matrix in columns.blocks(start, stop, 2 * sums[part].nbytes):
@@ -260,7 +260,7 @@ def backward_w(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups:
             if product is not None:
                 sums[part] += product
 
-    backend.parallel_calls([partial(shard, number, *part) for number, part in enumerate(parts)])
+    backend.parallel_calls([partial(chunk, number, *part) for number, part in enumerate(parts)])
     for part in sums[1:]:
         backend.add(sums[0], part, out=sums[0])
     return sums[0]
@@ -270,10 +270,10 @@ def _multiply(a: Array, b: Array, out: Array) -> None:
     """out = a @ b, stacks of matrices, cut along the longer side of the result."""
     wide = a.shape[1] < b.shape[2]
 
-    def shard(start: int, stop: int) -> None:
+    def chunk(start: int, stop: int) -> None:
         if wide:
             np.matmul(a, b[:, :, start:stop], out=out[:, :, start:stop])
         else:
             np.matmul(a[:, start:stop], b, out=out[:, start:stop])
 
-    backend.parallel_for(shard, b.shape[2] if wide else a.shape[1], _GRAIN)
+    backend.parallel_for(chunk, b.shape[2] if wide else a.shape[1], _GRAIN)

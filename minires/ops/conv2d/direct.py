@@ -129,11 +129,11 @@ def forward(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups
     y = np.empty((len(x), *win.out, w.shape[-1]), x.dtype)
     b = np.zeros(w.shape[-1], x.dtype) if b is None else np.ascontiguousarray(b)
 
-    def shard(start: int, stop: int) -> None:
+    def chunk(start: int, stop: int) -> None:
         where = (*_frame(win, x.shape[-1], x.dtype), win.stride, win.dilation, win.top, win.left, groups)
         _forward_numba(x[start:stop], w, b, relu, y[start:stop], *where, _runs(win, groups))
 
-    backend.parallel_for(shard, len(x))
+    backend.parallel_for(chunk, len(x))
     return y
 
 
@@ -147,12 +147,12 @@ def backward_w(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups:
     kh, kw, depth, outputs = shape
     runs = _runs(win, groups)
     run = kw * depth // runs
-    parts = backend.shards(len(x))
+    parts = backend.chunks(len(x))
     sums = np.zeros((len(parts), kh, runs, -(-run // MOST_ROWS) * MOST_ROWS, outputs), x.dtype)
 
-    def shard(part: int, start: int, stop: int) -> None:
+    def chunk(part: int, start: int, stop: int) -> None:
         where = (*_frame(win, x.shape[-1], x.dtype), win.stride, win.dilation, win.top, win.left, groups)
         _backward_w_numba(x[start:stop], dy[start:stop], sums[part], np.zeros(LANES, x.dtype), *where)
 
-    backend.parallel_calls([partial(shard, number, *part) for number, part in enumerate(parts)])
+    backend.parallel_calls([partial(chunk, number, *part) for number, part in enumerate(parts)])
     return sums[:, :, :, :run].sum(axis=0).reshape(shape)

@@ -21,7 +21,7 @@ def forward(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups
     """y, with a ReLU behind it where asked."""
     shape = (len(x), *win.out, w.shape[-1])
     y = columns.backward_x(x, adjoint.kernel(w, groups), shape, adjoint.window(win, x.shape), groups)
-    columns.finish(y, b, relu)
+    columns.epilogue(y, b, relu)
     return y
 
 

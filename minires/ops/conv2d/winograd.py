@@ -41,7 +41,7 @@ import numpy as np
 from minires import backend
 from minires.backend import Array, kernel
 from minires.ops.conv2d import adjoint
-from minires.ops.conv2d.columns import finish
+from minires.ops.conv2d.columns import epilogue
 from minires.ops.window import Window
 
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
@@ -223,10 +223,10 @@ class _Tiles:
         """What ``read`` makes of all pictures (16, tiles, channels)."""
         tiles = np.empty((16, len(pictures) * self.count, pictures.shape[-1]), pictures.dtype)
 
-        def shard(start: int, stop: int) -> None:
+        def chunk(start: int, stop: int) -> None:
             read(pictures[start:stop], tiles, start)
 
-        backend.parallel_for(shard, len(pictures))
+        backend.parallel_for(chunk, len(pictures))
         return tiles
 
 
@@ -258,7 +258,7 @@ def _convolve(x: Array, u: Array, b: Array | None, relu: bool, win: Window) -> A
     y = np.empty((len(x), *win.out, outputs), x.dtype)
     tiles = _Tiles(win, channels, outputs, x.itemsize)
 
-    def shard(start: int, stop: int) -> None:
+    def chunk(start: int, stop: int) -> None:
         blocks = tiles.blocks(start, stop)
         inputs, products = (tiles.room(blocks, count, x.dtype) for count in (channels, outputs))
         for first, last in blocks:
@@ -269,14 +269,14 @@ def _convolve(x: Array, u: Array, b: Array | None, relu: bool, win: Window) -> A
 
     def write(m: Array, at: int, first: int, last: int) -> None:
         tiles.write(m, y[first:last], at)
-        finish(y[first:last], b, relu)
+        epilogue(y[first:last], b, relu)
 
     if tiles.are_few(len(x), u[0].size):
         m = np.empty((16, len(x) * tiles.count, outputs), x.dtype)
         _multiply(_by_group(tiles.whole(tiles.read, x), groups), u, _by_group(m, groups))
         backend.parallel_for(lambda start, stop: write(m, start, start, stop), len(x))
     else:
-        backend.parallel_for(shard, len(x))
+        backend.parallel_for(chunk, len(x))
     return y
 
 
@@ -290,10 +290,10 @@ def backward_w(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups:
     channels, outputs = x.shape[-1], shape[-1]
     tiles = _Tiles(win, channels, outputs, x.itemsize)
     few = tiles.are_few(len(x), shape[2] * outputs)
-    parts = backend.shards(1 if few else len(x))
+    parts = backend.chunks(1 if few else len(x))
     sums = np.empty((len(parts), 16, groups, shape[2], outputs // groups), x.dtype)
 
-    def shard(part: int, start: int, stop: int) -> None:
+    def chunk(part: int, start: int, stop: int) -> None:
         blocks = tiles.blocks(start, stop)
         inputs, gradients = (tiles.room(blocks, count, x.dtype) for count in (channels, outputs))
         product = np.empty_like(sums[0]) if len(blocks) > 1 else sums[part]
@@ -309,7 +309,7 @@ def backward_w(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups:
         v, e = tiles.whole(tiles.read, x), tiles.whole(tiles.gradients, dy)
         _multiply(_by_group(v, groups).swapaxes(2, 3), _by_group(e, groups), sums[0])
     else:
-        backend.parallel_calls([partial(shard, number, *part) for number, part in enumerate(parts)])
+        backend.parallel_calls([partial(chunk, number, *part) for number, part in enumerate(parts)])
     # G^T s G of all parts, which also adds them up
     back = np.tile(_G_TWICE.T.astype(x.dtype), len(parts))
     dw = backend.matmul(back, sums.reshape(16 * len(parts), -1))  # (9, G * C/G * O/G)

@@ -94,7 +94,7 @@ class Formula:
         """The result, all of it. Raises: NotKept."""
         return self.of(values).whole()
 
-    def multiply_adds(self, shapes: Mapping[str, Shape], options: Mapping[str, Any], shape: Shape) -> int:
+    def macs(self, shapes: Mapping[str, Shape], options: Mapping[str, Any], shape: Shape) -> int:
         if not self.insert:
             return 0
         wide = (np.expand_dims(np.empty(shapes[name]), place) for name, place in self.insert.items())

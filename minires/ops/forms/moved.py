@@ -84,5 +84,5 @@ class Moved:
         dy = floats(kept("dy", values.dy))
         return math.fsum(dy[self.origins(shapes, values.options) == at].reshape(-1))
 
-    def multiply_adds(self, shapes: Mapping[str, Shape], options: Mapping[str, Any], shape: Shape) -> int:
+    def macs(self, shapes: Mapping[str, Shape], options: Mapping[str, Any], shape: Shape) -> int:
         return 0

@@ -74,7 +74,7 @@ class Pool:
                 sent.append(dy[n, i, j, c])
         return math.fsum(sent)
 
-    def multiply_adds(self, shapes: Mapping[str, Shape], options: Mapping[str, Any], shape: Shape) -> int:
+    def macs(self, shapes: Mapping[str, Shape], options: Mapping[str, Any], shape: Shape) -> int:
         return 0
 
 

@@ -109,7 +109,7 @@ class Products:
         window, kernel, _ = of_side(dy, index)
         return math.fsum((window * kernel).reshape(-1))
 
-    def multiply_adds(self, shapes: Mapping[str, Shape], options: Mapping[str, Any], shape: Shape) -> int:
+    def macs(self, shapes: Mapping[str, Shape], options: Mapping[str, Any], shape: Shape) -> int:
         """Each weight is used once per place of the small side."""
         small = shapes[self.x] if self.transposed else shape
         return math.prod(shapes[self.w]) * math.prod(small[:-1])

@@ -71,7 +71,7 @@ class Form(Protocol):
         """The gradient of the number at ``index`` of the input ``name``."""
         ...
 
-    def multiply_adds(self, shapes: Mapping[str, Shape], options: Mapping[str, Any], shape: Shape) -> int:
+    def macs(self, shapes: Mapping[str, Shape], options: Mapping[str, Any], shape: Shape) -> int:
         """How many products are added up, for inputs and a result of these shapes."""
         ...
 

@@ -63,12 +63,12 @@ def forward(x: Array, win: Window) -> tuple[Array, Array]:
     y = np.empty((len(x), *win.out, x.shape[-1]), x.dtype)
     winner = np.empty(y.shape, np.int32)
 
-    def shard(start: int, stop: int) -> None:
+    def chunk(start: int, stop: int) -> None:
         part = slice(start, stop)
         where = win.size, win.stride, win.dilation, win.top, win.left
         _forward_numba(x[part], y[part], winner[part], *where)
 
-    backend.parallel_for(shard, len(x))
+    backend.parallel_for(chunk, len(x))
     return y, winner
 
 
@@ -78,9 +78,9 @@ def backward(dy: Array, winner: Array, shape: tuple[int, ...], win: Window) -> A
     rows, columns = (np.arange(k) * apart for k, apart in zip(win.size, win.dilation, strict=True))
     behind = (rows[:, None] * shape[2] + columns).reshape(-1) * shape[3]
 
-    def shard(start: int, stop: int) -> None:
+    def chunk(start: int, stop: int) -> None:
         part = slice(start, stop)
         _backward_numba(dy[part], winner[part], dx[part], behind, win.stride, win.top, win.left)
 
-    backend.parallel_for(shard, shape[0])
+    backend.parallel_for(chunk, shape[0])
     return dx

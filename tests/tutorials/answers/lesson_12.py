@@ -2,22 +2,22 @@
 
 
 # %% exercise 1, right
-def your_multiply_adds(size, kernel, channels, outputs, stride):
+def your_macs(size, kernel, channels, outputs, stride):
     return (size // stride) ** 2 * outputs * kernel**2 * channels
 
 
 # %% exercise 1, wrong: forgets that the window has two sides
-def your_multiply_adds(size, kernel, channels, outputs, stride):
+def your_macs(size, kernel, channels, outputs, stride):
     return (size // stride) ** 2 * outputs * kernel * channels
 
 
 # %% exercise 1, wrong: a stride saves places along one axis only
-def your_multiply_adds(size, kernel, channels, outputs, stride):
+def your_macs(size, kernel, channels, outputs, stride):
     return size**2 // stride * outputs * kernel**2 * channels
 
 
 # %% exercise 1, wrong: counts operations, two for each multiply-add
-def your_multiply_adds(size, kernel, channels, outputs, stride):
+def your_macs(size, kernel, channels, outputs, stride):
     return 2 * (size // stride) ** 2 * outputs * kernel**2 * channels
 
 

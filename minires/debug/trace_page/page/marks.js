@@ -4,7 +4,7 @@
 function marks({ key, panel: kind }, place) {
   const frame = (x, y, width, height) => drawn("rect", { x, y, width, height, class: "mark" });
   if (key === place.key) return [frame(place.j, place.i, 1, 1)];
-  const { number, way } = state.stops[state.stop];
+  const { number, way } = state.events[state.event];
   const operation = state.trace.operations[number];
   const [height, width] = places(operation);
   if (way === "forward" && kind === "x" && place.key.startsWith("y") && height * width > 1) {

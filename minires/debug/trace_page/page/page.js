@@ -7,8 +7,8 @@ const PACE = 900; // milliseconds a step is shown while playing
 const state = {
   trace: null,
   map: null,
-  stops: [],
-  stop: 0,
+  events: [],
+  event: 0,
   theme: 0,
   playing: 0,
   channels: new Map(), // by family of operations that hand channels on: the channel that is drawn large
@@ -18,34 +18,34 @@ const state = {
 // ---------------------------------------------------------------------------------------------- navigation
 
 /** All steps in order: forward through the operations, then back. */
-function allStops(trace) {
+function allEvents(trace) {
   return [
     ...trace.operations.map((_, number) => ({ number, way: "forward" })),
     ...trace.back.map((number) => ({ number, way: "backward" })),
   ];
 }
 
-function goTo(stop) {
-  state.stop = Math.min(Math.max(stop, 0), state.stops.length - 1);
+function goTo(event) {
+  state.event = Math.min(Math.max(event, 0), state.events.length - 1);
   state.place = null;
   return show();
 }
 
 /** Go to an operation, in the direction of now where it is on that way. */
-function goToOperation(number, way = state.stops[state.stop].way) {
-  const find = (one) => state.stops.findIndex((stop) => stop.number === number && stop.way === one);
+function goToOperation(number, way = state.events[state.event].way) {
+  const find = (one) => state.events.findIndex((event) => event.number === number && event.way === one);
   goTo(find(way) < 0 ? find("forward") : find(way));
 }
 
 function turn(way) {
-  goToOperation(state.stops[state.stop].number, way);
+  goToOperation(state.events[state.event].number, way);
 }
 
 function play(on) {
   clearInterval(state.playing);
   state.playing = on
     ? setInterval(() => {
-        if (state.stop + 1 < state.stops.length) goTo(state.stop + 1);
+        if (state.event + 1 < state.events.length) goTo(state.event + 1);
         else play(false);
       }, PACE)
     : 0;
@@ -61,7 +61,7 @@ let latest = 0; // the number of the latest call of show(): an earlier one that 
 async function show() {
   const call = ++latest;
   const { trace } = state;
-  const { number, way } = state.stops[state.stop];
+  const { number, way } = state.events[state.event];
   const operation = trace.operations[number];
   await trace.load(trace.needed(operation, way));
   if (call !== latest) return;
@@ -73,21 +73,21 @@ async function show() {
     statistics(operation, way),
   );
   explain();
-  at("position").value = state.stop;
-  at("position").setAttribute("aria-valuetext", stopText());
-  at("status").textContent = `${stopText()}: ${operationWords(operation.op)[0]}, ${nameOf(operation)}`;
+  at("position").value = state.event;
+  at("position").setAttribute("aria-valuetext", eventText());
+  at("status").textContent = `${eventText()}: ${operationWords(operation.op)[0]}, ${nameOf(operation)}`;
   for (const one of ["forward", "backward"]) at(one).setAttribute("aria-pressed", String(one === way));
   at("backward").disabled = !trace.back.includes(number);
-  at("previous").disabled = at("first").disabled = state.stop === 0;
-  at("next").disabled = at("last").disabled = state.stop === state.stops.length - 1;
+  at("previous").disabled = at("first").disabled = state.event === 0;
+  at("next").disabled = at("last").disabled = state.event === state.events.length - 1;
   state.map.show(number);
   marked();
-  main.dataset.stop = state.stop;
+  main.dataset.event = state.event;
 }
 
-function stopText() {
-  const { way } = state.stops[state.stop];
-  return word("stop", { stop: state.stop + 1, total: state.stops.length, way: word(way) });
+function eventText() {
+  const { way } = state.events[state.event];
+  return word("event", { event: state.event + 1, total: state.events.length, way: word(way) });
 }
 
 /** 3 × 3 for a kernel or a stride; of padding one number where all sides have the same, else 0+1 × 0+1. */
@@ -123,7 +123,7 @@ function heading(operation, way) {
     element(
       "p",
       { class: "where" },
-      element("span", { id: "stop" }, stopText()),
+      element("span", { id: "event" }, eventText()),
       block && block.name ? ` · ${word("within", { block: block.name })}` : "",
     ),
     element(
@@ -300,12 +300,12 @@ function shiftChannel(by) {
 }
 
 const SHORTCUTS = {
-  ArrowRight: () => goTo(state.stop + 1),
-  ArrowLeft: () => goTo(state.stop - 1),
+  ArrowRight: () => goTo(state.event + 1),
+  ArrowLeft: () => goTo(state.event - 1),
   Home: () => goTo(0),
-  End: () => goTo(state.stops.length - 1),
+  End: () => goTo(state.events.length - 1),
   " ": () => play(!state.playing),
-  b: () => turn(state.stops[state.stop].way === "forward" ? "backward" : "forward"),
+  b: () => turn(state.events[state.event].way === "forward" ? "backward" : "forward"),
   "/": () => at("search").focus(),
   "[": () => shiftChannel(-1),
   "]": () => shiftChannel(1),
@@ -333,9 +333,9 @@ function listen() {
   document.addEventListener("keydown", pressed);
   const clicks = {
     first: () => goTo(0),
-    previous: () => goTo(state.stop - 1),
-    next: () => goTo(state.stop + 1),
-    last: () => goTo(state.stops.length - 1),
+    previous: () => goTo(state.event - 1),
+    next: () => goTo(state.event + 1),
+    last: () => goTo(state.events.length - 1),
     play: () => play(!state.playing),
     forward: () => turn("forward"),
     backward: () => turn("backward"),
@@ -361,13 +361,13 @@ async function start() {
     operation.number = number;
   });
   state.trace = trace;
-  state.stops = allStops(trace);
+  state.events = allEvents(trace);
   state.map = new NetworkMap(trace, at("map"), (number) => goToOperation(number));
   at("name").textContent = trace.name;
   if (trace.picture) {
     at("thumbnail").replaceWith(Object.assign(photograph(trace.picture), { id: "thumbnail" }));
   }
-  at("position").max = state.stops.length - 1;
+  at("position").max = state.events.length - 1;
   labelled();
   listen();
   await show();

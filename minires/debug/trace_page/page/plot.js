@@ -79,7 +79,7 @@ function plot() {
 
 /** Mark the step at hand in the plot. */
 function marked() {
-  const { number } = state.stops[state.stop];
+  const { number } = state.events[state.event];
   const here = at("here");
   here.setAttribute("x1", plot.x(number));
   here.setAttribute("x2", plot.x(number));

@@ -37,7 +37,7 @@ const LABELS = {
   search: ["Search a layer or an operation ( / )", "搜索层或操作（ / ）"],
   nothingFound: ["Nothing has this in its name", "没有名称包含此内容"],
   map: ["The network", "网络"],
-  stop: ["Step {stop} of {total}, {way}", "第 {stop} 步，共 {total} 步，{way}"],
+  event: ["Event {event} of {total}, {way}", "第 {event} 步，共 {total} 步，{way}"],
   stage: ["Stage {number}", "阶段 {number}"],
   scores: ["Scores and loss", "得分与损失"],
   part: ["{count} part", "{count} 个部分"],

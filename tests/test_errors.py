@@ -1,19 +1,11 @@
 """Messages about names that do not exist: what they say, and that they never end in nothing."""
 
-import doctest
-
 import pytest
 
-import minires.errors
 from minires import nn
 from minires.errors import ConfigError, nearest, unknown
 from minires.train.finetune import freeze
 from minires.weights import names_of
-
-
-def test_the_examples_in_the_docstrings_are_right():
-    found = doctest.testmod(minires.errors)
-    assert found.attempted >= 4 and found.failed == 0
 
 
 def test_unknown_names_the_kind_the_nearest_and_all():

@@ -17,7 +17,7 @@ from minires import cli, data, models, nn, optim
 from minires.errors import CheckpointError, ConfigError
 from minires.registry import Registry
 from minires.tensor import Tensor
-from minires.train import Config, Trainer, load_model, schedules
+from minires.train import Config, Interrupted, Trainer, load_model, schedules
 
 # A module as a user writes one: a model, a data set, an optimiser, a schedule, and what else there is.
 OWN = '''
@@ -163,6 +163,24 @@ def test_the_command_line_imports_a_module_of_the_users_first(tmp_path: Path) ->
         [sys.executable, "-m", "minires", "evaluate", "run"], cwd=tmp_path, capture_output=True, text=True
     )
     assert alone.returncode == 1 and "minires --import MODULE" in alone.stderr
+
+
+@pytest.mark.usefixtures("registries_as_before")
+def test_a_run_that_is_stopped_goes_on_with_the_module_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(self: Trainer) -> dict[str, Any]:
+        raise Interrupted("stopped after step 3")
+
+    (tmp_path / "things_of_mine.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(Trainer, "run", stopped)
+    status = cli.main(["--import", "things_of_mine", "train", "--recipe", "own_recipe", "--out", "a run"])
+    said = capsys.readouterr().err
+    assert status == 130 and said.endswith(
+        "stopped after step 3. Go on with: minires --import things_of_mine train --resume --out 'a run'\n"
+    )
 
 
 def test_an_unknown_model_on_the_command_line_says_import(capsys: pytest.CaptureFixture[str]) -> None:

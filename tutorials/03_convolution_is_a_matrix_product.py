@@ -160,9 +160,8 @@ assert np.allclose(product, y)
 # %%
 # Nothing was saved in arithmetic: the number of MACs (multiply-accumulates: a product, added to a sum) is
 # what it was. What changed is their order, and a matrix product is what processors do best. Lesson 12
-# measures by how much. The price is memory: a
-# number of ``x`` is copied once for each window that reads it. With a border that keeps the size, that is
-# KH*KW copies.
+# measures by how much. The price is memory: a number of ``x`` is copied once for each window that reads it.
+# With a border that keeps the size, that is KH*KW copies.
 
 padded = np.pad(grey, ((1, 1), (1, 1), (0, 0)))
 copies = im2col(padded, 3, 3).size / grey.size

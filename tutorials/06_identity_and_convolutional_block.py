@@ -6,7 +6,7 @@ You walk through the two blocks of a ResNet one operation at a time, forward and
 shortcut does to the gradient.
 
 Lesson 05 showed that a shortcut makes deep networks trainable. Here you look inside. ``minires.step`` is a
-debugger for networks: it records one forward and one backward pass, and you event wherever you like.
+debugger for networks: it records one forward and one backward pass, and you stop wherever you like.
 """
 
 # %%
@@ -115,7 +115,7 @@ assert len(s) == 2 * len(operations)
 # Forward through the identity block
 # ----------------------------------
 #
-# ``goto`` takes the name of a block and events at its first operation. The card says what was computed, by
+# ``goto`` takes the name of a block and goes to the first event in it. The card says what was computed, by
 # which formula, with which shapes, and what the numbers are like:
 
 s.goto("res2b")
@@ -387,5 +387,5 @@ check(
 # * An identity block is ``relu(F(x) + x)``; where the shape changes, a convolutional block projects x.
 # * Backward, the addition hands the same gradient to both ways, and the fork adds what comes back.
 # * Through the shortcut the gradient arrives as it is, whatever the branch does.
-# * The ReLU after the addition, and a stride on a 1x1, still event some of it.
+# * The ReLU after the addition, and a stride on a 1x1, still stop some of it.
 # * ``minires.step`` shows any operation of any network, and ``explain`` any number of it.

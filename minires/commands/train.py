@@ -77,19 +77,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from minires.train import Interrupted
+
     say = speaker(sys.stderr if options.json else sys.stdout)
     trainer = _continued(options, say) if options.resume else _started(options, say)
-    summary, out = trainer.run(), trainer.out
+    out, place = trainer.out, shlex.quote(str(trainer.out))
+    # What a module of the user's has registered is known only where it is imported.
+    minires = " ".join(["minires", *(f"--import {shlex.quote(name)}" for name in options.imports)])
+    try:
+        summary = trainer.run()
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}. Go on with: {minires} train --resume --out {place}") from None
     if options.json:
         print_json({**summary, "out": str(out)})
         return 0
-    labels, place = trainer.splits.test.classes, shlex.quote(str(out))
+    labels = trainer.splits.test.classes
     shown = ", ".join(labels[:6]) + (", ..." if len(labels) > 6 else "")
     say(
         f"\nLook at {out / 'curves.png'}, confusion.png and mistakes.png. The model: model.safetensors. Next:"
     )
-    # What a module of the user's has registered is known only where it is imported.
-    minires = " ".join(["minires", *(f"--import {shlex.quote(name)}" for name in options.imports)])
     commands = {
         f"{minires} predict {place} PICTURE...": f"is it {shown}?",
         f"{minires} evaluate {place}": "test it again; with --data on other pictures",

@@ -38,7 +38,7 @@ class Config:
     data: str = "signs"  # a name that minires.data.load knows, or a path
     size: int | None = None  # resize the pictures to squares of this many pixels
     train_on: str = "train"  # or "train+val": then nothing is validated
-    recipe: str = "default"  # the recipe these settings came from
+    recipe: str = "default"  # what Config.of made this from; the name alone changes nothing
     epochs: int = 20
     batch_size: int = 32
     drop_last: bool = False  # leave out the last batch of an epoch if it is smaller

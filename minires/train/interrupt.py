@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was stopped by a signal and its state is saved; the message says how to go on."""
+    """A run was stopped by a signal and its state is saved; ``Trainer(config, out, resume=True)`` goes on."""
 
 
 class StopWish:

@@ -12,7 +12,6 @@ import hashlib
 import importlib.metadata
 import math
 import platform
-import shlex
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -368,10 +367,7 @@ class Trainer:
     def _leave(self) -> None:
         path = self.save()
         self._write_history()
-        raise Interrupted(
-            f"stopped after step {self.progress.step}; everything is saved in {path}. "
-            f"Go on with: minires train --resume --out {shlex.quote(str(self.out))}"
-        )
+        raise Interrupted(f"stopped after step {self.progress.step}; everything is saved in {path}")
 
     # -------------------------------------------------------------------------------------- the figures
 

@@ -25,7 +25,7 @@ def test_chunks():
     assert backend.chunks(0) == [(0, 0)]
 
 
-def test_shards_run_at_once_on_threads_of_their_own():
+def test_chunks_run_at_once_on_threads_of_their_own():
     barrier, names = threading.Barrier(3, timeout=30), set()
 
     def task(start, stop):
@@ -37,7 +37,7 @@ def test_shards_run_at_once_on_threads_of_their_own():
 
 
 @pytest.mark.parametrize("chunk", [0, 1, 2])
-def test_an_error_in_any_shard_is_raised_once_all_are_done(chunk):
+def test_an_error_in_any_chunk_is_raised_once_all_are_done(chunk):
     done = []
 
     def task(start, stop):
@@ -53,7 +53,7 @@ def test_an_error_in_any_shard_is_raised_once_all_are_done(chunk):
     assert sorted(done) == [0, 1, 2], "the pool works on after an error"
 
 
-def test_a_parallel_loop_inside_a_shard_runs_in_place():
+def test_a_parallel_loop_inside_a_chunk_runs_in_place():
     seen, lock = [], threading.Lock()
 
     def outer(start, stop):

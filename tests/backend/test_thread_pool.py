@@ -58,7 +58,7 @@ def _blas_threads():
     return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
 
 
-def test_matrix_products_in_shards_use_one_thread_each():
+def test_matrix_products_in_chunks_use_one_thread_each():
     inside = []
 
     def task(start, stop):

@@ -35,8 +35,9 @@ def measure(job: Job, before: Path, rounds: int) -> dict[str, Any]:
         prepare(folder, job)
         peers, found = {}, {}
         for name, checkout in (("before", before.resolve()), ("now", HERE)):
-            program = ("env", f"PYTHONPATH={checkout}", sys.executable, f"{checkout}/benchmarks/compare.py")
-            peers[name] = stack.enter_context(Peer("minires", folder, job, program))
+            program = (sys.executable, str(checkout / "benchmarks/compare.py"))
+            peer = Peer("minires", folder, job, program, {"PYTHONPATH": str(checkout)})
+            peers[name] = stack.enter_context(peer)
             peers[name].ask("check")
             found[name] = dict(np.load(folder / "minires.npz"))
         agreement = difference(found["now"], found["before"])

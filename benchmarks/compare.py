@@ -28,10 +28,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -231,10 +232,12 @@ class Peer:
     """A child process that does one thing at a time when asked, as long as the ``with`` block lasts."""
 
     def __init__(
-        self, name: str, folder: Path, job: Job, program: tuple[str, ...] = (sys.executable, __file__)
-    ) -> None:
+        self, name: str, folder: Path, job: Job, program: tuple[str, ...] = (sys.executable, __file__),
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         self.name = name
-        environment = {**without_pins(), **(PINS if job.pins else {}), "OMP_NUM_THREADS": str(job.threads)}
+        threads = {"OMP_NUM_THREADS": str(job.threads)}
+        environment = {**without_pins(), **(PINS if job.pins else {}), **threads, **more}
         self.process = subprocess.Popen(
             [*program, "--peer", name, "--folder", str(folder)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,

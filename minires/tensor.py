@@ -302,17 +302,28 @@ class Tensor:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         """A tensor of its own with the same values and hooks; its gradient stays behind."""
-        return _made_again(type(self), self.data.copy(), *copy.deepcopy(self._kept("copied"), memo))
+        make, arguments, hooks = self._parts("copied", self.data.copy())
+        other: Tensor = make(*arguments)
+        memo[id(self)] = other  # a hook may hold this tensor
+        other.__setstate__(copy.deepcopy(hooks, memo))
+        return other
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What copy.copy and a pickle hold: the values and the hooks. The gradient stays behind."""
-        return _made_again, (type(self), self.data, *self._kept("pickled"))
+        return self._parts("pickled", self.data)
 
-    def _kept(self, action: str) -> tuple[bool, str | None, list[Hook]]:
-        """What a copy has beside the values."""
+    def __setstate__(self, hooks: Sequence[Hook]) -> None:
+        if hooks:
+            self.on_tape("register_hook").hooks.extend(hooks)
+
+    def _parts(
+        self, action: str, data: Array
+    ) -> tuple[Callable[..., Tensor], tuple[Any, ...], tuple[Hook, ...]]:
+        """What makes a tensor like this one, and its hooks, which may hold it and so come afterwards."""
         if self._node is not None and self._node.op != "leaf":
             raise MiniresError(f"only leaf tensors can be {action}; use detach() to cut the tape")
-        return self.requires_grad, self.name, [] if self._node is None else self._node.hooks
+        hooks = () if self._node is None else tuple(self._node.hooks)
+        return _made_again, (type(self), data, self.requires_grad, self.name), hooks
 
     def replace_data(self, data: Array) -> None:
         """Hold another array of the same shape from now on, on another device or of another dtype, perhaps.
@@ -329,7 +340,7 @@ class Tensor:
 
     def retain_grad(self) -> Tensor:
         """Keep the gradient of this tensor in ``.grad`` although it is not a leaf. Returns the tensor."""
-        self._on_tape("retain_grad").retain = True
+        self.on_tape("retain_grad").retain = True
         return self
 
     def register_hook(self, hook: Hook) -> Callable[[], None]:
@@ -340,11 +351,12 @@ class Tensor:
 
         Returns a function that removes the hook.
         """
-        hooks = self._on_tape("register_hook").hooks
+        hooks = self.on_tape("register_hook").hooks
         hooks.append(hook)
         return lambda: hooks.remove(hook)
 
-    def _on_tape(self, action: str) -> Node:
+    def on_tape(self, action: str) -> Node:
+        """Its entry on the tape, for what is possible with one only. Raises: MiniresError if it has none."""
         if self._node is None:
             raise MiniresError(f"{action}: this tensor has no gradient (requires_grad is False)")
         return self._node
@@ -363,7 +375,7 @@ class Tensor:
 
     def backward_steps(self, grad: Array | None = None, *, retain_graph: bool = False) -> Iterator[Step]:
         """The backward pass one operation at a time, last operation first. See :meth:`backward`."""
-        root = self._on_tape("backward")
+        root = self.on_tape("backward")
         return backward_steps(root, self._initial_gradient(grad), retain_graph=retain_graph)
 
     def _initial_gradient(self, grad: Array | None) -> Array:
@@ -384,8 +396,9 @@ class Tensor:
 
         def __getattr__(self, name: str) -> Never:
             """What other libraries call a method. Python asks here for what a tensor does not have."""
-            hint = f"; write {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
-            raise AttributeError(f"a tensor has no {name!r}{hint}", name=name, obj=self)
+            if name not in _ELSEWHERE:
+                object.__getattribute__(self, name)  # fails once more, also inside a subclass's property
+            raise AttributeError(f"a tensor has no {name!r}; write {_ELSEWHERE[name]}", name=name, obj=self)
 
     if TYPE_CHECKING:  # bound in minires/ops/__init__.py, where each of these operations is a file
 
@@ -486,6 +499,8 @@ def array_of(data: Any, dtype: Any = np.float32) -> Array:
         array = np.asarray(data)
     except ValueError as error:
         raise ShapeError(f"a tensor is made of numbers, lists of equal lengths, or arrays: {error}") from None
+    except Exception as error:  # of an array of another library in a list
+        raise _not_ours(type(data), error) from error
     if array.dtype.kind not in "biuf":
         raise ShapeError(f"a tensor is made of numbers, lists of numbers, or arrays, not of {data!r}")
     return array.astype(dtype)
@@ -496,12 +511,16 @@ def _of_another_library(data: Any) -> Array:
     try:
         array = np.asarray(data)
     except Exception as error:  # each library has its own reasons, and errors, for one that it cannot give
-        kind = f"{type(data).__module__}.{type(data).__name__}"
-        raise MiniresError(
-            f"a {kind} does not become a NumPy array by itself ({error}); convert it before, in PyTorch for "
-            "example with x.detach().cpu().numpy()"
-        ) from error
+        raise _not_ours(type(data), error) from error
     return array
+
+
+def _not_ours(kind: type, error: Exception) -> MiniresError:
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+    return MiniresError(
+        f"a {name} does not become a NumPy array by itself ({error}); convert it before, in PyTorch for "
+        "example with x.detach().cpu().numpy()"
+    )
 
 
 def _holds_tensor(data: Any) -> bool:
@@ -511,14 +530,10 @@ def _holds_tensor(data: Any) -> bool:
     )
 
 
-def _made_again(
-    kind: type[Tensor], data: Array, requires_grad: bool, name: str | None, hooks: Sequence[Hook]
-) -> Tensor:
+def _made_again(kind: type[Tensor], data: Array, requires_grad: bool, name: str | None) -> Tensor:
     """A leaf of a class that may take other arguments."""
     other = kind.__new__(kind)
     Tensor.__init__(other, data, requires_grad=requires_grad, name=name)
-    if other._node is not None:
-        other._node.hooks.extend(hooks)
     return other
 
 

@@ -259,10 +259,20 @@ def test_what_other_libraries_call_a_method_is_named():
     for name, hint in hints.items():
         with pytest.raises(AttributeError, match=f"a tensor has no '{name}'; write .*{hint}"):
             getattr(x, name)
-    with pytest.raises(AttributeError, match="^a tensor has no 'reshap'$") as caught:
+    with pytest.raises(AttributeError, match="^'Tensor' object has no attribute 'reshap'$") as caught:
         _ = x.reshap
     assert (caught.value.name, caught.value.obj) == ("reshap", x)  # from which Python finds the nearest
     assert not [name for name in tensor._ELSEWHERE if hasattr(Tensor, name)]
+
+
+def test_what_is_wrong_in_a_property_of_a_subclass_is_said():
+    class Odd(Tensor):
+        @property
+        def bad(self):
+            return self.nothing
+
+    with pytest.raises(AttributeError, match="'Odd' object has no attribute 'nothing'"):
+        _ = Odd([1.0]).bad
 
 
 class OfAnotherLibrary:
@@ -285,6 +295,12 @@ def test_arrays_of_other_libraries_are_operands_or_say_why_not():
         assert isinstance(y, Tensor) and y.tolist() == [3.0, 8.0]
     assert ops.relu(theirs).tolist() == ops.where([True, True], theirs, x).tolist() == [3.0, 4.0]
     assert (x < theirs).tolist() == [True, True]
+    assert x[OfAnotherLibrary([1, 1])].tolist() == [2.0, 2.0]
+    assert ops.where(OfAnotherLibrary([True, False]), x, -x).tolist() == [1.0, -2.0]
+    row = Tensor([[0.0, 1.0]])
+    ours = ops.cross_entropy(row, np.array([1]), weight=np.array([1.0, 2.0]))
+    loss = ops.cross_entropy(row, OfAnotherLibrary([1]), weight=OfAnotherLibrary([1.0, 2.0]))
+    assert loss.item() == ours.item()
     for use in (Tensor, lambda one: x + one, lambda one: one - x, ops.exp, lambda one: x > one):
         with pytest.raises(MiniresError, match=r"OfAnotherLibrary does not become a NumPy .* \(it lies"):
             use(OfAnotherLibrary(None))
@@ -670,7 +686,7 @@ class _Model:
         return iter(self.parameters.items())
 
 
-def test_cut_names_the_parameters_that_no_path_reaches():
+def test_unused_parameters_names_the_parameters_that_no_path_reaches():
     a, b, c, frozen = leaf(1.0), leaf(2.0), leaf(3.0), Tensor(np.array([4.0]))
     model = _Model(**{"a.weight": a, "b.weight": b, "c.weight": c, "frozen": frozen})
     loss = a * 2 + Tensor((b * 3).data) + c.detach() + frozen  # a sum over .data cuts the gradient

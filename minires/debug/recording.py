@@ -31,7 +31,7 @@ from minires.ops.cross_entropy import cross_entropy
 from minires.ops.forms import Formula, Values
 from minires.ops.registry import Description, Words, declare, describe
 from minires.tape import Node, reachable
-from minires.tensor import Call, Tensor, settings, watching, with_settings
+from minires.tensor import Call, Tensor, array_of, settings, watching, with_settings
 
 INPUT = declare(  # the operation that stands for what the model is given
     Description(
@@ -200,8 +200,8 @@ def _loss(result: Tensor, y: Any) -> tuple[Tensor, Array | None]:
         raise ShapeError(
             f"the model returns {result.shape}; to step through it, it must return scores (N, K) or one value"
         )
-    y = y if hasattr(y, "dtype") or y is None else np.asarray(y)
-    labels = result.numpy().argmax(axis=1) if y is None else np.array(backend.to_device(y, "cpu"))
+    given = array_of(y) if hasattr(y, "dtype") else np.asarray(y)
+    labels = result.numpy().argmax(axis=1) if y is None else np.array(backend.to_device(given, "cpu"))
     return cross_entropy(result, labels), labels
 
 
@@ -320,7 +320,7 @@ def walk_back(loss: Tensor, seen: Sequence[Seen]) -> Back:
     """Take the backward pass from ``loss``; the tape, all ``.grad`` and the leaves' hooks are let alone."""
     numbers = {one.node: number for number, one in enumerate(seen)}
     back = Back()
-    with _untouched(reachable(loss._on_tape("step"))):
+    with _untouched(reachable(loss.on_tape("step"))):
         clock = time.perf_counter()
         for step in loss.backward_steps(retain_graph=True):
             seconds = time.perf_counter() - clock

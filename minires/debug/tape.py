@@ -41,7 +41,7 @@ def record_tape(loss: Tensor) -> Recording:
     Raises: MiniresError if no gradient flows to the loss or its tape was freed; ShapeError if it is not a
     single value.
     """
-    nodes = sorted(reachable(loss._on_tape("step")), key=lambda node: node.number)
+    nodes = sorted(reachable(loss.on_tape("step")), key=lambda node: node.number)
     # What the user made (a picture, a kernel of his own) is an input; a layer's parameters are not.
     inputs = [node for node in nodes if _is_input(node)]
     nodes = [*inputs, *(node for node in nodes if node.op != "leaf")]

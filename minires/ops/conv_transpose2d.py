@@ -134,8 +134,8 @@ def _cases() -> Iterator[Case]:
 def _onnx(graph: Graph, call: Call) -> str:
     """Kernels are (C, O/groups, KH, KW) there, for our (KH, KW, O/groups, C)."""
     x, w, *b = call.inputs.values()
-    bias = [graph.weight(one.data) for one in b]
-    kernel = graph.weight(w.data, (3, 2, 0, 1))
+    bias = [graph.value(one) for one in b]
+    kernel = graph.kernel(w, (3, 2, 0, 1))
     more = {"group": call.options["groups"], "output_padding": call.options["output_padding"]}
     return graph.add("ConvTranspose", graph.value(x), kernel, *bias, **more, **onnx_window(call))
 

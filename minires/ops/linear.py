@@ -53,7 +53,7 @@ def _cases() -> Iterator[Case]:
 
 def _onnx(graph: Graph, call: Call) -> str:
     x, *weights = call.inputs.values()
-    return graph.add("Gemm", graph.value(x), *(graph.weight(one.data) for one in weights))
+    return graph.add("Gemm", graph.value(x), *map(graph.value, weights))
 
 
 @operation(

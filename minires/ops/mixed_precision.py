@@ -127,7 +127,7 @@ def mixed(
                 return op(*args, **options)
             given = signature.bind(*args, **options)
             tensors = {name: x for name, x in given.arguments.items() if isinstance(x, Tensor)}
-            checks.same_floats(op.__name__, parameters=parameters, **tensors)
+            checks.same_floats(op.__name__.removeprefix("_"), parameters=parameters, **tensors)
             has_kernels = kernels and cuda.usable(*(x.data for x in tensors.values()))
             stored = backend.bfloat16() if has_kernels else np.dtype(np.float32)
             for name, x in tensors.items():

@@ -9,10 +9,11 @@ Source: ONNX operators, https://onnx.ai/onnx/operators/.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from minires.tensor import Call, Tensor
 
+Size = TypeVar("Size")
 CHANNELS_FIRST, CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)  # axes of the other order, in their new order
 
 
@@ -26,11 +27,15 @@ class Graph(Protocol):
         ...
 
     def value(self, x: Tensor) -> str:
-        """The name of a tensor that is computed from the picture."""
+        """The name of a tensor that is computed here, or of a parameter, channels first."""
         ...
 
     def ours(self, x: Tensor) -> str:
         """The name of a tensor or parameter with its axes in our order, channels last."""
+        ...
+
+    def kernel(self, w: Tensor, axes: tuple[int, ...]) -> str:
+        """The name of the kernels of a convolution with their axes, of our order, in this one."""
         ...
 
     def weight(self, array: Any, axes: tuple[int, ...] | None = None) -> str:
@@ -92,5 +97,5 @@ def window(call: Call) -> dict[str, Any]:
     return {**given, "pads": [top, left, bottom, right]}
 
 
-def channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:
+def channels_first(shape: tuple[Size, ...]) -> tuple[Size, ...]:
     return tuple(shape[axis] for axis in CHANNELS_FIRST) if len(shape) == 4 else shape

@@ -11,6 +11,7 @@ Shapes: see each function. Any dtype, since nothing is computed.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +24,7 @@ from minires.ops import checks
 from minires.ops.forms import Moved
 from minires.ops.onnx_graph import CHANNELS_FIRST, Graph, channels_first, theirs
 from minires.ops.registry import Case, Words, operation
-from minires.tensor import Call, Tensor, record
+from minires.tensor import Call, Tensor, array_of, record
 
 
 def _reshape_cases() -> Iterator[Case]:
@@ -243,11 +244,24 @@ def _getitem_cases() -> Iterator[Case]:
         yield Case(name, {"x": (2, 3, 2)}, {"index": index})
 
 
+_END = 2**63 - 1  # in ONNX, beyond any end
+
+
+def _bounds(part: slice) -> tuple[int, int, int]:
+    """Start, stop and step, for axes of any size."""
+    step = 1 if part.step is None else operator.index(part.step)
+    first, end = (0, _END) if step > 0 else (_END, -_END)
+    start = first if part.start is None else operator.index(part.start)
+    return start, end if part.stop is None else operator.index(part.stop), step
+
+
 def _getitem_onnx(graph: Graph, call: Call) -> str:
     """A slice, of which axes are left out where a number was given, and new ones put in for None."""
     (x,), y, index = call.inputs.values(), call.y, list(call.options["index"])
     if not all(map(_is_plain, index)):
         raise ConfigError("of what stands in x[...], lists and arrays cannot be written, nor comparisons")
+    if y.size == 0:
+        raise ConfigError(f"a selection of nothing, {y.shape}, cannot be written")
     if Ellipsis in index:
         place, given = index.index(Ellipsis), sum(1 for part in index if part is not None) - 1
         index[place : place + 1] = [slice(None)] * (x.ndim - given)
@@ -257,12 +271,10 @@ def _getitem_onnx(graph: Graph, call: Call) -> str:
         if part is None:
             new.append(kept)
         elif isinstance(part, slice):
-            start, stop, step = part.indices(x.shape[axis])
-            if (start, stop, step) != (0, x.shape[axis], 1):
-                steps[axis] = start, -x.shape[axis] - 1 if stop < 0 else stop, step
+            if (bounds := _bounds(part)) != (0, _END, 1):
+                steps[axis] = bounds
         else:
-            start = int(part) % x.shape[axis]
-            steps[axis] = start, start + 1, 1
+            steps[axis] = int(part), _END if part == -1 else int(part) + 1, 1
             left_out.append(axis)
         axis += part is not None
         kept += part is None or isinstance(part, slice)
@@ -302,7 +314,7 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     """
     x = checks.as_tensor(x)
     parts = index if isinstance(index, tuple) else (index,)
-    parts = tuple(part.data if isinstance(part, Tensor) else part for part in parts)
+    parts = tuple(array_of(part) if hasattr(part, "dtype") else part for part in parts)
     parts = tuple(backend.to_device(part, x.device) if hasattr(part, "dtype") else part for part in parts)
     plain = all(map(_is_plain, parts))
     xp, shape = backend.array_module(x.data), x.shape

@@ -35,6 +35,7 @@ from minires.version import __version__
 
 INPUT, OUTPUT = "input", "logits"
 BATCH = 2  # pictures in the pass that is observed: an axis of 1 would not tell a batch from a broadcast
+AGAIN = 7  # and in the second one, which must give the same graph
 OLDEST_OPSET = 13  # before it, Softmax and the axes of some operators meant something else
 LIMIT = 2**31  # bytes; protocol buffers allow no more in one file
 
@@ -74,7 +75,7 @@ def export_onnx(
     if isinstance(model, Trained):
         notes = _notes(model)
         classes, model = model.classes if classes is None else classes, model.model
-    graph, scores = _written(onnx, model, opset, input)
+    graph, scores, shape = _written(onnx, model, opset, input)
     if classes is not None:
         if len(classes) != scores.shape[-1]:
             raise ConfigError(
@@ -82,7 +83,7 @@ def export_onnx(
             )
         notes["classes"] = list(classes)
     file = onnx.helper.make_model(
-        graph.finished(input, scores),
+        graph.finished(input, scores, shape),
         producer_name="minires",
         producer_version=__version__,
         doc_string=description or "",
@@ -146,22 +147,22 @@ def _notes(trained: Trained) -> dict[str, Any]:
 
 def _written(
     onnx: Any, model: Module, opset: int, input: tuple[int, int, int]
-) -> tuple[_Graph, Tensor]:
-    """The graph of a model, and its scores.
+) -> tuple[_Graph, Tensor, tuple[int | None, ...]]:
+    """The graph of a model, its scores, and their shape: None where it depends on the number of pictures.
 
     Numbers that a program reads out of tensors, such as ``float(x.mean())`` or ``len(x)``, would be written
     as they are for these pictures. So other pictures, and not as many, must give the same graph.
     """
     graph, again = _Graph(onnx, model, opset), _Graph(onnx, model, opset)
     scores = _observe(graph, model, np.zeros((BATCH, *input)))
-    _observe(again, model, np.random.default_rng(0).standard_normal((BATCH + 1, *input)))
+    others = _observe(again, model, np.random.default_rng(0).standard_normal((AGAIN, *input)))
     for node, other in itertools.zip_longest(graph.nodes, again.nodes):
         if node != other or not all(graph.equal(again, name) for name in node.input):
-            raise ConfigError(
-                f"{(node or other).name}: what is done here depends on how many pictures there are, or on "
-                "what they show, as a Python number read from them does; it cannot be written as ONNX"
-            )
-    return graph, scores
+            raise _depends((node or other).name)
+    if graph.value(scores) != again.value(others) or scores.ndim != others.ndim:
+        raise _depends("the result")
+    sizes = zip(scores.shape, others.shape, strict=True)
+    return graph, scores, tuple(one if one == other else None for one, other in sizes)
 
 
 def _observe(graph: _Graph, model: Module, pictures: np.ndarray[Any, Any]) -> Tensor:
@@ -198,10 +199,10 @@ class _Graph:
         self.nodes: list[Any] = []
         self.initializers: dict[str, np.ndarray[Any, Any]] = {}
         self.values: dict[Tensor, str] = {}  # which also keeps the tensors, so that none is taken for another
-        self._taken = {INPUT, OUTPUT}
         self._layers = {path for path, part in model.named_modules() if next(part.children(), None) is None}
         state = [(name, parameter.data) for name, parameter in model.named_parameters()]
         self._names = {id(array): name for name, array in (*state, *model.named_buffers())}
+        self._taken = {INPUT, OUTPUT, *self._names.values()}
 
     def note(self, call: Call) -> None:
         """Add what a call of an operation stands for, as the operation itself declares it."""
@@ -225,9 +226,9 @@ class _Graph:
         return name
 
     def value(self, x: Tensor) -> str:
-        """The name of a tensor that is computed from the picture."""
+        """The name of a tensor that is computed here, or of a parameter, channels first."""
         if x not in self.values:
-            raise _not_computed(x.data)
+            return self.weight(x.data, CHANNELS_FIRST if x.ndim == 4 else None)
         return self.values[x]
 
     def weight(self, array: Any, axes: tuple[int, ...] | None = None) -> str:
@@ -249,12 +250,16 @@ class _Graph:
         name = self.values[x]
         return self.add("Transpose", name, perm=CHANNELS_LAST) if x.ndim == 4 else name
 
+    def kernel(self, w: Tensor, axes: tuple[int, ...]) -> str:
+        """The name of the kernels of a convolution with their axes, of our order, in this one."""
+        if w not in self.values:
+            return self.weight(w.data, axes)
+        return self.add("Transpose", self.values[w], perm=[CHANNELS_FIRST.index(axis) for axis in axes])
+
     def equal(self, other: _Graph, name: str) -> bool:
         """Whether a name stands for the same numbers in another graph, if it stands for numbers."""
         one, two = self.initializers.get(name), other.initializers.get(name)
-        return one is two is None or (
-            one is not None and two is not None and np.array_equal(one, two, equal_nan=one.dtype.kind == "f")
-        )
+        return one is two is None or (one is not None and two is not None and _same(one, two))
 
     def integers(self, name: str, values: Sequence[int]) -> str:
         """The name of an initializer that holds shapes or places."""
@@ -264,16 +269,18 @@ class _Graph:
         """The name of ``x`` where it is broadcast to ``y``."""
         if x not in self.values:
             return self.weight(x.data, CHANNELS_FIRST if x.ndim and y.ndim == 4 else None)
-        if x.ndim != y.ndim and 4 in (x.ndim, y.ndim):
+        if x.ndim and x.ndim != y.ndim and 4 in (x.ndim, y.ndim):
             raise ConfigError(
                 f"{x.shape} is broadcast to {y.shape}, which means something else where channels come first; "
                 f"to write this as ONNX, reshape it to {y.ndim} axes before"
             )
         return self.values[x]
 
-    def finished(self, input: tuple[int, int, int], scores: Tensor) -> Any:
-        """The graph as ONNX has it, with ``scores`` as its output."""
+    def finished(self, input: tuple[int, int, int], scores: Tensor, shape: tuple[int | None, ...]) -> Any:
+        """The graph as ONNX has it, with ``scores`` as its output, of this shape, None for any size."""
         last = self.value(scores)
+        if last == INPUT:
+            last = self.add("Identity", INPUT)
         size = sum(array.nbytes for array in self.initializers.values())
         if size >= LIMIT:
             raise ConfigError(f"the weights take {size:,} bytes, but an ONNX file has fewer than {LIMIT:,}")
@@ -281,19 +288,24 @@ class _Graph:
             for names in (node.input, node.output):
                 names[:] = [OUTPUT if name == last else name for name in names]
         make = self.onnx.helper
-        shapes = {INPUT: channels_first((BATCH, *input)), OUTPUT: channels_first(scores.shape)}
+        shapes = {INPUT: channels_first((BATCH, *input)), OUTPUT: channels_first(shape)}
         inputs, outputs = (
-            [make.make_tensor_value_info(name, self.onnx.TensorProto.FLOAT, ["N", *shape[1:]])]
-            for name, shape in shapes.items()
+            [make.make_tensor_value_info(name, self.onnx.TensorProto.FLOAT, ["N", *sizes[1:]])]
+            for name, sizes in shapes.items()
         )
         arrays = [self.onnx.numpy_helper.from_array(array, name) for name, array in self.initializers.items()]
         return make.make_graph(self.nodes, "minires", inputs, outputs, arrays)
 
     def _initializer(self, name: str, values: np.ndarray[Any, Any]) -> str:
         """The name of an initializer, a new one or an equal one that is there already."""
+        state = name in self._names.values() and name not in (INPUT, OUTPUT)
         for free in _numbered(name):
-            there = self.initializers.setdefault(free, values)
-            if there is values or np.array_equal(there, values):  # NaN equals nothing
+            there = self.initializers.get(free)
+            if there is None and (free not in self._taken or (state and free == name)):
+                self.initializers[free] = values
+                self._taken.add(free)
+                return free
+            if there is not None and _same(there, values):
                 return free
         raise AssertionError  # there are numbers enough
 
@@ -303,6 +315,18 @@ def _numbered(name: str) -> Iterator[str]:
     yield name
     for number in itertools.count(2):
         yield f"{name}_{number}"
+
+
+def _same(one: np.ndarray[Any, Any], two: np.ndarray[Any, Any]) -> bool:
+    """Whether two arrays are equal to the bit: 0.0 is not -0.0, and NaN is NaN."""
+    return one.shape == two.shape and one.dtype == two.dtype and one.tobytes() == two.tobytes()
+
+
+def _depends(where: str) -> ConfigError:
+    return ConfigError(
+        f"{where}: what is done here depends on how many pictures there are, or on what they show, as a "
+        "Python number read from them does; it cannot be written as ONNX"
+    )
 
 
 def _not_computed(array: Any) -> ConfigError:

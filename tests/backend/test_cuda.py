@@ -42,7 +42,7 @@ def test_compiles_for_gpus(place, dtype, tmp_path):
 @emulated
 @needs_compiler
 @opcheck.of(*WITH_KERNELS)
-def test_emulated_kernels_are_the_specification(case, emulator):
+def test_emulated_kernels_are_the_reference(case, emulator):
     opcheck.check_implementations(case)
     opcheck.check_layouts(case)
     opcheck.check_upstream_layouts(case)

@@ -202,7 +202,7 @@ def test_shared_and_plain_concatenation_are_one_network(options, training, dtype
 
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("implementation", [unfused, reference])
-def test_fused_is_unfused_is_the_specification(shared, implementation):
+def test_fused_is_unfused_is_the_reference(shared, implementation):
     model = oracle.shake(small(shared=shared, bottleneck=True)).astype("float64")
     state = model.state_dict()
     fused = results(model, training=True)

@@ -62,7 +62,7 @@ def check(model: nn.Module, path: Path, input: tuple[int, int, int], **options: 
     """Write the model, hold it against our own outputs at two batch sizes, and give the file's content."""
     export_onnx(model, path, input, **options)
     onnx.checker.check_model(path, full_check=True)
-    for batch in (1, 3):
+    for batch in (1, 3, 5):
         ours, theirs = ours_and_theirs(model, path, input, batch)
         assert ours.shape == theirs.shape
         assert np.linalg.norm(ours) > 1e-3
@@ -146,7 +146,9 @@ class Doing(nn.Module):
         self.back = Parameter(numbers(3, 2, 6, 4))
         self.six, self.four, self.beta = Parameter(numbers(6)), Parameter(numbers(4)), Parameter(numbers(4))
         self.map, self.matrix = Parameter(numbers(1, 9, 1, 4)), Parameter(numbers(9 * 7 * 4, 3))
-        self.wide = Parameter(numbers(28, 5))
+        self.wide, self.turned = Parameter(numbers(28, 5)), Parameter(numbers(3, 9 * 7 * 4))
+        self.scalar = Parameter(numbers())
+        self.add, self.mul, self.input, self.logits = (Parameter(numbers(4)) for _ in range(4))
         self.mean, self.var = numbers(4), np.abs(numbers(4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,6 +159,10 @@ def norm(x: Tensor, p: Doing, **options: Any) -> Tensor:
     return batch_norm(
         x, p.four, p.beta, training=False, running_mean=p.mean, running_var=p.var, eps=0.1, **options
     )
+
+
+def one(x: Tensor) -> Tensor:
+    return x * 0 + 1
 
 
 def attention(x: Tensor) -> Tensor:
@@ -250,6 +256,22 @@ OPERATIONS: dict[str, Callable[[Tensor, Doing], Tensor]] = {
     "stack": lambda x, p: flatten(ops.stack([x, x * 2], axis=-1)),
     "stack of rows": lambda x, p: ops.stack([x[:, 0, 0], x[:, 1, 1]], axis=1),
     "rows with vectors": lambda x, p: global_avg_pool2d(x) * global_avg_pool2d(x)[:, :1] + p.four,
+    "selection of pictures": lambda x, p: x[:4].mean(0, keepdims=True) - x[1:].sum(0, keepdims=True) + x,
+    "the last picture": lambda x, p: x + x[-1:] * 2 - x[:1],
+    "new axis": lambda x, p: x[:, 3, None] + x[:, None, 2] * p.four,
+    "new axis at the end": lambda x, p: flatten(x)[..., None] * 2,
+    "stack of sequences": lambda x, p: ops.stack([x[:, 1], x[:, 0] * 2], axis=1) * p.four,
+    "weights that are computed": lambda x, p: linear(flatten(x), abs(p.matrix)) + flatten(x) @ p.turned.T,
+    "kernels that are computed": lambda x, p: conv2d(x, p.kernel - p.kernel.mean(2, keepdims=True), -p.six),
+    "parameters by themselves": lambda x, p: x * softmax(p.four).reshape(1, 1, 1, 4) * p.map.max(),
+    "parts of a parameter": lambda x, p: x + p.map[:, ::2].sum(1, keepdims=True),
+    "a turned parameter": lambda x, p: x - p.map.transpose(0, 2, 1, 3)[:, :, :7],
+    "a number that is learned": lambda x, p: x * abs(p.scalar),
+    "each with each": lambda x, p: flatten(x) @ flatten(x).T * 0.01,
+    "nothing": lambda x, p: x,
+    "everything": lambda x, p: x[:],
+    "named like others": lambda x, p: (x + p.add) * p.mul * p.input - p.logits,
+    "zeros of both signs": lambda x, p: (one(x) / 0.0).clip(-1, 1) * 2 + (one(x) / -0.0).clip(-1, 1),
     "squeeze, expand_dims": lambda x, p: flatten(max_pool2d(x, (9, 7)).squeeze((1, 2)).expand_dims(1)),
 }  # fmt: skip
 
@@ -448,11 +470,14 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Doing], Tensor], str]] = {
     "their number": (lambda x, p: x.sum(0, keepdims=True) / len(x) + x, "^div: what is done here depends on"),
     "a number read from them": (lambda x, p: relu(x) / (1 + float(x.max())), "^div: what is done here dep"),
     "a shape of their number": (
-        lambda x, p: x.reshape(3, -1)[:, :2].reshape(x.shape[0], -1), "^reshape: what is done here depends",
+        lambda x, p: x.reshape(252, -1).sum(0).reshape(-1, 1), "^reshape: what is done here depends on how",
     ),
     "a branch": (lambda x, p: relu(x) if x.data.max() > 0 else -x, "^neg: what is done here depends on how"),
-    "another end": (lambda x, p: relu(x) if x.data.max() > 0 else relu(x) * 2, "^mul: what is done here dep"),
-    "a selection of them": (lambda x, p: x[1:].sum(0, keepdims=True) + x, "depends on how many pictures"),
+    "another end": (lambda x, p: relu(x) if x.data.max() > 0 else relu(x) * 2, "^mul_2: what is done here d"),
+    "one of two ends": (lambda x, p: (relu(x), -x)[len(x) % 2], "^the result: what is done here depends"),
+    "one of two ends, by a number": (lambda x, p: (relu(x), -x)[int(x.max() > 0)], "^the result: what is d"),
+    "a selection of nothing": (lambda x, p: x[:, -100::-1].sum((1, 2, 3)), "a selection of nothing"),
+    "broadcast to more axes": (lambda x, p: x.reshape(len(x), 1, 9, 7, 4) * x, "is broadcast to"),
     "a list in an index": (lambda x, p: x[:, [0, 2]], "lists and arrays cannot be written"),
     "a condition": (lambda x, p: ops.where(x > 0, x, -x), "the operation 'where', here with"),
     "broadcast of fewer axes": (  # two rows are left of the picture, as many as there are pictures here

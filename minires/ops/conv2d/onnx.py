@@ -9,7 +9,7 @@ from minires.tensor import Call
 def write(graph: Graph, call: Call) -> str:
     """Kernels are (O, C/groups, KH, KW) there, for our (KH, KW, C/groups, O)."""
     x, w, *b = call.inputs.values()
-    bias = [graph.weight(one.data) for one in b]
-    kernel = graph.weight(w.data, (3, 2, 0, 1))
+    bias = [graph.value(one) for one in b]
+    kernel = graph.kernel(w, (3, 2, 0, 1))
     y = graph.add("Conv", graph.value(x), kernel, *bias, group=call.options["groups"], **window(call))
     return graph.add("Relu", y) if call.options.get("relu") else y

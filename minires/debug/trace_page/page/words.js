@@ -2,7 +2,7 @@
 // Every label of the page, in English and in Chinese. Names of modules and options stay as they are.
 
 const LABELS = {
-  skipLink: ["Skip to this step", "跳到当前步骤"],
+  skipLink: ["Skip to this event", "跳到当前步骤"],
   guess: ["Guess: {label}, {share}", "猜测：{label}，{share}"],
   truth: ["label: {label}", "标签：{label}"],
   lossIs: ["loss {loss}", "损失 {loss}"],
@@ -23,17 +23,17 @@ const LABELS = {
   themeDark: ["Theme: dark", "主题：深色"],
   help: ["Keys", "按键"],
   close: ["Close", "关闭"],
-  controls: ["Steps", "步骤"],
-  first: ["First step", "第一步"],
+  controls: ["Events", "步骤"],
+  first: ["First event", "第一步"],
   previous: ["Previous", "上一步"],
   next: ["Next", "下一步"],
-  last: ["Last step", "最后一步"],
+  last: ["Last event", "最后一步"],
   play: ["Play", "播放"],
   pause: ["Pause", "暂停"],
   forward: ["Forward", "前向"],
   backward: ["Backward", "反向"],
   direction: ["Direction", "方向"],
-  position: ["Step", "步"],
+  position: ["Event", "步"],
   search: ["Search a layer or an operation ( / )", "搜索层或操作（ / ）"],
   nothingFound: ["Nothing has this in its name", "没有名称包含此内容"],
   map: ["The network", "网络"],
@@ -163,8 +163,8 @@ const LABELS = {
 };
 
 const KEYS = [
-  ["→  ←", "next and previous step", "下一步、上一步"],
-  ["Home  End", "first and last step", "第一步、最后一步"],
+  ["→  ←", "next and previous event", "下一步、上一步"],
+  ["Home  End", "first and last event", "第一步、最后一步"],
   ["Space", "play and pause", "播放、暂停"],
   ["b", "the same operation in the other direction", "同一操作的另一方向"],
   ["/", "search", "搜索"],

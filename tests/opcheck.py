@@ -13,6 +13,8 @@
 ``check_bfloat16`` asks what is right of the others in bfloat16, and holds each number to the reference
 implementation in float64 on the same inputs, up to the roundings that are allowed.
 
+``unread`` tells what an operation saves for nothing.
+
 ``check_against_torch`` holds it against PyTorch, where that is installed.
 """
 
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -250,6 +253,41 @@ def check_saved(case: Case, device: str = "cpu", dtype: str = "float64") -> None
                 owner = owners.get(name)
                 fits = owner is None or array.size == np.prod(owner.shape, dtype=int)
                 assert fits, f"{case}: {node} saved {name} {array.shape}, which has another size"
+
+
+def unread(op: str, device: str = "cpu", dtype: str = "float64") -> set[tuple[str, str]]:
+    """What an operation saves and never reads: the array, and the input whose gradient alone is asked for, or
+    "all". An array counts as read if in some case the gradients are others where it is spoilt."""
+    read: dict[tuple[str, str], bool] = {}
+    for case in cases.all_cases()[op]:
+        arrays = arrays_of(case, dtype, device)
+        subsets = {"all": {*arrays}, **({name: {name} for name in arrays} if len(arrays) > 1 else {})}
+        for implementation, asked in itertools.product((nullcontext, backend.reference), subsets):
+            wanted = subsets[asked]
+            with implementation():
+                expected, places = _spoilt(case, arrays, wanted, None)
+                for place in places:
+                    got, _ = _spoilt(case, arrays, wanted, place)
+                    key = f"{place[1]}.{place[2]}", asked
+                    read[key] = read.get(key, False) or any(
+                        not np.array_equal(backend.to_device(got[name], "cpu"), backend.to_device(one, "cpu"))
+                        for name, one in expected.items()
+                    )
+    return {key for key, was in read.items() if not was}
+
+
+def _spoilt(case: Case, arrays: Arrays, wanted: set[str], place: Any) -> tuple[Arrays, list[Any]]:
+    """The gradients, with NaN in the saved array at ``place``, and all places that could be spoilt."""
+    leaves = {name: Tensor(array.copy(), requires_grad=name in wanted) for name, array in arrays.items()}
+    y, places = case(*leaves.values()), []
+    for number, node in enumerate(sorted(reachable(y.node), key=lambda node: node.number)):
+        for name, array in node.saved.items():
+            if array.ndim and array.size and backend.is_float(array.dtype):
+                places.append((number, node.op, name))
+                if places[-1] == place:
+                    array[...] = np.nan
+    y.backward(upstream(y))
+    return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}, places
 
 
 def _held(value: Any) -> Iterator[Any]:

@@ -221,12 +221,14 @@ def conv_transpose2d(
     if b is not None:
         y = (y + b.data).astype(y.dtype, copy=False)
     need_x, need_w, need_b = x.requires_grad, w.requires_grad, b is not None and b.requires_grad
+    w_shape = w.shape
+    saved = {"x": xdata if need_w else None, "w": wdata if need_x else None}
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
         dy = xp.ascontiguousarray(dy)
         forward, _, backward_w = implementation(dy)
-        dx = forward(dy, wdata, None, False, win, groups) if need_x else None
-        dw = backward_w(xdata, dy, wdata.shape, win, groups) if need_w else None
+        dx = forward(dy, saved["w"], None, False, win, groups) if need_x else None
+        dw = backward_w(saved["x"], dy, w_shape, win, groups) if need_w else None
         return dx, dw, backward_b(dy) if need_b else None
 
     return record(
@@ -234,6 +236,6 @@ def conv_transpose2d(
         y,
         inputs={"x": x, "w": w, "b": b},
         options={**win.options(), "output_padding": _left_over(win, size), "groups": groups},
-        saved={"x": xdata, "w": wdata},
+        saved=saved,
         backward=backward,
     )

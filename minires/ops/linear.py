@@ -110,14 +110,13 @@ def _linear(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     xp = backend.array_module(x.data)
     xdata, wdata = x.data, w.data
     need_x, need_w, need_b = x.requires_grad, w.requires_grad, b is not None and b.requires_grad
+    saved = {"x": xdata if need_w else None, "w": wdata if need_x else None}
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
-        dx = _backward_x(xp, dy, wdata) if need_x else None
-        dw = _backward_w(xp, dy, xdata) if need_w else None
+        dx = _backward_x(xp, dy, saved["w"]) if need_x else None
+        dw = _backward_w(xp, dy, saved["x"]) if need_w else None
         db = _backward_b(xp, dy) if need_b else None
         return dx, dw, db
 
     y = _forward(xp, xdata, wdata, None if b is None else b.data)
-    return record(
-        "linear", y, inputs={"x": x, "w": w, "b": b}, saved={"x": xdata, "w": wdata}, backward=backward
-    )
+    return record("linear", y, inputs={"x": x, "w": w, "b": b}, saved=saved, backward=backward)

@@ -34,12 +34,12 @@ def _forward(xp: Any, a: Array, b: Array) -> Array:
     return backend.matmul(a, b)
 
 
-def _backward_a(xp: Any, dy: Array, a: Array, b: Array) -> Array:
-    return unbroadcast(xp, backend.matmul(dy, b.swapaxes(-1, -2)), a.shape)
+def _backward_a(xp: Any, dy: Array, b: Array, shape: Shape) -> Array:
+    return unbroadcast(xp, backend.matmul(dy, b.swapaxes(-1, -2)), shape)
 
 
-def _backward_b(xp: Any, dy: Array, a: Array, b: Array) -> Array:
-    return unbroadcast(xp, backend.matmul(a.swapaxes(-1, -2), dy), b.shape)
+def _backward_b(xp: Any, dy: Array, a: Array, shape: Shape) -> Array:
+    return unbroadcast(xp, backend.matmul(a.swapaxes(-1, -2), dy), shape)
 
 
 def _onnx(graph: Graph, call: Call) -> str:
@@ -126,17 +126,18 @@ def matmul(a: Operand, b: Operand) -> Tensor:
         raise ShapeError(f"matmul: the stacks of a {a.shape} and b {b.shape} cannot be broadcast") from None
 
     xp = backend.array_module(a.data)
-    adata, bdata, need_a, need_b = a.data, b.data, a.requires_grad, b.requires_grad
+    need_a, need_b, a_shape, b_shape = a.requires_grad, b.requires_grad, a.shape, b.shape
+    saved = {"a": a.data if need_b else None, "b": b.data if need_a else None}
 
     def backward(dy: Array) -> tuple[Array | None, Array | None]:
-        da = _backward_a(xp, dy, adata, bdata) if need_a else None
-        db = _backward_b(xp, dy, adata, bdata) if need_b else None
+        da = _backward_a(xp, dy, saved["b"], a_shape) if need_a else None
+        db = _backward_b(xp, dy, saved["a"], b_shape) if need_b else None
         return da, db
 
     return record(
         "matmul",
-        _forward(xp, adata, bdata),
+        _forward(xp, a.data, b.data),
         inputs={"a": a, "b": b},
-        saved={"a": adata, "b": bdata},
+        saved=saved,
         backward=backward,
     )

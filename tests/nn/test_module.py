@@ -163,6 +163,10 @@ def test_a_state_of_lists_is_loaded_and_what_holds_no_numbers_is_named():
         layer.load_state_dict({"weight": [[1.0], [2.0]], "bias": 3})
     with pytest.raises(CheckpointError, match="bias: .*numbers"):
         layer.load_state_dict({"weight": [[1.0], [2.0]], "bias": "three"})
+    for array in (np.array([["a"], ["b"]]), np.array([[1j], [2j]])):
+        with pytest.raises(CheckpointError, match=f"weight: {array.dtype} is no dtype of weights; nothing"):
+            layer.load_state_dict({"bias": [7.0], "weight": array})
+        assert layer.bias.tolist() == [4.0]
     with pytest.raises(CheckpointError, match="a dict of arrays by path.* not a list"):
         layer.load_state_dict([1.0])
     with pytest.raises(CheckpointError, match=r"unexpected: wieght \(2, 1\); the nearest is weight"):

@@ -433,6 +433,54 @@ def _ten_times(gradient):
     return 10 * gradient
 
 
+class TenTimes:
+    """A hook that holds the tensor it hangs on."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __call__(self, gradient):
+        return 10 * gradient
+
+
+class Watching(nn.Module):
+    """A model whose own method is the hook of its weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense, self.seen = nn.Linear(2, 2), 0
+        self.dense.weight.register_hook(self.see)
+
+    def see(self, gradient):
+        self.seen += 1
+
+    def forward(self, x):
+        return self.dense(x)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle])
+def test_a_hook_that_holds_its_tensor_holds_the_copy_in_the_copy(copied):
+    layer = nn.Linear(2, 2)
+    layer.weight.register_hook(TenTimes(layer.weight))
+    other = copied(layer)
+    (hook,) = other.weight.node.hooks
+    assert hook.tensor is other.weight and other.weight is not layer.weight
+    for model in (layer, other):
+        model(Tensor([[1.0, 2.0]])).sum().backward()
+    assert np.array_equal(layer.weight.grad, other.weight.grad) and other.weight.grad[1, 1] == 20
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle])
+def test_a_hook_that_is_a_method_of_the_model_is_that_of_the_copy(copied):
+    model = Watching()
+    for given in (model, {"weight": model.dense.weight, "model": model}):  # the tensor first, too
+        made = copied(given)
+        other = made["model"] if isinstance(made, dict) else made
+        assert not isinstance(made, dict) or made["weight"] is other.dense.weight
+        other(Tensor([[1.0, 2.0]])).sum().backward()
+        assert (model.seen, other.seen) == (0, 1)
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle])
 def test_a_copy_of_a_model_has_its_hooks(copied):
     net = Net()

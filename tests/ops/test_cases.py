@@ -11,12 +11,14 @@ import types
 from pathlib import Path
 
 import numpy as np
+import opcheck
 import pytest
 
 import minires
 from minires import Tensor, ops, recompute
 from minires.errors import ConfigError
-from minires.ops import cases, registry, softmax
+from minires.ops import arithmetic, cases, registry, softmax
+from minires.ops.elementwise import binary
 from minires.ops.registry import described
 
 
@@ -38,6 +40,29 @@ def test_every_operation_describes_itself_and_has_cases():
     for known in described():
         assert bool(known.cases) != bool(known.unchecked), f"{known.name}: cases, or why there are none"
         assert known.unchecked or cases.all_cases()[known.name], known.name
+
+
+# The exponent tells where a base of 0 has a gradient, and no case has one. What a batch norm adds before its
+# ReLU rarely needs a gradient where the batch norm needs none, so it saves the same there. A block that is
+# recomputed needs all its inputs for that.
+UNREAD = {
+    "recompute": {("recompute.x1", "a"), ("recompute.x2", "b")},
+    "power": {("power.b", "b")},
+    "batch_norm": {(f"batch_norm.{name}", "add") for name in ("x", "gamma", "beta", "mean", "inv")},
+}
+
+
+@pytest.mark.parametrize("op", cases.all_cases())
+def test_what_is_saved_is_read(op):
+    assert opcheck.unread(op) == UNREAD.get(op, set())
+
+
+def test_what_is_saved_for_nothing_is_noticed(monkeypatch):
+    def keep_all(op, a, b, forward, backward, *, keep):
+        return binary(op, a, b, forward, backward, keep=("aby", "aby"))
+
+    monkeypatch.setattr(arithmetic, "binary", keep_all)
+    assert {("mul.y", "all"), ("mul.a", "a"), ("mul.b", "b")} <= opcheck.unread("mul")
 
 
 def test_formulas_are_needed_and_a_name_is_taken_once():

@@ -194,18 +194,20 @@ def conv2d(
     y = forward(xdata, wdata, bdata, relu, win, groups)
     # Tensors that need no gradient cost no product: the first layer of a network never computes dx.
     need_x, need_w, need_b = x.requires_grad, w.requires_grad, b is not None and b.requires_grad
-    rectified = y if relu else None  # the tape keeps the result only where its signs are needed
+    x_shape, w_shape = x.shape, w.shape
+    # The tape keeps what these products read, and the result only where its signs are needed.
+    saved = {"x": xdata if need_w else None, "w": wdata if need_x else None, "y": y if relu else None}
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
-        dy = xp.ascontiguousarray(dy) if rectified is None else relu_gradient(dy, rectified)
+        dy = xp.ascontiguousarray(dy) if saved["y"] is None else relu_gradient(dy, saved["y"])
         _, backward_x, backward_w = implementation(dy)
         dx = dw = db = None
         if need_w:
-            dw = backward_w(dy, xdata, wdata.shape, win, groups)
+            dw = backward_w(dy, saved["x"], w_shape, win, groups)
         if need_b:
             db = backward_b(dy)
         if need_x:
-            dx = backward_x(dy, wdata, xdata.shape, win, groups)
+            dx = backward_x(dy, saved["w"], x_shape, win, groups)
         return dx, dw, db
 
     return record(
@@ -213,7 +215,7 @@ def conv2d(
         y,
         inputs={"x": x, "w": w, "b": b},
         options={**win.options(), "groups": groups, **({"relu": True} if relu else {})},
-        saved={"x": xdata, "w": wdata, "y": rectified},
+        saved=saved,
         backward=backward,
     )
 

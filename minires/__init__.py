@@ -68,13 +68,15 @@ _FUNCTIONS = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import ``minires.train`` and its like on first use: ``minires doctor`` must work without Pillow."""
-    if name in _MODULES:
-        return importlib.import_module(_MODULES[name])
-    if name in _FUNCTIONS:
-        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
-    raise AttributeError(f"module 'minires' has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker would take any name then
+
+    def __getattr__(name: str) -> Any:
+        """Import ``minires.train`` and its like on first use: ``minires doctor`` must work without Pillow."""
+        if name in _MODULES:
+            return importlib.import_module(_MODULES[name])
+        if name in _FUNCTIONS:
+            return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+        raise AttributeError(f"module 'minires' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -99,9 +99,12 @@ class _Import(argparse.Action):
         try:
             importlib.import_module(name)
             namespace.imports = (*namespace.imports, name)
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise  # the module is there, and imports something that is not
+                # The module is there, and imports something that is not.
+                last = traceback.extract_tb(error.__traceback__)[-1]
+                place = f"{last.filename}, line {last.lineno}" if last.filename[:1] != "<" else name
+                raise MiniresError(f"--import {name}: {error} ({place})") from error
             raise ConfigError(
                 f"--import {name}: there is no such module, neither in {here} nor installed; "
                 "give the name that stands behind import, without .py"

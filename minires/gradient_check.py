@@ -26,7 +26,7 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array
-from minires.errors import MiniresError
+from minires.errors import MiniresError, ShapeError
 from minires.tensor import Tensor, no_grad
 
 Inputs = Mapping[str, Any] | Sequence[Any]
@@ -144,6 +144,8 @@ def gradcheck(
     Math: see the head of this file.
     Raises: GradcheckError with the report if something is wrong and ``raise_on_fail`` is set.
     """
+    if hasattr(inputs, "shape"):
+        raise ShapeError("gradcheck takes a list of inputs, not one array; give [x]")
     rng = np.random.default_rng(seed)
     named = dict(inputs) if isinstance(inputs, Mapping) else {f"input {i}": x for i, x in enumerate(inputs)}
     leaves = {name: _leaf(x, name) for name, x in named.items()}

@@ -184,15 +184,28 @@ def _gradients(node: Node, backward: Backward, incoming: Array) -> tuple[Array |
     for number, (gradient, parent) in enumerate(zip(outgoing, node.parents, strict=True)):
         if gradient is None or parent is None:
             continue
-        shape = getattr(gradient, "shape", None)
-        if shape != parent.shape:
-            name = node.names[number] if number < len(node.names) else number
-            found = f"a {type(gradient).__name__}, no array" if shape is None else f"of shape {shape}"
+        name = node.names[number] if number < len(node.names) else number
+        if not _is_array(gradient):
             raise _refused(
                 node,
-                f"its backward gives for the input {name} a gradient that is {found}, but {name} has the "
-                f"shape {parent.shape}; sum it over the axes along which {name} was broadcast, or check the "
-                "order of the gradients",
+                f"its backward gives for the input {name} a {type(gradient).__name__}, no array, but {name} "
+                f"has the shape {parent.shape}; compute with arrays, such as x.data, not with tensors",
+                ShapeError,
+            )
+        if gradient.shape != parent.shape:
+            raise _refused(
+                node,
+                f"its backward gives for the input {name} a gradient that is of shape {gradient.shape}, but "
+                f"{name} has the shape {parent.shape}; sum it over the axes along which {name} was "
+                "broadcast, or check the order of the gradients",
+                ShapeError,
+            )
+        # The gradient of what was rounded to bfloat16 stays float32: see minires.ops.mixed_precision.
+        if gradient.dtype != parent.dtype and not backend.is_bfloat16(parent.dtype):
+            raise _refused(
+                node,
+                f"its backward gives for the input {name} a gradient of {gradient.dtype}, but {name} is "
+                f"{parent.dtype}; what NumPy makes is float64: convert it, .astype({name}.dtype)",
                 ShapeError,
             )
     return outgoing
@@ -202,6 +215,24 @@ def _refused(node: Node, message: str, kind: type[MiniresError] = MiniresError) 
     error = kind(f"{node.op}: {message}")
     error.where = node.path or None
     return error
+
+
+def _is_array(value: Any) -> bool:
+    """Whether this is an array: a tensor has a shape, too, but is no view of memory."""
+    return hasattr(value, "shape") and hasattr(value, "base")
+
+
+def _check_replaced(node: Node, gradient: Array, replaced: Any) -> None:
+    """Raises: MiniresError, ShapeError if a hook returned something else than such a gradient."""
+    if not _is_array(replaced):
+        raise _refused(node, f"a hook returned a {type(replaced).__name__}; it must return an array, or None")
+    if replaced.shape != gradient.shape or replaced.dtype != gradient.dtype:
+        raise _refused(
+            node,
+            f"a hook returned a gradient {replaced.dtype} {replaced.shape} in the place of one "
+            f"{gradient.dtype} {gradient.shape}",
+            ShapeError,
+        )
 
 
 def _accumulate(
@@ -225,6 +256,7 @@ def _complete(node: Node, gradients: dict[Node, Array], ours: set[Node]) -> None
     for hook in list(node.hooks):
         replaced = hook(gradient)
         if replaced is not None:
+            _check_replaced(node, gradient, replaced)
             gradient = gradients[node] = replaced
             ours.discard(node)
     tensor = node.output()

@@ -86,7 +86,10 @@ def test_the_names_that_the_changelog_leads_to_are_there():
 
 @pytest.mark.usefixtures("registries_as_before")
 @pytest.mark.parametrize("code", CODE.values(), ids=CODE)
-def test_its_code_runs(code: str, capsys: pytest.CaptureFixture[str]):
+def test_its_code_runs(
+    code: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)  # where what it writes may lie
     # The loop is the reader's to run in full; here it sees two batches.
     exec(code.replace("Loader(hands.train,", "Loader(hands.train.take(range(32)),"), {"__name__": "__main__"})
     assert len(capsys.readouterr().out.splitlines()) >= 2

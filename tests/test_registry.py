@@ -183,6 +183,31 @@ def test_a_run_that_is_stopped_goes_on_with_the_module_too(
     )
 
 
+def test_a_mistake_in_the_imported_module_is_shown_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, line in (("wrong_a", "from minires import modelss"), ("wrong_b", "import torchh")):
+        (tmp_path / f"{name}.py").write_text(f"import json\n{line}\n")
+        assert cli.main(["--import", name, "models"]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith(f"minires: error: --import {name}: ")
+        assert said.endswith(f"{name}.py, line 2)\n")
+        assert "doctor" not in said
+
+
+@pytest.mark.usefixtures("registries_as_before")
+def test_a_builder_may_take_any_options_and_must_give_a_module() -> None:
+    @models.register("odd_one", size=8, classes=2)
+    def build(**options: Any) -> Any:
+        return nn.Linear(2, options["classes"]) if options["classes"] < 5 else None
+
+    assert models.build("odd_one", classes=3).weight.shape == (2, 3)
+    with pytest.raises(ConfigError, match="the model odd_one must be a Module, but what builds it gave None"):
+        models.build("odd_one", classes=7)
+
+
 def test_an_unknown_model_on_the_command_line_says_import(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["summary", "own_net"]) == 2
     assert "minires --import MODULE" in capsys.readouterr().err

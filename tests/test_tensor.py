@@ -229,14 +229,21 @@ def test_mypy_sees_what_a_user_does_wrong(tmp_path):
         "x.T @ x",
         "(x > 2).sum()",
         "x.sum((0, 1))",
+        "w -= 0.1",
+        "layer.weight *= 2",
     ]
     wrong = [
         "x + 'a'", "x * None", "x.sum(axis='rows')", "x.sum(0, True)", "x.reshape('a')", "x.dance()",
         "x.flatten(1)", "x.repeat()", "x.backward(retain=True)", "x.argmax(axis=(0, 1))", "ops.stack(x)",
-        "ops.clip(x, 'low')", "ops.maximum(x, 'a')", "ops.conv2d(x)", "ops.relu(x, y)",
+        "ops.clip(x, 'low')", "ops.maximum(x, 'a')", "ops.conv2d(x)", "ops.relu(x, y)", "minires.no_gard()",
+        "minires.Tensr(1)", "minires.optim.SDG",
     ]  # fmt: skip
     program = tmp_path / "program.py"
-    head = "import numpy as np\nfrom minires import Tensor, ops\nx = Tensor(1.0)\n"
+    head = (
+        "import minires, numpy as np\nfrom minires import Tensor, nn, ops\n"
+        "x, w = Tensor(1.0), nn.Parameter(1.0)\n"
+        "layer = nn.Linear(2, 2)\n"
+    )
     program.write_text(head + "\n".join(right + wrong) + "\nx[0] = 1\n")
     command = [
         sys.executable,
@@ -249,7 +256,7 @@ def test_mypy_sees_what_a_user_does_wrong(tmp_path):
     ]
     answer = subprocess.run(command, capture_output=True, text=True).stdout
     lines = {int(line.split(":")[1]) for line in answer.splitlines() if ": error:" in line}
-    first = 4 + len(right)
+    first = 5 + len(right)
     assert lines == set(range(first, first + len(wrong) + 1)), answer
 
 
@@ -621,6 +628,35 @@ def test_a_hook_sees_the_complete_gradient_once_and_may_replace_it():
     assert x.grad.tolist() == [3]
 
 
+def test_a_hook_that_returns_something_else_is_refused():
+    for hook, message in (
+        (lambda g: g[:1], "a hook returned a gradient float64 (1,) in the place of one float64 (2,)"),
+        (lambda g: g.astype("float32"), "a gradient float32 (2,) in the place of one float64 (2,)"),
+        (lambda g: "a", "leaf: a hook returned a str; it must return an array, or None"),
+        (Tensor, "leaf: a hook returned a Tensor; it must return an array, or None"),
+    ):
+        x = leaf(1.0, 2.0)
+        x.register_hook(hook)
+        with pytest.raises(MiniresError, match=re.escape(message)):
+            (x * x).sum().backward()
+        assert x.grad is None
+
+
+def test_an_own_operation_that_mixes_tensors_and_arrays_or_dtypes_is_told_so():
+    def own(data, backward):
+        return record("own", data, inputs={"x": x}, backward=backward)
+
+    x = leaf(1.0, 2.0)
+    with pytest.raises(MiniresError, match="own: record takes the result as an array; compute it from x"):
+        own(x * 2, lambda dy: (dy,))
+    with pytest.raises(MiniresError, match="own: record needs backward, a function of dy, not None"):
+        own(x.data * 2, None)
+    with pytest.raises(ShapeError, match="gives for the input x a Tensor, no array, .* such as x.data"):
+        own(x.data**2, lambda dy: (2 * dy * x,)).sum().backward()
+    with pytest.raises(ShapeError, match=r"the input x a gradient of float32, but x is float64; .*x\.dtype"):
+        own(x.data * 2, lambda dy: (2 * dy.astype("float32"),)).sum().backward()
+
+
 def test_a_hook_on_a_leaf():
     x = leaf(2.0)
     x.register_hook(lambda gradient: -gradient)
@@ -763,7 +799,7 @@ ONES = np.ones((2, 3))
         (lambda dy: (dy,), MiniresError, "one gradient for each input, .* not 1 gradients"),
         (lambda dy: None, MiniresError, "one gradient for each input, .* not NoneType"),
         (lambda dy: (dy, dy.sum(0)), ShapeError, r"input w .* shape \(3,\), but w has the shape \(2, 3\)"),
-        (lambda dy: (1.0, dy), ShapeError, r"the input x .* a float, no array, but x has the shape \(2, 3\)"),
+        (lambda dy: (1.0, dy), ShapeError, r"the input x a float, no array, but x has the shape \(2, 3\)"),
     ],
 )
 def test_a_backward_that_gives_something_else_names_operation_module_and_input(backward, kind, text):

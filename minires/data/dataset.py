@@ -25,6 +25,9 @@ class Dataset:
     name: str
 
     def __post_init__(self) -> None:
+        for name in ("images", "labels"):
+            if not hasattr(getattr(self, name), "dtype"):
+                object.__setattr__(self, name, np.asarray(getattr(self, name)))
         images, labels = self.images, self.labels
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
             raise ShapeError(

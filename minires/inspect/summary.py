@@ -111,10 +111,12 @@ class Summary:
             ("  not trained", fixed, "running statistics, frozen layers"),
             *self._rest(),
             ("MACs", self.macs, "of convolutions and dense layers, one picture"),
+            *self._outside(self.macs_between),
             ("output bytes", self.output_bytes, "of all layers, one picture, float32"),
         ]
         if self.saved is not None:
             figures.append(("saved bytes", self.saved, "activations kept for the backward, per picture"))
+            figures += self._outside(self.saved_between)
         lines = [f"{name:<13} {figure:>14,}  {note}".rstrip() for name, figure, note in figures]
         lines += [f"{'shared':<13} {' = '.join((first, *others))}" for first, others in self.shared.items()]
         return "\n".join([
@@ -127,6 +129,12 @@ class Summary:
             shown = ", ".join(itertools.islice(self.in_no_row, 3))
             shown += ", ..." if len(self.in_no_row) > 3 else ""
             yield "  in no row", sum(self.in_no_row.values()), f"{shown}: outside of the layers that ran"
+
+    def _outside(self, between: Mapping[str, int]) -> Iterator[tuple[str, int, str]]:
+        """What is done between the layers of no block, if anything is."""
+        blocks = {layer.block for layer in self.layers}
+        if outside := sum(size for part, size in between.items() if part not in blocks):
+            yield "  in no row", outside, "between the layers, outside of the blocks"
 
     def __repr__(self) -> str:
         return self.table()

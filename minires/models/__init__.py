@@ -90,7 +90,8 @@ def register(
     MODELS.name_given(name)
 
     def add(make: Make) -> Make:
-        if "classes" not in inspect.signature(make).parameters:
+        taken = inspect.signature(make).parameters
+        if "classes" not in taken and not any(one.kind is one.VAR_KEYWORD for one in taken.values()):
             raise ConfigError(f"the model {name} does not take the keyword classes, how many outputs it has")
         MODELS.add(name, Entry(make, size, classes, dict(preset or {}), title, paper), maker=make)
         return make
@@ -153,4 +154,6 @@ def build(name: str, *, classes: int | None = None, seed: int = 0, **variant: An
             raise  # our own mistake, no option was given
         given = ", ".join(f"{option}={value!r}" for option, value in variant.items())
         raise ConfigError(f"{name} cannot be built with {given}: {error}") from error
+    if not isinstance(model, Module):
+        raise ConfigError(f"the model {name} must be a Module, but what builds it gave {model!r:.80}")
     return model

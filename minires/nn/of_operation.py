@@ -33,7 +33,10 @@ def layer_of(
 
     def __init__(self: Any, *args: P.args, **options: P.kwargs) -> None:
         Module.__init__(self)
-        given = signature.bind(*args, **options)
+        try:
+            given = signature.bind(*args, **options)
+        except TypeError as error:
+            raise TypeError(f"{error}; it is {name}{signature}") from None
         given.apply_defaults()
         vars(self).update(given.arguments)
 

@@ -79,6 +79,9 @@ def recompute(block: Module, *inputs: Any) -> Tensor:
     >>> y.node.op, bool((y.data == block(x).data).all())
     ('recompute', True)
     """
+    if not hasattr(block, "named_modules"):
+        what = getattr(block, "__name__", type(block).__name__)
+        raise MiniresError(f"recompute takes a module, not {what}; nn.Sequential(function) makes one of it")
     if not is_recording() or is_watched():
         return block(*inputs)
     _, path = locate(block)

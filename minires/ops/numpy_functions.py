@@ -224,14 +224,15 @@ def _numbers(given: Any) -> Any:
 # Only what gives NumPy's own numbers on every shape that both take.
 _INSTEAD = {
     "add.reduce": "x.sum(axis)", "maximum.reduce": "x.max(axis)", "minimum.reduce": "x.min(axis)",
-    "cumsum": "x @ np.triu(np.ones((n, n)))", "multiply.outer": "a[:, None] * b", "outer": "a[:, None] * b",
+    "cumsum": "x @ np.triu(np.ones((n, n), x.dtype))", "multiply.outer": "a[:, None] * b",
+    "outer": "a[:, None] * b",
     "log1p": "np.log(1 + x)", "log2": "np.log(x) / math.log(2)", "log10": "np.log(x) / math.log(10)",
     "expm1": "np.exp(x) - 1", "exp2": "2 ** x", "hypot": "np.sqrt(a * a + b * b)", "float_power": "a ** b",
     "linalg.norm": "np.sqrt((x * x).sum(axis))", "linalg.vector_norm": "np.sqrt((x * x).sum(axis))",
     "linalg.matmul": "a @ b", "dot": "a @ b", "ptp": "x.max(axis) - x.min(axis)",
     "average": "(x * weights).sum(axis) / weights.sum()", "diff": "x[..., 1:] - x[..., :-1]",
     "flipud": "x[::-1]", "fliplr": "x[:, ::-1]", "copy": "x + 0", "moveaxis": "x.transpose(axes)",
-    "rollaxis": "x.transpose(axes)", "pad": "minires.ops.pad(x, padding)",
+    "rollaxis": "x.transpose(axes)", "pad": "minires.ops.pad(x, padding) for pictures (N, H, W, C)",
     "nan_to_num": "np.where(np.isnan(x), 0, x)",
 }  # fmt: skip
 

@@ -76,6 +76,10 @@ class Optimizer:
         decay_vectors: bool = False,
         clip_norm: float | None = None,
     ) -> None:
+        if type(self).step is Optimizer.step and not hasattr(type(self), "plain"):
+            raise ConfigError(
+                f"{type(self).__name__} has no formula; give it a static method plain(w, g, *slots, *numbers)"
+            )
         pairs = _pairs(parameters)
         self.paths = [path or p.name or f"parameter{i}" for i, (path, p) in enumerate(pairs)]
         self.parameters = [parameter for _, parameter in pairs]
@@ -305,6 +309,11 @@ def _pairs(parameters: Any) -> list[tuple[str | None, Tensor]]:
             raise ConfigError(
                 f"parameter {place} of an optimiser is the result of the operation {tensor.node.op}, which "
                 "is computed anew in each pass; give the tensors it is made from"
+            )
+        if tensor.node is None and type(tensor) is Tensor:  # a Parameter without one is frozen
+            raise ConfigError(
+                f"parameter {place} of an optimiser is a tensor that needs no gradient, so it would never be "
+                "trained; make it with requires_grad=True, or as a Parameter"
             )
         pairs.append((path, tensor))
     return pairs

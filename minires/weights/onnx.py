@@ -210,7 +210,8 @@ class _Graph:
         if write is None:
             raise ConfigError(
                 f"the operation {call.op!r}, here with a result {call.y.shape}, cannot be written as ONNX. "
-                f"Those that can: {', '.join(known.name for known in described() if known.onnx)}"
+                f"Those that can: {', '.join(known.name for known in described() if known.onnx)}. "
+                "One of your own is written by what its @operation(onnx=...) says"
             )
         self.values[call.y] = elementwise(self, call, write) if isinstance(write, str) else write(self, call)
 
@@ -332,5 +333,6 @@ def _depends(where: str) -> ConfigError:
 def _not_computed(array: Any) -> ConfigError:
     return ConfigError(
         f"numbers of shape {array.shape} are used that are neither computed from the picture by operations "
-        "of minires nor a parameter or buffer of the model; they cannot be written as ONNX"
+        "of minires nor a parameter or buffer of the model; they cannot be written as ONNX. What is always "
+        "the same can be kept as an attribute of the model, self.name = array"
     )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minires import ShapeError, Tensor, models, nn, no_grad, recompute
+from minires import ShapeError, Tensor, models, nn, no_grad, ops, recompute
 from minires.debug.step import step
 from minires.inspect import plot, summarize
 from minires.inspect.summary import _bytes
@@ -445,3 +445,21 @@ def test_a_part_that_returns_none_is_named_with_its_path() -> None:
     model = Returns(lambda x: x, inside=Returns(lambda x: None))
     with pytest.raises(ShapeError, match=r"part \(Returns\) returned None; does its forward end in return"):
         summarize(model, (3,))
+
+
+def test_what_is_saved_between_layers_has_a_line_so_that_all_adds_up():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 2)
+
+        def forward(self, x):
+            y = ops.relu(self.conv(x))
+            return self.fc((y * y).mean((1, 2)) @ Tensor(np.eye(4, dtype=np.float32)))
+
+    summary = summarize(Net(), (8, 8, 3), memory=True)
+    rows = sum(layer.saved for layer in summary.layers)
+    lines = [line.split() for line in summary.table().splitlines() if "in no row" in line]
+    outside = {int(line[3].replace(",", "")) for line in lines}
+    assert outside == {summary.saved - rows, 16}  # bytes, and the MACs of the product
+    assert summary.saved > rows

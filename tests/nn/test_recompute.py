@@ -368,3 +368,11 @@ def test_only_the_input_and_the_result_are_kept(make, one_thread):
     kept = x.data.nbytes + y.data.nbytes
     assert kept <= alive["recompute"] < kept + 30_000  # the rest: nodes, states, statistics
     assert alive["plain"] > 1.7 * alive["recompute"]
+
+
+def test_a_function_is_no_block():
+    with pytest.raises(MiniresError, match="recompute takes a module, not <lambda>; nn.Sequential"):
+        minires.recompute(lambda x: x * 2, Tensor([1.0]))
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    minires.recompute(Sequential(lambda x: x * 2), x).sum().backward()
+    assert x.grad.tolist() == [2.0, 2.0]

@@ -282,3 +282,12 @@ def test_nan_is_not_hidden(implementation):
         with reference():
             y = conv2d(Tensor(x), w)
     assert np.isnan(y.numpy()[0, :, :, 0]).tolist() == [[True, False], [False, False]]
+
+
+def test_no_picture_gives_no_picture():
+    x = Tensor(np.zeros((0, 8, 8, 3), np.float32), requires_grad=True)
+    w = Tensor(np.ones((3, 3, 3, 2), np.float32), requires_grad=True)
+    y = conv2d(x, w, padding=1)
+    assert y.shape == (0, 8, 8, 2)
+    y.sum().backward()
+    assert x.grad.shape == x.shape and not w.grad.any()

@@ -240,6 +240,7 @@ def leaf():
         ([leaf(), np.ones(3)], "parameter 1 of an optimiser must be a Parameter, .* not a ndarray"),
         ([("w", "v")], "parameter 0 .* not a str"),
         ([leaf() * 2], "parameter 0 of an optimiser is the result of the operation mul"),
+        ([leaf(), Tensor([1.0])], "parameter 1 of an optimiser is a tensor that needs no gradient"),
     ],
 )
 def test_what_is_no_list_of_parameters_is_refused_in_words(given, text):
@@ -268,3 +269,16 @@ def test_an_own_formula_that_returns_the_weights_instead_of_changing_them_is_not
     w.grad = np.ones((2, 2), np.float32)
     with pytest.raises(ConfigError, match="Returns.plain returned a value, .* in place"):
         Returns([w], lr=0.1).step()
+
+
+def test_frozen_parameters_are_taken_and_an_optimiser_needs_a_formula():
+    frozen = nn.Linear(2, 2)
+    frozen.weight.requires_grad = False
+    assert len(SGD(frozen.parameters(), lr=0.1).parameters) == 2
+
+    class Formless(Optimizer):
+        def numbers(self, step):
+            return (self.lr,)
+
+    with pytest.raises(ConfigError, match=r"Formless has no formula; give it a static method plain\(w, g"):
+        Formless([leaf()], lr=0.1)

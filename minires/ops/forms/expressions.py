@@ -258,7 +258,7 @@ def _written(tree: Tree, name: Callable[[str], str]) -> tuple[str, int]:
         test, then, other = parts
         return f"{inside(then, 1)} if {inside(test, 1)} else {inside(other, 0)}", 0
     if sign == "neg":
-        return f"-{inside(parts[0], 7)}", 7
+        return f"-{inside(parts[0], 8)}", 7  # -(-2)
     if sign == "not":
         return f"not {inside(parts[0], 3)}", 3
     left, right = parts

@@ -265,7 +265,9 @@ def _forgets_its_state(x: Tensor) -> Tensor:
 
 
 def _promotes(x: Tensor) -> Tensor:
-    return record("wrong", 2 * x.data, inputs={"x": x}, backward=lambda dy: (dy * np.full(dy.shape, 2.0),))
+    """Only the result: a gradient of another dtype the tape itself refuses."""
+    y = x.data * np.full(x.shape, 2.0)
+    return record("wrong", y, inputs={"x": x}, backward=lambda dy: ((2 * dy).astype(x.dtype),))
 
 
 def _swaps(a: Tensor, b: Tensor) -> Tensor:
@@ -330,7 +332,7 @@ WRONG: dict[str, Wrong] = {
     "one array for two gradients": Wrong(_shares, opcheck.check_memory, "shares its memory with"),
     "a buffer is given away": Wrong(_gives_its_buffer_away, opcheck.check_memory, "was changed by a later"),
     "a second backward differs": Wrong(_forgets_its_state, opcheck.check_memory, "second backward"),
-    "float32 becomes float64": Wrong(_promotes, opcheck.check_implementations, "x became float64"),
+    "float32 becomes float64": Wrong(_promotes, opcheck.check_implementations, "y became float64"),
     "upstream read in the order of memory": Wrong(
         _op(_reads_memory_in_its_order), opcheck.check_upstream_layouts, "upstream columns first"
     ),

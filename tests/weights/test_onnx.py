@@ -259,6 +259,7 @@ OPERATIONS: dict[str, Callable[[Tensor, Doing], Tensor]] = {
     "selection of pictures": lambda x, p: x[:4].mean(0, keepdims=True) - x[1:].sum(0, keepdims=True) + x,
     "the last picture": lambda x, p: x + x[-1:] * 2 - x[:1],
     "new axis": lambda x, p: x[:, 3, None] + x[:, None, 2] * p.four,
+    "new axis of a picture": lambda x, p: x[:, None, ::2].mean(1) * p.four,
     "new axis at the end": lambda x, p: flatten(x)[..., None] * 2,
     "stack of sequences": lambda x, p: ops.stack([x[:, 1], x[:, 0] * 2], axis=1) * p.four,
     "weights that are computed": lambda x, p: linear(flatten(x), abs(p.matrix)) + flatten(x) @ p.turned.T,
@@ -468,6 +469,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Doing], Tensor], str]] = {
     "reshape over the batch": (lambda x, p: x.reshape(1, -1), r"^2 pictures give \(1, 504\); the first"),
     "sum over the batch": (lambda x, p: x.sum(), r"^2 pictures give \(\); the first axis must be that of"),
     "their number": (lambda x, p: x.sum(0, keepdims=True) / len(x) + x, "^div: what is done here depends on"),
+    "half their number": (lambda x, p: x * (len(x) // 2), "^mul_2: what is done here depends on"),
     "a number read from them": (lambda x, p: relu(x) / (1 + float(x.max())), "^div: what is done here dep"),
     "a shape of their number": (
         lambda x, p: x.reshape(252, -1).sum(0).reshape(-1, 1), "^reshape: what is done here depends on how",

@@ -184,31 +184,34 @@ def _gradients(node: Node, backward: Backward, incoming: Array) -> tuple[Array |
     for number, (gradient, parent) in enumerate(zip(outgoing, node.parents, strict=True)):
         if gradient is None or parent is None:
             continue
-        name = node.names[number] if number < len(node.names) else number
-        if not _is_array(gradient):
-            raise _refused(
-                node,
-                f"its backward gives for the input {name} a {type(gradient).__name__}, no array, but {name} "
-                f"has the shape {parent.shape}; compute with arrays, such as x.data, not with tensors",
-                ShapeError,
-            )
-        if gradient.shape != parent.shape:
-            raise _refused(
-                node,
-                f"its backward gives for the input {name} a gradient that is of shape {gradient.shape}, but "
-                f"{name} has the shape {parent.shape}; sum it over the axes along which {name} was "
-                "broadcast, or check the order of the gradients",
-                ShapeError,
-            )
         # The gradient of what was rounded to bfloat16 stays float32: see minires.ops.mixed_precision.
-        if gradient.dtype != parent.dtype and not backend.is_bfloat16(parent.dtype):
-            raise _refused(
-                node,
-                f"its backward gives for the input {name} a gradient of {gradient.dtype}, but {name} is "
-                f"{parent.dtype}; what NumPy makes is float64: convert it, .astype({name}.dtype)",
-                ShapeError,
-            )
+        same_dtype = _is_array(gradient) and (
+            gradient.dtype == parent.dtype or backend.is_bfloat16(parent.dtype)
+        )
+        if not same_dtype or gradient.shape != parent.shape:
+            raise _misfit(node, number, gradient, parent)
     return outgoing
+
+
+def _misfit(node: Node, number: int, gradient: Any, parent: Node) -> MiniresError:
+    """What is wrong with the gradient that a backward gives for the input with this number."""
+    name = node.names[number] if number < len(node.names) else number
+    if not _is_array(gradient):
+        what = (
+            f"a {type(gradient).__name__}, no array, but {name} has the shape {parent.shape}; compute with "
+            "arrays, such as x.data, not with tensors"
+        )
+    elif gradient.shape != parent.shape:
+        what = (
+            f"a gradient that is of shape {gradient.shape}, but {name} has the shape {parent.shape}; sum it "
+            f"over the axes along which {name} was broadcast, or check the order of the gradients"
+        )
+    else:
+        what = (
+            f"a gradient of {gradient.dtype}, but {name} is {parent.dtype}; what NumPy makes is float64: "
+            f"convert it, .astype({name}.dtype)"
+        )
+    return _refused(node, f"its backward gives for the input {name} {what}", ShapeError)
 
 
 def _refused(node: Node, message: str, kind: type[MiniresError] = MiniresError) -> MiniresError:

@@ -506,13 +506,17 @@ def array_of(data: Any, dtype: Any = np.float32) -> Array:
     return array.astype(dtype)
 
 
+def as_array(data: Any) -> Array:
+    """The array that a tensor or an array of any library holds; of anything else, what NumPy makes of it."""
+    return array_of(data) if hasattr(data, "dtype") else np.asarray(data)
+
+
 def _of_another_library(data: Any) -> Array:
     """The numbers of an array that is neither NumPy's nor CuPy's: of PyTorch, JAX, h5py, ..."""
     try:
-        array = np.asarray(data)
+        return np.asarray(data)
     except Exception as error:  # each library has its own reasons, and errors, for one that it cannot give
         raise _not_ours(type(data), error) from error
-    return array
 
 
 def _not_ours(kind: type, error: Exception) -> MiniresError:

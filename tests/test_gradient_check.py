@@ -253,3 +253,9 @@ def test_float32_parameters_are_refused():
     net = _Net()
     text = _problem(net, {"x": PICTURES}, parameters=net.named_parameters())
     assert "only float64 can be checked, but conv.weight is float32" in text
+
+
+def test_one_array_is_no_list_of_inputs():
+    for one in (np.ones(3), Tensor([1.0, 2.0])):
+        with pytest.raises(minires.ShapeError, match=r"takes a list of inputs, not one array; give \[x\]"):
+            gradcheck(lambda x: x * x, one)

@@ -31,7 +31,7 @@ from minires.ops.cross_entropy import cross_entropy
 from minires.ops.forms import Formula, Values
 from minires.ops.registry import Description, Words, declare, describe
 from minires.tape import Node, reachable
-from minires.tensor import Call, Tensor, array_of, settings, watching, with_settings
+from minires.tensor import Call, Tensor, as_array, settings, watching, with_settings
 
 INPUT = declare(  # the operation that stands for what the model is given
     Description(
@@ -200,8 +200,7 @@ def _loss(result: Tensor, y: Any) -> tuple[Tensor, Array | None]:
         raise ShapeError(
             f"the model returns {result.shape}; to step through it, it must return scores (N, K) or one value"
         )
-    given = array_of(y) if hasattr(y, "dtype") else np.asarray(y)
-    labels = result.numpy().argmax(axis=1) if y is None else np.array(backend.to_device(given, "cpu"))
+    labels = result.numpy().argmax(axis=1) if y is None else np.array(backend.to_device(as_array(y), "cpu"))
     return cross_entropy(result, labels), labels
 
 

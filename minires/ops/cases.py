@@ -21,7 +21,7 @@ from minires.errors import ConfigError
 from minires.gradient_check import Report, gradcheck
 from minires.ops import arithmetic
 from minires.ops.concat import concat
-from minires.ops.registry import Case, described
+from minires.ops.registry import OPERATIONS, Case, described
 from minires.ops.reshape import reshape, transpose
 from minires.tensor import Tensor
 
@@ -90,10 +90,9 @@ def check_all(names: Iterable[str] | None = None) -> Iterator[Row]:
     wanted = list(known) if names is None else list(names)
     for name in wanted:
         if name not in known:
-            for one in described():
-                if one.name == name:
-                    why = one.unchecked or "declare some with cases="
-                    raise ConfigError(f"gradcheck: {name!r} has no cases on which it could be checked: {why}")
+            if (there := OPERATIONS.get(name)) is not None:
+                why = there.unchecked or "declare some with cases="
+                raise ConfigError(f"gradcheck: {name!r} has no cases on which it could be checked: {why}")
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
             raise ConfigError(f"gradcheck: there is no operation {name!r}; {hint}")

@@ -21,7 +21,7 @@ from minires.backend import Array
 from minires.errors import ConfigError, DataError, ShapeError, as_whole, one_of
 from minires.ops import checks
 from minires.ops.forms import Values
-from minires.tensor import Tensor, array_of
+from minires.tensor import Tensor, as_array
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -80,7 +80,7 @@ def labels_of(
     smoothing = checks.number(op, "label_smoothing", smoothing)
     if not 0 <= smoothing < 1:
         raise ConfigError(f"{op}: label_smoothing must be from 0 to below 1, not {smoothing}")
-    given, labels = labels, array_of(labels) if hasattr(labels, "dtype") else np.asarray(labels)
+    given, labels = labels, as_array(labels)
     rows, classes = scores.shape[:-1], scores.shape[-1]
     are_numbers = labels.shape == rows and labels.dtype.kind in "iu"
     if not are_numbers and (numbers_only or labels.shape != scores.shape):
@@ -126,7 +126,7 @@ def _ignore_index(op: str, value: Any, are_numbers: bool) -> int | None:
 def _weight(op: str, weight: Any, scores: Tensor) -> Array | None:
     if weight is None:
         return None
-    weight = array_of(weight) if hasattr(weight, "dtype") else np.asarray(weight)
+    weight = as_array(weight)
     if weight.shape != scores.shape[-1:] or not (backend.is_float(weight.dtype) or weight.dtype.kind in "iu"):
         raise ShapeError(
             f"{op}: weight must be a number for each of the {scores.shape[-1]} classes, "

@@ -37,7 +37,7 @@ from minires.ops.forms import Formula
 from minires.ops.mixed_precision import mixed
 from minires.ops.onnx_graph import Graph
 from minires.ops.registry import Case, Shape, Words, apart, operation
-from minires.tensor import Call, Operand, Tensor, array_of, record
+from minires.tensor import Call, Operand, Tensor, as_array, record
 
 
 @operation(
@@ -245,7 +245,7 @@ def where(condition: Any, a: Operand, b: Operand) -> Tensor:
     >>> where(x > 0, x, x / 2).tolist()
     [-1.0, 3.0]
     """
-    chosen = array_of(condition) if hasattr(condition, "dtype") else np.asarray(condition)
+    chosen = as_array(condition)
     if chosen.dtype.kind != "b":
         raise ShapeError(
             f"where: the condition must be of bool, as x > 0 gives, not of {chosen.dtype}; "

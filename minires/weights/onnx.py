@@ -203,6 +203,7 @@ class _Graph:
         state = [(name, parameter.data) for name, parameter in model.named_parameters()]
         self._names = {id(array): name for name, array in (*state, *model.named_buffers())}
         self._taken = {INPUT, OUTPUT, *self._names.values()}
+        self._state = self._taken - {INPUT, OUTPUT}  # names that are kept for parameters and buffers
 
     def note(self, call: Call) -> None:
         """Add what a call of an operation stands for, as the operation itself declares it."""
@@ -299,10 +300,9 @@ class _Graph:
 
     def _initializer(self, name: str, values: np.ndarray[Any, Any]) -> str:
         """The name of an initializer, a new one or an equal one that is there already."""
-        state = name in self._names.values() and name not in (INPUT, OUTPUT)
         for free in _numbered(name):
             there = self.initializers.get(free)
-            if there is None and (free not in self._taken or (state and free == name)):
+            if there is None and (free not in self._taken or (free == name and name in self._state)):
                 self.initializers[free] = values
                 self._taken.add(free)
                 return free
@@ -320,7 +320,10 @@ def _numbered(name: str) -> Iterator[str]:
 
 def _same(one: np.ndarray[Any, Any], two: np.ndarray[Any, Any]) -> bool:
     """Whether two arrays are equal to the bit: 0.0 is not -0.0, and NaN is NaN."""
-    return one.shape == two.shape and one.dtype == two.dtype and one.tobytes() == two.tobytes()
+    if (one.shape, one.dtype) != (two.shape, two.dtype):
+        return False
+    same_memory = (one.ctypes.data, one.strides) == (two.ctypes.data, two.strides)  # as of one parameter
+    return same_memory or one.tobytes() == two.tobytes()
 
 
 def _depends(where: str) -> ConfigError:

@@ -89,3 +89,11 @@ def test_bad_contents_are_refused():
         Dataset(good.images, good.labels[:-1], good.classes, good.names, "x")
     with pytest.raises(ShapeError, match="as many names"):
         Dataset(good.images, good.labels, good.classes, good.names[1:], "x")
+
+
+def test_lists_of_labels_are_taken():
+    pictures = np.zeros((4, 8, 8, 3), np.uint8)
+    made = Dataset(pictures, [0, 1, 0, 1], ("a", "b"), ("p",) * 4, "mine")
+    assert made.labels.dtype == np.int64 and made.take([1]).labels.tolist() == [1]
+    with pytest.raises(ShapeError, match="4 pictures need int64 labels"):
+        Dataset(pictures, [0, 1, 0], ("a", "b"), ("p",) * 4, "mine")

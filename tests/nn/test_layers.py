@@ -205,3 +205,9 @@ def test_unfused_is_the_same_function_in_more_steps():
     assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(grads1, grads2, strict=True))
     assert (ops1.count("relu"), ops1.count("add")) == (0, 0)
     assert (ops2.count("relu"), ops2.count("add")) == (3, 1)
+
+
+def test_a_layer_of_an_operation_says_what_it_takes():
+    for wrong, options in (((0.2,), {}), ((), {"foo": 1})):
+        with pytest.raises(TypeError, match=r"; it is LeakyReLU\(\*, slope: .* = 0.01\)"):
+            minires.nn.LeakyReLU(*wrong, **options)

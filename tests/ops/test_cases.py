@@ -165,3 +165,10 @@ def test_an_unknown_operation_is_refused_before_anything_runs(name, text):
     with pytest.raises(ConfigError) as caught:
         cases.check_all([name])
     assert f"gradcheck: there is no operation {name!r}" in str(caught.value) and text in str(caught.value)
+
+
+def test_an_operation_without_cases_is_there_all_the_same():
+    (name, why) = next((known.name, known.unchecked) for known in described() if known.unchecked)
+    with pytest.raises(ConfigError, match=f"'{name}' has no cases on which it could be checked: ") as caught:
+        cases.check_all([name])
+    assert str(caught.value).endswith(why)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from minires.ops.cases import all_cases
-from minires.ops.forms import Values
+from minires.ops.forms import Formula, Values
+from minires.ops.forms.expressions import written
 from minires.ops.registry import describe, described
 from minires.tensor import Tensor, watching
 
@@ -55,3 +56,9 @@ def test_the_declared_arithmetic_gives_every_number(case):
             for index in np.ndindex(expected.shape):
                 got = form.gradient(values, name, index)
                 assert got == pytest.approx(expected[index], rel=1e-10, abs=1e-10), (name, index)
+
+
+def test_a_negative_number_behind_a_minus_is_in_parentheses():
+    tree = Formula("y = 1 / (1 + exp(-x))\ndx = dy").trees["y"]
+    assert written(tree) == "1 / (1 + exp(-x))"
+    assert written(tree, {"x": "-2"}.__getitem__) == "1 / (1 + exp(-(-2)))"

@@ -12,9 +12,8 @@ debugger, a summary, an export) reads these, and nothing else.
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Never, Self, TypeAlias
 
@@ -23,7 +22,26 @@ import numpy as np
 from minires import backend
 from minires.backend import Array
 from minires.errors import MiniresError, ShapeError
+from minires.modes import (
+    enter,
+    is_fused,
+    is_recording,
+    is_watched,
+    mode,
+    no_grad,
+    running,
+    settings,
+    unfused,
+    watching,
+    with_settings,
+)
 from minires.tape import NOTHING, Backward, Hook, Node, Step, backward_steps, reachable
+
+__all__ = [
+    "Axis", "Call", "Operand", "Shape", "Tensor", "array_of", "as_array", "enter", "is_fused", "is_recording",
+    "is_watched", "no_grad", "record", "running", "set_apart", "settings", "unfused", "unused_parameters",
+    "watching", "with_settings",
+]  # fmt: skip
 
 Axis = int | tuple[int, ...] | None
 Operand: TypeAlias = (
@@ -32,70 +50,6 @@ Operand: TypeAlias = (
 Shape = int | Sequence[int]
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _SHOWN, _LINES = 100, 12  # a tensor of more numbers, or more lines, is shown by its shape
-
-
-class _State(threading.local):
-    recording = True
-    fused = True
-    path = ""  # the path of the module whose forward is running, for the names of nodes
-    tree: Any = None  # the paths inside the outermost module that is running: see minires.nn.paths
-    watcher: Callable[[Call], None] | None = None
-
-
-_state = _State()
-
-
-def settings() -> dict[str, Any]:
-    """What no_grad(), unfused(), scope() and watching() have set for this thread."""
-    return {name: getattr(_state, name) for name in ("recording", "fused", "path", "tree", "watcher")}
-
-
-@contextmanager
-def with_settings(**changes: Any) -> Iterator[None]:
-    """Change some of the :func:`settings` inside this block."""
-    before = settings()
-    vars(_state).update(changes)
-    try:
-        yield
-    finally:
-        vars(_state).update(before)
-
-
-def no_grad() -> AbstractContextManager[None]:
-    """Record nothing on the tape inside this block: for evaluation and for updates of parameters."""
-    return with_settings(recording=False)
-
-
-def is_recording() -> bool:
-    """Whether operations are recorded on the tape now."""
-    return _state.recording
-
-
-def unfused() -> AbstractContextManager[None]:
-    """Run fused operations as the separate steps they stand for, each a node of its own on the tape."""
-    return with_settings(fused=False)
-
-
-def is_fused() -> bool:
-    """Whether fused operations run as one node now."""
-    return _state.fused
-
-
-def scope(path: str) -> AbstractContextManager[None]:
-    """Name the nodes recorded inside this block after the module at ``path``."""
-    return with_settings(path=path)
-
-
-def running() -> tuple[Any, str]:
-    """The tree of the outermost module that is running in this thread, None for none, and the path now."""
-    return _state.tree, _state.path
-
-
-def enter(tree: Any, path: str) -> tuple[Any, str]:
-    """Say that a module runs from now on. Returns what was before, to be given to ``enter`` afterwards."""
-    before = _state.tree, _state.path
-    _state.tree, _state.path = tree, path
-    return before
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,16 +66,6 @@ class Call:
     saved: Mapping[str, Array]
 
 
-def watching(watcher: Callable[[Call], None]) -> AbstractContextManager[None]:
-    """Call ``watcher`` after every operation inside this block, whether or not it is recorded on the tape."""
-    return with_settings(watcher=watcher)
-
-
-def is_watched() -> bool:
-    """Whether somebody watches the operations now."""
-    return _state.watcher is not None
-
-
 @contextmanager
 def set_apart(leaves: Sequence[Tensor]) -> Iterator[None]:
     """Inside this block ``leaves`` stand on another tape: their gradients and hooks of before are set aside.
@@ -130,7 +74,7 @@ def set_apart(leaves: Sequence[Tensor]) -> Iterator[None]:
     """
     before = [(leaf, leaf._node, leaf.grad) for leaf in leaves]
     for leaf in leaves:
-        leaf._node, leaf.grad = Node("leaf", leaf, (), None, path=_state.path), None
+        leaf._node, leaf.grad = Node("leaf", leaf, (), None, path=mode.path), None
     try:
         yield
     finally:
@@ -187,7 +131,7 @@ class Tensor:
         if value and not (self.dtype in _FLOATS or backend.is_bfloat16(self.dtype)):
             raise ShapeError(f"only float32, float64 and bfloat16 tensors have gradients, not {self.dtype}")
         if value != self.requires_grad:
-            self._node = Node("leaf", self, (), None, path=_state.path) if value else None
+            self._node = Node("leaf", self, (), None, path=mode.path) if value else None
 
     @property
     def node(self) -> Node | None:
@@ -576,7 +520,7 @@ def record(
     if isinstance(data, Tensor):
         raise MiniresError(f"{op}: record takes the result as an array; compute it from x.data, not from x")
     output = Tensor(data)
-    recording, watcher = _state.recording, _state.watcher
+    recording, watcher = mode.recording, mode.watcher
     if not recording and watcher is None:
         return output
     try:
@@ -595,7 +539,7 @@ def record(
     kept = {name: array for name, array in saved.items() if array is not None}
     if needed:
         output._node = Node(
-            op, output, nodes, backward, path=_state.path, names=tuple(given), options=options, saved=kept
+            op, output, nodes, backward, path=mode.path, names=tuple(given), options=options, saved=kept
         )
     if watcher is not None:
         watcher(Call(op, output, given, options, kept))

@@ -18,7 +18,8 @@ import minires
 ABOVE_THE_PACKAGE = {"doctor", "commands", "cli", "__main__"}  # these may import minires itself
 INDEPENDENT = {
     "version": set(), "errors": set(), "registry": {"errors"}, "files": {"errors"}, "exercises": set(),
-    "backend": {"errors"}, "data": {"errors", "registry", "files"},
+    "settings": {"errors"}, "backend": {"errors", "settings"}, "modes": {"settings"},
+    "data": {"errors", "registry", "files"},
 }  # fmt: skip
 ONLY_BACKEND = {"cupy", "numba", "llvmlite", "ml_dtypes"}
 NEVER = {"torch", "torchvision", "tensorflow", "keras", "jax", "sklearn", "scipy", "autograd", "pickle"}

@@ -23,7 +23,7 @@ from minires.errors import ConfigError, MiniresError, ShapeError
 from minires.nn import Parameter
 from minires.ops.linear import linear
 from minires.ops.relu import relu
-from minires.tensor import is_recording, record, scope, set_apart
+from minires.tensor import is_recording, record, set_apart, with_settings
 
 
 def leaf(*values, dtype=np.float64, name=None):
@@ -668,9 +668,9 @@ def test_a_hook_on_a_leaf():
 
 def test_nodes_are_named_after_their_operation_and_module():
     x = leaf(1.0)
-    with scope("res2a_branch2a"):
+    with with_settings(path="res2a_branch2a"):
         y = x * 2
-        with scope("inner"):
+        with with_settings(path="inner"):
             z = y + 1
         w = z * 2
     assert (y.node.op, y.node.path) == ("mul", "res2a_branch2a")

@@ -15,9 +15,9 @@ import minires
 ROOT = Path(minires.__file__).parent
 # A module may import what stands before it in this list, and modules of its own floor.
 FLOORS = [
-    "version", "errors", "registry", "files", "exercises", "backend", "tape", "tensor", "gradient_check",
-    "ops", "nn", "models", "data", "optim", "train", "weights", "inspect", "debug", "play", "doctor",
-    "commands", "cli", "__main__",
+    "version", "errors", "registry", "settings", "files", "exercises", "backend", "modes", "tape", "tensor",
+    "gradient_check", "ops", "nn", "models", "data", "optim", "train", "weights", "inspect", "debug", "play",
+    "doctor", "commands", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -26,15 +26,14 @@ import ctypes.util
 import functools
 import importlib.util
 import os
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from minires.backend import arrays
 from minires.backend.arrays import Array
 from minires.errors import ConfigError, MiniresError, one_of
+from minires.settings import Block, Settings
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 _WORKSPACE = 32 << 20  # bytes, as recommended for Hopper
@@ -44,15 +43,14 @@ _TYPES = {"float32": 0, "float64": 1, "bfloat16": 14}  # cudaDataType_t
 _FLOAT, _FLOAT_BY_TF32, _DOUBLE = 68, 77, 70  # cublasComputeType_t
 
 
-class _Mode(threading.local):
+class _Mode(Settings):
     precision = "fp32"
 
 
 _mode = _Mode()
 
 
-@contextmanager
-def precision(name: str) -> Iterator[None]:
+def precision(name: str) -> Block:
     """Do the matrix products of GPUs in the arithmetic ``name`` inside this block.
 
     "fp32" and "tf32" say how float32 is multiplied: see minires.backend.cublas. "bf16" is a matter of the
@@ -65,11 +63,7 @@ def precision(name: str) -> Iterator[None]:
     """
     one_of("precision", name, PRECISIONS)
     arrays.activations(name)  # raises if bfloat16 is missing
-    before, _mode.precision = _mode.precision, name
-    try:
-        yield
-    finally:
-        _mode.precision = before
+    return _mode.within(precision=name)
 
 
 def chosen_precision() -> str:

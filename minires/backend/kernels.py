@@ -19,25 +19,21 @@ from typing import Any
 
 from minires.backend import arrays, simd
 from minires.backend.arrays import Array
+from minires.settings import Block, Settings
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 
-class _Mode(threading.local):
+class _Mode(Settings):
     reference = False
 
 
 _mode = _Mode()
 
 
-@contextmanager
-def reference(on: bool = True) -> Iterator[None]:
+def reference(on: bool = True) -> Block:
     """Run every operation as its reference implementation, plain array code, inside this block."""
-    before, _mode.reference = _mode.reference, on
-    try:
-        yield
-    finally:
-        _mode.reference = before
+    return _mode.within(reference=on)
 
 
 def is_reference() -> bool:

@@ -25,13 +25,13 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from minires.errors import ConfigError, unknown
+from minires.settings import Block, Settings
 
 Array = np.ndarray[Any, Any]
 Initializer = Callable[[tuple[int, ...], np.random.Generator], Array]
@@ -45,7 +45,7 @@ class _Default:
         self.lock = threading.Lock()
 
 
-class _Instead(threading.local):
+class _Instead(Settings):
     """The generator that stands in for the default one, in the thread that asked for it."""
 
     rng: np.random.Generator | None = None
@@ -80,8 +80,7 @@ def generator(rng: np.random.Generator | None) -> np.random.Generator:
     return _default.rng if _instead.rng is None else _instead.rng
 
 
-@contextmanager
-def drawing_from(rng: np.random.Generator) -> Iterator[None]:
+def drawing_from(rng: np.random.Generator) -> Block:
     """Inside this block layers of this thread that bring no generator draw from ``rng``.
 
     >>> from minires.nn import Linear
@@ -92,11 +91,7 @@ def drawing_from(rng: np.random.Generator) -> Iterator[None]:
     >>> bool((weights[0] == weights[1]).all())
     True
     """
-    before, _instead.rng = _instead.rng, rng
-    try:
-        yield
-    finally:
-        _instead.rng = before
+    return _instead.within(rng=rng)
 
 
 def branch() -> np.random.Generator:

@@ -194,7 +194,7 @@ def test_a_module_that_is_not_held_is_named_under_the_place_of_its_call():
 
     assert ran(nn.Sequential(a=Around()), batch()[:, 0, 0]) == ["a.fc"]
     assert ran(lambda x: hidden(x), batch()[:, 0, 0]) == ["fc"]
-    with minires.tensor.scope("teacher"):
+    with minires.tensor.with_settings(path="teacher"):
         assert ran(hidden, batch()[:, 0, 0]) == ["teacher.fc"]
     assert ran(hidden, batch()[:, 0, 0]) == ["fc"]
 

@@ -222,7 +222,7 @@ def test_it_is_one_step_named_after_the_block():
         ("recompute", "second"), ("recompute", "first"),
     ]  # fmt: skip
     assert [g.shape for g in steps[1].outgoing] == [x.shape, *(p.shape for p in block.parameters())]
-    with minires.tensor.scope("outer"):
+    with minires.tensor.with_settings(path="outer"):
         assert minires.recompute(ReLU(), x).node.path == "outer"
 
 
@@ -237,7 +237,7 @@ def test_the_second_run_has_the_paths_of_the_first():
 
     named = Sequential(inner=Watched())
     for block in (named, Watched()):
-        with minires.tensor.scope("outer"):
+        with minires.tensor.with_settings(path="outer"):
             y = minires.recompute(block, Tensor([1.0], requires_grad=True))
         y.backward()
     assert paths == ["outer.inner", "outer.inner", "outer", "outer"]

@@ -93,6 +93,7 @@ def _numba() -> ModuleType:
             pass
 
     event.register("numba:compile", Compiling())
+    _compiling.append(importlib.import_module("numba.core.compiler_lock").global_compiler_lock)
     global _in_use
     _in_use = True
     simd.set_up()
@@ -114,18 +115,39 @@ def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     return compiled
 
 
+# Nobody forks while a kernel is compiled: a child would inherit Numba's lock as it is, locked for good.
+
+_compiling: list[Any] = [threading.RLock()]  # ours, and that of Numba once it is there, in this order
+
+
+def _before_fork() -> None:
+    _forking.extend(_compiling)
+    for lock in _forking:
+        lock.acquire()
+
+
+def _after_fork() -> None:
+    while _forking:
+        _forking.pop().release()
+
+
+_forking: list[Any] = []  # the locks that the thread holds that forks
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+
+
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile ``function`` with Numba on its first call (importing Numba only then), free of the global lock.
 
     The compiled code is kept on disk where it can be, so that the second run of a program starts at once.
     A kernel may call other kernels of its module, and the functions of ``minires.backend.simd``.
     """
-    lock = threading.Lock()
     ready: Callable[..., Any] | None = None
 
     def compiled() -> Callable[..., Any]:
         nonlocal ready
-        with lock:
+        with _compiling[0]:
             if ready is None:
                 ready = _compile(function)
             return ready

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import queue
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -39,7 +40,7 @@ def parallel_for(task: Callable[[int, int], None], n: int, grain: int = 1) -> No
 
 
 def parallel_calls(calls: Sequence[Callable[[], None]]) -> None:
-    """Run ``calls`` at once, the first on this thread, the others on the pool; wait for all of them.
+    """Run ``calls`` at once, on this thread and those of the pool; wait for all of them.
 
     Matrix products inside them use one thread each: the threads of BLAS stay awake for a while after they
     were needed, and would take the cores from ours.
@@ -50,23 +51,31 @@ def parallel_calls(calls: Sequence[Callable[[], None]]) -> None:
                 call()
         return
     pool = thread_pool.get_pool()
+    waiting = deque(calls)
     done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
     bell = thread_pool.Bell()
 
-    def guarded(call: Callable[[], None]) -> None:
-        try:
-            call()
-        except BaseException as error:
-            done.put(error)
-        else:
-            done.put(None)
-        bell.ring()
+    def work() -> None:
+        """Do what waits; each call is taken once, by whoever comes first."""
+        while waiting:
+            try:
+                call = waiting.popleft()
+            except IndexError:  # somebody else was faster
+                return
+            try:
+                call()
+            except BaseException as error:
+                done.put(error)
+            else:
+                done.put(None)
+            del call  # and with it the arrays that it holds
+            bell.ring()
 
     with thread_pool.single_threaded_blas:
-        pool.put([functools.partial(guarded, call) for call in calls[1:]])
+        pool.ask(work, len(calls) - 1)
         thread_pool.inside.yes = True
         try:
-            guarded(calls[0])
+            work()
         finally:
             thread_pool.inside.yes = False
         if done.qsize() < len(calls):

@@ -7,7 +7,6 @@ layers of threads would fight for the same cores, which was measured to cost a f
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import platform
 import queue
@@ -19,7 +18,7 @@ import numpy as np
 
 from minires.backend import kernels
 from minires.backend.kernels import kernel, sched_yield
-from minires.errors import ConfigError
+from minires.errors import ConfigError, as_whole
 
 
 def _available_cores() -> int:
@@ -81,17 +80,30 @@ class Bell:
 
 
 class _Pool:
-    """Threads that wait for chunks. The caller works on the first chunk itself, so a pool of n has n - 1."""
+    """Threads that help who calls them. The caller works, too, so a pool of n has n - 1.
+
+    A caller needs nobody's help to come to an end: what no thread has begun it does itself. So nothing waits
+    for a pool that was closed meanwhile.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.bell = Bell()
-        for _ in range(size - 1):
-            threading.Thread(target=self._work, name="minires", daemon=True).start()
+        self.started = 0
+        try:
+            for _ in range(size - 1):
+                threading.Thread(target=self._work, name="minires", daemon=True).start()
+                self.started += 1
+        except RuntimeError as error:
+            self.close()
+            raise ConfigError(
+                f"this machine gives no {size} threads ({error}); the number of them stays as it was"
+            ) from error
 
-    def put(self, tasks: list[Callable[[], None]]) -> None:
-        for task in tasks:
+    def ask(self, task: Callable[[], None], helpers: int) -> None:
+        """Have up to ``helpers`` threads call ``task``, whichever are free."""
+        for _ in range(helpers):
             self.tasks.put(task)
         self.bell.ring()
 
@@ -105,7 +117,7 @@ class _Pool:
                 self.bell.stay_awake(heard + 1)
 
     def close(self) -> None:
-        for _ in range(self.size - 1):
+        for _ in range(self.started):
             self.tasks.put(None)
 
 
@@ -123,38 +135,38 @@ def threads() -> int:
     return get_pool().size
 
 
+_MOST = 1024  # threads; more are a mistake, and take gigabytes
+
+
 def set_threads(count: int) -> None:
-    """Use ``count`` threads from now on. Raises: ConfigError if it is not at least 1."""
+    """Use ``count`` threads from now on; work that has begun goes on.
+
+    Raises: ConfigError if it is no whole number from 1 to 1024, or the machine gives no such number of
+    threads; it stays as it was then.
+    """
     global _pool
-    if count < 1:
-        raise ConfigError(f"the number of threads must be at least 1, not {count}")
+    number = as_whole(count)
+    if number is None or not 1 <= number <= _MOST:
+        most = f", and {_MOST} at most" if number is not None and number > _MOST else ""
+        kind = "a whole number and " if number is None else ""
+        raise ConfigError(f"the number of threads must be {kind}at least 1{most}, not {count!r}")
     with _pool_lock:
         if _pool is None:
             _keep_freed_memory()
-        else:
-            _pool.close()
-        _pool = _Pool(count)
+        before, _pool = _pool, _Pool(number)
+    if before is not None:
+        before.close()
 
 
 def get_pool() -> _Pool:
     """The pool, which is made when it is first needed."""
     if _pool is None:
         asked = os.environ.get("MINIRES_THREADS", "")
-        if asked and not asked.isdigit():
+        if asked and not asked.isdecimal():
             raise ConfigError(f"MINIRES_THREADS must be a whole number of threads, not {asked!r}")
         set_threads(int(asked) if asked else _available_cores())
     assert _pool is not None
     return _pool
-
-
-def _forget_pool() -> None:
-    """A forked child has no threads but its own: it starts a pool of its own when it needs one."""
-    global _pool
-    _pool = None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
 
 
 class _SingleThreadedBlas:
@@ -168,32 +180,58 @@ class _SingleThreadedBlas:
         self.lock = threading.Lock()
         self.inside = 0
         self.before: list[int] = []
-
-    @functools.cached_property
-    def libraries(self) -> list[Any]:
-        from threadpoolctl import ThreadpoolController
-
-        found: list[Any] = ThreadpoolController().select(user_api="blas").lib_controllers
-        return found
+        self.libraries: list[Any] | None = None
 
     def __enter__(self) -> None:
         with self.lock:
             if self.inside == 0:
+                if self.libraries is None:
+                    self.libraries = _blas_libraries()
                 self.before = [library.get_num_threads() for library in self.libraries]
-                self._set([1] * len(self.libraries))
-            self.inside += 1
+            self.inside += 1  # before BLAS has one thread, and in __exit__ afterwards: see start_anew
+            if self.inside == 1:
+                self._set([1] * len(self.before))
 
     def __exit__(self, *_: object) -> None:
         with self.lock:
-            self.inside -= 1
-            if self.inside == 0:
+            if self.inside == 1:
                 self._set(self.before)
+            self.inside -= 1
+
+    def start_anew(self) -> None:
+        """In a forked child: those who are inside are threads of the parent, and will never leave."""
+        self.lock = threading.Lock()
+        if self.inside:
+            self._set(self.before)
+        self.inside = 0
 
     def _set(self, counts: list[int]) -> None:
-        for library, count in zip(self.libraries, counts, strict=True):
+        for library, count in zip(self.libraries or [], counts, strict=True):
             if hasattr(library, "clear_controlling_thread"):
                 library.clear_controlling_thread(force=True)
             library.set_num_threads(count)
 
 
+def _blas_libraries() -> list[Any]:
+    from threadpoolctl import ThreadpoolController
+
+    found: list[Any] = ThreadpoolController().select(user_api="blas").lib_controllers
+    return found
+
+
 single_threaded_blas = _SingleThreadedBlas()
+
+
+def _start_anew() -> None:
+    """A forked child has no threads but its own: pool, locks and counters begin anew.
+
+    A thread that a chunk forked is in no chunk any more, and may use the child's pool.
+    """
+    global _pool, _pool_lock
+    _pool, _pool_lock = None, threading.Lock()
+    inside.yes = False
+    single_threaded_blas.start_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)

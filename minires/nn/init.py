@@ -23,7 +23,9 @@ process starts from seed 0.
 
 from __future__ import annotations
 
+import copy
 import math
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -43,6 +45,12 @@ class _Default:
     def __init__(self) -> None:
         self.rng = np.random.default_rng(0)
         self.lock = threading.Lock()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._start_anew)
+
+    def _start_anew(self) -> None:
+        """In a forked child another thread of the parent may hold the lock, and that of the generator."""
+        self.rng, self.lock = copy.deepcopy(self.rng), threading.Lock()
 
 
 class _Instead(Settings):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +34,7 @@ class Window:
         padding = ((self.top, self.bottom), (self.left, self.right))
         return {"kernel": self.size, "stride": self.stride, "padding": padding, "dilation": self.dilation}
 
-    @functools.cached_property
+    @property
     def extent(self) -> tuple[int, int]:
         """How many rows and columns lie between the first and the last of the window, both included."""
         return extent(self.size, self.dilation)

@@ -1,0 +1,228 @@
+"""Work from several threads, a pool that changes meanwhile, and processes that are forked in the middle.
+
+Each runs in a process of its own: one that hangs is ended, and the test fails.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from minires import backend
+from minires.errors import ConfigError
+
+_BEGIN = """
+import os, signal, sys, threading, time
+import numpy as np
+from threadpoolctl import threadpool_info
+from minires import Tensor, backend, nn, ops
+
+def whole(*shape):  # whole numbers, so that all sums are exact in any order
+    return np.random.default_rng(0).integers(-3, 4, shape).astype(np.float32)
+
+x, image = Tensor(whole(1024, 1024)), Tensor(whole(8, 32, 32, 16))
+w, b = Tensor(whole(3, 3, 16, 16)), Tensor(whole(16))
+
+def results():
+    return [ops.relu(x).data, ops.conv2d(image, w, b, padding=1).data, backend.matmul(x.data, x.data)]
+
+def blas():
+    return [one["num_threads"] for one in threadpool_info()
+            if one["user_api"] == "blas" and "numpy" in one["filepath"]]
+
+def in_child(check):
+    child = os.fork()
+    if child:
+        return child
+    signal.alarm(60)  # a child that hangs is killed
+    try:
+        check()
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+def ended(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+backend.set_threads(3)
+right, right_blas = results(), blas()
+
+def compare():
+    for now, expected in zip(results(), right, strict=True):
+        np.testing.assert_array_equal(now, expected)
+
+def check():
+    backend.set_threads(3)
+    compare()
+    assert blas() == right_blas, (blas(), right_blas)
+"""
+
+
+def run(code, timeout=240):
+    """Run the code in a process of its own. Raises: TimeoutExpired if it hangs."""
+    process = [sys.executable, "-W", "ignore", "-c", _BEGIN + code]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "2"}
+    done = subprocess.run(process, capture_output=True, text=True, timeout=timeout, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_threads_work_on_while_another_changes_the_number_of_threads():
+    out = run("""
+wrong, stop = [], threading.Event()
+
+def work():
+    try:
+        for _ in range(60):
+            compare()
+    except BaseException as error:
+        wrong.append(error)
+
+def switch():
+    count = 0
+    while not stop.is_set():
+        count += 1
+        backend.set_threads(1 + count % 4)
+        try:
+            backend.set_threads(0)
+        except ValueError:
+            pass
+
+workers = [threading.Thread(target=work) for _ in range(4)]
+switcher = threading.Thread(target=switch)
+switcher.start()
+[worker.start() for worker in workers]
+[worker.join() for worker in workers]
+stop.set()
+switcher.join()
+assert not wrong, wrong
+check()
+print("right")
+""")
+    assert out == "right\n"
+
+
+def test_work_that_was_begun_ends_when_its_pool_is_closed():
+    out = run("""
+done = []
+
+def task(start, stop):
+    if not done:
+        backend.set_threads(2)
+    done.extend(range(start, stop))
+
+for _ in range(50):
+    done.clear()
+    backend.set_threads(4)
+    backend.parallel_for(task, 4)
+    assert sorted(done) == [0, 1, 2, 3], done
+print("right")
+""")
+    assert out == "right\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_that_was_forked_while_other_threads_compute_can_compute():
+    out = run("""
+stop = threading.Event()
+
+def work():
+    while not stop.is_set():
+        results()
+        nn.Linear(64, 64)  # draws from the generator that all share
+
+workers = [threading.Thread(target=work) for _ in range(3)]
+[worker.start() for worker in workers]
+
+def child():
+    check()
+    nn.Linear(64, 64), nn.Dropout(0.5)
+
+states = [ended(in_child(child)) for _ in range(40)]
+stop.set()
+[worker.join() for worker in workers]
+assert states == [0] * 40, states
+check()
+print("right")
+""")
+    assert out == "right\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_that_was_forked_inside_a_chunk_has_all_threads_of_its_blas_again():
+    out = run("""
+children = []
+
+def task(start, stop):
+    assert blas() == [1] * len(right_blas)
+    if start == 0:
+        children.append(in_child(check))
+
+backend.parallel_for(task, 3)
+assert ended(children[0]) == 0
+assert right_blas and set(right_blas) != {1} and blas() == right_blas
+print("right")
+""")
+    assert out == "right\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.skipif(not backend.HAS_NUMBA, reason="without Numba nothing is compiled")
+def test_a_child_that_was_forked_while_a_kernel_is_compiled_can_compile():
+    out = run("""
+@backend.kernel
+def first(x):
+    for i in range(x.size):
+        x[i] += 1
+
+@backend.kernel
+def second(x):
+    for i in range(x.size):
+        x[i] *= 2
+
+compiling = threading.Thread(target=lambda: first(np.ones(3)))
+compiling.start()
+time.sleep(0.05)
+
+def child():
+    x = np.ones(3)
+    first(x), second(x)
+    assert x.tolist() == [4, 4, 4]
+
+assert ended(in_child(child)) == 0
+compiling.join()
+print("right")
+""")
+    assert out == "right\n"
+
+
+@pytest.mark.parametrize("count", ["2", None, 2.5, True, [2], 10**6, 10**30])
+def test_a_number_of_threads_that_makes_no_sense_leaves_the_pool_as_it_was(three_threads, count):
+    with pytest.raises(ConfigError, match="the number of threads must be"):
+        backend.set_threads(count)
+    assert backend.threads() == 3
+    done = []
+    backend.parallel_for(lambda start, stop: done.append(start), 3)
+    assert sorted(done) == [0, 1, 2]
+
+
+def test_a_machine_that_gives_no_more_threads_leaves_the_pool_as_it_was(three_threads, monkeypatch):
+    import threading
+
+    start, started = threading.Thread.start, []
+
+    def refuses(thread):
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuses)
+    with pytest.raises(ConfigError, match="this machine gives no 7 threads .can't start new thread."):
+        backend.set_threads(7)
+    monkeypatch.undo()
+    assert backend.threads() == 3
+    for thread in started:
+        thread.join(timeout=20)
+        assert not thread.is_alive(), "those that were started end again"

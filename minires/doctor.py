@@ -186,7 +186,7 @@ def _numbers(version: str) -> list[int]:
     return [int(part) for part in re.findall(r"\d+", re.match(r"[\d.]*", version)[0])]  # type: ignore[index]
 
 
-@backend.kernel
+@backend.kernel(x="(n)")
 def _twice(x: Any) -> Any:
     return x + x
 

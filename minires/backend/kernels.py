@@ -12,13 +12,13 @@ import importlib
 import importlib.util
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, overload
 
-from minires.backend import arrays, simd
-from minires.backend.arrays import Array
+from minires.backend import arguments, simd
+from minires.backend.arrays import Array, is_numpy
 from minires.settings import Block, Settings
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
@@ -43,7 +43,7 @@ def is_reference() -> bool:
 
 def fast(*given: Array) -> bool:
     """Whether the Numba kernels may be used on the arrays given."""
-    return HAS_NUMBA and not _mode.reference and all(arrays.is_numpy(array) for array in given)
+    return HAS_NUMBA and not _mode.reference and all(is_numpy(array) for array in given)
 
 
 _tell: Callable[[str], None] | None = None  # who is told before a kernel is compiled
@@ -137,27 +137,54 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
-def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+@overload
+def kernel(function: Callable[..., Any], /) -> Callable[..., Any]: ...
+@overload
+def kernel(*, where: str = "True", **arrays: str) -> Callable[..., Callable[..., Any]]: ...
+def kernel(
+    function: Callable[..., Any] | None = None, /, *, where: str = "True", **arrays: str
+) -> Callable[..., Any]:
     """Compile ``function`` with Numba on its first call (importing Numba only then), free of the global lock.
 
     The compiled code is kept on disk where it can be, so that the second run of a program starts at once.
     A kernel may call other kernels of its module, and the functions of ``minires.backend.simd``.
+
+    ``arrays`` and ``where`` declare what it takes, as :mod:`minires.backend.arguments` says; what does not
+    fit is refused with a MiniresError. Without them, ``@kernel`` alone, nothing is checked.
     """
+    if function is None:
+        return functools.partial(_kernel, where=where, arrays=arrays)
+    return _kernel(function)
+
+
+def _kernel(
+    function: Callable[..., Any], *, where: str = "True", arrays: Mapping[str, str] | None = None
+) -> Callable[..., Any]:
     ready: Callable[..., Any] | None = None
+    check: arguments.Check | None = None
 
     def compiled() -> Callable[..., Any]:
-        nonlocal ready
+        nonlocal ready, check
         with _compiling[0]:
             if ready is None:
+                check = arguments.checker(function, arrays, where) if arrays else _takes_anything
                 ready = _compile(function)
             return ready
 
     @functools.wraps(function)
-    def call(*arguments: Any) -> Any:
-        return (ready or compiled())(*arguments)
+    def call(*given: Any) -> Any:
+        run = ready or compiled()
+        assert check is not None
+        check(*given)
+        return run(*given)
 
     call.compiled = compiled  # type: ignore[attr-defined]
+    call.arrays = arrays  # type: ignore[attr-defined]
     return call
+
+
+def _takes_anything(*_: Any) -> None:
+    """The check of a kernel that declares nothing."""
 
 
 class _SchedYield:

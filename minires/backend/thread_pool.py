@@ -51,7 +51,7 @@ _PATIENCE = 2000  # times to give way before going to sleep, about half a millis
 _GRACE = 20  # times more, in which the thread that rang lets go of Python's global lock
 
 
-@kernel
+@kernel(rung="int64 (1)")
 def _stay_awake_numba(rung: Any, until: int) -> None:
     for _ in range(_PATIENCE):
         if rung[0] >= until:

@@ -103,13 +103,13 @@ def leaky_relu(x: Tensor, *, slope: float = 0.01) -> Tensor:
 # One pass on all threads, as in relu.py.
 
 
-@kernel
+@kernel(x="(n)", y="out (n)")
 def _leaky_relu_numba(slope: float, x: Array, y: Array) -> None:
     for i in range(len(y)):
         y[i] = x[i] if x[i] > 0 else x[i] * slope
 
 
-@kernel
+@kernel(dy="(n)", y="(n)", dx="out (n)")
 def _gradient_numba(slope: float, dy: Array, y: Array, dx: Array) -> None:
     for i in range(len(dx)):
         dx[i] = dy[i] if y[i] > 0 else dy[i] * slope

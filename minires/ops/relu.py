@@ -40,7 +40,7 @@ def _backward(dy: Array, y: Array) -> Array:
 # One pass on all threads. NumPy takes one core, two passes with an addition, and two in the backward.
 
 
-@kernel
+@kernel(x="(n)", add="maybe (n)", y="out (n)")
 def _relu_numba(x: Array, add: Array, y: Array) -> None:
     zero = x.dtype.type(0)
     for i in range(len(y)):
@@ -50,7 +50,7 @@ def _relu_numba(x: Array, add: Array, y: Array) -> None:
         y[i] = zero if value < zero else value  # NaN stays NaN
 
 
-@kernel
+@kernel(dy="(n)", y="(n)", dx="out (n)")
 def _gradient_numba(dy: Array, y: Array, dx: Array) -> None:
     zero = dy.dtype.type(0)
     for i in range(len(dx)):

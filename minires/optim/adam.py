@@ -40,7 +40,7 @@ def _adam(
 # decay, ``keep`` the decoupled one.
 
 
-@backend.kernel
+@backend.kernel(w="out flat (n)", g="flat (n)", m="out flat (n)", v="out flat (n)")
 def _adam_numba(
     w: Array, g: Array, m: Array, v: Array, scale: float, decay: float, keep: float,
     rate: float, new1: float, beta2: float, new2: float, correction: float, eps: float,

@@ -34,7 +34,7 @@ def _sgd(
 # decay, ``keep`` the decoupled one.
 
 
-@backend.kernel
+@backend.kernel(w="out flat (n)", g="flat (n)", b="out flat (n)")
 def _sgd_numba(
     w: Array, g: Array, b: Array, scale: float, decay: float, keep: float,
     lr: float, momentum: float, of_gradient: float, of_momentum: float,

@@ -22,7 +22,10 @@ from minires import backend
 from minires.backend import Array, kernel
 
 
-@kernel
+@kernel(
+    x="(M, >= C)", shift="(C)", total="out float64 (C)", squares="out float64 (C)",
+    where="0 <= start <= stop <= M",
+)  # fmt: skip
 def _sums_numba(x: Array, shift: Array, start: int, stop: int, total: Array, squares: Array) -> None:
     channels = total.size
     whole = stop - (stop - start) % 4
@@ -39,7 +42,10 @@ def _sums_numba(x: Array, shift: Array, start: int, stop: int, total: Array, squ
             squares[c] += d * d
 
 
-@kernel
+@kernel(
+    x="(M, >= C)", scale="(C)", mean="(C)", beta="(C)", add="maybe (M, C)", y="out (M, C)",
+    where="0 <= start <= stop <= M",
+)  # fmt: skip
 def _normalize_numba(
     x: Array, scale: Array, mean: Array, beta: Array, add: Array, relu: bool, y: Array, start: int,
     stop: int,
@@ -57,7 +63,10 @@ def _normalize_numba(
 # as large, is not read: it is given without rows.
 
 
-@kernel
+@kernel(
+    dy="(M, C)", x="(M, >= C)", y="maybe (M, C)", mean="(C)", scale="(C)", beta="(C)",
+    total="out float64 (C)", products="out float64 (C)", where="0 <= start <= stop <= M",
+)  # fmt: skip
 def _gradient_sums_numba(
     dy: Array, x: Array, y: Array, mean: Array, scale: Array, beta: Array, relu: bool, start: int, stop: int,
     total: Array, products: Array,
@@ -85,7 +94,10 @@ def _gradient_sums_numba(
             products[c] += g * d
 
 
-@kernel
+@kernel(
+    dy="(M, C)", x="(M, >= C)", y="maybe (M, C)", mean="(C)", scale="(C)", beta="(C)", slope="(C)",
+    offset="(C)", dx="out (M, C)", dadd="out maybe (M, C)", where="0 <= start <= stop <= M",
+)  # fmt: skip
 def _gradient_numba(
     dy: Array, x: Array, y: Array, mean: Array, scale: Array, beta: Array, relu: bool, slope: Array,
     offset: Array, dx: Array, dadd: Array, start: int, stop: int,

@@ -37,7 +37,11 @@ def by_group(matrix: Array, groups: int) -> Array:
     return matrix.reshape(-1, groups, matrix.shape[-1] // groups).swapaxes(0, 1)
 
 
-@kernel
+@kernel(
+    x="flat (N, H, W, C)", columns="out (G, R, D)",
+    where="0 <= start <= stop <= N * out[0] and R >= (stop - start) * out[1] and C % G == 0"
+    " and D == size[0] * size[1] * (C // G)",
+)  # fmt: skip
 def _im2col_numba(
     x: Array, columns: Array, start: int, stop: int, stride: tuple[int, int], dilation: tuple[int, int],
     top: int, left: int, out: tuple[int, int], size: tuple[int, int],
@@ -79,7 +83,10 @@ def _im2col_numba(
                 row += 1
 
 
-@kernel
+@kernel(
+    columns="(G, R, D)", dx="out (N, H, W, C)",
+    where="R >= N * out[0] * out[1] and C % G == 0 and D == size[0] * size[1] * (C // G)",
+)  # fmt: skip
 def _col2im_numba(
     columns: Array, dx: Array, stride: tuple[int, int], dilation: tuple[int, int], top: int, left: int,
     out: tuple[int, int], size: tuple[int, int],
@@ -166,7 +173,7 @@ class _Columns:
         return columns
 
 
-@kernel
+@kernel(y="out (M, O)", b="maybe (O)")
 def _finish_numba(y: Array, b: Array, relu: bool) -> None:
     zero = y.dtype.type(0)
     for m in range(y.shape[0]):

@@ -31,7 +31,9 @@ LANES = simd.LANES
 MOST_ROWS = 8  # of a tile, on any processor
 
 
-@kernel
+@kernel(
+    picture="flat (H, W, C)", frame="out flat (F)", where="min(top, left) >= 0 and F >= lines * across * C"
+)
 def _frame_numba(picture: Array, frame: Array, lines: int, across: int, top: int, left: int) -> None:
     """Copy a picture (H, W, C) into the frame (lines, across, C), flat, whose border is zero already."""
     h, w, channels = picture.shape
@@ -44,7 +46,13 @@ def _frame_numba(picture: Array, frame: Array, lines: int, across: int, top: int
             target[c] = source[c]
 
 
-@kernel
+@kernel(
+    x="flat (N, H, W, C)", w="flat (KH, KW, D, O)", b="flat (O)", y="out flat (N, OH, OW, O)",
+    frame="out flat (F)",
+    where="D * groups == C and O % (16 * groups) == 0 and KW * D % runs == 0 and OW >= 8"
+    " and F >= lines * across * C + 8 and lines > (OH - 1) * stride[0] + (KH - 1) * dilation[0]"
+    " and across > (OW - 1) * stride[1] + (KW - 1) * dilation[1]",
+)  # fmt: skip
 def _forward_numba(
     x: Array, w: Array, b: Array, relu: bool, y: Array, frame: Array, lines: int, across: int,
     stride: tuple[int, int], dilation: tuple[int, int], top: int, left: int, groups: int, runs: int,
@@ -72,7 +80,13 @@ def _forward_numba(
                     store(tile, sums, ((p * oh + i) * ow + j) * outputs + o, outputs)
 
 
-@kernel
+@kernel(
+    x="flat (N, H, W, C)", dy="flat (N, OH, OW, O)", dw="out flat (KH, R, D, O)", zeros="flat (16)",
+    frame="out flat (F)",
+    where="O % (16 * groups) == 0 and C % groups == 0 and D % 8 == 0 and F >= lines * across * C"
+    " and F >= (((OH - 1) * stride[0] + (KH - 1) * dilation[0]) * across"
+    " + (OW - 1) * stride[1] + (R - 1) * dilation[1] + 1) * C - C // groups + D",
+)  # fmt: skip
 def _backward_w_numba(
     x: Array, dy: Array, dw: Array, zeros: Array, frame: Array, lines: int, across: int,
     stride: tuple[int, int], dilation: tuple[int, int], top: int, left: int, groups: int,

@@ -55,7 +55,11 @@ _SMALL_KERNEL = 64  # times the tiles; with a larger one the 16 products are sha
 # even (and of the odd) pixels the tiles of a line lie side by side, and sums run over whole lines at a time.
 
 
-@kernel
+@kernel(
+    x="(N, H, W, C)", v="out flat (16, T, C)", evens="out flat (L, A, C)", odds="out flat (L, A, C)",
+    even="out (A * C)", odd="out (A * C)",
+    where="min(first, top, left) >= 0 and T >= (first + N) * ((L - 2) // 2) * (A - 1)",
+)  # fmt: skip
 def _inputs_numba(
     x: Array, first: int, v: Array, evens: Array, odds: Array, even: Array, odd: Array, top: int, left: int
 ) -> None:
@@ -103,7 +107,10 @@ def _inputs_numba(
                     v3[c] = odd[c] - next_odd[c]
 
 
-@kernel
+@kernel(
+    m="flat (16, T, C)", y="out (N, H, W, C)", evens="out (4, E)", odds="out (4, E)",
+    where="first >= 0 and E >= (W + 1) // 2 * C and T * C >= (first + N) * ((H + 1) // 2) * E",
+)  # fmt: skip
 def _outputs_numba(m: Array, first: int, y: Array, evens: Array, odds: Array) -> None:
     """y = A^T m A into the pictures y (n, OH, OW, O); evens, odds (4, across * O)."""
     n, high, wide, channels = y.shape
@@ -134,7 +141,10 @@ def _outputs_numba(m: Array, first: int, y: Array, evens: Array, odds: Array) ->
                         pixel[c] = r1[c] - r2[c] - r3[c]
 
 
-@kernel
+@kernel(
+    dy="(N, H, W, C)", e="out flat (16, T, C)", evens="out (>= 2, E)", odds="out (>= 2, E)",
+    where="first >= 0 and E >= (W + 1) // 2 * C and T * C >= (first + N) * ((H + 1) // 2) * E",
+)  # fmt: skip
 def _gradients_numba(dy: Array, first: int, e: Array, evens: Array, odds: Array) -> None:
     """e = A dy A^T, the adjoint of _outputs_numba; evens, odds (at least 2, across * O) take two lines."""
     n, high, wide, channels = dy.shape

@@ -12,7 +12,10 @@ from minires.backend import Array, kernel
 from minires.ops.window import Window
 
 
-@kernel
+@kernel(
+    x="(N, H, W, C)", y="out (N, OH, OW, C)", winner="out int32 (N, OH, OW, C)",
+    where="min(*stride, *dilation) > 0",
+)  # fmt: skip
 def _forward_numba(
     x: Array, y: Array, winner: Array, size: tuple[int, int], stride: tuple[int, int],
     dilation: tuple[int, int], top: int, left: int,
@@ -42,7 +45,10 @@ def _forward_numba(
                             best[c] = pixel[c] if better else best[c]
 
 
-@kernel
+@kernel(
+    dy="(N, OH, OW, C)", winner="int32 (N, OH, OW, C)", dx="out flat (N, H, W, C)", behind="int64 (_)",
+    where="(OH - 1) * stride[0] - top < H and (OW - 1) * stride[1] - left < W",
+)  # fmt: skip
 def _backward_numba(
     dy: Array, winner: Array, dx: Array, behind: Array, stride: tuple[int, int], top: int, left: int
 ) -> None:

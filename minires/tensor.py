@@ -74,12 +74,12 @@ def set_apart(leaves: Sequence[Tensor]) -> Iterator[None]:
     """
     before = [(leaf, leaf._node, leaf.grad) for leaf in leaves]
     for leaf in leaves:
-        leaf._node, leaf.grad = Node("leaf", leaf, (), None, path=mode.path), None
+        leaf._node, leaf._grad = Node("leaf", leaf, (), None, path=mode.path), None
     try:
         yield
     finally:
         for leaf, node, grad in before:
-            leaf._node, leaf.grad = node, grad
+            leaf._node, leaf._grad = node, grad
 
 
 class Tensor:
@@ -101,24 +101,78 @@ class Tensor:
     ([2.0, 4.0], '5.0', [False, True])
     """
 
-    __slots__ = ("data", "grad", "name", "_node", "__weakref__")
+    __slots__ = ("_data", "_grad", "name", "_node", "__weakref__")
     __hash__ = object.__hash__  # though == is not identity
 
     def __init__(
         self, data: Any, *, requires_grad: bool = False, device: str | None = None, name: str | None = None
     ) -> None:
-        if not isinstance(data, np.ndarray):
+        if type(data) is not np.ndarray:
             data = np.asarray(data) if isinstance(data, np.generic) else array_of(data)
         if data.dtype.kind in "OSUMm":
             raise ShapeError(f"a tensor holds numbers, but the array is of dtype {data.dtype}")
-        self.data: Array = data if device is None else backend.to_device(data, device)
-        self.grad: Array | None = None
+        self._data: Array = data if device is None else backend.to_device(data, device)
+        self._grad: Array | None = None
         self.name = name
         self._node: Node | None = None
         if requires_grad:
             self.requires_grad = True
 
     # ------------------------------------------------------------------------------------- what it is
+
+    @property
+    def data(self) -> Array:
+        """Its numbers, as an array of NumPy or CuPy.
+
+        They may be changed in place, ``x.data[...] = 0``, or replaced by another array, of the same shape if
+        a gradient flows to the tensor. Between the forward pass and the backward they must stay as they are,
+        since gradients are computed from them: a backward that finds them changed raises MiniresError. On the
+        CPU it looks at up to 64 numbers of each array, spread evenly, so a change of a few numbers in a large
+        array may be missed; on a GPU it does not look.
+
+        Raises: ShapeError for what is no array of numbers, or of another shape where a gradient flows.
+        """
+        return self._data
+
+    @data.setter
+    def data(self, data: Array) -> None:
+        if not _is_array(data) or data.dtype.kind in "OSUMm":
+            what = f"an array of {data.dtype}" if _is_array(data) else f"a {type(data).__name__}"
+            raise ShapeError(f"x.data must be an array of numbers, not {what}; np.asarray may make one")
+        if self._node is not None:
+            if data.shape != self._node.shape:
+                raise ShapeError(
+                    f"x.data: a gradient flows to this tensor of shape {self._node.shape}, so no array of "
+                    f"shape {data.shape} can take the place of its numbers; make a new tensor"
+                )
+            self._check_differentiable(data.dtype)
+            self._node.dtype = data.dtype
+        self._data = data
+
+    @property
+    def grad(self) -> Array | None:
+        """Its gradient after a backward, an array of its shape, dtype and device, or None.
+
+        Raises: ShapeError if it is set to something else; floats of another dtype are converted.
+        """
+        return self._grad
+
+    @grad.setter
+    def grad(self, grad: Array | None) -> None:
+        self._grad = None if grad is None else self._fitting(grad)
+
+    def _fitting(self, grad: Array) -> Array:
+        name = f"the gradient of {self.name}" if self.name else "a gradient"
+        if not _is_array(grad) or not backend.is_float(grad.dtype):
+            what = f"an array of {grad.dtype}" if _is_array(grad) else f"a {type(grad).__name__}"
+            raise ShapeError(f"{name} must be an array of floats of shape {self.shape}, or None, not {what}")
+        if grad.shape != self._data.shape:
+            raise ShapeError(f"{name} is of shape {grad.shape}, but the tensor is of shape {self.shape}")
+        if backend.device_of(grad) != self.device:
+            raise ShapeError(f"{name} is on {backend.device_of(grad)}, but the tensor is on {self.device}")
+        # The gradient of what was rounded to bfloat16 stays float32: see minires.ops.mixed_precision.
+        keeps = grad.dtype == self._data.dtype or backend.is_bfloat16(self._data.dtype)
+        return grad if keeps else grad.astype(self._data.dtype)
 
     @property
     def requires_grad(self) -> bool:
@@ -128,10 +182,15 @@ class Tensor:
     def requires_grad(self, value: bool) -> None:
         if self._node is not None and self._node.op != "leaf":
             raise MiniresError("requires_grad can be set on leaf tensors only; use detach() to cut the tape")
-        if value and not (self.dtype in _FLOATS or backend.is_bfloat16(self.dtype)):
-            raise ShapeError(f"only float32, float64 and bfloat16 tensors have gradients, not {self.dtype}")
+        if value:
+            self._check_differentiable(self.dtype)
         if value != self.requires_grad:
             self._node = Node("leaf", self, (), None, path=mode.path) if value else None
+
+    @staticmethod
+    def _check_differentiable(dtype: np.dtype[Any]) -> None:
+        if not (dtype in _FLOATS or backend.is_bfloat16(dtype)):
+            raise ShapeError(f"only float32, float64 and bfloat16 tensors have gradients, not {dtype}")
 
     @property
     def node(self) -> Node | None:
@@ -277,8 +336,6 @@ class Tensor:
         """
         if data is not self.data:
             self.data, self.grad = data, None
-            if self._node is not None:
-                self._node.dtype = data.dtype
 
     # ------------------------------------------------------------------------------------ the backward
 
@@ -426,6 +483,10 @@ _ELSEWHERE = {
 }  # fmt: skip
 
 
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) or backend.is_cupy(value)
+
+
 def array_of(data: Any, dtype: Any = np.float32) -> Array:
     """What a tensor is made of, as an array: numbers become ``dtype``, and arrays keep theirs.
 
@@ -433,8 +494,10 @@ def array_of(data: Any, dtype: Any = np.float32) -> Array:
     """
     if isinstance(data, Tensor):
         return data.data
-    if isinstance(data, np.ndarray) or backend.is_cupy(data):
+    if type(data) is np.ndarray or backend.is_cupy(data):
         return data
+    if isinstance(data, np.ma.MaskedArray):
+        raise MiniresError("a tensor has no masked places; give the array as x.filled(value)")
     if hasattr(data, "dtype"):
         return _of_another_library(data)
     if _holds_tensor(data):

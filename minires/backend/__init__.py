@@ -27,6 +27,7 @@ from minires.backend.arrays import (
     is_bfloat16,
     is_cupy,
     is_float,
+    is_writable,
     to_device,
 )
 from minires.backend.cublas import precision
@@ -59,6 +60,7 @@ __all__ = [
     "is_cupy",
     "is_float",
     "is_reference",
+    "is_writable",
     "kernel",
     "matmul",
     "parallel_calls",

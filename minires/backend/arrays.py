@@ -47,6 +47,11 @@ def is_numpy(array: Array) -> bool:
     return isinstance(array, np.ndarray | np.generic)
 
 
+def is_writable(array: Array) -> bool:
+    """Whether the numbers of an array may be changed; those on a GPU always may."""
+    return bool(getattr(array.flags, "writeable", True))
+
+
 def is_cupy(array: Array) -> bool:
     """Whether an array is CuPy's, without importing CuPy."""
     return type(array).__module__.partition(".")[0] == "cupy"

@@ -30,7 +30,7 @@ from minires.tensor import Tensor, array_of, enter
 
 
 class Parameter(Tensor):
-    """A tensor that is learned. The optimiser changes ``.data`` in place.
+    """A tensor that is learned. The optimiser changes ``.data`` in place; a read-only array is copied.
 
     >>> Parameter([1.0, 2.0])
     Parameter([1. 2.], dtype=float32, requires_grad=True)
@@ -40,6 +40,8 @@ class Parameter(Tensor):
 
     def __init__(self, data: Any, *, name: str | None = None) -> None:
         super().__init__(data, requires_grad=True, name=name)
+        if not backend.is_writable(self.data):  # a memory map, a view that repeats numbers
+            self.data = self.data.copy()
 
 
 class Module:
@@ -422,6 +424,11 @@ class Module:
             f"misshapen: {name} is {state[name].shape}, the model needs {target.shape}"
             for name, target in targets.items()
             if name in state and state[name].shape != target.shape
+        ]
+        problems += [
+            f"read-only: {name} cannot be written to"
+            for name, target in targets.items()
+            if not backend.is_writable(target)
         ]
         if problems:
             shown = "\n  ".join(problems[:20])

@@ -14,6 +14,7 @@ from __future__ import annotations
 import bisect
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, ClassVar
@@ -22,7 +23,7 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array, cuda
-from minires.errors import CheckpointError, ConfigError, as_number
+from minires.errors import CheckpointError, ConfigError, MiniresError, ShapeError, as_number
 from minires.optim.cuda_kernels import Sweep, fits
 from minires.tensor import Tensor
 
@@ -57,7 +58,10 @@ class Optimizer:
     ``clip_norm`` is the largest norm that all gradients together keep.
 
     Shapes: ``parameters`` is an iterable of parameters or of ``(path, parameter)`` pairs.
-    Raises: ConfigError for a number out of range, no parameters, one given twice, or what is no parameter.
+    A parameter that is given twice, as one that two layers share, counts once.
+
+    Raises: ConfigError for a number out of range, no parameters, one path for two of them, or what is no
+    parameter.
     """
 
     slots: ClassVar[tuple[str, ...]] = ()
@@ -80,13 +84,16 @@ class Optimizer:
             raise ConfigError(
                 f"{type(self).__name__} has no formula; give it a static method plain(w, g, *slots, *numbers)"
             )
-        pairs = _pairs(parameters)
+        first: dict[int, tuple[str | None, Tensor]] = {}
+        for path, parameter in _pairs(parameters):
+            first.setdefault(id(parameter), (path, parameter))
+        pairs = list(first.values())
         self.paths = [path or p.name or f"parameter{i}" for i, (path, p) in enumerate(pairs)]
         self.parameters = [parameter for _, parameter in pairs]
         if not pairs:
             raise ConfigError("an optimiser needs at least one parameter; it was given none")
-        if len({id(p) for p in self.parameters}) != len(pairs) or len(set(self.paths)) != len(pairs):
-            raise ConfigError("the optimiser was given the same parameter, or the same path, twice")
+        if twice := [path for path, count in Counter(self.paths).items() if count > 1]:
+            raise ConfigError(f"the optimiser was given two parameters under one path: {', '.join(twice)}")
         if clip_norm is not None and not (as_number(clip_norm) or 0) > 0:
             raise ConfigError(f"clip_norm is {clip_norm!r}; it must be above 0, or None for no clipping")
         in_range("weight_decay", weight_decay, math.inf)
@@ -172,14 +179,37 @@ class Optimizer:
         These are the share that clipping leaves of the gradient, the coupled decay, what the decoupled decay
         keeps of the weight, and the numbers of the formula.
         """
-        for i, parameter in enumerate(self.parameters):
-            if parameter.grad is None:
-                continue
+        ready = [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
+        for i in ready:  # all of them first: a step is made whole or not at all
+            self._check_ready(i)
+        for i in ready:
+            parameter = self.parameters[i]
             self._steps[i] += 1
             gradient = backend.array_module(parameter.grad).ascontiguousarray(parameter.grad)
             keep = 1.0 - self.lr * self._decoupled[i]
             numbers = (scale, self._coupled[i], keep, *self.numbers(self._steps[i]))
             yield i, [parameter.data, gradient, *self._slots_of(i)], numbers
+
+    def _check_ready(self, i: int) -> None:
+        """See that parameter ``i`` can be changed by a kernel, whatever was done to its arrays meanwhile.
+
+        Raises: ShapeError with both shapes; MiniresError if its numbers cannot be written to.
+        """
+        data, grad = self.parameters[i].data, self.parameters[i].grad
+        assert grad is not None
+        others = [("gradient", grad), *((slot, self._state[slot][i]) for slot in self.slots)]
+        for what, array in others:
+            if array is not None and array.shape != data.shape:
+                todo = "run backward() again" if what == "gradient" else "make a new optimiser"
+                raise ShapeError(
+                    f"{self.paths[i]}: its {what} is of shape {array.shape}, but the parameter is of shape "
+                    f"{data.shape}; {todo}"
+                )
+        if not backend.is_writable(data):
+            raise MiniresError(
+                f"{self.paths[i]}: its numbers cannot be changed, as their array is read-only; "
+                "give the parameter a copy, p.data = p.data.copy()"
+            )
 
     # A step in two halves, for a CUDA graph: ``launch_step`` is captured once, ``plan_step`` goes before each
     # replay and writes what the launches find in their tables.

@@ -47,14 +47,14 @@ class EMA:
         self.model = model
         self.decay = decay
         self.updates = 0
-        self.averages: dict[str, Array] = {path: array.copy() for path, array in _weights(model).items()}
+        self.averages: dict[str, Array] = {path: array.copy() for path, array in self._all_weights().items()}
 
     def update(self) -> None:
         """Take in the weights as they are now; call it after each step of the optimiser."""
         self.updates += 1
         share = 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         on_gpu: dict[int, tuple[list[Array], list[float]]] = {}
-        for i, (path, array) in enumerate(_weights(self.model).items()):
+        for i, (path, array) in enumerate(self._weights().items()):
             average = self.averages[path]
             if fits(average, array):
                 on_gpu[i] = [average, array], [share]
@@ -96,12 +96,33 @@ class EMA:
         self.updates = int(state["updates"])
 
     def _exchange(self) -> None:
-        for path, array in _weights(self.model).items():
+        for path, array in self._weights().items():
             own = array.copy()
             array[...] = self.averages[path]
             self.averages[path][...] = own
 
 
-def _weights(model: Any) -> dict[str, Array]:
-    weights = {path: parameter.data for path, parameter in model.named_parameters()}
-    return weights | {path: array for path, array in model.named_buffers() if array.dtype.kind == "f"}
+    def _all_weights(self) -> dict[str, Array]:
+        buffers = self.model.named_buffers()
+        weights = {path: parameter.data for path, parameter in self.model.named_parameters()}
+        return weights | {path: array for path, array in buffers if array.dtype.kind == "f"}
+
+    def _weights(self) -> dict[str, Array]:
+        """The weights now. Averages follow those that went to another device or dtype.
+
+        Raises: ConfigError if the model has got or lost weights, or one has another shape.
+        """
+        weights = self._all_weights()
+        for path in weights | self.averages:
+            now, before = (found[path].shape if path in found else None for found in (weights, self.averages))
+            if now != before:
+                raise ConfigError(
+                    f"ema: {path} is now of shape {now}, but its average is of shape {before} (None where "
+                    "there is none); make a new EMA when the model has changed"
+                )
+            average, array = self.averages[path], weights[path]
+            if average.dtype != array.dtype or backend.device_of(average) != backend.device_of(array):
+                moved = backend.to_device(average, backend.device_of(array)).astype(array.dtype, copy=False)
+                self.averages[path] = moved
+                vars(self).pop("_on_gpu", None)
+        return weights

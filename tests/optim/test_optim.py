@@ -174,7 +174,7 @@ def test_bad_options_are_refused():
     p = make()
     for wrong, message in [
         (lambda: SGD([], lr=0.1), "at least one parameter"),
-        (lambda: SGD(p + p[:1], lr=0.1), "twice"),
+        (lambda: SGD([("w", p[0][1]), ("w", p[1][1])], lr=0.1), "two parameters under one path: w"),
         (lambda: SGD(p, lr=-1.0), "lr is -1.0"),
         (lambda: SGD(p, lr=float("nan")), "lr is nan"),
         (lambda: SGD(p, lr=0.1, momentum=1.0), "momentum is 1.0"),

@@ -6,7 +6,9 @@ operation can only use what was made before it, so walking by falling numbers is
 no recursion, however deep the network.
 
 The tape keeps no result alive by itself: each ``backward`` holds just the arrays that its formula needs,
-those that the operation declares as saved.
+those that the operation declares as saved. They must stay as they were. So that a change in place does not
+make a gradient wrong in silence, the tape remembers a few numbers of each, and compares them before it uses
+them.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class Node:
 
     __slots__ = (
         "op", "path", "parents", "backward", "names", "options", "saved", "number", "shape", "dtype",
-        "output", "hooks", "retain",
+        "output", "hooks", "retain", "samples",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +67,7 @@ class Node:
         self.shape = output.data.shape
         self.dtype = output.data.dtype
         self.output: weakref.ref[Any] = weakref.ref(output)
+        self.samples = {name: _sample(array) for name, array in saved.items()}
         self.hooks: list[Hook] = []
         self.retain = op == "leaf"
 
@@ -73,7 +76,20 @@ class Node:
         return self.backward is None and self.op != "leaf"
 
     def free(self) -> None:
-        self.backward, self.parents, self.saved, self.options = None, (), NOTHING, NOTHING
+        self.backward, self.parents, self.saved, self.options, self.samples = None, (), NOTHING, NOTHING, {}
+
+    def check_unchanged(self) -> None:
+        """Raises: MiniresError if an array that the backward needs was changed since the forward pass."""
+        for name, before in self.samples.items():
+            array = self.saved[name]
+            if before != _sample(array):
+                whose = f"its input {name}" if name in self.names else f"what it saved as {name}"
+                raise _refused(
+                    self,
+                    f"{whose} {array.shape} was changed in place after the forward pass, and gradients are "
+                    "computed from it. Change it after backward(), or give the operation a copy; after a "
+                    "step of the optimiser run the forward pass again",
+                )
 
     def __repr__(self) -> str:
         return f"<{self.op} {self.path or '(no module)'} {tuple(self.shape)}>"
@@ -90,6 +106,20 @@ class Step:
     def __repr__(self) -> str:
         given = ", ".join("none" if one is None else f"{one.shape}" for one in self.outgoing)
         return f"<backward of {self.node!r}: {self.incoming.shape} -> {given}>"
+
+
+_LOOKED_AT = 256  # numbers of an array that are compared
+
+
+def _sample(array: Array) -> bytes:
+    """Some numbers of an array, spread evenly; all of a small one, none of one on a GPU, which would wait."""
+    if not isinstance(array, np.ndarray):
+        return b""
+    if array.size <= _LOOKED_AT:
+        return array.tobytes()
+    step = array.size // _LOOKED_AT | 1  # odd, or it could meet the same channel every time
+    numbers = array.reshape(-1) if array.flags.c_contiguous else array.flat
+    return numbers[::step].tobytes()
 
 
 _FREED = (
@@ -161,6 +191,7 @@ def _gradients(node: Node, backward: Backward, incoming: Array) -> tuple[Array |
     What it raises itself gets a note of the operation. Raises: MiniresError, with the operation, if it gives
     something else than gradients; ShapeError for a shape.
     """
+    node.check_unchanged()
     try:
         given = backward(incoming)
     except MiniresError as error:

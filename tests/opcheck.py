@@ -286,6 +286,7 @@ def _spoilt(case: Case, arrays: Arrays, wanted: set[str], place: Any) -> tuple[A
                 places.append((number, node.op, name))
                 if places[-1] == place:
                     array[...] = np.nan
+                    del node.samples[name]  # or the tape would notice
     y.backward(upstream(y))
     return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}, places
 

@@ -24,10 +24,12 @@ from minires.backend.arrays import (
     choose_device,
     cupy,
     device_of,
+    dtype_of,
     is_bfloat16,
     is_cupy,
     is_float,
     is_writable,
+    own,
     to_device,
 )
 from minires.backend.cublas import precision
@@ -55,6 +57,7 @@ __all__ = [
     "copy",
     "cupy",
     "device_of",
+    "dtype_of",
     "fast",
     "is_bfloat16",
     "is_cupy",
@@ -63,6 +66,7 @@ __all__ = [
     "is_writable",
     "kernel",
     "matmul",
+    "own",
     "parallel_calls",
     "parallel_for",
     "precision",

@@ -83,16 +83,24 @@ def to_device(array: Array, device: str) -> Array:
 
     Raises: ConfigError for an unknown device, and for a GPU that is not there.
     """
-    kind, _, index = device.partition(":")
-    if device == "cpu":
+    kind, _, index = device.partition(":") if isinstance(device, str) else ("", "", "")
+    if kind == "cpu" and not index:
         return array if is_numpy(array) else cupy().asnumpy(array)
-    if kind != "cuda" or (index and not index.isdigit()):
+    if kind != "cuda" or (index and not index.isdecimal()):
         raise ConfigError(f"unknown device {device!r}; use 'cpu', 'cuda' or 'cuda:1'")
     count = cupy().cuda.runtime.getDeviceCount()
     if int(index or 0) >= count:
         raise ConfigError(f"there is no {device}: this machine's GPUs are cuda:0 to cuda:{count - 1}")
     with cupy().cuda.Device(int(index or 0)):
         return cupy().asarray(array)
+
+
+def own(array: Array, device: str) -> Array:
+    """What an operation keeps of an array that the caller may change: a copy on ``device``.
+
+    An array that lies on a GPU is not copied, as it may be one that a captured step writes anew.
+    """
+    return array.copy() if device == "cpu" and is_numpy(array) else to_device(array, device)
 
 
 # --------------------------------------------------------------------------------------------- bfloat16
@@ -116,6 +124,21 @@ def bfloat16() -> np.dtype[Any]:
 def is_bfloat16(dtype: Any) -> bool:
     """Whether a dtype is bfloat16, without importing what brings it."""
     return bool(dtype.kind == "V" and dtype.name == "bfloat16")
+
+
+def dtype_of(name: Any) -> np.dtype[Any]:
+    """The dtype of a name such as "float32" or "bfloat16", or a dtype itself.
+
+    Raises: ConfigError if it is none, or the package for bfloat16 is missing.
+    """
+    if isinstance(name, str) and name == "bfloat16":
+        return bfloat16()
+    if isinstance(name, str | type | np.dtype):
+        try:
+            return np.dtype(name)
+        except TypeError:
+            pass
+    raise ConfigError(f"{name!r} is no dtype; give 'float32' or 'float64', or 'bfloat16' for activations")
 
 
 def is_float(dtype: Any) -> bool:

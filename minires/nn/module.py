@@ -353,7 +353,7 @@ class Module:
         >>> Linear(2, 2).astype("float64").weight.dtype
         dtype('float64')
         """
-        kind = np.dtype(dtype)
+        kind = backend.dtype_of(dtype)
         if kind not in (np.dtype(np.float32), np.dtype(np.float64)):
             raise ShapeError(f"parameters are float32 or float64, not {kind}")
         return self._convert(

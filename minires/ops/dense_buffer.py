@@ -103,6 +103,7 @@ class DenseBuffer:
         x = checks.as_tensor(x)
         checks.rank("dense_buffer", "x", x, "(N, H, W, C)")
         checks.same_floats("dense_buffer", x=x)
+        room = checks.whole("dense_buffer", "room", room, least=0)
         if x.shape[-1] > room:
             raise ShapeError(f"dense_buffer: x {x.shape} has {x.shape[-1]} channels, but room is {room}")
         self._array = backend.array_module(x.data).empty((*x.shape[:-1], room), x.dtype)

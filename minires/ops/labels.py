@@ -81,6 +81,7 @@ def labels_of(
     if not 0 <= smoothing < 1:
         raise ConfigError(f"{op}: label_smoothing must be from 0 to below 1, not {smoothing}")
     given, labels = labels, as_array(labels)
+    labels = backend.own(labels, backend.device_of(labels))
     rows, classes = scores.shape[:-1], scores.shape[-1]
     are_numbers = labels.shape == rows and labels.dtype.kind in "iu"
     if not are_numbers and (numbers_only or labels.shape != scores.shape):

@@ -59,14 +59,15 @@ def astype(x: Tensor, dtype: Any) -> Tensor:
     """The numbers of ``x`` as another dtype of floats, "bfloat16" too; ``x`` itself if it has it already.
 
     Shapes: any.
-    Raises: ShapeError if either dtype is not one of floats; ConfigError for "bfloat16" without ml_dtypes.
+    Raises: ShapeError if either dtype is not one of floats; ConfigError for what is no dtype, and for
+    "bfloat16" without ml_dtypes.
 
     >>> astype(Tensor([0.1]), "float64").item()
     0.10000000149011612
     """
     x = checks.as_tensor(x)
     before = x.dtype
-    after = backend.bfloat16() if dtype == "bfloat16" else np.dtype(dtype)
+    after = backend.dtype_of(dtype)
     for one in (before, after):
         if not backend.is_float(one):
             raise ShapeError(f"astype: floats become floats; {one} is no dtype of floats")
@@ -126,7 +127,11 @@ def mixed(
             if not any(map(_is_bfloat16, (*args, *options.values()))):
                 return op(*args, **options)
             given = signature.bind(*args, **options)
-            tensors = {name: x for name, x in given.arguments.items() if isinstance(x, Tensor)}
+            tensors = {
+                name: checks.as_tensor(x)
+                for name, x in given.arguments.items()
+                if isinstance(x, Tensor) or _is_bfloat16(x)
+            }
             checks.same_floats(op.__name__.removeprefix("_"), parameters=parameters, **tensors)
             has_kernels = kernels and cuda.usable(*(x.data for x in tensors.values()))
             stored = backend.bfloat16() if has_kernels else np.dtype(np.float32)
@@ -143,4 +148,5 @@ def mixed(
 
 
 def _is_bfloat16(x: Any) -> bool:
-    return isinstance(x, Tensor) and backend.is_bfloat16(x.dtype)
+    """Whether this is a tensor or an array of bfloat16."""
+    return isinstance(x, Tensor | np.ndarray) and backend.is_bfloat16(x.dtype)

@@ -253,7 +253,7 @@ def where(condition: Any, a: Operand, b: Operand) -> Tensor:
         )
     a, b = operands("where", a, b)
     broadcastable("where", condition=chosen.shape, a=a.shape, b=b.shape)
-    return _where(a, b, backend.to_device(chosen, a.device))
+    return _where(a, b, backend.own(chosen, a.device))
 
 
 @mixed()

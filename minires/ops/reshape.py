@@ -10,6 +10,7 @@ Shapes: see each function. Any dtype, since nothing is computed.
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 from collections.abc import Iterator
@@ -314,8 +315,10 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     """
     x = checks.as_tensor(x)
     parts = index if isinstance(index, tuple) else (index,)
-    parts = tuple(array_of(part) if hasattr(part, "dtype") else part for part in parts)
-    parts = tuple(backend.to_device(part, x.device) if hasattr(part, "dtype") else part for part in parts)
+    parts = tuple(
+        backend.own(array_of(part), x.device) if hasattr(part, "dtype") else copy.deepcopy(part)  # lists
+        for part in parts
+    )
     plain = all(map(_is_plain, parts))
     xp, shape = backend.array_module(x.data), x.shape
     arrays = {f"index {i}": part for i, part in enumerate(parts) if hasattr(part, "dtype")}

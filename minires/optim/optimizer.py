@@ -185,7 +185,9 @@ class Optimizer:
         for i in ready:
             parameter = self.parameters[i]
             self._steps[i] += 1
-            gradient = backend.array_module(parameter.grad).ascontiguousarray(parameter.grad)
+            gradient = parameter.grad
+            if not gradient.flags.c_contiguous:
+                gradient = backend.array_module(gradient).ascontiguousarray(gradient)
             keep = 1.0 - self.lr * self._decoupled[i]
             numbers = (scale, self._coupled[i], keep, *self.numbers(self._steps[i]))
             yield i, [parameter.data, gradient, *self._slots_of(i)], numbers

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from minires import backend, data, models, optim
 from minires.errors import CheckpointError, ConfigError, MiniresError
 from minires.nn.module import Module
+from minires.nn.restored import modes
 from minires.ops.cross_entropy import cross_entropy
 from minires.tensor import Tensor
 from minires.train import captured, finetune, model_file, run_folder
@@ -181,9 +182,9 @@ class Trainer:
     def _epoch(self, stop: StopWish, bar: Any) -> None:
         """Train for one epoch, or the rest of one, then validate, report and save."""
         config, progress = self.config, self.progress
-        self.model.train()
         bar.set_description_str(f"epoch {progress.epoch + 1}/{config.epochs}")
-        with closing(self.loader.epoch(progress.epoch, progress.batch)) as batches:  # type: ignore[type-var]
+        batches = self.loader.epoch(progress.epoch, progress.batch)
+        with modes(self.model, training=True), closing(batches):  # type: ignore[type-var]
             for x, y in batches:
                 self._step(x, y)
                 progress.epoch_seconds += self._tick()

@@ -81,7 +81,9 @@ class SGD(Optimizer):
     Shapes: ``parameters`` is an iterable of parameters or of ``(path, parameter)`` pairs.
     Raises: ConfigError for a number out of range, no parameters, or one given twice.
     Source: Sutskever et al. 2013.
-    Differs: ``decoupled=True`` is not in PyTorch's SGD.
+    Differs: ``decoupled=True`` is not in PyTorch's SGD. Keras has the learning rate inside of the average,
+    b <- momentum b - lr g and w <- w + b, which is the same as long as the rate is; its ``weight_decay`` is
+    always decoupled, and of all parameters: ``decoupled=True, decay_vectors=True`` here.
 
     >>> from minires import Tensor
     >>> w = Tensor([1.0], requires_grad=True)

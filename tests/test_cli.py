@@ -222,6 +222,20 @@ def test_a_run_says_what_it_did_and_what_to_do_next(place: Path, capsys: pytest.
     assert Path("runs/my-colours-default-2/summary.json").is_file()
 
 
+@pytest.mark.parametrize("given", [[], ["--drop-last"]])
+def test_a_last_batch_that_is_smaller_can_be_left_out(
+    place: Path, capsys: pytest.CaptureFixture[str], given: list[str]
+) -> None:
+    make_pictures(place / "colours")
+    status, out, _ = call(
+        capsys, "train", "--data", "colours", "--model", "tiny", "--recipe", "cifar", "--epochs", "1",
+        "--batch-size", "5", *given, "--out", "run", "--json",
+    )  # fmt: skip
+    summary = json.loads(out)
+    assert status == 0 and summary["train_pictures"] % 5 and isinstance(summary["warnings"], list)
+    assert summary["steps"] == summary["train_pictures"] // 5 + (not given)
+
+
 def test_options_change_the_recipe(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_pictures(place / "colours")
     status, out, err = call(

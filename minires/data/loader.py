@@ -42,7 +42,8 @@ class Loader:
             raise ConfigError(f"loader: the seed must not be negative, got {seed}")
         if drop_last and len(dataset) < batch_size:
             raise ConfigError(
-                f"loader: {len(dataset)} pictures make no whole batch of {batch_size}; use a smaller batch"
+                f"loader: {len(dataset)} pictures make no whole batch of {batch_size}, and drop_last "
+                "leaves out what is none; use a smaller batch, or drop_last=False"
             )
         self.dataset = dataset
         self.batch_size = batch_size

@@ -646,7 +646,7 @@ def test_summary_as_text_and_as_json(capsys: pytest.CaptureFixture[str]) -> None
 def test_summary_refuses_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
     assert "the nearest are resnet50_signs" in refused(capsys, 2, "summary", "resnet50_sign")
     assert "--input is 0" in refused(capsys, 2, "summary", "--input", "0")
-    assert "classes must be at least 1" in refused(capsys, 2, "summary", "--classes", "0")
+    assert "classes must be a whole number of at least 1" in refused(capsys, 2, "summary", "--classes", "0")
     assert "pictures of 2x2 are too small, it takes 5x5 and larger" in refused(
         capsys, 2, "summary", "--input", "2"
     )

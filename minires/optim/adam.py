@@ -25,8 +25,8 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array, cuda
-from minires.errors import one_of
-from minires.optim.optimizer import CLIPPED, Optimizer, in_range
+from minires.errors import number, one_of, several
+from minires.optim.optimizer import CLIPPED, Optimizer
 
 
 def _adam(
@@ -145,10 +145,10 @@ class Adam(Optimizer):
             decay_vectors=decay_vectors,
             clip_norm=clip_norm,
         )
-        self.betas = (in_range("betas[0]", betas[0], 1.0), in_range("betas[1]", betas[1], 1.0))
+        self.betas = several("betas", betas, count=2, least=0, below=1)
         one_of("convention", convention, tuple(CONVENTIONS))
         self.convention = convention
-        self.eps = in_range("eps", CONVENTIONS[convention]["eps"] if eps is None else eps, math.inf)
+        self.eps = number("eps", CONVENTIONS[convention]["eps"] if eps is None else eps, least=0)
 
     def numbers(self, step: int) -> tuple[float, ...]:
         beta1, beta2 = self.betas

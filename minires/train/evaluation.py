@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from minires import backend
 from minires.data import Dataset, Normalize
-from minires.errors import ShapeError
+from minires.errors import ShapeError, whole
 from minires.nn.layers import BatchNorm2d
 from minires.nn.module import Module
 from minires.nn.restored import modes
@@ -84,6 +84,8 @@ def recalibrate(
 
 
 def _check(images: NDArray[np.uint8]) -> None:
+    if not isinstance(images, np.ndarray):
+        raise ShapeError(f"pictures must be a NumPy array, uint8 (N, H, W, 3), not a {type(images).__name__}")
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) == 0:
         raise ShapeError(
             f"pictures must be uint8 of shape (N, H, W, 3), at least one; got {images.dtype} {images.shape}"
@@ -111,6 +113,7 @@ def _batches(
     least: int = 1,
 ) -> Iterator[Tensor]:
     """The pictures in batches; a last one of fewer than ``least`` is joined to the one before it."""
+    batch_size = whole("batch_size", batch_size)
     device = next(iter(model.parameters())).device
     starts = range(0, max(1, len(images) - least + 1), max(least, batch_size))
     for start, stop in zip(starts, [*starts[1:], len(images)], strict=True):

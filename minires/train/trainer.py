@@ -476,8 +476,6 @@ class Trainer:
     def _normalization(self) -> data.Normalize:
         choice = self.config.normalize
         if isinstance(choice, dict):
-            if choice.keys() != {"mean", "std"}:
-                raise ConfigError(f"normalize must have mean and std, not {', '.join(choice) or 'nothing'}")
             return data.Normalize(**choice)
         return data.Normalize.of(self.train_set) if choice == "data" else data.Normalize.none()
 

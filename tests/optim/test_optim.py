@@ -259,7 +259,7 @@ def test_a_number_that_is_none_is_named(options):
     ((name, value),) = options.items()
     with pytest.raises(ConfigError, match=f"{name} must be a number, not {value!r}"):
         SGD([leaf()], **{"lr": 0.1, **options})
-    with pytest.raises(ConfigError, match="clip_norm is '1'"):
+    with pytest.raises(ConfigError, match="clip_norm must be a number, not '1'"):
         SGD([leaf()], lr=0.1, clip_norm="1")
     assert SGD([leaf()], lr=np.float32(0.5)).lr == 0.5
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import math
 import numbers
 import operator
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 
 class MiniresError(ValueError):
@@ -104,16 +107,23 @@ def as_whole(value: Any) -> int | None:
 
 def as_number(value: Any) -> float | None:
     """``value`` as a float if it is a real number, of Python or of NumPy; None if it is none, or a bool."""
-    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else None
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # a whole number beyond all floats
+        return -math.inf if operator.lt(value, 0) else math.inf
 
 
 def plain(value: Any) -> Any:
-    """``value`` with Python's own numbers in the place of NumPy's, in tuples, lists and dicts, too.
+    """``value`` with Python's own numbers in the place of NumPy's, in tuples, lists and dicts, too; arrays of
+    numbers as lists.
 
-    >>> import numpy as np
-    >>> plain((np.int64(2), [np.float32(0.5), True, "same"]))
-    (2, [0.5, True, 'same'])
+    >>> plain((np.int64(2), [np.float32(0.5), True, "same"], np.arange(2)))
+    (2, [0.5, True, 'same'], [0, 1])
     """
+    if isinstance(value, np.ndarray) and value.ndim and value.dtype.kind in "iuf":
+        return value.tolist()
     if isinstance(value, tuple | list):
         return type(value)(plain(one) for one in value)
     if isinstance(value, dict):
@@ -136,3 +146,76 @@ def whole(what: str, value: Any, *, least: int = 1) -> int:
     if number is None or number < least:
         raise ConfigError(f"{what} must be a whole number of at least {least}, not {value!r}")
     return number
+
+
+def number(
+    what: str,
+    value: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> float:
+    """A finite number in a range, of Python or of NumPy, as a float. Raises: ConfigError.
+
+    >>> number("lr", 2, above=0)
+    2.0
+    >>> number("p", 1.5, least=0, most=1)
+    Traceback (most recent call last):
+    ...
+    minires.errors.ConfigError: p is 1.5; it must be at least 0 and at most 1
+    >>> number("p", "half")
+    Traceback (most recent call last):
+    ...
+    minires.errors.ConfigError: p must be a number, not 'half'
+    """
+    found = as_number(value)
+    if found is None:
+        raise ConfigError(f"{what} must be a number, not {value!r}")
+    limits = [
+        (least, "at least", operator.ge), (above, "above", operator.gt),
+        (most, "at most", operator.le), (below, "below", operator.lt),
+    ]  # fmt: skip
+    given = [(limit, word, fits) for limit, word, fits in limits if limit is not None]
+    if not math.isfinite(found) or not all(fits(found, limit) for limit, _, fits in given):
+        wanted = " and ".join(f"{word} {limit:g}" for limit, word, _ in given) or "finite"
+        raise ConfigError(f"{what} is {value}; it must be {wanted}")
+    return found
+
+
+def several(what: str, value: Any, *, count: int | None = None, **limits: float | None) -> tuple[float, ...]:
+    """The numbers of a list, each as :func:`number` takes it, and so many if a ``count`` is given.
+
+    >>> several("betas", [0.9, 0.99], count=2, least=0, below=1)
+    (0.9, 0.99)
+    >>> several("at", 0.5)
+    Traceback (most recent call last):
+    ...
+    minires.errors.ConfigError: at must be a list of numbers, not 0.5
+    """
+    is_list = isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1)
+    if not is_list or count not in (None, len(value)):
+        wanted = "a list of numbers" if count is None else f"{count} numbers"
+        raise ConfigError(f"{what} must be {wanted}, not {value!r}")
+    return tuple(number(f"{what}[{i}]", one, **limits) for i, one in enumerate(value))
+
+
+def truth(what: str, value: Any) -> bool:
+    """True or False, of Python or of NumPy. Raises: ConfigError.
+
+    >>> truth("nesterov", 1)
+    Traceback (most recent call last):
+    ...
+    minires.errors.ConfigError: nesterov must be True or False, not 1
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ConfigError(f"{what} must be True or False, not {value!r}")
+    return bool(value)
+
+
+def mapping(what: str, value: Any) -> dict[str, Any]:
+    """A dict whose keys are text, as a new dict. Raises: ConfigError."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ConfigError(f"{what} must be a dict of options by name, not {value!r}")
+    return dict(value)

@@ -222,6 +222,20 @@ def test_a_run_says_what_it_did_and_what_to_do_next(place: Path, capsys: pytest.
     assert Path("runs/my-colours-default-2/summary.json").is_file()
 
 
+@pytest.mark.parametrize("given", [[], ["--drop-last"]])
+def test_a_last_batch_that_is_smaller_can_be_left_out(
+    place: Path, capsys: pytest.CaptureFixture[str], given: list[str]
+) -> None:
+    make_pictures(place / "colours")
+    status, out, _ = call(
+        capsys, "train", "--data", "colours", "--model", "tiny", "--recipe", "cifar", "--epochs", "1",
+        "--batch-size", "5", *given, "--out", "run", "--json",
+    )  # fmt: skip
+    summary = json.loads(out)
+    assert status == 0 and summary["train_pictures"] % 5 and isinstance(summary["warnings"], list)
+    assert summary["steps"] == summary["train_pictures"] // 5 + (not given)
+
+
 def test_options_change_the_recipe(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_pictures(place / "colours")
     status, out, err = call(
@@ -632,7 +646,7 @@ def test_summary_as_text_and_as_json(capsys: pytest.CaptureFixture[str]) -> None
 def test_summary_refuses_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
     assert "the nearest are resnet50_signs" in refused(capsys, 2, "summary", "resnet50_sign")
     assert "--input is 0" in refused(capsys, 2, "summary", "--input", "0")
-    assert "classes must be at least 1" in refused(capsys, 2, "summary", "--classes", "0")
+    assert "classes must be a whole number of at least 1" in refused(capsys, 2, "summary", "--classes", "0")
     assert "pictures of 2x2 are too small, it takes 5x5 and larger" in refused(
         capsys, 2, "summary", "--input", "2"
     )

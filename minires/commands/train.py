@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from minires.train import Trainer
 
 # Settings of a run that are options of the same name.
-SETTINGS = ("model", "epochs", "batch_size", "seed", "device", "precision", "size", "train_on", "freeze")
+SETTINGS = (
+    "model", "epochs", "batch_size", "drop_last", "seed", "device", "precision", "size", "train_on", "freeze",
+)  # fmt: skip
 
 
 TEXT = """\
@@ -58,6 +60,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
            "the options below change single ones")  # fmt: skip
     option("--epochs", "N", "how many times to go through the pictures", int)
     option("--batch-size", "N", "pictures per step", int)
+    parser.add_argument("--drop-last", action="store_true", default=None,
+                        help="leave out the last batch of an epoch if it is smaller")  # fmt: skip
     option("--lr", "X", "the highest learning rate of the schedule", float)
     option("--seed", "N", "of weights, order and augmentation (default: 0)", int)
     option("--size", "N", "resize the pictures to N x N (default: what the model is made for)", int)

@@ -18,7 +18,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from minires.data.dataset import Dataset
-from minires.errors import ConfigError, as_number, as_whole, unknown
+from minires.errors import ConfigError, as_number, as_whole, plain, several, unknown
 from minires.registry import Registry
 
 Batch = NDArray[Any]  # (N, H, W, 3), uint8 or float32
@@ -41,6 +41,7 @@ class Shift:
     value: float = 0.0
 
     def __post_init__(self) -> None:
+        _plain(self)
         _need(_whole(self.pixels, 0), "shift", "pixels", self.pixels, "a whole number >= 0")
         _need(self.mode in ("edge", "constant"), "shift", "mode", self.mode, "'edge' or 'constant'")
         _need(_number(self.value, 0, 255), "shift", "value", self.value, "a number from 0 to 255")
@@ -67,6 +68,7 @@ class Flip:
     p: float = 0.5
 
     def __post_init__(self) -> None:
+        _plain(self)
         _need(_number(self.p, 0, 1), "flip", "p", self.p, "a number from 0 to 1")
 
     def __call__(self, x: Batch, rng: np.random.Generator) -> Batch:
@@ -92,6 +94,7 @@ class ColorJitter:
     saturation: float = 0.2
 
     def __post_init__(self) -> None:
+        _plain(self)
         for name in ("brightness", "contrast", "saturation"):
             value = getattr(self, name)
             _need(_number(value, 0, 1), "jitter", name, value, "a number from 0 to 1")
@@ -128,6 +131,7 @@ class RandomResizedCrop:
     ratio: tuple[float, float] = (0.85, 1.18)
 
     def __post_init__(self) -> None:
+        _plain(self)
         _need(_range(self.scale, 1), "crop", "scale", self.scale, "two numbers 0 < from <= to <= 1")
         _need(_range(self.ratio, 100), "crop", "ratio", self.ratio, "two numbers 0 < from <= to")
 
@@ -168,13 +172,14 @@ class Normalize:
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        for name in ("mean", "std"):  # lists, as they come from JSON, become tuples
-            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
-        good = len(self.mean) == len(self.std) == 3 and np.isfinite(self.mean).all()
-        if not good or not all(0 < s < np.inf for s in self.std):
+        try:  # lists, as they come from JSON, become tuples
+            object.__setattr__(self, "mean", several("mean", self.mean, count=3))
+            object.__setattr__(self, "std", several("std", self.std, count=3, above=0))
+        except ConfigError as error:
             raise ConfigError(
-                f"normalize: expected 3 means and 3 positive deviations, got {self.mean} and {self.std}"
-            )
+                f"normalize: expected 3 means and 3 positive deviations, got {self.mean} and {self.std}: "
+                f"{error}"
+            ) from None
 
     @classmethod
     def none(cls) -> Normalize:
@@ -305,6 +310,13 @@ def _sample(x: Batch, start: NDArray[Any], length: NDArray[Any], *, axis: int) -
     above *= weight
     above += below
     return above
+
+
+def _plain(augmentation: Any) -> None:
+    """Put Python's own numbers in the place of NumPy's, and tuples in that of lists."""
+    for name, value in vars(augmentation).items():
+        made = plain(value)
+        object.__setattr__(augmentation, name, tuple(made) if isinstance(made, list) else made)
 
 
 def _need(good: bool, kind: str, option: str, value: Any, wanted: str) -> None:

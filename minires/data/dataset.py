@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minires.errors import ConfigError, DataError, ShapeError
+from minires.errors import DataError, ShapeError, number, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,10 @@ class Dataset:
 
     def take(self, indices: ArrayLike) -> Dataset:
         """Return the pictures at ``indices``, in that order."""
-        chosen = np.asarray(indices, dtype=np.int64)
+        chosen = np.asarray(indices)
+        if chosen.size and chosen.dtype.kind not in "iu":
+            raise ShapeError(f"take: the places of pictures are whole numbers, not {chosen.dtype}")
+        chosen = chosen.astype(np.int64)
         return replace(
             self,
             images=self.images[chosen],
@@ -76,8 +79,8 @@ class Dataset:
 
         Raises: ConfigError when the fraction is not between 0 and 1; DataError when a part would be empty.
         """
-        if not 0 < fraction < 1:
-            raise ConfigError(f"split: the fraction must lie between 0 and 1, got {fraction}")
+        fraction = number("split: the fraction", fraction, above=0, below=1)
+        seed = whole("split: the seed", seed, least=0)
         wanted = round(fraction * len(self))
         if wanted in (0, len(self)):
             raise DataError(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from minires.data.augment import Augmentation, Normalize
 from minires.data.dataset import Dataset
-from minires.errors import ConfigError
+from minires.errors import ConfigError, as_whole, truth, whole
 
 Pair = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -22,6 +22,7 @@ class Loader:
     augmentation of a batch from all three. So a run that goes on at any batch sees the very same pictures.
 
     Shapes: x (B, H, W, 3) float32, y (B,) int64; the last batch is smaller unless ``drop_last``.
+    Two loaders with the same seed go through their pictures in the same order.
     Raises: ConfigError for a batch size below 1, a negative seed, or ``drop_last`` with no whole batch.
     """
 
@@ -36,13 +37,18 @@ class Loader:
         normalize: Normalize | None = None,
         drop_last: bool = False,
     ) -> None:
-        if batch_size < 1:
-            raise ConfigError(f"loader: the batch size must be at least 1, got {batch_size}")
-        if seed < 0:
-            raise ConfigError(f"loader: the seed must not be negative, got {seed}")
+        if not (hasattr(dataset, "images") and hasattr(dataset, "labels")):
+            raise ConfigError(f"loader: a Dataset has images and labels; {type(dataset).__name__} has not")
+        for name, call in (("augment", augment), ("normalize", normalize)):
+            if call is not None and not callable(call):
+                raise ConfigError(f"loader: {name} must be a function of a batch, not {call!r}")
+        batch_size = whole("loader: the batch size", batch_size)
+        seed = whole("loader: the seed", seed, least=0)
+        shuffle, drop_last = truth("loader: shuffle", shuffle), truth("loader: drop_last", drop_last)
         if drop_last and len(dataset) < batch_size:
             raise ConfigError(
-                f"loader: {len(dataset)} pictures make no whole batch of {batch_size}; use a smaller batch"
+                f"loader: {len(dataset)} pictures make no whole batch of {batch_size}, and drop_last "
+                "leaves out what is none; use a smaller batch, or drop_last=False"
             )
         self.dataset = dataset
         self.batch_size = batch_size
@@ -65,11 +71,12 @@ class Loader:
 
         Raises: ConfigError when the epoch or the first batch is out of range.
         """
-        if epoch < 0 or not 0 <= start <= len(self):
+        of, first = as_whole(epoch), as_whole(start)
+        if of is None or first is None or of < 0 or not 0 <= first <= len(self):
             raise ConfigError(
-                f"loader: no batch {start} in epoch {epoch}; epochs count from 0, batches to {len(self)}"
+                f"loader: no batch {start!r} in epoch {epoch!r}; epochs count from 0, batches to {len(self)}"
             )
-        return self._batches(epoch, start)
+        return self._batches(of, first)
 
     def _batches(self, epoch: int, start: int) -> Iterator[Pair]:
         if start == len(self):

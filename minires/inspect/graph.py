@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from minires.errors import MiniresError
-from minires.inspect.summary import Shape, Summary, handed_on, left_as_it_is, summarize
+from minires.inspect.summary import Shape, Summary, handed_on, summarize
 from minires.nn.module import Module
+from minires.nn.restored import left_as_it_is
 from minires.ops.registry import describe
 from minires.tape import Node, reachable
 from minires.tensor import Tensor, with_settings

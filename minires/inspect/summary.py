@@ -21,6 +21,7 @@ import numpy as np
 from minires.backend import Array
 from minires.errors import ShapeError
 from minires.nn.module import Module
+from minires.nn.restored import left_as_it_is as left_as_it_is  # others have it from here
 from minires.ops.plot_labels import filled, times
 from minires.ops.registry import describe
 from minires.tape import reachable
@@ -288,22 +289,6 @@ def _observed(model: Module) -> Iterator[_Seen]:
     finally:
         for module in wrapped:
             vars(module).pop("forward", None)
-
-
-@contextmanager
-def left_as_it_is(model: Module) -> Iterator[None]:
-    """Put modes, running statistics and random generators back at the end of this block."""
-    modes = [(module, module.training) for module in (model, *(part for _, part in model.named_modules()))]
-    buffers = [(buffer, buffer.copy()) for _, buffer in model.named_buffers()]
-    generators = model.random_states()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for buffer, values in buffers:
-            buffer[...] = values
-        model.load_random_states(generators)
 
 
 def _pictures(model: Module, input: Shape, count: int) -> Tensor:

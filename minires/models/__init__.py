@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from minires.errors import ConfigError, MiniresError, unknown
+from minires.errors import ConfigError, MiniresError, unknown, whole
 from minires.models import bn_inception, densenet, resnet, resnet_signs, resnet_v2, resnext, senet, vgg
 from minires.models.registry import Entry, Paper
 from minires.nn.init import drawing_from
@@ -134,14 +134,12 @@ def build(name: str, *, classes: int | None = None, seed: int = 0, **variant: An
             "or give it a name with minires.models.register"
         )
     found = entry(name)
-    classes = found.classes if classes is None else classes
-    if classes < 1:
-        raise ConfigError(f"{name}: classes must be at least 1, not {classes}")
+    classes = whole(f"{name}: classes", found.classes if classes is None else classes)
     for option in variant:
         if option not in found.options:
             known = ["classes", "seed", *sorted(found.options - {"seed"})]
             raise ConfigError(unknown(f"option of {name}", option, known))
-    options, rng = {**found.preset, **variant}, np.random.default_rng(seed)
+    options, rng = {**found.preset, **variant}, np.random.default_rng(whole("seed", seed, least=0))
     if found.takes_rng:
         options["rng"] = rng
     try:

@@ -23,6 +23,7 @@ from minires.nn.layers import (
 )
 from minires.nn.module import Module, Parameter
 from minires.nn.of_operation import layer_of
+from minires.nn.restored import modes
 from minires.nn.squeeze_excitation import SqueezeExcitation
 
 __all__ = [
@@ -52,4 +53,5 @@ __all__ = [
     "convolutional_block",
     "identity_block",
     "layer_of",
+    "modes",
 ]

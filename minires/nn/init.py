@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.errors import ConfigError, unknown
+from minires.errors import ConfigError, unknown, whole
 from minires.settings import Block, Settings
 
 Array = np.ndarray[Any, Any]
@@ -73,17 +73,19 @@ def manual_seed(seed: int) -> np.random.Generator:
     >>> bool((again == first).all()), bool((again == second).any())
     (True, False)
     """
-    _default.rng = np.random.default_rng(seed)
+    _default.rng = np.random.default_rng(whole("seed", seed, least=0))
     return _default.rng
 
 
 def generator(rng: np.random.Generator | None) -> np.random.Generator:
-    """The generator that is given, or the default one.
+    """The generator that is given, or the default one. Raises: ConfigError for what is none.
 
     >>> generator(None) is generator(None)
     True
     """
     if rng is not None:
+        if not isinstance(rng, np.random.Generator):
+            raise ConfigError(f"rng must be a generator, np.random.default_rng(0) for example, not {rng!r}")
         return rng
     return _default.rng if _instead.rng is None else _instead.rng
 

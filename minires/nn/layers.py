@@ -448,7 +448,8 @@ class Dropout(Module):
     seed: where its own random generator starts. Without it the generator is a new branch of the default one
         (see :mod:`minires.nn.init`), so that no two layers drop the same places.
 
-    The generator is part of ``random_states()``.
+    The generator is part of ``random_states()``, and of a copy of the layer: a copy that is to drop other
+    places gets a generator of its own, ``copy.rng = np.random.default_rng(7)``.
 
     Shapes: any.
     Raises: ConfigError if the rate is not in [0, 1).
@@ -464,7 +465,7 @@ class Dropout(Module):
         super().__init__()
         check_rate(rate)
         self.rate: float = plain(rate)
-        self.rng = init.branch() if seed is None else np.random.default_rng(seed)
+        self.rng = init.branch() if seed is None else np.random.default_rng(whole("seed", seed, least=0))
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.rate, rng=self.rng, training=self.training)

@@ -4,9 +4,13 @@ With ``w`` a parameter, ``g`` its gradient, ``lr`` the learning rate and ``t = 1
 
     m <- m + (1 - beta1)(g - m)
     v <- beta2 v + (1 - beta2) g^2
-    w <- w - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
+    torch    w <- w - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
+    keras    w <- w - lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + eps)
 
-AdamW is the same with decoupled weight decay. The formula is PyTorch's, to the last rounding in float64.
+The first is Algorithm 1 of the paper, and PyTorch's; the second is the faster order at the end of its
+section 2, which Keras and TensorFlow have. They differ in eps alone: there it is added before v is corrected,
+and so it counts 1 / sqrt(1 - beta2^t) times as much, 32 times in the first step. Each is that of its library
+to the last rounding in float64. AdamW is the same with decoupled weight decay.
 
 Sources: Adam, Kingma & Ba arXiv:1412.6980; AdamW, Loshchilov & Hutter arXiv:1711.05101.
 """
@@ -21,14 +25,16 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array, cuda
-from minires.optim.optimizer import CLIPPED, Optimizer, in_range
+from minires.errors import number, one_of, several
+from minires.optim.optimizer import CLIPPED, Optimizer
 
 
 def _adam(
     w: Array, g: Array, m: Array, v: Array,
     rate: float, new1: float, beta2: float, new2: float, correction: float, eps: float,
 ) -> None:  # fmt: skip
-    """The reference: ``rate`` is ``lr / (1 - beta1^t)``, ``correction`` is ``sqrt(1 - beta2^t)``."""
+    """The reference: ``rate`` is ``lr / (1 - beta1^t)``, ``correction`` is ``sqrt(1 - beta2^t)``. By Keras's
+    convention that is in ``rate``, and ``correction`` is 1."""
     xp = backend.array_module(w)
     m += new1 * (g - m)
     v *= beta2
@@ -83,17 +89,25 @@ extern "C" __global__ void adam(const int* chunks, const unsigned long long* add
 )
 
 
+# Where eps is added, see the head of this file, and what it is if left out.
+CONVENTIONS = {"torch": {"eps": 1e-8}, "keras": {"eps": 1e-7}}
+
+
 class Adam(Optimizer):
     """Adam: steps scaled by running averages of the gradient and of its square.
 
-    ``betas`` are what the two averages keep in a step. Options that all have: see
-    :class:`~minires.optim.optimizer.Optimizer`.
+    ``betas`` are what the two averages keep in a step. ``convention`` is "torch" or "keras": where ``eps`` is
+    added, and what it is if left out. Options that all have: see :class:`~minires.optim.optimizer.Optimizer`.
 
     Math: m <- m + (1 - beta1)(g - m);  v <- beta2 v + (1 - beta2) g^2;
-    w <- w - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps).
+    w <- w - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps); by the convention "keras"
+    w <- w - lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + eps).
     Shapes: ``parameters`` is an iterable of parameters or of ``(path, parameter)`` pairs.
-    Raises: ConfigError for a number out of range, no parameters, or one given twice.
+    Raises: ConfigError for a number out of range, an unknown convention, no parameters, or one given twice.
     Source: arXiv:1412.6980.
+    Differs: Keras's ``weight_decay`` is always decoupled, and of all parameters: ``decoupled=True,
+    decay_vectors=True`` here. Its ``global_clipnorm`` is our ``clip_norm`` without the 1e-6 that PyTorch adds
+    to the norm; its ``clipnorm`` clips each parameter by itself, and is not here.
 
     >>> from minires import Tensor
     >>> w = Tensor([1.0], requires_grad=True)
@@ -116,7 +130,8 @@ class Adam(Optimizer):
         lr: float = 1e-3,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        eps: float | None = None,
+        convention: str = "torch",
         weight_decay: float = 0.0,
         decoupled: bool = False,
         decay_vectors: bool = False,
@@ -130,12 +145,16 @@ class Adam(Optimizer):
             decay_vectors=decay_vectors,
             clip_norm=clip_norm,
         )
-        self.betas = (in_range("betas[0]", betas[0], 1.0), in_range("betas[1]", betas[1], 1.0))
-        self.eps = in_range("eps", eps, math.inf)
+        self.betas = several("betas", betas, count=2, least=0, below=1)
+        one_of("convention", convention, tuple(CONVENTIONS))
+        self.convention = convention
+        self.eps = number("eps", CONVENTIONS[convention]["eps"] if eps is None else eps, least=0)
 
     def numbers(self, step: int) -> tuple[float, ...]:
         beta1, beta2 = self.betas
         rate, correction = self.lr / (1.0 - beta1**step), math.sqrt(1.0 - beta2**step)
+        if self.convention == "keras":
+            rate, correction = rate * correction, 1.0
         return rate, 1.0 - beta1, beta2, 1.0 - beta2, correction, self.eps
 
 
@@ -144,7 +163,8 @@ def AdamW(
     lr: float = 1e-3,
     *,
     betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
+    eps: float | None = None,
+    convention: str = "torch",
     weight_decay: float = 0.01,
     decay_vectors: bool = False,
     clip_norm: float | None = None,
@@ -154,8 +174,9 @@ def AdamW(
     Shapes: ``parameters`` is an iterable of parameters or of ``(path, parameter)`` pairs.
     Raises: ConfigError as :class:`Adam`.
     Source: arXiv:1711.05101.
+    Differs: Keras's ``weight_decay`` is 0.004 if left out, and of all parameters: ``decay_vectors=True``.
     """
     return Adam(
-        parameters, lr, betas=betas, eps=eps, weight_decay=weight_decay, decoupled=True,
-        decay_vectors=decay_vectors, clip_norm=clip_norm,
+        parameters, lr, betas=betas, eps=eps, convention=convention, weight_decay=weight_decay,
+        decoupled=True, decay_vectors=decay_vectors, clip_norm=clip_norm,
     )  # fmt: skip

@@ -23,7 +23,7 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array, cuda
-from minires.errors import CheckpointError, ConfigError, MiniresError, ShapeError, as_number
+from minires.errors import CheckpointError, ConfigError, MiniresError, ShapeError, number, truth
 from minires.optim.cuda_kernels import Sweep, fits
 from minires.tensor import Tensor
 
@@ -94,11 +94,10 @@ class Optimizer:
             raise ConfigError("an optimiser needs at least one parameter; it was given none")
         if twice := [path for path, count in Counter(self.paths).items() if count > 1]:
             raise ConfigError(f"the optimiser was given two parameters under one path: {', '.join(twice)}")
-        if clip_norm is not None and not (as_number(clip_norm) or 0) > 0:
-            raise ConfigError(f"clip_norm is {clip_norm!r}; it must be above 0, or None for no clipping")
-        in_range("weight_decay", weight_decay, math.inf)
-        self.lr = in_range("lr", lr, math.inf)
-        self.clip_norm = clip_norm
+        self.lr = number("lr", lr, least=0)
+        self.clip_norm = None if clip_norm is None else number("clip_norm", clip_norm, above=0)
+        weight_decay = number("weight_decay", weight_decay, least=0)
+        decoupled, decay_vectors = truth("decoupled", decoupled), truth("decay_vectors", decay_vectors)
         decays = [weight_decay if decay_vectors or p.data.ndim > 1 else 0.0 for p in self.parameters]
         self._coupled = [0.0 if decoupled else decay for decay in decays]
         self._decoupled = [decay if decoupled else 0.0 for decay in decays]
@@ -365,12 +364,3 @@ def _sweep(fused: Callable[..., None], work: list[tuple[list[Array], tuple[Any, 
             start, i = ends[i], i + 1
 
     backend.parallel_for(task, ends[-1], grain=_GRAIN)
-
-
-def in_range(name: str, value: float, below: float) -> float:
-    """Return ``value``. Raises: ConfigError unless it is from 0 up to, but not including, ``below``."""
-    if as_number(value) is None:
-        raise ConfigError(f"{name} must be a number, not {value!r}")
-    if not 0 <= value < below:
-        raise ConfigError(f"{name} is {value}; it must be at least 0 and below {below:g}")
-    return value

@@ -17,8 +17,8 @@ from typing import Any
 
 from minires import backend
 from minires.backend import Array, cuda
-from minires.errors import ConfigError
-from minires.optim.optimizer import CLIPPED, Optimizer, in_range
+from minires.errors import ConfigError, number, truth
+from minires.optim.optimizer import CLIPPED, Optimizer
 
 
 def _sgd(
@@ -81,7 +81,9 @@ class SGD(Optimizer):
     Shapes: ``parameters`` is an iterable of parameters or of ``(path, parameter)`` pairs.
     Raises: ConfigError for a number out of range, no parameters, or one given twice.
     Source: Sutskever et al. 2013.
-    Differs: ``decoupled=True`` is not in PyTorch's SGD.
+    Differs: ``decoupled=True`` is not in PyTorch's SGD. Keras has the learning rate inside of the average,
+    b <- momentum b - lr g and w <- w + b, which is the same as long as the rate is; its ``weight_decay`` is
+    always decoupled, and of all parameters: ``decoupled=True, decay_vectors=True`` here.
 
     >>> from minires import Tensor
     >>> w = Tensor([1.0], requires_grad=True)
@@ -118,10 +120,10 @@ class SGD(Optimizer):
             decay_vectors=decay_vectors,
             clip_norm=clip_norm,
         )
-        self.momentum = in_range("momentum", momentum, 1.0)
+        self.momentum = number("momentum", momentum, least=0, below=1)
+        self.nesterov = truth("nesterov", nesterov)
         if nesterov and momentum == 0:
             raise ConfigError("nesterov=True needs a momentum above 0")
-        self.nesterov = nesterov
 
     def numbers(self, step: int) -> tuple[float, ...]:
         return self.lr, self.momentum, *((1.0, self.momentum) if self.nesterov else (0.0, 1.0))

@@ -6,12 +6,18 @@ import copy
 import dataclasses
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from minires import data, optim
 from minires.backend.cublas import PRECISIONS
-from minires.errors import ConfigError, plain, unknown
+from minires.errors import ConfigError, UnknownName, mapping, plain, unknown
+from minires.nn.module import Parameter
 from minires.train.recipes import get
+from minires.train.schedules import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,19 +76,25 @@ class Config:
         }
         for one in dataclasses.fields(self):
             value = plain(getattr(self, one.name))
+            value = bool(value) if isinstance(value, np.bool_) else value
             object.__setattr__(self, one.name, value)
-            truth = isinstance(value, bool)  # which Python counts among the whole numbers
-            if not isinstance(value, kinds[str(one.type)]) or truth != (one.type == "bool"):
+            is_bool = isinstance(value, bool)  # which Python counts among the whole numbers
+            if not isinstance(value, kinds[str(one.type)]) or is_bool != (one.type == "bool"):
                 raise ConfigError(f"{one.name} is {value!r}; it must be of type {one.type}")
+            if isinstance(value, dict):
+                mapping(one.name, value)
         for name, low, high in (
             ("epochs", 1, None),
             ("batch_size", 1, None),
+            ("size", 1, None),
             ("seed", 0, None),
             ("checkpoint_every", 0, None),
             ("label_smoothing", 0, 1),
             ("ema", 0, 1),
         ):
             value = getattr(self, name)
+            if value is None:
+                continue
             if not value >= low or (high is not None and not value < high):
                 below = "" if high is None else f" and below {high}"
                 raise ConfigError(f"{name} is {value}; it must be at least {low}{below}")
@@ -90,8 +102,24 @@ class Config:
             raise ConfigError(unknown("value of train_on", self.train_on, ["train", "train+val"]))
         if self.precision not in PRECISIONS:
             raise ConfigError(unknown("precision", self.precision, PRECISIONS))
+        for part in self.freeze:
+            if not isinstance(part, str):
+                raise ConfigError(f"freeze is a list of paths of modules, as text; {part!r} is none")
         if isinstance(self.normalize, str) and self.normalize not in ("data", "none"):
             raise ConfigError(unknown("value of normalize", self.normalize, ["data", "none", "{mean, std}"]))
+        if isinstance(self.normalize, dict):
+            if self.normalize.keys() != {"mean", "std"}:
+                given = ", ".join(self.normalize) or "nothing"
+                raise ConfigError(f"normalize must have mean and std, not {given}")
+            data.Normalize(**self.normalize)
+        # What does not fit is refused here, and not when the run begins; but a name may still be registered.
+        with suppress(UnknownName):
+            optim.build(self.optimizer, [Parameter(np.zeros(1, np.float32))])
+        with suppress(UnknownName):
+            Schedule(self.schedule, lr=1.0, total_steps=1)
+        with suppress(UnknownName):
+            data.build(self.augment)
+        self.to_dict()
 
     @classmethod
     def of(cls, recipe: str = "default", **changes: Any) -> Config:

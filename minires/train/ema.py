@@ -18,7 +18,7 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array, cuda
-from minires.errors import CheckpointError, ConfigError
+from minires.errors import CheckpointError, number
 from minires.optim.cuda_kernels import Sweep, fits
 
 _CUDA = cuda.Source(r"""
@@ -42,10 +42,8 @@ class EMA:
     """
 
     def __init__(self, model: Any, decay: float = 0.999) -> None:
-        if not 0 <= decay < 1:
-            raise ConfigError(f"ema: the decay is {decay}; it must be at least 0 and below 1")
         self.model = model
-        self.decay = decay
+        self.decay = number("ema: the decay", decay, least=0, below=1)
         self.updates = 0
         self.averages: dict[str, Array] = {path: array.copy() for path, array in self._all_weights().items()}
 

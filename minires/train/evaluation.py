@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from minires import backend
 from minires.data import Dataset, Normalize
-from minires.errors import ShapeError
+from minires.errors import ShapeError, whole
 from minires.nn.layers import BatchNorm2d
 from minires.nn.module import Module
+from minires.nn.restored import modes
 from minires.tensor import Tensor, no_grad
 
 
@@ -53,47 +54,50 @@ def recalibrate(
     """Replace batch norm's running statistics by averages over ``images`` with the weights as they are now.
 
     The running statistics of training lag behind the weights; after a short run, or for averaged weights,
-    they are far off. Each batch counts by its share of the pictures; dropout is off; frozen layers keep
-    what they have.
+    they are far off. Each batch counts by its share of the pictures, and a last batch of one picture is
+    joined to the one before it; dropout is off; frozen layers keep what they have, and every layer its mode.
 
+    Raises: ShapeError if the pictures do not fit the model.
     Source: "precise BN", Wu & Johnson arXiv:2105.07576, section 3.
     """
-    norms = [module for _, module in model.named_modules() if isinstance(module, BatchNorm2d)]
+    _check(images)
+    norms = [part for part in model.modules() if isinstance(part, BatchNorm2d) and not part.frozen]
     momenta = [norm.momentum for norm in norms]
-    training = model.training
-    model.eval()
-    try:
-        seen = 0
-        # Data sets come sorted by class; a batch of one class would have the wrong variance.
-        images = images[np.random.default_rng(0).permutation(len(images))]
-        for x in _batches(model, images, normalize, batch_size):
-            seen += len(x)
-            share = len(x) / seen
-            for norm in norms:
-                norm.training = True
-                norm.momentum = share if norm.convention == "torch" else 1.0 - share
-            with no_grad():
+    # Data sets come sorted by class; a batch of one class would have the wrong variance.
+    images = images[np.random.default_rng(0).permutation(len(images))]
+    with modes(model, training=False), no_grad():
+        for norm in norms:
+            norm.training = True
+            for statistic in (norm.running_mean, norm.running_var):
+                statistic[~backend.array_module(statistic).isfinite(statistic)] = 0  # 0 times NaN stays NaN
+        try:
+            seen = 0
+            for x in _batches(model, images, normalize, batch_size, least=2):
+                seen += len(x)
+                share = len(x) / seen
+                for norm in norms:
+                    norm.momentum = share if norm.convention == "torch" else 1.0 - share
                 model(x)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        model.train(training)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+
+
+def _check(images: NDArray[np.uint8]) -> None:
+    if not isinstance(images, np.ndarray):
+        raise ShapeError(f"pictures must be a NumPy array, uint8 (N, H, W, 3), not a {type(images).__name__}")
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) == 0:
+        raise ShapeError(
+            f"pictures must be uint8 of shape (N, H, W, 3), at least one; got {images.dtype} {images.shape}"
+        )
 
 
 def _log_probabilities(
     model: Module, images: NDArray[np.uint8], normalize: Normalize, batch_size: int
 ) -> NDArray[np.float64]:
-    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) == 0:
-        raise ShapeError(
-            f"pictures must be uint8 of shape (N, H, W, 3), at least one; got {images.dtype} {images.shape}"
-        )
-    training = model.training
-    model.eval()
-    try:
-        with no_grad():
-            batches = [model(x).numpy() for x in _batches(model, images, normalize, batch_size)]
-    finally:
-        model.train(training)
+    _check(images)
+    with modes(model, training=False), no_grad():
+        batches = [model(x).numpy() for x in _batches(model, images, normalize, batch_size)]
     logits: NDArray[np.float64] = np.concatenate(batches).astype(np.float64)
     logits -= logits.max(axis=1, keepdims=True)  # exp() of large logits would overflow
     logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -101,8 +105,16 @@ def _log_probabilities(
 
 
 def _batches(
-    model: Module, images: NDArray[np.uint8], normalize: Callable[..., NDArray[np.float32]], batch_size: int
+    model: Module,
+    images: NDArray[np.uint8],
+    normalize: Callable[..., NDArray[np.float32]],
+    batch_size: int,
+    *,
+    least: int = 1,
 ) -> Iterator[Tensor]:
+    """The pictures in batches; a last one of fewer than ``least`` is joined to the one before it."""
+    batch_size = whole("batch_size", batch_size)
     device = next(iter(model.parameters())).device
-    for start in range(0, len(images), batch_size):
-        yield Tensor(backend.to_device(normalize(images[start : start + batch_size]), device))
+    starts = range(0, max(1, len(images) - least + 1), max(least, batch_size))
+    for start, stop in zip(starts, [*starts[1:], len(images)], strict=True):
+        yield Tensor(backend.to_device(normalize(images[start:stop]), device))

@@ -24,7 +24,10 @@ def start_from(model: Module, path: str | os.PathLike[str]) -> list[str]:
     what was not copied.
 
     Raises: CheckpointError if the file cannot be read or its model is another one; nothing is changed then.
+    ConfigError if there is no path.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"start_from takes the path of a run folder or model file, not {path!r}")
     trained = load_model(path)
     state, own = trained.model.state_dict(), model.state_dict()
     heads = [name for name, part in model.named_modules() if isinstance(part, Linear)][-1:]
@@ -56,9 +59,13 @@ def freeze(model: Module, parts: Iterable[str]) -> int:
     >>> model.conv1.weight.requires_grad, model.fc.weight.requires_grad
     (False, True)
     """
+    if isinstance(parts, str) or not isinstance(parts, Iterable):
+        raise ConfigError(f"what to freeze is a list of parts, [\"conv1\", \"res2*\"], not {parts!r}")
     modules = dict(model.named_modules())
     chosen: dict[int, Module] = {}
     for part in parts:
+        if not isinstance(part, str):
+            raise ConfigError(f"a part to freeze is the path of a module as text, not {part!r}")
         matched = [module for path, module in modules.items() if fnmatch.fnmatchcase(path, part)]
         matched = [module for module in matched if next(module.parameters(), None) is not None]
         if not matched:

@@ -41,7 +41,7 @@ RECIPES: Registry[Mapping[str, Any]] = Registry("recipe", {
     "blog": {
         "epochs": 2,
         "batch_size": 32,
-        "optimizer": {"name": "adam", "lr": 1e-3, "eps": 1e-7},
+        "optimizer": {"name": "adam", "lr": 1e-3, "convention": "keras"},
         "schedule": {"name": "constant"},
         "normalize": "none",
         "train_on": "train+val",

@@ -6,9 +6,12 @@ Matplotlib is imported only when a picture is drawn, and drawn without a display
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import io
 import json
+import math
 import os
+import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from numpy.typing import NDArray
 from minires.data import Dataset
 from minires.errors import CheckpointError
 from minires.files import atomic_write
+from minires.version import __version__
 
 COLUMNS = (
     "epoch",
@@ -53,6 +57,32 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds {type(content).__name__}, not a JSON object")
     return content
+
+
+def epoch_line(row: Row, epochs: int) -> str:
+    """What is said of an epoch."""
+    text = f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  loss {row['train_loss']:.4f}"
+    text += f"  accuracy {100 * row['train_accuracy']:.2f}%"
+    if row["val_accuracy"] is not None:
+        loss = float("nan") if row["val_loss"] is None else row["val_loss"]
+        text += f"  |  validation loss {loss:.4f}  accuracy {100 * row['val_accuracy']:.2f}%"
+    return f"{text}  |  {row['pictures_per_second']:.0f} pictures/s, {row['seconds']:.1f} s"
+
+
+def finite(value: float | None) -> float | None:
+    """JSON has no NaN and no infinity: such a figure is left empty."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def versions() -> dict[str, str]:
+    """Python, this package, and what decides its numbers: of which version."""
+    found = {"python": platform.python_version(), "minires": __version__}
+    for name in ("numpy", "numba", "safetensors"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def write_metrics(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:

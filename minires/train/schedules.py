@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from minires.errors import ConfigError, as_number, plain, unknown
+from minires.errors import ConfigError, mapping, number, several, truth, unknown, whole
 from minires.registry import Registry
 
 
@@ -223,19 +223,20 @@ class Schedule:
     """
 
     def __init__(self, spec: Mapping[str, Any], *, lr: float, total_steps: int) -> None:
-        name = spec.get("name")
+        given = mapping("a schedule", spec)
+        name = given.pop("name", None)
         kind = SCHEDULES.find(name)
-        given = plain({key: value for key, value in spec.items() if key != "name"})
-        known = [field.name for field in dataclasses.fields(kind) if field.init] + list(WARMUP)
+        fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+        known = [*fields, *WARMUP]
         for key, value in given.items():
             if key not in known:
                 raise ConfigError(unknown(f"option of the {name} schedule", key, known))
-            _check(f"{key} of the {name} schedule", value, *kind.ranges.get(key, (0, 1)))
+            what, (least, most) = f"{key} of the {name} schedule", kind.ranges.get(key, (0, 1))
+            given[key] = _checked(what, value, fields.get(key), least, most)
         warmup, self.warmup_start = (float(given.pop(key, default)) for key, default in WARMUP.items())
         self.curve = kind(**given)
-        if lr < 0 or total_steps < 1:
-            raise ConfigError(f"a schedule needs lr >= 0 and at least one step, not {lr} and {total_steps}")
-        self.peak_lr = float(lr)
+        self.peak_lr = number("lr of a schedule", lr, least=0)
+        total_steps = whole("total_steps of a schedule", total_steps)
         self.warmup_steps = round(warmup * total_steps)
         self.steps = max(1, total_steps - self.warmup_steps)
 
@@ -259,9 +260,15 @@ class Schedule:
         self.curve.load_state_dict(state)
 
 
-def _check(what: str, value: Any, low: float, high: float) -> None:
-    """Refuse numbers outside their range, with the value in the message."""
-    for one in value if isinstance(value, list | tuple) else [value]:
-        number = as_number(one)
-        if number is None or not low <= number <= high:
-            raise ConfigError(f"{what} is {value!r}; use {low} to {high}")
+def _checked(what: str, value: Any, field: dataclasses.Field[Any] | None, least: float, most: float) -> Any:
+    """The value of an option, as its field is declared. Raises: ConfigError if it is not of that kind."""
+    kind = getattr(field.type, "__name__", str(field.type)).lower() if field else "float"
+    if kind == "bool":
+        return truth(what, value)
+    if kind == "str" and isinstance(value, str):
+        return value
+    if kind == "int":
+        return int(number(what, whole(what, value, least=math.ceil(least)), most=most))
+    if kind.startswith(("sequence", "list", "tuple")):
+        return several(what, value, least=least, most=most)
+    return number(what, value, least=least, most=most)

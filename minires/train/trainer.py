@@ -9,12 +9,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import math
-import platform
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +24,10 @@ from tqdm import tqdm
 from minires import backend, data, models, optim
 from minires.errors import CheckpointError, ConfigError, MiniresError
 from minires.nn.module import Module
+from minires.nn.restored import modes
 from minires.ops.cross_entropy import cross_entropy
 from minires.tensor import Tensor
-from minires.train import captured, finetune, model_file, run_folder
+from minires.train import captured, checks, finetune, model_file, run_folder
 from minires.train.checkpoint import Checkpoints, differences
 from minires.train.config import Config
 from minires.train.diagnose import first_not_finite
@@ -36,7 +35,6 @@ from minires.train.ema import EMA
 from minires.train.evaluation import Evaluation, evaluate, recalibrate
 from minires.train.interrupt import Interrupted, StopWish
 from minires.train.schedules import Schedule
-from minires.version import __version__
 
 # Settings that may change when a run is continued.
 FREE = ("device", "checkpoint_every")
@@ -128,6 +126,7 @@ class Trainer:
             say("precision 'bf16' is slower than 'fp32' on the CPU, and only for checking its accuracy there")
         self.activations = backend.activations(config.precision)
         self.model = model.to(self.device)
+        checks.batches_of_one(self.model, self.loader, activations=self.activations)
         self.optimizer = optim.build(config.optimizer, model.named_parameters())
         total = config.epochs * len(self.loader)
         self.schedule = Schedule(config.schedule, lr=self.optimizer.lr, total_steps=total)
@@ -135,6 +134,7 @@ class Trainer:
 
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
+        self.warnings: list[str] = []  # what makes the result doubtful: see minires.train.checks
         self.checkpoints = Checkpoints(self.out)
         self._dropout_before: dict[str, Any] = {}
         self._pending: list[Callable[[], None]] = []  # what is to be done with the figures of the last steps
@@ -158,6 +158,8 @@ class Trainer:
             f"{len(self.val_set) if self.val_set else 0} validation, {len(self.splits.test)} test pictures; "
             f"recipe {config.recipe}, {config.epochs} epochs, seed {config.seed}; run folder {self.out}"
         )
+        if config.normalize == "data":
+            self._warn(checks.constant_channels(self.normalize))
         if self.progress.epoch == config.epochs:
             self.say(f"all {self.progress.step} steps are done; testing again")
         elif self.progress.step:
@@ -181,9 +183,9 @@ class Trainer:
     def _epoch(self, stop: StopWish, bar: Any) -> None:
         """Train for one epoch, or the rest of one, then validate, report and save."""
         config, progress = self.config, self.progress
-        self.model.train()
         bar.set_description_str(f"epoch {progress.epoch + 1}/{config.epochs}")
-        with closing(self.loader.epoch(progress.epoch, progress.batch)) as batches:  # type: ignore[type-var]
+        batches = self.loader.epoch(progress.epoch, progress.batch)
+        with modes(self.model, training=True), closing(batches):  # type: ignore[type-var]
             for x, y in batches:
                 self._step(x, y)
                 progress.epoch_seconds += self._tick()
@@ -204,7 +206,11 @@ class Trainer:
         row = self._row(val)
         self.history.append(row)
         self.schedule.epoch_end(row["train_loss"] if val is None else val.loss)
-        self._say_beside(bar, _report(row, config.epochs))
+        self._say_beside(bar, run_folder.epoch_line(row, config.epochs))
+        if not any(text.startswith("after epoch") for text in self.warnings):  # once is enough
+            averages = {f"average of {path}": a for path, a in self.ema.averages.items()} if self.ema else {}
+            found = checks.not_finite(f"after epoch {row['epoch']}", {**self._numbers(), **averages})
+            self._warn(found, functools.partial(self._say_beside, bar))
         self.progress = progress.next_epoch()
         self.save()
         self._write_history()
@@ -215,6 +221,18 @@ class Trainer:
         """Say a line while the bar is shown."""
         with bar.external_write_mode():
             self.say(line)
+
+    def _warn(self, found: Iterable[str], say: Callable[[str], None] | None = None) -> None:
+        """Say what was found, and keep it for the summary."""
+        for text in found:
+            if text not in self.warnings:
+                self.warnings.append(text)
+                (say or self.say)(f"warning: {text}")
+
+    def _numbers(self) -> dict[str, Any]:
+        """All that the model learns and measures."""
+        parameters = {path: parameter.data for path, parameter in self.model.named_parameters()}
+        return {**parameters, **dict(self.model.named_buffers())}
 
     def _tick(self) -> float:
         """Add the time since the last call to the run's; return it."""
@@ -302,6 +320,7 @@ class Trainer:
             "random": self.model.random_states(),
             "schedule": self.schedule.state_dict(),
             "history": self.history,
+            "warnings": self.warnings,
         }
         path = self.checkpoints.save(self.progress.step, groups, info)
         self._tick()  # saving is time of the run, but not of training
@@ -340,6 +359,7 @@ class Trainer:
         self.model.load_random_states(info["random"])
         self.schedule.load_state_dict(info["schedule"])
         self.history = info["history"]
+        self.warnings = info.get("warnings", [])  # older checkpoints have none
         self.progress = Progress(**info["progress"])
 
     def _check_folder(self, resume: bool) -> None:
@@ -379,7 +399,7 @@ class Trainer:
             "lr": self.optimizer.lr,
             "train_loss": p.loss / p.pictures,
             "train_accuracy": p.right / p.pictures,
-            "val_loss": _finite(val.loss if val else None),
+            "val_loss": run_folder.finite(val.loss if val else None),
             "val_accuracy": val.accuracy if val else None,
             "gradient_norm": p.norm / len(self.loader),
             "pictures_per_second": p.pictures / max(p.epoch_seconds, 1e-9),
@@ -408,6 +428,7 @@ class Trainer:
                 recalibrate(self.model, self.train_set.images, self.normalize)
             val = evaluate(self.model, self.val_set, self.normalize) if self.val_set else None
             test = evaluate(self.model, test_set, self.normalize)
+            found = checks.not_finite("in the model that is kept", self._numbers())
             model_file.save_model(self.out / model_file.NAME, model_file.Trained(
                 self.model, config.model, self.variant, test_set.classes, self.normalize,
                 (test_set.images.shape[1], test_set.images.shape[2]), self.train_set.name,
@@ -418,6 +439,10 @@ class Trainer:
         )
         run_folder.draw_mistakes(self.out / "mistakes.png", test_set, test.probabilities)
         self._write_history()
+        last, losses = self.history[-1], {"validation": val.loss if val else None, "test": test.loss}
+        self._warn([*found, *checks.outcome(
+            last["train_loss"], last["train_accuracy"], self.train_set.labels, test_set.classes, **losses
+        )])  # fmt: skip
         summary = {
             "model": config.model,
             "dataset": self.train_set.name,
@@ -426,11 +451,11 @@ class Trainer:
             "epochs": config.epochs,
             "seed": config.seed,
             "test_accuracy": test.accuracy,
-            "test_loss": _finite(test.loss),
+            "test_loss": run_folder.finite(test.loss),
             "val_accuracy": val.accuracy if val else None,
-            "val_loss": _finite(val.loss if val else None),
-            "train_accuracy": self.history[-1]["train_accuracy"],
-            "train_loss": self.history[-1]["train_loss"],
+            "val_loss": run_folder.finite(val.loss if val else None),
+            "train_accuracy": last["train_accuracy"],
+            "train_loss": last["train_loss"],
             "seconds": self.progress.seconds,
             "steps": self.progress.step,
             "train_pictures": len(self.train_set),
@@ -438,7 +463,8 @@ class Trainer:
             "parameters": sum(parameter.size for parameter in self.model.parameters()),
             "device": self.device,
             "threads": backend.threads(),
-            "versions": _versions(),
+            "warnings": self.warnings,
+            "versions": run_folder.versions(),
         }
         run_folder.write_json(self.out / "summary.json", summary)
         self.say(
@@ -450,37 +476,11 @@ class Trainer:
     def _normalization(self) -> data.Normalize:
         choice = self.config.normalize
         if isinstance(choice, dict):
-            if choice.keys() != {"mean", "std"}:
-                raise ConfigError(f"normalize must have mean and std, not {', '.join(choice) or 'nothing'}")
             return data.Normalize(**choice)
         return data.Normalize.of(self.train_set) if choice == "data" else data.Normalize.none()
-
-
-def _report(row: Mapping[str, Any], epochs: int) -> str:
-    text = f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  loss {row['train_loss']:.4f}"
-    text += f"  accuracy {100 * row['train_accuracy']:.2f}%"
-    if row["val_accuracy"] is not None:
-        loss = float("nan") if row["val_loss"] is None else row["val_loss"]
-        text += f"  |  validation loss {loss:.4f}  accuracy {100 * row['val_accuracy']:.2f}%"
-    return f"{text}  |  {row['pictures_per_second']:.0f} pictures/s, {row['seconds']:.1f} s"
-
-
-def _finite(value: float | None) -> float | None:
-    """JSON has no NaN and no infinity: such a figure is left empty."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _fingerprint(dataset: data.Dataset) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(dataset.images).reshape(-1).data)
     digest.update(np.ascontiguousarray(dataset.labels).data)
     return digest.hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "minires": __version__}
-    for name in ("numpy", "numba", "safetensors"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -27,6 +27,7 @@ from minires import backend, tensor
 from minires.errors import ConfigError
 from minires.files import atomic_write
 from minires.nn.module import Module
+from minires.nn.restored import modes
 from minires.ops.onnx_graph import CHANNELS_FIRST, CHANNELS_LAST, channels_first, elementwise
 from minires.ops.registry import describe, described
 from minires.tensor import Call, Tensor, no_grad, watching, with_settings
@@ -171,16 +172,10 @@ def _observe(graph: _Graph, model: Module, pictures: np.ndarray[Any, Any]) -> Te
     Raises: ConfigError if the result is not one row of scores for each.
     """
     first = next(model.parameters()).data
-    modes = [(module, module.training) for module in (model, *(part for _, part in model.named_modules()))]
     x = Tensor(pictures.astype(first.dtype)).to(backend.device_of(first))
     graph.values[x] = INPUT
-    model.eval()
-    try:
-        with no_grad(), with_settings(fused=True), watching(graph.note):
-            scores: Tensor = model(x)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with modes(model, training=False), no_grad(), with_settings(fused=True), watching(graph.note):
+        scores: Tensor = model(x)
     if scores.shape[:1] != (len(pictures),):
         raise ConfigError(
             f"{len(pictures)} pictures give {scores.shape}; the first axis must be that of the pictures"

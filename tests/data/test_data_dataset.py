@@ -55,7 +55,7 @@ def test_split_follows_the_seed():
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -1, 1.5])
 def test_split_refuses_a_fraction_outside_0_to_1(fraction):
-    with pytest.raises(ConfigError, match="between 0 and 1"):
+    with pytest.raises(ConfigError, match="above 0 and below 1"):
         make().split(fraction, seed=0)
 
 

@@ -136,9 +136,9 @@ def test_no_thread_outlives_its_iterator():
 
 def test_bad_options_are_refused_at_once():
     for size in (0, -1):
-        with pytest.raises(ConfigError, match=f"batch size must be at least 1, got {size}"):
+        with pytest.raises(ConfigError, match=f"batch size must be a whole number of at least 1, not {size}"):
             Loader(make(), size)
-    with pytest.raises(ConfigError, match="seed must not be negative"):
+    with pytest.raises(ConfigError, match="seed must be a whole number of at least 0, not -1"):
         Loader(make(), 5, seed=-1)
     with pytest.raises(ConfigError, match="22 pictures make no whole batch of 23"):
         Loader(make(), 23, drop_last=True)

@@ -79,7 +79,7 @@ def test_wrong_names_are_met_with_the_nearest():
         build("densenet121", growth="32")
     with pytest.raises(ConfigError, match="from 0 to below 1, not 'x'"):
         build("vgg11", size=32, dropout="x")
-    with pytest.raises(ConfigError, match="classes must be at least 1"):
+    with pytest.raises(ConfigError, match="classes must be a whole number of at least 1"):
         build("resnet50_signs", classes=0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -85,3 +86,34 @@ def test_threads_never_draw_the_same_numbers():
         thread.join()
     assert len({layer.weight.numpy().tobytes() for layer, _ in made}) == 200
     assert len({str(drop.random_states()) for _, drop in made}) == 200
+
+
+def test_no_two_dropouts_of_a_built_model_or_of_two_drop_the_same_places():
+    x = Tensor(np.ones(4000, np.float32))
+    masks = []
+    dense = ("densenet_bc100_k12_cifar", {"dropout": 0.5})
+    for (name, options), seed in ((dense, 0), (dense, 1), (("vgg11", {"size": 32, "hidden": 8}), 0)):
+        model = minires.models.build(name, classes=3, seed=seed, **options)
+        drops = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+        assert len(drops) > 1
+        masks += [drop(x).numpy().tobytes() for drop in drops]
+    assert len(set(masks)) == len(masks)
+
+
+def test_the_same_generator_or_seed_given_twice_gives_the_same():
+    for make in (
+        lambda: nn.Linear(4, 4, rng=np.random.default_rng(5)).weight.numpy(),
+        lambda: nn.Conv2d(4, 4, 3, rng=np.random.default_rng(5)).weight.numpy(),
+        lambda: nn.Dropout(0.5, seed=5)(Tensor(np.ones(99))).numpy(),
+        lambda: minires.models.build("resnet20_cifar", seed=5).fc.weight.numpy(),
+    ):
+        assert np.array_equal(make(), make())
+
+
+def test_a_copy_of_a_dropout_drops_the_same_places_until_it_has_a_generator_of_its_own():
+    x = Tensor(np.ones(99))
+    drop = nn.Dropout(0.5)
+    one, two = copy.deepcopy(drop), copy.deepcopy(drop)
+    two.rng = np.random.default_rng(7)
+    expected = drop(x).numpy()
+    assert np.array_equal(one(x).numpy(), expected) and not np.array_equal(two(x).numpy(), expected)

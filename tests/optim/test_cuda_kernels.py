@@ -31,6 +31,7 @@ CASES = {
     "sgd clip": (SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "clip_norm": 2.0}),
     "adam": (Adam, {"lr": 1e-2}),
     "adam coupled": (Adam, {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-5, "weight_decay": 0.1}),
+    "adam keras": (Adam, {"lr": 1e-2, "convention": "keras", "eps": 1e-3, "clip_norm": 0.5}),
     "adamw": (AdamW, {"lr": 1e-2, "weight_decay": 0.3}),
     "adamw clip": (AdamW, {"lr": 1e-2, "weight_decay": 0.3, "decay_vectors": True, "clip_norm": 0.5}),
 }
@@ -153,7 +154,7 @@ def test_equals_the_plain_code_in_one_launch_for_each_step(case, dtype, machine)
     assert machine.launches == {"sgd" if kind is SGD else "adam": STEPS, **norm}
 
 
-@pytest.mark.parametrize("case", ["sgd nesterov", "adamw clip"])
+@pytest.mark.parametrize("case", ["sgd nesterov", "adamw clip", "adam keras"])
 def test_state_continues_to_the_same_bits(case, machine):
     kind, options = CASES[case]
     arrays = Arrays(machine.device)

@@ -36,7 +36,8 @@ def check(
     if training and x.size // channels < 2:
         raise ShapeError(
             f"batch_norm: training needs at least two values per channel, but x has shape {x.shape}. "
-            "Use a larger batch, or eval()"
+            "Use a larger batch, or eval(); where the last batch of an epoch is too small, leave it out: "
+            "Loader(drop_last=True)"
         )
     if not training and (running_mean is None or running_var is None):
         raise ShapeError("batch_norm: inference needs running_mean and running_var")

@@ -1,0 +1,117 @@
+"""What is looked at before a run, after each epoch and at its end: facts in words, each with its numbers.
+
+What makes a run impossible is an error before the first step. What makes its result doubtful is a warning: it
+is printed, and stands in ``summary.json``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minires import backend
+from minires.backend import Array
+from minires.data import Loader, Normalize
+from minires.errors import ConfigError, ShapeError
+from minires.nn.module import Module
+from minires.nn.restored import left_as_it_is
+from minires.tensor import Tensor, no_grad
+
+SHOWN = 5  # names in a warning
+FAR = 3  # times the loss of chance
+
+
+def batches_of_one(model: Module, loader: Loader, *, activations: Any = np.float32) -> None:
+    """Try a batch of one picture where there will be one, so that it does not stop a run after an epoch.
+
+    A batch norm with one value per channel has no variance: behind a global pool, or where the maps are 1x1.
+
+    Raises: ConfigError that says where, and what to do, if the model can be trained on two pictures but not
+    on one.
+    """
+    count, size = len(loader.dataset), loader.batch_size
+    if min(size, count) > 1 and (loader.drop_last or count % size != 1):
+        return
+    pictures = loader.normalize(loader.dataset.images[:1]).astype(activations, copy=False)
+    device = next(model.parameters()).device
+
+    def trouble(batch: int) -> ShapeError | None:
+        try:
+            model(Tensor(backend.to_device(np.repeat(pictures, batch, axis=0), device)))
+        except ShapeError as error:
+            return error
+        return None
+
+    with left_as_it_is(model), no_grad():
+        model.train()
+        error = trouble(1)
+        if error is None or trouble(2) is not None:  # what fails with two as well has another cause
+            return
+    if count == 1:
+        what, way = "there is one training picture", "Train on at least two pictures"
+    elif size == 1:
+        what, way = "batch_size is 1", "Use a batch size of at least 2"
+    else:
+        other = next(other for other in range(size + 1, 2 * size + 2) if count % other != 1)
+        what = f"the last batch of each epoch has one picture ({count} = {count // size} x {size} + 1)"
+        way = f"Leave it out with drop_last=True (--drop-last), or use another batch size, such as {other}"
+    why = str(error).partition(". ")[0]  # what it goes on to advise is for a loop of one's own
+    raise ConfigError(f"{what}, and this model cannot be trained on one: {why}. {way}") from error
+
+
+def constant_channels(normalize: Normalize) -> list[str]:
+    """A warning if a channel of the pictures that ``normalize`` was measured on never changes."""
+    # Such a channel has 1 in the place of its deviation, and no other can: pixels go from 0 to 1.
+    constant = [name for name, std in zip(("red", "green", "blue"), normalize.std, strict=True) if std == 1.0]
+    if not constant:
+        return []
+    where = ", ".join(constant)
+    return [f"all pixels of all training pictures are equal in {where}, so there is nothing to learn from it"]
+
+
+def not_finite(when: str, arrays: Mapping[str, Array]) -> list[str]:
+    """A warning if a number in these arrays, which have names, is NaN or infinite."""
+    bad = [
+        f"{name} ({wrong} of {array.size})" for name, array in arrays.items() if (wrong := _wrong(array))
+    ]
+    if not bad:
+        return []
+    more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    return [
+        f"{when} these have numbers that are NaN or infinite: {', '.join(bad[:SHOWN])}{more}. What the model "
+        "says in inference is not to be trusted. Look at the pictures and their normalisation, or lower the "
+        "learning rate; running statistics alone are measured anew by minires.train.recalibrate"
+    ]
+
+
+def outcome(
+    loss: float, accuracy: float, labels: NDArray[np.int64], classes: Sequence[str], **others: float | None
+) -> list[str]:
+    """Warnings if training ended no better than guessing, or one of ``others``, losses, is not finite."""
+    chance = math.log(len(classes))
+    found = []
+    if not loss <= chance:
+        found.append(
+            f"the training loss of the last epoch is {loss:.6g}, above chance level, ln {len(classes)} = "
+            f"{chance:.4f}, that of holding all classes for equally likely"
+            + ("; try a lower learning rate, more warm-up or clip_norm" if loss > FAR * chance else "")
+        )
+    most = np.bincount(labels).max() / len(labels)
+    if most < 1 and not accuracy > most:
+        found.append(
+            f"the training accuracy of the last epoch is {100 * accuracy:.2f}%, not above {100 * most:.2f}%, "
+            "that of always guessing the most frequent class"
+        )
+    for name, value in others.items():
+        if value is not None and not math.isfinite(value):
+            found.append(f"the {name} loss is {value}")
+    return found
+
+
+def _wrong(array: Array) -> int:
+    """How many numbers are NaN or infinite."""
+    return int((~backend.array_module(array).isfinite(array)).sum())

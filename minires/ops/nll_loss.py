@@ -97,7 +97,7 @@ def nll_loss(
 
     return record(
         "nll_loss",
-        reduced(xp, losses, by, reduction),
+        reduced(losses, by, reduction),
         inputs={"log_p": log_p},
         options=found.options(),
         saved={"target": u},

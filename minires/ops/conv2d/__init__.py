@@ -107,10 +107,8 @@ def _backward_w(xp: Any, dy: Array, x: Array, shape: tuple[int, ...], win: Windo
 
 
 def backward_b(dy: Array) -> Array:
-    """The sum of each channel, (N, OH, OW, O) -> (O,), as a product with ones."""
-    rows = dy.reshape(-1, dy.shape[-1])
-    ones = backend.array_module(dy).ones((1, len(rows)), dy.dtype)
-    return backend.matmul(ones, rows, backend.accumulator(dy.dtype))[0]
+    """The sum of each channel, (N, OH, OW, O) -> (O,), added up in float64 and rounded once."""
+    return backend.total(dy, (0, 1, 2), dtype=backend.accumulator(dy.dtype))
 
 
 # ----------------------------------------------------------------------------------------------- public

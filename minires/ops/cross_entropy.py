@@ -274,12 +274,14 @@ def cross_entropy(
         each row.
 
     The weighted mean is sum of loss[n] / sum of weight[label of n]; of labels that are probabilities it is
-    over the rows. Where all rows are ignored, or all their weights are 0, it is 0.
+    over the rows. Where all rows are ignored, or all their weights are 0, it is 0. A batch without rows has a
+    sum, 0, and no mean.
     Units: nats per row. Of logits in bfloat16 the loss is float32.
     Shapes: logits (N, ..., K), labels (N, ...) class numbers or (N, ..., K), weight (K,) -> a single value;
     with reduction="none" (N, ...).
     Raises: DataError that names a label out of range and its place; ShapeError if shapes or dtypes do not
-    fit; ConfigError for an option that makes no sense, or ignore_index with probabilities.
+    fit, or there is nothing to average; ConfigError for an option that makes no sense, or ignore_index with
+    probabilities.
     Source: Szegedy et al. 2016 (label smoothing). Differs: where all rows are ignored PyTorch's mean is NaN;
     there -100 is ignored by default, here nothing is.
 
@@ -298,14 +300,14 @@ def cross_entropy(
         raise ShapeError(f"cross_entropy: logits must be (N, ..., K), two axes or more, not {logits.shape}")
     checks.same_floats("cross_entropy", logits=logits)
     logits = astype(logits, backend.accumulator(logits.dtype))
-    if logits.size == 0:
+    if logits.shape[-1] == 0 or (logits.size == 0 and reduction == "mean"):
         raise ShapeError(f"cross_entropy: logits {logits.shape} are empty; there is nothing to compare")
     found = labels_of(
         "cross_entropy", logits, labels, weight=weight, ignore_index=ignore_index, smoothing=label_smoothing,
         reduction=reduction,
     )  # fmt: skip
     xp = backend.array_module(logits.data)
-    if cuda.usable(logits.data):
+    if logits.size and cuda.usable(logits.data):  # no row is no work for a kernel
         placed = _labels_cuda(xp, found, logits.data)
         loss, log_p, divided = _forward_cuda(xp, logits.data, found, placed)
         saved = {"log_p": log_p, "labels": placed[0], "probabilities": placed[1], "weight": placed[2]}

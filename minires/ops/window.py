@@ -146,7 +146,7 @@ def check_border(op: str, win: Window, picture: tuple[int, int]) -> None:
     Raises: ShapeError with the numbers.
     """
     axes = zip(picture, win.extent, (win.top, win.left), (win.bottom, win.right), strict=True)
-    is_inside = all(max(before, after) < extent for _, extent, before, after in axes)
+    is_inside = all(size > 0 and max(before, after) < extent for size, extent, before, after in axes)
     if is_inside and not win.is_dense:  # its pixels may lie on both sides of a picture smaller than its gaps
         is_inside = _all_see(win, picture)
     if not is_inside:

@@ -26,7 +26,7 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array, cuda
-from minires.errors import ConfigError
+from minires.errors import ConfigError, ShapeError
 from minires.ops import checks
 from minires.ops.avg_pool2d import cuda_kernels
 from minires.ops.forms import Formula, Pool
@@ -201,9 +201,9 @@ def _global_onnx(graph: Graph, call: Call) -> str:
 )
 @mixed(kernels=True)
 def global_avg_pool2d(x: Tensor) -> Tensor:
-    """The mean of each channel over the whole picture.
+    """The mean of each channel over the whole picture, added up in float64 and rounded once.
 
-    Shapes: x (N, H, W, C) -> y (N, C). Raises: ShapeError if x is not four axes of floats.
+    Shapes: x (N, H, W, C) -> y (N, C). Raises: ShapeError if x is not four axes of floats, or has no pixels.
     Source: arXiv:1312.4400.
 
     >>> global_avg_pool2d(Tensor([[1.0, 2.0], [3.0, 6.0]]).reshape(1, 2, 2, 1)).numpy().tolist()
@@ -214,6 +214,8 @@ def global_avg_pool2d(x: Tensor) -> Tensor:
     checks.same_floats("global_avg_pool2d", x=x)
     xp = backend.array_module(x.data)
     n, h, w, c = x.shape
+    if h * w == 0:
+        raise ShapeError(f"global_avg_pool2d: the pictures of x {x.shape} have no pixels to average")
 
     def backward(dy: Array) -> tuple[Array]:
         if cuda.usable(dy):

@@ -225,9 +225,9 @@ def batch_norm(
     def backward(dy: Array) -> tuple[Array | None, ...]:
         dy = xp.ascontiguousarray(dy).reshape(rows.shape)
         run = (dy, rows, y_rows, weights, bias, mean, inv, relu, training, added, needs_add)
-        if cuda.usable(dy):
+        if _is_cuda(dy):
             dx, dgamma, dbeta, g = cuda_kernels.backward(xp, *run)
-        elif backend.fast(dy):
+        elif _is_fast(dy):
             dx, dgamma, dbeta, g = numba_kernels.backward(*run)
         else:
             dx, dgamma, dbeta, g = _backward(dy, rows, y_rows, weights, mean, inv, relu, training)
@@ -246,6 +246,15 @@ def batch_norm(
 
 
 # ------------------------------------------------------------------------------------------- the choice
+# Where there is no value or no channel there is no work for a kernel.
+
+
+def _is_cuda(x: Array) -> bool:
+    return x.size > 0 and cuda.usable(x)
+
+
+def _is_fast(x: Array) -> bool:
+    return x.size > 0 and backend.fast(x)
 
 
 def _of_batch(
@@ -258,9 +267,9 @@ def _of_batch(
     eps: float,
 ) -> tuple[Array, Array]:
     """mean and inv of the batch x (M, C), after which the running statistics are moved."""
-    if cuda.usable(x):
+    if _is_cuda(x):
         return cuda_kernels.statistics(xp, x, running_mean, running_var, replaced, correction, eps)
-    mean, var = numba_kernels.statistics(x) if backend.fast(x) else _statistics(xp, x)
+    mean, var = numba_kernels.statistics(x) if _is_fast(x) else _statistics(xp, x)
     _update(mean, var, running_mean, running_var, replaced, correction)
     return mean, _inv(xp, var, eps)
 
@@ -269,13 +278,13 @@ def _of_running(
     xp: Any, x: Array, dtype: Any, running_mean: Array, running_var: Array, eps: float
 ) -> tuple[Array, Array]:
     """mean and inv for inference, as copies: what is moved in place later must not change this backward."""
-    if cuda.usable(x):
+    if _is_cuda(x):
         return cuda_kernels.constants(xp, dtype, running_mean, running_var, eps)
     mean, var = (xp.array(running, x.dtype) for running in (running_mean, running_var))
     return mean, _inv(xp, var, eps)
 
 
 def _normalized(xp: Any, x: Array, *given: Any) -> Array:
-    if cuda.usable(x):
+    if _is_cuda(x):
         return cuda_kernels.forward(xp, x, *given)
-    return numba_kernels.forward(x, *given) if backend.fast(x) else _forward(xp, x, *given)
+    return numba_kernels.forward(x, *given) if _is_fast(x) else _forward(xp, x, *given)

@@ -172,7 +172,5 @@ def _all_see(win: Window, picture: tuple[int, int]) -> bool:
 
 def _overhang(size: int, extent: int, stride: int) -> int:
     """How far the last window reaches past the picture if windows cover all of it; each starts inside."""
-    if extent > size:
-        return 0
     places = min(-(-(size - extent) // stride) + 1, -(-size // stride))
-    return max(0, (places - 1) * stride + extent - size)
+    return max(0, (places - 1) * stride + extent - size) if places > 0 else 0

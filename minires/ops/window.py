@@ -147,9 +147,9 @@ def check_border(op: str, win: Window, picture: tuple[int, int]) -> None:
     """
     axes = zip(picture, win.extent, (win.top, win.left), (win.bottom, win.right), strict=True)
     is_inside = all(size > 0 and max(before, after) < extent for size, extent, before, after in axes)
-    if is_inside and not win.is_dense:  # its pixels may lie on both sides of a picture smaller than its gaps
-        is_inside = _all_see(win, picture)
-    if not is_inside:
+    # The pixels of a dilated window may lie on both sides of a picture smaller than its gaps; and in a wide
+    # border there may be no window, as the next one would begin further away.
+    if not (is_inside and win.is_dense or _all_see(win, picture)):
         (kh, kw), (high, wide), (height, width) = win.size, win.extent, picture
         dilated = "" if win.is_dense else f", dilated to {high}x{wide}"
         raise ShapeError(

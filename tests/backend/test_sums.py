@@ -50,6 +50,7 @@ def test_ten_million_numbers_over_any_axis(shape, axes):
     x = uniform(*shape)
     exact = x.astype(np.float64)
     assert error(backend.total(x, axes), exact.sum(axis=axes)) < AIM
+    assert error(backend.total(x, axes, dtype=np.float64), exact.sum(axis=axes)) < 1e-12
     assert error(backend.mean(x, axes, keepdims=True), exact.mean(axis=axes, keepdims=True)) < AIM
     assert error(ops.sum(Tensor(x), axes).data, exact.sum(axis=axes)) < AIM
     assert error(ops.mean(Tensor(x), axes).data, exact.mean(axis=axes)) < AIM

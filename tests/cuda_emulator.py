@@ -121,6 +121,7 @@ class Emulator:
         self.of_dtype: dict[str, set[str]] = {}
 
     def launch(self, source: Any, name: str, dtype: Any, grid: tuple[int, int], arguments: list[Any]) -> None:
+        assert min(grid) > 0, f"{name}: a GPU refuses a launch of {grid[0]} blocks of {grid[1]} threads"
         self.launches[name] = self.launches.get(name, 0) + 1
         self.of_dtype.setdefault(str(dtype), set()).add(name)
         inner = [_with_margins(a) if isinstance(a, np.ndarray) else np.array(a) for a in arguments]

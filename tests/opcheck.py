@@ -390,8 +390,11 @@ def four_sides(
         missing = [max(0, (-(-size // s) - 1) * s + k - size) for size, k, s in sizes]
         return [(m // 2, m - m // 2) if padding == "same" else (m - m // 2, m // 2) for m in missing]
     if padding == "ceil":
-        sizes = zip(picture, pair(kernel), pair(stride), strict=True)
-        return [(0, (k - size) % s if k >= s else 0) for size, k, s in sizes]
+        sides = []
+        for size, k, s in zip(picture, pair(kernel), pair(stride), strict=True):
+            starts = [0, *(at for at in range(s, size, s) if at - s + k < size)]  # while pixels are left
+            sides.append((0, max(0, starts[-1] + k - size) if k - size < s else 0))
+        return sides
     return [pair(side) for side in pair(padding)]
 
 

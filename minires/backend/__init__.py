@@ -5,6 +5,7 @@
     simd.py         tiles of sums in the processor's vector registers, for kernels
     thread_pool.py  the one pool of threads, and the threads of BLAS beneath it
     parallel.py     loops, additions, copies and matrix products on all threads
+    sums.py         sums and means that lose no digits, over any axes
     cuda.py         kernels in CUDA C++
     cublas.py       matrix products on a GPU, and their precision
 
@@ -42,6 +43,7 @@ from minires.backend.kernels import (
     reference,
 )
 from minires.backend.parallel import add, chunks, copy, matmul, parallel_calls, parallel_for, split
+from minires.backend.sums import mean, sum_of_squares, total
 from minires.backend.thread_pool import set_threads, threads
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "is_writable",
     "kernel",
     "matmul",
+    "mean",
     "own",
     "parallel_calls",
     "parallel_for",
@@ -74,6 +77,8 @@ __all__ = [
     "chunks",
     "reference",
     "split",
+    "sum_of_squares",
     "threads",
     "to_device",
+    "total",
 ]

@@ -11,7 +11,8 @@ arrays, and each call is held to that:
     out        the kernel writes to it
     maybe      an array without numbers stands for one that is not given
     flat       there are no gaps between its numbers
-    float64    its dtype; where none stands it is float32 or float64, the same for all
+    float64    its dtype; ``float`` is float32 or float64, and so it is where none stands, but then the same
+               for all
 
 and ``where`` is what else must hold of the arguments.
 """
@@ -40,7 +41,7 @@ class _Array:
 
     name: str
     words: frozenset[str]
-    dtype: np.dtype[Any] | None
+    dtype: str
     axes: tuple[str, ...]
 
     @classmethod
@@ -49,15 +50,15 @@ class _Array:
         if found is None:
             raise MiniresError(f"{name}={line!r} is no declaration of an array, such as 'out float64 (N, C)'")
         words = set(found[1].split())
-        dtype = next(iter(words - _WORDS), None)
+        dtype = next(iter(words - _WORDS), "")
         axes = tuple(axis.strip() for axis in found[2].split(",") if axis.strip())
-        return cls(name, frozenset(words & _WORDS), None if dtype is None else np.dtype(dtype), axes)
+        return cls(name, frozenset(words & _WORDS), dtype, axes)
 
     def conditions(self, sizes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         """What must hold of the array, as an expression, and how it is said."""
-        kind, name = "dtype_" if self.dtype is None else f"dtype_{self.name}", self.name
+        kind, name = f"dtype_{self.name}" if self.dtype else "dtype_", self.name
         said = f"be {self.dtype or 'of the dtype of all'}"
-        yield f"({name}.dtype is {kind} or {name}.dtype == {kind})", said
+        yield f"{name}.dtype in FLOATS" if self.dtype == "float" else f"{name}.dtype == {kind}", said
         if "out" in self.words:
             yield f"{name}.flags.writeable", "be writable"
         if "flat" in self.words:
@@ -94,7 +95,7 @@ def checker(function: Callable[..., Any], declared: Mapping[str, str], where: st
         for place, axis in enumerate(array.axes):
             if axis.isidentifier() and axis != "_" and "maybe" not in array.words and axis not in parameters:
                 sizes.setdefault(axis, f"shape_{array.name}[{place}]")
-    same = next((array.name for array in arrays if array.dtype is None), None)
+    same = next((array.name for array in arrays if not array.dtype), None)
     conditions = [(array, *one) for array in arrays for one in array.conditions(sizes)]
     ranks = [f"len(shape_{a.name}) == {len(a.axes)}" for a in arrays if "maybe" not in a.words]
     text = "\n    ".join([
@@ -112,10 +113,15 @@ def checker(function: Callable[..., Any], declared: Mapping[str, str], where: st
         raise MiniresError(f"kernel {function.__name__}: {_wrong(given, arrays, conditions, where)}")
 
     namespace: dict[str, Any] = {"ndarray": np.ndarray, "FLOATS": _FLOATS, "refuse": refuse}
-    namespace |= {f"dtype_{array.name}": array.dtype for array in arrays if array.dtype is not None}
+    namespace |= _dtypes(arrays)
     exec(text, namespace)
     check: Check = namespace["check"]
     return check
+
+
+def _dtypes(arrays: list[_Array]) -> dict[str, np.dtype[Any]]:
+    """What stands for the dtypes that were declared."""
+    return {f"dtype_{array.name}": np.dtype(array.dtype) for array in arrays if array.dtype}
 
 
 def _wrong(
@@ -128,10 +134,10 @@ def _wrong(
             return f"{array.name} is a {type(value).__name__}, but must be a NumPy array"
     known = {name: value for name, value in given.items() if isinstance(value, int | tuple)}
     shown = "".join(f"; {n} = {v}" for n, v in known.items() if not n.startswith("shape_"))
-    kinds = {f"dtype_{array.name}": array.dtype for array in arrays}
+    names = {"FLOATS": _FLOATS, **_dtypes(arrays)}
     for array, code, said in conditions:
         try:
-            holds = eval(code, kinds | given)
+            holds = eval(code, names | given)
         except NameError:  # a size that is not known, since an array has too few axes
             holds = True
         if not holds:

@@ -92,11 +92,10 @@ def add(a: Operand, b: Operand) -> Tensor:
     [[11.0, 21.0], [12.0, 22.0]]
     """
     a, b = operands("add", a, b)
-    xp = backend.array_module(a.data)
     shapes = [x.shape if x.requires_grad else None for x in (a, b)]  # the closure keeps no array alive
 
     def backward(dy: Array) -> list[Array | None]:
-        return [None if shape is None else unbroadcast(xp, dy, shape) for shape in shapes]
+        return [None if shape is None else unbroadcast(dy, shape) for shape in shapes]
 
     # Sums of equal shapes, the residual ones, run on all threads.
     y = backend.add(a.data, b.data) if a.shape == b.shape else a.data + b.data
@@ -128,12 +127,11 @@ def sub(a: Operand, b: Operand) -> Tensor:
     [0.75, -2.0]
     """
     a, b = operands("sub", a, b)
-    xp = backend.array_module(a.data)
     ashape, bshape = (x.shape if x.requires_grad else None for x in (a, b))
 
     def backward(dy: Array) -> tuple[Array | None, Array | None]:
-        da = None if ashape is None else unbroadcast(xp, dy, ashape)
-        return da, None if bshape is None else -unbroadcast(xp, dy, bshape)
+        da = None if ashape is None else unbroadcast(dy, ashape)
+        return da, None if bshape is None else -unbroadcast(dy, bshape)
 
     return record("sub", a.data - b.data, inputs={"a": a, "b": b}, backward=backward)
 

@@ -53,6 +53,8 @@ def _window(
     Raises: ShapeError if the numbers do not fit.
     """
     op = "conv_transpose2d"
+    if min(x[1:3]) < 1:
+        raise ShapeError(f"{op}: the pictures of x {x} have no pixels")
     steps = checks.pair(op, "stride", stride)
     apart = checks.pair(op, "dilation", dilation)
     more = checks.pair(op, "output_padding", output_padding, least=0)
@@ -216,17 +218,17 @@ def conv_transpose2d(
     size, win = _window(x.shape, w.shape, stride, padding, dilation, output_padding)
     xp = backend.array_module(x.data)
     xdata, wdata = xp.ascontiguousarray(x.data), xp.ascontiguousarray(w.data)
-    _, backward_x, _ = implementation(xdata)
+    _, backward_x, _ = implementation(xdata, x.shape, w.shape)
     y = backward_x(xdata, wdata, (len(xdata), *size, w.shape[2] * groups), win, groups)
     if b is not None:
         y = (y + b.data).astype(y.dtype, copy=False)
     need_x, need_w, need_b = x.requires_grad, w.requires_grad, b is not None and b.requires_grad
-    w_shape = w.shape
+    x_shape, w_shape = x.shape, w.shape
     saved = {"x": xdata if need_w else None, "w": wdata if need_x else None}
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
         dy = xp.ascontiguousarray(dy)
-        forward, _, backward_w = implementation(dy)
+        forward, _, backward_w = implementation(dy, x_shape, w_shape)
         dx = forward(dy, saved["w"], None, False, win, groups) if need_x else None
         dw = backward_w(saved["x"], dy, w_shape, win, groups) if need_w else None
         return dx, dw, backward_b(dy) if need_b else None

@@ -10,7 +10,9 @@
 A row with a class number counts the weight of that class, one with probabilities counts 1, and one that is
 ignored nothing. Without weights that is the mean over the rows, and dlogits = dloss / N * (p - t).
 
-log p is computed without p (log_softmax), so logits of any size are safe.
+log p is computed without p (log_softmax), so logits of any size are safe; and the losses from its half, which
+is finite where log p is too large for the dtype: they are infinite only where they are too large themselves.
+All sums are added up in float64 and rounded once.
 
 Shapes: logits (N, K), labels (N,) class numbers or (N, K) probabilities -> loss, a single value. There may be
 more axes between N and K, for example those of a picture whose pixels have a class each.
@@ -44,7 +46,7 @@ from minires.ops.labels import (
 from minires.ops.loss_cases import LABELS, REDUCTIONS, WEIGHT
 from minires.ops.mixed_precision import astype
 from minires.ops.registry import Case, Shape, Words, operation
-from minires.ops.softmax import ROW_CODE, forward_log, row_grid
+from minires.ops.softmax import ROW_CODE, doubled, half_of_log, row_grid
 from minires.tensor import Tensor, record
 
 # ------------------------------------------------------------------------------ reference implementation
@@ -52,17 +54,17 @@ from minires.tensor import Tensor, record
 
 def _forward(xp: Any, logits: Array, labels: Labels) -> tuple[Array, Array, Array, Any]:
     """The loss; and for the way back log p, u, and what the sum was divided by."""
-    log_p, kept = forward_log(xp, logits), labels.kept(logits)
+    half, kept = half_of_log(xp, logits), labels.kept(logits)
     if kept is not None:  # nobody asks for those of ignored rows; so what is not finite there does no harm
-        log_p = xp.where(kept[..., None], log_p, xp.zeros((), log_p.dtype))
+        half = xp.where(kept[..., None], half, xp.zeros((), half.dtype))
     u, counts = spread_out(xp, labels, logits)
-    losses = row_losses(xp, log_p, u)
+    losses = row_losses(xp, half, u)
     by = divisor(xp, counts, losses.size, labels.reduction)
-    return reduced(xp, losses, by, labels.reduction), log_p, u, by
+    return reduced(losses, by, labels.reduction, times=2.0), doubled(half), u, by
 
 
 def _backward(xp: Any, dloss: Array, log_p: Array, u: Array, by: Any, reduction: str) -> Array:
-    return (xp.exp(log_p) * u.sum(axis=-1, keepdims=True) - u) * share(dloss, by, reduction)
+    return (xp.exp(log_p) * backend.total(u, -1, keepdims=True) - u) * share(dloss, by, reduction)
 
 
 # ------------------------------------------------------------------------------------------- fast, on GPU
@@ -81,9 +83,9 @@ _CUDA = cuda.Source(
 // Whether a row's label is one of the classes, or its probabilities are none negative and sum to 1.
 __device__ bool makes_sense(int label, const T* given, int classes) {
     if (!given) return 0 <= label && label < classes;
-    T mine = 0;
+    double mine = 0;
     EACH_IN_BLOCK(k, classes) mine += given[k] < 0 ? NOT_A_NUMBER : given[k];
-    return fabs(over_block<SUM>(mine) - 1) < T(1e-3);
+    return fabs(over_block<SUM>(mine) - 1) < 1e-3;
 }
 
 // What log p of class k is multiplied by: the label, or the probability, times 1 - s, plus s / K; weighted.
@@ -92,43 +94,44 @@ __device__ T factor(int k, int label, const T* given, const T* weights, T times,
     return weights ? weights[k] * target : target;
 }
 
-// counts may be null: then each row counts 1.
+// counts may be null: then each row counts 1. What is written to losses is half of them, times ``scale``.
 extern "C" __global__ void cross_entropy(const T* logits, LABELS, T* log_p, T* losses, T* counts,
-                                         int classes) {
+                                         T scale, int classes) {
     int row = blockIdx.x * classes, label = labels ? labels[blockIdx.x] : 0;
     logits += row; log_p += row; given = given ? given + row : nullptr;
     T shift = largest(logits, classes);
-    T log_sum = log_of_sum(logits, shift, classes);
+    T half_log_sum = half_of_log_sum(logits, shift, classes);
     bool kept = !ignores || label != ignored, good = makes_sense(label, given, classes);
-    if (!good) log_sum = NOT_A_NUMBER;
-    T mine = 0;
+    if (!good) half_log_sum = NOT_A_NUMBER;
+    double mine = 0;
     EACH_IN_BLOCK(k, classes) {
-        log_p[k] = kept ? logits[k] - shift - log_sum : T(0);
+        T half = kept ? half_of_difference(logits[k], shift) - half_log_sum : T(0);
+        log_p[k] = 2 * half;
         T u = factor(k, label, given, weights, times, plus);
-        if (u != 0) mine -= u * log_p[k];  // minus infinity does no harm where it does not count
+        if (u != 0) mine -= u * half;  // minus infinity does no harm where it does not count
     }
-    T loss = over_block<SUM>(mine);
+    T loss = over_block<SUM>(mine) * scale;
     if (threadIdx.x == 0) {
         losses[blockIdx.x] = !kept ? T(0) : good ? loss : NOT_A_NUMBER;
         if (counts) counts[blockIdx.x] = !kept ? T(0) : weights && good ? weights[label] : T(1);
     }
 }
 
-// One block, over rows instead of classes: the sum of the losses over that of the counts, if ``is_mean``;
-// over 1 if not, or where nothing counts.
+// One block, over rows instead of classes: the sum of the losses, given as their halves, over that of the
+// counts, if ``is_mean``; over 1 if not, or where nothing counts.
 extern "C" __global__ void cross_entropy_sum(const T* losses, const T* counts, T* loss, T* by, int rows,
                                              int is_mean) {
-    T mine = 0;
+    double mine = 0;
     if (is_mean) {
         EACH_IN_BLOCK(row, rows) mine += counts ? counts[row] : T(1);
     }
-    T count = over_block<SUM>(mine);
+    double count = over_block<SUM>(mine);
     if (count == 0) count = 1;
     mine = 0;
     EACH_IN_BLOCK(row, rows) mine += losses[row] / count;  // their sum may be too large, the mean is not
-    T sum = over_block<SUM>(mine);
+    double sum = over_block<SUM>(mine);
     if (threadIdx.x == 0) {
-        *loss = sum;
+        *loss = 2 * sum;
         *by = count;
     }
 }
@@ -140,7 +143,7 @@ extern "C" __global__ void cross_entropy_gradient(const T* dloss, const T* log_p
     log_p += row; dlogits += row; given = given ? given + row : nullptr;
     T share = by ? *dloss / *by : dloss[blockIdx.x];
     if (ignores && label == ignored) share = 0;
-    T mine = 0;
+    double mine = 0;
     EACH_IN_BLOCK(k, classes) mine += factor(k, label, given, weights, times, plus);
     T sum = over_block<SUM>(mine);
     EACH_IN_BLOCK(k, classes) {
@@ -170,7 +173,9 @@ def _forward_cuda(xp: Any, logits: Array, labels: Labels, placed: tuple[Any, ...
     log_p, losses = xp.empty(logits.shape, logits.dtype), xp.empty(logits.shape[:-1], logits.dtype)
     are_ones = labels.ignore_index is None and (labels.weight is None or not labels.are_numbers)
     counts = None if are_ones else xp.empty(losses.shape, losses.dtype)
-    _CUDA("cross_entropy", row_grid(rows, k), xp.ascontiguousarray(logits), *placed, log_p, losses, counts, k)
+    scale = 2.0 if labels.reduction == "none" else 1.0
+    outputs = log_p, losses, counts, scale
+    _CUDA("cross_entropy", row_grid(rows, k), xp.ascontiguousarray(logits), *placed, *outputs, k)
     if labels.reduction == "none":
         return losses, log_p, None
     loss, by = xp.empty((), losses.dtype), xp.empty((), losses.dtype)
@@ -269,12 +274,14 @@ def cross_entropy(
         each row.
 
     The weighted mean is sum of loss[n] / sum of weight[label of n]; of labels that are probabilities it is
-    over the rows. Where all rows are ignored, or all their weights are 0, it is 0.
+    over the rows. Where all rows are ignored, or all their weights are 0, it is 0. A batch without rows has a
+    sum, 0, and no mean.
     Units: nats per row. Of logits in bfloat16 the loss is float32.
     Shapes: logits (N, ..., K), labels (N, ...) class numbers or (N, ..., K), weight (K,) -> a single value;
     with reduction="none" (N, ...).
     Raises: DataError that names a label out of range and its place; ShapeError if shapes or dtypes do not
-    fit; ConfigError for an option that makes no sense, or ignore_index with probabilities.
+    fit, or there is nothing to average; ConfigError for an option that makes no sense, or ignore_index with
+    probabilities.
     Source: Szegedy et al. 2016 (label smoothing). Differs: where all rows are ignored PyTorch's mean is NaN;
     there -100 is ignored by default, here nothing is.
 
@@ -293,14 +300,14 @@ def cross_entropy(
         raise ShapeError(f"cross_entropy: logits must be (N, ..., K), two axes or more, not {logits.shape}")
     checks.same_floats("cross_entropy", logits=logits)
     logits = astype(logits, backend.accumulator(logits.dtype))
-    if logits.size == 0:
+    if logits.shape[-1] == 0 or (logits.size == 0 and reduction == "mean"):
         raise ShapeError(f"cross_entropy: logits {logits.shape} are empty; there is nothing to compare")
     found = labels_of(
         "cross_entropy", logits, labels, weight=weight, ignore_index=ignore_index, smoothing=label_smoothing,
         reduction=reduction,
     )  # fmt: skip
     xp = backend.array_module(logits.data)
-    if cuda.usable(logits.data):
+    if logits.size and cuda.usable(logits.data):  # no row is no work for a kernel
         placed = _labels_cuda(xp, found, logits.data)
         loss, log_p, divided = _forward_cuda(xp, logits.data, found, placed)
         saved = {"log_p": log_p, "labels": placed[0], "probabilities": placed[1], "weight": placed[2]}

@@ -23,15 +23,15 @@ from minires.ops.registry import Case, Make, Shape
 from minires.tensor import Tensor, array_of, record
 
 
-def unbroadcast(xp: Any, dy: Array, shape: Sequence[int]) -> Array:
-    """The adjoint of broadcasting from ``shape``: sum ``dy`` over the axes that were added or stretched."""
+def unbroadcast(dy: Array, shape: Sequence[int]) -> Array:
+    """The adjoint of broadcasting from ``shape``: sum ``dy`` over the axes that were added or stretched, in
+    float64, rounded once (see minires.backend.sums)."""
     shape = tuple(shape)
     if dy.shape == shape:
         return dy
     added = dy.ndim - len(shape)
     stretched = [added + i for i, size in enumerate(shape) if size == 1 and dy.shape[added + i] != 1]
-    total = xp.sum(dy, axis=(*range(added), *stretched), dtype=backend.accumulator(dy.dtype))
-    return total.reshape(shape).astype(dy.dtype, copy=False)
+    return backend.total(dy, (*range(added), *stretched)).reshape(shape)
 
 
 _NUMBERS = (numbers.Real, np.bool_)
@@ -96,7 +96,7 @@ def binary(
 
     def back(dy: Array) -> list[Array | None]:
         parts = zip(shapes, backward(xp, dy, **saved), strict=True)
-        return [None if shape is None else unbroadcast(xp, part(), shape) for shape, part in parts]
+        return [None if shape is None else unbroadcast(part(), shape) for shape, part in parts]
 
     return record(op, y, inputs={"a": a, "b": b}, saved=saved, backward=back)
 

@@ -148,7 +148,7 @@ def _make_sense(labels: Labels, array: Array) -> Array:
     if labels.are_numbers:
         good = (array >= 0) & (array < labels.classes)
         return good if labels.ignore_index is None else good | (array == labels.ignore_index)
-    return (array >= 0).all(axis=-1) & (abs(array.sum(axis=-1) - 1) < 1e-3)
+    return (array >= 0).all(axis=-1) & (abs(backend.total(array, -1, dtype=np.float64) - 1) < 1e-3)
 
 
 def _look(op: str, labels: Labels) -> None:
@@ -206,7 +206,7 @@ def spread_out(xp: Any, labels: Labels, like: Array) -> tuple[Array, Array | Non
     counts = None
     if weight is not None:
         u = u * weight
-        counts = (t * weight).sum(axis=-1) if labels.are_numbers else None
+        counts = backend.total(t * weight, -1) if labels.are_numbers else None
     if kept is not None:
         nothing = xp.zeros((), dtype)
         u = xp.where(kept[..., None], u, nothing)
@@ -216,7 +216,7 @@ def spread_out(xp: Any, labels: Labels, like: Array) -> tuple[Array, Array | Non
 
 def row_losses(xp: Any, log_p: Array, u: Array) -> Array:
     """-sum over k of u * log p, (N, ...). Of a class that does not count log p may be minus infinity."""
-    return 0 - (xp.where(u == 0, xp.zeros((), log_p.dtype), log_p) * u).sum(axis=-1)
+    return 0 - backend.total(xp.where(u == 0, xp.zeros((), log_p.dtype), log_p) * u, -1)
 
 
 def divisor(xp: Any, counts: Array | None, rows: int, reduction: str) -> Any:
@@ -225,16 +225,20 @@ def divisor(xp: Any, counts: Array | None, rows: int, reduction: str) -> Any:
         return 1.0
     if counts is None:
         return float(rows)
-    total = xp.sum(counts, dtype=np.float64)
+    total = backend.total(counts, dtype=np.float64)
     return xp.where(total == 0, xp.ones((), np.float64), total)
 
 
-def reduced(xp: Any, losses: Array, by: Any, reduction: str) -> Array:
-    """The losses of the rows as one number, divided by the :func:`divisor`; as they are for "none"."""
-    if reduction == "none":
-        return losses
-    total = xp.sum(losses, dtype=np.float64)  # may be too large for float32 where the mean is not
-    return (total / by).astype(losses.dtype)
+def reduced(losses: Array, by: Any, reduction: str, *, times: float = 1.0) -> Array:
+    """The losses of the rows as one number, divided by the :func:`divisor`; as they are for "none". ``times``
+    is what the losses are multiplied by, at the end: they may have been given as halves.
+
+    The sum is added up in float64: it may be too large for float32 where the mean is not.
+    """
+    with np.errstate(over="ignore"):  # a loss that is too large is infinite
+        if reduction == "none":
+            return losses * losses.dtype.type(times)
+        return (backend.total(losses, dtype=np.float64) * times / by).astype(losses.dtype)
 
 
 def share(dloss: Array, by: Any, reduction: str) -> Array:

@@ -3,7 +3,7 @@
     y = x @ w + b
     dx = dy @ w^T
     dw = x^T @ dy
-    db = sum of dy over N
+    db = sum of dy over N            added up in float64, rounded once: see minires.backend.sums
 
 Shapes: x (N, C), w (C, O), b (O,) -> y (N, O); of more axes than two, or one, the last is C.
 """
@@ -39,8 +39,8 @@ def _backward_w(xp: Any, dy: Array, x: Array) -> Array:
     return backend.matmul(x.T, dy, backend.accumulator(x.dtype))
 
 
-def _backward_b(xp: Any, dy: Array) -> Array:
-    return xp.sum(dy, axis=0, dtype=backend.accumulator(dy.dtype))
+def _backward_b(dy: Array) -> Array:
+    return backend.total(dy, 0, dtype=backend.accumulator(dy.dtype))
 
 
 def _cases() -> Iterator[Case]:
@@ -115,7 +115,7 @@ def _linear(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     def backward(dy: Array) -> tuple[Array | None, ...]:
         dx = _backward_x(xp, dy, saved["w"]) if need_x else None
         dw = _backward_w(xp, dy, saved["x"]) if need_w else None
-        db = _backward_b(xp, dy) if need_b else None
+        db = _backward_b(dy) if need_b else None
         return dx, dw, db
 
     y = _forward(xp, xdata, wdata, None if b is None else b.data)

@@ -35,11 +35,11 @@ def _forward(xp: Any, a: Array, b: Array) -> Array:
 
 
 def _backward_a(xp: Any, dy: Array, b: Array, shape: Shape) -> Array:
-    return unbroadcast(xp, backend.matmul(dy, b.swapaxes(-1, -2)), shape)
+    return unbroadcast(backend.matmul(dy, b.swapaxes(-1, -2)), shape)
 
 
 def _backward_b(xp: Any, dy: Array, a: Array, shape: Shape) -> Array:
-    return unbroadcast(xp, backend.matmul(a.swapaxes(-1, -2), dy), shape)
+    return unbroadcast(backend.matmul(a.swapaxes(-1, -2), dy), shape)
 
 
 def _onnx(graph: Graph, call: Call) -> str:

@@ -81,7 +81,7 @@ def nll_loss(
         raise ShapeError(f"nll_loss: log_p must be (N, ..., K), two axes or more, not {log_p.shape}")
     checks.same_floats("nll_loss", log_p=log_p)
     log_p = astype(log_p, backend.accumulator(log_p.dtype))
-    if log_p.size == 0:
+    if log_p.shape[-1] == 0 or (log_p.size == 0 and reduction == "mean"):
         raise ShapeError(f"nll_loss: log_p {log_p.shape} is empty; there is nothing to compare")
     found = labels_of(
         "nll_loss", log_p, labels, weight=weight, ignore_index=ignore_index, reduction=reduction,
@@ -97,7 +97,7 @@ def nll_loss(
 
     return record(
         "nll_loss",
-        reduced(xp, losses, by, reduction),
+        reduced(losses, by, reduction),
         inputs={"log_p": log_p},
         options=found.options(),
         saved={"target": u},

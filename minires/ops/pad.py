@@ -60,7 +60,7 @@ def _folded(dy: Array, axis: int, before: int, after: int, mode: str) -> Array:
     inner = dy[*others, before : before + size]
     if mode == "constant" or not before + after:
         return inner
-    inner = inner.astype(backend.accumulator(dy.dtype))  # a copy, to add to
+    inner = inner.astype(np.float64)  # a copy, to add to; a pixel at the edge may have many copies
     origin = np.pad(np.arange(size), (before, after), mode)  # type: ignore[call-overload]
     for place in (*range(before), *range(before + size, before + size + after)):
         inner[*others, origin[place]] += dy[*others, place]

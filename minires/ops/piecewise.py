@@ -265,7 +265,7 @@ def _where(a: Tensor, b: Tensor, condition: Array) -> Tensor:
         zero = xp.zeros((), dy.dtype)
         parts = ((condition, dy, zero), (condition, zero, dy))
         return [
-            None if shape is None else unbroadcast(xp, xp.where(*part), shape)
+            None if shape is None else unbroadcast(xp.where(*part), shape)
             for shape, part in zip(shapes, parts, strict=True)
         ]
 

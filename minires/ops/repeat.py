@@ -69,7 +69,7 @@ def broadcast_to(x: Tensor, shape: tuple[int, ...]) -> Tensor:
         xp.broadcast_to(x.data, wanted),
         inputs={"x": x},
         options={"shape": wanted},
-        backward=lambda dy: (unbroadcast(xp, dy, before),),
+        backward=lambda dy: (unbroadcast(dy, before),),
     )
 
 

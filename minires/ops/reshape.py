@@ -340,10 +340,9 @@ def _is_plain(part: Any) -> bool:
 
 
 def _backward_getitem(xp: Any, dy: Array, shape: tuple[int, ...], index: Any, plain: bool) -> Array:
-    dtype = dy.dtype if plain else backend.accumulator(dy.dtype)
-    dx = xp.zeros(shape, dtype)
+    dx = xp.zeros(shape, dy.dtype if plain else np.float64)
     if plain:
         dx[index] = dy
-    else:  # a list may name an element twice; assignment would keep one of its gradients only
-        xp.add.at(dx, index, dy.astype(dtype, copy=False))
+    else:  # a list may name an element twice, or ten million times: it gets the sum of all its gradients
+        xp.add.at(dx, index, dy.astype(np.float64))
     return dx.astype(dy.dtype, copy=False)

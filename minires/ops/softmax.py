@@ -3,7 +3,10 @@
     y = exp(x) / sum exp(x)              dx = y * (dy - sum(dy * y))
     y = x - log sum exp(x)               dx = dy - exp(y) * sum(dy)           (log_softmax)
 
-The largest x is subtracted first: the result is the same and nothing overflows, whatever the size of x.
+The largest x is subtracted first: the result is the same and nothing overflows, whatever the size of x. Of
+the logarithm first the half is computed: the difference of two numbers may be too large for the dtype, that
+of their halves never is, and halving is exact. The sums are added up in float64, and the logarithm is taken
+of them there, so that it is right to its last digits where one x outweighs all others.
 
 Shapes: x (..., K); y has the shape of x. Another axis than the last is brought there by a transposition.
 """
@@ -39,20 +42,32 @@ def _shifted(xp: Any, x: Array) -> Array:
 
 def _forward(xp: Any, x: Array) -> Array:
     e = xp.exp(_shifted(xp, x))
-    return e / xp.sum(e, axis=-1, keepdims=True)
+    return e / backend.total(e, -1, keepdims=True)
 
 
 def _backward(xp: Any, dy: Array, y: Array) -> Array:
-    return y * (dy - xp.sum(dy * y, axis=-1, keepdims=True))
+    return y * (dy - backend.total(dy * y, -1, keepdims=True))
 
 
-def forward_log(xp: Any, x: Array) -> Array:
-    shifted = _shifted(xp, x)
-    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
+def half_of_log(xp: Any, x: Array) -> Array:
+    """Half the logarithm of the softmax: finite wherever x is."""
+    half = x / 2 - xp.max(x, axis=-1, keepdims=True) / 2
+    log_sum = xp.log(backend.total(xp.exp(doubled(half)), -1, keepdims=True, dtype=np.float64))
+    return half - (log_sum / 2).astype(x.dtype)
+
+
+def doubled(half: Array) -> Array:
+    """Twice the numbers; infinite where that is too large."""
+    with np.errstate(over="ignore"):
+        return half * 2
+
+
+def _forward_log(xp: Any, x: Array) -> Array:
+    return doubled(half_of_log(xp, x))
 
 
 def _backward_log(xp: Any, dy: Array, y: Array) -> Array:
-    return dy - xp.exp(y) * xp.sum(dy, axis=-1, keepdims=True)
+    return dy - xp.exp(y) * backend.total(dy, -1, keepdims=True)
 
 
 # ------------------------------------------------------------------------------------------- fast, on GPU
@@ -66,17 +81,17 @@ ROW_CODE = r"""
 
 enum Joining { SUM, LARGEST };
 
-template <Joining how>
-__device__ T join(T a, T b) {
+template <Joining how, class N>
+__device__ N join(N a, N b) {
     if (how == SUM) return a + b;
     return b > a ? b : a;
 }
 
 // The sum or the largest of what the threads of the block bring, in an order that is always the same: first
 // within each warp, in pairs, then warp by warp. Every thread learns the result.
-template <Joining how>
-__device__ T over_block(T value) {
-    __shared__ T of_warp[32];
+template <Joining how, class N>
+__device__ N over_block(N value) {
+    __shared__ N of_warp[32];
     for (int by = 16; by > 0; by /= 2) value = join<how>(value, __shfl_xor_sync(0xffffffff, value, by));
     if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
     __syncthreads();
@@ -92,12 +107,14 @@ __device__ T largest(const T* x, int classes) {
     return over_block<LARGEST>(mine);
 }
 
-// log sum exp(x - shift)
-__device__ T log_of_sum(const T* x, T shift, int classes) {
-    T mine = 0;
+// Half of log sum exp(x - shift), and half of x - shift, which is never too large for T.
+__device__ T half_of_log_sum(const T* x, T shift, int classes) {
+    double mine = 0;
     EACH_IN_BLOCK(k, classes) mine += exp(x[k] - shift);
-    return log(over_block<SUM>(mine));
+    return log(over_block<SUM>(mine)) / 2;
 }
+
+__device__ T half_of_difference(T a, T b) { return a / 2 - b / 2; }
 """
 
 _CUDA = cuda.Source(
@@ -106,7 +123,8 @@ _CUDA = cuda.Source(
 extern "C" __global__ void softmax(const T* x, T* y, int classes) {
     int row = blockIdx.x * classes;
     x += row; y += row;
-    T shift = largest(x, classes), mine = 0;
+    T shift = largest(x, classes);
+    double mine = 0;
     EACH_IN_BLOCK(k, classes) {
         y[k] = exp(x[k] - shift);
         mine += y[k];
@@ -118,7 +136,7 @@ extern "C" __global__ void softmax(const T* x, T* y, int classes) {
 extern "C" __global__ void softmax_gradient(const T* dy, const T* y, T* dx, int classes) {
     int row = blockIdx.x * classes;
     dy += row; y += row; dx += row;
-    T mine = 0;
+    double mine = 0;
     EACH_IN_BLOCK(k, classes) mine += dy[k] * y[k];
     T sum = over_block<SUM>(mine);
     EACH_IN_BLOCK(k, classes) dx[k] = y[k] * (dy[k] - sum);
@@ -128,14 +146,14 @@ extern "C" __global__ void log_softmax(const T* x, T* y, int classes) {
     int row = blockIdx.x * classes;
     x += row; y += row;
     T shift = largest(x, classes);
-    T log_sum = log_of_sum(x, shift, classes);
-    EACH_IN_BLOCK(k, classes) y[k] = x[k] - shift - log_sum;
+    T half_log_sum = half_of_log_sum(x, shift, classes);
+    EACH_IN_BLOCK(k, classes) y[k] = 2 * (half_of_difference(x[k], shift) - half_log_sum);
 }
 
 extern "C" __global__ void log_softmax_gradient(const T* dy, const T* y, T* dx, int classes) {
     int row = blockIdx.x * classes;
     dy += row; y += row; dx += row;
-    T mine = 0;
+    double mine = 0;
     EACH_IN_BLOCK(k, classes) mine += dy[k];
     T sum = over_block<SUM>(mine);
     EACH_IN_BLOCK(k, classes) dx[k] = dy[k] - exp(y[k]) * sum;
@@ -270,5 +288,5 @@ def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
         y = _rows_cuda(xp, "log_softmax", x.data)
         back = partial(_rows_cuda, xp, "log_softmax_gradient")
     else:
-        y, back = forward_log(xp, x.data), partial(_backward_log, xp)
+        y, back = _forward_log(xp, x.data), partial(_backward_log, xp)
     return record("log_softmax", y, inputs={"x": x}, saved={"y": y}, backward=lambda dy: (back(dy, y),))

@@ -145,10 +145,10 @@ def check_border(op: str, win: Window, picture: tuple[int, int]) -> None:
     Raises: ShapeError with the numbers.
     """
     axes = zip(picture, win.extent, (win.top, win.left), (win.bottom, win.right), strict=True)
-    is_inside = all(max(before, after) < extent for _, extent, before, after in axes)
-    if is_inside and not win.is_dense:  # its pixels may lie on both sides of a picture smaller than its gaps
-        is_inside = _all_see(win, picture)
-    if not is_inside:
+    is_inside = all(size > 0 and max(before, after) < extent for size, extent, before, after in axes)
+    # The pixels of a dilated window may lie on both sides of a picture smaller than its gaps; and in a wide
+    # border there may be no window, as the next one would begin further away.
+    if not (is_inside and win.is_dense or _all_see(win, picture)):
         (kh, kw), (high, wide), (height, width) = win.size, win.extent, picture
         dilated = "" if win.is_dense else f", dilated to {high}x{wide}"
         raise ShapeError(
@@ -171,7 +171,5 @@ def _all_see(win: Window, picture: tuple[int, int]) -> bool:
 
 def _overhang(size: int, extent: int, stride: int) -> int:
     """How far the last window reaches past the picture if windows cover all of it; each starts inside."""
-    if extent > size:
-        return 0
     places = min(-(-(size - extent) // stride) + 1, -(-size // stride))
-    return max(0, (places - 1) * stride + extent - size)
+    return max(0, (places - 1) * stride + extent - size) if places > 0 else 0

@@ -134,7 +134,7 @@ class Optimizer:
         gradients = {i: p.grad for i, p in enumerate(self.parameters) if p.grad is not None}
         if gradients and cuda.usable(*gradients.values()):
             return float(self._on_gpu.norm(gradients))
-        return math.sqrt(sum(float(backend.array_module(g).vdot(g, g)) for g in gradients.values()))
+        return math.sqrt(sum(map(backend.sum_of_squares, gradients.values())))
 
     def step(self, *, norm: float | None = None) -> None:
         """Update every parameter that has a gradient, in place.
@@ -185,6 +185,7 @@ class Optimizer:
             parameter = self.parameters[i]
             self._steps[i] += 1
             gradient = parameter.grad
+            assert gradient is not None
             if not gradient.flags.c_contiguous:
                 gradient = backend.array_module(gradient).ascontiguousarray(gradient)
             keep = 1.0 - self.lr * self._decoupled[i]

@@ -18,7 +18,7 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array, cuda
-from minires.errors import CheckpointError, number
+from minires.errors import CheckpointError, ConfigError, number
 from minires.optim.cuda_kernels import Sweep, fits
 
 _CUDA = cuda.Source(r"""

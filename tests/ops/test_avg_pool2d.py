@@ -75,6 +75,8 @@ CEIL = [  # picture, kernel, stride
     ((6, 9), 2, 3),
     ((5, 5), (2, 3), (3, 2)),
     ((2, 2), 1, 2),
+    ((2, 2), 3, 2),  # a window that begins inside may be larger than the picture
+    ((1, 4), 3, 3),
 ]
 
 

@@ -105,6 +105,11 @@ def test_logits_of_ten_thousand(dtype):
         ([[3e38, -3e38]], [0], {}, 0, [[0, 0]]),
         ([[3e38, -3e38]], [1], {}, INF, [[1, -1]]),
         ([[3e38, 0], [3e38, 0]], [1, 1], {}, 3e38, [[0.5, -0.5]] * 2),
+        ([[3e38, -3e38]], [0], {"label_smoothing": 0.1}, 3e37, [[0.05, -0.05]]),
+        ([[1e38, 3e38, -3e38]], [0], {"label_smoothing": 0.3}, 2.2e38, [[-0.8, 0.9, -0.1]]),
+        ([[3e38, -3e38], [0, 0]], [1, 0], {}, 3e38, [[0.5, -0.5], [-0.25, 0.25]]),
+        ([[3e38, -3e38]], [[0.75, 0.25]], {"reduction": "none"}, [1.5e38], [[0.25, -0.25]]),
+        ([[20, 0]], [0], {}, 2.0611536e-09, [[0, 0]]),
         ([[0, -INF], [0, 0]], [0, 1], {"reduction": "sum"}, 0.69315, [[0, 0], [0.5, -0.5]]),
         ([[-INF, -INF], [0, 0]], [7, 1], {"ignore_index": 7}, 0.69315, [[0, 0], [0.5, -0.5]]),
         ([[np.nan, 0], [0, 0]], [0, 1], {"ignore_index": 0}, 0.69315, [[0, 0], [0.5, -0.5]]),
@@ -121,9 +126,34 @@ def test_logits_at_the_ends_of_float32(logits, labels, options, loss, gradient, 
         finite_rows = not np.isposinf(x.data).any() and not np.isneginf(x.data).all(axis=1).any()
         warnings.simplefilter("error" if finite_rows else "ignore")  # infinity minus infinity does warn
         y = cross_entropy(x, np.array(labels), **options)
-        y.backward()
+        y.backward(np.ones_like(y.data))
     np.testing.assert_allclose(y.data, np.float32(loss), rtol=2e-5)
     np.testing.assert_allclose(x.grad, np.float32(gradient), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e4, 3.4e38])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("gone", [0.0, 0.3])
+def test_any_logits_of_float32_as_in_float64(reduction, size, smoothing, gone, implementation):
+    """Logits of every size float32 has, some of them minus infinity, against PyTorch in float64."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    logits = (rng.uniform(-1, 1, (40, 6)) * size).astype(np.float32)
+    logits[rng.uniform(size=logits.shape) < gone] = -INF
+    logits[:, 5] = rng.uniform(-1, 1, 40) * size  # no row is minus infinity alone
+    labels = rng.integers(0, 6, 40)
+    x = Tensor(logits, requires_grad=True)
+    y = cross_entropy(x, labels, label_smoothing=smoothing, reduction=reduction)
+    y.backward(np.ones_like(y.data))
+    exact = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+    options = {"label_smoothing": smoothing, "reduction": reduction}
+    expected = torch.nn.functional.cross_entropy(exact, torch.tensor(labels), **options)
+    expected.sum().backward()
+    with np.errstate(over="ignore"):
+        wanted = expected.detach().numpy().astype(np.float32)
+    np.testing.assert_allclose(y.data, wanted, rtol=2e-6)
+    np.testing.assert_allclose(x.grad, exact.grad.numpy(), rtol=1e-5, atol=3e-7)
 
 
 def test_one_hot_is_the_same_as_labels():

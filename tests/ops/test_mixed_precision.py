@@ -116,7 +116,7 @@ def test_these_kernels_and_no_others_run_in_bfloat16(emulator):
         (cuda_kernels, "batch_norm", "if (add) value += add[i]", "if (add) value = T(value) + add[i]"),
         (cuda_kernels, "batch_norm", "? scale * g + slope * d", "? T(scale * g) + slope * d"),
         (max_pool_cuda, "max_pool2d", "sum += dy[o]", "sum = T(sum + dy[o])"),
-        (avg_pool_cuda, "avg_pool2d", "sum / A(count)", "T(sum) / A(count)"),
+        (avg_pool_cuda, "avg_pool2d", "A(sum / count)", "A(T(sum) / A(count))"),
         (dropout, "dropout", "(kept ? scale : A(0))", "(kept ? A(T(scale)) : A(0))"),
     ],
 )

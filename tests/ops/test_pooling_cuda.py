@@ -118,6 +118,18 @@ def test_shapes_beyond_the_table(check, dtype):
     check(dtype)
 
 
+def test_means_of_many_pixels_lose_no_digits():
+    x = np.random.default_rng(0).random((1, 700, 500, 2), np.float32)
+    win = window("avg_pool2d", (700, 500), (600, 500), 100, 0)
+    y = avg_pool_cuda.forward(np, x, win, False)
+    expected = [x[:, at : at + 600].astype(np.float64).mean(axis=(1, 2)) for at in (0, 100)]
+    np.testing.assert_allclose(y[0, :, 0], np.concatenate(expected), rtol=1e-7)
+    win = window("avg_pool2d", (99, 99), 50, 1, 0)
+    dy = np.random.default_rng(0).random((1, *win.out, 1), np.float32)
+    dx = avg_pool_cuda.backward(np, dy, (1, 99, 99, 1), win, False)
+    np.testing.assert_allclose(dx[0, 49, 49, 0], dy.mean(dtype=np.float64), rtol=1e-7)
+
+
 @pytest.mark.parametrize(("tensors", "launches"), [(1, 1), (4, 1), (5, 2), (9, 3)])
 def test_four_tensors_are_joined_in_one_launch(tensors, launches, emulator):
     parts = [np.ones((2, 3))] * tensors

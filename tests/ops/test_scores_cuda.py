@@ -50,7 +50,7 @@ def rewrite(monkeypatch, module, piece, wrong):
 
 SOFTMAXES = {
     "softmax": (softmax._forward, softmax._backward),
-    "log_softmax": (softmax.forward_log, softmax._backward_log),
+    "log_softmax": (softmax._forward_log, softmax._backward_log),
 }
 in_both = pytest.mark.parametrize("op", SOFTMAXES)
 
@@ -192,8 +192,23 @@ def test_the_mean_over_many_rows(emulator):
     for given, expected in ((None, losses.mean()), (counts, losses.sum() / counts.sum())):
         grid = softmax.row_grid(1, 5000)
         cross_entropy._CUDA("cross_entropy_sum", grid, losses, given, loss, by, 5000, True)
-        opcheck.assert_close(loss, expected, opcheck.CLOSE["float64"], "mean")
+        opcheck.assert_close(loss, 2 * expected, opcheck.CLOSE["float64"], "mean of halves")
         opcheck.assert_close(by, np.asarray(5000 if given is None else counts.sum()), 1e-12, "counts")
+
+
+def test_sums_over_many_rows_and_classes_lose_no_digits(emulator):
+    many = 1_000_000
+    loss, by = np.empty((), np.float32), np.empty((), np.float32)
+    counts = np.random.default_rng(1).random(many, np.float32)
+    losses, exact = np.full(many, 0.1, np.float32), counts.astype(np.float64).sum()
+    grid = softmax.row_grid(1, many)
+    cross_entropy._CUDA("cross_entropy_sum", grid, losses, counts, loss, by, many, True)
+    np.testing.assert_allclose(by, exact, rtol=1e-7)
+    np.testing.assert_allclose(loss, 2 * many * np.float64(np.float32(0.1)) / exact, rtol=1e-7)
+    x = np.random.default_rng(0).random((1, many), np.float32)
+    e = np.exp(x.astype(np.float64))
+    np.testing.assert_allclose(softmax._rows_cuda(np, "softmax", x), e / e.sum(), rtol=3e-7)
+    np.testing.assert_allclose(softmax._rows_cuda(np, "log_softmax", x), np.log(e / e.sum()), rtol=2e-7)
 
 
 def test_cross_entropy_of_logits_that_are_not_finite(emulator):
@@ -283,7 +298,10 @@ def test_labels_on_a_gpu_are_not_looked_at_and_never_spread_out(emulator, monkey
         ("times * (given", "(given"),
         ("weights ? weights[k] * target", "weights ? weights[0] * target"),
         ("if (u != 0) mine", "mine"),
-        ("kept ? logits[k]", "true ? logits[k]"),
+        ("kept ? half_of", "true ? half_of"),
+        ("log_p[k] = 2 * half", "log_p[k] = half"),
+        ("*loss = 2 * sum", "*loss = sum"),
+        ("(mine) * scale", "(mine)"),
         ("!ignores || ", ""),
         ("losses[blockIdx.x] = !kept ? T(0) : ", "losses[blockIdx.x] = "),
         ("good ? loss : NOT_A_NUMBER", "loss"),

@@ -2,6 +2,7 @@
 
 import re
 
+import cuda_emulator
 import numpy as np
 import opcheck
 import pytest
@@ -30,6 +31,53 @@ def test_large_scores_do_not_overflow(dtype):
         y, log_y = softmax(Tensor(x)).numpy(), log_softmax(Tensor(x)).numpy()
     assert np.allclose(y, [[1, 0, 0], [1 / 3] * 3, [1 / 3] * 3])
     assert np.allclose(log_y, [[0, -1e4, -2e4], [np.log(1 / 3)] * 3, [np.log(1 / 3)] * 3])
+
+
+@pytest.fixture(params=["array code", pytest.param("kernels", marks=pytest.mark.emulated)])
+def implementation(request, monkeypatch):
+    """Each test that asks for this runs on plain arrays, and through the CUDA kernels on the CPU."""
+    if request.param == "kernels":
+        if cuda_emulator.compiler() is None:
+            pytest.skip("there is no g++ here")
+        cuda_emulator.emulate(monkeypatch)
+
+
+@pytest.mark.parametrize("op", [softmax, log_softmax])
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e4, 3.4e38])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_any_scores_of_float32_as_in_float64(op, size, axis, implementation):
+    """Scores of every size float32 has, some of them minus infinity, against PyTorch in float64."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    scores = (rng.uniform(-1, 1, (9, 30)) * size).astype(np.float32)
+    scores[rng.uniform(size=scores.shape) < 0.2] = -np.inf
+    x = Tensor(scores, requires_grad=True)
+    exact = torch.tensor(scores, dtype=torch.float64, requires_grad=True)
+    y, expected = op(x, axis), getattr(torch, op.__name__)(exact, axis)
+    dy = rng.standard_normal(y.shape).astype(np.float32)
+    y.backward(dy)
+    expected.backward(torch.tensor(dy).double())
+    with np.errstate(over="ignore"):
+        wanted = expected.detach().numpy().astype(np.float32)
+    np.testing.assert_allclose(y.data, wanted, rtol=2e-6, atol=1e-37)
+    np.testing.assert_allclose(x.grad, exact.grad.numpy(), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("op", [softmax, log_softmax])
+@pytest.mark.parametrize("row", [[-np.inf, -np.inf], [np.inf, 1.0], [np.inf, np.inf], [np.nan, 0.0]])
+def test_rows_without_an_answer_are_nan_as_in_torch(op, row, implementation):
+    torch = pytest.importorskip("torch")
+    with np.errstate(invalid="ignore"):
+        y = op(Tensor(np.array([row, [0.0, 0.0]], np.float32))).numpy()
+    expected = getattr(torch, op.__name__)(torch.tensor([row, [0.0, 0.0]]), -1).numpy()
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
+    assert np.isnan(y[0]).all()
+
+
+def test_the_logarithm_of_what_is_nearly_certain(implementation):
+    """log(1 / (1 + e^-20)) = -e^-20, which is lost where 1 + e^-20 is rounded to float32."""
+    y = log_softmax(Tensor(np.array([[20.0, 0.0]], np.float32))).numpy()
+    assert y[0, 0] == pytest.approx(-np.exp(-20), rel=1e-4)
 
 
 def test_rows_sum_to_one_whatever_is_added():

@@ -7,6 +7,8 @@
 ``count_padding=True`` it is KH*KW, as in Caffe and torch, whose windows that reach out because the size is
 rounded up count real pixels all the same.
 
+Sums of many numbers are added up in float64 and rounded once; those of up to 16 in float32, right to 1e-6.
+
 Shapes: x (N, H, W, C) -> y (N, OH, OW, C).
 Source: LeCun et al. 1989 (subsampling); global average pooling: Lin, Chen, Yan 2013, arXiv:1312.4400.
 
@@ -20,9 +22,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from minires import backend
 from minires.backend import Array, cuda
-from minires.errors import ConfigError
+from minires.errors import ConfigError, ShapeError
 from minires.ops import checks
 from minires.ops.avg_pool2d import cuda_kernels
 from minires.ops.forms import Formula, Pool
@@ -41,12 +45,20 @@ def _counts(xp: Any, win: Window, shape: tuple[int, ...], dtype: Any, count_padd
     """How many pixels each mean is over: (1, OH, OW, 1)."""
     if count_padding:
         return xp.full((1, *win.out, 1), win.size[0] * win.size[1], dtype)
-    return _sum(xp, xp.ones((1, *shape[1:3], 1), dtype), win)
+    return _sum(xp, xp.ones((1, *shape[1:3], 1), dtype), win).astype(dtype, copy=False)
+
+
+_FEW = 16  # pixels under a window whose sum loses nothing worth a wider dtype: at most 1e-6 of it
+
+
+def _summed(win: Window, dtype: Any) -> Any:
+    """The dtype in which the pixels under a window, or those of the windows over one, are added up."""
+    return dtype if win.size[0] * win.size[1] <= _FEW else np.float64
 
 
 def _sum(xp: Any, x: Array, win: Window) -> Array:
     padded = win.pad(xp, x)
-    total = win.at(padded, 0, 0).copy()
+    total = win.at(padded, 0, 0).astype(_summed(win, x.dtype))
     for i in range(win.size[0]):
         for j in range(win.size[1]):
             if i or j:
@@ -56,11 +68,12 @@ def _sum(xp: Any, x: Array, win: Window) -> Array:
 
 def _backward(xp: Any, share: Array, shape: tuple[int, ...], win: Window) -> Array:
     n, h, w, c = shape
-    padded = xp.zeros((n, h + win.top + win.bottom, w + win.left + win.right, c), share.dtype)
+    size = (n, h + win.top + win.bottom, w + win.left + win.right, c)
+    padded = xp.zeros(size, _summed(win, share.dtype))
     for i in range(win.size[0]):
         for j in range(win.size[1]):
             win.at(padded, i, j)[...] += share
-    return xp.ascontiguousarray(win.crop(padded))
+    return xp.ascontiguousarray(win.crop(padded), share.dtype)
 
 
 # ----------------------------------------------------------------------------------------------- public
@@ -145,7 +158,7 @@ def avg_pool2d(
             backward=lambda dy: (cuda_kernels.backward(xp, dy, shape, win, count_padding),),
         )
     counts = _counts(xp, win, shape, x.dtype, count_padding)
-    y = _sum(xp, x.data, win) / counts
+    y = (_sum(xp, x.data, win) / counts).astype(x.dtype, copy=False)
     return record(
         "avg_pool2d",
         y,
@@ -188,9 +201,9 @@ def _global_onnx(graph: Graph, call: Call) -> str:
 )
 @mixed(kernels=True)
 def global_avg_pool2d(x: Tensor) -> Tensor:
-    """The mean of each channel over the whole picture.
+    """The mean of each channel over the whole picture, added up in float64 and rounded once.
 
-    Shapes: x (N, H, W, C) -> y (N, C). Raises: ShapeError if x is not four axes of floats.
+    Shapes: x (N, H, W, C) -> y (N, C). Raises: ShapeError if x is not four axes of floats, or has no pixels.
     Source: arXiv:1312.4400.
 
     >>> global_avg_pool2d(Tensor([[1.0, 2.0], [3.0, 6.0]]).reshape(1, 2, 2, 1)).numpy().tolist()
@@ -201,6 +214,8 @@ def global_avg_pool2d(x: Tensor) -> Tensor:
     checks.same_floats("global_avg_pool2d", x=x)
     xp = backend.array_module(x.data)
     n, h, w, c = x.shape
+    if h * w == 0:
+        raise ShapeError(f"global_avg_pool2d: the pictures of x {x.shape} have no pixels to average")
 
     def backward(dy: Array) -> tuple[Array]:
         if cuda.usable(dy):
@@ -208,5 +223,5 @@ def global_avg_pool2d(x: Tensor) -> Tensor:
         share = (dy / (h * w)).reshape(n, 1, 1, c)
         return (xp.broadcast_to(share, (n, h, w, c)).copy(),)
 
-    y = x.data.mean(axis=(1, 2), dtype=backend.accumulator(x.dtype)).astype(x.dtype, copy=False)
+    y = backend.mean(x.data, (1, 2))
     return record("global_avg_pool2d", y, inputs={"x": x}, backward=backward)

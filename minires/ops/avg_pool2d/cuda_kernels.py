@@ -31,13 +31,19 @@ extern "C" __global__ void avg_pool(const T* x, T* y, int n, WINDOW) {
         int first_y = first(start_h, dilation_h), stop_y = stop(start_h, kernel_h, dilation_h, h);
         int first_x = first(start_w, dilation_w), stop_x = stop(start_w, kernel_w, dilation_w, w);
         const T* pixels = x + row / out_h * h * w * channels + c;
-        A sum = 0;
+        double sum = 0;  // of sixteen at a time, since GPUs are slower in double
         for (int ky = first_y; ky < stop_y; ky++) {
             const T* line = pixels + (start_h + ky * dilation_h) * w * channels;
-            for (int kx = first_x; kx < stop_x; kx++) sum += line[(start_w + kx * dilation_w) * channels];
+            for (int from = first_x; from < stop_x; from += 16) {
+                A few = 0;
+                for (int kx = from; kx < min(from + 16, stop_x); kx++) {
+                    few += line[(start_w + kx * dilation_w) * channels];
+                }
+                sum += few;
+            }
         }
         int count = count_padding ? kernel_h * kernel_w : (stop_y - first_y) * (stop_x - first_x);
-        y[i] = sum / A(count);
+        y[i] = A(sum / count);
     }
 }
 
@@ -47,7 +53,7 @@ extern "C" __global__ void avg_pool_gradient(const T* dy, T* dx, int n, WINDOW) 
     EACH(i, n) {
         int c = i % channels, place = i / channels, row = place / w;
         int ih = row % h + top, iw = place % w + left;  // in the padded picture
-        A sum = 0;
+        double sum = 0;
         int high = kernel_h * dilation_h, wide = kernel_w * dilation_w;
         for (int oh = min(ih / stride_h, out_h - 1); oh >= 0 && ih < oh * stride_h + high; oh--) {
             if (dilation_h > 1 && (ih - oh * stride_h) % dilation_h) continue;  // in a gap of the window
@@ -61,7 +67,7 @@ extern "C" __global__ void avg_pool_gradient(const T* dy, T* dx, int n, WINDOW) 
                 sum += dy[((row / h * out_h + oh) * out_w + ow) * channels + c] / A(count);
             }
         }
-        dx[i] = sum;
+        dx[i] = A(sum);
     }
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from minires.backend import Array
@@ -33,7 +34,7 @@ def check(
             raise ShapeError(
                 f"batch_norm: {name} has shape {part.shape}, but x {x.shape} has {channels} channels"
             )
-    if training and x.size // channels < 2:
+    if training and math.prod(x.shape[:-1]) < 2:
         raise ShapeError(
             f"batch_norm: training needs at least two values per channel, but x has shape {x.shape}. "
             "Use a larger batch, or eval(); where the last batch of an epoch is too small, leave it out: "
@@ -49,7 +50,7 @@ def check(
 def rows(xp: Any, x: Array) -> Array:
     """x (..., C) as (M, C): a view where its numbers lie in order, also with gaps between the rows, as in the
     first channels of a wider array; else a copy."""
-    matrix = x.reshape(-1, x.shape[-1])
+    matrix = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     to_next_row, to_next = matrix.strides
     in_order = to_next == x.itemsize and to_next_row % to_next == 0 and to_next_row >= x.shape[-1] * to_next
     return matrix if in_order else xp.ascontiguousarray(matrix)

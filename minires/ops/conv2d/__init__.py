@@ -107,10 +107,8 @@ def _backward_w(xp: Any, dy: Array, x: Array, shape: tuple[int, ...], win: Windo
 
 
 def backward_b(dy: Array) -> Array:
-    """The sum of each channel, (N, OH, OW, O) -> (O,), as a product with ones."""
-    rows = dy.reshape(-1, dy.shape[-1])
-    ones = backend.array_module(dy).ones((1, len(rows)), dy.dtype)
-    return backend.matmul(ones, rows, backend.accumulator(dy.dtype))[0]
+    """The sum of each channel, (N, OH, OW, O) -> (O,), added up in float64 and rounded once."""
+    return backend.total(dy, (0, 1, 2), dtype=backend.accumulator(dy.dtype))
 
 
 # ----------------------------------------------------------------------------------------------- public
@@ -190,7 +188,7 @@ def conv2d(
     xp = backend.array_module(x.data)
     xdata, wdata = xp.ascontiguousarray(x.data), xp.ascontiguousarray(w.data)
     bdata = None if b is None else b.data
-    forward, _, _ = implementation(xdata)
+    forward, _, _ = implementation(xdata, x.shape, w.shape)
     y = forward(xdata, wdata, bdata, relu, win, groups)
     # Tensors that need no gradient cost no product: the first layer of a network never computes dx.
     need_x, need_w, need_b = x.requires_grad, w.requires_grad, b is not None and b.requires_grad
@@ -200,7 +198,7 @@ def conv2d(
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
         dy = xp.ascontiguousarray(dy) if saved["y"] is None else relu_gradient(dy, saved["y"])
-        _, backward_x, backward_w = implementation(dy)
+        _, backward_x, backward_w = implementation(dy, x_shape, w_shape)
         dx = dw = db = None
         if need_w:
             dw = backward_w(dy, saved["x"], w_shape, win, groups)
@@ -248,9 +246,11 @@ def way(
     return choose.ways(like, x_shape, w_shape, win, groups)
 
 
-def implementation(array: Array) -> tuple[Callable[..., Array], Callable[..., Array], Callable[..., Array]]:
-    """forward, backward_x and backward_w for arrays such as this."""
-    if array.size and choose.is_fast(array):  # no picture is no work for a kernel
+def implementation(
+    array: Array, x: tuple[int, ...], w: tuple[int, ...]
+) -> tuple[Callable[..., Array], Callable[..., Array], Callable[..., Array]]:
+    """forward, backward_x and backward_w for arrays such as this, and the shapes of x and w."""
+    if choose.is_fast(array, x, w):
         return choose.forward, choose.backward_x, choose.backward_w
     xp = backend.array_module(array)
     return partial(_forward, xp), partial(_backward_x, xp), partial(_backward_w, xp)

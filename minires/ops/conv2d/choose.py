@@ -67,9 +67,10 @@ _FILES = {
 # ---------------------------------------------------------------------------------------------- the rules
 
 
-def is_fast(like: Array) -> bool:
-    """Whether arrays such as this take one of the ways; if not, they take the reference implementation."""
-    return cuda.usable(like) or backend.fast(like)
+def is_fast(like: Array, x: Shape, w: Shape) -> bool:
+    """Whether arrays such as this take one of the ways; if not, they take the reference implementation. So do
+    shapes of x and w without numbers: no picture, no channel, no kernel is no work for a way."""
+    return 0 not in (*x, *w) and (cuda.usable(like) or backend.fast(like))
 
 
 def _is_busy(pictures: int) -> bool:
@@ -137,7 +138,7 @@ def _way(rule: Rule, like: Array, x: Shape, w: Shape, win: Window, groups: int) 
 
 def ways(like: Array, x: Shape, w: Shape, win: Window, groups: int) -> Ways:
     """The ways on arrays such as ``like``, from the shapes of x and w."""
-    if not is_fast(like):
+    if not is_fast(like, x, w):
         return Ways(*[Way("reference", groups)] * 3)
     return Ways(*[_way(rule, like, x, w, win, groups) for rule in (_to_y, _to_dx, _to_dw)])
 

@@ -16,6 +16,7 @@ whole and the kernel is cut instead: each thread then reads its part of the kern
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -34,7 +35,8 @@ _COPY_GRAIN = 1 << 17  # numbers that are copied or changed; fewer are not worth
 
 def by_group(matrix: Array, groups: int) -> Array:
     """(..., R, O), any leading axes -> the view (G, R, O/G), R being all of them together."""
-    return matrix.reshape(-1, groups, matrix.shape[-1] // groups).swapaxes(0, 1)
+    *rows, columns = matrix.shape
+    return matrix.reshape(math.prod(rows), groups, columns // groups).swapaxes(0, 1)
 
 
 @kernel(

@@ -1,0 +1,177 @@
+"""Sums that lose no digits, over any axes: all numbers are added up in float64, whatever their dtype.
+
+In float32 a sum of ones stops at 2**24 = 16,777,216, and a sum of ten million numbers is off by percents.
+NumPy adds in pairs, which is nearly as good, but only along an axis whose numbers lie side by side in memory.
+In float64 each number that is added costs at most 1.1e-16 of the sum of absolute values; of 10**8 numbers of
+one sign that is 1.1e-8, less than what rounding the result to float32 costs (6e-8). So
+
+    |total - sum of x| <= 6e-8 * |sum of x| + 1.1e-16 * count * sum of |x|       for float32
+
+No copy in float64 is made: numbers are widened as they are read. bfloat16 on a GPU is added in float32, which
+CuPy does in pairs.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from minires.backend import arrays, kernels, parallel
+from minires.backend.arrays import Array
+from minires.backend.kernels import kernel
+
+Axes = int | tuple[int, ...] | None
+
+
+def total(
+    array: Array, axes: Axes = None, *, keepdims: bool = False, dtype: Any = None, divisor: float = 1
+) -> Array:
+    """The sum over ``axes`` (one, several, or None for all), divided by ``divisor`` before it is rounded.
+
+    dtype: that of the result; that of ``array`` if left out.
+    """
+    dtype = np.dtype(dtype or array.dtype)
+    if axes is None:
+        axes = tuple(range(array.ndim))
+    elif not isinstance(axes, tuple):
+        axes = (axes,)
+    found = _by_kernel(array, axes, dtype, divisor) if array.size >= _GRAIN and kernels.fast(array) else None
+    if found is None:
+        return _plain(array, axes, keepdims, dtype, divisor)
+    return found.reshape(_kept(array.shape, axes, keepdims))
+
+
+def mean(array: Array, axes: Axes = None, *, keepdims: bool = False, dtype: Any = None) -> Array:
+    """The mean over ``axes``: :func:`total`, divided by how many numbers there are."""
+    reduced = range(array.ndim) if axes is None else axes if isinstance(axes, tuple) else (axes,)
+    count = math.prod(array.shape[axis] for axis in reduced)
+    return total(array, axes, keepdims=keepdims, dtype=dtype, divisor=count)
+
+
+def _plain(array: Array, axes: tuple[int, ...], keepdims: bool, dtype: Any, divisor: float) -> Array:
+    xp = arrays.array_module(array)
+    in_pairs = xp is not np and arrays.is_bfloat16(array.dtype)
+    sums = xp.sum(array, axis=axes, keepdims=keepdims, dtype=np.float32 if in_pairs else np.float64)
+    with np.errstate(over="ignore"):  # what is too large for the dtype is infinite
+        return xp.asarray(sums / divisor, dtype)
+
+
+def _kept(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool) -> tuple[int, ...]:
+    reduced = {axis % len(shape) for axis in axes}
+    sizes = [(1 if axis in reduced else size, axis in reduced) for axis, size in enumerate(shape)]
+    return tuple(size for size, gone in sizes if keepdims or not gone)
+
+
+# ---------------------------------------------------------------------------------------------- on the CPU
+
+_GRAIN = 1 << 14  # numbers; of fewer NumPy makes a sum sooner than a kernel is called
+_PART = 1 << 20  # numbers worth a thread of their own
+_WIDE = 64  # sums side by side, so that a kernel's inner loop is worth its beginning and end
+_BLOCK = 4096  # ... but only so many, so that they stay near the processor
+
+
+@kernel(
+    x="flat (n)", out="out float (O, inner)",
+    where="inner > 0 and width >= inner and width % inner == 0 and each % inner == 0 and n >= O * each",
+)  # fmt: skip
+def _total_numba(x: Array, each: int, inner: int, width: int, divisor: float, out: Array) -> None:
+    """out[o, c] = sum of x[o, :, c] / divisor, of x (outer, rows, inner) as one row with ``each`` numbers to
+    every o. ``width`` is a multiple of ``inner``: so many sums are kept, of a long row a block at a time."""
+    sums = np.empty(min(width, _BLOCK), np.float64)
+    for o in range(len(out)):
+        stop = (o + 1) * each
+        for first in range(0, width, _BLOCK):
+            wide = min(_BLOCK, width - first)
+            sums[:] = 0
+            at = o * each + first
+            while at + 3 * width + wide <= stop:
+                a, b = x[at : at + wide], x[at + width : at + width + wide]
+                d, e = x[at + 2 * width : at + 2 * width + wide], x[at + 3 * width : at + 3 * width + wide]
+                for c in range(wide):
+                    sums[c] += (np.float64(a[c]) + np.float64(b[c])) + (np.float64(d[c]) + np.float64(e[c]))
+                at += 4 * width
+            while at < stop:
+                rest = x[at : min(at + wide, stop)]
+                for c in range(len(rest)):
+                    sums[c] += np.float64(rest[c])
+                at += width
+            for k in range(inner, wide, inner):  # a block is a part of one row, or whole rows
+                for c in range(inner):
+                    sums[c] += sums[k + c]
+            for c in range(min(wide, inner)):
+                out[o, first + c] = sums[c] / divisor
+
+
+def _by_kernel(array: Array, axes: tuple[int, ...], dtype: Any, divisor: float) -> Array | None:
+    """The sums in one row; None where the kernel cannot have them, as the axes do not lie side by side."""
+    reduced = sorted(axis % array.ndim for axis in axes)
+    if (
+        not reduced
+        or array.dtype != np.float32
+        or not array.flags.c_contiguous
+        or reduced[-1] - reduced[0] >= len(reduced)
+    ):
+        return None
+    rows = math.prod(array.shape[reduced[0] : reduced[-1] + 1])
+    inner = math.prod(array.shape[reduced[-1] + 1 :])
+    outer = array.size // (rows * inner)
+    flat, width = array.reshape(-1), inner * max(1, min(rows, _WIDE // inner))
+    if outer == 1 and inner <= _BLOCK:  # each thread sums some of the rows
+        parts = parallel.chunks(rows, max(1, _PART // inner))
+        sums = np.empty((len(parts), 1, inner))
+        pieces = [flat[i * inner : j * inner] for i, j in parts]
+        _run(
+            [
+                functools.partial(_total_numba, piece, piece.size, inner, width, 1.0, out)
+                for piece, out in zip(pieces, sums, strict=True)
+            ]
+        )
+        with np.errstate(over="ignore"):
+            return (sums.sum(axis=0) / divisor).astype(dtype)
+    out, each = np.empty((outer, inner), dtype), rows * inner
+    _run(
+        [
+            functools.partial(
+                _total_numba, flat[i * each : j * each], each, inner, width, float(divisor), out[i:j]
+            )
+            for i, j in parallel.chunks(outer, max(1, _PART // each))
+        ]
+    )
+    return out
+
+
+def _run(calls: Sequence[Callable[[], None]]) -> None:
+    """On all threads; a lone call at once, as it has no matrix product that would need the threads' care."""
+    if len(calls) == 1:
+        calls[0]()
+    else:
+        parallel.parallel_calls(calls)
+
+
+@kernel(x="flat (n)", sums="out float64 (_)")
+def _squares_numba(x: Array, sums: Array) -> None:
+    """Adds to sums[k] the squares of the numbers x[k], x[k + len(sums)], ..."""
+    width = len(sums)
+    for at in range(0, x.size, width):
+        row = x[at : min(at + width, x.size)]
+        for k in range(len(row)):
+            sums[k] += np.float64(row[k]) * np.float64(row[k])
+
+
+def sum_of_squares(array: Array) -> float:
+    """The sum of the squares of all numbers, in float64: right to 1e-14. Waits for a GPU."""
+    if not arrays.is_numpy(array):
+        return float(arrays.array_module(array).sum(array.astype(np.float64) ** 2))
+    flat = array.reshape(-1)
+    if not (kernels.fast(flat) and flat.size >= _GRAIN and flat.dtype == np.float32):
+        pieces = (flat[at : at + _PART].astype(np.float64) for at in range(0, flat.size, _PART))
+        return sum(float(piece @ piece) for piece in pieces)
+    parts = parallel.chunks(flat.size, _PART)
+    sums = np.zeros((len(parts), _WIDE))
+    calls = [functools.partial(_squares_numba, flat[i:j], s) for (i, j), s in zip(parts, sums, strict=True)]
+    _run(calls)
+    return float(sums.sum())

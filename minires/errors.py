@@ -7,7 +7,7 @@ import math
 import numbers
 import operator
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ class UnknownName(ConfigError):
 
 def one_of(option: str, value: object, allowed: Collection[object]) -> None:
     """Raise ConfigError unless ``value`` is one of those that ``option`` may have."""
-    if value not in allowed:
+    if not isinstance(value, Hashable) or value not in allowed:  # == of an array is no truth value
         raise ConfigError(f"{option} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
 
 
@@ -93,6 +93,9 @@ def _closest(name: object, known: list[str], *, count: int, cutoff: float) -> li
     near = difflib.get_close_matches(given, known, n=count, cutoff=cutoff)
     ends = [one for one in known if one and given.endswith(f"_{one}")]
     return list(dict.fromkeys([*begin, *ends, *near]))[:count]
+
+
+MOST = 2**31 - 1  # of a whole number: what kernels count with
 
 
 def as_whole(value: Any) -> int | None:
@@ -145,6 +148,8 @@ def whole(what: str, value: Any, *, least: int = 1) -> int:
     number = as_whole(value)
     if number is None or number < least:
         raise ConfigError(f"{what} must be a whole number of at least {least}, not {value!r}")
+    if number > MOST:
+        raise ConfigError(f"{what} is {number}; it may be {MOST} at most")
     return number
 
 

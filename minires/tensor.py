@@ -147,7 +147,10 @@ class Tensor:
                 )
             self._check_differentiable(data.dtype)
             self._node.dtype = data.dtype
-        self._data = data
+        self._data, grad = data, self._grad
+        if grad is not None:  # it stays where it still fits, and follows to another precision
+            fits = grad.shape == data.shape and backend.device_of(grad) == self.device
+            self.grad = grad if fits else None
 
     @property
     def grad(self) -> Array | None:
@@ -388,7 +391,10 @@ class Tensor:
                     "Reduce it with sum() or mean(), or give the upstream gradient: backward(grad)"
                 )
             return xp.ones(self.shape, self.dtype)
-        grad = xp.asarray(grad.data if isinstance(grad, Tensor) else grad, dtype=self.dtype)
+        grad = array_of(grad, self.dtype)
+        if grad.dtype.kind not in "biu" and not backend.is_float(grad.dtype):
+            raise ShapeError(f"backward: the gradient must be of numbers, not of {grad.dtype}")
+        grad = xp.asarray(grad, dtype=self.dtype)
         if grad.shape != self.shape:
             raise ShapeError(f"backward: the gradient has shape {grad.shape}, the tensor {self.shape}")
         return grad

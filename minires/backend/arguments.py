@@ -58,7 +58,8 @@ class _Array:
         """What must hold of the array, as an expression, and how it is said."""
         kind, name = f"dtype_{self.name}" if self.dtype else "dtype_", self.name
         said = f"be {self.dtype or 'of the dtype of all'}"
-        yield f"{name}.dtype in FLOATS" if self.dtype == "float" else f"{name}.dtype == {kind}", said
+        any_float, equal = f"{name}.dtype in FLOATS", f"({name}.dtype is {kind} or {name}.dtype == {kind})"
+        yield any_float if self.dtype == "float" else equal, said
         if "out" in self.words:
             yield f"{name}.flags.writeable", "be writable"
         if "flat" in self.words:

@@ -12,13 +12,14 @@ from typing import Any, Self, overload
 
 import numpy as np
 
-from minires.errors import ConfigError, MiniresError, one_of, plain, unknown, whole
+from minires.errors import ConfigError, MiniresError, number, one_of, plain, truth, unknown, whole
 from minires.nn import init
 from minires.nn.module import Module, Parameter
 from minires.nn.of_operation import as_module, layer_of
+from minires.ops import checks
 from minires.ops.avg_pool2d import avg_pool2d, global_avg_pool2d
 from minires.ops.batch_norm import CONVENTIONS, batch_norm
-from minires.ops.checks import number, pair
+from minires.ops.checks import pair
 from minires.ops.conv2d import conv2d
 from minires.ops.conv2d.arguments import window as conv2d_window
 from minires.ops.cross_entropy import cross_entropy
@@ -98,7 +99,8 @@ class Conv2d(Module):
                 f"{in_channels} channels in and {out_channels} out cannot be cut into {groups} groups; both "
                 "must be multiples of groups"
             )
-        self.in_channels, self.out_channels, self.groups, self.relu = in_channels, out_channels, groups, relu
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.relu = truth("relu", relu)
         self.kernel, self.stride, self.padding, self.dilation = _window(
             "Conv2d", kernel, stride, padding, dilation
         )
@@ -106,7 +108,7 @@ class Conv2d(Module):
         kh, kw = pair("Conv2d", "kernel", kernel)
         shape = (kh, kw, in_channels // groups, out_channels)
         self.weight = Parameter(init.get(initializer)(shape, init.generator(rng)))
-        self.bias = Parameter(np.zeros(out_channels, np.float32)) if bias else None
+        self.bias = Parameter(np.zeros(out_channels, np.float32)) if truth("bias", bias) else None
 
     def forward(self, x: Tensor) -> Tensor:
         padding = self.padding
@@ -162,12 +164,11 @@ class BatchNorm2d(Module):
         super().__init__()
         one_of("convention", convention, tuple(CONVENTIONS))
         self.channels = channels = whole("channels", channels)
-        self.convention, self.relu, self.frozen = convention, relu, False
+        self.convention, self.relu, self.frozen = convention, truth("relu", relu), False
         usual = CONVENTIONS[convention]
-        self.momentum, self.eps = (
-            usual[name] if value is None else number("BatchNorm2d", name, value)
-            for name, value in (("momentum", momentum), ("eps", eps))
-        )
+        momentum = usual["momentum"] if momentum is None else momentum
+        self.momentum = number("momentum", momentum, least=0, most=1)
+        self.eps = number("eps", usual["eps"] if eps is None else eps, least=0)
         self.gamma = Parameter(np.full(channels, start, np.float32))
         self.beta = Parameter(np.zeros(channels, np.float32))
         self.running_mean = np.zeros(channels, np.float32)
@@ -223,7 +224,7 @@ class Linear(Module):
         self.in_features = in_features = whole("in_features", in_features)
         self.out_features = out_features = whole("out_features", out_features)
         self.weight = Parameter(init.get(initializer)((in_features, out_features), init.generator(rng)))
-        self.bias = Parameter(np.zeros(out_features, np.float32)) if bias else None
+        self.bias = Parameter(np.zeros(out_features, np.float32)) if truth("bias", bias) else None
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
@@ -351,7 +352,7 @@ class AvgPool2d(Module):
         self.kernel, self.stride, self.padding, self.dilation = _window(
             "AvgPool2d", kernel, stride, padding, dilation
         )
-        self.count_padding = count_padding
+        self.count_padding = truth("count_padding", count_padding)
 
     def forward(self, x: Tensor) -> Tensor:
         return avg_pool2d(
@@ -434,7 +435,7 @@ class LocalResponseNorm(Module):
         super().__init__()
         self.size = whole("size", size)
         self.k, self.alpha, self.beta = (
-            number("LocalResponseNorm", name, value)
+            checks.number("LocalResponseNorm", name, value)
             for name, value in (("k", k), ("alpha", alpha), ("beta", beta))
         )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
-from minires import backend
-from minires.errors import ConfigError, ShapeError, as_number, as_whole
+from minires import backend, errors
+from minires.errors import MOST, ConfigError, ShapeError, as_number, as_whole
 from minires.tensor import Tensor
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -71,15 +72,26 @@ def rank_of_shape(op: str, name: str, shape: tuple[int, ...], axes: str) -> None
         raise ShapeError(f"{op}: {name} must be {axes}, {wanted} axes, but its shape is {shape}")
 
 
+_MOST_NUMBERS = 2**46  # of an array: hundreds of terabytes
+
+
 def whole(op: str, name: str, value: Any, *, least: int) -> int:
     """A whole number, of Python or of NumPy, as an int.
 
-    Raises: ShapeError if it is none, or below ``least``.
+    Raises: ShapeError if it is none, below ``least``, or too large for any array.
     """
     number = as_whole(value)
     if number is None or number < least:
         raise ShapeError(f"{op}: {name} must be a whole number of at least {least}, not {value!r}")
+    if number > MOST:
+        raise ShapeError(f"{op}: {name} is {number}, but no array is as large; it may be {MOST} at most")
     return number
+
+
+def size(op: str, shape: tuple[int, ...]) -> None:
+    """A result may be so large. Raises: ShapeError with the shape if no memory can be."""
+    if math.prod(shape) > _MOST_NUMBERS:
+        raise ShapeError(f"{op}: the result would be of shape {shape}, which is larger than any memory")
 
 
 def pair(op: str, name: str, value: Any, *, least: int = 1) -> tuple[int, int]:
@@ -96,6 +108,8 @@ def pair(op: str, name: str, value: Any, *, least: int = 1) -> tuple[int, int]:
         raise ShapeError(
             f"{op}: {name} must be a whole number of at least {least}, or a pair of them, not {value!r}"
         )
+    if max(height, width) > MOST:
+        raise ShapeError(f"{op}: {name} is {value!r}, but no array is as large; it may be {MOST} at most")
     return height, width
 
 
@@ -105,6 +119,11 @@ def number(op: str, name: str, value: Any) -> float:
     if found is None:
         raise ConfigError(f"{op}: {name} must be a number, not {value!r}")
     return found
+
+
+def truth(op: str, name: str, value: Any) -> bool:
+    """True or False, of Python or of NumPy. Raises: ConfigError if it is neither."""
+    return value if isinstance(value, bool) else errors.truth(f"{op}: {name}", value)
 
 
 def axes(op: str, axis: Any, ndim: int) -> tuple[int, ...]:

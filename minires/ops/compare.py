@@ -76,7 +76,7 @@ def comparison(name: str) -> Callable[[Any, Any], Any]:
 
 
 def _ask(name: str, x: Any, axis: Any, keepdims: bool) -> Array:
-    data = values(checks.as_tensor(x))
+    data, keepdims = values(checks.as_tensor(x)), checks.truth(name, "keepdims", keepdims)
     xp = backend.array_module(data)
     return xp.asarray(getattr(xp, name)(data, axis=axis, keepdims=keepdims))
 

@@ -141,7 +141,7 @@ def dropout(x: Tensor, rate: float, *, rng: np.random.Generator, training: bool 
     x = checks.as_tensor(x)
     checks.same_floats("dropout", x=x)
     check_rate(rate)
-    if not training or rate == 0:
+    if not checks.truth("dropout", "training", training) or rate == 0:
         return x
     xp = backend.array_module(x.data)
     if cuda.usable(x.data):

@@ -151,6 +151,7 @@ def pad_channels(x: Tensor, channels: int, *, stride: int = 1, both: bool = Fals
             f"channels={channels} must be a whole number that is not smaller"
         )
     channels, stride = wanted, checks.whole("pad_channels", "stride", stride, least=1)
+    both = checks.truth("pad_channels", "both", both)
     before = (channels - x.shape[-1]) // 2 if both else 0
     xp, shape = backend.array_module(x.data), x.shape
     if cuda.usable(x.data):

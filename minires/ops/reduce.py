@@ -77,6 +77,7 @@ def sum(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """
     x = checks.as_tensor(x)
     checks.same_floats("sum", x=x)
+    keepdims = checks.truth("sum", "keepdims", keepdims)
     axes = checks.axes("sum", axis, x.ndim)
     xp, shape = backend.array_module(x.data), x.shape
     y = backend.total(x.data, axes, keepdims=keepdims)
@@ -114,6 +115,7 @@ def mean(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """
     x = checks.as_tensor(x)
     checks.same_floats("mean", x=x)
+    keepdims = checks.truth("mean", "keepdims", keepdims)
     axes = checks.axes("mean", axis, x.ndim)
     xp, shape = backend.array_module(x.data), x.shape
     count = _count("mean", shape, axes)
@@ -185,6 +187,7 @@ def min(x: Tensor, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
 def _extreme(op: str, x: Tensor, axis: Axis, keepdims: bool) -> Tensor:
     x = checks.as_tensor(x)
     checks.same_floats(op, x=x)
+    keepdims = checks.truth(op, "keepdims", keepdims)
     axes = checks.axes(op, axis, x.ndim)
     xp, xdata = backend.array_module(x.data), x.data
     _count(op, x.shape, axes)

@@ -120,4 +120,9 @@ def repeat(x: Tensor, count: int, axis: int) -> Tensor:
 def _sizes(op: str, name: str, sizes: Any) -> tuple[int, ...]:
     least = 1 if name == "counts" else 0
     one = as_whole(sizes)
-    return tuple(checks.whole(op, name, size, least=least) for size in ((one,) if one is not None else sizes))
+    if one is None and not isinstance(sizes, tuple | list | np.ndarray):
+        raise ShapeError(f"{op}: {name} must be whole numbers, not {sizes!r}")
+    several = (one,) if one is not None else sizes
+    found = tuple(checks.whole(op, name, size, least=least) for size in several)
+    checks.size(op, found)
+    return found

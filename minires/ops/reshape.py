@@ -221,6 +221,8 @@ def transpose(x: Tensor, axes: tuple[int, ...] | None = None) -> Tensor:
     (2, 3, 4, 5)
     """
     x = checks.as_tensor(x)
+    if axes is not None and not isinstance(axes, tuple | list | np.ndarray):
+        raise ShapeError(f"transpose: axes must be whole numbers, one for each axis, not {axes!r}")
     order = tuple(reversed(range(x.ndim))) if axes is None else tuple(axes)
     if len(checks.axes("transpose", order, x.ndim)) != x.ndim:
         raise ShapeError(f"transpose: axes {order} must name each of the {x.ndim} axes of {x.shape} once")
@@ -322,9 +324,13 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     plain = all(map(_is_plain, parts))
     xp, shape = backend.array_module(x.data), x.shape
     arrays = {f"index {i}": part for i, part in enumerate(parts) if hasattr(part, "dtype")}
+    try:
+        y = x.data[parts]
+    except OverflowError:
+        raise IndexError(f"{index!r} holds a number that is too large for any axis") from None
     return record(
         "getitem",
-        x.data[parts],
+        y,
         inputs={"x": x},
         options={"index": parts},
         saved=arrays,

@@ -16,7 +16,7 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array
-from minires.errors import ShapeError, as_whole
+from minires.errors import MOST, ShapeError, as_whole
 from minires.ops import checks
 from minires.ops.forms import Moved
 from minires.ops.onnx_graph import Graph, theirs
@@ -120,7 +120,7 @@ def _edges(size: int, parts: Any) -> list[int]:
     """Where the parts begin, and where the last one ends."""
     count = as_whole(parts)
     if count is not None:
-        if count < 1 or size % count:
+        if not 1 <= count <= MOST or size % count:
             raise ShapeError(f"split: an axis of {size} cannot be cut into {count} equal parts")
         return list(range(0, size + 1, size // count)) if size else [0] * (count + 1)
     if not hasattr(parts, "__iter__"):

@@ -111,6 +111,7 @@ def var(x: Tensor, axis: Axis = None, *, keepdims: bool = False, correction: flo
     """
     x = checks.as_tensor(x)
     checks.same_floats("var", x=x)
+    keepdims = checks.truth("var", "keepdims", keepdims)
     axes = checks.axes("var", axis, x.ndim)
     correction = checks.number("var", "correction", correction)
     divisor = _divisor("var", x, axes, correction)
@@ -158,6 +159,7 @@ def std(x: Tensor, axis: Axis = None, *, keepdims: bool = False, correction: flo
     """
     x = checks.as_tensor(x)
     checks.same_floats("std", x=x)
+    keepdims = checks.truth("std", "keepdims", keepdims)
     axes = checks.axes("std", axis, x.ndim)
     correction = checks.number("std", "correction", correction)
     divisor = _divisor("std", x, axes, correction)

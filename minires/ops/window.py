@@ -7,6 +7,7 @@ from typing import Any
 
 from minires.backend import Array
 from minires.errors import ShapeError
+from minires.ops import checks
 from minires.ops.checks import pair
 
 Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] | str
@@ -136,6 +137,7 @@ def window(
             f"(picture {height}x{width}). Use a larger picture, more padding or a smaller kernel"
         )
     out = ((padded[0] - high) // sh + 1, (padded[1] - wide) // sw + 1)
+    checks.size(op, padded)
     return Window((kh, kw), (sh, sw), top, bottom, left, right, out, (dh, dw))
 
 

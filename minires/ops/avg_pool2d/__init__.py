@@ -145,7 +145,7 @@ def avg_pool2d(
     picture, stride = (x.shape[1], x.shape[2]), kernel if stride is None else stride
     win = window("avg_pool2d", picture, kernel, stride, padding, dilation)
     check_border("avg_pool2d", win, picture)
-    count_padding = count_padding and padding != "ceil"
+    count_padding = checks.truth("avg_pool2d", "count_padding", count_padding) and padding != "ceil"
     xp = backend.array_module(x.data)
     shape, options = x.shape, {**win.options(), "count_padding": count_padding}
     if cuda.usable(x.data):

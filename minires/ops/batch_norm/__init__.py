@@ -195,13 +195,16 @@ def batch_norm(
     """
     x, gamma, beta = checks.as_tensor(x), checks.as_tensor(gamma), checks.as_tensor(beta)
     add = None if add is None else checks.as_tensor(add)
-    if convention not in CONVENTIONS:
+    if not isinstance(convention, str) or convention not in CONVENTIONS:
         raise ShapeError(f"batch_norm: convention must be 'keras' or 'torch', not {convention!r}")
+    training = checks.truth("batch_norm", "training", training)
+    relu = checks.truth("batch_norm", "relu", relu)
     arguments.check(
         x, gamma, beta, add, training=training, running_mean=running_mean, running_var=running_var
     )
     momentum = CONVENTIONS[convention]["momentum"] if momentum is None else momentum
     eps = CONVENTIONS[convention]["eps"] if eps is None else eps
+    momentum, eps = arguments.momentum(momentum), arguments.eps(eps)
     if not is_fused() and (add is not None or relu):
         y = batch_norm(
             x, gamma, beta, training=training, running_mean=running_mean, running_var=running_var,

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
+from minires import backend, errors
 from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
@@ -28,6 +31,9 @@ def check(
         )
     checks.same_floats("batch_norm", parameters=("gamma", "beta"), x=x, gamma=gamma, beta=beta)
     channels = x.shape[-1]
+    for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
+        if statistic is not None:
+            _check_statistic(name, statistic, x, training)
     parts = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
     for name, part in parts.items():
         if part is not None and part.shape != (channels,):
@@ -45,6 +51,30 @@ def check(
     checks.same_floats("batch_norm", x=x, add=add)
     if add is not None and add.shape != x.shape:
         raise ShapeError(f"batch_norm: add has shape {add.shape}, but x has {x.shape}; they must be equal")
+
+
+def _check_statistic(name: str, statistic: Any, x: Tensor, training: bool) -> None:
+    if not isinstance(statistic, np.ndarray) and not backend.is_cupy(statistic):
+        raise ShapeError(f"batch_norm: {name} must be an array, not a {type(statistic).__name__}")
+    dtype = backend.accumulator(x.dtype)
+    if statistic.dtype != dtype or backend.device_of(statistic) != x.device:
+        raise ShapeError(
+            f"batch_norm: {name} is {statistic.dtype} on {backend.device_of(statistic)}, but beside x, "
+            f"{x.dtype} on {x.device}, it must be {dtype} on {x.device}; model.astype() and model.to() "
+            "convert statistics, too"
+        )
+    if training and not backend.is_writable(statistic):
+        raise ShapeError(f"batch_norm: {name} is read-only, but training changes it; give a copy")
+
+
+def momentum(value: Any) -> float:
+    """Raises: ConfigError unless it is a number from 0 to 1."""
+    return errors.number("batch_norm: momentum", value, least=0, most=1)
+
+
+def eps(value: Any) -> float:
+    """Raises: ConfigError unless it is a finite number of at least 0."""
+    return errors.number("batch_norm: eps", value, least=0)
 
 
 def rows(xp: Any, x: Array) -> Array:

@@ -182,6 +182,7 @@ def conv2d(
     checks.same_floats("conv2d", parameters=("b",), w=w, b=b, x=x)
     if b is not None and b.shape != w.shape[3:]:
         raise ShapeError(f"conv2d: b must have shape {w.shape[3:]}, one per output channel, not {b.shape}")
+    relu = checks.truth("conv2d", "relu", relu)
     if relu and not is_fused():
         return relu_tensor(conv2d(x, w, b, stride=stride, padding=padding, dilation=dilation, groups=groups))
 

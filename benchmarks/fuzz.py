@@ -170,13 +170,16 @@ def of_operation(rng: Rng) -> tuple[str, Call]:
     for _ in range(rng.choice([0, 1, 1, 2])):
         place = int(rng.integers(0, len(arrays)))
         if hasattr(arrays[place], "shape"):
-            arrays[place] = changed_array(rng, arrays[place])
+            changed = changed_array(rng, arrays[place])
+            if case.call is None or isinstance(changed, np.ndarray):  # such a case wants tensors itself
+                arrays[place] = changed
     arrays = [laid_out(rng, a) if isinstance(a, np.ndarray) and rng.integers(0, 2) else a for a in arrays]
-    own = [key for key in options if key != "seed"]  # that of the case, no option of the operation
+    # Of a case that makes the call itself some are its own.
+    own = [key for key in options if case.call is None or key not in ("seed", "first", "training")]
     if own and rng.integers(0, 2):
         key = str(rng.choice(own))
         options[key] = changed_option(rng, options[key])
-    as_they_are = rng.integers(0, 6) == 0
+    as_they_are = case.call is None and rng.integers(0, 6) == 0
 
     def call() -> list[Any]:
         made = [isinstance(array, np.ndarray) and not as_they_are for array in arrays]

@@ -308,7 +308,7 @@ def _gpu(advice: list[dict[str, str]]) -> dict[str, Any]:
 
 
 _TWICE = cuda.Source(r"""
-extern "C" __global__ void twice(const T* x, T* y, int n) {
+extern "C" __global__ void twice(const T* x /* n */, T* y /* n */, int n) {
     EACH(i, n) y[i] = 2 * x[i];
 }
 """)

@@ -500,10 +500,12 @@ def array_of(data: Any, dtype: Any = np.float32) -> Array:
     """
     if isinstance(data, Tensor):
         return data.data
-    if type(data) is np.ndarray or backend.is_cupy(data):
+    if type(data) is np.ndarray:
         return data
     if isinstance(data, np.ma.MaskedArray):
         raise MiniresError("a tensor has no masked places; give the array as x.filled(value)")
+    if _is_array(data):  # a memory map, a matrix are arrays of other classes, with rules of their own
+        return np.asarray(data) if backend.device_of(data) == "cpu" else data
     if hasattr(data, "dtype"):
         return _of_another_library(data)
     if _holds_tensor(data):
@@ -521,7 +523,12 @@ def array_of(data: Any, dtype: Any = np.float32) -> Array:
 
 def as_array(data: Any) -> Array:
     """The array that a tensor or an array of any library holds; of anything else, what NumPy makes of it."""
-    return array_of(data) if hasattr(data, "dtype") else np.asarray(data)
+    if hasattr(data, "dtype"):
+        return array_of(data)
+    try:
+        return np.asarray(data)
+    except ValueError as error:
+        raise ShapeError(f"lists of unequal lengths are no array: {error}") from None
 
 
 def _of_another_library(data: Any) -> Array:

@@ -77,26 +77,6 @@ def kernels(code: str) -> list[str]:
 
 
 @functools.cache
-def _parameters(code: str, name: str) -> list[str]:
-    """The parameters of a kernel as they are declared, macros replaced: ``const T* x``."""
-    macros = dict(re.findall(r"#define (\w+) ((?:.*\\\n)*.*)", code))
-    declared = re.search(rf"\b{name}\(([^)]*)\)", code[code.index(f" {name}(") :])
-    assert declared, name
-    text = re.sub(r"\b[A-Z_]+\b", lambda word: macros.get(word[0], word[0]), declared[1])
-    return [" ".join(part.replace("\\", " ").split()) for part in text.split(",")]
-
-
-def check_types(source: cuda.Source, name: str, dtype: str, arguments: list[Any]) -> None:
-    """Every array is of the dtype that the kernel reads and writes it in."""
-    dtypes = {"T": dtype, "A": "float32" if dtype == "bfloat16" else dtype, "double": "float64"}
-    dtypes |= {"int": "int32", "unsigned long long": "uint64"}
-    for declared, argument in zip(_parameters(source.code, name), arguments, strict=False):
-        if isinstance(argument, np.ndarray):
-            kind = re.sub(r"const |__restrict__ |\*.*", "", declared)
-            assert dtypes[kind] == str(argument.dtype), f"{name}: {declared} got {argument.dtype}"
-
-
-@functools.cache
 def library(code: str) -> ctypes.CDLL:
     """A source compiled for the CPU, with a function launch_<name> for each kernel."""
     launches = "\n".join(
@@ -136,7 +116,6 @@ class Emulator:
                 for a, place in zip(arguments, places, strict=True)
             )
         )
-        check_types(source, name, str(dtype), arguments)
         waiting = "__sync" in source.code or "__shfl" in source.code
         code = library(source.text(str(dtype)))
         wanted = getattr(code, f"launch_{name}")(*grid, int(waiting), given, len(places))

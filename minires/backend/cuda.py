@@ -12,6 +12,10 @@ pointer). T is the type of the first array of floats, and A is T, or float where
 that is read becomes a float by itself, and a float is rounded when it is stored as one: there is no
 arithmetic in 16 bits. (Where a source does arithmetic in T, it is for float and double only.)
 
+Each launch is held to the parameters as the kernel declares them: how many, arrays or numbers, their types,
+and how many numbers an array has at least. That stands behind its name, an expression of Python of the int
+parameters and of ``blocks``: ``const T* x /* rows * channels */``.
+
 ``usable(x)`` says whether these kernels may be used: the arrays are on a GPU, and nobody asked for the plain
 code with ``with reference():``.
 """
@@ -19,12 +23,16 @@ code with ``with reference():``.
 from __future__ import annotations
 
 import functools
+import re
+from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import numpy as np
 
 from minires.backend import arrays, kernels
 from minires.backend.arrays import Array
+from minires.errors import MiniresError, as_number, as_whole
 
 THREADS = 256  # of a block
 _MOST_BLOCKS = 8192  # threads of more would only wait
@@ -80,20 +88,88 @@ class Source:
 
     def __call__(self, name: str, grid: tuple[int, int], *arguments: Any) -> None:
         """Launch the kernel ``name`` on ``grid``: how many blocks, and how many threads in each."""
-        dtype = next(a.dtype for a in arguments if hasattr(a, "dtype") and arrays.is_float(a.dtype))
-        _launch(self, name, dtype, grid, [_argument(argument, dtype) for argument in arguments])
+        dtype = next(a.dtype for a in arguments if hasattr(a, "flags") and arrays.is_float(a.dtype))
+        _launch(self, name, dtype, grid, _checked(self, name, grid[0], arguments, dtype))
 
 
-def _argument(value: Any, dtype: Any) -> Any:
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a kernel, as its source declares it."""
+
+    name: str
+    kind: str  # T, A, int, double, unsigned long long
+    is_array: bool
+    size: CodeType | None  # how many numbers an array has at least
+
+    @classmethod
+    def parse(cls, text: str) -> Parameter:
+        said = re.search(r"/\*(.*?)\*/", text)
+        kind, _, name = re.sub(r"/\*.*?\*/|\bconst\b|\b__restrict__\b", " ", text).strip().rpartition(" ")
+        size = compile(said[1].strip(), f"<the size of {name}>", "eval") if said else None
+        return cls(name, kind.rstrip("* "), "*" in text.split("/*")[0], size)
+
+
+@functools.cache
+def parameters(source: Source, name: str) -> list[Parameter]:
+    """The parameters of a kernel, those in macros included."""
+    macros = dict(re.findall(r"#define (\w+) ((?:.*\\\n)*.*)", source.code))
+    declared = re.search(rf"__global__ void (?:__launch_bounds__\(\w+\) )?{name}\(", source.code)
+    assert declared, f"there is no kernel {name}"
+    inside = re.match(r"(?:/\*.*?\*/|[^()])*", source.code[declared.end() :], re.DOTALL)
+    assert inside
+    text = re.sub(r"\b[A-Z_]{2,}\b", lambda word: macros.get(word[0], word[0]), inside[0])
+    parts = re.findall(r"(?:/\*.*?\*/|[^,/])+", " ".join(text.replace("\\", " ").split()))
+    return [Parameter.parse(part) for part in parts]
+
+
+def _checked(source: Source, name: str, blocks: int, given: tuple[Any, ...], dtype: Any) -> list[Any]:
+    """The arguments, each of the type that the kernel reads. Raises: MiniresError for what does not fit."""
+    declared = parameters(source, name)
+    if len(given) != len(declared):
+        raise MiniresError(f"kernel {name} takes {len(declared)} arguments, but got {len(given)}")
+    pairs = list(zip(declared, given, strict=True))
+    numbers = {one.name: value for one, value in pairs if one.kind == "int" and not one.is_array}
+    return [_argument(name, one, value, dtype, {"blocks": blocks} | numbers) for one, value in pairs]
+
+
+def _argument(kernel: str, declared: Parameter, value: Any, dtype: Any, numbers: dict[str, int]) -> Any:
+    wanted = _dtype(declared.kind, dtype)
+    if not declared.is_array:
+        number: float | None
+        if isinstance(value, bool | np.bool_):
+            number = int(value)
+        else:
+            number = as_whole(value) if declared.kind == "int" else as_number(value)
+        if number is None:
+            raise MiniresError(f"kernel {kernel}: {declared.name} must be of {wanted}, not {value!r}")
+        return wanted.type(number)
     if value is None:
         return np.uint64(0)
-    if isinstance(value, np.generic):
-        value = value.item()
-    if hasattr(value, "flags"):
-        assert value.flags.c_contiguous, "a kernel knows nothing of strides"
-        assert value.size < _MOST_NUMBERS, f"an array of {value.size} numbers is too large for a kernel"
-        return value
-    return arrays.accumulator(dtype).type(value) if isinstance(value, float) else np.int32(value)
+    if not hasattr(value, "flags") or value.dtype != wanted:
+        what = value.dtype if hasattr(value, "dtype") else type(value).__name__
+        raise MiniresError(f"kernel {kernel}: {declared.name} must be an array of {wanted}, not {what}")
+    if not value.flags.c_contiguous:
+        raise MiniresError(f"kernel {kernel}: {declared.name} has gaps, but kernels know nothing of strides")
+    least = 0 if declared.size is None else eval(declared.size, {"min": min, "max": max}, numbers)
+    if not least <= value.size < _MOST_NUMBERS:
+        raise MiniresError(
+            f"kernel {kernel}: {declared.name} has {value.size} numbers, but must have at least {least} and "
+            f"fewer than {_MOST_NUMBERS}"
+        )
+    return value
+
+
+_KINDS = {"int": np.int32, "float": np.float32, "double": np.float64, "unsigned long long": np.uint64}
+
+
+def _dtype(kind: str, dtype: Any) -> np.dtype[Any]:
+    """The dtype of a type in a source, where T is ``dtype``."""
+    if kind == "T":
+        given: np.dtype[Any] = dtype
+        return given
+    if kind == "A":
+        return np.dtype(arrays.accumulator(dtype))
+    return np.dtype(_KINDS[kind])
 
 
 @functools.cache

@@ -49,7 +49,11 @@ _CUDA = cuda.Source(r"""
                 : k < to_c ? c + row * (to_c - to_b) + k - to_b    \
                            : d + row * (joined - to_c) + k - to_c
 
-extern "C" __global__ void concat(const T* a, const T* b, const T* c, const T* d, T* y, JOINED) {
+extern "C" __global__ void concat(
+    const T* a /* rows * to_a */, const T* b /* rows * (to_b - to_a) */,
+    const T* c /* rows * (to_c - to_b) */, const T* d /* rows * (joined - to_c) */,
+    T* y /* rows * width */, JOINED
+) {
     EACH(i, rows * joined) {
         int row = i / joined, k = i % joined;
         const T* number = NUMBER(k);
@@ -57,7 +61,10 @@ extern "C" __global__ void concat(const T* a, const T* b, const T* c, const T* d
     }
 }
 
-extern "C" __global__ void concat_gradient(T* a, T* b, T* c, T* d, const T* dy, JOINED) {
+extern "C" __global__ void concat_gradient(
+    T* a /* rows * to_a */, T* b /* rows * (to_b - to_a) */, T* c /* rows * (to_c - to_b) */,
+    T* d /* rows * (joined - to_c) */, const T* dy /* rows * width */, JOINED
+) {
     EACH(i, rows * joined) {
         int row = i / joined, k = i % joined;
         T* number = NUMBER(k);

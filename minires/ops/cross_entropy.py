@@ -78,7 +78,8 @@ _CUDA = cuda.Source(
 
 // What there is to know of the labels. One of labels and given is null; weights may be. A row whose label is
 // ``ignored`` does not count, if ``ignores``.
-#define LABELS const int* labels, const T* given, const T* weights, T times, T plus, int ignores, int ignored
+#define LABELS const int* labels /* blocks */, const T* given /* blocks * classes */, \
+    const T* weights /* classes */, T times, T plus, int ignores, int ignored
 
 // Whether a row's label is one of the classes, or its probabilities are none negative and sum to 1.
 __device__ bool makes_sense(int label, const T* given, int classes) {
@@ -95,8 +96,10 @@ __device__ T factor(int k, int label, const T* given, const T* weights, T times,
 }
 
 // counts may be null: then each row counts 1. What is written to losses is half of them, times ``scale``.
-extern "C" __global__ void cross_entropy(const T* logits, LABELS, T* log_p, T* losses, T* counts,
-                                         T scale, int classes) {
+extern "C" __global__ void cross_entropy(
+    const T* logits /* blocks * classes */, LABELS, T* log_p /* blocks * classes */, T* losses /* blocks */,
+    T* counts /* blocks */, T scale, int classes
+) {
     int row = blockIdx.x * classes, label = labels ? labels[blockIdx.x] : 0;
     logits += row; log_p += row; given = given ? given + row : nullptr;
     T shift = largest(logits, classes);
@@ -119,8 +122,10 @@ extern "C" __global__ void cross_entropy(const T* logits, LABELS, T* log_p, T* l
 
 // One block, over rows instead of classes: the sum of the losses, given as their halves, over that of the
 // counts, if ``is_mean``; over 1 if not, or where nothing counts.
-extern "C" __global__ void cross_entropy_sum(const T* losses, const T* counts, T* loss, T* by, int rows,
-                                             int is_mean) {
+extern "C" __global__ void cross_entropy_sum(
+    const T* losses /* rows */, const T* counts /* rows */, T* loss /* 1 */, T* by /* 1 */,
+    int rows, int is_mean
+) {
     double mine = 0;
     if (is_mean) {
         EACH_IN_BLOCK(row, rows) mine += counts ? counts[row] : T(1);
@@ -137,8 +142,10 @@ extern "C" __global__ void cross_entropy_sum(const T* losses, const T* counts, T
 }
 
 // Of a mean or sum dloss is one number, divided by ``by``; where by is null, there is one for each row.
-extern "C" __global__ void cross_entropy_gradient(const T* dloss, const T* log_p, LABELS, const T* by,
-                                                  T* dlogits, int classes) {
+extern "C" __global__ void cross_entropy_gradient(
+    const T* dloss /* 1 */, const T* log_p /* blocks * classes */, LABELS, const T* by /* 1 */,
+    T* dlogits /* blocks * classes */, int classes
+) {
     int row = blockIdx.x * classes, label = labels ? labels[blockIdx.x] : 0;
     log_p += row; dlogits += row; given = given ? given + row : nullptr;
     T share = by ? *dloss / *by : dloss[blockIdx.x];
@@ -283,7 +290,9 @@ def cross_entropy(
     fit, or there is nothing to average; ConfigError for an option that makes no sense, or ignore_index with
     probabilities.
     Source: Szegedy et al. 2016 (label smoothing). Differs: where all rows are ignored PyTorch's mean is NaN;
-    there -100 is ignored by default, here nothing is.
+    there -100 is ignored by default, here nothing is. Keras's categorical_crossentropy of probabilities clips
+    them to [1e-7, 1 - 1e-7], so that its loss is at most 16.1 and its gradient beyond is 0; here the loss is
+    of scores, and nothing is clipped.
 
     Labels that lie on a GPU are not looked at from here, since that would stop the GPU: the loss is NaN, and
     so is the gradient of the row, where a class number (read as int32) is out of range or the probabilities
@@ -300,7 +309,8 @@ def cross_entropy(
         raise ShapeError(f"cross_entropy: logits must be (N, ..., K), two axes or more, not {logits.shape}")
     checks.same_floats("cross_entropy", logits=logits)
     logits = astype(logits, backend.accumulator(logits.dtype))
-    if logits.shape[-1] == 0 or (logits.size == 0 and reduction == "mean"):
+    is_mean = isinstance(reduction, str) and reduction == "mean"
+    if logits.shape[-1] == 0 or (logits.size == 0 and is_mean):
         raise ShapeError(f"cross_entropy: logits {logits.shape} are empty; there is nothing to compare")
     found = labels_of(
         "cross_entropy", logits, labels, weight=weight, ignore_index=ignore_index, smoothing=label_smoothing,

@@ -61,7 +61,9 @@ __device__ void philox(unsigned word[4], unsigned key0, unsigned key1) {
 }
 
 // Forward, and backward with dy for x. dropped is the rate in units of 2^-31.
-extern "C" __global__ void dropout(const T* x, T* y, int key0, int key1, int dropped, A scale, int n) {
+extern "C" __global__ void dropout(
+    const T* x /* n */, T* y /* n */, int key0, int key1, int dropped, A scale, int n
+) {
     EACH(i, n) {
         unsigned word[4] = {unsigned(i), 0, 0, 0};
         philox(word, key0, key1);

@@ -133,14 +133,16 @@ def _run_numba(kernel: Any, slope: float, *arrays: Array) -> Array:
 # ------------------------------------------------------------------------------------------- fast, on GPU
 
 _CUDA = cuda.Source(r"""
-extern "C" __global__ void leaky_relu(const T* x, T* y, A slope, int n) {
+extern "C" __global__ void leaky_relu(const T* x /* n */, T* y /* n */, A slope, int n) {
     EACH(i, n) {
         A value = x[i];
         y[i] = value > 0 ? value : value * slope;
     }
 }
 
-extern "C" __global__ void leaky_relu_gradient(const T* dy, const T* y, T* dx, A slope, int n) {
+extern "C" __global__ void leaky_relu_gradient(
+    const T* dy /* n */, const T* y /* n */, T* dx /* n */, A slope, int n
+) {
     EACH(i, n) {
         A value = dy[i];
         dx[i] = A(y[i]) > 0 ? value : value * slope;

@@ -47,7 +47,9 @@ def _backward(xp: Any, dy: Array, shape: tuple[int, ...], stride: int, before: i
 _CUDA = cuda.Source(r"""
 #define SHAPES int h, int w, int channels, int out_h, int out_w, int out_channels, int stride, int before
 
-extern "C" __global__ void pad_channels(const T* x, T* y, int n, SHAPES) {
+extern "C" __global__ void pad_channels(
+    const T* x /* n // max(1, out_h * out_w * out_channels) * h * w * channels */, T* y /* n */, int n, SHAPES
+) {
     EACH(i, n) {
         int c = i % out_channels - before, place = i / out_channels, row = place / out_w;
         int ih = row % out_h * stride, iw = place % out_w * stride;
@@ -56,7 +58,10 @@ extern "C" __global__ void pad_channels(const T* x, T* y, int n, SHAPES) {
     }
 }
 
-extern "C" __global__ void pad_channels_gradient(const T* dy, T* dx, int n, SHAPES) {
+extern "C" __global__ void pad_channels_gradient(
+    const T* dy /* n // max(1, h * w * channels) * out_h * out_w * out_channels */, T* dx /* n */,
+    int n, SHAPES
+) {
     EACH(i, n) {
         int c = i % channels + before, place = i / channels, row = place / w;
         int ih = row % h, iw = place % w, oh = ih / stride, ow = iw / stride;
@@ -150,6 +155,7 @@ def pad_channels(x: Tensor, channels: int, *, stride: int = 1, both: bool = Fals
             f"pad_channels: x {x.shape} has {x.shape[-1]} channels already; "
             f"channels={channels} must be a whole number that is not smaller"
         )
+    wanted = checks.whole("pad_channels", "channels", wanted, least=0)
     channels, stride = wanted, checks.whole("pad_channels", "stride", stride, least=1)
     both = checks.truth("pad_channels", "both", both)
     before = (channels - x.shape[-1]) // 2 if both else 0

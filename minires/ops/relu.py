@@ -86,7 +86,7 @@ def _backward_numba(dy: Array, y: Array) -> Array:
 # ------------------------------------------------------------------------------------------- fast, on GPU
 
 _CUDA = cuda.Source(r"""
-extern "C" __global__ void relu(const T* x, const T* add, T* y, int n) {
+extern "C" __global__ void relu(const T* x /* n */, const T* add /* n */, T* y /* n */, int n) {
     EACH(i, n) {
         A value = x[i];
         if (add) value += add[i];
@@ -94,7 +94,7 @@ extern "C" __global__ void relu(const T* x, const T* add, T* y, int n) {
     }
 }
 
-extern "C" __global__ void relu_gradient(const T* dy, const T* y, T* dx, int n) {
+extern "C" __global__ void relu_gradient(const T* dy /* n */, const T* y /* n */, T* dx /* n */, int n) {
     EACH(i, n) dx[i] = y[i] > 0 ? dy[i] : T(0);
 }
 """)

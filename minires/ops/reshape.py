@@ -221,7 +221,8 @@ def transpose(x: Tensor, axes: tuple[int, ...] | None = None) -> Tensor:
     (2, 3, 4, 5)
     """
     x = checks.as_tensor(x)
-    if axes is not None and not isinstance(axes, tuple | list | np.ndarray):
+    is_list = isinstance(axes, tuple | list) or (isinstance(axes, np.ndarray) and axes.ndim == 1)
+    if axes is not None and not is_list:
         raise ShapeError(f"transpose: axes must be whole numbers, one for each axis, not {axes!r}")
     order = tuple(reversed(range(x.ndim))) if axes is None else tuple(axes)
     if len(checks.axes("transpose", order, x.ndim)) != x.ndim:
@@ -326,8 +327,8 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     arrays = {f"index {i}": part for i, part in enumerate(parts) if hasattr(part, "dtype")}
     try:
         y = x.data[parts]
-    except OverflowError:
-        raise IndexError(f"{index!r} holds a number that is too large for any axis") from None
+    except (OverflowError, ValueError) as error:  # numbers too large for any axis, lists of unequal lengths
+        raise IndexError(f"x[{index!r}]: {error}") from None
     return record(
         "getitem",
         y,

@@ -120,7 +120,9 @@ __device__ T half_of_difference(T a, T b) { return a / 2 - b / 2; }
 _CUDA = cuda.Source(
     ROW_CODE
     + r"""
-extern "C" __global__ void softmax(const T* x, T* y, int classes) {
+extern "C" __global__ void softmax(
+    const T* x /* blocks * classes */, T* y /* blocks * classes */, int classes
+) {
     int row = blockIdx.x * classes;
     x += row; y += row;
     T shift = largest(x, classes);
@@ -133,7 +135,10 @@ extern "C" __global__ void softmax(const T* x, T* y, int classes) {
     EACH_IN_BLOCK(k, classes) y[k] /= sum;
 }
 
-extern "C" __global__ void softmax_gradient(const T* dy, const T* y, T* dx, int classes) {
+extern "C" __global__ void softmax_gradient(
+    const T* dy /* blocks * classes */, const T* y /* blocks * classes */, T* dx /* blocks * classes */,
+    int classes
+) {
     int row = blockIdx.x * classes;
     dy += row; y += row; dx += row;
     double mine = 0;
@@ -142,7 +147,9 @@ extern "C" __global__ void softmax_gradient(const T* dy, const T* y, T* dx, int 
     EACH_IN_BLOCK(k, classes) dx[k] = y[k] * (dy[k] - sum);
 }
 
-extern "C" __global__ void log_softmax(const T* x, T* y, int classes) {
+extern "C" __global__ void log_softmax(
+    const T* x /* blocks * classes */, T* y /* blocks * classes */, int classes
+) {
     int row = blockIdx.x * classes;
     x += row; y += row;
     T shift = largest(x, classes);
@@ -150,7 +157,10 @@ extern "C" __global__ void log_softmax(const T* x, T* y, int classes) {
     EACH_IN_BLOCK(k, classes) y[k] = 2 * (half_of_difference(x[k], shift) - half_log_sum);
 }
 
-extern "C" __global__ void log_softmax_gradient(const T* dy, const T* y, T* dx, int classes) {
+extern "C" __global__ void log_softmax_gradient(
+    const T* dy /* blocks * classes */, const T* y /* blocks * classes */, T* dx /* blocks * classes */,
+    int classes
+) {
     int row = blockIdx.x * classes;
     dy += row; y += row; dx += row;
     double mine = 0;

@@ -46,8 +46,9 @@ __device__ double sum_of_block(double value) {
 }
 
 // An array of floats has its address in the first column of addresses, an array of doubles in the second.
-extern "C" __global__ void squares_of_chunks(const int* chunks, const unsigned long long* addresses,
-                                             double* sums) {
+extern "C" __global__ void squares_of_chunks(
+    const int* chunks /* 3 * blocks */, const unsigned long long* addresses /* 2 */, double* sums /* blocks */
+) {
     const int* chunk = chunks + 3 * blockIdx.x;
     const float* narrow = (const float*)addresses[2 * chunk[0]];
     const double* wide = (const double*)addresses[2 * chunk[0] + 1];
@@ -62,7 +63,7 @@ extern "C" __global__ void squares_of_chunks(const int* chunks, const unsigned l
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-extern "C" __global__ void norm_of_chunks(const double* sums, int n, double* norm) {
+extern "C" __global__ void norm_of_chunks(const double* sums /* n */, int n, double* norm /* 1 */) {
     double sum = 0;
     for (int i = threadIdx.x; i < n; i += blockDim.x) sum += sums[i];
     sum = sum_of_block(sum);

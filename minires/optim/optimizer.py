@@ -150,7 +150,7 @@ class Optimizer:
         for i, arrays, numbers in self._next_step(scale):
             if source and fits(*arrays):
                 on_gpu[i] = arrays, numbers
-            elif fused and backend.fast(*arrays) and all(array.flags.c_contiguous for array in arrays):
+            elif fused and backend.fast(*arrays) and _are_alike(arrays):
                 cast = arrays[0].dtype.type  # float64 numbers would make float64 arithmetic of float32 arrays
                 sweep.append(([array.reshape(-1) for array in arrays], tuple(map(cast, numbers))))
             else:
@@ -349,6 +349,13 @@ def _pairs(parameters: Any) -> list[tuple[str | None, Tensor]]:
             )
         pairs.append((path, tensor))
     return pairs
+
+
+def _are_alike(arrays: Sequence[Array]) -> bool:
+    """Whether a kernel may go over these arrays as if they were flat: float32 or float64, without gaps."""
+    dtype = arrays[0].dtype
+    is_known = dtype in (np.dtype(np.float32), np.dtype(np.float64))
+    return is_known and all(array.flags.c_contiguous and array.dtype == dtype for array in arrays)
 
 
 def _sweep(fused: Callable[..., None], work: list[tuple[list[Array], tuple[Any, ...]]]) -> None:

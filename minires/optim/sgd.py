@@ -50,8 +50,10 @@ def _sgd_numba(
 _CUDA = cuda.Source(
     CLIPPED
     + r"""
-extern "C" __global__ void sgd(const int* chunks, const unsigned long long* addresses, const T* numbers,
-                               const double* norm, T clip) {
+extern "C" __global__ void sgd(
+    const int* chunks /* 3 * blocks */, const unsigned long long* addresses /* 1 */, const T* numbers /* 1 */,
+    const double* norm /* 1 */, T clip
+) {
     const int* chunk = chunks + 3 * blockIdx.x;
     const unsigned long long* address = addresses + 3 * chunk[0];
     T *w = (T*)address[0], *g = (T*)address[1], *b = (T*)address[2];

@@ -24,7 +24,9 @@ __device__ int stop(int start, int kernel, int dilation, int size) {
     return last < size ? kernel : (size - start + dilation - 1) / dilation;
 }
 
-extern "C" __global__ void avg_pool(const T* x, T* y, int n, WINDOW) {
+extern "C" __global__ void avg_pool(
+    const T* x /* n // max(1, out_h * out_w) * h * w */, T* y /* n */, int n, WINDOW
+) {
     EACH(i, n) {
         int c = i % channels, place = i / channels, row = place / out_w;
         int start_h = row % out_h * stride_h - top, start_w = place % out_w * stride_w - left;
@@ -49,7 +51,9 @@ extern "C" __global__ void avg_pool(const T* x, T* y, int n, WINDOW) {
 
 // Each thread owns one number of dx and adds up the shares that the windows over its pixel give, the last
 // window first: so the sums are those of the reference implementation, and no two threads write to one place.
-extern "C" __global__ void avg_pool_gradient(const T* dy, T* dx, int n, WINDOW) {
+extern "C" __global__ void avg_pool_gradient(
+    const T* dy /* n // max(1, h * w) * out_h * out_w */, T* dx /* n */, int n, WINDOW
+) {
     EACH(i, n) {
         int c = i % channels, place = i / channels, row = place / w;
         int ih = row % h + top, iw = place % w + left;  // in the padded picture
@@ -71,7 +75,9 @@ extern "C" __global__ void avg_pool_gradient(const T* dy, T* dx, int n, WINDOW) 
     }
 }
 
-extern "C" __global__ void global_avg_pool_gradient(const T* dy, T* dx, int n, int pixels, int channels) {
+extern "C" __global__ void global_avg_pool_gradient(
+    const T* dy /* n // max(1, pixels) */, T* dx /* n */, int n, int pixels, int channels
+) {
     EACH(i, n) dx[i] = dy[i / (pixels * channels) * channels + i % channels] / A(pixels);
 }
 """)

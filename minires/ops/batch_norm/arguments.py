@@ -56,12 +56,10 @@ def check(
 def _check_statistic(name: str, statistic: Any, x: Tensor, training: bool) -> None:
     if not isinstance(statistic, np.ndarray) and not backend.is_cupy(statistic):
         raise ShapeError(f"batch_norm: {name} must be an array, not a {type(statistic).__name__}")
-    dtype = backend.accumulator(x.dtype)
-    if statistic.dtype != dtype or backend.device_of(statistic) != x.device:
+    if statistic.dtype not in checks.FLOATS or backend.device_of(statistic) != x.device:
         raise ShapeError(
             f"batch_norm: {name} is {statistic.dtype} on {backend.device_of(statistic)}, but beside x, "
-            f"{x.dtype} on {x.device}, it must be {dtype} on {x.device}; model.astype() and model.to() "
-            "convert statistics, too"
+            f"{x.dtype} on {x.device}, it must be float32 or float64 there, too"
         )
     if training and not backend.is_writable(statistic):
         raise ShapeError(f"batch_norm: {name} is read-only, but training changes it; give a copy")

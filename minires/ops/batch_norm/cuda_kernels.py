@@ -87,7 +87,8 @@ __device__ Sums over_parts(const double* partial, int parts, Place at, int chann
 }
 
 extern "C" __global__ void batch_norm_sums(
-    const T* x, int stride, int rows, int channels, int width, double* partial
+    const T* x /* (rows - 1) * stride + channels */, int stride, int rows, int channels, int width,
+    double* partial /* 2 * channels * blocks // ((channels + width - 1) // width) */
 ) {
     Place at(channels, width);
     Sums own = {0, 0};
@@ -110,8 +111,10 @@ extern "C" __global__ void batch_norm_sums(
 }
 
 extern "C" __global__ void batch_norm_statistics(
-    const T* x, const double* partial, int parts, int rows, int channels, int width,
-    A replaced, A correction, A eps, A* running_mean, A* running_var, A* mean, A* inv
+    const T* x /* channels */, const double* partial /* 2 * parts * channels */, int parts, int rows,
+    int channels, int width, A replaced, A correction, A eps,
+    A* running_mean /* channels */, A* running_var /* channels */,
+    A* mean /* channels */, A* inv /* channels */
 ) {
     Place at(channels, width);
     Sums sums = over_parts(partial, parts, at, channels, width);
@@ -126,7 +129,8 @@ extern "C" __global__ void batch_norm_statistics(
 }
 
 extern "C" __global__ void batch_norm_constants(
-    const A* running_mean, const A* running_var, A eps, A* mean, A* inv, int channels
+    const A* running_mean /* channels */, const A* running_var /* channels */, A eps,
+    A* mean /* channels */, A* inv /* channels */, int channels
 ) {
     EACH(c, channels) {
         mean[c] = running_mean[c];
@@ -138,8 +142,11 @@ extern "C" __global__ void batch_norm_constants(
 __device__ A normalized(A d, A scale, A beta) { return fma(d, scale, beta); }
 
 extern "C" __global__ void batch_norm_normalize(
-    const T* __restrict__ x, int stride, const A* gamma, const A* beta, const A* mean, const A* inv,
-    const T* __restrict__ add, int relu, int rows, int channels, int width, T* __restrict__ y
+    const T* __restrict__ x /* (rows - 1) * stride + channels */, int stride,
+    const A* gamma /* channels */, const A* beta /* channels */,
+    const A* mean /* channels */, const A* inv /* channels */,
+    const T* __restrict__ add /* rows * channels */, int relu, int rows, int channels, int width,
+    T* __restrict__ y /* rows * channels */
 ) {
     Place at(channels, width);
     int c = at.channel;
@@ -162,9 +169,10 @@ __device__ A before_relu(A dy, int relu, const T* y, int i, A d, A scale, A beta
 }
 
 extern "C" __global__ void batch_norm_gradient_sums(
-    const T* dy, const T* x, int stride, const T* y,
-    const A* gamma, const A* beta, const A* mean, const A* inv,
-    int relu, int rows, int channels, int width, double* partial
+    const T* dy /* rows * channels */, const T* x /* (rows - 1) * stride + channels */, int stride,
+    const T* y /* rows * channels */, const A* gamma /* channels */, const A* beta /* channels */,
+    const A* mean /* channels */, const A* inv /* channels */, int relu, int rows, int channels, int width,
+    double* partial /* 2 * channels * blocks // ((channels + width - 1) // width) */
 ) {
     Place at(channels, width);
     int c = at.channel;
@@ -192,7 +200,8 @@ extern "C" __global__ void batch_norm_gradient_sums(
 }
 
 extern "C" __global__ void batch_norm_gradient_totals(
-    const A* inv, const double* partial, int parts, int channels, int width, A* dgamma, A* dbeta
+    const A* inv /* channels */, const double* partial /* 2 * parts * channels */, int parts, int channels,
+    int width, A* dgamma /* channels */, A* dbeta /* channels */
 ) {
     Place at(channels, width);
     Sums sums = over_parts(partial, parts, at, channels, width);
@@ -202,9 +211,13 @@ extern "C" __global__ void batch_norm_gradient_totals(
 }
 
 extern "C" __global__ void batch_norm_gradient(
-    const T* __restrict__ dy, const T* __restrict__ x, int stride, const T* __restrict__ y,
-    const A* gamma, const A* beta, const A* mean, const A* inv, const A* dgamma, const A* dbeta,
-    int relu, int training, int rows, int channels, int width, T* __restrict__ dx, T* __restrict__ dadd
+    const T* __restrict__ dy /* rows * channels */,
+    const T* __restrict__ x /* (rows - 1) * stride + channels */, int stride,
+    const T* __restrict__ y /* rows * channels */,
+    const A* gamma /* channels */, const A* beta /* channels */, const A* mean /* channels */,
+    const A* inv /* channels */, const A* dgamma /* channels */, const A* dbeta /* channels */,
+    int relu, int training, int rows, int channels, int width,
+    T* __restrict__ dx /* rows * channels */, T* __restrict__ dadd /* rows * channels */
 ) {
     Place at(channels, width);
     int c = at.channel;

@@ -39,7 +39,10 @@ _CUDA = cuda.Source(r"""
                int top, int left, int oh, int ow
 
 // x (n, h, w, c) -> columns (rows, kh, kw, depth), rows = n * oh * ow.
-extern "C" __global__ void im2col(const T* __restrict__ x, T* __restrict__ columns, int rows, WINDOW) {
+extern "C" __global__ void im2col(
+    const T* __restrict__ x /* rows // max(1, oh * ow) * h * w * c */,
+    T* __restrict__ columns /* rows * kh * kw * depth */, int rows, WINDOW
+) {
     EACH(i, rows * depth) {
         int channel = i % depth, row = i / depth;
         int x0 = row % ow * sw - left, y0 = row / ow % oh * sh - top, n = row / (oh * ow);
@@ -56,7 +59,10 @@ extern "C" __global__ void im2col(const T* __restrict__ x, T* __restrict__ colum
 }
 
 // columns (n * oh * ow, kh, kw, depth) -> the channels first .. first + depth of dx (n, h, w, c).
-extern "C" __global__ void col2im(const T* __restrict__ columns, T* __restrict__ dx, int pixels, WINDOW) {
+extern "C" __global__ void col2im(
+    const T* __restrict__ columns /* pixels // max(1, h * w) * oh * ow * kh * kw * depth */,
+    T* __restrict__ dx /* pixels * c */, int pixels, WINDOW
+) {
     EACH(i, pixels * depth) {
         int channel = i % depth, pixel = i / depth;
         int px = pixel % w + left, py = pixel / w % h + top, n = pixel / (h * w);
@@ -83,7 +89,7 @@ extern "C" __global__ void col2im(const T* __restrict__ columns, T* __restrict__
     }
 }
 
-extern "C" __global__ void bias_relu(T* y, const A* b, int outputs, int relu, int n) {
+extern "C" __global__ void bias_relu(T* y /* n */, const A* b /* outputs */, int outputs, int relu, int n) {
     EACH(i, n) {
         A value = y[i];
         if (b) value += b[i % outputs];

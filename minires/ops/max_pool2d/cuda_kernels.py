@@ -17,7 +17,9 @@ _CUDA = cuda.Source(r"""
 // Which pixel of a window is the first in the picture, where it begins at ``start``.
 __device__ int first(int start, int dilation) { return start < 0 ? (dilation - 1 - start) / dilation : 0; }
 
-extern "C" __global__ void max_pool(const T* x, T* y, int* winner, int n, WINDOW) {
+extern "C" __global__ void max_pool(
+    const T* x /* n // max(1, out_h * out_w) * h * w */, T* y /* n */, int* winner /* n */, int n, WINDOW
+) {
     EACH(i, n) {
         int c = i % channels, place = i / channels, row = place / out_w;
         int start_h = row % out_h * stride_h - top, start_w = place % out_w * stride_w - left;
@@ -43,7 +45,10 @@ extern "C" __global__ void max_pool(const T* x, T* y, int* winner, int n, WINDOW
 // Each thread owns one pixel's number of dx and asks the windows over the pixel whether it won, the last
 // window first: so the sums are those of the reference implementation, and no two threads write to one place.
 // In the gaps of a dilated window none has won.
-extern "C" __global__ void max_pool_gradient(const T* dy, const int* winner, T* dx, int n, WINDOW) {
+extern "C" __global__ void max_pool_gradient(
+    const T* dy /* n // max(1, h * w) * out_h * out_w */,
+    const int* winner /* n // max(1, h * w) * out_h * out_w */, T* dx /* n */, int n, WINDOW
+) {
     EACH(i, n) {
         int c = i % channels, place = i / channels, row = place / w;
         int ih = row % h + top, iw = place % w + left;  // in the padded picture

@@ -275,10 +275,14 @@ def _build_one(entry: Any) -> Augmentation:
     if not isinstance(name, str) or not isinstance(options, dict):
         raise ConfigError(f"augmentation: expected a name or [name, {{options}}], got {entry!r}")
     make = AUGMENTATIONS.find(name)
-    known = list(inspect.signature(make).parameters)
+    known = inspect.signature(make).parameters
     for option in options:
         if option not in known:
             raise ConfigError(unknown(f"option of the augmentation {name}", option, known))
+    for option, one in known.items():
+        if one.default is one.empty and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
+            if option not in options:
+                raise ConfigError(f"the augmentation {name} needs {option}")
     return make(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
 
 

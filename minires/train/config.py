@@ -136,7 +136,7 @@ class Config:
     def from_dict(cls, content: Mapping[str, Any]) -> Config:
         """Make a configuration from what JSON held; a field that is left out has its default."""
         known = [one.name for one in dataclasses.fields(cls)]
-        for key in content:
+        for key in mapping("a configuration", content):
             if key not in known:
                 raise ConfigError(unknown("setting", key, known))
         return cls(**copy.deepcopy(dict(content)))

@@ -40,11 +40,13 @@ def predict(
 def evaluate(model: Module, dataset: Dataset, normalize: Normalize, *, batch_size: int = 64) -> Evaluation:
     """Test a model on a data set, batch norm and dropout in inference mode.
 
+    A picture whose scores are NaN counts as wrong, and makes the loss NaN.
+
     Raises: ShapeError if the pictures do not fit the model.
     """
     logs = _log_probabilities(model, dataset.images, normalize, batch_size)
     of_truth = logs[np.arange(len(dataset)), dataset.labels]
-    right = logs.argmax(axis=1) == dataset.labels
+    right = (logs.argmax(axis=1) == dataset.labels) & ~np.isnan(logs).any(axis=1)
     return Evaluation(float(-of_truth.mean()), float(right.mean()), np.exp(logs))
 
 

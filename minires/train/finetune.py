@@ -24,10 +24,8 @@ def start_from(model: Module, path: str | os.PathLike[str]) -> list[str]:
     what was not copied.
 
     Raises: CheckpointError if the file cannot be read or its model is another one; nothing is changed then.
-    ConfigError if there is no path.
+    ConfigError for what is no path.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise ConfigError(f"start_from takes the path of a run folder or model file, not {path!r}")
     trained = load_model(path)
     state, own = trained.model.state_dict(), model.state_dict()
     heads = [name for name, part in model.named_modules() if isinstance(part, Linear)][-1:]

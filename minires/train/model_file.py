@@ -10,7 +10,7 @@ from typing import Any
 
 from minires import models
 from minires.data import Normalize
-from minires.errors import CheckpointError
+from minires.errors import CheckpointError, ConfigError
 from minires.nn.module import Module
 from minires.train import checkpoint
 
@@ -52,8 +52,11 @@ def load_model(path: str | os.PathLike[str], *, model: Module | None = None) -> 
 
     ``model`` takes the weights where the file's model is not one that ``minires.models.build`` knows.
 
-    Raises: CheckpointError if the file is missing, damaged, not a trained model, or of another model.
+    Raises: CheckpointError if the file is missing, damaged, not a trained model, or of another model;
+    ConfigError for what is no path.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"a trained model is read from the path of its file or run folder, not {path!r}")
     path = Path(path)
     path = path / NAME if path.is_dir() else path
     arrays, info = checkpoint.read(path)

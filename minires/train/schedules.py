@@ -233,6 +233,10 @@ class Schedule:
                 raise ConfigError(unknown(f"option of the {name} schedule", key, known))
             what, (least, most) = f"{key} of the {name} schedule", kind.ranges.get(key, (0, 1))
             given[key] = _checked(what, value, fields.get(key), least, most)
+        for field in fields.values():
+            has_default = not (field.default is field.default_factory is dataclasses.MISSING)
+            if field.name not in given and not has_default:
+                raise ConfigError(f"the {name} schedule needs {field.name}")
         warmup, self.warmup_start = (float(given.pop(key, default)) for key, default in WARMUP.items())
         self.curve = kind(**given)
         self.peak_lr = number("lr of a schedule", lr, least=0)

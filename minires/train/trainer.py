@@ -64,7 +64,8 @@ class Trainer:
     """Trains what ``config`` says and leaves everything in the folder ``out``.
 
     ``config`` may be None when ``resume`` is set: the run's own ``config.json`` is used. ``splits`` replaces
-    the data set that the configuration names, ``model`` the model it would build. ``progress`` shows a bar,
+    the data set that the configuration names, ``model`` the model it would build: each epoch trains all
+    of it but what ``freeze`` names, and leaves each module in its own mode. ``progress`` shows a bar,
     None only on a terminal; ``say`` gets each line of the report.
 
     Raises: ConfigError if ``out`` holds a run already and ``resume`` is not set, or for anything in the

@@ -15,7 +15,7 @@ from minires.errors import ConfigError, ShapeError
 from minires.models import build
 from minires.ops.cross_entropy import cross_entropy
 from minires.tensor import Tensor
-from minires.train import Config, Trainer, checks
+from minires.train import Config, Trainer, checks, evaluate
 
 
 @pytest.fixture(autouse=True)
@@ -199,3 +199,10 @@ def test_the_facts_at_the_end_are_those_of_chance():
     assert text.startswith("the training loss of the last epoch is 1.2, above") and "rate" not in text
     assert len(checks.outcome(float("nan"), 0.7, labels, "abc", test=float("inf"))) == 2
     assert checks.outcome(0.0, 1.0, labels[:3], "a") == []
+
+
+def test_a_picture_whose_scores_are_nan_is_not_right():
+    model, pictures = small_model(), stripes(12, 0)
+    model.bn1.running_var[...] = np.nan
+    found = evaluate(model, pictures, Normalize.none())
+    assert np.isnan(found.loss) and found.accuracy == 0.0

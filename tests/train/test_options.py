@@ -16,12 +16,22 @@ from train.small_run import small_model, stripes
 from minires import data, models, nn, optim
 from minires.data import Loader, Normalize
 from minires.data.augment import AUGMENTATIONS
-from minires.errors import MiniresError
+from minires.errors import ConfigError, MiniresError
 from minires.nn import init
 from minires.optim import OPTIMIZERS
 from minires.tensor import Tensor
-from minires.train import EMA, Config, Schedule, evaluate, freeze, predict, recalibrate, start_from
-from minires.train.schedules import SCHEDULES, WARMUP
+from minires.train import (
+    EMA,
+    Config,
+    Schedule,
+    evaluate,
+    freeze,
+    load_model,
+    predict,
+    recalibrate,
+    start_from,
+)
+from minires.train.schedules import SCHEDULES, WARMUP, Curve
 
 NAN, INF = float("nan"), float("inf")
 NO_NUMBERS = (None, "0.1", "", [], {}, (0.1, 0.2), True, np.True_, 1j, NAN, INF, -INF, object(), -0.5)
@@ -253,3 +263,28 @@ def test_a_mistake_in_a_recipe_is_found_when_it_is_written_and_says_where():
             Config(**changes)
     # A name that is registered later is no mistake yet.
     assert Config(schedule={"name": "mine"}, optimizer={"name": "mine"}, augment=["mine"])
+
+
+def test_an_option_that_has_no_default_is_asked_for(monkeypatch):
+    @dataclasses.dataclass
+    class Needs(Curve):
+        depth: float
+
+        def __call__(self, lr, step, steps):
+            return lr * self.depth
+
+    monkeypatch.setitem(SCHEDULES, "needs", Needs)
+    with pytest.raises(ConfigError, match="the needs schedule needs depth"):
+        Schedule({"name": "needs"}, lr=1.0, total_steps=4)
+    assert Schedule({"name": "needs", "depth": np.float32(0.5)}, lr=1.0, total_steps=4).lr(0) == 0.5
+    monkeypatch.setitem(AUGMENTATIONS, "needs", lambda depth: lambda x, rng: x)
+    with pytest.raises(ConfigError, match="the augmentation needs needs depth"):
+        data.build(["needs"])
+
+
+@pytest.mark.parametrize("wrong", [None, 3, ["default"]])
+def test_a_configuration_or_a_path_that_is_none_is_answered(wrong, tmp_path):
+    with pytest.raises(ConfigError):
+        Config.from_dict(wrong)
+    with pytest.raises(ConfigError, match="is read from the path of its file"):
+        load_model(wrong)

@@ -161,6 +161,15 @@ def test_the_bias_of_layers():
     assert error(found, dy.sum(axis=(0, 1, 2))) < AIM
 
 
+@pytest.mark.parametrize("outputs", [3, 16])  # by columns, and by sums in registers
+def test_the_kernel_of_a_convolution_of_large_pictures(outputs):
+    """A product of half a million numbers, which BLAS sums in blocks, and so do the kernels."""
+    x, shape = uniform(2, 500, 501, 1), (1, 2, 1, outputs)
+    found, dy = gradient(lambda w: ops.conv2d(Tensor(x), w), np.zeros(shape, np.float32))
+    pixels = [x[:, :, k : k + 500].astype(np.float64) for k in range(2)]
+    assert error(found[0], [np.tensordot(one, dy, ([0, 1, 2], [0, 1, 2])) for one in pixels]) < 3e-6
+
+
 def test_average_pools_of_a_large_picture():
     x = uniform(1, 2500, 2000, 2)
     exact = x.astype(np.float64).mean(axis=(1, 2))

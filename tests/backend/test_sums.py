@@ -241,3 +241,15 @@ def test_the_norm_of_all_gradients(size):
         p.grad = uniform(p.data.size) * np.float32(scale)
     exact = np.sqrt(sum((p.grad.astype(np.float64) ** 2).sum() for p in weights))
     assert error(SGD(weights, 0.1).gradient_norm(), exact) < 1e-12
+
+
+def test_squares_of_many_arrays_each_once():
+    """Threads share them out in the middle of arrays; some are no work for the kernel."""
+    sizes = [1, 700_001, 3, 2_500_000, 0, 64, 65, 256, 257, 999_999]
+    arrays = [uniform(size, seed=i) for i, size in enumerate(sizes)]
+    arrays += [uniform(30, 40).T, uniform(50)[::2], uniform(7).astype(np.float64), np.float32(3).reshape(())]
+    exact = sum((array.astype(np.float64) ** 2).sum() for array in arrays)
+    assert abs(backend.sum_of_squares(arrays) / exact - 1) < 1e-13
+    assert backend.sum_of_squares([]) == 0
+    assert np.isnan(backend.sum_of_squares([*arrays, np.float32([1, np.nan])]))
+    assert backend.sum_of_squares([np.float32([1e30, np.inf])]) == np.inf

@@ -185,6 +185,20 @@ def test_the_gradient_of_an_average_pool_whose_windows_overlap():
     assert error(found[0, 99, 99, 0], dy.mean()) < AIM  # this pixel lies under all 10,000 windows
 
 
+def test_the_gradient_of_a_pixel_that_wins_everywhere():
+    x = np.zeros((1, 199, 199, 1), np.float32)
+    x[0, 99, 99] = 1
+    found, dy = gradient(lambda x: ops.max_pool2d(x, 100, stride=1), x)
+    assert error(found[0, 99, 99, 0], dy.sum()) < AIM
+
+
+def test_response_norm_over_many_neighbours():
+    x = uniform(2, 8000)
+    y = ops.local_response_norm(Tensor(x), 16001, k=1.0, alpha=1.0, beta=1.0).data
+    exact = x.astype(np.float64)
+    assert error(y, exact / (1 + (exact**2).sum(axis=1, keepdims=True))) < 2e-7
+
+
 def test_batch_norm_of_many():
     x = uniform(MANY // 2, 2)
     exact, means, variances = x.astype(np.float64), np.zeros(2, np.float32), np.zeros(2, np.float32)

@@ -22,8 +22,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from minires import backend
 from minires.backend import Array, cuda
 from minires.errors import ConfigError, ShapeError
@@ -48,17 +46,9 @@ def _counts(xp: Any, win: Window, shape: tuple[int, ...], dtype: Any, count_padd
     return _sum(xp, xp.ones((1, *shape[1:3], 1), dtype), win).astype(dtype, copy=False)
 
 
-_FEW = 16  # pixels under a window whose sum loses nothing worth a wider dtype: at most 1e-6 of it
-
-
-def _summed(win: Window, dtype: Any) -> Any:
-    """The dtype in which the pixels under a window, or those of the windows over one, are added up."""
-    return dtype if win.size[0] * win.size[1] <= _FEW else np.float64
-
-
 def _sum(xp: Any, x: Array, win: Window) -> Array:
     padded = win.pad(xp, x)
-    total = win.at(padded, 0, 0).astype(_summed(win, x.dtype))
+    total = win.at(padded, 0, 0).astype(win.summed(x.dtype))
     for i in range(win.size[0]):
         for j in range(win.size[1]):
             if i or j:
@@ -69,7 +59,7 @@ def _sum(xp: Any, x: Array, win: Window) -> Array:
 def _backward(xp: Any, share: Array, shape: tuple[int, ...], win: Window) -> Array:
     n, h, w, c = shape
     size = (n, h + win.top + win.bottom, w + win.left + win.right, c)
-    padded = xp.zeros(size, _summed(win, share.dtype))
+    padded = xp.zeros(size, win.summed(share.dtype))
     for i in range(win.size[0]):
         for j in range(win.size[1]):
             win.at(padded, i, j)[...] += share

@@ -47,7 +47,7 @@ extern "C" __global__ void max_pool_gradient(const T* dy, const int* winner, T* 
     EACH(i, n) {
         int c = i % channels, place = i / channels, row = place / w;
         int ih = row % h + top, iw = place % w + left;  // in the padded picture
-        A sum = 0;
+        double sum = 0;
         int high = kernel_h * dilation_h, wide = kernel_w * dilation_w;
         for (int oh = min(ih / stride_h, out_h - 1); oh >= 0 && ih < oh * stride_h + high; oh--) {
             int ky = ih - oh * stride_h;
@@ -64,7 +64,7 @@ extern "C" __global__ void max_pool_gradient(const T* dy, const int* winner, T* 
                 if (winner[o] == ky * kernel_w + kx) sum += dy[o];
             }
         }
-        dx[i] = sum;
+        dx[i] = A(sum);
     }
 }
 """)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -156,22 +156,44 @@ def _run(calls: Sequence[Callable[[], None]]) -> None:
 def _squares_numba(x: Array, sums: Array) -> None:
     """Adds to sums[k] the squares of the numbers x[k], x[k + len(sums)], ..."""
     width = len(sums)
-    for at in range(0, x.size, width):
-        row = x[at : min(at + width, x.size)]
-        for k in range(len(row)):
-            sums[k] += np.float64(row[k]) * np.float64(row[k])
+    whole = x.size - x.size % (4 * width)
+    for at in range(0, whole, 4 * width):
+        a, b = x[at : at + width], x[at + width : at + 2 * width]
+        d, e = x[at + 2 * width : at + 3 * width], x[at + 3 * width : at + 4 * width]
+        for k in range(width):
+            p, q, r, s = np.float64(a[k]), np.float64(b[k]), np.float64(d[k]), np.float64(e[k])
+            sums[k] += (p * p + q * q) + (r * r + s * s)
+    for at in range(whole, x.size, width):
+        rest = x[at : min(at + width, x.size)]
+        for k in range(len(rest)):
+            sums[k] += np.float64(rest[k]) * np.float64(rest[k])
 
 
-def sum_of_squares(array: Array) -> float:
-    """The sum of the squares of all numbers, in float64: right to 1e-14. Waits for a GPU."""
+def sum_of_squares(given: Iterable[Array]) -> float:
+    """The sum of the squares of all numbers of some arrays, in float64: right to 1e-14. Waits for a GPU."""
+    flats, total = [], 0.0
+    for array in given:
+        if array.dtype == np.float32 and kernels.fast(array):
+            flats.append(array.ravel(order="K"))  # in the order of memory, so that a copy is rare
+        else:
+            total += _plain_squares(array)
+    parts = parallel.chunks(sum(flat.size for flat in flats), _PART)
+    sums = np.zeros((len(parts), _WIDE))
+
+    def task(start: int, stop: int, sums: Array) -> None:
+        """The numbers from start to stop of all, as if they stood in one row."""
+        for flat in flats:
+            if start < flat.size and stop > 0:
+                _squares_numba(flat[max(start, 0) : stop], sums)
+            start, stop = start - flat.size, stop - flat.size
+
+    _run([functools.partial(task, *part, own) for part, own in zip(parts, sums, strict=True)])
+    return total + float(sums.sum())
+
+
+def _plain_squares(array: Array) -> float:
     if not arrays.is_numpy(array):
         return float(arrays.array_module(array).sum(array.astype(np.float64) ** 2))
     flat = array.reshape(-1)
-    if not (kernels.fast(flat) and flat.size >= _GRAIN and flat.dtype == np.float32):
-        pieces = (flat[at : at + _PART].astype(np.float64) for at in range(0, flat.size, _PART))
-        return sum(float(piece @ piece) for piece in pieces)
-    parts = parallel.chunks(flat.size, _PART)
-    sums = np.zeros((len(parts), _WIDE))
-    calls = [functools.partial(_squares_numba, flat[i:j], s) for (i, j), s in zip(parts, sums, strict=True)]
-    _run(calls)
-    return float(sums.sum())
+    pieces = (flat[at : at + _PART].astype(np.float64) for at in range(0, flat.size, _PART))
+    return sum(float(np.square(piece).sum()) for piece in pieces)

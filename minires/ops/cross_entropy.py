@@ -282,7 +282,10 @@ def cross_entropy(
 
     The weighted mean is sum of loss[n] / sum of weight[label of n]; of labels that are probabilities it is
     over the rows. Where all rows are ignored, or all their weights are 0, it is 0. A batch without rows has a
-    sum, 0, and no mean.
+    sum, 0, and no mean. Logits may have any size, and some may be minus infinity: the loss is infinite where
+    that is a label's, or where it is too large for the dtype. A row of nothing else, or with a NaN or plus
+    infinity, makes it NaN, as in PyTorch.
+    Rounding: losses are added up in float64 and rounded once.
     Units: nats per row. Of logits in bfloat16 the loss is float32.
     Shapes: logits (N, ..., K), labels (N, ...) class numbers or (N, ..., K), weight (K,) -> a single value;
     with reduction="none" (N, ...).

@@ -244,6 +244,8 @@ def _onnx_log(graph: Graph, call: Call) -> str:
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
     """Turn scores into probabilities that sum to one along ``axis``, by default the last.
 
+    Scores may have any size, and some may be minus infinity. A row of nothing else, or with a NaN or plus
+    infinity, is NaN, as in PyTorch.
     Shapes: any with at least one class along ``axis``; y as x.
     Raises: ShapeError if ``x`` has no classes or is not a float, or the axis does not exist.
 

@@ -102,6 +102,7 @@ def var(x: Tensor, axis: Axis = None, *, keepdims: bool = False, correction: flo
     correction: what is taken off the count that the sum is divided by: 0 as in batch norm and NumPy, 1 for
         the variance of what these numbers are a sample of.
 
+    Rounding: right to 1e-6 in float32, also where the numbers are far from zero, as far as they show it.
     Shapes: the axes are left out of y, or 1 in it if ``keepdims``.
     Raises: ShapeError if an axis does not exist, there are not more numbers than ``correction``, or ``x`` is
     not a float.
@@ -152,7 +153,7 @@ def var(x: Tensor, axis: Axis = None, *, keepdims: bool = False, correction: flo
 def std(x: Tensor, axis: Axis = None, *, keepdims: bool = False, correction: float = 0) -> Tensor:
     """The standard deviation over ``axis``, the root of :func:`var`, with the same arguments.
 
-    Shapes, Raises: as :func:`var`.
+    Rounding, Shapes, Raises: as :func:`var`.
 
     >>> std(Tensor([[1.0, 3.0], [2.0, 2.0]]), axis=1).tolist()
     [1.0, 0.0]

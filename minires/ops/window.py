@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
@@ -50,6 +52,11 @@ class Window:
         """A 1x1 window on every pixel: the columns of im2col are the picture itself."""
         padded = self.top or self.bottom or self.left or self.right
         return self.size == (1, 1) and self.stride == (1, 1) and not padded
+
+    def summed(self, dtype: Any) -> Any:
+        """The dtype in which the pixels under a window, or the gradients from the windows over a pixel, are
+        added up: a sum of few is right to 1e-6 in float32."""
+        return dtype if self.size[0] * self.size[1] <= 16 else np.dtype(np.float64)
 
     def pad(self, xp: Any, x: Array, value: float = 0.0) -> Array:
         """``x`` (N, H, W, C) with the border of this window, filled with ``value``."""

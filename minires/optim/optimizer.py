@@ -134,7 +134,7 @@ class Optimizer:
         gradients = {i: p.grad for i, p in enumerate(self.parameters) if p.grad is not None}
         if gradients and cuda.usable(*gradients.values()):
             return float(self._on_gpu.norm(gradients))
-        return math.sqrt(sum(map(backend.sum_of_squares, gradients.values())))
+        return math.sqrt(backend.sum_of_squares(gradients.values()))
 
     def step(self, *, norm: float | None = None) -> None:
         """Update every parameter that has a gradient, in place.

@@ -161,6 +161,15 @@ def test_the_bias_of_layers():
     assert error(found, dy.sum(axis=(0, 1, 2))) < AIM
 
 
+@pytest.mark.parametrize("outputs", [3, 16])  # by columns, and by sums in registers
+def test_the_kernel_of_a_convolution_of_large_pictures(outputs):
+    """A product of half a million numbers, which BLAS sums in blocks, and so do the kernels."""
+    x, shape = uniform(2, 500, 501, 1), (1, 2, 1, outputs)
+    found, dy = gradient(lambda w: ops.conv2d(Tensor(x), w), np.zeros(shape, np.float32))
+    pixels = [x[:, :, k : k + 500].astype(np.float64) for k in range(2)]
+    assert error(found[0], [np.tensordot(one, dy, ([0, 1, 2], [0, 1, 2])) for one in pixels]) < 3e-6
+
+
 def test_average_pools_of_a_large_picture():
     x = uniform(1, 2500, 2000, 2)
     exact = x.astype(np.float64).mean(axis=(1, 2))
@@ -174,6 +183,20 @@ def test_the_gradient_of_an_average_pool_whose_windows_overlap():
     x = np.zeros((1, 199, 199, 1), np.float32)
     found, dy = gradient(lambda x: ops.avg_pool2d(x, 100, stride=1), x)
     assert error(found[0, 99, 99, 0], dy.mean()) < AIM  # this pixel lies under all 10,000 windows
+
+
+def test_the_gradient_of_a_pixel_that_wins_everywhere():
+    x = np.zeros((1, 199, 199, 1), np.float32)
+    x[0, 99, 99] = 1
+    found, dy = gradient(lambda x: ops.max_pool2d(x, 100, stride=1), x)
+    assert error(found[0, 99, 99, 0], dy.sum()) < AIM
+
+
+def test_response_norm_over_many_neighbours():
+    x = uniform(2, 8000)
+    y = ops.local_response_norm(Tensor(x), 16001, k=1.0, alpha=1.0, beta=1.0).data
+    exact = x.astype(np.float64)
+    assert error(y, exact / (1 + (exact**2).sum(axis=1, keepdims=True))) < 2e-7
 
 
 def test_batch_norm_of_many():
@@ -232,3 +255,15 @@ def test_the_norm_of_all_gradients(size):
         p.grad = uniform(p.data.size) * np.float32(scale)
     exact = np.sqrt(sum((p.grad.astype(np.float64) ** 2).sum() for p in weights))
     assert error(SGD(weights, 0.1).gradient_norm(), exact) < 1e-12
+
+
+def test_squares_of_many_arrays_each_once():
+    """Threads share them out in the middle of arrays; some are no work for the kernel."""
+    sizes = [1, 700_001, 3, 2_500_000, 0, 64, 65, 256, 257, 999_999]
+    arrays = [uniform(size, seed=i) for i, size in enumerate(sizes)]
+    arrays += [uniform(30, 40).T, uniform(50)[::2], uniform(7).astype(np.float64), np.float32(3).reshape(())]
+    exact = sum((array.astype(np.float64) ** 2).sum() for array in arrays)
+    assert abs(backend.sum_of_squares(arrays) / exact - 1) < 1e-13
+    assert backend.sum_of_squares([]) == 0
+    assert np.isnan(backend.sum_of_squares([*arrays, np.float32([1, np.nan])]))
+    assert backend.sum_of_squares([np.float32([1e30, np.inf])]) == np.inf

@@ -232,7 +232,7 @@ def test_there_is_no_arithmetic_in_16_bits(tmp_path):
     """What would sum up in bfloat16 does not compile."""
     if cuda_emulator.compiler() is None:
         pytest.skip("there is no g++ here")
-    wrong = max_pool_cuda._CUDA.text("bfloat16").replace("A sum = 0;", "T sum = 0;")
+    wrong = max_pool_cuda._CUDA.text("bfloat16").replace("double sum = 0;", "T sum = 0;")
     with pytest.raises(AssertionError, match="operator\\+=|no match|invalid"):
         cuda_emulator.library(wrong)
 

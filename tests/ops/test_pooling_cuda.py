@@ -128,6 +128,10 @@ def test_means_of_many_pixels_lose_no_digits():
     dy = np.random.default_rng(0).random((1, *win.out, 1), np.float32)
     dx = avg_pool_cuda.backward(np, dy, (1, 99, 99, 1), win, False)
     np.testing.assert_allclose(dx[0, 49, 49, 0], dy.mean(dtype=np.float64), rtol=1e-7)
+    middle = (49 - np.arange(50))[:, None] * 50 + 49 - np.arange(50)  # it won under each of these windows
+    winner = middle.astype(np.int32).reshape(dy.shape)
+    dx = max_pool_cuda.backward(np, dy, winner, (1, 99, 99, 1), win)
+    np.testing.assert_allclose(dx[0, 49, 49, 0], dy.sum(dtype=np.float64), rtol=1e-7)
 
 
 @pytest.mark.parametrize(("tensors", "launches"), [(1, 1), (4, 1), (5, 2), (9, 3)])

@@ -22,8 +22,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from minires import backend
 from minires.backend import Array, cuda
 from minires.errors import ConfigError, ShapeError
@@ -48,17 +46,9 @@ def _counts(xp: Any, win: Window, shape: tuple[int, ...], dtype: Any, count_padd
     return _sum(xp, xp.ones((1, *shape[1:3], 1), dtype), win).astype(dtype, copy=False)
 
 
-_FEW = 16  # pixels under a window whose sum loses nothing worth a wider dtype: at most 1e-6 of it
-
-
-def _summed(win: Window, dtype: Any) -> Any:
-    """The dtype in which the pixels under a window, or those of the windows over one, are added up."""
-    return dtype if win.size[0] * win.size[1] <= _FEW else np.float64
-
-
 def _sum(xp: Any, x: Array, win: Window) -> Array:
     padded = win.pad(xp, x)
-    total = win.at(padded, 0, 0).astype(_summed(win, x.dtype))
+    total = win.at(padded, 0, 0).astype(win.summed(x.dtype))
     for i in range(win.size[0]):
         for j in range(win.size[1]):
             if i or j:
@@ -69,7 +59,7 @@ def _sum(xp: Any, x: Array, win: Window) -> Array:
 def _backward(xp: Any, share: Array, shape: tuple[int, ...], win: Window) -> Array:
     n, h, w, c = shape
     size = (n, h + win.top + win.bottom, w + win.left + win.right, c)
-    padded = xp.zeros(size, _summed(win, share.dtype))
+    padded = xp.zeros(size, win.summed(share.dtype))
     for i in range(win.size[0]):
         for j in range(win.size[1]):
             win.at(padded, i, j)[...] += share
@@ -130,6 +120,8 @@ def avg_pool2d(
     count_padding: whether the pixels of the border count, as zeros. What ``"ceil"`` adds never counts: it is
         no border that was asked for, but where the last windows reach beyond the picture.
 
+    Rounding: off by at most 1e-6 of the mean of absolute values in float32, 1e-7 where a window has more than
+    16 pixels, which are added up in float64. The gradient too.
     Shapes: x (N, H, W, C) -> y (N, OH, OW, C), OH = (H + top + bottom - (KH - 1)*dilation - 1) // stride + 1.
     Raises: ShapeError if x is not four axes of floats, the kernel is larger than the padded picture, or a
     window would see nothing but border, as it may where the padding is as large as the kernel.
@@ -201,8 +193,9 @@ def _global_onnx(graph: Graph, call: Call) -> str:
 )
 @mixed(kernels=True)
 def global_avg_pool2d(x: Tensor) -> Tensor:
-    """The mean of each channel over the whole picture, added up in float64 and rounded once.
+    """The mean of each channel over the whole picture.
 
+    Rounding: added up in float64 and rounded once, so right to 1e-7 in float32, as :func:`minires.ops.sum`.
     Shapes: x (N, H, W, C) -> y (N, C). Raises: ShapeError if x is not four axes of floats, or has no pixels.
     Source: arXiv:1312.4400.
 

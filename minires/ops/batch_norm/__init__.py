@@ -183,6 +183,8 @@ def batch_norm(
     add, relu: y = y + add, then y = max(y, 0), in the same pass. Under ``minires.unfused()`` they are nodes
         of their own on the tape.
 
+    Rounding: all sums over the batch are kept in float64; mean, variance, dgamma and dbeta are right to 1e-6
+    of the sums of absolute values in float32, of any batch.
     Shapes: x (..., C), any axes before the channels; gamma, beta, running_mean, running_var (C,); add and y
     as x.
     Raises: ShapeError if shapes or dtypes do not fit, if inference has no running statistics, or if training

@@ -29,6 +29,7 @@ from minires.ops.window import Window
 
 LANES = simd.LANES
 MOST_ROWS = 8  # of a tile, on any processor
+_PLACES = 4096  # of a picture whose products are summed by themselves, in dw
 
 
 @kernel(
@@ -93,29 +94,33 @@ def _backward_w_numba(
 ) -> None:  # fmt: skip
     """Add to dw (KH, runs, run, O), whose runs are rounded up to whole tiles: what is behind is meaningless.
 
-    Each picture is summed by itself first, which rounds less than one long sum.
+    Some lines of a picture are summed by themselves first, which rounds less than one long sum.
     """
     n, _, _, channels = x.shape
     kh, runs, run, outputs = dw.shape
     _, oh, ow, _ = dy.shape
     gradients, sums, step = dy.reshape(dy.size), dw.reshape(dw.size), stride[1] * channels
+    together = max(1, _PLACES // ow)  # lines
     for p in range(n):
         _frame_numba(x[p], frame, lines, across, top, left)
-        for k in range(kh):
-            for r in range(runs):
-                for c in range(0, run, simd.ROWS):
-                    for o in range(0, outputs, LANES):
-                        first = o // (outputs // groups) * (channels // groups) + c
-                        place, row = ((k * runs + r) * run + c) * outputs + o, p * oh * ow * outputs + o
-                        tile = spread(zeros, 0)
-                        for i in range(oh):
-                            line = i * stride[0] + k * dilation[0]
-                            at = (line * across + r * dilation[1]) * channels + first
-                            for _ in range(ow):
-                                tile = multiply_add(tile, frame, at, 1, gradients, row)
-                                at += step
-                                row += outputs
-                        add(tile, sums, place, outputs)
+        for start in range(0, oh, together):
+            stop = min(start + together, oh)
+            for k in range(kh):
+                for r in range(runs):
+                    for c in range(0, run, simd.ROWS):
+                        for o in range(0, outputs, LANES):
+                            first = o // (outputs // groups) * (channels // groups) + c
+                            place = ((k * runs + r) * run + c) * outputs + o
+                            row = (p * oh + start) * ow * outputs + o
+                            tile = spread(zeros, 0)
+                            for i in range(start, stop):
+                                line = i * stride[0] + k * dilation[0]
+                                at = (line * across + r * dilation[1]) * channels + first
+                                for _ in range(ow):
+                                    tile = multiply_add(tile, frame, at, 1, gradients, row)
+                                    at += step
+                                    row += outputs
+                            add(tile, sums, place, outputs)
 
 
 def _runs(win: Window, groups: int) -> int:

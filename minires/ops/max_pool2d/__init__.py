@@ -5,6 +5,9 @@
 
 The border is filled with minus infinity, so it never wins (zeros would beat negative pixels).
 
+A pixel that wins under many windows gets the sum of their dy, which is added up in float64 where a window has
+more than 16 pixels.
+
 Shapes: x (N, H, W, C) -> y (N, OH, OW, C).
 Source: Ranzato et al. 2007; the border as in Caffe, torch and Keras.
 
@@ -54,11 +57,12 @@ def _forward(xp: Any, x: Array, win: Window) -> tuple[Array, Array]:
 
 def _backward(xp: Any, dy: Array, winner: Array, shape: tuple[int, ...], win: Window) -> Array:
     n, h, w, c = shape
-    padded = xp.zeros((n, h + win.top + win.bottom, w + win.left + win.right, c), dy.dtype)
+    size = (n, h + win.top + win.bottom, w + win.left + win.right, c)
+    padded = xp.zeros(size, win.summed(dy.dtype))
     for i in range(win.size[0]):
         for j in range(win.size[1]):
             win.at(padded, i, j)[...] += dy * (winner == i * win.size[1] + j)
-    return xp.ascontiguousarray(win.crop(padded))
+    return xp.ascontiguousarray(win.crop(padded), dy.dtype)
 
 
 # ----------------------------------------------------------------------------------------------- public

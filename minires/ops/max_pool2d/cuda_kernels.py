@@ -52,7 +52,7 @@ extern "C" __global__ void max_pool_gradient(
     EACH(i, n) {
         int c = i % channels, place = i / channels, row = place / w;
         int ih = row % h + top, iw = place % w + left;  // in the padded picture
-        A sum = 0;
+        double sum = 0;
         int high = kernel_h * dilation_h, wide = kernel_w * dilation_w;
         for (int oh = min(ih / stride_h, out_h - 1); oh >= 0 && ih < oh * stride_h + high; oh--) {
             int ky = ih - oh * stride_h;
@@ -69,7 +69,7 @@ extern "C" __global__ void max_pool_gradient(
                 if (winner[o] == ky * kernel_w + kx) sum += dy[o];
             }
         }
-        dx[i] = sum;
+        dx[i] = A(sum);
     }
 }
 """)

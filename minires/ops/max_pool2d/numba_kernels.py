@@ -46,7 +46,7 @@ def _forward_numba(
 
 
 @kernel(
-    dy="(N, OH, OW, C)", winner="int32 (N, OH, OW, C)", dx="out flat (N, H, W, C)", behind="int64 (_)",
+    dy="(N, OH, OW, C)", winner="int32 (N, OH, OW, C)", dx="out flat float (N, H, W, C)", behind="int64 (_)",
     where="(OH - 1) * stride[0] - top < H and (OW - 1) * stride[1] - left < W",
 )  # fmt: skip
 def _backward_numba(
@@ -80,7 +80,7 @@ def forward(x: Array, win: Window) -> tuple[Array, Array]:
 
 def backward(dy: Array, winner: Array, shape: tuple[int, ...], win: Window) -> Array:
     """dx of ``shape`` (N, H, W, C)."""
-    dx, dy = np.empty(shape, dy.dtype), np.ascontiguousarray(dy)
+    dx, dy = np.empty(shape, win.summed(dy.dtype)), np.ascontiguousarray(dy)
     rows, columns = (np.arange(k) * apart for k, apart in zip(win.size, win.dilation, strict=True))
     behind = (rows[:, None] * shape[2] + columns).reshape(-1) * shape[3]
 
@@ -89,4 +89,4 @@ def backward(dy: Array, winner: Array, shape: tuple[int, ...], win: Window) -> A
         _backward_numba(dy[part], winner[part], dx[part], behind, win.stride, win.top, win.left)
 
     backend.parallel_for(chunk, shape[0])
-    return dx
+    return dx.astype(dy.dtype, copy=False)

@@ -25,7 +25,6 @@ from minires.debug.trace_page import pack
 from minires.errors import ConfigError, ShapeError
 from minires.files import atomic_write
 from minires.nn.module import Module
-from minires.ops.registry import describe
 from minires.tensor import Tensor
 
 LIMIT = 15_000_000  # bytes of a page
@@ -98,15 +97,9 @@ def _about(
         raise ConfigError(f"trace: {len(classes)} classes are named, but the model gives {scores}")
     # A label that is given as probabilities is the most probable of them.
     label = None if labels is None else int(labels[0] if labels.ndim == 1 else labels[0].argmax())
-    kinds = sorted({one.op for one in recording.operations})
-    known = {op: describe(op) for op in kinds}
     return {
         "name": title, "classes": None if classes is None else list(map(str, classes)), "label": label,
         "guess": _guess(logits), "guessed": recording.guessed, "training": recording.training,
-        "described": {
-            op: {"forward": one.math, "backward": one.backward, "words": [one.english, one.chinese]}
-            for op, one in known.items()
-        },
         "picture": None if picture is None else {
             "height": picture.shape[0], "width": picture.shape[1],
             "rgb": base64.b64encode(np.ascontiguousarray(picture).tobytes()).decode(),

@@ -81,8 +81,8 @@ const LABELS = {
   number: ["number {channel}", "第 {channel} 个数"],
   placeIn: ["row {i}, column {j}", "第 {i} 行，第 {j} 列"],
   colours: [
-    "Colours: blue below zero, orange above; they are full at the size below which 99 of 100 numbers of a picture lie.",
-    "颜色：蓝色为负，橙色为正；图中 99% 的数小于颜色达到最深时的大小。",
+    "Colours: blue below zero, orange above; in a list they are full at the largest number, in a picture at the size below which 99 of 100 numbers lie.",
+    "颜色：蓝色为负，橙色为正；列表中颜色在最大的数处达到最深，图中 99% 的数小于颜色达到最深时的大小。",
   ],
   kernels: ["Kernels w", "卷积核 w"],
   kernelGradients: ["Gradients dw of these kernels", "这些卷积核的梯度 dw"],
@@ -188,7 +188,7 @@ function word(key, values = {}) {
 }
 
 /** [name, what it does, what its way back does] of an operation, as it describes itself. */
-function operationWords(op) {
-  const [title, ...sentences] = state.trace.described[op].words[language];
+function operationWords(operation) {
+  const [title, ...sentences] = state.trace.said[operation.said].words[language];
   return [title, ...sentences.map((sentence) => sentence || LABELS.noArithmetic[language])];
 }

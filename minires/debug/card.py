@@ -60,7 +60,7 @@ def text(recording: Recording, one: Operation, *, backward: bool, title: str) ->
     seconds = one.backward_seconds if backward else one.seconds
     name, array = ("d" + _result(one), one.incoming) if backward else (_result(one), one.output)
     parts = [
-        [*_wrapped(title), *_wrapped(_where(recording, one))],
+        [*_wrapped(title), *_wrapped(_where(recording, one, backward))],
         [*(part for line in formulas.splitlines() for part in _wrapped(line, "  ")), *_options(one)],
         [*(_backward(recording, one) if backward else _forward(recording, one)),
          *([f"took {1000 * seconds:.2f} ms"] if seconds else [])],
@@ -69,8 +69,8 @@ def text(recording: Recording, one: Operation, *, backward: bool, title: str) ->
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
-def _where(recording: Recording, one: Operation) -> str:
-    """In which part of the model we are, and in which mode it is."""
+def _where(recording: Recording, one: Operation, backward: bool) -> str:
+    """In which part of the model we are, in which mode it is, and whether its gradients say anything."""
     places = []
     if one.stage:
         size = times(recording.stages[one.stage - 1]) or "scores"
@@ -80,6 +80,8 @@ def _where(recording: Recording, one: Operation) -> str:
         places.append("training mode" if recording.training else "inference mode")
     if one is recording.operations[-1] and recording.guessed:
         places.append("no labels given, so the loss is that of the model's own guess")
+    if recording.noise and (backward or one is recording.operations[-1]):
+        places.append(f"loss about 0 ({recording.loss:.2g}): the gradients are noise, give other labels")
     return ", ".join(places)
 
 

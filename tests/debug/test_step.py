@@ -239,6 +239,25 @@ def test_cards_tell_mode_and_guess():
     assert "training mode" not in text
 
 
+def test_a_loss_of_about_zero_is_said_on_the_cards_of_its_gradients():
+    model, x = minires.models.build("resnet20_cifar", seed=0).eval(), pictures(1)
+    guess = step(model, x).recording.logits.argmax(axis=1)
+    for labels, noise in ((None, True), (guess, True), ((guess + 1) % 10, False)):
+        s = step(model, x, labels)
+        largest = max(np.abs(g).max() for g in s.recording.gradients.values())
+        assert s.recording.noise == noise == (largest < 1e-6)
+        for event in s:
+            said = "loss about 0 (0): the gradients are noise" in " ".join(repr(event).split())
+            assert said == (noise and (event.backward or event.op == "cross_entropy")), event.number
+
+
+def test_a_loss_of_ones_own_that_is_zero_may_have_gradients():
+    assert not step(lambda x: (x - x).sum(), pictures(1)).recording.noise
+    sure = Tensor(np.array([[90.0, 0.0]], np.float32), requires_grad=True)
+    assert step(cross_entropy(sure, [0])).recording.noise
+    assert not step(cross_entropy(sure, [1])).recording.noise
+
+
 @pytest.mark.parametrize("case", EVERY_CASE)
 def test_cards_are_never_wider_than_a_terminal(case):
     first, *others = case.arrays().values()

@@ -512,6 +512,26 @@ def test_a_page_says_of_each_call_what_it_computes(browser, tmp_path):
         opened.close()
 
 
+def test_a_page_says_whose_label_it_is_and_where_gradients_are_noise(browser, tmp_path):
+    model, x = models.build("resnet20_cifar", seed=0).eval(), normal(picture(16))
+    best, second = np.argsort(-record_passes(model, x[None]).logits[0])[:2]
+    classes = [f"name{k}" for k in range(10)]
+    for label, chosen, noise in ((None, True, False), (best, False, True), (second, False, False)):
+        opened = Opened(browser, trace_html(model, x, label, classes=classes), tmp_path)
+        about, notes = opened.text("#about"), opened.text("#notes")
+        assert (f"as if name{second} were right" in about) == chosen
+        assert ("the class that the model finds second best" in notes) == chosen
+        assert (f"label: name{label}" in about) == (label is not None)
+        assert ("the gradients are noise" in notes) == noise
+        assert opened.page.locator(".noise").count() == 0
+        opened.press("End", 143)
+        assert opened.page.locator(".noise").count() == noise
+        opened.page.locator("#language").click()
+        opened.page.wait_for_selector("html[lang=zh]")
+        assert ("噪声" in opened.text("#notes")) == noise
+        opened.close()
+
+
 def first(content: bytes, op: str) -> int:
     return next(k for k, one in enumerate(Packed(content).table["operations"]) if one["op"] == op)
 

@@ -137,6 +137,7 @@ function heading(operation, way) {
       " ",
       element("code", { class: "op" }, operation.op),
     ),
+    ...(state.trace.noise && way === "backward" ? [element("p", { class: "noise" }, word("noise"))] : []),
     element("p", { class: "does" }, way === "forward" ? does : back),
     element(
       "dl",
@@ -256,13 +257,16 @@ function about() {
       word("guess", { label: className(trace, trace.guess.label), share: percent(trace.guess.probability) }),
     );
   }
-  if (trace.label !== null && !trace.guessed)
-    parts.push(word("truth", { label: className(trace, trace.label) }));
-  parts.push(word(trace.guessed ? "lossOfThis" : "lossIs", { loss: format(trace.loss, 5) }));
+  const label = trace.label === null ? "" : className(trace, trace.label);
+  if (label && !trace.guessed && !trace.chosen) parts.push(word("truth", { label }));
+  const lossWord = trace.guessed ? "lossOfThis" : trace.chosen ? "lossAsIf" : "lossIs";
+  parts.push(word(lossWord, { label, loss: format(trace.loss, 5) }));
   if (trace.training !== null) parts.push(word(trace.training ? "training" : "inference"));
   at("about").textContent = parts.join(" · ");
   const notes = [
     trace.guessed ? word("lossOfGuess") : "",
+    trace.chosen ? word("lossOfChosen", { label }) : "",
+    trace.noise ? word("noise") : "",
     word("channelsKept", { count: trace.channels }),
     word("colours"),
   ].filter(Boolean);

@@ -11,6 +11,15 @@ const LABELS = {
     "The loss is that of the model's own guess, since no label was given.",
     "没有给出标签，损失按模型自己的猜测计算。",
   ],
+  lossAsIf: ["loss {loss}, as if {label} were right", "损失 {loss}（假定 {label} 正确）"],
+  lossOfChosen: [
+    "The label is not known. The loss is as if {label} were right, the class that the model finds second best.",
+    "标签未知；损失假定模型认为第二可能的类别 {label} 正确。",
+  ],
+  noise: [
+    "The loss is about 0: the gradients are noise. Give another label to see what would have to change.",
+    "损失约为 0：梯度只是噪声。请换一个标签，才能看出哪些数需要改变。",
+  ],
   inference: ["inference mode", "推理模式"],
   training: ["training mode", "训练模式"],
   channelsKept: [

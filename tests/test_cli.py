@@ -21,6 +21,7 @@ from PIL import Image
 import minires
 from minires import Tensor, backend, cli, data, models, nn
 from minires.commands import COMMANDS
+from minires.debug.recording import Recording, record_passes
 from minires.ops import cases, registry
 from minires.train import Trained, load_model, predict, recipes, save_model
 
@@ -614,6 +615,35 @@ def test_a_fresh_model_is_traced_with_a_picture(place: Path, capsys: pytest.Capt
     status, text, _ = call(capsys, "trace", "tiny", "--image", "colours/red/0.png")
     assert status == 0 and "trace-tiny.html" in text and Path("trace-tiny.html").is_file()
     assert "which picture? --image FILE" in refused(capsys, 2, "trace", "tiny")
+
+
+def test_a_trace_without_a_label_has_gradients_and_says_which_label_was_taken(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An untrained ResNet-20 is so sure of its guess, whatever it sees, that the loss of that is 0."""
+    recordings: list[Recording] = []
+
+    def spied(*args: Any, **kwargs: Any) -> Recording:
+        recordings.append(record_passes(*args, **kwargs))
+        return recordings[-1]
+
+    monkeypatch.setattr("minires.debug.trace_page.build.record_passes", spied)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)).save("noise.png")
+    arguments = ("trace", "resnet20_cifar", "--image", "noise.png")
+    found = json.loads(call(capsys, *arguments, "--json")[1])
+    scores = recordings[-1].logits[0]
+    best, second = np.argsort(-scores)[:2]
+    assert found["guess"] == str(best) and found["label"] == str(second)
+    assert found["chosen"] and not found["noise"] and not recordings[-1].noise
+    assert recordings[-1].loss > 1 and np.abs(recordings[-1].operations[0].incoming).max() > 1e-3
+    text = call(capsys, *arguments)[1]
+    assert f"No label given: the loss is as if {second} were right, its second guess" in text
+    assert "noise" not in text.replace("noise.png", "")
+    text = call(capsys, *arguments, "--label", best)[1]
+    assert "The loss is about 0: the gradients are noise" in text and "No label given" not in text
+    assert recordings[-1].noise and np.abs(recordings[-1].operations[0].incoming).max() < 1e-6
+    found = json.loads(call(capsys, *arguments, "--label", best, "--json")[1])
+    assert found["noise"] and not found["chosen"] and found["label"] == str(best)
 
 
 def test_trace_and_play_refuse_what_cannot_be(

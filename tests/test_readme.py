@@ -133,3 +133,4 @@ def test_the_tour_of_the_debugger_has_gradients_to_see():
     exec(code, namespace)
     stop = namespace["s"].here
     assert stop.backward and abs(stop.operation.incoming).max() > 1e-6
+    assert not namespace["s"].recording.noise and "noise" not in repr(stop)

@@ -198,8 +198,16 @@ axes[0].set(ylabel="gradient of the tape")
 axes[1].legend(loc="upper left")
 
 # %%
-# Batch norm is not alone. A softmax sums to 1, so a ``dy`` of ones asks nothing of it either. The third rule:
-# **a random upstream gradient**.
+# Batch norm is not alone. A *softmax* makes probabilities of any numbers, the larger the more probable::
+#
+#     y[k] = exp(x[k]) / (exp(x[0]) + exp(x[1]) + ...)
+#
+# Of 2, 1 and 0 the exponentials are 7.389, 2.718 and 1, together 11.107; each over their sum gives 0.665,
+# 0.245 and 0.090. They sum to 1 whatever x is, so a ``dy`` of ones, which asks for the slope of the sum, asks
+# nothing of it. The third rule: **a random upstream gradient**.
+
+y = softmax(Tensor([[2.0, 1.0, 0.0]])).numpy()
+assert np.allclose(y, [[0.665, 0.245, 0.090]], atol=5e-4) and np.isclose(y.sum(), 1)
 
 true = measured_gradient(softmax, x, ones)
 print("softmax, dy of ones: the largest true gradient is", abs(true).max())

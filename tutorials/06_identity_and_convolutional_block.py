@@ -89,7 +89,9 @@ assert "must be equal" in message
 #
 # Two stages, each a convolutional block and an identity block, as in every ResNet. The names are those of the
 # released model: ``res2b_branch2a`` is the first convolution in the branch of stage 2, block b, and
-# ``res3a_branch1`` the one on the shortcut of stage 3, block a. The batch is six rendered hands.
+# ``res3a_branch1`` the one on the shortcut of stage 3, block a. At the end a global average pool makes one
+# number of each channel, and a dense layer six scores of these, as in lesson 05. ``step`` gets six rendered
+# hands and their labels, and adds the loss: softmax and cross-entropy.
 
 network = Sequential(
     conv1=Conv2d(3, 32, 3, stride=2, padding=1, rng=rng),

@@ -245,8 +245,10 @@ print(f"test accuracy: {result.accuracy:.1%} of {len(test)}; without twins: {rig
 assert result.accuracy > 0.35
 
 # %%
-# That is far above one in six, and far below what the network can do: each picture was seen only once. The
-# full training is one command, ``minires train``; it takes minutes, and the README says what it reaches.
+# That is far above one in six, and far below what the network can do: each picture was seen only once. And it
+# is one training from one seed: another seed gives another number, so take it for an example, and not for
+# what this network is worth. The full training is one command, ``minires train``; it takes minutes, and the
+# README says what it reaches. What follows needs no second seed: it tests *these* weights in several ways.
 #
 # **Trap: somebody else's score.** A widely copied notebook of this exercise ends with a fine accuracy. It is
 # that of a file of trained weights, which it loads; its own two epochs do not get there. When you read a

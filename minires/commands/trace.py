@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,10 @@ first kernel: every step with its values and gradients. The page is one file and
 
   minires trace runs/signs-default-1
   minires trace runs/signs-default-1 --image hand.jpg --label 3 --html hand.html
-  minires trace resnet50 --image hand.jpg         fresh weights, not trained"""
+  minires trace resnet50 --image hand.jpg         fresh weights, not trained
+
+Without --label the loss is for the label of the test picture, or else for the model's own guess; where that
+is so sure that its loss is about 0, for the class that the model finds second best."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image", metavar="FILE", help="the picture (default: the first test picture of the run)"
     )
-    parser.add_argument("--label", metavar="NAME", help="what is on it (default: the model's own guess)")
+    parser.add_argument("--label", metavar="NAME", help="what is on it (default: see above)")
     parser.add_argument(
         "--html", metavar="FILE", help="where to write it (default: trace-MODEL.html in the run)"
     )
@@ -39,23 +43,37 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from minires import backend, train
+    from minires.debug.recording import ABOUT_ZERO
     from minires.debug.trace_page import trace
 
     trained, side = _trained_or_fresh(options.model)
     seen, label = _picture_to_trace(options, trained, side)
+    with backend.before_compiling(speaker(sys.stderr)):
+        probabilities = train.predict(trained.model, seen[None], trained.normalize)[0]
+    second, best = map(int, probabilities.argsort()[-2:]) if len(probabilities) > 1 else (0, 0)
+    sure = -math.log(probabilities[best]) < ABOUT_ZERO
+    chosen = label is None and sure and second != best  # as the page does
     folder = Path(options.model) if Path(options.model).is_dir() else Path()
     out = options.html or str(folder / f"trace-{trained.name}.html")
     x = trained.normalize(seen[None])
+    named = {"name": trained.name, "classes": trained.classes, "picture": seen}
     with backend.before_compiling(speaker(sys.stderr)):
-        trace(trained.model, x, label, out=out, name=trained.name, classes=trained.classes, picture=seen)
-    probabilities = train.predict(trained.model, seen[None], trained.normalize)[0]
-    guess = trained.classes[int(probabilities.argmax())]
+        trace(trained.model, x, label, out=out, **named)
+    guess = trained.classes[best]
+    taken = second if chosen else best if label is None else label
+    noise = sure and taken == best
     size = Path(out).stat().st_size
     if options.json:
         print_json({"model": trained.name, "html": out, "bytes": size, "guess": guess,
-                     "probability": float(probabilities.max())})  # fmt: skip
+                     "probability": float(probabilities.max()), "chosen": chosen, "noise": noise,
+                     "label": trained.classes[taken]})  # fmt: skip
         return 0
     print(f"The model's guess: {guess}, {100 * probabilities.max():.1f}%")
+    if chosen:
+        second_guess = f"the loss is as if {trained.classes[taken]} were right, its second guess"
+        print(f"No label given: {second_guess}. --label says what is on the picture.")
+    if noise:
+        print("The loss is about 0: the gradients are noise. Give another --label.")
     print(
         f"{out}: every step of this picture, {size / 1e6:.1f} MB. Open it in a browser; it needs no network."
     )

@@ -23,7 +23,7 @@ from minires.ops.registry import describe
 WIDTH = 80  # columns of a terminal
 CORNER = 4, 6  # rows and columns of the values that are shown
 MAPS, SMALLEST, LARGEST = 16, 64, 96  # feature maps that are shown, and the sides of one in pixels
-COLUMNS = "{:<8} {:<14} {:>9} {:>9} {:>6} {:>9} {:>9} {:>9}"
+COLUMNS = "{:<23} {:>9} {:>9} {:>6} {:>9} {:>9} {:>9}"
 NOT_KEPT = "not kept: give the model and x instead"
 
 
@@ -55,12 +55,12 @@ def statistics(array: Array) -> Statistics:
 
 def text(recording: Recording, one: Operation, *, backward: bool, title: str) -> str:
     """The card of the forward or the backward event at operation ``one``, at most WIDTH columns wide."""
-    known = describe(one.op)
-    formulas = known.backward if backward else known.math
+    said = describe(one.op).said(one.values())
+    formulas = said.backward if backward else said.math
     seconds = one.backward_seconds if backward else one.seconds
     name, array = ("d" + _result(one), one.incoming) if backward else (_result(one), one.output)
     parts = [
-        [*_wrapped(title), *_wrapped(_where(recording, one))],
+        [*_wrapped(title), *_wrapped(_where(recording, one, backward))],
         [*(part for line in formulas.splitlines() for part in _wrapped(line, "  ")), *_options(one)],
         [*(_backward(recording, one) if backward else _forward(recording, one)),
          *([f"took {1000 * seconds:.2f} ms"] if seconds else [])],
@@ -69,8 +69,8 @@ def text(recording: Recording, one: Operation, *, backward: bool, title: str) ->
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
-def _where(recording: Recording, one: Operation) -> str:
-    """In which part of the model we are, and in which mode it is."""
+def _where(recording: Recording, one: Operation, backward: bool) -> str:
+    """In which part of the model we are, in which mode it is, and whether its gradients say anything."""
     places = []
     if one.stage:
         size = times(recording.stages[one.stage - 1]) or "scores"
@@ -80,6 +80,8 @@ def _where(recording: Recording, one: Operation) -> str:
         places.append("training mode" if recording.training else "inference mode")
     if one is recording.operations[-1] and recording.guessed:
         places.append("no labels given, so the loss is that of the model's own guess")
+    if recording.noise and (backward or one is recording.operations[-1]):
+        places.append(f"loss about 0 ({recording.loss:.2g}): the gradients are noise, give other labels")
     return ", ".join(places)
 
 
@@ -102,9 +104,13 @@ def _option(name: str, value: Any) -> str:
 
 def _forward(recording: Recording, one: Operation) -> Iterator[str]:
     rows = [(name, source.value) for name, source in zip(one.names, one.inputs, strict=True)]
-    yield from _table([*rows, (_result(one), one.output)])
+    reads = describe(one.op).reads(one.values())
+    yield from _table([*rows, *reads.items(), (_result(one), one.output)])
     for name, source in zip(one.names, one.inputs, strict=True):
         yield from _wrapped(f"{name} is {_origin(recording, source)}", "  ")
+    for name in reads:
+        given = "an option of this call" if name in one.options else "made in this call"
+        yield f"  {name} is {given}, and no gradient flows to it"
     readers = [
         other
         for other in recording.operations
@@ -159,7 +165,7 @@ def _name(one: Operation) -> str:
 
 
 def _table(rows: list[tuple[str, Array]]) -> Iterator[str]:
-    yield COLUMNS.format("", "shape", "mean", "std", "zeros", "min", "max", "norm")
+    yield COLUMNS.format(f"{'':<8} shape", "mean", "std", "zeros", "min", "max", "norm")
     for name, array in rows:
         if array is None:
             yield f"{name:<8} {NOT_KEPT}"
@@ -167,7 +173,7 @@ def _table(rows: list[tuple[str, Array]]) -> Iterator[str]:
         found = statistics(array)
         figures = [_short(found.mean), _short(found.std), f"{found.zeros:.1%}"]
         figures += map(_short, (found.min, found.max, found.norm))
-        yield COLUMNS.format(name, times(array.shape) or "one value", *figures)
+        yield COLUMNS.format(f"{name:<8} {times(array.shape) or 'one value'}", *figures)
 
 
 def _corner(name: str, array: Array | None) -> Iterator[str]:

@@ -33,6 +33,9 @@ from minires.ops.registry import Description, Words, declare, describe
 from minires.tape import Node, reachable
 from minires.tensor import Call, Tensor, as_array, settings, watching, with_settings
 
+# A loss of scores below this is about 0: its gradient, probabilities less label, is what rounding has left.
+ABOUT_ZERO = 1e-5
+
 INPUT = declare(  # the operation that stands for what the model is given
     Description(
         name="input",
@@ -152,6 +155,13 @@ class Recording:
     gradients: Mapping[str, Array] = field(default_factory=dict)
     stages: tuple[Shape, ...] = ()
     modules: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def noise(self) -> bool:
+        """Whether the loss is a cross entropy of about 0, so that the gradients say nothing."""
+        form = describe(self.operations[-1].op).arithmetic
+        of_scores = isinstance(form, Formula) and "k" in form.also
+        return of_scores and 0 <= self.loss < ABOUT_ZERO
 
     def __repr__(self) -> str:
         of = type(self.model).__name__ if self.model is not None else "a function or tape"

@@ -66,13 +66,15 @@ def _pow_cases() -> Iterator[Case]:
     """),
     english=Words(
         "Addition",
-        "Two tensors are added, place by place. In a residual block these are the branch and its shortcut.",
-        "Addition hands its gradient to both summands unchanged: this is how it travels along the shortcut.",
+        "Two tensors are added, place by place.{stretched?| In a residual block these are the branch and its "
+        "shortcut.}",
+        "Addition hands its gradient to both summands unchanged{stretched?, and a number that was read at "
+        "several places gets their sum|: this is how it travels along the shortcut}.",
     ),
     chinese=Words(
         "加法",
-        "两个张量逐位相加；在残差块中，它们是主分支与捷径。",
-        "加法把梯度原样交给两个加数：梯度正是这样沿捷径传回的。",
+        "两个张量逐位相加{stretched?|；在残差块中，它们是主分支与捷径}。",
+        "加法把梯度原样交给两个加数{stretched?；在多处被读取的数得到各处梯度之和|：梯度正是这样沿捷径传回的}。",
     ),
     label="+",
     short="+ constant",

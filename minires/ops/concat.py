@@ -120,14 +120,19 @@ def _onnx(graph: Graph, call: Call) -> str:
 
 
 @operation(
-    math="y = [x1, x2, ...]",
-    backward="dx1, dx2, ... = the parts of dy that came from x1, x2, ...",
+    math="y = [{inputs}]",
+    backward="{gradients} = the parts of dy that came from {inputs}",
     english=Words(
         "Concatenation",
-        "The channels of several tensors side by side.",
-        "Each tensor gets back the gradient of its own channels.",
+        "{axis == ndim - 1?The channels of several tensors side by side|Several tensors side by side, along "
+        "axis {axis}}.",
+        "Each tensor gets back the gradient of its own {axis == ndim - 1?channels|part}.",
     ),
-    chinese=Words("拼接", "把几个张量的通道并排放在一起。", "每个张量取回自己通道的梯度。"),
+    chinese=Words(
+        "拼接",
+        "{axis == ndim - 1?把几个张量的通道并排放在一起|沿第 {axis} 轴把几个张量并排放在一起}。",
+        "每个张量取回自己{axis == ndim - 1?通道|部分}的梯度。",
+    ),
     arithmetic=Moved(lambda *xs, axis: np.concatenate(xs, axis)),
     join="concat",
     onnx=_onnx,

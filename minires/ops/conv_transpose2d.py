@@ -35,7 +35,7 @@ from minires.ops.mixed_precision import mixed
 from minires.ops.onnx_graph import Graph
 from minires.ops.onnx_graph import window as onnx_window
 from minires.ops.registry import Case, Shape, Words, operation
-from minires.ops.window import Padding, Window, extent, sides, window
+from minires.ops.window import UNDER, Padding, Window, extent, sides, window
 from minires.tensor import Call, Tensor, record
 
 
@@ -143,30 +143,32 @@ def _onnx(graph: Graph, call: Call) -> str:
 
 
 @operation(
-    math="""
-        y[n, oh, ow, o] = b[o] + sum over c and over all i, j, kh, kw of x[n, i, j, c] * w[kh, kw, o, c]
-        with i*stride + kh*dilation - top = oh and j*stride + kw*dilation - left = ow
+    math=f"""
+        y[n, oh, ow, o] = {{b?b[o] + }}sum over c and over all i, j, kh, kw of x[n, i, j, c] * w[kh, kw, o, c]
+        with [n, oh, ow] = [{UNDER}]
+        {{groups > 1?where o counts the channels of the group of c||}}
     """,
-    backward="""
+    backward=f"""
         dx[n, i, j, c] = sum over kh, kw, o of
-            dy[n, i*stride + kh*dilation - top, j*stride + kw*dilation - left, o]
+            dy[{UNDER}, o]
             * w[kh, kw, o, c], a conv2d of dy
         dw[kh, kw, o, c] = sum over n, i, j of
-            dy[n, i*stride + kh*dilation - top, j*stride + kw*dilation - left, o]
+            dy[{UNDER}, o]
             * x[n, i, j, c]
-        db[o] = sum over n, oh, ow of dy[n, oh, ow, o]
+        {{b?db[o] = sum over n, oh, ow of dy[n, oh, ow, o]}}
     """,
     english=Words(
         "Transposed convolution",
         "The way back of a convolution: each number writes the kernel, times itself, into a larger picture, "
-        "and what falls on one place is added.",
+        "and what falls on one place is added{b?, and a bias}.",
         "A convolution of dy with the same kernel. The kernel's own gradient is the sum, over all numbers of "
-        "x, of each times the part of dy that it wrote into.",
+        "x, of each times the part of dy that it wrote into{b?; that of the bias the sum of dy}.",
     ),
     chinese=Words(
         "转置卷积",
-        "卷积的反方向：每个数把卷积核乘以自己写进一张更大的图，落在同一位置的数相加。",
-        "用同一个卷积核对 dy 做卷积。卷积核自身的梯度是：x 的每个数乘以它写入的那一块 dy，再全部相加。",
+        "卷积的反方向：每个数把卷积核乘以自己写进一张更大的图，落在同一位置的数相加{b?，再加偏置}。",
+        "用同一个卷积核对 dy 做卷积。卷积核自身的梯度是：x 的每个数乘以它写入的那一块 dy，再全部相加"
+        "{b?；偏置的梯度是 dy 之和}。",
     ),
     arithmetic=Products(transposed=True),
     label="transposed conv {kernel}{stride}{dilation}{groups}",

@@ -34,8 +34,10 @@ from minires.errors import ShapeError
 from minires.ops import checks
 from minires.ops.forms import AllBut, Formula
 from minires.ops.labels import (
+    REDUCED,
     Labels,
     divisor,
+    facts_of_labels,
     labels_of,
     reduced,
     row_losses,
@@ -227,13 +229,19 @@ def _cases() -> Iterator[Case]:
 
 @operation(
     math="""
-        loss = -mean over the rows of sum over k of weight[k] * t[k] * log p[k]
-        with p = softmax(logits), t the labels as probabilities
-    """,
+        p = softmax(logits), t = {numbers?1 for the label, else 0|labels|the labels as probabilities}
+        {label_smoothing?t = (1 - label_smoothing) * t + label_smoothing / K||}
+        losses = -sum over k of {weight?weight[k] * }t[k] * log p[k]
+        """
+    + REDUCED,
     backward="""
-        dlogits = dloss * (p * sum over k of u - u) / N with u = weight * t
-        without weights dloss * (p - t) / N
+        {weight?dlogits = (p * sum over k of u - u) * dloss\
+|dlogits = (p - t) * dloss|dlogits = (p * sum over k of u - u) * dloss}\
+{reduction == "mean"? / {numbers and weight?sum of weight[label]|{ignore_index != none?count|N}}|| / count}
+        {weight?with u = weight * t||with u = weight * t; without weights dlogits = (p - t) * dloss / N}
+        {ignore_index != none?and 0 in the rows that are ignored}
     """,
+    facts=facts_of_labels("logits"),
     result="loss",
     arithmetic=Formula(
         """
@@ -251,14 +259,19 @@ def _cases() -> Iterator[Case]:
     english=Words(
         "Softmax and loss",
         "Scores become probabilities (softmax). The loss is minus the logarithm of the label's probability: "
-        "small where the network is sure and right.",
-        "The gradient of each score is its probability minus what it should be: 1 for the label, 0 for "
-        "others.",
+        "small where the network is sure and right.{label_smoothing? A share of the label is spread evenly "
+        "over all classes.}{weight? Each class counts by its weight.}",
+        "The gradient of each score is its probability minus what it should be{numbers and not "
+        "label_smoothing?: 1 for the label, 0 for others|, the share of its class in the label}"
+        "{weight?, each class by its weight}.",
     ),
     chinese=Words(
         "Softmax 与损失",
-        "得分变成概率（softmax）；损失是标签概率的负对数：网络既确定又正确时很小。",
-        "每个得分的梯度是它的概率减去应有的值：标签为 1，其余为 0。",
+        "得分变成概率（softmax）；损失是标签概率的负对数：网络既确定又正确时很小。"
+        "{label_smoothing?标签的一部分平均分给所有类别。}{weight?各类别按权重计入。}",
+        "每个得分的梯度是它的概率减去应有的值"
+        "{numbers and not label_smoothing?：标签为 1，其余为 0|（标签中该类别所占的份额）}"
+        "{weight?，按类别权重计}。",
     ),
     cases=_cases,
 )

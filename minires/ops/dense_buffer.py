@@ -68,14 +68,20 @@ def _onnx(graph: Graph, call: Call) -> str:
 
 @operation(
     name="dense_buffer",
-    math="y = [latest, new]; of the first x, y = x",
-    backward="dlatest, dnew = the parts of dy that came from latest and new; dx = dy",
+    math="y = {new?[latest, new]|x|[latest, new]; of the first x, y = x}",
+    backward="""
+        {new?dlatest, dnew = the parts of dy that came from latest and new|dx = dy\
+|dlatest, dnew = the parts of dy that came from latest and new; of the first x, dx = dy}
+    """,
     english=Words(
         "Concatenation",
-        "New channels are put behind all that came before: each layer of a dense block reads everything.",
-        "The gradient is cut where the channels were joined.",
+        "{new?New channels are put behind all that came before|A history of channels begins}: each layer of "
+        "a dense block reads everything.",
+        "The gradient {new?is cut where the channels were joined|passes unchanged}.",
     ),
-    chinese=Words("拼接", "新通道接在此前所有通道之后：密集块的每一层都能读到全部。", "梯度在拼接处切开。"),
+    chinese=Words("拼接", "{new?新通道接在此前所有通道之后|通道的历史由此开始}：密集块的每一层都能读到全部。",
+        "{new?梯度在拼接处切开|梯度原样通过}。",
+    ),
     arithmetic=Moved(lambda *xs: np.concatenate(xs, -1)),
     label="concat",
     role="silent",

@@ -189,6 +189,29 @@ def values_of_labels(scores: str) -> dict[str, Callable[[Values], Any]]:
     return {"target": lambda values: spread(values)[0], "count": count}
 
 
+def facts_of_labels(scores: str) -> Callable[[Values], dict[str, Any]]:
+    """What the text of a loss may ask besides its options: whether the labels are class numbers."""
+
+    def facts(call: Values) -> dict[str, Any]:
+        ndim = len(call.shape) if call.options["reduction"] == "none" else None
+        given = call.inputs.get(scores)
+        ndim = given.ndim - 1 if given is not None else ndim
+        labels = np.asarray(call.options["labels"])
+        return {"numbers": labels.ndim == ndim or (ndim is None and labels.dtype.kind in "iu")}
+
+    return facts
+
+
+# The losses of the rows as one number, in a text of a loss.
+REDUCED = """
+        {ignore_index != none?losses = 0 where the label is ignore_index||}
+        {reduction == "mean"?loss = sum of losses / {numbers and weight?sum of weight[label]\
+|{ignore_index != none?count|N}}{ignore_index != none? of the rows that are not ignored}\
+|loss = {reduction == "sum"?sum of losses|losses}\
+|loss = sum of losses / count; count = N, with weights sum of weight[label], with "sum" 1}
+    """
+
+
 # ------------------------------------------------------------------------------ reference implementation
 
 

@@ -57,17 +57,18 @@ def _onnx(graph: Graph, call: Call) -> str:
 
 
 @operation(
-    math="y = x @ w + b",
-    backward="dx = dy @ w^T, dw = x^T @ dy, db = sum of dy over N",
+    math="y = x @ w{b? + b}",
+    backward="dx = dy @ w^T, dw = x^T @ dy{b?, db = sum of dy over N}",
     english=Words(
         "Dense layer",
-        "Each output is a weighted sum of all inputs, plus a bias.",
-        "Each input gets the sum of all dy, weighted; each weight gets its input times dy.",
+        "Each output is a weighted sum of all inputs{b?, plus a bias}.",
+        "Each input gets the sum of all dy, weighted; each weight gets its input times "
+        "dy{b?; the bias gets the sum of dy}.",
     ),
     chinese=Words(
         "全连接层",
-        "每个输出是全部输入的加权和，再加偏置。",
-        "每个输入得到全部 dy 的加权和；每个权重得到其输入与 dy 的乘积。",
+        "每个输出是全部输入的加权和{b?，再加偏置}。",
+        "每个输入得到全部 dy 的加权和；每个权重得到其输入与 dy 的乘积{b?；偏置得到 dy 之和}。",
     ),
     arithmetic=Products(),
     label="dense",

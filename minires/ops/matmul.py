@@ -12,6 +12,7 @@ tape these are reshapes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +23,7 @@ from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
 from minires.ops.elementwise import unbroadcast
-from minires.ops.forms import Formula
+from minires.ops.forms import Formula, Values
 from minires.ops.mixed_precision import mixed
 from minires.ops.onnx_graph import Graph, theirs
 from minires.ops.registry import Case, Shape, Words, operation
@@ -46,6 +47,15 @@ def _onnx(graph: Graph, call: Call) -> str:
     return theirs(graph, graph.add("MatMul", *map(graph.ours, call.inputs.values())), call.y)
 
 
+def _facts(call: Values) -> dict[str, bool]:
+    """Which of the two met several matrices of the other."""
+    stack = math.prod(call.shape[:-2])
+    return {
+        f"{name}_stretched": array is not None and math.prod(array.shape[:-2]) < stack
+        for name, array in call.inputs.items()
+    }
+
+
 def _cases() -> Iterator[Case]:
     stacks: list[tuple[str, Shape, Shape]] = [
         ("matrices", (3, 4), (4, 2)),
@@ -66,7 +76,11 @@ def _cases() -> Iterator[Case]:
 
 @operation(
     math="y = a @ b",
-    backward="da = dy @ b^T, db = a^T @ dy",
+    backward="""
+        da = dy @ b^T{a_stretched?, summed over the matrices that met a||}
+        db = a^T @ dy{b_stretched?, summed over the matrices that met b||}
+    """,
+    facts=_facts,
     arithmetic=Formula(
         """
         y = sum(a * b, k)

@@ -18,7 +18,17 @@ from minires.backend import Array
 from minires.errors import ShapeError
 from minires.ops import checks
 from minires.ops.forms import AllBut, Formula
-from minires.ops.labels import divisor, labels_of, reduced, row_losses, share, spread_out, values_of_labels
+from minires.ops.labels import (
+    REDUCED,
+    divisor,
+    facts_of_labels,
+    labels_of,
+    reduced,
+    row_losses,
+    share,
+    spread_out,
+    values_of_labels,
+)
 from minires.ops.loss_cases import LABELS, REDUCTIONS
 from minires.ops.mixed_precision import astype
 from minires.ops.registry import Case, Words, operation
@@ -32,8 +42,16 @@ def _cases() -> Iterator[Case]:
 
 
 @operation(
-    math="loss = -sum over n of weight[label of n] * log_p[n, label of n] / sum over n of weight[label of n]",
-    backward="dlog_p[n, label of n] = -dloss * weight[label of n] / sum of weights, elsewhere 0",
+    math="""
+        losses[n] = -{weight?weight[label of n] * }log_p[n, label of n]
+        """
+    + REDUCED,
+    backward="""
+        dlog_p[n, label of n] = -{weight?weight[label of n] * }dloss\
+{reduction == "mean"? / {weight?sum of weight[label]|{ignore_index != none?count|N}}|| / count}, elsewhere 0
+        {ignore_index != none?and 0 in the rows that are ignored}
+    """,
+    facts=facts_of_labels("log_p"),
     result="loss",
     arithmetic=Formula(
         """
@@ -47,10 +65,14 @@ def _cases() -> Iterator[Case]:
     ),
     english=Words(
         "Negative log-likelihood",
-        "The loss is minus the logarithm of the label's probability.",
+        "The loss is minus the logarithm of the label's probability{weight?, times the weight of its class}.",
         "Only the label of each row gets a gradient.",
     ),
-    chinese=Words("负对数似然", "损失是标签概率的负对数。", "每一行只有标签得到梯度。"),
+    chinese=Words(
+        "负对数似然",
+        "损失是标签概率的负对数{weight?，再乘以类别权重}。",
+        "每一行只有标签得到梯度。",
+    ),
     label="negative log-likelihood",
     cases=_cases,
 )

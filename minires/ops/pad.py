@@ -96,18 +96,23 @@ def _onnx(graph: Graph, call: Call) -> str:
 @operation(
     math="""
         y[n, top + i, left + j, c] = x[n, i, j, c]
-        beyond the picture value, or with another mode than "constant" a copy of one of its pixels
+        beyond the picture {mode == "constant"?value|a copy of one of its pixels\
+|value, or with another mode than "constant" a copy of one of its pixels}
     """,
-    backward="dx = dy without its border; each number of the border is added to the one it is a copy of",
+    backward="""
+        dx = dy without its border
+        {mode == "constant"?|each number of the border is added to the one it is a copy of\
+|each number of a border of copies is added to the one it is a copy of}
+    """,
     english=Words(
         "Padding",
-        "A border is put around the picture: of one number, or of copies of the picture's own pixels.",
-        "The gradient of the border is cut off; that of a copy is added to the pixel it came from.",
+        'A border is put around the picture: {mode == "constant"?of one number|of copies of its own pixels}.',
+        'The gradient of the border is {mode == "constant"?cut off|added to the pixels it is a copy of}.',
     ),
     chinese=Words(
         "填充",
-        "在图片四周加一圈边：填同一个数，或复制图片自己的像素。",
-        "边界上的梯度被裁掉；如果边界是复制来的，它的梯度加到原来的像素上。",
+        '在图片四周加一圈边：{mode == "constant"?填同一个数|复制图片自己的像素}。',
+        '边界上的梯度{mode == "constant"?被裁掉|加到它所复制的像素上}。',
     ),
     arithmetic=Moved(_moved, fill="value", channelwise=True),
     label="padding",

@@ -114,17 +114,27 @@ def _onnx(graph: Graph, call: Call) -> str:
 
 
 @operation(
-    math="y[n, i, j, before + c] = x[n, i * stride, j * stride, c], zero in the channels added",
-    backward="dx = dy of the channels that came from x, at the places that were read, zero elsewhere",
+    math="""
+        y[n, i, j, {before > 0?before + }c] = x[n, i{stride > 1? * stride}, j{stride > 1? * stride}, c]\
+{before + after > 0?, zero in the channels added}
+    """,
+    backward="""
+        dx = dy{before + after > 0? of the channels that came from x}\
+{stride > 1?, at the places that were read, zero elsewhere}
+    """,
     english=Words(
         "Shortcut A",
-        "Every second place is taken and channels of zeros are added, so that the shortcut fits the branch.",
-        "The gradient goes back to the places that were read; that of added channels is dropped.",
+        "{stride > 1?One of {stride} rows and columns is taken{before + after > 0? and channels of zeros are "
+        "added}|{before + after > 0?Channels of zeros are added|Nothing is added}}, so that the shortcut "
+        "fits the branch.",
+        "The gradient goes back to the places that were read{before + after > 0?; that of added channels is "
+        "dropped}.",
     ),
     chinese=Words(
         "捷径 A",
-        "隔位取值并补上零通道，使捷径与主分支形状一致。",
-        "梯度送回被读取的位置；补零通道的梯度丢弃。",
+        "{stride > 1?每 {stride} 行、{stride} 列取一个，}{before + after > 0?补上零通道，}"
+        "使捷径与主分支形状一致。",
+        "梯度送回被读取的位置{before + after > 0?；补零通道的梯度丢弃}。",
     ),
     arithmetic=Moved(_moved),
     label="zeros to {channels}{stride}",

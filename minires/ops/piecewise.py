@@ -162,10 +162,16 @@ def _clip_onnx(graph: Graph, call: Call) -> str:
     ),
     english=Words(
         "Clip",
-        "Numbers beyond a bound are set to the bound.",
-        "The gradient goes through where x is between the bounds, and is zero elsewhere.",
+        "Numbers {low == none?above the bound are set to it|{high == none?below the bound are set to it"
+        "|outside the bounds are set to the nearer one}}.",
+        "The gradient goes through where x is {low == none?not above the bound|{high == none?not below the "
+        "bound|between the bounds}}, and is zero elsewhere.",
     ),
-    chinese=Words("截断", "超出界限的数设为界限值。", "x 在界限之内时梯度通过，否则为零。"),
+    chinese=Words(
+        "截断",
+        "{low == none?大于上限|{high == none?小于下限|超出界限}}的数设为界限值。",
+        "x 在界限之内时梯度通过，否则为零。",
+    ),
     onnx=_clip_onnx,
     cases=_clip_cases,
 )

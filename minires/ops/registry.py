@@ -27,7 +27,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from minires.errors import ConfigError, one_of
-from minires.ops.forms import Form, Formula
+from minires.ops import call_texts
+from minires.ops.forms import Form, Formula, Values
 from minires.ops.onnx_graph import Graph
 from minires.ops.plot_labels import filled
 from minires.registry import Registry
@@ -47,6 +48,15 @@ class Words(NamedTuple):
     backward: str = ""
 
 
+class Said(NamedTuple):
+    """What an operation says of one call: its formulas on both ways, and its words in both languages."""
+
+    math: str
+    backward: str
+    english: Words
+    chinese: Words
+
+
 class OnnxWriter(Protocol):
     """Writes a call of an operation as nodes of an ONNX graph, and gives the name of its result there."""
 
@@ -64,6 +74,10 @@ class Description:
     computed (see :mod:`minires.ops.forms`), so that it can be explained; where that is a ``Formula``, its
     lines are the formulas if no others are given. ``english`` and ``chinese`` are the words of cards and
     pages.
+
+    Formulas and words are said of one call, by ``said``: of a ``Formula`` the lines that this call needs, of
+    a text the parts that hold there, "y = x @ w{b? + b}" (see :mod:`minires.ops.call_texts`). ``facts`` adds
+    names that their conditions may ask for.
 
     ``label`` is its name in a summary, ``short`` the one in a plot and where there is little room; options
     may stand in both, see :mod:`minires.ops.plot_labels`. ``role`` says what a plot makes of it: "box" draws
@@ -89,6 +103,7 @@ class Description:
     arithmetic: Form | None = None
     english: Words = Words("")
     chinese: Words = Words("")
+    facts: Callable[[Values], call_texts.Facts] | None = None
     label: str = ""
     short: str = ""
     role: str = "box"
@@ -112,7 +127,7 @@ class Description:
     def __call__(self, function: F) -> F:
         known = declare(replace(self, name=self.name or function.__name__, function=function))
         first, _, rest = inspect.cleandoc(function.__doc__ or "").partition("\n\n")
-        formulas = (_formula("Math", known.math), _formula("Backward", known.backward))
+        formulas = map(_formula, ("Math", "Backward"), known.formulas)
         function.__doc__ = "\n\n".join(part for part in (first, "\n".join(formulas), rest) if part)
         return function
 
@@ -128,6 +143,28 @@ class Description:
     ) -> str:
         """Its label for one call."""
         return filled(self.short if short else self.label, options, shape, inputs)
+
+    @property
+    def formulas(self) -> tuple[str, str]:
+        """The formulas of both ways for all calls, as `help` shows them."""
+        math, backward = map(call_texts.of_all, (self.math, self.backward))
+        lines = self.arithmetic.texts(self.result) if isinstance(self.arithmetic, Formula) else ("", "")
+        return math or lines[0], backward or lines[1]
+
+    def said(self, call: Values) -> Said:
+        """Its formulas and words for one call."""
+        facts = call_texts.facts_of(call, self.facts)
+
+        def words(all_calls: Words) -> Words:
+            return Words(*(call_texts.of_call(text, facts) for text in all_calls))
+
+        math, backward = (call_texts.of_call(text, facts) for text in (self.math, self.backward))
+        lines = self.arithmetic.texts(self.result, call) if isinstance(self.arithmetic, Formula) else ("", "")
+        return Said(math or lines[0], backward or lines[1], words(self.english), words(self.chinese))
+
+    def reads(self, call: Values) -> dict[str, Any]:
+        """The arrays that a call reads besides its inputs: running statistics, a mask."""
+        return self.arithmetic.reads(call) if isinstance(self.arithmetic, Formula) else {}
 
     def bound_cases(self) -> Iterator[Case]:
         """Its cases, each of which knows what to call."""
@@ -156,11 +193,11 @@ def declare(known: Description) -> Description:
             "write a "
             f"line {known.result} = ..., or give result="
         )
-    texts = known.arithmetic.texts(known.result) if isinstance(known.arithmetic, Formula) else ("", "")
-    pairs = zip((known.math, known.backward), texts, strict=True)
-    math, backward = (textwrap.dedent(text).strip() or own for text, own in pairs)
-    known = _with_words(replace(known, math=math, backward=backward))
-    if not known.name or not known.math or not known.backward:
+    texts = [textwrap.dedent(text).strip() for text in (known.math, known.backward)]
+    for text in (*texts, *known.english, *known.chinese):
+        call_texts.check(text)
+    known = _with_words(replace(known, math=texts[0], backward=texts[1]))
+    if not known.name or not all(known.formulas):
         raise ConfigError(f"operation {known.name!r}: give its name and both formulas, math and backward")
     OPERATIONS.add(known.name, known, maker=known.function)
     return known

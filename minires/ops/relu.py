@@ -137,8 +137,8 @@ def _onnx(graph: Graph, call: Call) -> str:
 
 
 @operation(
-    math="y = max(x, 0), with a shortcut max(x + add, 0)",
-    backward="dx = dadd = dy where y > 0, else 0",
+    math="y = max(x{add? + add}, 0)",
+    backward="dx{add? = dadd} = dy where y > 0, else 0",
     arithmetic=Formula(
         """
         y = max(x + add, 0)
@@ -149,10 +149,14 @@ def _onnx(graph: Graph, call: Call) -> str:
     ),
     english=Words(
         "ReLU",
-        "Negative numbers become zero, others stay.",
+        "{add?The shortcut is added, then negative|Negative} numbers become zero, others stay.",
         "The gradient passes where the output is above zero, and stops elsewhere.",
     ),
-    chinese=Words("ReLU", "负数变为零，其余不变。", "输出大于零处梯度通过，其余处为零。"),
+    chinese=Words(
+        "ReLU",
+        "{add?先加上捷径，然后}负数变为零，其余不变。",
+        "输出大于零处梯度通过，其余处为零。",
+    ),
     label="{added}ReLU",
     short="ReLU",
     role="small",

@@ -51,8 +51,8 @@ def _onnx(graph: Graph, call: Call) -> str:
 
 
 @operation(
-    math="y = [x1, x2, ...] along a new axis",
-    backward="dx1, dx2, ... = the parts of dy that came from x1, x2, ...",
+    math="y = [{inputs}] along a new axis",
+    backward="{gradients} = the parts of dy that came from {inputs}",
     arithmetic=Moved(lambda *xs, axis: np.stack(xs, axis)),
     english=Words("Stack", "Tensors are joined along a new axis.", "Each gets its part of the gradient."),
     chinese=Words("堆叠", "沿新的轴连接张量。", "每个张量得到梯度中属于它的部分。"),

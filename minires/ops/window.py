@@ -12,6 +12,12 @@ from minires.errors import ShapeError
 from minires.ops import checks
 from minires.ops.checks import pair
 
+# What is under a window, in the text of a formula: see minires.ops.call_texts.
+UNDER = (
+    "n, i{stride > 1?*stride} + kh{dilation > 1?*dilation}{padding > 0? - top}, "
+    "j{stride > 1?*stride} + kw{dilation > 1?*dilation}{padding > 0? - left}"
+)
+
 Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] | str
 
 

@@ -172,7 +172,10 @@ def test_a_card_of_a_convolution_has_the_right_numbers(s):
     lines = text.splitlines()
     assert lines[0] == f"event {event.number} of {len(s) - 1}, forward: conv2d res3a_branch2b"
     assert lines[1] == "stage 2 of 4 (16x16), block res3a, training mode"
-    assert lines[3].strip() == "y[n, i, j, o] = b[o] + sum over kh, kw, c of"
+    assert [line.strip() for line in lines[3:7]] == [
+        "y[n, i, j, o] = sum over kh, kw, c of", "x[n, i + kh - top, j + kw - left, c]",
+        "* w[kh, kw, c, o]", "with zeros outside the picture",
+    ]  # fmt: skip
     assert "  kernel 3x3, stride 1x1, padding 1, dilation 1x1, groups 1" in lines
     table = rows(text)
     assert list(table) == ["x", "w", "y"]
@@ -234,6 +237,25 @@ def test_cards_tell_mode_and_guess():
     text = repr(s.find(op="cross_entropy"))
     assert "inference mode" in text and "that of the model's own guess" in " ".join(text.split())
     assert "training mode" not in text
+
+
+def test_a_loss_of_about_zero_is_said_on_the_cards_of_its_gradients():
+    model, x = minires.models.build("resnet20_cifar", seed=0).eval(), pictures(1)
+    guess = step(model, x).recording.logits.argmax(axis=1)
+    for labels, noise in ((None, True), (guess, True), ((guess + 1) % 10, False)):
+        s = step(model, x, labels)
+        largest = max(np.abs(g).max() for g in s.recording.gradients.values())
+        assert s.recording.noise == noise == (largest < 1e-6)
+        for event in s:
+            said = "loss about 0 (0): the gradients are noise" in " ".join(repr(event).split())
+            assert said == (noise and (event.backward or event.op == "cross_entropy")), event.number
+
+
+def test_a_loss_of_ones_own_that_is_zero_may_have_gradients():
+    assert not step(lambda x: (x - x).sum(), pictures(1)).recording.noise
+    sure = Tensor(np.array([[90.0, 0.0]], np.float32), requires_grad=True)
+    assert step(cross_entropy(sure, [0])).recording.noise
+    assert not step(cross_entropy(sure, [1])).recording.noise
 
 
 @pytest.mark.parametrize("case", EVERY_CASE)
@@ -389,3 +411,39 @@ def test_a_module_that_did_not_run_is_said_to_be_there():
     for look in (s.goto, lambda path: s.find(path=path)):
         with pytest.raises(ConfigError, match="the module 'idle' is there, but no operation ran in it"):
             look("idle")
+
+
+def test_a_card_in_inference_has_the_running_statistics_and_no_formula_of_training():
+    model = minires.models.build("resnet20_cifar", seed=0)
+    for training in (True, False):
+        walk = step(model.train(training), pictures(), np.array([3, 7]))
+        event = walk.find(op="batch_norm")
+        text, back, explained = repr(event), repr(walk.back()), str(event.explain(c=3))
+        running = ["running_mean", "running_var"] if not training else []
+        names = re.findall(r"^(\w+) +\d+(?:x\d+)* .*%", text, re.M)
+        assert names == ["x", "gamma", "beta", *running, "y"]
+        for name in running:
+            array = event.operation.options[name]
+            line = next(line for line in text.splitlines() if line.startswith(name))
+            assert line.split()[1:3] == [str(array.size), f"{array.mean():.3g}"]
+            assert f"  {name} is an option of this call, and no gradient flows to it" in text
+        assert ("mean(x, batch)" in text, "mean = running_mean" in text) == (training, not training)
+        assert ("mean(x, batch)" in explained, "running_mean" in explained) == (training, not training)
+        assert ("slope" in back) == training and "running" not in back.split("\n\n")[1].split("training")[0]
+        assert max(map(len, text.splitlines())) <= WIDTH
+
+
+def test_a_batch_norm_that_is_frozen_has_the_formula_of_inference_in_training():
+    model = minires.nn.Sequential(norm=minires.nn.BatchNorm2d(3), flat=minires.nn.GlobalAvgPool2d())
+    model.norm.frozen = True
+    text = repr(step(model.train(), pictures(), np.array([0, 1])).find(op="batch_norm"))
+    assert "training mode" in text and "mean = running_mean" in text and "mean(x" not in text
+
+
+def test_the_picture_of_a_short_vector_has_a_colour_for_its_largest_number():
+    vector = np.array([0.5, 24.8, 12.2, 3.0], np.float32).reshape(1, 1, 1, 4)
+    png, caption = card.maps(vector)
+    sheet = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), int)
+    assert sheet.shape[1] == 4 * 66  # four maps and the gaps between them
+    red = sheet[2, 2::66, 0] - sheet[2, 2::66, 2]
+    assert np.argsort(red).tolist() == [0, 3, 2, 1] and red[1] > 1.5 * red[2] and "24.8" in caption

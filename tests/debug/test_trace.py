@@ -437,6 +437,105 @@ def test_operations_of_other_networks_are_explained(browser, tmp_path):
     opened.close()
 
 
+# The colours of the numbers in each picture of a kind; a place without a number is transparent.
+COLOURS = """(selector) => [...document.querySelectorAll(selector)].map((canvas) => {
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  const cells = Array.from({ length: data.length / 4 }, (_, at) => [...data.slice(4 * at, 4 * at + 4)]);
+  return cells.filter((cell) => cell[3] === 255).map((cell) => cell.slice(0, 3));
+})"""
+SCORES = [12.2, 24.8, -3.0, 0.5, -12.0, 6.1, 1.0, -0.25, 0.0, -6.0]
+
+
+@pytest.mark.parametrize("count", [2, 3, 10, 150])
+def test_the_largest_number_of_a_list_has_a_colour_of_its_own(browser, tmp_path, count):
+    dense = nn.Linear(12, count, rng=np.random.default_rng(0))
+    scores = np.resize(SCORES, count) / (1 + np.arange(count) // 10)
+    dense.weight.data, dense.bias.data = 0 * dense.weight.data, scores.astype(np.float32)
+    model, x = nn.Sequential(nn.Flatten(), dense), normal(picture(2))
+    recording = record_passes(model, x[None], np.array([0]))
+    opened = Opened(browser, trace_html(model, x, 0), tmp_path)
+    for event, key in ((2, "y"), (5, "dy")):
+        opened.go(event)
+        one = recording.operations[2]
+        values = (one.output if key == "y" else one.incoming)[0].astype(np.float64)
+        (colours,) = np.array(opened.page.evaluate(COLOURS, f'[data-panel="{key}"] .large canvas'), float)
+        assert opened.text(".op") == "linear" and len(colours) == count
+        sizes, white = abs(values), colours[abs(values).argmin()]
+        for sign in (1, -1):  # those below zero are blue, those above orange
+            these = np.flatnonzero(np.sign(values) == sign)
+            order = these[np.argsort(sizes[these])]
+            strength = abs(colours[order] - white).sum(axis=1)
+            steps, apart = np.diff(strength), np.diff(sizes[order]) > 0.02 * sizes.max()
+            assert (steps[apart] > 0).all() and (steps >= -3).all(), (key, values[order], strength)
+    opened.close()
+
+
+def test_a_part_of_a_fork_that_is_larger_than_the_sum_is_not_clipped(browser, tmp_path):
+    class Cancels(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            x = super().forward(x)
+            return x * 3.0 - x * 2.0
+
+    model = Cancels(nn.Flatten(), nn.Linear(12, 3, rng=np.random.default_rng(0)))
+    recording = record_passes(model, normal(picture(2))[None], np.array([1]))
+    opened = Opened(browser, trace_html(model, normal(picture(2)), 1), tmp_path)
+    fork = next(one for one in recording.operations if len(one.contributions) == 2)
+    count = len(recording.operations)
+    opened.go(count + list(recording.order_back).index(fork.number))
+    found = [np.ptp(np.array(one), axis=1).max() for one in opened.page.evaluate(COLOURS, ".fork canvas")]
+    assert len(set(found)) == 3 and min(found) == found[-1], found  # 3 and -2 times a gradient, and the sum
+    opened.close()
+
+
+def test_a_page_says_of_each_call_what_it_computes(browser, tmp_path):
+    """In inference a batch norm has its running statistics, and no formula of training."""
+    model, x = little()
+    for training in (False, True):
+        content = trace_html(model.train(training), x, 3)
+        opened = Opened(browser, content, tmp_path)
+        opened.go(first(content, "conv2d"))
+        assert "b[o]" not in opened.text(".formula")
+        opened.go(first(content, "batch_norm"))
+        formula, rows = opened.text(".formula"), opened.page.locator(".statistics tbody tr")
+        names = rows.evaluate_all("(found) => found.map((row) => row.dataset.of)")
+        running = ["running_mean", "running_var"]
+        assert names == ["x", "gamma", "beta", *(running if not training else []), "y"]
+        assert ("mean(x, batch)" in formula, "mean = running_mean" in formula) == (training, not training)
+        assert ("this batch" in opened.text(".does")) == training
+        opened.page.locator("#backward").click()
+        opened.page.wait_for_selector("main h2.backward")
+        assert ("slope" in opened.text(".formula")) == training
+        assert ("two more terms" in opened.text(".does")) == training
+        opened.page.locator("#language").click()
+        opened.page.wait_for_selector("html[lang=zh]")
+        assert ("多出两项" in opened.text(".does")) == training
+        opened.close()
+
+
+def test_a_page_says_whose_label_it_is_and_where_gradients_are_noise(browser, tmp_path):
+    model, x = models.build("resnet20_cifar", seed=0).eval(), normal(picture(16))
+    best, second = np.argsort(-record_passes(model, x[None]).logits[0])[:2]
+    classes = [f"name{k}" for k in range(10)]
+    for label, chosen, noise in ((None, True, False), (best, False, True), (second, False, False)):
+        opened = Opened(browser, trace_html(model, x, label, classes=classes), tmp_path)
+        about, notes = opened.text("#about"), opened.text("#notes")
+        assert (f"as if name{second} were right" in about) == chosen
+        assert ("the class that the model finds second best" in notes) == chosen
+        assert (f"label: name{label}" in about) == (label is not None)
+        assert ("the gradients are noise" in notes) == noise
+        assert opened.page.locator(".noise").count() == 0
+        opened.press("End", 143)
+        assert opened.page.locator(".noise").count() == noise
+        opened.page.locator("#language").click()
+        opened.page.wait_for_selector("html[lang=zh]")
+        assert ("噪声" in opened.text("#notes")) == noise
+        opened.close()
+
+
+def first(content: bytes, op: str) -> int:
+    return next(k for k, one in enumerate(Packed(content).table["operations"]) if one["op"] == op)
+
+
 def test_a_model_that_returns_its_loss(browser, tmp_path):
     model, x = OwnLoss(np.random.default_rng(0)), normal(picture(5))
     opened = Opened(browser, trace_html(model, x), tmp_path)

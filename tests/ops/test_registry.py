@@ -21,7 +21,7 @@ from minires.inspect import plot_tape, summarize
 from minires.ops import registry
 from minires.ops.arithmetic import mul
 from minires.ops.cases import all_cases
-from minires.ops.forms import Formula
+from minires.ops.forms import Formula, Values
 from minires.ops.registry import describe, described
 from minires.ops.reshape import reshape
 from minires.tensor import watching
@@ -29,6 +29,11 @@ from minires.tensor import watching
 assert recompute  # where it is imported, it describes itself
 EVERY = [pytest.param(known, id=known.name) for known in described()]
 WITH_CASES = [pytest.param(known, id=known.name) for known in described() if known.cases]
+# Options that a formula names only where they were given.
+FORMULAS = {
+    "batch_norm": {"running_mean", "running_var"}, "clip": {"low", "high"},
+    "cross_entropy": {"weight", "ignore_index"}, "nll_loss": {"weight", "ignore_index"},
+}  # fmt: skip
 BLOCKS = {"recompute"}  # watched, it is a plain call: its operations are seen and not itself
 
 
@@ -65,16 +70,56 @@ class Whole(nn.Module):
 
 @pytest.mark.parametrize("known", EVERY)
 def test_it_says_what_it_does(known):
-    assert known.math and known.backward and "see the head" not in known.math + known.backward
-    assert "d" in known.backward
-    for words in (known.english, known.chinese):
-        assert all(words) and words.title[0].isupper() | (words is known.chinese), words
-        assert all(sentence[-1] in ".。" for sentence in words[1:]), words
+    math, backward = known.formulas
+    assert math and "d" in backward and "see the head" not in math + backward
+    assert not set("{}?|") & set(math + backward)
     options = {"kernel": (3, 3), "stride": (2, 2), "groups": 2, "relu": True}
     for short in (False, True):
         label = known.called(options, (1, 8, 8, 64), ("x", "add"), short=short)
         assert label and "{" not in label and len(label) < 40
     assert known.arithmetic is not None or known.name in (*BLOCKS, INPUT)
+
+
+def calls_of(known):
+    """Every call of its cases, as those who show it have it."""
+    for case in all_cases()[known.name]:
+        seen = []
+        with watching(seen.append):
+            case(*(Tensor(array, requires_grad=True) for array in case.arrays().values()))
+        for call in seen:
+            if call.op == known.name:
+                inputs = {name: x.data for name, x in call.inputs.items()}
+                yield Values(inputs, call.options, call.y.shape, call.saved, result=known.result)
+
+
+def mentioned(text):
+    """The names of inputs in a formula or in that of a gradient, where dx is x."""
+    return {name.removeprefix("d") for name in re.findall(r"[A-Za-z_]\w*", text)}
+
+
+@pytest.mark.parametrize("known", WITH_CASES)
+def test_what_is_said_of_a_call_is_of_its_inputs_and_options(known):
+    if known.name in BLOCKS:
+        return
+    every = {name for call in calls_of(known) for name in call.inputs}
+    optional = {name for call in calls_of(known) for name in call.options} & FORMULAS.get(known.name, set())
+    for call in calls_of(known):
+        said = known.said(call)
+        for formula in (said.math, said.backward):
+            absent = (every | optional) - set(call.inputs) - given_options(call)
+            assert not mentioned(formula) & absent, (formula, absent)
+            assert not set("{}?|") & set(formula) and all(line.strip() for line in formula.splitlines())
+        assert set(call.inputs) <= mentioned(said.math), (said.math, list(call.inputs))
+        assert set(call.inputs) <= mentioned(said.backward), (said.backward, list(call.inputs))
+        for words in (said.english, said.chinese):
+            assert all(words) and words.title[0].isupper() | (words is said.chinese), words
+            assert all(sentence[-1] in ".。" for sentence in words[1:]), words
+            assert not set("{}?|") & set("".join(words)), words
+
+
+def given_options(call):
+    """The options that were given something: neither none, nor nothing."""
+    return {name for name, value in call.options.items() if not (value is None or value is False)}
 
 
 @pytest.mark.parametrize("known", WITH_CASES)
@@ -85,7 +130,8 @@ def test_its_card_has_the_formula_and_its_numbers_are_explained(known):
     stepper = step(model, model.row)
     stop = stepper.find(op=known.name)
     card = repr(stop)
-    first, *_ = re.split(" {3,}", known.math.splitlines()[0])
+    said = known.said(stop.operation.values())
+    first, *_ = re.split(" {3,}", said.math.splitlines()[0])
     assert first[:60] in " ".join(card.split()) and known.name in card.splitlines()[0]
     assert all(re.search(rf"^{name} ", card, re.M) for name in (*stop.operation.names, known.result))
     explained = stop.explain()
@@ -122,8 +168,12 @@ def test_the_trace_page_has_its_words_and_its_arithmetic(known):
     page = trace_html(model, model.row).decode()
     chunk = re.search(r'id="chunk0">([^<]*)<', page)[1]
     table = json.loads(zlib.decompress(base64.b64decode(chunk)))
-    assert table["described"][known.name]["words"] == [list(known.english), list(known.chinese)]
     one = next(one for one in table["operations"] if one["op"] == known.name)
+    operation = next(one for one in step(model, model.row).recording.operations if one.op == known.name)
+    said = known.said(operation.values())
+    assert table["said"][one["said"]] == {
+        "forward": said.math, "backward": said.backward, "words": [list(said.english), list(said.chinese)],
+    }  # fmt: skip
     of_one_picture = one["shape"][:1] == [1] and one["inputs"][0]["shape"][:1] == [1]
     assert one["arithmetic"] is not None or not of_one_picture
     if one["arithmetic"] and isinstance(known.arithmetic, Formula):

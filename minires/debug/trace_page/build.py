@@ -25,7 +25,6 @@ from minires.debug.trace_page import pack
 from minires.errors import ConfigError, ShapeError
 from minires.files import atomic_write
 from minires.nn.module import Module
-from minires.ops.registry import describe
 from minires.tensor import Tensor
 
 LIMIT = 15_000_000  # bytes of a page
@@ -47,9 +46,10 @@ def trace(
 ) -> None:
     """Record one picture's way through a model, forward and backward, and write the page ``out``.
 
-    ``y`` is its label; without it the loss is that of the model's own guess, and the page says so. ``name``
-    is the title, ``classes`` the names of the labels, and ``picture`` the picture as people see it. The model
-    runs in its own mode and is left as it was. Of each operation as many channels are kept as fit into 15 MB.
+    ``y`` is its label. Without it the loss is that of the model's own guess, or where that is about 0, so
+    that its gradients are noise, as if the second guess were right; the page says so. ``name`` is the title,
+    ``classes`` the names of the labels, and ``picture`` the picture as people see it. The model runs in its
+    own mode and is left as it was. Of each operation as many channels are kept as fit into 15 MB.
 
     Shapes: x (H, W, C) or (1, H, W, C), as the model takes it; y a class number, or probabilities (K,);
     picture (H, W, 3), uint8.
@@ -79,10 +79,15 @@ def trace_html(
     if picture is not None and (picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3):
         raise ShapeError(f"trace: picture must be uint8 (H, W, 3), not {picture.dtype} {picture.shape}")
     labels = None if y is None else np.asarray(y)[None]
-    record_passes(model, x, labels)  # kernels are compiled or read from the disk now, so that times are true
+    # Kernels are compiled or read from the disk now, so that the times of the second pass are true.
+    first = record_passes(model, x, labels)
+    scores = first.logits
+    chosen = first.guessed and first.noise and scores is not None and scores.shape[-1] > 1
+    if chosen and scores is not None:
+        labels = scores.argsort(axis=1)[:, -2]
     recording = record_passes(model, x, labels)
     title = name or type(model).__name__
-    about = _about(recording, title, classes, picture)
+    about = {**_about(recording, title, classes, picture), "chosen": chosen}
     # What stands around the chunks counts, too.
     room = LIMIT - len(_page(title, [])) - 64 * (len(recording.operations) + 1)
     return _page(title, pack.pack(recording, about, room))
@@ -98,15 +103,10 @@ def _about(
         raise ConfigError(f"trace: {len(classes)} classes are named, but the model gives {scores}")
     # A label that is given as probabilities is the most probable of them.
     label = None if labels is None else int(labels[0] if labels.ndim == 1 else labels[0].argmax())
-    kinds = sorted({one.op for one in recording.operations})
-    known = {op: describe(op) for op in kinds}
     return {
         "name": title, "classes": None if classes is None else list(map(str, classes)), "label": label,
-        "guess": _guess(logits), "guessed": recording.guessed, "training": recording.training,
-        "described": {
-            op: {"forward": one.math, "backward": one.backward, "words": [one.english, one.chinese]}
-            for op, one in known.items()
-        },
+        "guess": _guess(logits), "guessed": recording.guessed, "noise": recording.noise,
+        "training": recording.training,
         "picture": None if picture is None else {
             "height": picture.shape[0], "width": picture.shape[1],
             "rgb": base64.b64encode(np.ascontiguousarray(picture).tobytes()).decode(),

@@ -83,11 +83,17 @@ def _packed(
     recording: Recording, about: dict[str, Any], choices: Sequence[Choice], families: Sequence[int]
 ) -> list[str]:
     arrays = _Arrays(len(recording.operations))
+    said = [describe(one.op).said(one.values()) for one in recording.operations]
+    texts = list(dict.fromkeys(said))  # each once: many operations say the same
     operations = [
-        {**_operation(one, choices, arrays), "family": families[one.number]} for one in recording.operations
+        {**_operation(one, choices, arrays), "family": families[one.number],
+         "said": texts.index(said[one.number])}
+        for one in recording.operations
     ]
     table = {
         **about,
+        "said": [{"forward": one.math, "backward": one.backward, "words": [one.english, one.chinese]}
+                 for one in texts],
         "operations": operations, "back": list(recording.order_back), "blocks": list(blocks(recording)),
         "stages": [list(size) for size in recording.stages], "loss": _number(recording.loss),
         "scores": _scores(recording),
@@ -267,6 +273,10 @@ def _operation(one: Operation, choices: Sequence[Choice], arrays: _Arrays) -> di
              "shape": list(np.shape(source.value)),
              **({} if source.number is not None else _given(source.value))}
             for source, label in zip(one.inputs, one.names, strict=True)
+        ],
+        "reads": [
+            {"label": name, "shape": list(np.shape(array)), "size": _size(array)}
+            for name, array in describe(one.op).reads(one.values()).items()
         ],
         "kept": list(choice.kept), "shown": choice.shown, "detail": list(choice.detail),
         "size": _size(one.output), "incoming": _size(one.incoming), "outgoing": outgoing,

@@ -85,16 +85,22 @@ def _onnx(graph: Graph, call: Call) -> str:
 
 @operation(
     math="""
-        y[n, i, j, c] = sum of x under the window / count, the number of real pixels under it, or KH*KW with
-        count_padding
+        y[n, i, j, c] = sum of x under the window / count
+        count = {padding == 0 or count_padding?KH*KW|the number of real pixels under it\
+|the number of real pixels under it, KH*KW with count_padding}
     """,
     backward="dx: each dy / count goes to every pixel under its window",
     english=Words(
         "Average pooling",
-        "The mean of the numbers under each window.",
+        "The mean of the numbers under each window{padding > 0?; the zeros around the picture "
+        "{count_padding?count|do not count}}.",
         "Each dy is shared evenly by the numbers under its window.",
     ),
-    chinese=Words("平均池化", "取每个窗口内的平均值。", "每个 dy 平均分给窗口内的数。"),
+    chinese=Words(
+        "平均池化",
+        "取每个窗口内的平均值{padding > 0?；图片四周补的零{count_padding?也|不}计入}。",
+        "每个 dy 平均分给窗口内的数。",
+    ),
     arithmetic=Pool(mean=True),
     label="average pool {kernel}{stride}{dilation}",
     short="average pool {kernel}{step}{dilation}",

@@ -113,25 +113,24 @@ def _backward(
 
 
 @operation(
-    math="""
-        mean, var over all M values of a channel; inv = 1 / sqrt(var + eps); xhat = (x - mean) * inv
-        y = gamma * xhat + beta, then, where asked, y = y + add, and y = max(y, 0)
-    """,
-    backward="""
-        dbeta = sum(g), dgamma = sum(g * xhat), dadd = g; g is dy, behind a ReLU only where y > 0
-        dx = gamma * inv * (g - dbeta / M - xhat * dgamma / M), in inference dx = gamma * inv * g
-    """,
     english=Words(
         "Batch norm",
-        "Each channel is shifted and scaled to mean 0 and variance 1, then scaled by gamma and moved by "
-        "beta, which are learned.",
-        "The gradient is scaled by gamma over the standard deviation. In training, moving one value also "
-        "moves mean and variance, so two more terms appear.",
+        "Each channel is shifted and scaled {training?to mean 0 and variance 1 over this batch|by its "
+        "running mean and variance, which training has left}, then scaled by gamma and moved by beta, which "
+        "are learned.{add? The shortcut is added.}{relu? Then negative numbers become zero.}",
+        "{training?The gradient is scaled by gamma over the standard deviation. Moving one value also moves "
+        "mean and variance of the batch, so two more terms appear|Mean and variance are constants here, so "
+        "the gradient is only scaled, by gamma over the standard deviation}.{add? That of the shortcut is "
+        "not scaled.}{relu? Behind the ReLU it passes only where the output is above zero.}",
     ),
     chinese=Words(
         "批归一化",
-        "把每个通道平移、缩放到均值 0、方差 1，再乘以可学习的 gamma，加上可学习的 beta。",
-        "梯度乘以 gamma 再除以标准差。训练时改变一个值也会改变均值和方差，因此多出两项。",
+        "{training?把每个通道平移、缩放到本批次上均值 0、方差 1"
+        "|用训练留下的滑动均值和方差平移、缩放每个通道}，"
+        "再乘以可学习的 gamma，加上可学习的 beta。{add?然后加上捷径。}{relu?最后负数变为零。}",
+        "{training?梯度乘以 gamma 再除以标准差。改变一个值也会改变批次的均值和方差，因此多出两项"
+        "|这里均值和方差是常数，梯度只是乘以 gamma 再除以标准差}。"
+        "{add?捷径的梯度不缩放。}{relu?在 ReLU 之后，只有输出大于零处梯度通过。}",
     ),
     arithmetic=Formula(
         """
@@ -139,8 +138,7 @@ def _backward(
         var = mean((x - mean) ** 2, batch) if training else running_var
         inv = 1 / sqrt(var + eps)
         xhat = (x - mean) * inv
-        z = gamma * xhat + beta + add
-        y = max(z, 0) if relu else z
+        y = max(gamma * xhat + beta + add, 0) if relu else gamma * xhat + beta + add
         g = dy * (y > 0) if relu else dy
         dadd = g
         dbeta = sum(g, batch)

@@ -55,7 +55,7 @@ from minires.ops.mixed_precision import mixed
 from minires.ops.registry import Words, operation
 from minires.ops.relu import gradient as relu_gradient
 from minires.ops.relu import relu as relu_tensor
-from minires.ops.window import Padding, Window
+from minires.ops.window import UNDER, Padding, Window
 from minires.tensor import Tensor, is_fused, record
 
 # ------------------------------------------------------------------------------ reference implementation
@@ -115,30 +115,37 @@ def backward_b(dy: Array) -> Array:
 
 
 @operation(
-    math="""
-        y[n, i, j, o] = b[o] + sum over kh, kw, c of
-            x[n, i*stride + kh*dilation - top, j*stride + kw*dilation - left, c]
+    math=f"""
+        y[n, i, j, o] = {{b?b[o] + }}sum over kh, kw, c of
+            x[{UNDER}, c]
             * w[kh, kw, c, o]
-        with zeros outside the picture
+        {{padding > 0?with zeros outside the picture}}
+        {{groups > 1?where c counts the channels of the group of o||}}
+        {{relu?then y = max(y, 0)||with relu then y = max(y, 0)}}
     """,
-    backward="""
+    backward=f"""
+        {{relu?dy is taken as 0 where y is not above 0||}}
         dw[kh, kw, c, o] = sum over n, i, j of
-            x[n, i*stride + kh*dilation - top, j*stride + kw*dilation - left, c]
+            x[{UNDER}, c]
             * dy[n, i, j, o]
-        db[o] = sum over n, i, j of dy[n, i, j, o]
+        {{b?db[o] = sum over n, i, j of dy[n, i, j, o]}}
         dx: each dy[n, i, j, o] * w[kh, kw, c, o] is added to the pixel of x that it came from
     """,
     english=Words(
         "Convolution",
         "A small window slides over the picture. At each place the numbers under it are multiplied with a "
-        "kernel and summed: one output channel for each kernel.",
+        "kernel and summed{b?, and a bias is added}: one output channel for each kernel."
+        "{relu? Then negative numbers become zero.}",
         "Each dy is sent back to the numbers that were under its window, times the kernel. The kernel's own "
-        "gradient is the sum, over all places, of what was under it times dy.",
+        "gradient is the sum, over all places, of what was under it times dy{b?; that of the bias the sum of "
+        "dy}.{relu? Behind the ReLU dy counts only where the output is above zero.}",
     ),
     chinese=Words(
         "卷积",
-        "小窗口在图上滑动；在每个位置，窗口内的数与卷积核相乘再求和，每个卷积核得到一个输出通道。",
-        "每个 dy 乘以卷积核，送回其窗口内的数。卷积核自身的梯度，是所有位置上窗口内的数与 dy 的乘积之和。",
+        "小窗口在图上滑动；在每个位置，窗口内的数与卷积核相乘再求和{b?，并加上偏置}，每个卷积核得到一个输出通道。"
+        "{relu?然后负数变为零。}",
+        "每个 dy 乘以卷积核，送回其窗口内的数。卷积核自身的梯度，是所有位置上窗口内的数与 dy 的乘积之和"
+        "{b?；偏置的梯度是 dy 之和}。{relu?在 ReLU 之后，只有输出大于零处的 dy 起作用。}",
     ),
     arithmetic=Products(),
     label="conv {kernel}{stride}{dilation}{groups}{relu}",

@@ -15,7 +15,7 @@ import numpy as np
 from minires.backend import Array
 from minires.errors import ConfigError
 from minires.ops.forms.axes import Axes, Near, banded, numbered
-from minires.ops.forms.expressions import ABSENT, Tree, evaluate, names, reductions, specialised
+from minires.ops.forms.expressions import ABSENT, Tree, evaluate, names, plain, reductions
 from minires.ops.forms.values import Index, NotKept, Shape, Values, floats, kept, moved
 
 Cut = tuple[slice, ...]
@@ -38,6 +38,9 @@ class Declared(Protocol):
     def insert(self) -> Mapping[str, int]: ...
     @property
     def also(self) -> Mapping[str, int]: ...
+    def specialised(
+        self, inputs: Collection[str], options: Mapping[str, Any], saved: Collection[str] = ()
+    ) -> dict[str, Tree]: ...
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,8 @@ class Applied:
         self.form, self.values = form, values
         self.result, self.incoming = values.result, f"d{values.result}"
         self.given = self._given()
-        self.trees = {
-            name: specialised(tree, self._absent(), self.numbers) for name, tree in form.trees.items()
-        }
+        self._check()
+        self.trees = form.specialised(values.inputs, values.options, (*values.saved, *self.given))
         self.space = np.broadcast_shapes(*map(np.shape, self.given.values()), *self._unkept())
         self.axes = {
             name: numbered(axes, len(self.space), values.options) for name, axes in form.axes.items()
@@ -93,8 +95,7 @@ class Applied:
     @functools.cached_property
     def numbers(self) -> dict[str, Any]:
         """The options that are no arrays: numbers, words, yes and no."""
-        plain = (bool, int, float, str, np.generic)
-        return {name: value for name, value in self.values.options.items() if isinstance(value, plain)}
+        return plain(self.values.options)
 
     @functools.cached_property
     def used(self) -> tuple[str, ...]:
@@ -121,8 +122,8 @@ class Applied:
         if any(array is None for array in self.values.inputs.values()) and not self.form.axes:
             yield self.values.shape
 
-    def _absent(self) -> list[str]:
-        """What may be missing, and is. Raises: ConfigError for a name that nobody knows."""
+    def _check(self) -> None:
+        """Raises: ConfigError for a name that nobody knows."""
         known = {*self.given, *self.numbers, *self.form.trees, *self.values.inputs}
         missing = [name for name in self.used if name not in (*known, self.result, self.incoming)]
         wrong = [name for name in missing if name not in self.form.optional and name not in self.form.saved]
@@ -131,7 +132,6 @@ class Applied:
                 f"formula: there is no {', '.join(wrong)}; the inputs are {', '.join(self.values.inputs)}, "
                 f"the options {', '.join(self.values.options) or 'none'}. optional= names what may be missing"
             )
-        return [name for name in missing if name in self.form.optional]
 
     def shape_of(self, tree: Tree) -> Shape:
         """The shape of what a tree gives, in the space."""

@@ -148,6 +148,12 @@ def reductions(tree: Tree) -> Iterator[tuple[str, Tree, str]]:
 ABSENT = ("absent",)
 
 
+def plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are no arrays: numbers, words, yes and no."""
+    kinds = (bool, int, float, str, np.generic)
+    return {name: value for name, value in options.items() if isinstance(value, kinds)}
+
+
 def specialised(tree: Tree, absent: Collection[str], options: Mapping[str, Any]) -> Tree:
     """The tree without the names in ``absent``, and with the questions answered that options alone decide.
 
@@ -166,6 +172,9 @@ def specialised(tree: Tree, absent: Collection[str], options: Mapping[str, Any])
         return specialised(tree[2 if answer else 3], absent, options)
     sign, *before = tree
     parts = [specialised(part, absent, options) for part in before]
+    if sign == "and" and 1.0 in parts:  # what holds anyway, as a comparison with what is absent does
+        first, second = parts
+        return second if first == 1.0 else first
     if ABSENT not in parts:
         return (sign, *parts)
     there = [part for part in parts if part != ABSENT]

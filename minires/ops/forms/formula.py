@@ -21,7 +21,16 @@ import numpy as np
 from minires.backend import Array
 from minires.ops.forms.applied import Applied, Worked
 from minires.ops.forms.axes import AllBut, Axes, Near
-from minires.ops.forms.expressions import Tree, parse, written
+from minires.ops.forms.expressions import (
+    ABSENT,
+    Tree,
+    names,
+    parse,
+    plain,
+    reductions,
+    specialised,
+    written,
+)
 from minires.ops.forms.values import Index, Shape, Values
 
 
@@ -70,14 +79,54 @@ class Formula:
         full = (axes for axes in self.axes.values() if not isinstance(axes, Near))
         return not self.insert and not any(_has_last(axes) for axes in full)
 
-    def texts(self, result: str) -> tuple[str, str]:
-        """The lines of both ways, as text."""
+    def texts(self, result: str, call: Values | None = None) -> tuple[str, str]:
+        """The lines of both ways, as text; of one call those that it needs, for what was given there."""
+        lines = self.trees if call is None else self.lines(call)
         ways: tuple[list[str], list[str]] = ([], [])
         back = False
-        for name, tree in self.trees.items():
-            ways[back].append(f"{name} = {written(tree)}")
+        for name, tree in lines.items():
+            summed = call is not None and self._is_summed(name, call, lines)
+            more = f", summed over all places that read {name[1:]}" if summed else ""
+            ways[back].append(f"{name} = {written(tree)}{more}")
             back = back or name == result
         return "\n".join(ways[0]), "\n".join(ways[1])
+
+    def lines(self, call: Values) -> dict[str, Tree]:
+        """The lines that lead to the result of a call and to the gradients of its inputs; what is absent
+        there has fallen out."""
+        lines = self.specialised(call.inputs, call.options, call.saved)
+        wanted = {call.result, *(f"d{name}" for name in call.inputs)}
+        for name, tree in reversed(lines.items()):
+            if name in wanted:
+                wanted |= set(names(tree))
+        return {name: tree for name, tree in lines.items() if name in wanted and tree != ABSENT}
+
+    def reads(self, call: Values) -> dict[str, Array]:
+        """The arrays that the formula of a call reads besides its inputs, by name: options and saved ones."""
+        used = {name for tree in self.lines(call).values() for name in names(tree)}
+        arrays = {name: array for name, array in call.options.items() if isinstance(array, np.ndarray)}
+        arrays |= {name: call.saved[name] for name in self.saved if name in call.saved}
+        return {name: array for name, array in arrays.items() if name in used and name not in call.inputs}
+
+    def specialised(
+        self, inputs: Collection[str], options: Mapping[str, Any], saved: Collection[str] = ()
+    ) -> dict[str, Tree]:
+        """The lines for a call with these inputs, options and saved arrays."""
+        given = {*inputs, *saved, *(name for name, value in options.items() if value is not None)}
+        absent = [name for name in self.optional if name not in given]
+        return {name: specialised(tree, absent, plain(options)) for name, tree in self.trees.items()}
+
+    def _is_summed(self, name: str, call: Values, lines: Mapping[str, Tree]) -> bool:
+        """Whether a line gives a number for each place of an input that is stretched, for its gradient."""
+        array = call.inputs.get(name[1:]) if name[:1] == "d" else None
+        if array is None or self.insert or np.shape(array) == call.shape:
+            return False
+        waiting, reduced = [name], False
+        while waiting:
+            tree = lines.get(waiting.pop())
+            reduced = reduced or any(reductions(tree))
+            waiting += [one for one in names(tree) if one in lines and one[0] == "d"]
+        return not reduced and np.size(array) < math.prod(call.shape)
 
     def of(self, values: Values) -> Applied:
         """The formula for one call."""

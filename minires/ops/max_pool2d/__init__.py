@@ -32,7 +32,7 @@ from minires.ops.onnx_graph import Graph
 from minires.ops.onnx_graph import window as onnx_window
 from minires.ops.pool_cases import POOLS
 from minires.ops.registry import Case, Words, apart, operation
-from minires.ops.window import Padding, Window, check_border, window
+from minires.ops.window import UNDER, Padding, Window, check_border, window
 from minires.tensor import Call, Tensor, record
 
 # ------------------------------------------------------------------------------ reference implementation
@@ -79,9 +79,10 @@ def _onnx(graph: Graph, call: Call) -> str:
 
 
 @operation(
-    math="""
+    math=f"""
         y[n, i, j, c] = max over kh, kw of
-            x[n, i*stride + kh*dilation - top, j*stride + kw*dilation - left, c]
+            x[{UNDER}, c]
+        {{padding > 0?inside the picture}}
     """,
     backward="dx: each dy goes to the pixel that won; of equal pixels the first one in reading order wins",
     english=Words(

@@ -44,13 +44,17 @@ function palette() {
   );
 }
 
-/** A size such that nearly all numbers (99 of 100) are below it: where colours are full. */
-function fullColour(data) {
-  const stride = Math.max(1, Math.floor(data.length / 4096));
+/**
+ * The size at which colours are full: of a picture one such that nearly all numbers (99 of 100) are below it;
+ * of a list, whose numbers are read one by one, and of less than a hundred numbers the largest.
+ */
+function fullColour(data, isList = false) {
+  const stride = isList ? 1 : Math.max(1, Math.floor(data.length / 4096));
   const sizes = [];
   for (let i = 0; i < data.length; i += stride) if (Number.isFinite(data[i])) sizes.push(Math.abs(data[i]));
   sizes.sort((a, b) => a - b);
-  return sizes[Math.floor(0.99 * (sizes.length - 1))] || sizes[sizes.length - 1] || 1;
+  const largest = sizes[sizes.length - 1];
+  return (isList ? largest : sizes[Math.ceil(0.99 * (sizes.length - 1))] || largest) || 1;
 }
 
 /** A picture of rows x columns numbers, a pixel each; numbers that are not finite are magenta. */

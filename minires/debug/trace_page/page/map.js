@@ -132,7 +132,7 @@ class NetworkMap {
   drawBlock(number) {
     const block = this.trace.blocks[number];
     const open = this.openBlocks.has(number);
-    const name = block.name || operationWords(this.trace.operations[block.operations[0]].op)[0];
+    const name = block.name || operationWords(this.trace.operations[block.operations[0]])[0];
     const [inside, tall] = open ? this.drawInside(block) : [[], 0];
     const height = MAP.block + tall;
     const here = this.blockOf.get(this.current) === number;

@@ -75,7 +75,7 @@ async function show() {
   explain();
   at("position").value = state.event;
   at("position").setAttribute("aria-valuetext", eventText());
-  at("status").textContent = `${eventText()}: ${operationWords(operation.op)[0]}, ${nameOf(operation)}`;
+  at("status").textContent = `${eventText()}: ${operationWords(operation)[0]}, ${nameOf(operation)}`;
   for (const one of ["forward", "backward"]) at(one).setAttribute("aria-pressed", String(one === way));
   at("backward").disabled = !trace.back.includes(number);
   at("previous").disabled = at("first").disabled = state.event === 0;
@@ -100,9 +100,9 @@ function optionText(key, value) {
 }
 
 function heading(operation, way) {
-  const [name, does, back] = operationWords(operation.op);
+  const [name, does, back] = operationWords(operation);
   const block = state.trace.blocks[state.map.blockOf.get(operation.number)];
-  const formula = state.trace.described[operation.op][way];
+  const formula = state.trace.said[operation.said][way];
   const seconds = way === "forward" ? operation.seconds : operation.backwardSeconds;
   const options = Object.entries(operation.options)
     .map(([key, value]) => `${key} ${optionText(key, value)}`)
@@ -112,7 +112,9 @@ function heading(operation, way) {
     [
       word("shapes"),
       [
-        ...operation.inputs.map((input) => `${input.label} ${timesSigns(input.shape || [])}`),
+        ...[...operation.inputs, ...operation.reads].map(
+          ({ label, shape }) => `${label} ${timesSigns(shape || [])}`,
+        ),
         `y ${timesSigns(operation.shape)}`,
       ].join("   "),
     ],
@@ -135,6 +137,7 @@ function heading(operation, way) {
       " ",
       element("code", { class: "op" }, operation.op),
     ),
+    ...(state.trace.noise && way === "backward" ? [element("p", { class: "noise" }, word("noise"))] : []),
     element("p", { class: "does" }, way === "forward" ? does : back),
     element(
       "dl",
@@ -162,7 +165,8 @@ function statistics(operation, way) {
     way === "forward"
       ? ["y", "", operation.shape, operation.size]
       : ["dy", "", operation.shape, operation.incoming];
-  const body = (way === "forward" ? [...rows, own] : [own, ...rows])
+  const reads = operation.reads.map(({ label, shape, size }) => [label, word("constant"), shape, size]);
+  const body = (way === "forward" ? [...rows, ...reads, own] : [own, ...rows])
     .filter((row) => row[3])
     .map(([label, note, shape, size]) =>
       element(
@@ -253,13 +257,16 @@ function about() {
       word("guess", { label: className(trace, trace.guess.label), share: percent(trace.guess.probability) }),
     );
   }
-  if (trace.label !== null && !trace.guessed)
-    parts.push(word("truth", { label: className(trace, trace.label) }));
-  parts.push(word(trace.guessed ? "lossOfThis" : "lossIs", { loss: format(trace.loss, 5) }));
+  const label = trace.label === null ? "" : className(trace, trace.label);
+  if (label && !trace.guessed && !trace.chosen) parts.push(word("truth", { label }));
+  const lossWord = trace.guessed ? "lossOfThis" : trace.chosen ? "lossAsIf" : "lossIs";
+  parts.push(word(lossWord, { label, loss: format(trace.loss, 5) }));
   if (trace.training !== null) parts.push(word(trace.training ? "training" : "inference"));
   at("about").textContent = parts.join(" · ");
   const notes = [
     trace.guessed ? word("lossOfGuess") : "",
+    trace.chosen ? word("lossOfChosen", { label }) : "",
+    trace.noise ? word("noise") : "",
     word("channelsKept", { count: trace.channels }),
     word("colours"),
   ].filter(Boolean);

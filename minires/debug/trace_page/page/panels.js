@@ -100,7 +100,8 @@ function fork(operation) {
     return element("p", { class: "note" }, word("single", { name: "" }), link(parts[0]));
   const [rows, columns] = places(operation);
   const arrays = [...parts.map((part) => part.array), operation.arrays.incoming];
-  const full = fullColour(state.trace.array(operation.arrays.incoming).data);
+  const sizes = arrays.map((id) => fullColour(state.trace.array(id).data, rows * columns === 1));
+  const full = Math.max(...sizes);
   const figure = (name, size, kind) =>
     element(
       "figure",
@@ -160,7 +161,7 @@ function panel({ key, title, link, operation, id, shownOnly, explain: how }) {
   const count = shownOnly ? operation.shown : operation.kept.length;
   const drawnCount = Math.min(operation.shown, count);
   const { isMap, rows, columns } = layout(operation, count);
-  const full = fullColour(data.subarray(0, isMap ? drawnCount * rows * columns : count));
+  const full = fullColour(data.subarray(0, isMap ? drawnCount * rows * columns : count), !isMap);
   const kept = operation.kept.slice(0, drawnCount);
   const { family } = operation;
   if (!kept.includes(state.channels.get(family))) state.channels.set(family, kept[0]);

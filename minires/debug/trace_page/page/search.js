@@ -5,7 +5,7 @@ function search(text) {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
   const named = state.trace.operations.map((one) => [
     one,
-    `${nameOf(one)} ${operationWords(one.op)[0]} ${one.within.join(" ")}`.toLowerCase(),
+    `${nameOf(one)} ${operationWords(one)[0]} ${one.within.join(" ")}`.toLowerCase(),
   ]);
   return named.filter(([, name]) => words.every((each) => name.includes(each))).map(([one]) => one);
 }
@@ -28,7 +28,7 @@ function showFound() {
       },
       nameOf(one),
       " ",
-      element("small", {}, operationWords(one.op)[0]),
+      element("small", {}, operationWords(one)[0]),
     ),
   );
   at("found").replaceChildren(

@@ -11,6 +11,15 @@ const LABELS = {
     "The loss is that of the model's own guess, since no label was given.",
     "没有给出标签，损失按模型自己的猜测计算。",
   ],
+  lossAsIf: ["loss {loss}, as if {label} were right", "损失 {loss}（假定 {label} 正确）"],
+  lossOfChosen: [
+    "The label is not known. The loss is as if {label} were right, the class that the model finds second best.",
+    "标签未知；损失假定模型认为第二可能的类别 {label} 正确。",
+  ],
+  noise: [
+    "The loss is about 0: the gradients are noise. Give another label to see what would have to change.",
+    "损失约为 0：梯度只是噪声。请换一个标签，才能看出哪些数需要改变。",
+  ],
   inference: ["inference mode", "推理模式"],
   training: ["training mode", "训练模式"],
   channelsKept: [
@@ -81,8 +90,8 @@ const LABELS = {
   number: ["number {channel}", "第 {channel} 个数"],
   placeIn: ["row {i}, column {j}", "第 {i} 行，第 {j} 列"],
   colours: [
-    "Colours: blue below zero, orange above; they are full at the size below which 99 of 100 numbers of a picture lie.",
-    "颜色：蓝色为负，橙色为正；图中 99% 的数小于颜色达到最深时的大小。",
+    "Colours: blue below zero, orange above; in a list they are full at the largest number, in a picture at the size below which 99 of 100 numbers lie.",
+    "颜色：蓝色为负，橙色为正；列表中颜色在最大的数处达到最深，图中 99% 的数小于颜色达到最深时的大小。",
   ],
   kernels: ["Kernels w", "卷积核 w"],
   kernelGradients: ["Gradients dw of these kernels", "这些卷积核的梯度 dw"],
@@ -188,7 +197,7 @@ function word(key, values = {}) {
 }
 
 /** [name, what it does, what its way back does] of an operation, as it describes itself. */
-function operationWords(op) {
-  const [title, ...sentences] = state.trace.described[op].words[language];
+function operationWords(operation) {
+  const [title, ...sentences] = state.trace.said[operation.said].words[language];
   return [title, ...sentences.map((sentence) => sentence || LABELS.noArithmetic[language])];
 }

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -301,3 +301,30 @@ def _complete(node: Node, gradients: dict[Node, Array], ours: set[Node]) -> None
             tensor.grad = gradient if node in ours and node.op == "leaf" else gradient.copy()
     if node.op == "leaf":
         del gradients[node]
+
+
+def of_those_given(backward: Backward, given: Sequence[bool]) -> Backward:
+    """The gradients of the inputs that were given, without the places of the others."""
+
+    def backward_of_those(dy: Array) -> Sequence[Array | None]:
+        gradients = backward(dy)
+        if not isinstance(gradients, tuple | list) or len(gradients) != len(given):
+            raise MiniresError(
+                f"a backward must return a tuple of {len(given)} gradients, one for each input, those that "
+                "were not given included"
+            )
+        return [gradient for gradient, there in zip(gradients, given, strict=True) if there]
+
+    return backward_of_those
+
+
+def unused_parameters(loss: Any, model: Any) -> list[str]:
+    """The names of the parameters of ``model`` that no path on the tape connects to ``loss``.
+
+    An empty list says that every parameter will get a gradient. ``model`` has ``named_parameters()``.
+
+    Raises: MiniresError if the tape of ``loss`` was freed by an earlier backward().
+    """
+    parameters: Iterable[tuple[str, Any]] = model.named_parameters()
+    reached = {} if loss.node is None else reachable(loss.node)
+    return [name for name, parameter in parameters if parameter.node not in reached]

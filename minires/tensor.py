@@ -12,7 +12,7 @@ debugger, a summary, an export) reads these, and nothing else.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Never, Self, TypeAlias
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Never, Self, TypeAlias
 import numpy as np
 
 from minires import backend
+from minires.array_making import is_array, made_of
 from minires.backend import Array
 from minires.errors import MiniresError, ShapeError
 from minires.modes import (
@@ -35,7 +36,16 @@ from minires.modes import (
     watching,
     with_settings,
 )
-from minires.tape import NOTHING, Backward, Hook, Node, Step, backward_steps, reachable
+from minires.tape import (
+    NOTHING,
+    Backward,
+    Hook,
+    Node,
+    Step,
+    backward_steps,
+    of_those_given,
+    unused_parameters,
+)
 
 __all__ = [
     "Axis", "Call", "Operand", "Shape", "Tensor", "array_of", "as_array", "enter", "is_fused", "is_recording",
@@ -136,8 +146,8 @@ class Tensor:
 
     @data.setter
     def data(self, data: Array) -> None:
-        if not _is_array(data) or data.dtype.kind in "OSUMm":
-            what = f"an array of {data.dtype}" if _is_array(data) else f"a {type(data).__name__}"
+        if not is_array(data) or data.dtype.kind in "OSUMm":
+            what = f"an array of {data.dtype}" if is_array(data) else f"a {type(data).__name__}"
             raise ShapeError(f"x.data must be an array of numbers, not {what}; np.asarray may make one")
         if self._node is not None:
             if data.shape != self._node.shape:
@@ -166,8 +176,8 @@ class Tensor:
 
     def _fitting(self, grad: Array) -> Array:
         name = f"the gradient of {self.name}" if self.name else "a gradient"
-        if not _is_array(grad) or not backend.is_float(grad.dtype):
-            what = f"an array of {grad.dtype}" if _is_array(grad) else f"a {type(grad).__name__}"
+        if not is_array(grad) or not backend.is_float(grad.dtype):
+            what = f"an array of {grad.dtype}" if is_array(grad) else f"a {type(grad).__name__}"
             raise ShapeError(f"{name} must be an array of floats of shape {self.shape}, or None, not {what}")
         if grad.shape != self._data.shape:
             raise ShapeError(f"{name} is of shape {grad.shape}, but the tensor is of shape {self.shape}")
@@ -489,10 +499,6 @@ _ELSEWHERE = {
 }  # fmt: skip
 
 
-def _is_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray) or backend.is_cupy(value)
-
-
 def array_of(data: Any, dtype: Any = np.float32) -> Array:
     """What a tensor is made of, as an array: numbers become ``dtype``, and arrays keep theirs.
 
@@ -500,51 +506,14 @@ def array_of(data: Any, dtype: Any = np.float32) -> Array:
     """
     if isinstance(data, Tensor):
         return data.data
-    if type(data) is np.ndarray:
-        return data
-    if isinstance(data, np.ma.MaskedArray):
-        raise MiniresError("a tensor has no masked places; give the array as x.filled(value)")
-    if _is_array(data):  # a memory map, a matrix are arrays of other classes, with rules of their own
-        return np.asarray(data) if backend.device_of(data) == "cpu" else data
-    if hasattr(data, "dtype"):
-        return _of_another_library(data)
     if _holds_tensor(data):
         raise MiniresError("a list of tensors would be copied without their gradients; use ops.stack")
-    try:
-        array = np.asarray(data)
-    except ValueError as error:
-        raise ShapeError(f"a tensor is made of numbers, lists of equal lengths, or arrays: {error}") from None
-    except Exception as error:  # of an array of another library in a list
-        raise _not_ours(type(data), error) from error
-    if array.dtype.kind not in "biuf":
-        raise ShapeError(f"a tensor is made of numbers, lists of numbers, or arrays, not of {data!r}")
-    return array.astype(dtype)
+    return made_of(data, dtype)
 
 
 def as_array(data: Any) -> Array:
     """The array that a tensor or an array of any library holds; of anything else, what NumPy makes of it."""
-    if hasattr(data, "dtype"):
-        return array_of(data)
-    try:
-        return np.asarray(data)
-    except ValueError as error:
-        raise ShapeError(f"lists of unequal lengths are no array: {error}") from None
-
-
-def _of_another_library(data: Any) -> Array:
-    """The numbers of an array that is neither NumPy's nor CuPy's: of PyTorch, JAX, h5py, ..."""
-    try:
-        return np.asarray(data)
-    except Exception as error:  # each library has its own reasons, and errors, for one that it cannot give
-        raise _not_ours(type(data), error) from error
-
-
-def _not_ours(kind: type, error: Exception) -> MiniresError:
-    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
-    return MiniresError(
-        f"a {name} does not become a NumPy array by itself ({error}); convert it before, in PyTorch for "
-        "example with x.detach().cpu().numpy()"
-    )
+    return data.data if isinstance(data, Tensor) else made_of(data, None)
 
 
 def _holds_tensor(data: Any) -> bool:
@@ -610,7 +579,7 @@ def record(
         raise MiniresError(f"{op}: record needs backward, a function of dy, not {backward!r}")
     given: Mapping[str, Any] = inputs
     if len(nodes) < len(inputs):
-        backward = _of_those_given(backward, [x is not None for x in inputs.values()])
+        backward = of_those_given(backward, [x is not None for x in inputs.values()])
         given = {name: x for name, x in inputs.items() if x is not None}
     kept = {name: array for name, array in saved.items() if array is not None}
     if needed:
@@ -628,30 +597,3 @@ def _not_by_name(op: str, inputs: Any) -> MiniresError:
         return MiniresError(f'{op}: record takes its inputs by name, inputs={{"x": x}}, not a {kind}')
     odd = ", ".join(name for name, x in inputs.items() if not isinstance(x, Tensor | None))
     return MiniresError(f"{op}: the inputs that record is given are tensors or None, but not {odd}")
-
-
-def _of_those_given(backward: Backward, given: Sequence[bool]) -> Backward:
-    """The gradients of the inputs that were given, without the places of the others."""
-
-    def backward_of_those(dy: Array) -> Sequence[Array | None]:
-        gradients = backward(dy)
-        if not isinstance(gradients, tuple | list) or len(gradients) != len(given):
-            raise MiniresError(
-                f"a backward must return a tuple of {len(given)} gradients, one for each input, those that "
-                "were not given included"
-            )
-        return [gradient for gradient, there in zip(gradients, given, strict=True) if there]
-
-    return backward_of_those
-
-
-def unused_parameters(loss: Tensor, model: Any) -> list[str]:
-    """The names of the parameters of ``model`` that no path on the tape connects to ``loss``.
-
-    An empty list says that every parameter will get a gradient. ``model`` has ``named_parameters()``.
-
-    Raises: MiniresError if the tape of ``loss`` was freed by an earlier backward().
-    """
-    parameters: Iterable[tuple[str, Tensor]] = model.named_parameters()
-    reached = {} if loss.node is None else reachable(loss.node)
-    return [name for name, parameter in parameters if parameter.node not in reached]

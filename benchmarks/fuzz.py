@@ -21,11 +21,8 @@ from __future__ import annotations
 import argparse
 import collections
 import json
-import mmap
 import multiprocessing
-import os
 import sys
-import tempfile
 import time
 import traceback
 import warnings
@@ -396,7 +393,11 @@ def equal(first: Any, second: Any) -> str:
 def run(number: int) -> tuple[str, str]:
     """Case ``number``: its outcome, and what it was."""
     rng = np.random.default_rng(number)
-    description, call = KINDS[int(rng.integers(0, len(KINDS)))](rng)
+    return judged(*KINDS[int(rng.integers(0, len(KINDS)))](rng))
+
+
+def judged(description: str, call: Call) -> tuple[str, str]:
+    """The outcome of a call, by the kernels and by the reference implementation, and what it was."""
     first, found = outcome(call)
     with backend.reference():
         second, expected = outcome(call)
@@ -417,59 +418,47 @@ def run(number: int) -> tuple[str, str]:
 # -------------------------------------------------------------------------------------------------- many
 
 
-def _work(path: str, start: int, stop: int, queue: Any) -> None:
-    """Run the cases of a range, and note in a file, which outlives a crash, which one is being run."""
-    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 16) as notes:
-        for number in range(start, stop):
-            notes[:] = number.to_bytes(8, "little") + int(time.time()).to_bytes(8, "little")
-            kind, description = run(number)
-            queue.put((number, kind, description if kind not in FINE else ""))
-        notes[:] = stop.to_bytes(8, "little") + bytes(8)
-    queue.close()
-    queue.join_thread()
+Run = Callable[[int], tuple[str, str]]
 
 
-def fuzz(start: int, stop: int, show: Callable[[int, str, str], None]) -> collections.Counter[str]:
+def _work(run: Run, start: int, stop: int, told: Any) -> None:
+    """Run the cases of a range, and tell the outcome of each as soon as it is known."""
+    for number in range(start, stop):
+        kind, description = run(number)
+        told.send((number, kind, description if kind not in FINE else ""))
+
+
+Show = Callable[[int, str, str], None]
+
+
+def fuzz(
+    start: int, stop: int, show: Show, *, run: Run = run, patience: float = PATIENCE
+) -> collections.Counter[str]:
     """Run the cases of a range in a process of their own; one that dies or hangs is counted, and left out."""
     counts: collections.Counter[str] = collections.Counter()
     context = multiprocessing.get_context("spawn")
-    handle, path = tempfile.mkstemp()
-    os.write(handle, bytes(16))
-    os.close(handle)
     number = start
     while number < stop:
-        Path(path).write_bytes(bytes(16))  # the notes of the one before
-        queue = context.Queue()
-        process = context.Process(target=_work, args=(path, number, stop, queue), daemon=True)
+        answers, told = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(run, number, stop, told), daemon=True)
         process.start()
-        done = number
-        while True:
-            try:
-                at, kind, description = queue.get(timeout=1)
-                counts[kind] += 1
-                done = at + 1
-                show(at, kind, description)
-                continue
-            except Exception:
-                notes = Path(path).read_bytes()
-            since = int.from_bytes(notes[8:], "little")
-            if done == stop:
+        told.close()  # here: when the process ends there is nobody left to tell anything
+        while number < stop:
+            if answers.poll(patience):
+                try:
+                    number, kind, description = answers.recv()
+                except EOFError:
+                    process.join()
+                    kind, description = "crash", f"exit code {process.exitcode}"
+            else:
+                kind, description = "hang", f"no answer in {patience:g} s"
+            counts[kind] += 1
+            show(number, kind, description)
+            number += 1
+            if kind in ("crash", "hang"):
                 break
-            if not process.is_alive() and queue.empty():
-                counts["crash"] += 1
-                show(done, "crash", f"exit code {process.exitcode}")
-                done += 1
-                break
-            if since and time.time() - since > PATIENCE and process.is_alive():
-                process.kill()
-                counts["hang"] += 1
-                show(done, "hang", "")
-                done += 1
-                break
-        process.join(timeout=10)
         process.kill()
-        number = done
-    os.unlink(path)
+        process.join()
     return counts
 
 

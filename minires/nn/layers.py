@@ -33,7 +33,7 @@ from minires.ops.relu import relu
 from minires.ops.reshape import flatten
 from minires.ops.sigmoid import sigmoid
 from minires.ops.softmax import softmax
-from minires.ops.window import Padding, sides
+from minires.ops.window import WORDS, Padding, sides
 from minires.tensor import Tensor
 
 Layer = Module | Callable[[Tensor], Tensor]
@@ -44,7 +44,9 @@ def _window(layer: str, kernel: Any, stride: Any, padding: Any, dilation: Any) -
     pair(layer, "kernel", kernel)
     pair(layer, "stride", kernel if stride is None else stride)
     pair(layer, "dilation", dilation)
-    if not isinstance(padding, str):
+    if isinstance(padding, str):
+        one_of(f"{layer}: padding", padding, WORDS)
+    else:
         sides(layer, padding)
     return plain((kernel, stride, padding, dilation))
 

@@ -18,6 +18,7 @@ UNDER = (
     "j{stride > 1?*stride} + kw{dilation > 1?*dilation}{padding > 0? - left}"
 )
 
+WORDS = ("same", "same_lower", "ceil")  # that a padding may be
 Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] | str
 
 
@@ -126,7 +127,7 @@ def window(
     dh, dw = pair(op, "dilation", dilation)
     (height, width), (high, wide) = picture, extent((kh, kw), (dh, dw))
     word = padding if isinstance(padding, str) else None
-    if word in ("same", "same_lower"):
+    if word in WORDS[:2]:
         missing_h = max(0, (-(-height // sh) - 1) * sh + high - height)
         missing_w = max(0, (-(-width // sw) - 1) * sw + wide - width)
         top, left = missing_h // 2, missing_w // 2
@@ -137,8 +138,9 @@ def window(
         top = left = 0
         bottom, right = _overhang(height, high, sh), _overhang(width, wide, sw)
     elif word is not None:
+        *words, last = map(repr, WORDS)
         raise ShapeError(
-            f"{op}: padding must be an int, a pair, four sides, 'same', 'same_lower' or 'ceil', not {word!r}"
+            f"{op}: padding must be an int, a pair, four sides, {', '.join(words)} or {last}, not {word!r}"
         )
     else:
         top, bottom, left, right = sides(op, padding)

@@ -137,8 +137,8 @@ def plain(value: Any) -> Any:
     return value
 
 
-def whole(what: str, value: Any, *, least: int = 1) -> int:
-    """A whole number of at least ``least``, of Python or of NumPy, as an int. Raises: ConfigError.
+def whole(what: str, value: Any, *, least: int = 1, most: int = MOST) -> int:
+    """A whole number from ``least`` to ``most``, of Python or of NumPy, as an int. Raises: ConfigError.
 
     >>> whole("channels", 0)
     Traceback (most recent call last):
@@ -148,9 +148,14 @@ def whole(what: str, value: Any, *, least: int = 1) -> int:
     number = as_whole(value)
     if number is None or number < least:
         raise ConfigError(f"{what} must be a whole number of at least {least}, not {value!r}")
-    if number > MOST:
-        raise ConfigError(f"{what} is {number}; it may be {MOST} at most")
+    if number > most:
+        raise ConfigError(f"{what} is {number}; it may be {most} at most")
     return number
+
+
+def as_seed(value: Any) -> int:
+    """The seed of a generator, a whole number of up to 64 bits. Raises: ConfigError."""
+    return whole("seed", value, least=0, most=2**64 - 1)
 
 
 def number(

@@ -18,7 +18,7 @@ from minires.data.loader import Loader
 from minires.data.pictures import decode
 from minires.data.registry import Entry
 from minires.data.search_path import cache, roots
-from minires.errors import ConfigError, DataError, UnknownName, whole
+from minires.errors import ConfigError, DataError, UnknownName, as_seed, whole
 from minires.registry import Registry
 
 __all__ = [
@@ -143,7 +143,7 @@ def load(name_or_path: str | os.PathLike[str], *, size: int | None = None, seed:
         raise ConfigError(f"a data set is named, or is the path of a folder or zip; not {name_or_path!r}")
     name = os.fspath(name_or_path)
     size = None if size is None else whole("size", size)
-    seed = whole("seed", seed, least=0)
+    seed = as_seed(seed)
     options: dict[str, Any] = {"size": size, "seed": seed}
     if name in SETS:
         if SETS[name].locate is None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from minires.errors import ConfigError, MiniresError, unknown, whole
+from minires.errors import ConfigError, MiniresError, as_seed, unknown, whole
 from minires.models import bn_inception, densenet, resnet, resnet_signs, resnet_v2, resnext, senet, vgg
 from minires.models.registry import Entry, Paper
 from minires.nn.init import drawing_from
@@ -139,7 +139,7 @@ def build(name: str, *, classes: int | None = None, seed: int = 0, **variant: An
         if option not in found.options:
             known = ["classes", "seed", *sorted(found.options - {"seed"})]
             raise ConfigError(unknown(f"option of {name}", option, known))
-    options, rng = {**found.preset, **variant}, np.random.default_rng(whole("seed", seed, least=0))
+    options, rng = {**found.preset, **variant}, np.random.default_rng(as_seed(seed))
     if found.takes_rng:
         options["rng"] = rng
     try:

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.errors import ConfigError, unknown, whole
+from minires.errors import ConfigError, as_seed, unknown
 from minires.settings import Block, Settings
 
 Array = np.ndarray[Any, Any]
@@ -73,7 +73,7 @@ def manual_seed(seed: int) -> np.random.Generator:
     >>> bool((again == first).all()), bool((again == second).any())
     (True, False)
     """
-    _default.rng = np.random.default_rng(whole("seed", seed, least=0))
+    _default.rng = np.random.default_rng(as_seed(seed))
     return _default.rng
 
 

@@ -12,7 +12,7 @@ from typing import Any, Self, overload
 
 import numpy as np
 
-from minires.errors import ConfigError, MiniresError, number, one_of, plain, truth, unknown, whole
+from minires.errors import ConfigError, MiniresError, as_seed, number, one_of, plain, truth, unknown, whole
 from minires.nn import init
 from minires.nn.module import Module, Parameter
 from minires.nn.of_operation import as_module, layer_of
@@ -468,7 +468,7 @@ class Dropout(Module):
         super().__init__()
         check_rate(rate)
         self.rate: float = plain(rate)
-        self.rng = init.branch() if seed is None else np.random.default_rng(whole("seed", seed, least=0))
+        self.rng = init.branch() if seed is None else np.random.default_rng(as_seed(seed))
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.rate, rng=self.rng, training=self.training)

@@ -9,9 +9,11 @@ import sys
 import threading
 
 import numpy as np
+import pytest
 
 import minires
-from minires import nn
+from minires import models, nn
+from minires.errors import ConfigError
 from minires.nn import init
 from minires.tensor import Tensor
 
@@ -117,3 +119,13 @@ def test_a_copy_of_a_dropout_drops_the_same_places_until_it_has_a_generator_of_i
     two.rng = np.random.default_rng(7)
     expected = drop(x).numpy()
     assert np.array_equal(one(x).numpy(), expected) and not np.array_equal(two(x).numpy(), expected)
+
+
+def test_seeds_have_64_bits():
+    """Networks draw those of their dropouts from 32 bits, more than kernels count with."""
+    for seed in (0, 2**31, 2**32 - 1, 2**64 - 1):
+        minires.manual_seed(seed)
+        assert nn.Dropout(0.5, seed=seed).rng.random() == np.random.default_rng(seed).random()
+    assert isinstance(models.build("vgg11", seed=0), nn.Module)
+    with pytest.raises(ConfigError, match="seed is 18446744073709551616; it may be 18446744073709551615"):
+        nn.Dropout(0.5, seed=2**64)

@@ -172,8 +172,9 @@ def record_passes(model: Module | Callable[[Tensor], Tensor], x: Any, y: Any = N
     """Run a model on a batch, forward and backward, and write down every operation.
 
     The loss is the cross entropy of the model's scores and the labels ``y``; without labels they are the
-    model's own guess. A model that returns a single value gives the loss itself, and takes no labels. The
-    mode of the model, training or inference, is its own. Any function of a tensor will do for a model.
+    model's own guess, which may leave no gradient: see :attr:`Recording.noise`. A model that returns a single
+    value gives the loss itself, and takes no labels. The mode of the model, training or inference, is its
+    own. Any function of a tensor will do for a model.
 
     Shapes: x (N, H, W, C) or what the model takes; y (N,) class numbers or (N, K) probabilities.
     Raises: ShapeError if the batch does not fit the model, or the scores the loss; DataError for a label out

@@ -440,6 +440,26 @@ def test_a_batch_norm_that_is_frozen_has_the_formula_of_inference_in_training():
     assert "training mode" in text and "mean = running_mean" in text and "mean(x" not in text
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_cards_of_a_tape_are_of_the_fused_calls_that_stand_on_it(training):
+    """With the epilogues that a recorded model runs as steps of their own, and values that were not kept."""
+    nn, rng = minires.nn, np.random.default_rng(0)
+    model = nn.Sequential(
+        conv=nn.Conv2d(3, 4, 3, relu=True, rng=rng), norm=nn.BatchNorm2d(4, relu=True),
+        pool=nn.GlobalAvgPool2d(), dense=nn.Linear(4, 3, bias=False, rng=rng),
+    )  # fmt: skip
+    loss = cross_entropy(model.train(training)(Tensor(pictures())), [0, 2], label_smoothing=0.1)
+    cards = {(event.op, event.backward): repr(event) for event in step(loss)}
+    assert "b[o] +" in cards["conv2d", False] and "then y = max(y, 0)" in cards["conv2d", False]
+    assert "dy is taken as 0 where y is not above 0" in cards["conv2d", True]
+    assert "y = max(gamma * xhat + beta, 0)" in cards["batch_norm", False]
+    assert ("mean = mean(x, batch)" in cards["batch_norm", False]) == training
+    assert ("slope" in cards["batch_norm", True]) == training and "(y > 0)" in cards["batch_norm", True]
+    assert "y = x @ w\n" in cards["linear", False] and "db" not in cards["linear", True]
+    of_loss = cards["cross_entropy", False]
+    assert "label_smoothing / K" in of_loss and "weight" not in of_loss
+
+
 def test_the_picture_of_a_short_vector_has_a_colour_for_its_largest_number():
     vector = np.array([0.5, 24.8, 12.2, 3.0], np.float32).reshape(1, 1, 1, 4)
     png, caption = card.maps(vector)

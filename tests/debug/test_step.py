@@ -247,7 +247,8 @@ def test_a_loss_of_about_zero_is_said_on_the_cards_of_its_gradients():
         largest = max(np.abs(g).max() for g in s.recording.gradients.values())
         assert s.recording.noise == noise == (largest < 1e-6)
         for event in s:
-            said = "loss about 0 (0): the gradients are noise" in " ".join(repr(event).split())
+            sentence = f"loss about 0 ({s.recording.loss:.2g}): the gradients are noise"
+            said = sentence in " ".join(repr(event).split())
             assert said == (noise and (event.backward or event.op == "cross_entropy")), event.number
 
 

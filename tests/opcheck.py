@@ -216,16 +216,15 @@ def check_memory(case: Case, device: str = "cpu", dtype: str = "float64") -> Non
             dy = upstream(y)
             dy_before, y_before = dy.copy(), y.data.copy()
             y.backward(dy, retain_graph=True)
+            _check_unchanged(case, (dy, dy_before), (y.data, y_before), arrays, before)  # the tape looks, too
             first = {name: leaf.grad for name, leaf in leaves.items()}
             first_before = {name: gradient.copy() for name, gradient in first.items()}
             for leaf in leaves.values():
                 leaf.grad = None
             y.backward(2 * dy)
         xp = backend.array_module(dy)
-        assert xp.array_equal(dy, dy_before), f"{case}: the upstream gradient was changed"
-        assert xp.array_equal(y.data, y_before), f"{case}: the output was changed by the backward"
-        for name, array in arrays.items():
-            assert xp.array_equal(array, before[name]), f"{case}: the input {name} was changed"
+        _check_unchanged(case, (dy, dy_before), (y.data, y_before), arrays, before)
+        for name in arrays:
             kept = xp.array_equal(first[name], first_before[name])
             assert kept, f"{case}: the gradient of {name} was changed by a later backward"
             assert_close(leaves[name].grad, 2 * first[name], 1e-14, f"{case}, second backward, {name}")
@@ -234,6 +233,17 @@ def check_memory(case: Case, device: str = "cpu", dtype: str = "float64") -> Non
             for other, array in {**others, **{n: g for n, g in first.items() if n != name}}.items():
                 shared = gradient.size and xp.shares_memory(gradient, array)
                 assert not shared, f"{case}: the gradient of {name} shares its memory with {other}"
+
+
+def _check_unchanged(
+    case: Case, dy: tuple[Any, Any], y: tuple[Any, Any], arrays: Arrays, before: Arrays
+) -> None:
+    """Each array is as it was; of dy and y it is given after them."""
+    xp = backend.array_module(*dy)
+    assert xp.array_equal(*dy), f"{case}: the upstream gradient was changed"
+    assert xp.array_equal(*y), f"{case}: the output was changed by the backward"
+    for name, array in arrays.items():
+        assert xp.array_equal(array, before[name]), f"{case}: the input {name} was changed"
 
 
 def check_saved(case: Case, device: str = "cpu", dtype: str = "float64") -> None:

@@ -83,7 +83,7 @@ def _overwriting_max_pool(xp, dy, winner, shape, win):
     return win.crop(padded).copy()
 
 
-def _first_row(xp, dy, shape):
+def _first_row(dy, shape):
     """Broadcasting undone by taking one of the places instead of the sum over them."""
     if dy.shape == tuple(shape):
         return dy
@@ -128,7 +128,7 @@ MUTANTS: list[tuple[str, str, Any, str, Any]] = [
     ("conv2d ignores the stride in dw", "conv2d", conv2d, "_backward_w", _with_window(conv_w, _dense)),
     ("conv2d reads one line too low", "conv2d", conv2d, "_backward_w", _with_window(conv_w, _shifted)),
     ("conv2d forgets to sum the bias", "conv2d", conv2d, "backward_b", lambda dy: dy[0, 0, 0].copy()),
-    ("linear forgets to sum the bias", "linear", linear, "_backward_b", lambda xp, dy: dy[0].copy()),
+    ("linear forgets to sum the bias", "linear", linear, "_backward_b", lambda dy: dy[0].copy()),
     ("linear averages over the batch", "linear", linear, "_backward_w",
      lambda xp, dy, x: x.T @ dy / len(x)),
     ("max pool gives all to the first pixel", "max_pool2d", max_pool2d, "_backward",

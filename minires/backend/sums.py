@@ -57,7 +57,8 @@ def _plain(array: Array, axes: tuple[int, ...], keepdims: bool, dtype: Any, divi
     in_pairs = xp is not np and arrays.is_bfloat16(array.dtype)
     sums = xp.sum(array, axis=axes, keepdims=keepdims, dtype=np.float32 if in_pairs else np.float64)
     with np.errstate(over="ignore"):  # what is too large for the dtype is infinite
-        return xp.asarray(sums / divisor, dtype)
+        found = sums / divisor
+        return np.asarray(found, dtype) if xp is np else found.astype(dtype, copy=False)
 
 
 def _kept(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool) -> tuple[int, ...]:

@@ -16,6 +16,11 @@ def is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray) or backend.is_cupy(value)
 
 
+def as_it_is(value: Any) -> Any:
+    """``value``; an array where it is one of NumPy's numbers, as NumPy makes them of arrays without axes."""
+    return np.asarray(value) if isinstance(value, np.generic) else value
+
+
 def made_of(data: Any, dtype: Any) -> Array:
     """``data`` as an array: numbers and lists become ``dtype``, arrays keep theirs.
 

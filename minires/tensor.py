@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Never, Self, TypeAlias
 import numpy as np
 
 from minires import backend
-from minires.array_making import is_array, made_of
+from minires.array_making import as_it_is, is_array, made_of
 from minires.backend import Array
 from minires.errors import MiniresError, ShapeError
 from minires.modes import (
@@ -146,6 +146,7 @@ class Tensor:
 
     @data.setter
     def data(self, data: Array) -> None:
+        data = as_it_is(data)
         if not is_array(data) or data.dtype.kind in "OSUMm":
             what = f"an array of {data.dtype}" if is_array(data) else f"a {type(data).__name__}"
             raise ShapeError(f"x.data must be an array of numbers, not {what}; np.asarray may make one")
@@ -172,7 +173,7 @@ class Tensor:
 
     @grad.setter
     def grad(self, grad: Array | None) -> None:
-        self._grad = None if grad is None else self._fitting(grad)
+        self._grad = None if grad is None else self._fitting(as_it_is(grad))
 
     def _fitting(self, grad: Array) -> Array:
         name = f"the gradient of {self.name}" if self.name else "a gradient"

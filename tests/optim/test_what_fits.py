@@ -126,6 +126,19 @@ def test_gradients_in_any_order_and_read_only_give_the_same_step(kind, order):
     np.testing.assert_array_equal(*results)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gradients_of_a_single_number_add_up_over_backwards(dtype):
+    w = Parameter(np.array(3.0, dtype))
+    for count in (1, 2, 3):
+        (w * w).backward()
+        assert isinstance(w.grad, np.ndarray) and w.grad.shape == () and w.grad == 6 * count
+    w.grad = np.float64(2.5)
+    w.data = w.data - np.asarray(1, dtype)
+    assert w.grad.dtype == w.data.dtype == dtype and w.grad == 2.5 and w.data == 2
+    SGD([w], lr=2.0).step()
+    assert w.data == -3 and w.data.shape == ()
+
+
 def test_a_gradient_in_another_precision_is_converted():
     w = Parameter(np.ones(3, F))
     w.grad = np.full(3, 0.1)

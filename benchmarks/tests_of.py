@@ -53,7 +53,8 @@ ELSEWHERE = {
 def engine(root: Path) -> list[Path]:
     """The files that are changed."""
     found = {path for pattern in ENGINE for path in (root / "minires").glob(pattern)}
-    return sorted(path for path in found if path.name == "cases.py" or not INPUTS.search(path.stem))
+    tables = {path for path in found if INPUTS.search(path.stem)} - {root / "minires/ops/cases.py"}
+    return sorted(found - tables)
 
 
 def tests_of(mutant: Mutant, root: Path) -> list[str]:

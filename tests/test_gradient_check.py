@@ -95,6 +95,7 @@ def test_the_upstream_gradient_is_random():
     first, other = seen[0], seen[-1]
     assert len(np.unique(np.abs(first))) == first.size and not np.array_equal(first, other)
     assert (first > 0).any() and (first < 0).any() and np.abs(first).min() >= 0.5
+    assert np.abs(first).max() <= 1.5
 
 
 def test_a_gradient_that_never_arrives_is_wrong():

@@ -13,12 +13,13 @@ from minires.backend import cublas
 from minires.errors import MiniresError
 from minires.nn import init
 from minires.settings import Settings
-from minires.tensor import is_fused, is_recording
+from minires.tensor import is_fused, is_recording, is_watched, watching
 
 SEED = np.random.default_rng(3)
 BLOCKS = {
     "no_grad": (minires.no_grad, is_recording, False, True),
     "unfused": (minires.unfused, is_fused, False, True),
+    "watching": (lambda: watching(print), is_watched, True, False),
     "reference": (minires.reference, backend.is_reference, True, False),
     "precision": (lambda: backend.precision("tf32"), cublas.chosen_precision, "tf32", "fp32"),
     "drawing_from": (lambda: init.drawing_from(SEED), lambda: init.generator(None) is SEED, True, False),

@@ -85,6 +85,14 @@ def test_arrays_of_other_libraries_become_arrays():
     assert isinstance(x.data, np.ndarray) and x.dtype == np.float64
 
 
+def test_arrays_of_other_classes_lose_the_rules_of_their_class(tmp_path):
+    mapped = np.memmap(tmp_path / "x", np.float32, "w+", shape=(2,))
+    for special in (np.matrix([[1.0, 2.0]]), mapped):
+        x = Tensor(special)
+        assert type(x.data) is np.ndarray and x.dtype == special.dtype and x.shape == special.shape
+        assert np.shares_memory(x.data, special)
+
+
 def test_only_dtypes_that_operations_know_have_a_gradient():
     for dtype in (np.float16, np.longdouble, np.int32, bool):
         x = Tensor(np.ones(2, dtype))

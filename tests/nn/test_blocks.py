@@ -277,3 +277,8 @@ def test_bad_repeats(repeats):
 def test_bad_widths(widths):
     with pytest.raises(ConfigError, match="widths must be a list of at least one width, each at least 1"):
         blocks.check_stages(widths, (1, 1, 1))
+
+
+def test_an_identity_block_needs_as_many_channels_as_it_gives():
+    with pytest.raises(ConfigError, match="block 2b: the input has 6 channels, but the branch gives 8"):
+        blocks.identity_block(6, (2, 3, 8), stage=2, block="b")

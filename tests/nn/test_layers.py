@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import minires
+from minires import nn, ops
 from minires.errors import ConfigError, ShapeError
 from minires.nn import (
     AvgPool2d,
@@ -207,7 +208,21 @@ def test_unfused_is_the_same_function_in_more_steps():
     assert (ops2.count("relu"), ops2.count("add")) == (3, 1)
 
 
+def test_layers_left_without_options_are_their_operation_without_options():
+    x, scores, labels = picture(2, 3, 4, 5), picture(6, 5), np.array([0, 4, 2, 2, 1, 3])
+    for layer, operation in (
+        (nn.Softmax(), ops.softmax), (nn.Flatten(), ops.flatten), (nn.Identity(), lambda x: x),
+        (nn.LocalResponseNorm(), ops.local_response_norm), (nn.LeakyReLU(), ops.leaky_relu),
+        (nn.ReLU(), ops.relu), (nn.Sigmoid(), ops.sigmoid),
+        (nn.MaxPool2d(2), lambda x: ops.max_pool2d(x, 2)), (nn.AvgPool2d(2), lambda x: ops.avg_pool2d(x, 2)),
+        (nn.Pad2d(1), lambda x: ops.pad(x, 1)),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(layer(x).data, operation(x).data, err_msg=str(layer))
+    assert CrossEntropyLoss()(scores, labels).item() == ops.cross_entropy(scores, labels).item()
+
+
 def test_a_layer_of_an_operation_says_what_it_takes():
+    assert minires.nn.LeakyReLU.__module__ == "minires.nn.layers"
     for wrong, options in (((0.2,), {}), ((), {"foo": 1})):
         with pytest.raises(TypeError, match=r"; it is LeakyReLU\(\*, slope: .* = 0.01\)"):
             minires.nn.LeakyReLU(*wrong, **options)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from minires.errors import CheckpointError, ConfigError, ShapeError
+from minires.inspect import summarize
 from minires.nn import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, Module, ReLU, Sequential, identity_block
 from minires.tensor import Tensor
 
@@ -130,6 +131,13 @@ def test_astype_and_device():
     assert model.to("cpu") is model
     with pytest.raises(ConfigError, match="unknown device 'gpu'"):
         model.to("gpu")
+
+
+def test_a_summary_is_that_of_the_room_inspect_and_counts_memory_only_where_it_is_asked_for():
+    model = small()
+    assert str(model.summary((5, 5, 2))) == str(summarize(model, (5, 5, 2)))
+    with_memory = str(model.summary((5, 5, 2), memory=True))
+    assert with_memory == str(summarize(model, (5, 5, 2), memory=True)) != str(model.summary((5, 5, 2)))
 
 
 def test_an_array_of_floats_becomes_a_tensor_where_a_model_is_called():

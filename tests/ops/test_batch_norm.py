@@ -296,3 +296,27 @@ def test_the_backward_sees_the_same_signs_as_the_forward():
     y.backward(np.ones(y.shape, np.float32))
     assert 0.1 < (y.data > 0).mean() < 0.9
     assert np.array_equal(x.grad > 0, y.data > 0)
+
+
+def test_running_statistics_are_arrays_of_floats_that_training_can_change():
+    x, gamma, beta = (Tensor(np.ones(shape)) for shape in ((2, 3), 3, 3))
+
+    def run(mean, var, training):
+        return batch_norm(x, gamma, beta, training=training, running_mean=mean, running_var=var)
+
+    good, single, read_only = np.ones(3), np.ones(3, np.float32), np.ones(3)
+    read_only.flags.writeable = False
+    for training in (True, False):
+        assert run(single, good.copy(), training).shape == run(good.copy(), single, training).shape == (2, 3)
+        for wrong, text in (
+            ([1.0, 1.0, 1.0], "must be an array, not a list"),
+            (np.ones(3, int), "is int64 on cpu, but beside x, float64 on cpu, it must be float32 or float64"),
+            (np.ones(3, np.float16), "is float16 on cpu"),
+        ):
+            with pytest.raises(ShapeError, match=f"batch_norm: running_mean {text}"):
+                run(wrong, good, training)
+            with pytest.raises(ShapeError, match=f"batch_norm: running_var {text}"):
+                run(good, wrong, training)
+    assert run(read_only, read_only, False).shape == (2, 3)
+    with pytest.raises(ShapeError, match="batch_norm: running_var is read-only, but training changes it"):
+        run(good, read_only, True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minires import backend, nn
+from minires import backend, nn, optim
 from minires.errors import CheckpointError, ConfigError
 from minires.optim import SGD, Adam, AdamW, Optimizer
 from minires.tensor import Tensor
@@ -193,6 +193,40 @@ def test_bad_options_are_refused():
     ]:
         with pytest.raises(ConfigError, match=message):
             wrong()
+
+
+def test_an_optimiser_is_built_from_its_dict_with_its_own_options_and_those_that_all_have(
+    registries_as_before,
+):
+    @optim.register("halves")
+    class Halves(Optimizer):
+        def __init__(self, parameters, lr, *, share=0.5, **options):
+            super().__init__(parameters, lr, **options)
+            self.share = share
+
+        def numbers(self, step):
+            return self.lr, self.share
+
+        @staticmethod
+        def plain(w, g, lr, share):
+            w -= lr * share * g
+
+    w = Tensor([1.0, 2.0], requires_grad=True)
+    made = optim.build({"name": "halves", "lr": 0.5, "share": 0.25, "weight_decay": 0.1}, [w])
+    assert isinstance(made, Halves) and (made.lr, made.share) == (0.5, 0.25)
+    w.grad = np.array([8.0, -8.0], np.float32)
+    made.step()
+    assert w.tolist() == [0.0, 3.0]
+    built = optim.build({"name": "sgd", "lr": 0.1, "momentum": 0.9, "clip_norm": 2.0}, [w])
+    assert isinstance(built, SGD) and (built.momentum, built.clip_norm) == (0.9, 2.0)
+    for spec, message in [
+        ({"name": "halves", "lr": 0.1, "shar": 1}, "Did you mean 'share'"),
+        ({"name": "halves", "lr": 0.1, "clip": 1}, "Did you mean 'clip_norm'"),
+        ({"name": "halves", "share": 1}, "the optimizer halves needs a learning rate: give lr"),
+        ({"name": "adan", "lr": 0.1}, "unknown optimizer 'adan'. Did you mean 'adam'"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            optim.build(spec, [w])
 
 
 class Two:

@@ -26,7 +26,7 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array
-from minires.errors import MiniresError, ShapeError
+from minires.errors import ConfigError, MiniresError, ShapeError
 from minires.tensor import Tensor, no_grad
 
 Inputs = Mapping[str, Any] | Sequence[Any]
@@ -146,6 +146,8 @@ def gradcheck(
     """
     if hasattr(inputs, "shape"):
         raise ShapeError("gradcheck takes a list of inputs, not one array; give [x]")
+    if not callable(fn) or not isinstance(inputs, Iterable) or isinstance(inputs, str):
+        raise ConfigError("gradcheck takes a function, and its inputs in a list or by name")
     rng = np.random.default_rng(seed)
     named = dict(inputs) if isinstance(inputs, Mapping) else {f"input {i}": x for i, x in enumerate(inputs)}
     leaves = {name: _leaf(x, name) for name, x in named.items()}

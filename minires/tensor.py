@@ -22,7 +22,7 @@ import numpy as np
 from minires import backend
 from minires.array_making import as_it_is, is_array, made_of
 from minires.backend import Array
-from minires.errors import MiniresError, ShapeError
+from minires.errors import MiniresError, ShapeError, truth
 from minires.modes import (
     enter,
     is_fused,
@@ -125,8 +125,8 @@ class Tensor:
         self._grad: Array | None = None
         self.name = name
         self._node: Node | None = None
-        if requires_grad:
-            self.requires_grad = True
+        if requires_grad is not False:
+            self.requires_grad = requires_grad
 
     # ------------------------------------------------------------------------------------- what it is
 
@@ -194,6 +194,7 @@ class Tensor:
 
     @requires_grad.setter
     def requires_grad(self, value: bool) -> None:
+        value = truth("requires_grad", value)
         if self._node is not None and self._node.op != "leaf":
             raise MiniresError("requires_grad can be set on leaf tensors only; use detach() to cut the tape")
         if value:
@@ -367,6 +368,8 @@ class Tensor:
         Returns a function that removes the hook.
         """
         hooks = self.on_tape("register_hook").hooks
+        if not callable(hook):
+            raise MiniresError(f"register_hook takes a function of the gradient, not {hook!r}")
         hooks.append(hook)
         return lambda: hooks.remove(hook)
 
@@ -578,6 +581,7 @@ def record(
         return output
     if not callable(backward):
         raise MiniresError(f"{op}: record needs backward, a function of dy, not {backward!r}")
+    _check_declared(op, output, options, saved)
     given: Mapping[str, Any] = inputs
     if len(nodes) < len(inputs):
         backward = of_those_given(backward, [x is not None for x in inputs.values()])
@@ -590,6 +594,24 @@ def record(
     if watcher is not None:
         watcher(Call(op, output, given, options, kept))
     return output
+
+
+def _check_declared(op: Any, output: Tensor, options: Any, saved: Any) -> None:
+    """Raises: MiniresError, ShapeError for what the tape, or who reads it, could not use."""
+    if type(op) is not str:
+        raise MiniresError(f"record takes the name of the operation first, as text, not {op!r}")
+    if not isinstance(options, Mapping) or not isinstance(saved, Mapping):
+        raise MiniresError(f'{op}: record takes options and saved by name, such as saved={{"x": x.data}}')
+    for name, array in saved.items():
+        if array is not None and not is_array(array):
+            kind = type(array).__name__
+            raise MiniresError(f"{op}: record saves arrays, such as x.data; {name} is a {kind}")
+    dtype = output.dtype
+    if dtype not in _FLOATS and not backend.is_bfloat16(dtype):
+        raise ShapeError(
+            f"{op}: its result is {dtype}, but a gradient can flow to float32, float64 and bfloat16 only; "
+            "detach() the input, or convert the result"
+        )
 
 
 def _not_by_name(op: str, inputs: Any) -> MiniresError:

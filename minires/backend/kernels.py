@@ -19,6 +19,7 @@ from typing import Any, overload
 
 from minires.backend import arguments, simd
 from minires.backend.arrays import Array, is_numpy
+from minires.errors import truth
 from minires.settings import Block, Settings
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
@@ -33,7 +34,7 @@ _mode = _Mode()
 
 def reference(on: bool = True) -> Block:
     """Run every operation as its reference implementation, plain array code, inside this block."""
-    return _mode.within(reference=on)
+    return _mode.within(reference=truth("reference", on))
 
 
 def is_reference() -> bool:

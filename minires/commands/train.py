@@ -60,8 +60,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
            "the options below change single ones")  # fmt: skip
     option("--epochs", "N", "how many times to go through the pictures", int)
     option("--batch-size", "N", "pictures per step", int)
-    parser.add_argument("--drop-last", action="store_true", default=None,
-                        help="leave out the last batch of an epoch if it is smaller")  # fmt: skip
+    parser.add_argument("--drop-last", action=argparse.BooleanOptionalAction, default=None,
+                        help="leave out the last batch of an epoch if it is smaller, or train on it "
+                        "(default: the recipe's)")  # fmt: skip
     option("--lr", "X", "the highest learning rate of the schedule", float)
     option("--seed", "N", "of weights, order and augmentation (default: 0)", int)
     option("--size", "N", "resize the pictures to N x N (default: what the model is made for)", int)

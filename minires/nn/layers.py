@@ -12,7 +12,18 @@ from typing import Any, Self, overload
 
 import numpy as np
 
-from minires.errors import ConfigError, MiniresError, as_seed, number, one_of, plain, truth, unknown, whole
+from minires.errors import (
+    ConfigError,
+    MiniresError,
+    as_seed,
+    number,
+    one_of,
+    plain,
+    several,
+    truth,
+    unknown,
+    whole,
+)
 from minires.nn import init
 from minires.nn.module import Module, Parameter
 from minires.nn.of_operation import as_module, layer_of
@@ -24,6 +35,7 @@ from minires.ops.conv2d import conv2d
 from minires.ops.conv2d.arguments import window as conv2d_window
 from minires.ops.cross_entropy import cross_entropy
 from minires.ops.dropout import check_rate, dropout
+from minires.ops.labels import REDUCTIONS
 from minires.ops.leaky_relu import leaky_relu
 from minires.ops.linear import linear
 from minires.ops.local_response_norm import local_response_norm
@@ -171,7 +183,7 @@ class BatchNorm2d(Module):
         momentum = usual["momentum"] if momentum is None else momentum
         self.momentum = number("momentum", momentum, least=0, most=1)
         self.eps = number("eps", usual["eps"] if eps is None else eps, least=0)
-        self.gamma = Parameter(np.full(channels, start, np.float32))
+        self.gamma = Parameter(np.full(channels, number("start", start), np.float32))
         self.beta = Parameter(np.zeros(channels, np.float32))
         self.running_mean = np.zeros(channels, np.float32)
         self.running_var = np.ones(channels, np.float32)
@@ -401,6 +413,7 @@ class Pad2d(Module):
     def __init__(self, padding: Padding, *, mode: str = "constant", value: float = 0.0) -> None:
         super().__init__()
         one_of("mode", mode, MODES)
+        sides("Pad2d", padding)
         self.padding, self.mode, self.value = padding, mode, value
 
     def forward(self, x: Tensor) -> Tensor:
@@ -484,7 +497,8 @@ class CrossEntropyLoss(Module):
 
     Shapes: scores (N, ..., K), not yet probabilities; labels (N, ...) class numbers or (N, ..., K)
     probabilities -> one value; with reduction="none" (N, ...).
-    Raises: ConfigError, ShapeError or DataError, when called, for options or labels that do not fit.
+    Raises: ConfigError for an option that makes no sense; ConfigError, ShapeError or DataError, when called,
+    for scores and labels that do not fit.
 
     >>> loss = CrossEntropyLoss()
     >>> round(loss(Tensor([[0.0, 0.0]]), np.array([1])).item(), 4)  # log 2
@@ -500,8 +514,12 @@ class CrossEntropyLoss(Module):
         reduction: str = "mean",
     ) -> None:
         super().__init__()
-        self.weight = None if weight is None else np.asarray(weight, np.float32)
-        self.ignore_index, self.label_smoothing, self.reduction = ignore_index, label_smoothing, reduction
+        one_of("reduction", reduction, REDUCTIONS)
+        self.weight = None if weight is None else np.array(several("weight", weight, least=0), np.float32)
+        self.label_smoothing = number("label_smoothing", label_smoothing, least=0, below=1)
+        self.reduction, self.ignore_index = reduction, ignore_index
+        if ignore_index is not None:
+            self.ignore_index = whole("ignore_index", ignore_index, least=-(2**31))
 
     def forward(self, scores: Tensor, labels: Any) -> Tensor:
         return cross_entropy(

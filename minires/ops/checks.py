@@ -113,10 +113,10 @@ def pair(op: str, name: str, value: Any, *, least: int = 1) -> tuple[int, int]:
     return height, width
 
 
-def number(op: str, name: str, value: Any) -> float:
-    """A number, of Python or of NumPy, as a float. Raises: ConfigError if it is none."""
+def number(op: str, name: str, value: Any, *, nan: bool = False) -> float:
+    """A number, of Python or of NumPy, as a float. Raises: ConfigError for none, or NaN where not allowed."""
     found = as_number(value)
-    if found is None:
+    if found is None or (math.isnan(found) and not nan):
         raise ConfigError(f"{op}: {name} must be a number, not {value!r}")
     return found
 

@@ -147,7 +147,7 @@ def pad(x: Tensor, padding: Padding, *, mode: str = "constant", value: float = 0
     checks.rank("pad", "x", x, "(N, H, W, C)")
     checks.same_floats("pad", x=x)
     top, bottom, left, right = sides("pad", padding)
-    border, value = ((top, bottom), (left, right)), checks.number("pad", "value", value)
+    border, value = ((top, bottom), (left, right)), checks.number("pad", "value", value, nan=True)
     checks.size("pad", (len(x), top + x.shape[1] + bottom, left + x.shape[2] + right, x.shape[3]))
     _check_mode(mode, value, border, (x.shape[1], x.shape[2]))
     return record(

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from minires.errors import ConfigError, unknown
+from minires.errors import ConfigError, mapping, unknown
 from minires.optim.adam import Adam, AdamW
 from minires.optim.optimizer import Optimizer
 from minires.optim.sgd import SGD
@@ -88,6 +88,7 @@ def build(spec: Mapping[str, Any], parameters: Iterable[Any]) -> Optimizer:
 
 def checked(spec: Mapping[str, Any]) -> tuple[Callable[..., Optimizer], dict[str, Any]]:
     """What makes the optimiser of a dict, and its options. Raises: ConfigError as :func:`build` does."""
+    spec = mapping("an optimizer", spec)
     options = {key: value for key, value in spec.items() if key != "name"}
     name = spec.get("name")
     make = OPTIMIZERS.find(name)

@@ -23,7 +23,7 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array, cuda
-from minires.errors import CheckpointError, ConfigError, MiniresError, ShapeError, number, truth
+from minires.errors import CheckpointError, ConfigError, MiniresError, ShapeError, as_number, number, truth
 from minires.optim.cuda_kernels import Sweep, fits
 from minires.tensor import Tensor
 
@@ -88,6 +88,8 @@ class Optimizer:
         for path, parameter in _pairs(parameters):
             first.setdefault(id(parameter), (path, parameter))
         pairs = list(first.values())
+        if not isinstance(self.slots, tuple):
+            raise ConfigError(f"slots of {type(self).__name__} must be a tuple of names, not {self.slots!r}")
         self.paths = [path or p.name or f"parameter{i}" for i, (path, p) in enumerate(pairs)]
         self.parameters = [parameter for _, parameter in pairs]
         if not pairs:
@@ -144,6 +146,8 @@ class Optimizer:
         scale, fused, source = 1.0, type(self).fused, self.source
         if self.clip_norm is not None:
             norm = self.gradient_norm() if norm is None else norm
+            if as_number(norm) is None:
+                raise ConfigError(f"step: norm is the gradient_norm(), a number, not {norm!r}")
             scale = min(1.0, self.clip_norm / (norm + 1e-6))  # the 1e-6 is PyTorch's
         sweep: list[tuple[list[Array], tuple[Any, ...]]] = []
         on_gpu: dict[int, tuple[list[Array], tuple[float, ...]]] = {}
@@ -178,6 +182,7 @@ class Optimizer:
         These are the share that clipping leaves of the gradient, the coupled decay, what the decoupled decay
         keeps of the weight, and the numbers of the formula.
         """
+        self.lr = number("lr", self.lr, least=0)  # a schedule, or its user, has perhaps set it
         ready = [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
         for i in ready:  # all of them first: a step is made whole or not at all
             self._check_ready(i)
@@ -265,6 +270,10 @@ class Optimizer:
             for slot in self.slots
             for path, p in zip(self.paths, self.parameters, strict=True)
         }
+        if not isinstance(state, Mapping):
+            raise CheckpointError(
+                f"the state of an optimiser is a dict, as state_dict() gives it, not a {type(state).__name__}"
+            )
         steps = state.get("steps")
         if steps is None or "lr" not in state or steps.shape != (len(self.paths),):
             raise CheckpointError(f"the state of the optimiser does not have {len(self.paths)} parameters")

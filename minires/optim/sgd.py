@@ -81,7 +81,7 @@ class SGD(Optimizer):
 
     Math: b <- momentum b + g;  w <- w - lr b, with ``nesterov`` w <- w - lr (g + momentum b).
     Shapes: ``parameters`` is an iterable of parameters or of ``(path, parameter)`` pairs.
-    Raises: ConfigError for a number out of range, no parameters, or one given twice.
+    Raises: ConfigError for a number out of range, no parameters, or what is no parameter.
     Source: Sutskever et al. 2013.
     Differs: ``decoupled=True`` is not in PyTorch's SGD. Keras has the learning rate inside of the average,
     b <- momentum b - lr g and w <- w + b, which is the same as long as the rate is; its ``weight_decay`` is

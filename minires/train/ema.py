@@ -39,10 +39,15 @@ extern "C" __global__ void moving_average(
 class EMA:
     """An exponential moving average of the weights of ``model``.
 
-    Raises: ConfigError if ``decay`` is not from 0 up to, but not including, 1.
+    At update ``t`` the average keeps ``min(decay, (1 + t) / (10 + t))`` of itself: little at first, so that
+    the early weights are soon forgotten, and ``decay`` later on.
+
+    Raises: ConfigError if ``decay`` is not from 0 up to, but not including, 1, or the model is none.
     """
 
     def __init__(self, model: Any, decay: float = 0.999) -> None:
+        if not hasattr(model, "named_parameters"):
+            raise ConfigError(f"ema: the model must be a module, not a {type(model).__name__}")
         self.model = model
         self.decay = number("ema: the decay", decay, least=0, below=1)
         self.updates = 0
@@ -83,6 +88,9 @@ class EMA:
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue from a ``state_dict``. Raises: CheckpointError if it belongs to another model."""
+        if not isinstance(state, Mapping):
+            kind = type(state).__name__
+            raise CheckpointError(f"averaged weights are a dict, as state_dict() gives it, not a {kind}")
         shapes = {path: a.shape for path, a in self.averages.items()} | {"updates": ()}
         for path in shapes | dict(state):
             if path not in state or shapes.get(path) != state[path].shape:

@@ -124,8 +124,9 @@ extern "C" __global__ void batch_norm_statistics(
     A m = x[c] + offset, var = square < 0 ? 0 : square;  // NaN stays NaN
     mean[c] = m;
     inv[c] = A(1) / sqrt(var + eps);
-    if (running_mean) running_mean[c] += replaced * (m - running_mean[c]);
-    if (running_var) running_var[c] += replaced * (var * correction - running_var[c]);
+    A kept = A(1) - replaced;
+    if (running_mean) running_mean[c] = kept * running_mean[c] + replaced * m;
+    if (running_var) running_var[c] = kept * running_var[c] + replaced * (var * correction);
 }
 
 extern "C" __global__ void batch_norm_constants(

@@ -603,7 +603,7 @@ def _check_declared(op: Any, output: Tensor, options: Any, saved: Any) -> None:
     if not isinstance(options, Mapping) or not isinstance(saved, Mapping):
         raise MiniresError(f'{op}: record takes options and saved by name, such as saved={{"x": x.data}}')
     for name, array in saved.items():
-        if array is not None and not is_array(array):
+        if array is not None and not is_array(as_it_is(array)):
             kind = type(array).__name__
             raise MiniresError(f"{op}: record saves arrays, such as x.data; {name} is a {kind}")
     dtype = output.dtype

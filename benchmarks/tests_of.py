@@ -21,7 +21,7 @@ TESTS = {
         "ops/test_reshape.py", "ops/test_reduce.py", "ops/test_arithmetic.py", "test_tensor.py",
     ),
     "ops/checks.py": ("ops/test_checks.py",),
-    "ops/callable_module.py": ("ops/test_examples.py", "ops/test_registry.py"),
+    "ops/callable_module.py": ("ops/test_cases.py", "ops/test_examples.py"),
     "ops/elementwise.py": ("ops/test_arithmetic.py", "ops/test_piecewise.py"),
     "ops/labels.py": ("ops/test_cross_entropy.py",),
     "ops/nll_loss.py": ("ops/test_cross_entropy.py",),

@@ -14,19 +14,22 @@ ENGINE = (
 
 # The tests of files that have none of their own name, all in tests/.
 TESTS = {
-    "tape.py": ("test_tensor.py",),
+    "tape.py": ("test_tensor.py", "test_unchanged.py"),
     "modes.py": ("test_settings.py", "nn/test_layers.py"),
     "array_making.py": ("test_tensor.py",),
     "ops/__init__.py": (
         "ops/test_reshape.py", "ops/test_reduce.py", "ops/test_arithmetic.py", "test_tensor.py",
     ),
     "ops/checks.py": ("ops/test_checks.py",),
-    "ops/callable_module.py": ("ops/test_examples.py", "ops/test_registry.py"),
+    "ops/callable_module.py": ("ops/test_cases.py", "ops/test_examples.py"),
+    "ops/registry.py": ("ops/test_registry.py", "ops/test_cases.py"),
+    "ops/cases.py": ("ops/test_cases.py",),
     "ops/elementwise.py": ("ops/test_arithmetic.py", "ops/test_piecewise.py"),
     "ops/labels.py": ("ops/test_cross_entropy.py",),
     "ops/nll_loss.py": ("ops/test_cross_entropy.py",),
+    "ops/reshape.py": ("ops/test_reshape.py", "weights/test_onnx.py"),
     "ops/onnx_graph.py": ("weights/test_onnx.py", "weights/test_onnx_nodes.py"),
-    "ops/plot_labels.py": ("inspect/test_plot.py", "inspect/test_summary.py"),
+    "ops/plot_labels.py": ("ops/test_plot_labels.py",),
     "ops/to.py": ("test_tensor.py", "ops/test_mixed_precision.py"),
     "ops/window.py": ("ops/test_max_pool2d.py", "ops/test_avg_pool2d.py", "ops/test_conv2d.py"),
     "ops/forms": ("ops/test_forms.py", "debug/test_page_arithmetic.py", "debug/test_explain.py"),
@@ -39,6 +42,8 @@ TESTS = {
     "nn/of_operation.py": ("nn/test_layers.py", "nn/test_containers.py"),
     "nn/paths.py": ("nn/test_module.py", "nn/test_containers.py", "nn/test_own_models.py"),
     "nn/show.py": ("nn/test_repr.py",),
+    "optim/adam.py": ("optim/test_optim.py", "optim/test_keras.py"),
+    "optim/optimizer.py": ("optim/test_optim.py", "optim/test_what_fits.py", "optim/test_cuda_kernels.py"),
     "optim/cuda_kernels.py": ("optim/test_cuda_kernels.py",),
     "optim": ("optim/test_optim.py", "optim/test_what_fits.py"),
 }
@@ -46,6 +51,7 @@ TESTS = {
 # the tests there have not the names of the operations.
 ELSEWHERE = {
     "cuda": ("tests/backend/test_cuda.py", ""),
+    "backend.fast": ("tests/ops/test_cases.py", "reference"),
     "onnx": ("tests/weights/test_onnx.py", "an_operation or by_number or refused"),
 }
 

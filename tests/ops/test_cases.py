@@ -100,6 +100,28 @@ def test_formulas_stand_in_the_docstring_after_its_first_sentence():
             assert "\nMath:" in doc and "\nBackward:" in doc, known.name
 
 
+def test_a_docstring_may_be_one_sentence_or_none():
+    for text, head in (("One sentence.", "One sentence.\n\n"), (None, "")):
+
+        def same(x):
+            return x
+
+        same.__doc__ = text
+        made = registry.operation(name="own_same", math="y = x", backward="dx = dy")(same)
+        assert made.__doc__ == f"{head}Math: y = x\nBackward: dx = dy"
+        del registry.OPERATIONS["own_same"]
+
+
+def test_a_formula_without_the_result_says_what_it_gives():
+    for text, given in (("z = x + 1\ndx = dz", "z"), ("", "nothing")):
+        with pytest.raises(ConfigError, match=f"of own: the formula gives {given}.*, but not the result y"):
+            registry.declare(registry.Description("own", arithmetic=Formula(text)))
+
+
+def test_a_case_is_called_by_its_operation_and_its_own_name():
+    assert "leaky_relu: slope 0.3" in map(str, cases.all_cases()["leaky_relu"])
+
+
 def test_what_is_not_said_follows_from_the_name():
     known = registry.describe("my_own_thing")
     assert (known.label, known.short, known.english.title) == ("my own thing", "my own thing", "My own thing")

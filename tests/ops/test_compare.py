@@ -71,6 +71,7 @@ def test_places_are_those_of_numpy(name):
             assert isinstance(answer, np.ndarray) and answer.dtype.kind == "i"
             assert np.array_equal(answer, getattr(np, name)(VALUES, axis, keepdims=keepdims))
             assert np.array_equal(answer, getattr(ops, name)(VALUES, axis, keepdims=keepdims))
+    assert getattr(ops, name)(VALUES, 1).shape == (2,) and getattr(ops, name)(VALUES).shape == ()
     for axis in (2, (0, 1), 0.5, True):
         with pytest.raises(ShapeError, match=f"{name}: axis"):
             getattr(Tensor(VALUES), name)(axis)
@@ -88,6 +89,7 @@ def test_any_and_all_are_those_of_numpy(name):
             answer = getattr(Tensor(values), name)(axis, keepdims=keepdims)
             assert isinstance(answer, np.ndarray) and answer.dtype == bool
             assert np.array_equal(answer, getattr(np, name)(values, axis, keepdims=keepdims))
+    assert getattr(ops, name)(values, 1).shape == (2,) and getattr(ops, name)(values).shape == ()
     with pytest.raises(ShapeError, match=f"{name}: axis=2 does not fit a tensor of 2 axes"):
         getattr(Tensor(values), name)(2)
 

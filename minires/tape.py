@@ -23,12 +23,14 @@ from typing import Any
 import numpy as np
 
 from minires import backend
+from minires.array_making import as_it_is, is_array
 from minires.backend import Array
 from minires.errors import MiniresError, ShapeError
 
 Backward = Callable[[Array], Sequence["Array | None"]]
 Hook = Callable[[Array], "Array | None"]
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _numbers = itertools.count()
 
 
@@ -328,3 +330,21 @@ def unused_parameters(loss: Any, model: Any) -> list[str]:
     parameters: Iterable[tuple[str, Any]] = model.named_parameters()
     reached = {} if loss.node is None else reachable(loss.node)
     return [name for name, parameter in parameters if parameter.node not in reached]
+
+
+def check_declared(op: Any, output: Any, options: Any, saved: Any) -> None:
+    """Raises: MiniresError, ShapeError for what the tape, or who reads it, could not use."""
+    if type(op) is not str:
+        raise MiniresError(f"record takes the name of the operation first, as text, not {op!r}")
+    if not isinstance(options, Mapping) or not isinstance(saved, Mapping):
+        raise MiniresError(f'{op}: record takes options and saved by name, such as saved={{"x": x.data}}')
+    for name, array in saved.items():
+        if array is not None and not is_array(as_it_is(array)):
+            kind = type(array).__name__
+            raise MiniresError(f"{op}: record saves arrays, such as x.data; {name} is a {kind}")
+    dtype = output.dtype
+    if dtype not in _FLOATS and not backend.is_bfloat16(dtype):
+        raise ShapeError(
+            f"{op}: its result is {dtype}, but a gradient can flow to float32, float64 and bfloat16 only; "
+            "detach() the input, or convert the result"
+        )

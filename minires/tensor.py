@@ -43,6 +43,7 @@ from minires.tape import (
     Node,
     Step,
     backward_steps,
+    check_declared,
     of_those_given,
     unused_parameters,
 )
@@ -581,7 +582,7 @@ def record(
         return output
     if not callable(backward):
         raise MiniresError(f"{op}: record needs backward, a function of dy, not {backward!r}")
-    _check_declared(op, output, options, saved)
+    check_declared(op, output, options, saved)
     given: Mapping[str, Any] = inputs
     if len(nodes) < len(inputs):
         backward = of_those_given(backward, [x is not None for x in inputs.values()])
@@ -594,24 +595,6 @@ def record(
     if watcher is not None:
         watcher(Call(op, output, given, options, kept))
     return output
-
-
-def _check_declared(op: Any, output: Tensor, options: Any, saved: Any) -> None:
-    """Raises: MiniresError, ShapeError for what the tape, or who reads it, could not use."""
-    if type(op) is not str:
-        raise MiniresError(f"record takes the name of the operation first, as text, not {op!r}")
-    if not isinstance(options, Mapping) or not isinstance(saved, Mapping):
-        raise MiniresError(f'{op}: record takes options and saved by name, such as saved={{"x": x.data}}')
-    for name, array in saved.items():
-        if array is not None and not is_array(as_it_is(array)):
-            kind = type(array).__name__
-            raise MiniresError(f"{op}: record saves arrays, such as x.data; {name} is a {kind}")
-    dtype = output.dtype
-    if dtype not in _FLOATS and not backend.is_bfloat16(dtype):
-        raise ShapeError(
-            f"{op}: its result is {dtype}, but a gradient can flow to float32, float64 and bfloat16 only; "
-            "detach() the input, or convert the result"
-        )
 
 
 def _not_by_name(op: str, inputs: Any) -> MiniresError:

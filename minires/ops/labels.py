@@ -77,7 +77,7 @@ def labels_of(
     ConfigError for an option that makes no sense.
     """
     one_of(f"{op}: reduction", reduction, REDUCTIONS)
-    smoothing = checks.number(op, "label_smoothing", smoothing)
+    smoothing = checks.number(op, "label_smoothing", smoothing, nan=True)
     if not 0 <= smoothing < 1:
         raise ConfigError(f"{op}: label_smoothing must be from 0 to below 1, not {smoothing}")
     given, labels = labels, as_array(labels)

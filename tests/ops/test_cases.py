@@ -19,6 +19,7 @@ from minires import Tensor, ops, recompute
 from minires.errors import ConfigError
 from minires.ops import arithmetic, cases, registry, softmax
 from minires.ops.elementwise import binary
+from minires.ops.forms import Formula
 from minires.ops.registry import described
 
 

@@ -18,7 +18,8 @@ def test_options_stand_as_papers_write_them():
     )
     plain = {"kernel": (1, 1), "stride": (1, 1), "dilation": (1, 1), "groups": 1, "relu": False}
     assert filled(EVERY, plain, (2, 8), ("x", "w")) == "conv 1x1 8 "
-    assert filled("{dilation}{groups}", {"dilation": (1, 3), "groups": 2}, (), ()) == ", dilated 1x3, 2 groups"
+    options = {"dilation": (1, 3), "groups": 2}
+    assert filled("{dilation}{groups}", options, (), ()) == ", dilated 1x3, 2 groups"
     assert by_stride(1) == by_stride((1, 1)) == "" and by_stride(2) == by_stride((2, 2)) == " /2"
     assert times((3, 4, 5)) == "3x4x5"
 

@@ -76,6 +76,13 @@ WRONG = {
     "an ignored class as text": (lambda: nn.CrossEntropyLoss(ignore_index="1"), "ignore_index must be a"),
     "a negative weight": (lambda: nn.CrossEntropyLoss(weight=[1, -1]), r"weight\[1\] is -1"),
     "a misspelt padding": (lambda: nn.Conv2d(1, 1, 3, padding="sam"), "Conv2d: padding must be one of"),
+    "a padding of truth values": (
+        lambda: minires.ops.conv_transpose2d(
+            Tensor(np.ones((1, 3, 3, 1))), Tensor(np.ones((2, 2, 1, 1))), padding=np.array([True, False])
+        ),
+        "conv_transpose2d: padding must be",
+    ),
+    "a single place to cut": (lambda: with_gradient().split(np.array(0.5)), "split: parts must be"),
     "a bias as text": (lambda: nn.Conv2d(1, 1, 3, bias="yes"), "bias must be True or False, not 'yes'"),
     "a correction that is NaN": (lambda: with_gradient().var(correction=float("nan")), "must be a number"),
     "a bound that is NaN": (lambda: with_gradient().clip(float("nan"), 1), "clip: low must be a number"),

@@ -63,7 +63,7 @@ def _window(
             f"{op}: output_padding {more} must be smaller than the stride {steps}, since it says which of as "
             "many sizes is meant"
         )
-    if padding in ("same", "same_lower"):
+    if isinstance(padding, str) and padding in ("same", "same_lower"):
         large = [size * step for size, step in zip(x[1:3], steps, strict=True)]
         if any(more):
             raise ShapeError(f"{op}: padding {padding!r} gives y a size of {large}; leave out output_padding")

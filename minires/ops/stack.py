@@ -123,7 +123,7 @@ def _edges(size: int, parts: Any) -> list[int]:
         if not 1 <= count <= MOST or size % count:
             raise ShapeError(f"split: an axis of {size} cannot be cut into {count} equal parts")
         return list(range(0, size + 1, size // count)) if size else [0] * (count + 1)
-    if not hasattr(parts, "__iter__"):
+    if not hasattr(parts, "__iter__") or getattr(parts, "ndim", 1) == 0:
         raise ShapeError(f"split: parts must be a whole number, or the places where to cut, not {parts!r}")
     inner = [checks.whole("split", "a place where a part begins", place, least=0) for place in parts]
     edges = [0, *inner, size]

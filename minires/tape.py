@@ -14,6 +14,7 @@ them.
 from __future__ import annotations
 
 import itertools
+import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,7 +120,9 @@ def _sample(array: Array) -> bytes:
         return b""
     if array.size <= _LOOKED_AT:
         return array.tobytes()
-    step = array.size // _LOOKED_AT | 1  # odd, or it could meet the same channel every time
+    step = array.size // _LOOKED_AT
+    while math.gcd(step, array.size) > 1:  # or it could meet the same channels every time
+        step += 1
     numbers = array.reshape(-1) if array.flags.c_contiguous else array.flat
     return numbers[::step].tobytes()
 

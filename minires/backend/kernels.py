@@ -122,17 +122,17 @@ _compiling: list[Any] = [threading.RLock()]  # ours, and that of Numba once it i
 
 
 def _before_fork() -> None:
-    _forking.extend(_compiling)
-    for lock in _forking:
+    _forking.locks = list(_compiling)
+    for lock in _forking.locks:
         lock.acquire()
 
 
 def _after_fork() -> None:
-    while _forking:
-        _forking.pop().release()
+    for lock in reversed(_forking.locks):
+        lock.release()
 
 
-_forking: list[Any] = []  # the locks that the thread holds that forks
+_forking = threading.local()  # the locks that the thread holds that forks
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

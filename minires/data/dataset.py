@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minires.errors import DataError, ShapeError, number, whole
+from minires.errors import DataError, ShapeError, as_seed, number
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ class Dataset:
         Raises: ConfigError when the fraction is not between 0 and 1; DataError when a part would be empty.
         """
         fraction = number("split: the fraction", fraction, above=0, below=1)
-        seed = whole("split: the seed", seed, least=0)
+        seed = as_seed(seed)
         wanted = round(fraction * len(self))
         if wanted in (0, len(self)):
             raise DataError(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from minires.data.augment import Augmentation, Normalize
 from minires.data.dataset import Dataset
-from minires.errors import ConfigError, as_whole, truth, whole
+from minires.errors import ConfigError, as_seed, as_whole, truth, whole
 
 Pair = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -43,7 +43,7 @@ class Loader:
             if call is not None and not callable(call):
                 raise ConfigError(f"loader: {name} must be a function of a batch, not {call!r}")
         batch_size = whole("loader: the batch size", batch_size)
-        seed = whole("loader: the seed", seed, least=0)
+        seed = as_seed(seed)
         shuffle, drop_last = truth("loader: shuffle", shuffle), truth("loader: drop_last", drop_last)
         if drop_last and len(dataset) < batch_size:
             raise ConfigError(

@@ -54,14 +54,15 @@ class _Stack:
 class Block:
     """Some settings, changed while the block is open: ``with block:``, or ``@block`` above a function.
 
-    It may be used again, also while it is open. Above a generator function it is open while the generator
-    runs, and closed while it is suspended.
+    It may be used again, also while it is open (then what was entered last ends first), and by several
+    threads. Above a generator function it is open while the generator runs, and closed while it is suspended.
     """
 
     def __init__(self, settings: Settings, changes: dict[str, Any]) -> None:
         self._settings, self._changes = settings, changes
-        # For each entry the values of its thread, and a mark.
-        self._entered: list[tuple[dict[str, Any], object]] = []
+        # For each entry a mark, and the values of its thread. A thread takes out marks of its own, so no two
+        # threads meet at one and no lock is needed.
+        self._entered: dict[object, dict[str, Any]] = {}
 
     def __enter__(self) -> None:
         values, mark = vars(self._settings), object()
@@ -70,12 +71,13 @@ class Block:
             stack = stacks.setdefault(name, _Stack(getattr(self._settings, name)))
             stack.open.append((mark, value))
             values[name] = value
-        self._entered.append((values, mark))
+        self._entered[mark] = values
 
     def __exit__(self, *_: object) -> None:
-        here = vars(self._settings)  # two threads may use one block; a generator may end in another thread
-        place = max((i for i, (values, _) in enumerate(self._entered) if values is here), default=-1)
-        values, mark = self._entered.pop(place)
+        entered, here = list(self._entered.items()), vars(self._settings)
+        own = [one for one in entered if one[1] is here] or entered  # a generator may end in another thread
+        mark, values = own[-1]
+        del self._entered[mark]
         stacks: dict[str, _Stack] = values["_stacks"]
         for name in self._changes:
             stack = stacks[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import numpy as np
@@ -214,3 +215,36 @@ def test_what_a_function_decorated_with_no_grad_computes_needs_no_gradient():
 
     results = [(y.requires_grad, (x * 1).requires_grad) for y in batches()]
     assert results == [(False, True), (False, True)]
+
+
+def test_threads_may_share_one_block():
+    shared, wrong = minires.no_grad(), []
+
+    def work():
+        for _ in range(2000):
+            with shared:
+                if is_recording():
+                    wrong.append("on inside")
+            if not is_recording():
+                wrong.append("off after it")
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not wrong
+
+
+def test_a_block_that_is_entered_twice_ends_its_newest_entry_first():
+    outer, inner = backend.precision("tf32"), backend.precision("fp32")
+    with outer, inner:
+        with outer:
+            assert cublas.chosen_precision() == "tf32"
+        assert cublas.chosen_precision() == "fp32"
+    assert cublas.chosen_precision() == "fp32"

@@ -7,6 +7,7 @@ place, and its matrix products use one thread each.
 from __future__ import annotations
 
 import functools
+import os
 import queue
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 
 from minires.backend import arrays, cublas, thread_pool
 from minires.backend.arrays import Array
+from minires.errors import MiniresError
 
 
 def chunks(n: int, grain: int = 1) -> list[tuple[int, int]]:
@@ -44,6 +46,9 @@ def parallel_calls(calls: Sequence[Callable[[], None]]) -> None:
 
     Matrix products inside them use one thread each: the threads of BLAS stay awake for a while after they
     were needed, and would take the cores from ours.
+
+    Raises: what a call raised; MiniresError in a child that one of the calls forked, and that comes back here
+    while other threads, which stayed with the parent, had calls of theirs in hand.
     """
     if len(calls) == 1 or thread_pool.inside.yes:
         with nullcontext() if thread_pool.inside.yes else thread_pool.single_threaded_blas:
@@ -53,7 +58,7 @@ def parallel_calls(calls: Sequence[Callable[[], None]]) -> None:
     pool = thread_pool.get_pool()
     waiting = deque(calls)
     done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-    bell = thread_pool.Bell()
+    bell, process = thread_pool.Bell(), os.getpid()
 
     def work() -> None:
         """Do what waits; each call is taken once, by whoever comes first."""
@@ -79,6 +84,11 @@ def parallel_calls(calls: Sequence[Callable[[], None]]) -> None:
         finally:
             thread_pool.inside.yes = False
         if done.qsize() < len(calls):
+            if os.getpid() != process:
+                raise MiniresError(
+                    f"this process was forked inside one of {len(calls)} chunks of work, and those that other "
+                    "threads had begun stay with its parent; fork outside, or end the child inside the chunk"
+                )
             bell.stay_awake(len(calls))
         errors = [error for _ in calls if (error := done.get()) is not None]
     if errors:

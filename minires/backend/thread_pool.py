@@ -196,7 +196,7 @@ class _SingleThreadedBlas:
         with self.lock:
             if self.inside == 1:
                 self._set(self.before)
-            self.inside -= 1
+            self.inside = max(0, self.inside - 1)  # nobody is, where a child leaves that was forked inside
 
     def start_anew(self) -> None:
         """In a forked child: those who are inside are threads of the parent, and will never leave."""

@@ -168,6 +168,49 @@ print("right")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_that_was_forked_inside_a_chunk_and_comes_out_of_it_is_told_or_goes_on():
+    out = run("""
+from minires.errors import MiniresError
+parent, states = os.getpid(), []
+
+def fork(then):
+    child = os.fork()
+    if child:
+        then()
+        states.append(ended(child))
+    else:
+        signal.alarm(60)
+
+def of_two(start, stop):  # the other chunk is in the hands of another thread, which the child has not
+    if start == 0:
+        begun.wait()
+        fork(go_on.set)
+    else:
+        begun.set()
+        go_on.wait()
+
+def end():
+    check()
+    os._exit(7)
+
+begun, go_on = threading.Event(), threading.Event()
+try:
+    backend.set_threads(2)
+    backend.parallel_for(of_two, 2)
+except MiniresError as error:
+    assert os.getpid() != parent and "forked inside one of 2 chunks" in str(error), error
+    end()
+backend.parallel_for(lambda start, stop: fork(int), 1)
+if os.getpid() != parent:
+    end()
+assert states == [7, 7], states
+check()
+print("right")
+""")
+    assert out == "right\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.skipif(not backend.HAS_NUMBA, reason="without Numba nothing is compiled")
 def test_a_child_that_was_forked_while_a_kernel_is_compiled_can_compile():
     out = run("""
@@ -192,6 +235,41 @@ def child():
 
 assert ended(in_child(child)) == 0
 compiling.join()
+print("right")
+""")
+    assert out == "right\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.skipif(not backend.HAS_NUMBA, reason="without Numba nothing is compiled")
+def test_two_threads_may_fork_at_once_while_kernels_are_compiled():
+    out = run("""
+states, stop = [], threading.Event()
+
+def compile():
+    while not stop.is_set():
+        @backend.kernel
+        def double(x):
+            for i in range(x.size):
+                x[i] *= 2
+        double(np.ones(3))
+
+def child():
+    backend.set_threads(2)
+    compare()
+
+def forks():
+    for _ in range(10):
+        states.append(ended(in_child(child)))
+
+threads = [threading.Thread(target=forks) for _ in range(2)]
+compiler = threading.Thread(target=compile)
+compiler.start()
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+stop.set()
+compiler.join()
+assert states == [0] * 20, states
 print("right")
 """)
     assert out == "right\n"

@@ -111,7 +111,7 @@ class Step:
         return f"<backward of {self.node!r}: {self.incoming.shape} -> {given}>"
 
 
-_LOOKED_AT = 256  # numbers of an array that are compared
+_LOOKED_AT = 256  # numbers of a larger array that are compared, about
 
 
 def _sample(array: Array) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import logging  # noqa: F401  # see where we fork: its lock must be registered before ours
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -116,7 +117,9 @@ def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     return compiled
 
 
-# Nobody forks while a kernel is compiled: a child would inherit Numba's lock as it is, locked for good.
+# Nobody forks while a kernel is compiled: a child would inherit Numba's lock as it is, locked for good. What
+# is registered last is done first before a fork: ours before that of logging, whose lock a compiler asks for
+# while it holds Numba's.
 
 _compiling: list[Any] = [threading.RLock()]  # ours, and that of Numba once it is there, in this order
 

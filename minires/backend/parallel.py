@@ -86,8 +86,8 @@ def parallel_calls(calls: Sequence[Callable[[], None]]) -> None:
         if done.qsize() < len(calls):
             if os.getpid() != process:
                 raise MiniresError(
-                    f"this process was forked inside one of {len(calls)} chunks of work, and those that other "
-                    "threads had begun stay with its parent; fork outside, or end the child inside the chunk"
+                    f"this process was forked inside one of {len(calls)} chunks of work, and those that "
+                    "other threads had begun stay with its parent; fork outside, or end the child inside"
                 )
             bell.stay_awake(len(calls))
         errors = [error for _ in calls if (error := done.get()) is not None]

@@ -242,34 +242,34 @@ print("right")
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.skipif(not backend.HAS_NUMBA, reason="without Numba nothing is compiled")
-def test_two_threads_may_fork_at_once_while_kernels_are_compiled():
+def test_several_threads_may_fork_at_once_while_kernels_are_compiled():
     out = run("""
 states, stop = [], threading.Event()
 
 def compile():
-    while not stop.is_set():
-        @backend.kernel
-        def double(x):
-            for i in range(x.size):
-                x[i] *= 2
-        double(np.ones(3))
+    @backend.kernel
+    def double(x):
+        for i in range(x.size):
+            x[i] *= 2
+    double(np.ones(3))
 
-def child():
-    backend.set_threads(2)
-    compare()
+def compiles():
+    while not stop.is_set():
+        compile()
 
 def forks():
-    for _ in range(10):
-        states.append(ended(in_child(child)))
+    for _ in range(20):
+        states.append(ended(in_child(int)))
+    states.append(ended(in_child(compile)))
 
-threads = [threading.Thread(target=forks) for _ in range(2)]
-compiler = threading.Thread(target=compile)
+threads = [threading.Thread(target=forks) for _ in range(3)]
+compiler = threading.Thread(target=compiles)
 compiler.start()
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
 stop.set()
 compiler.join()
-assert states == [0] * 20, states
+assert states == [0] * 63, states
 print("right")
 """)
     assert out == "right\n"

@@ -125,9 +125,10 @@ def test_a_block_above_a_generator_function_holds_for_its_code_and_not_for_who_t
     assert seen[4:] == [inside, ("end", inside)] and read() == outside
 
 
-@pytest.mark.parametrize("block", [minires.no_grad, minires.unfused])
-def test_above_a_function_the_parentheses_may_be_left_out(block):
-    read = is_recording if block is minires.no_grad else is_fused
+@pytest.mark.parametrize("name", ["no_grad", "unfused", "reference"])
+def test_above_a_function_the_parentheses_may_be_left_out(name):
+    _, read, inside, outside = BLOCKS[name]
+    block = getattr(minires, name)
 
     @block
     def function():
@@ -137,7 +138,7 @@ def test_above_a_function_the_parentheses_may_be_left_out(block):
     def generator():
         yield read()
 
-    assert function() is False and list(generator()) == [False] and read() is True
+    assert function() is inside and list(generator()) == [inside] and read() is outside
 
 
 async def coroutine():

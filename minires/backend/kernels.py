@@ -21,7 +21,7 @@ from typing import Any, overload
 from minires.backend import arguments, simd
 from minires.backend.arrays import Array, is_numpy
 from minires.errors import truth
-from minires.settings import Block, Settings
+from minires.settings import Block, F, Settings
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
@@ -33,8 +33,17 @@ class _Mode(Settings):
 _mode = _Mode()
 
 
-def reference(on: bool = True) -> Block:
-    """Run every operation as its reference implementation, plain array code, inside this block."""
+@overload
+def reference(on: bool = True) -> Block: ...
+@overload
+def reference(on: F) -> F: ...
+def reference(on: bool | F = True) -> Block | F:
+    """Run every operation as its reference implementation, plain array code, inside this block.
+
+    It may stand above a function, with or without parentheses. ``reference(False)`` is the way back.
+    """
+    if callable(on):
+        return _mode.within(reference=True)(on)
     return _mode.within(reference=truth("reference", on))
 
 

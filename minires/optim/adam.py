@@ -105,7 +105,7 @@ class Adam(Optimizer):
     w <- w - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps); by the convention "keras"
     w <- w - lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + eps).
     Shapes: ``parameters`` is an iterable of parameters or of ``(path, parameter)`` pairs.
-    Raises: ConfigError for a number out of range, an unknown convention, no parameters, or one given twice.
+    Raises: ConfigError for a number out of range, an unknown convention, or no parameters.
     Source: arXiv:1412.6980.
     Differs: Keras's ``weight_decay`` is always decoupled, and of all parameters: ``decoupled=True,
     decay_vectors=True`` here. Its ``global_clipnorm`` is our ``clip_norm`` without the 1e-6 that PyTorch adds

@@ -87,7 +87,7 @@ class Config:
             ("epochs", 1, None),
             ("batch_size", 1, None),
             ("size", 1, None),
-            ("seed", 0, None),
+            ("seed", 0, 2**64),
             ("checkpoint_every", 0, None),
             ("label_smoothing", 0, 1),
             ("ema", 0, 1),

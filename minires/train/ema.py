@@ -108,11 +108,10 @@ class EMA:
             array[...] = self.averages[path]
             self.averages[path][...] = own
 
-
     def _all_weights(self) -> dict[str, Array]:
         buffers = self.model.named_buffers()
         weights = {path: parameter.data for path, parameter in self.model.named_parameters()}
-        return weights | {path: array for path, array in buffers if array.dtype.kind == "f"}
+        return weights | {path: array for path, array in buffers if backend.is_float(array.dtype)}
 
     def _weights(self) -> dict[str, Array]:
         """The weights now. Averages follow those that went to another device or dtype.

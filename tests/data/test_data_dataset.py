@@ -51,6 +51,7 @@ def test_split_has_exactly_the_rounded_share_where_classes_do_not_divide():
 def test_split_follows_the_seed():
     assert make().split(0.5, seed=4)[0].names == make().split(0.5, seed=4)[0].names
     assert make().split(0.5, seed=4)[0].names != make().split(0.5, seed=5)[0].names
+    assert make().split(0.5, seed=2**64 - 1)[0].names != make().split(0.5, seed=2**32 - 1)[0].names
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -1, 1.5])

@@ -134,12 +134,24 @@ def test_no_thread_outlives_its_iterator():
     assert threads() == []
 
 
+def test_a_seed_has_up_to_64_bits():
+    orders = [
+        [x[:, 0, 0, 0].tolist() for x, _ in Loader(make(), 5, seed=seed).epoch(0)]
+        for seed in (1, 2**31, 2**63, 2**64 - 1)
+    ]
+    assert all(order not in orders[:place] for place, order in enumerate(orders))
+    last = [x[:, 0, 0, 0].tolist() for x, _ in Loader(make(), 5, seed=np.uint64(2**64 - 1)).epoch(0)]
+    assert last == orders[-1]
+
+
 def test_bad_options_are_refused_at_once():
     for size in (0, -1):
         with pytest.raises(ConfigError, match=f"batch size must be a whole number of at least 1, not {size}"):
             Loader(make(), size)
     with pytest.raises(ConfigError, match="seed must be a whole number of at least 0, not -1"):
         Loader(make(), 5, seed=-1)
+    with pytest.raises(ConfigError, match=f"seed is {2**64}; it may be {2**64 - 1} at most"):
+        Loader(make(), 5, seed=2**64)
     with pytest.raises(ConfigError, match="22 pictures make no whole batch of 23"):
         Loader(make(), 23, drop_last=True)
     for epoch, start in ((-1, 0), (0, -1), (0, 6)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minires import nn
+from minires import backend, nn
 from minires.errors import ConfigError, MiniresError, ShapeError
 from minires.nn import Parameter
 from minires.optim import SGD, Adam, AdamW, Optimizer
@@ -241,6 +241,19 @@ def test_an_optimiser_made_before_astype_trains_the_model_that_is_used(kind):
     with ema.swap():
         assert (model.a.weight.data != trained).any() and model.b.weight is model.a.weight
     np.testing.assert_array_equal(model.a.weight.data, trained)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_buffers_of_floats_are_averaged(dtype):
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.seen, model.count = np.ones(3, backend.dtype_of(dtype)), np.ones(3, np.int64)
+    ema = EMA(model, decay=0.0)
+    model.seen[...] = 3
+    ema.update()
+    assert model.seen.dtype == ema.averages["seen"].dtype and ema.averages["seen"].tolist() == [3, 3, 3]
+    assert "count" not in ema.averages
 
 
 def test_an_average_of_a_model_that_has_changed_says_so():

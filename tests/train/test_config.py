@@ -61,6 +61,7 @@ def test_wrong_names_and_values_are_answered():
         (lambda: Config(epochs=0), "epochs is 0; it must be at least 1"),
         (lambda: Config(batch_size=-4), "batch_size is -4"),
         (lambda: Config(seed=-1), "seed is -1"),
+        (lambda: Config(seed=2**64), "seed is 18446744073709551616; it must be at least 0 and below"),
         (lambda: Config(ema=1.0), "ema is 1.0; it must be at least 0 and below 1"),
         (lambda: Config(ema=float("nan")), "ema is nan"),
         (lambda: Config(epochs=True), "epochs is True; it must be of type int"),

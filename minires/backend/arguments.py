@@ -106,7 +106,9 @@ def checker(function: Callable[..., Any], declared: Mapping[str, str], where: st
         f"    dtype_ = {same}.dtype" if same else "    dtype_ = None",
         f"    if {' and '.join(ranks)} and (dtype_ is None or dtype_ in FLOATS):",
         *(f"        {name} = {place}" for name, place in sizes.items()),
-        f"        if {' and '.join(code for _, code, _ in conditions)} and ({where}): return",
+        "        try:",
+        f"            if {' and '.join(code for _, code, _ in conditions)} and ({where}): return",
+        "        except ZeroDivisionError: pass  # of a number of groups, for one",
         "refuse(locals())",
     ])  # fmt: skip
 
@@ -139,8 +141,8 @@ def _wrong(
     for array, code, said in conditions:
         try:
             holds = eval(code, names | given)
-        except NameError:  # a size that is not known, since an array has too few axes
-            holds = True
+        except (NameError, ZeroDivisionError):  # a size that is not known, as an array has too few axes; or
+            holds = True  # one that nothing can be divided by, which ``where`` says
         if not holds:
             value = given[array.name]
             return f"{array.name} is {value.dtype} {value.shape}, but must {said}{shown}"

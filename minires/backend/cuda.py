@@ -24,8 +24,8 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -99,14 +99,13 @@ class Parameter:
     name: str
     kind: str  # T, A, int, double, unsigned long long
     is_array: bool
-    size: CodeType | None  # how many numbers an array has at least
+    size: str  # how many numbers an array has at least
 
     @classmethod
     def parse(cls, text: str) -> Parameter:
         said = re.search(r"/\*(.*?)\*/", text)
         kind, _, name = re.sub(r"/\*.*?\*/|\bconst\b|\b__restrict__\b", " ", text).strip().rpartition(" ")
-        size = compile(said[1].strip(), f"<the size of {name}>", "eval") if said else None
-        return cls(name, kind.rstrip("* "), "*" in text.split("/*")[0], size)
+        return cls(name, kind.rstrip("* "), "*" in text.split("/*")[0], said[1].strip() if said else "0")
 
 
 @functools.cache
@@ -127,9 +126,52 @@ def _checked(source: Source, name: str, blocks: int, given: tuple[Any, ...], dty
     declared = parameters(source, name)
     if len(given) != len(declared):
         raise MiniresError(f"kernel {name} takes {len(declared)} arguments, but got {len(given)}")
-    pairs = list(zip(declared, given, strict=True))
-    numbers = {one.name: value for one, value in pairs if one.kind == "int" and not one.is_array}
-    return [_argument(name, one, value, dtype, {"blocks": blocks} | numbers) for one, value in pairs]
+    if (fitting := _checker(source, name, dtype)(blocks, *given)) is not None:
+        return fitting
+    numbers = {"blocks": blocks}
+    pairs = sorted(zip(declared, given, strict=True), key=lambda pair: pair[0].is_array)
+    found = {}  # numbers first: sizes of arrays follow from them
+    for one, value in pairs:
+        found[one.name] = _argument(name, one, value, dtype, numbers)
+        if one.kind == "int" and not one.is_array:
+            numbers[one.name] = int(found[one.name])
+    return [found[one.name] for one in declared]
+
+
+@functools.cache
+def _checker(source: Source, name: str, dtype: Any) -> Callable[..., list[Any] | None]:
+    """A function of the blocks and a kernel's arguments: these as the kernel reads them, if nothing about
+    them needs a second look, else None.
+
+    It is made as the text of a function, as it goes before every launch, where :func:`_argument` for each
+    argument takes five times as long.
+    """
+    declared = parameters(source, name)
+    names: dict[str, Any] = {"NULL": np.uint64(0), "MOST": _MOST_NUMBERS}
+    conditions, results = [], []
+    for place, one in enumerate(declared):
+        wanted, it = _dtype(one.kind, dtype), one.name
+        names |= {f"dtype_{place}": wanted, f"type_{place}": wanted.type}
+        if one.is_array:
+            conditions.append(
+                f"({it} is None or {it}.dtype == dtype_{place} and {it}.flags.c_contiguous"
+                f" and {one.size} <= {it}.size < MOST)"
+            )
+            results.append(f"NULL if {it} is None else {it}")
+        else:
+            conditions.append(f"type({it}) is int" if one.kind == "int" else f"type({it}) in (int, float)")
+            results.append(f"type_{place}({it})")
+    text = "\n    ".join([
+        f"def check({', '.join(['blocks', *(one.name for one in declared)])}):",
+        "try:",
+        f"    if {' and '.join(conditions)}:",
+        f"        return [{', '.join(results)}]",
+        "except (AttributeError, OverflowError, TypeError, ZeroDivisionError):",
+        "    pass",
+    ])  # fmt: skip
+    exec(text, names)
+    check: Callable[..., list[Any] | None] = names["check"]
+    return check
 
 
 def _argument(kernel: str, declared: Parameter, value: Any, dtype: Any, numbers: dict[str, int]) -> Any:
@@ -142,6 +184,8 @@ def _argument(kernel: str, declared: Parameter, value: Any, dtype: Any, numbers:
             number = as_whole(value) if declared.kind == "int" else as_number(value)
         if number is None:
             raise MiniresError(f"kernel {kernel}: {declared.name} must be of {wanted}, not {value!r}")
+        if wanted.kind == "i" and not _INT.min <= number <= _INT.max:
+            raise MiniresError(f"kernel {kernel}: {declared.name} is {number}, but must fit into 32 bits")
         return wanted.type(number)
     if value is None:
         return np.uint64(0)
@@ -150,7 +194,7 @@ def _argument(kernel: str, declared: Parameter, value: Any, dtype: Any, numbers:
         raise MiniresError(f"kernel {kernel}: {declared.name} must be an array of {wanted}, not {what}")
     if not value.flags.c_contiguous:
         raise MiniresError(f"kernel {kernel}: {declared.name} has gaps, but kernels know nothing of strides")
-    least = 0 if declared.size is None else eval(declared.size, {"min": min, "max": max}, numbers)
+    least = eval(declared.size, {"min": min, "max": max}, numbers)
     if not least <= value.size < _MOST_NUMBERS:
         raise MiniresError(
             f"kernel {kernel}: {declared.name} has {value.size} numbers, but must have at least {least} and "
@@ -159,6 +203,7 @@ def _argument(kernel: str, declared: Parameter, value: Any, dtype: Any, numbers:
     return value
 
 
+_INT = np.iinfo(np.int32)
 _KINDS = {"int": np.int32, "float": np.float32, "double": np.float64, "unsigned long long": np.uint64}
 
 

@@ -65,8 +65,8 @@ _CUDA = cuda.Source(
     CLIPPED
     + r"""
 extern "C" __global__ void adam(
-    const int* chunks /* 3 * blocks */, const unsigned long long* addresses /* 1 */, const T* numbers /* 1 */,
-    const double* norm /* 1 */, T clip
+    const int* chunks /* 3 * blocks */, const unsigned long long* addresses /* 4 * arrays */,
+    const T* numbers /* 9 * arrays */, int arrays, const double* norm /* 1 */, T clip
 ) {
     const int* chunk = chunks + 3 * blockIdx.x;
     const unsigned long long* address = addresses + 4 * chunk[0];

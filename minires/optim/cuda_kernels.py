@@ -11,6 +11,8 @@ addresses (arrays, k) for each array: where the k arrays lie that belong to it (
 numbers   (arrays, n) for each array: the n numbers of its formula, in the arrays' dtype
 ========= =========== ================================================================================
 
+and after them how many arrays there are, to which the sizes of the tables are held.
+
 They are sent to the device where they changed: ``chunks`` once, ``addresses`` when backward made new
 arrays, ``numbers`` when the learning rate is another. Each stays where it is on the device, so that a launch
 which was captured into a CUDA graph does, when the graph is replayed, what stands in the tables then.
@@ -47,7 +49,8 @@ __device__ double sum_of_block(double value) {
 
 // An array of floats has its address in the first column of addresses, an array of doubles in the second.
 extern "C" __global__ void squares_of_chunks(
-    const int* chunks /* 3 * blocks */, const unsigned long long* addresses /* 2 */, double* sums /* blocks */
+    const int* chunks /* 3 * blocks */, const unsigned long long* addresses /* 2 * arrays */, int arrays,
+    double* sums /* blocks */
 ) {
     const int* chunk = chunks + 3 * blockIdx.x;
     const float* narrow = (const float*)addresses[2 * chunk[0]];
@@ -132,7 +135,7 @@ class Sweep:
     def launch(self, source: cuda.Source, kernel: str, *more: Any) -> None:
         """Do what stands in the tables, with ``more`` arguments: one launch for each dtype."""
         for addresses, numbers in self.tables.values():
-            source(kernel, self.grid, self.chunks, addresses.device, numbers.device, *more)
+            source(kernel, self.grid, self.chunks, addresses.device, numbers.device, len(self.sizes), *more)
 
     def norm(self, gradients: Mapping[int, Array]) -> Array:
         """The Euclidean norm of all ``gradients`` together, added up in double: one number, on the device."""
@@ -151,7 +154,8 @@ class Sweep:
     def launch_norm(self) -> Array:
         """The norm of the gradients in the table."""
         sums, norm = self.xp.empty(self.grid[0], "float64"), self.xp.empty((), "float64")
-        _NORM_CUDA("squares_of_chunks", self.grid, self.chunks, self.gradients.device, sums)
+        tables = self.chunks, self.gradients.device, len(self.sizes)
+        _NORM_CUDA("squares_of_chunks", self.grid, *tables, sums)
         _NORM_CUDA("norm_of_chunks", (1, _THREADS), sums, sums.size, norm)
         return norm
 

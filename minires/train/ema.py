@@ -24,7 +24,8 @@ from minires.optim.cuda_kernels import Sweep, fits
 _CUDA = cuda.Source(r"""
 // For all arrays at once; for the tables see minires/optim/cuda_kernels.py.
 extern "C" __global__ void moving_average(
-    const int* chunks /* 3 * blocks */, const unsigned long long* addresses /* 2 */, const T* numbers /* 1 */
+    const int* chunks /* 3 * blocks */, const unsigned long long* addresses /* 2 * arrays */,
+    const T* numbers /* arrays */, int arrays
 ) {
     const int* chunk = chunks + 3 * blockIdx.x;
     T* a = (T*)addresses[2 * chunk[0]];

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 import minires
+from minires import backend
 from minires.backend.arguments import checker
 from minires.errors import MiniresError
+from minires.ops.conv2d import columns, direct
+from minires.ops.max_pool2d import numba_kernels as max_pool
 
 ROOT = Path(minires.__file__).parent
 
@@ -142,3 +145,56 @@ def test_a_kernel_of_a_package_refuses_what_would_be_read_beyond_its_end():
     with pytest.raises(MiniresError, match=r"kernel _relu_numba: y is float32 \(4000,\), but must be"):
         _relu_numba(x, x[:0], y)
     assert not y.any()
+
+
+X = np.ones((2, 9, 9, 4), F)
+W, B, Y = np.ones((3, 3, 4, 16), F), np.zeros(16, F), np.zeros((2, 9, 9, 16), F)
+FRAME = np.zeros(12 * 12 * 4 + 8, F)
+DW, ZEROS = np.zeros((3, 1, 16, 16), F), np.zeros(16, F)
+COLUMNS = np.zeros((1, 162, 36), F)
+SMALL, WINNERS = np.ones((2, 4, 4, 4), F), np.zeros((2, 4, 4, 4), np.int32)
+CALLS = {
+    "direct forward": (
+        direct._forward_numba,
+        {"x": X, "w": W, "b": B, "relu": False, "y": Y, "frame": FRAME, "lines": 11, "across": 11,
+         "stride": (1, 1), "dilation": (1, 1), "top": 1, "left": 1, "groups": 1, "runs": 1},
+        [{"top": -1}, {"left": -4}, {"groups": 0}, {"runs": 0}, {"stride": (-1, 1)}, {"dilation": (1, 0)},
+         {"lines": 10}, {"across": 10}, {"lines": 100}],
+    ),
+    "direct backward_w": (
+        direct._backward_w_numba,
+        {"x": X, "dy": Y, "dw": DW, "zeros": ZEROS, "frame": FRAME, "lines": 11, "across": 11,
+         "stride": (1, 1), "dilation": (1, 1), "top": 1, "left": 1, "groups": 1},
+        [{"top": -1}, {"left": -4}, {"groups": 0}, {"stride": (1, -1)}, {"dilation": (-1, 1)},
+         {"lines": 100}, {"dilation": (3, 1)}],
+    ),
+    "im2col": (
+        columns._im2col_numba,
+        {"x": X, "columns": COLUMNS, "start": 0, "stop": 18, "stride": (1, 1), "dilation": (1, 1),
+         "top": 1, "left": 1, "out": (9, 9), "size": (3, 3)},
+        [{"dilation": (1, 0)}, {"dilation": (1, -2)}, {"size": (0, 3)}, {"start": -1}, {"stop": 19},
+         {"columns": COLUMNS[:0]}],
+    ),
+    "col2im": (
+        columns._col2im_numba,
+        {"columns": COLUMNS, "dx": X.copy(), "stride": (1, 1), "dilation": (1, 1), "top": 1, "left": 1,
+         "out": (9, 9), "size": (3, 3)},
+        [{"size": (0, 3)}, {"out": (9, 10)}, {"columns": COLUMNS[:0]}, {"size": (3, 4)}],
+    ),
+    "max pool": (
+        max_pool._forward_numba,
+        {"x": X, "y": SMALL.copy(), "winner": WINNERS.copy(), "size": (2, 2), "stride": (2, 2),
+         "dilation": (1, 1), "top": 0, "left": 0},
+        [{"stride": (0, 2)}, {"dilation": (1, 0)}, {"winner": WINNERS[:1].copy()}],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not backend.HAS_NUMBA, reason="the kernels need Numba")
+@pytest.mark.parametrize("name", CALLS)
+def test_numbers_that_would_lead_a_kernel_out_of_its_arrays_are_refused(name):
+    kernel, given, wrong = CALLS[name]
+    kernel(*given.values())  # as it is it fits
+    for change in wrong:
+        with pytest.raises(MiniresError, match=f"kernel {kernel.__name__}: "):
+            kernel(*(given | change).values())

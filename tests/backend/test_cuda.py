@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 
 import cuda_emulator
+import numpy as np
 import opcheck
 import pytest
 
 from minires.backend import cuda
+from minires.errors import MiniresError
 from minires.ops import cases
+from minires.optim import adam, sgd
+from minires.optim.cuda_kernels import Sweep
 
 SOURCES = cuda_emulator.sources()
 OF_OPERATIONS = cuda_emulator.of_operations()
@@ -65,3 +70,84 @@ def test_every_kernel_ran(place, emulator):
 def test_the_operations_with_kernels_are_found():
     assert {"relu", "leaky_relu", "batch_norm", "conv2d", "global_avg_pool2d", "concat"} <= set(WITH_KERNELS)
     assert not {"add", "reshape"} & set(WITH_KERNELS)
+
+
+COUNT = cuda.Source(r"""
+extern "C" __global__ void count(
+    const T* x /* rows * max(1, columns) */, const A* scale /* columns */, int* found /* blocks */,
+    int rows, int columns, A most, double bound
+) {}
+""")
+F = np.float32
+
+
+def arguments():
+    return {
+        "x": np.ones((3, 2), F), "scale": np.ones(2, F), "found": np.zeros(4, np.int32),
+        "rows": 3, "columns": 2, "most": 0.5, "bound": 2.0,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """What is handed to a launch."""
+    found = []
+    monkeypatch.setattr(cuda, "_launch", lambda *given: found.append(given[-1]))
+    return found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {}, {"scale": None}, {"x": np.ones(100, F)}, {"columns": np.int64(2)}, {"columns": True}, {"rows": 0},
+        {"most": 1}, {"most": F(1)}, {"bound": np.float64(3)}, {"columns": 0, "scale": np.ones(0, F)},
+    ],
+)  # fmt: skip
+def test_what_fits_is_handed_over_in_the_types_that_the_kernel_reads(launched, change):
+    given = arguments() | change
+    COUNT("count", (4, 256), *given.values())
+    for name, value in zip(given, launched[0], strict=True):
+        if given[name] is None or isinstance(given[name], np.ndarray):
+            assert value is given[name] or (value == 0 and value.dtype == np.uint64)
+        else:
+            kind = {"most": np.float32, "bound": np.float64}.get(name, np.int32)
+            assert type(value) is kind and value == given[name]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": np.ones((2, 2), F)}, "x has 4 numbers, but must have at least 6 and fewer than"),
+        ({"x": np.ones((6, 4), F)[:, ::2]}, "x has gaps, but kernels know nothing of strides"),
+        ({"scale": np.ones(2)}, "scale must be an array of float32, not float64"),
+        ({"scale": [1.0, 2.0]}, "scale must be an array of float32, not list"),
+        ({"scale": 3.0}, "scale must be an array of float32, not float"),
+        ({"found": np.zeros(3, np.int32)}, "found has 3 numbers, but must have at least 4"),
+        ({"found": np.zeros(4, np.int64)}, "found must be an array of int32, not int64"),
+        ({"rows": 2.0}, "rows must be of int32, not 2.0"),
+        ({"rows": None}, "rows must be of int32, not None"),
+        ({"rows": 2**31, "x": None}, "rows is 2147483648, but must fit into 32 bits"),
+        ({"most": "1"}, "most must be of float32, not '1'"),
+        ({"bound": np.ones(1)}, "bound must be of float64, not array"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_numbers(launched, change, message):
+    given = arguments() | change
+    with pytest.raises(MiniresError, match=f"^kernel count: {re.escape(message)}"):
+        COUNT("count", (4, 256), *given.values())
+    assert not launched
+
+
+def test_the_number_of_arguments_is_checked(launched):
+    with pytest.raises(MiniresError, match="kernel count takes 7 arguments, but got 6"):
+        COUNT("count", (4, 256), *list(arguments().values())[:-1])
+
+
+def test_tables_of_too_few_arrays_are_refused(launched):
+    arrays = [np.ones(4, F), np.ones(5, F)]
+    sweep = Sweep(arrays)
+    sweep.set({i: ([array, array, array], [0.0] * 7) for i, array in enumerate(arrays)})
+    sweep.launch(sgd._CUDA, "sgd", None, 0.0)
+    assert len(launched) == 1
+    with pytest.raises(MiniresError, match="kernel adam: addresses has 6 numbers, but must have at least 8"):
+        sweep.launch(adam._CUDA, "adam", None, 0.0)

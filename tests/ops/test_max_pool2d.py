@@ -6,9 +6,10 @@ import numpy as np
 import opcheck
 import pytest
 
-from minires import Tensor, reference
-from minires.errors import ShapeError
-from minires.ops.max_pool2d import max_pool2d
+from minires import Tensor, backend, reference
+from minires.errors import MiniresError, ShapeError
+from minires.ops.max_pool2d import max_pool2d, numba_kernels
+from minires.ops.window import window
 
 
 @opcheck.on_devices
@@ -111,3 +112,25 @@ def test_shapes_that_do_not_fit(x, options, text):
 def test_integer_pictures_are_not_converted_silently():
     with pytest.raises(ShapeError, match="max_pool2d: x is uint8"):
         max_pool2d(Tensor(np.ones((1, 2, 2, 1), np.uint8)), 2)
+
+
+@pytest.mark.skipif(not backend.HAS_NUMBA, reason="the kernels need Numba")
+@pytest.mark.parametrize("pixel", [4, 50, -1, 2**31 - 1])
+def test_a_winner_outside_its_window_is_refused(pixel):
+    x = np.ones((1, 4, 4, 2), np.float32)
+    win = window("max_pool2d", (4, 4), 2, 2, 0, 1)
+    y, winner = numba_kernels.forward(x, win)
+    assert numba_kernels.backward(y, winner, x.shape, win).sum() == y.size
+    winner[0, 1, 0, 1] = pixel
+    with pytest.raises(MiniresError, match="the winners that the forward pass saved were changed"):
+        numba_kernels.backward(y, winner, x.shape, win)
+
+
+@pytest.mark.skipif(not backend.HAS_NUMBA, reason="the kernels need Numba")
+def test_a_winner_in_the_border_is_refused():
+    x = np.ones((1, 4, 4, 2), np.float32)
+    win = window("max_pool2d", (4, 4), 3, 2, 1, 1)
+    y, winner = numba_kernels.forward(x, win)
+    winner[0, 0, 0, 0] = 0
+    with pytest.raises(MiniresError, match="the winners that the forward pass saved were changed"):
+        numba_kernels.backward(y, winner, x.shape, win)

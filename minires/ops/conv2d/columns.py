@@ -41,8 +41,8 @@ def by_group(matrix: Array, groups: int) -> Array:
 
 @kernel(
     x="flat (N, H, W, C)", columns="out (G, R, D)",
-    where="0 <= start <= stop <= N * out[0] and R >= (stop - start) * out[1] and C % G == 0"
-    " and D == size[0] * size[1] * (C // G)",
+    where="min(*size, *dilation) > 0 and 0 <= start <= stop <= N * out[0]"
+    " and R >= (stop - start) * out[1] and C % G == 0 and D == size[0] * size[1] * (C // G)",
 )  # fmt: skip
 def _im2col_numba(
     x: Array, columns: Array, start: int, stop: int, stride: tuple[int, int], dilation: tuple[int, int],
@@ -87,7 +87,7 @@ def _im2col_numba(
 
 @kernel(
     columns="(G, R, D)", dx="out (N, H, W, C)",
-    where="R >= N * out[0] * out[1] and C % G == 0 and D == size[0] * size[1] * (C // G)",
+    where="min(size) > 0 and R >= N * out[0] * out[1] and C % G == 0 and D == size[0] * size[1] * (C // G)",
 )  # fmt: skip
 def _col2im_numba(
     columns: Array, dx: Array, stride: tuple[int, int], dilation: tuple[int, int], top: int, left: int,

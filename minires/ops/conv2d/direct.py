@@ -50,7 +50,8 @@ def _frame_numba(picture: Array, frame: Array, lines: int, across: int, top: int
 @kernel(
     x="flat (N, H, W, C)", w="flat (KH, KW, D, O)", b="flat (O)", y="out flat (N, OH, OW, O)",
     frame="out flat (F)",
-    where="D * groups == C and O % (16 * groups) == 0 and KW * D % runs == 0 and OW >= 8"
+    where="min(top, left) >= 0 and min(groups, runs, *stride, *dilation) > 0"
+    " and D * groups == C and O % (16 * groups) == 0 and KW * D % runs == 0 and OW >= 8"
     " and F >= lines * across * C + 8 and lines > (OH - 1) * stride[0] + (KH - 1) * dilation[0]"
     " and across > (OW - 1) * stride[1] + (KW - 1) * dilation[1]",
 )  # fmt: skip
@@ -84,7 +85,8 @@ def _forward_numba(
 @kernel(
     x="flat (N, H, W, C)", dy="flat (N, OH, OW, O)", dw="out flat (KH, R, D, O)", zeros="flat (16)",
     frame="out flat (F)",
-    where="O % (16 * groups) == 0 and C % groups == 0 and D % 8 == 0 and F >= lines * across * C"
+    where="min(top, left) >= 0 and min(groups, *stride, *dilation) > 0"
+    " and O % (16 * groups) == 0 and C % groups == 0 and D % 8 == 0 and F >= lines * across * C"
     " and F >= (((OH - 1) * stride[0] + (KH - 1) * dilation[0]) * across"
     " + (OW - 1) * stride[1] + (R - 1) * dilation[1] + 1) * C - C // groups + D",
 )  # fmt: skip

@@ -9,6 +9,7 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array, kernel
+from minires.errors import MiniresError
 from minires.ops.window import Window
 
 
@@ -47,12 +48,14 @@ def _forward_numba(
 
 @kernel(
     dy="(N, OH, OW, C)", winner="int32 (N, OH, OW, C)", dx="out flat float (N, H, W, C)", behind="int64 (_)",
-    where="(OH - 1) * stride[0] - top < H and (OW - 1) * stride[1] - left < W",
 )  # fmt: skip
 def _backward_numba(
     dy: Array, winner: Array, dx: Array, behind: Array, stride: tuple[int, int], top: int, left: int
-) -> None:
-    """behind: for each pixel of a window, how many numbers of a picture it lies behind the first."""
+) -> bool:
+    """behind: for each pixel of a window, how many numbers of a picture it lies behind the first.
+
+    Returns False, and stops, where a winner is no pixel of the picture.
+    """
     dx[...] = 0.0
     n, h, w, channels = dx.shape
     for p in range(n):
@@ -61,7 +64,14 @@ def _backward_numba(
             for ow in range(dy.shape[2]):
                 first = ((oh * stride[0] - top) * w + ow * stride[1] - left) * channels
                 for c in range(channels):
-                    picture[first + behind[winner[p, oh, ow, c]] + c] += dy[p, oh, ow, c]
+                    pixel = winner[p, oh, ow, c]
+                    if not 0 <= pixel < behind.size:
+                        return False
+                    at = first + behind[pixel] + c
+                    if not 0 <= at < picture.size:
+                        return False
+                    picture[at] += dy[p, oh, ow, c]
+    return True
 
 
 def forward(x: Array, win: Window) -> tuple[Array, Array]:
@@ -86,7 +96,8 @@ def backward(dy: Array, winner: Array, shape: tuple[int, ...], win: Window) -> A
 
     def chunk(start: int, stop: int) -> None:
         part = slice(start, stop)
-        _backward_numba(dy[part], winner[part], dx[part], behind, win.stride, win.top, win.left)
+        if not _backward_numba(dy[part], winner[part], dx[part], behind, win.stride, win.top, win.left):
+            raise MiniresError("max_pool2d: the winners that the forward pass saved were changed since")
 
     backend.parallel_for(chunk, shape[0])
     return dx.astype(dy.dtype, copy=False)

@@ -729,7 +729,7 @@ def test_a_wrong_gradient_fails(capsys: pytest.CaptureFixture[str], monkeypatch:
 
     def doubled(x: Tensor) -> Tensor:
         y = np.maximum(x.data, 0)
-        return record("relu", y, inputs={"x": x}, backward=lambda dy: (2 * dy * (x.data > 0),))
+        return record("doubled", y, inputs={"x": x}, backward=lambda dy: (2 * dy * (x.data > 0),))
 
     wrong = replace(registry.describe("relu"), function=doubled,
                     cases=lambda: [registry.Case("doubled", {"x": registry.apart((3, 4))})])  # fmt: skip

@@ -423,6 +423,8 @@ def test_a_card_in_inference_has_the_running_statistics_and_no_formula_of_traini
         running = ["running_mean", "running_var"] if not training else []
         names = re.findall(r"^(\w+) +\d+(?:x\d+)* .*%", text, re.M)
         assert names == ["x", "gamma", "beta", *running, "y"]
+        assert ("  after this call: running_mean (16 array), running_var (16 array)" in text) == training
+        assert ("convention torch, running_mean" in " ".join(text.split())) != training
         for name in running:
             array = event.operation.options[name]
             line = next(line for line in text.splitlines() if line.startswith(name))

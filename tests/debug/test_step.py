@@ -90,7 +90,7 @@ def test_unknown_names_are_met_with_the_nearest(s):
     with pytest.raises(ConfigError) as caught:
         s.goto("res3a_brunch2a")
     assert str(caught.value).startswith("there is no module 'res3a_brunch2a'; the nearest are res3a_branch2a")
-    with pytest.raises(ConfigError, match="no operation 'conv'; the nearest are conv2d"):
+    with pytest.raises(ConfigError, match="no operation 'conv'; the nearest is conv2d"):
         s.find(op="conv")
     with pytest.raises(ConfigError, match="say what to look for"):
         s.find()

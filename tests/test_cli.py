@@ -402,7 +402,7 @@ def test_fine_tuning_takes_over_the_model_and_makes_a_new_head(
     kept = [name for name in old if np.array_equal(old[name], new[name])]
     assert kept == [name for name in old if not name.startswith("fc.")]
     assert call(capsys, "evaluate", "tuned", "--data", "two")[0] == 0
-    assert "there is no part 'cnov' to freeze; the nearest is conv1" in refused(
+    assert "there is no part 'cnov' to freeze; the nearest is conv" in refused(
         capsys, 2, *base, "--freeze", "cnov"
     )
     assert "is a tiny, but --model is resnet50; leave --model out" in refused(
@@ -721,7 +721,7 @@ def test_gradcheck_prints_a_row_per_case(capsys: pytest.CaptureFixture[str]) -> 
     got = json.loads(out)
     assert status == 0 and got["ok"] and {row["op"] for row in got["cases"]} == {"relu"}
     assert all(0 <= row["error"] < 1e-5 and row["ok"] for row in got["cases"])
-    assert "no operation 'con2d'; the nearest are conv2d" in refused(capsys, 2, "gradcheck", "con2d")
+    assert "no operation 'con2d'; the nearest is conv2d" in refused(capsys, 2, "gradcheck", "con2d")
 
 
 def test_a_wrong_gradient_fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

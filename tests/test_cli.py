@@ -165,12 +165,13 @@ def test_resnet50_is_trained_interrupted_resumed_tested_and_used(
     ) as program:  # fmt: skip
         assert program.stdout is not None
         lines = (line for line in program.stdout if not line.startswith("compiling the kernels"))
-        first, second, third = (next(lines) for _ in range(3))
+        first, second, left_out, third = (next(lines) for _ in range(4))
         program.send_signal(signal.SIGINT)  # the first epoch is done, the second has begun
         _, err = program.communicate(timeout=120)
     try:
         assert first == "Training on colours, as asked for with --data\n"
         assert second.startswith("resnet50_signs on colours (") and third.startswith("epoch 1/2 ")
+        assert left_out.startswith("each epoch leaves out 7 of the 23 training pictures")
         assert program.returncode == 130, err
         run = tmp_path / "runs" / "colours-default-1"
         stopped = err.strip().splitlines()[-1]

@@ -2,51 +2,56 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from minires import backend
+from minires.data import Dataset, Splits
+from minires.nn.module import Module
 from minires.train import run_folder
+from minires.train.config import Config
 from minires.train.evaluation import Evaluation
-
-if TYPE_CHECKING:
-    from minires.train.trainer import Trainer
 
 
 def summary(
-    run: Trainer, *, diverged: bool, test: Evaluation | None = None, val: Evaluation | None = None
+    config: Config,
+    splits: Splits,
+    train_set: Dataset,
+    model: Module,
+    history: Sequence[Mapping[str, Any]],
+    *,
+    test: Evaluation | None = None,
+    val: Evaluation | None = None,
+    **others: Any,
 ) -> dict[str, Any]:
     """The figures of a run as plain data for JSON; what was not measured, or is not finite, is None.
 
-    The training figures are those of the last epoch that came to its end. Units: seconds.
+    The training figures are those of the last epoch that came to its end. ``others`` are put beside them.
     """
-    config, last = run.config, run.history[-1] if run.history else {}
+    last = history[-1] if history else {}
     return {
         "model": config.model,
-        "dataset": run.train_set.name,
-        "source": run.splits.source,
+        "dataset": train_set.name,
+        "source": splits.source,
         "recipe": config.recipe,
         "epochs": config.epochs,
         "seed": config.seed,
-        "diverged": diverged,
         "test_accuracy": test.accuracy if test else None,
         "test_loss": run_folder.finite(test.loss if test else None),
         "val_accuracy": val.accuracy if val else None,
         "val_loss": run_folder.finite(val.loss if val else None),
         "train_accuracy": last.get("train_accuracy"),
         "train_loss": last.get("train_loss"),
-        "seconds": run.progress.seconds,
-        "steps": run.progress.step,
-        "train_pictures": len(run.train_set),
-        "left_out_of_each_epoch": left_out(run),
-        "test_pictures": len(run.splits.test),
-        "parameters": sum(parameter.size for parameter in run.model.parameters()),
-        "device": run.device,
+        "train_pictures": len(train_set),
+        "left_out_of_each_epoch": left_out(config, train_set),
+        "test_pictures": len(splits.test),
+        "parameters": sum(parameter.size for parameter in model.parameters()),
         "threads": backend.threads(),
-        "warnings": run.warnings,
         "versions": run_folder.versions(),
+        **others,
     }
 
 
-def left_out(run: Trainer) -> int:
+def left_out(config: Config, train_set: Dataset) -> int:
     """How many training pictures make no whole batch, and are left out of an epoch."""
-    return len(run.train_set) % run.config.batch_size if run.config.drop_last else 0
+    return len(train_set) % config.batch_size if config.drop_last else 0

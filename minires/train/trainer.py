@@ -165,7 +165,7 @@ class Trainer:
             self.say(f"all {self.progress.step} steps are done; testing again")
         elif self.progress.step:
             self.say(f"continuing after step {self.progress.step}, in epoch {self.progress.epoch + 1}")
-        if left_out := report.left_out(self):
+        if left_out := report.left_out(config, self.train_set):
             self.say(
                 f"each epoch leaves out {left_out} of the {len(self.train_set)} training pictures, others "
                 f"each time, which make no whole batch of {config.batch_size} (drop_last)"
@@ -313,7 +313,7 @@ class Trainer:
         self._tick()
         self._drawn = -math.inf
         self._write_history()
-        run_folder.write_json(self.out / "summary.json", report.summary(self, diverged=diverged))
+        self._write_summary(diverged)
         raise MiniresError(self.warnings[-1])
 
     # ---------------------------------------------------------------------------------------- the state
@@ -457,13 +457,21 @@ class Trainer:
             last["train_loss"], last["train_accuracy"], self.train_set.labels, test_set.classes, **losses
         )])  # fmt: skip
         diverged = checks.diverged(last["train_loss"], len(test_set.classes))
-        summary = report.summary(self, diverged=diverged, test=test, val=val)
-        run_folder.write_json(self.out / "summary.json", summary)
+        summary = self._write_summary(diverged, test=test, val=val)
         self.say(
             f"test accuracy {100 * test.accuracy:.2f}% ({round(test.accuracy * len(test_set))} of "
             f"{len(test_set)}), test loss {run_folder.shown(test.loss)}, {self.progress.seconds:.0f} s; "
             f"see {self.out}"
         )
+        return summary
+
+    def _write_summary(self, diverged: bool, **tested: Evaluation | None) -> dict[str, Any]:
+        summary = report.summary(
+            self.config, self.splits, self.train_set, self.model, self.history, diverged=diverged,
+            seconds=self.progress.seconds, steps=self.progress.step, device=self.device,
+            warnings=self.warnings, **tested,
+        )  # fmt: skip
+        run_folder.write_json(self.out / "summary.json", summary)
         return summary
 
     def _normalization(self) -> data.Normalize:

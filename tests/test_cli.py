@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -315,7 +316,7 @@ def test_a_recipe_may_name_its_data_set(place: Path, capsys: pytest.CaptureFixtu
         (["--recipe", "two-epochs"], "Did you mean 'two-epoch'?"),
         (["--data", "sings"], "Did you mean 'signs'?"),
         (["--epochs", "0"], "epochs is 0; it must be at least 1"),
-        (["--batch-size", "-3"], "batch_size is -3"),
+        (["--batch-size", "-3"], "--batch-size is -3"),
         (["--train-on", "trian"], "Did you mean 'train'?"),
         (["--resume"], "which run?"),
     ],
@@ -333,7 +334,13 @@ def test_a_wrong_value_is_wrong_use(
         (["--lr", "-1"], "lr"),
         (["--lr", "nan"], "lr"),
         (["--device", "gpu"], "unknown device 'gpu'"),
-        (["--precision", "tf32"], "precision 'tf32' is for GPUs; on the CPU leave it at 'fp32'"),
+        (["--precision", "tf32"], "--precision tf32 is for GPUs; on the CPU leave it at --precision fp32"),
+        (["--device", "cuda"], "a GPU was asked for, but"),
+        (["--epochs", "0"], "error: --epochs is 0; it must be at least 1"),
+        (["--train-on", "test"], "unknown value of --train-on 'test'"),
+        (["--variant", "classes=3"], "--variant cannot set classes; leave it out"),
+        (["--variant", "seed=3"], "--variant cannot set seed; use --seed"),
+        (["--batch-size", "99", "--drop-last"], "use a smaller batch, or --no-drop-last"),
         (["--precision", "fp8"], "unknown precision 'fp8'"),
         (["--out", "run.txt"], "run.txt is a file"),
     ],
@@ -346,6 +353,32 @@ def test_a_wrong_value_is_found_before_anything_is_written(
     base = ["train", "--data", "colours", "--model", "tiny", "--batch-size", "4"]
     assert said in refused(capsys, 2, *base, *arguments)
     assert (place / "run.txt").read_text() == "mine" and not (place / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("there is no GPU; use device='cpu'", "there is no GPU; use --device cpu"),
+        ("it goes to device=cuda:1.", "it goes to --device cuda:1."),
+        ("give a size, such as size=64, to all", "give a size, such as --size 64, to all"),
+        ("resnet18: size must be at least 32", "resnet18: --size must be at least 32"),
+        ("leave it out: Loader(drop_last=True)", "leave it out: Loader(drop_last=True)"),
+        ("Config.of('default', device='cuda')", "Config.of('default', device='cuda')"),
+        ("the size is 3, batch_size=2", "the size is 3, batch_size=2"),
+    ],
+)
+def test_a_message_has_the_options_of_the_command(text: str, said: str) -> None:
+    assert cli.in_options(text, ["size", "device", "drop_last"]) == said
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cupy") is not None, reason="there is CuPy")
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "play"])
+@pytest.mark.usefixtures("place")
+def test_where_there_is_no_gpu_each_command_says_how_to_do_without(
+    command: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = {"train": ["--data", "hands"], "predict": [run, "picture.png"]}.get(command, [run])
+    assert refused(capsys, 2, command, *more, "--device", "cuda").endswith("or use --device cpu")
 
 
 def test_two_models_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:

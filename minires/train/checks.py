@@ -60,7 +60,7 @@ def batches_of_one(model: Module, loader: Loader, *, activations: Any = np.float
     else:
         other = next(other for other in range(size + 1, 2 * size + 2) if count % other != 1)
         what = f"the last batch of each epoch has one picture ({count} = {count // size} x {size} + 1)"
-        way = f"Leave it out with drop_last=True (--drop-last), or use another batch size, such as {other}"
+        way = f"Leave it out with drop_last=True, or use another batch size, such as {other}"
     why = str(error).partition(". ")[0]  # what it goes on to advise is for a loop of one's own
     raise ConfigError(f"{what}, and this model cannot be trained on one: {why}. {way}") from error
 

@@ -122,7 +122,7 @@ class Trainer:
         finetune.freeze(model, config.freeze)
         self.device = backend.choose_device(config.device)
         if config.precision == "tf32" and self.device == "cpu":
-            raise ConfigError(f"precision {config.precision!r} is for GPUs; on the CPU leave it at 'fp32'")
+            raise ConfigError("precision='tf32' is for GPUs; on the CPU leave it at precision='fp32'")
         if config.precision == "bf16" and self.device == "cpu":
             say("precision 'bf16' is slower than 'fp32' on the CPU, and only for checking its accuracy there")
         self.activations = backend.activations(config.precision)
@@ -350,12 +350,12 @@ class Trainer:
         if different := differences(info["config"], self.config.to_dict(), ignore=FREE):
             raise CheckpointError(
                 f"{path} belongs to another run: {'; '.join(different)}. "
-                "Continue it with its own settings, or choose another --out folder"
+                "Continue it with its own settings, or choose another folder"
             )
         if info["data"] != _fingerprint(self.train_set):
             raise CheckpointError(
                 f"{path} was trained on other pictures than {self.splits.source} holds now; "
-                "make the same data available again, or choose another --out folder"
+                "make the same data available again, or choose another folder"
             )
         if info["threads"] != backend.threads():
             warnings.warn(
@@ -382,10 +382,10 @@ class Trainer:
         if held and not resume:
             raise ConfigError(
                 f"{self.out} holds a run already ({', '.join(held[:3])}); "
-                "continue it with --resume, or choose another folder with --out"
+                "continue it with resume=True, or choose another folder"
             )
         if resume and not held:
-            raise CheckpointError(f"{self.out} holds no run to continue; start one without --resume")
+            raise CheckpointError(f"{self.out} holds no run to continue; start one without resume=True")
 
     def _open_folder(self, resume: bool) -> None:
         if resume:

@@ -132,7 +132,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
     out = tmp_path / "run"
     trainer(out, epochs=1).run()
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    with pytest.raises(ConfigError, match="holds a run already .config.json.*--resume.*another folder"):
+    with pytest.raises(ConfigError, match="holds a run already .config.json.*resume=True.*another folder"):
         trainer(out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     (tmp_path / "file").write_text("x")

@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,9 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status; ``arguments`` are those of the shell if not given."""
     if hasattr(sys.stdout, "reconfigure"):  # a file name that the terminal cannot show must not end a run
         sys.stdout.reconfigure(errors="backslashreplace")
-    options = argparse.Namespace(debug=False, imports=())
+    options = argparse.Namespace(debug=False, imports=(), own=())
     try:
-        with _plain_warnings():
+        with _plain_warnings(options):
             _parser().parse_args(arguments, options)
             status: int = options.run(options)
             sys.stdout.flush()
@@ -44,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         own = isinstance(error, UnknownName) and not options.imports
         hint = ". For one of your own, name the module that registers it: minires --import MODULE ..."
-        print(f"minires: error: {_message(error)}{hint if own else ''}", file=sys.stderr)
+        message = in_options(_message(error), options.own)
+        print(f"minires: error: {message}{hint if own else ''}", file=sys.stderr)
         return WRONG_USE if isinstance(error, ConfigError) else FAILED
 
 
@@ -56,12 +58,33 @@ def _message(error: BaseException) -> str:
     return str(error)
 
 
+def in_options(text: str, names: Iterable[str]) -> str:
+    """A message with the options of a command in the place of Python's arguments of these names.
+
+    >>> in_options("on the CPU leave it at precision='fp32'", ["precision"])
+    'on the CPU leave it at --precision fp32'
+    >>> in_options("batch_size is 0; try drop_last=False", ["batch_size", "drop_last"])
+    '--batch-size is 0; try --no-drop-last'
+    """
+    for name in names:
+        flag = name.replace("_", "-")
+
+        def given(match: re.Match[str], flag: str = flag) -> str:
+            value = match[1].strip("'")
+            return {"True": f"--{flag}", "False": f"--no-{flag}"}.get(value, f"--{flag} {value}")
+
+        # What stands in the parentheses of a call is Python's.
+        text = re.sub(rf"(?<![\w(.])(?<!, ){name}=('[^']*'|[\w.:]*\w)", given, text)
+        text = re.sub(rf"(^|: |value of ){name}(?= is | must | ')", rf"\1--{flag}", text)
+    return text
+
+
 @contextmanager
-def _plain_warnings() -> Iterator[None]:
+def _plain_warnings(options: argparse.Namespace) -> Iterator[None]:
     """Warnings as one line each, without the place in the source."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        print(f"minires: warning: {message}", file=sys.stderr)
+        print(f"minires: warning: {in_options(str(message), options.own)}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -134,4 +157,5 @@ class _CommandParser(argparse.ArgumentParser):
             if command.json:
                 text = "print the result as JSON, for programs"
                 self.add_argument("--json", action="store_true", help=text)
+            self.set_defaults(own=tuple(one.dest for one in self._actions if one.option_strings))
         return super().parse_known_args(args, namespace)

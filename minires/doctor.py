@@ -296,7 +296,8 @@ def _gpu(advice: list[dict[str, str]]) -> dict[str, Any]:
     try:
         report |= _used(backend.cupy())
     except Exception as error:  # CuPy raises its own types, and a missing library an ImportError
-        text = f"CuPy is installed but cannot be used: {(str(error).strip() or repr(error)).splitlines()[0]}"
+        why = (str(error).strip() or repr(error)).splitlines()[0].removesuffix("; use device='cpu'")
+        text = f"CuPy is installed but cannot be used: {why}"
         _advise(advice, "warning", text, install)
         return {**report, "text": text}
     if not report["cublas"]:

@@ -55,8 +55,11 @@ def one_of(option: str, value: object, allowed: Collection[object]) -> None:
         raise ConfigError(f"{option} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
 
 
+SHOWN = 20  # names in a message
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
-    """Say that ``name`` is not a known ``kind``, which one is nearest, and which there are.
+    """Say that ``name`` is not a known ``kind``, which one is near it, if one is, and which there are.
 
     >>> unknown("optimiser", "adm", ["sgd", "adam"])
     "unknown optimiser 'adm'. Did you mean 'adam'? Known: sgd, adam"
@@ -64,35 +67,50 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     "unknown module 'conv'. Known: there are none"
     """
     names = list(known)
-    near = _closest(name, names, count=1, cutoff=0.5)
+    near = closest(name, names, count=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'there are none'}"
 
 
-def nearest(name: object, known: Iterable[str], *, count: int = 3) -> str:
-    """Say which of the known names are nearest, for a message that ends in it; for lists too long to show.
+def nearest(name: object, known: Iterable[str], *, count: int = 3, listed: str = "") -> str:
+    """Say which of the known names are near ``name``, or which there are, for a message that ends in it.
+
+    It is for lists too long to show; ``listed`` says who shows all.
 
     >>> nearest("res2a", ["res3b", "conv1", "res2b", "res3a"], count=2)
     'the nearest are res3a, res2b'
     >>> nearest("resnet20", ["resnet200", "resnet20_cifar"], count=1)
     'the nearest is resnet20_cifar'
+    >>> nearest("xyzzy", ["res2a", "conv1"])
+    'there are conv1, res2a'
+    >>> nearest("xyzzy", (f"conv{k}" for k in range(86)), listed="`minires models`")
+    'there are 86, and `minires models` lists them'
     >>> nearest("res2a", [])
     'there are none at all'
     """
-    near = _closest(name, sorted(known), count=count, cutoff=0)
-    if not near:
-        return "there are none at all"
-    return f"the nearest {'is' if len(near) == 1 else 'are'} {', '.join(near)}"
+    names = sorted(known)
+    if near := closest(name, names, count=count):
+        return f"the nearest {'is' if len(near) == 1 else 'are'} {', '.join(near)}"
+    if listed and len(names) > SHOWN:
+        return f"there are {len(names)}, and {listed} lists them"
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"there {'is' if len(names) == 1 else 'are'} {', '.join(names[:SHOWN]) or 'none at all'}{more}"
 
 
-def _closest(name: object, known: list[str], *, count: int, cutoff: float) -> list[str]:
-    """The known names nearest to ``name``: those that go on where it ends at a sign (resnet20_cifar for
-    resnet20), then those that end it (classes for num_classes), then by letters."""
-    given = str(name)
-    begin = [one for one in known if re.match(rf"{re.escape(given)}[_.-]", one)] if given else []
-    near = difflib.get_close_matches(given, known, n=count, cutoff=cutoff)
-    ends = [one for one in known if one and given.endswith(f"_{one}")]
-    return list(dict.fromkeys([*begin, *ends, *near]))[:count]
+def closest(name: object, known: Iterable[str], *, count: int) -> list[str]:
+    """The known names near ``name``: those that go on where it ends, at a sign first (resnet20_cifar for
+    resnet20), those that it ends in (classes for num_classes) or that end in it, then by letters."""
+    given = str(name).casefold()
+    names = {one: one.casefold() for one in known if one}
+    if not given:
+        return []
+    begin = [one for one, plain in names.items() if re.match(rf"{re.escape(given)}[_.-]", plain)]
+    end = [one for one, plain in names.items() if re.search(rf"[_.-]{re.escape(plain)}$", given)]
+    inside = [one for one, plain in names.items() if re.search(rf"[_.-]{re.escape(given)}$", plain)]
+    letters = difflib.get_close_matches(given, names.values(), n=count)
+    alike = [one for near in letters for one, plain in names.items() if plain == near]
+    longer = [one for one, plain in names.items() if plain.startswith(given)]
+    return list(dict.fromkeys([*begin, *end, *inside, *alike, *longer]))[:count]
 
 
 MOST = 2**31 - 1  # of a whole number: what kernels count with

@@ -11,14 +11,13 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from minires.errors import ConfigError, UnknownName, nearest, unknown
+from minires.errors import SHOWN, ConfigError, UnknownName, nearest, unknown
 
-SHOWN = 20  # names in a message
 T = TypeVar("T")
 
 
 class Registry(dict[str, T]):
-    """The things of one ``kind``, by name.
+    """The things of one ``kind``, by name; ``listed`` is what lists them, where they can be many.
 
     >>> colours = Registry("colour", {"red": "#ff0000", "green": "#00ff00"})
     >>> colours.add("blue", "#0000ff")
@@ -30,9 +29,9 @@ class Registry(dict[str, T]):
     minires.errors.UnknownName: unknown colour 'gren'. Did you mean 'green'? Known: red, green, blue
     """
 
-    def __init__(self, kind: str, things: Mapping[str, T]) -> None:
+    def __init__(self, kind: str, things: Mapping[str, T], *, listed: str = "") -> None:
         super().__init__(things)
-        self.kind = kind
+        self.kind, self.listed = kind, listed
         self._added: dict[str, Any] = {}  # where each that was added is defined
 
     @property
@@ -48,10 +47,10 @@ class Registry(dict[str, T]):
         return self[name]
 
     def unknown(self, name: object) -> str:
-        """Say that there is nothing under ``name``, and what there is: all, or the nearest of many."""
+        """Say that there is nothing under ``name``, and what there is: all, or those near it of many."""
         if len(self) <= SHOWN:
             return unknown(self.kind, name, self)
-        return f"unknown {self.kind} {name!r}; {nearest(name, self)}"
+        return f"unknown {self.kind} {name!r}; {nearest(name, self, listed=self.listed)}"
 
     def name_given(self, name: object) -> None:
         """See that what came in the place of a name is one, and not what is to be registered.

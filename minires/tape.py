@@ -33,6 +33,8 @@ Hook = Callable[[Array], "Array | None"]
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _numbers = itertools.count()
+# Names that no own operation may have: that of a leaf, and those of the operations that come with minires.
+RESERVED = {"leaf"}
 
 
 class Node:
@@ -335,10 +337,15 @@ def unused_parameters(loss: Any, model: Any) -> list[str]:
     return [name for name, parameter in parameters if parameter.node not in reached]
 
 
-def check_declared(op: Any, output: Any, options: Any, saved: Any) -> None:
+def check_declared(op: Any, output: Any, options: Any, saved: Any, backward: Backward) -> None:
     """Raises: MiniresError, ShapeError for what the tape, or who reads it, could not use."""
     if type(op) is not str:
         raise MiniresError(f"record takes the name of the operation first, as text, not {op!r}")
+    if op in RESERVED and not str(getattr(backward, "__module__", "")).startswith("minires."):
+        raise MiniresError(
+            f"{op}: this name belongs to an operation of minires, whose formulas and words would be shown "
+            f'for yours; give another name, such as record("own_{op}", ...)'
+        )
     if not isinstance(options, Mapping) or not isinstance(saved, Mapping):
         raise MiniresError(f'{op}: record takes options and saved by name, such as saved={{"x": x.data}}')
     for name, array in saved.items():

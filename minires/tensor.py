@@ -546,6 +546,7 @@ def record(
 ) -> Tensor:
     """Make the tensor of an operation's result and note on the tape how to go back.
 
+    op: a name of its own: those of the operations of minires are refused to others.
     inputs: what the result was computed from, by the names that the formula has for them; None for one that
         was not given.
     backward: ``backward(dy)`` gets the gradient of the result and returns one gradient per input, in their
@@ -582,7 +583,7 @@ def record(
         return output
     if not callable(backward):
         raise MiniresError(f"{op}: record needs backward, a function of dy, not {backward!r}")
-    check_declared(op, output, options, saved)
+    check_declared(op, output, options, saved, backward)
     given: Mapping[str, Any] = inputs
     if len(nodes) < len(inputs):
         backward = of_those_given(backward, [x is not None for x in inputs.values()])

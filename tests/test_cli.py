@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -165,12 +166,13 @@ def test_resnet50_is_trained_interrupted_resumed_tested_and_used(
     ) as program:  # fmt: skip
         assert program.stdout is not None
         lines = (line for line in program.stdout if not line.startswith("compiling the kernels"))
-        first, second, third = (next(lines) for _ in range(3))
+        first, second, left_out, third = (next(lines) for _ in range(4))
         program.send_signal(signal.SIGINT)  # the first epoch is done, the second has begun
         _, err = program.communicate(timeout=120)
     try:
         assert first == "Training on colours, as asked for with --data\n"
         assert second.startswith("resnet50_signs on colours (") and third.startswith("epoch 1/2 ")
+        assert left_out.startswith("each epoch leaves out 7 of the 23 training pictures")
         assert program.returncode == 130, err
         run = tmp_path / "runs" / "colours-default-1"
         stopped = err.strip().splitlines()[-1]
@@ -314,7 +316,7 @@ def test_a_recipe_may_name_its_data_set(place: Path, capsys: pytest.CaptureFixtu
         (["--recipe", "two-epochs"], "Did you mean 'two-epoch'?"),
         (["--data", "sings"], "Did you mean 'signs'?"),
         (["--epochs", "0"], "epochs is 0; it must be at least 1"),
-        (["--batch-size", "-3"], "batch_size is -3"),
+        (["--batch-size", "-3"], "--batch-size is -3"),
         (["--train-on", "trian"], "Did you mean 'train'?"),
         (["--resume"], "which run?"),
     ],
@@ -332,7 +334,13 @@ def test_a_wrong_value_is_wrong_use(
         (["--lr", "-1"], "lr"),
         (["--lr", "nan"], "lr"),
         (["--device", "gpu"], "unknown device 'gpu'"),
-        (["--precision", "tf32"], "precision 'tf32' is for GPUs; on the CPU leave it at 'fp32'"),
+        (["--precision", "tf32"], "--precision tf32 is for GPUs; on the CPU leave it at --precision fp32"),
+        (["--device", "cuda"], "a GPU was asked for, but"),
+        (["--epochs", "0"], "error: --epochs is 0; it must be at least 1"),
+        (["--train-on", "test"], "unknown value of --train-on 'test'"),
+        (["--variant", "classes=3"], "--variant cannot set classes; leave it out"),
+        (["--variant", "seed=3"], "--variant cannot set seed; use --seed"),
+        (["--batch-size", "99", "--drop-last"], "use a smaller batch, or --no-drop-last"),
         (["--precision", "fp8"], "unknown precision 'fp8'"),
         (["--out", "run.txt"], "run.txt is a file"),
     ],
@@ -345,6 +353,32 @@ def test_a_wrong_value_is_found_before_anything_is_written(
     base = ["train", "--data", "colours", "--model", "tiny", "--batch-size", "4"]
     assert said in refused(capsys, 2, *base, *arguments)
     assert (place / "run.txt").read_text() == "mine" and not (place / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("there is no GPU; use device='cpu'", "there is no GPU; use --device cpu"),
+        ("it goes to device=cuda:1.", "it goes to --device cuda:1."),
+        ("give a size, such as size=64, to all", "give a size, such as --size 64, to all"),
+        ("resnet18: size must be at least 32", "resnet18: --size must be at least 32"),
+        ("leave it out: Loader(drop_last=True)", "leave it out: Loader(drop_last=True)"),
+        ("Config.of('default', device='cuda')", "Config.of('default', device='cuda')"),
+        ("the size is 3, batch_size=2", "the size is 3, batch_size=2"),
+    ],
+)
+def test_a_message_has_the_options_of_the_command(text: str, said: str) -> None:
+    assert cli.in_options(text, ["size", "device", "drop_last"]) == said
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cupy") is not None, reason="there is CuPy")
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "play"])
+@pytest.mark.usefixtures("place")
+def test_where_there_is_no_gpu_each_command_says_how_to_do_without(
+    command: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = {"train": ["--data", "hands"], "predict": [run, "picture.png"]}.get(command, [run])
+    assert refused(capsys, 2, command, *more, "--device", "cuda").endswith("or use --device cpu")
 
 
 def test_two_models_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
@@ -402,7 +436,7 @@ def test_fine_tuning_takes_over_the_model_and_makes_a_new_head(
     kept = [name for name in old if np.array_equal(old[name], new[name])]
     assert kept == [name for name in old if not name.startswith("fc.")]
     assert call(capsys, "evaluate", "tuned", "--data", "two")[0] == 0
-    assert "there is no part 'cnov' to freeze; the nearest are conv" in refused(
+    assert "there is no part 'cnov' to freeze; the nearest is conv" in refused(
         capsys, 2, *base, "--freeze", "cnov"
     )
     assert "is a tiny, but --model is resnet50; leave --model out" in refused(
@@ -721,7 +755,7 @@ def test_gradcheck_prints_a_row_per_case(capsys: pytest.CaptureFixture[str]) -> 
     got = json.loads(out)
     assert status == 0 and got["ok"] and {row["op"] for row in got["cases"]} == {"relu"}
     assert all(0 <= row["error"] < 1e-5 and row["ok"] for row in got["cases"])
-    assert "did you mean 'conv2d'?" in refused(capsys, 2, "gradcheck", "con2d")
+    assert "no operation 'con2d'; the nearest is conv2d" in refused(capsys, 2, "gradcheck", "con2d")
 
 
 def test_a_wrong_gradient_fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -729,7 +763,7 @@ def test_a_wrong_gradient_fails(capsys: pytest.CaptureFixture[str], monkeypatch:
 
     def doubled(x: Tensor) -> Tensor:
         y = np.maximum(x.data, 0)
-        return record("relu", y, inputs={"x": x}, backward=lambda dy: (2 * dy * (x.data > 0),))
+        return record("doubled", y, inputs={"x": x}, backward=lambda dy: (2 * dy * (x.data > 0),))
 
     wrong = replace(registry.describe("relu"), function=doubled,
                     cases=lambda: [registry.Case("doubled", {"x": registry.apart((3, 4))})])  # fmt: skip

@@ -1,9 +1,11 @@
 """Messages about names that do not exist: what they say, and that they never end in nothing."""
 
+import numpy as np
 import pytest
 
-from minires import nn
-from minires.errors import ConfigError, nearest, unknown
+from minires import cli, nn
+from minires.errors import CheckpointError, ConfigError, nearest, unknown
+from minires.models import MODELS
 from minires.train.finetune import freeze
 from minires.weights import names_of
 
@@ -15,7 +17,34 @@ def test_unknown_names_the_kind_the_nearest_and_all():
 
 def test_nearest_sorts_what_comes_in_no_order():
     assert nearest("b", {"c", "b1", "b2"}, count=2) in ("the nearest are b2, b1", "the nearest are b1, b2")
-    assert nearest("b", {"c": 1}) == "the nearest is c"
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "answer"),
+    [
+        ("b", ["c"], "there is c"),
+        ("xyzzy", ["n2", "n1"], "there are n1, n2"),
+        ("xyzzy", map(str, range(10, 32)), "there are " + ", ".join(map(str, range(10, 30))) + " and 2 more"),
+        ("", ["a", "b"], "there are a, b"),
+        (None, ["a", "b"], "there are a, b"),
+        ("vgg", ["alexnet", "vgg16_bn"], "the nearest is vgg16_bn"),
+        ("VGG16", ["alexnet", "vgg16"], "the nearest is vgg16"),
+        ("bn1", ["res2a.conv1", "res2a.branch.bn1"], "the nearest is res2a.branch.bn1"),
+    ],
+)
+def test_only_what_is_near_is_called_so_and_else_it_is_said_what_there_is(name, known, answer):
+    assert nearest(name, known) == answer
+
+
+def test_of_nothing_near_no_name_is_offered(capsys):
+    for ask in (["models", "xyzzy"], ["summary", "xyzzy"], ["train", "--model", "xyzzy", "--data", "hands"]):
+        assert cli.main(ask) == 2
+        error = capsys.readouterr().err
+        assert f"unknown model 'xyzzy'; there are {len(MODELS)}, and `minires models` lists them" in error
+    with pytest.raises(ConfigError, match="unknown initialiser 'xyzzy'. Known: "):
+        nn.init.get("xyzzy")
+    with pytest.raises(CheckpointError, match=r"unexpected: xyzzy \(1,\)$"):
+        nn.ReLU().load_state_dict({"xyzzy": np.zeros(1)})
 
 
 def test_a_model_without_parts_says_so():

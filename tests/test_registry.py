@@ -337,7 +337,7 @@ def test_what_cannot_be_used_is_refused_when_it_is_registered(
         ({"schedule": {"name": "own_halves", "parts": 11}}, "parts of the own_halves schedule is 11"),
         ({"augment": [["own_turn", {"q": 1}]]}, "option of the augmentation own_turn 'q'. Known: p|'p'"),
         ({"augment": ["own_trun"]}, "Did you mean 'own_turn'"),
-        ({"model": "own_nte"}, "the nearest are own_net"),
+        ({"model": "own_nte"}, "the nearest is own_net"),
         ({"variant": {"wdith": 3}}, "Did you mean 'width'"),
         ({"data": "own_ste"}, "Did you mean 'own_set'"),
     ],

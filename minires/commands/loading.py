@@ -46,7 +46,11 @@ def variant_of(options: argparse.Namespace) -> dict[str, Any]:
     """The options of the model from ``--variant NAME=VALUE``."""
     from minires.models import option
 
-    return dict(option(text) for text in options.variant or [])
+    variant = dict(option(text) for text in options.variant or [])
+    if name := next((name for name in ("classes", "seed") if name in variant), ""):
+        way = f"use --{name}" if hasattr(options, name) else "leave it out"
+        raise ConfigError(f"--variant cannot set {name}; {way}")
+    return variant
 
 
 def built(

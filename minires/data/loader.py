@@ -48,7 +48,7 @@ class Loader:
         if drop_last and len(dataset) < batch_size:
             raise ConfigError(
                 f"loader: {len(dataset)} pictures make no whole batch of {batch_size}, and drop_last "
-                "leaves out what is none; use a smaller batch, or drop_last=False (--no-drop-last)"
+                "leaves out what is none; use a smaller batch, or drop_last=False"
             )
         self.dataset = dataset
         self.batch_size = batch_size

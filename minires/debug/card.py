@@ -87,8 +87,12 @@ def _where(recording: Recording, one: Operation, backward: bool) -> str:
 
 def _options(one: Operation) -> list[str]:
     """What the operation was called with; of arrays only the shape."""
-    shown = {name: _option(name, value) for name, value in one.options.items()}
-    return _wrapped(", ".join(f"{name} {value}" for name, value in shown.items()), "  ")
+    known = describe(one.op)
+    moved = [name for name in known.moves if name not in known.reads(one.values())]
+    shown = {name: f"{name} {_option(name, value)}" for name, value in one.options.items()}
+    after = [shown.pop(name) for name in moved if one.options.get(name) is not None]
+    lines = [", ".join(shown.values()), f"after this call: {', '.join(after)}" if after else ""]
+    return [part for line in lines for part in _wrapped(line, "  ")]
 
 
 def _option(name: str, value: Any) -> str:

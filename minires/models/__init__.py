@@ -25,7 +25,7 @@ __all__ = ["MODELS", "Entry", "Paper", "build", "entry", "names", "option", "reg
 MODELS: Registry[Entry] = Registry("model", {
     **vgg.MODELS, **resnet_signs.MODELS, **resnet.MODELS, **resnet_v2.MODELS, **resnext.MODELS,
     **densenet.MODELS, **bn_inception.MODELS, **senet.MODELS,
-})  # fmt: skip
+}, listed="`minires models`")  # fmt: skip
 
 Make = TypeVar("Make", bound=Callable[..., Module])
 
@@ -84,7 +84,7 @@ def register(
     >>> models.build("my_nte")
     Traceback (most recent call last):
     ...
-    minires.errors.UnknownName: unknown model 'my_nte'; the nearest are my_net, ...
+    minires.errors.UnknownName: unknown model 'my_nte'; the nearest is my_net
     """
 
     MODELS.name_given(name)

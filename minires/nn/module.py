@@ -23,7 +23,7 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array
-from minires.errors import CheckpointError, ConfigError, MiniresError, ShapeError, nearest
+from minires.errors import CheckpointError, ConfigError, MiniresError, ShapeError, closest
 from minires.nn import show
 from minires.nn.paths import Container, changes, locate
 from minires.tensor import Tensor, array_of, enter
@@ -416,7 +416,7 @@ class Module:
         absent = [name for name in targets if name not in state]
         problems += [
             f"unexpected: {name} {state[name].shape}"
-            + (f"; {nearest(name, absent, count=1)}" if absent else "")
+            + "".join(f"; the nearest is {near}" for near in closest(name, absent, count=1))
             for name in state
             if name not in targets
         ]

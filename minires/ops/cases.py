@@ -7,7 +7,6 @@ gradient must fit into a network (see :func:`surrounded`).
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from minires import backend
-from minires.errors import ConfigError
+from minires.errors import ConfigError, nearest
 from minires.gradient_check import Report, gradcheck
 from minires.ops import arithmetic
 from minires.ops.concat import concat
@@ -93,9 +92,7 @@ def check_all(names: Iterable[str] | None = None) -> Iterator[Row]:
             if (there := OPERATIONS.get(name)) is not None:
                 why = there.unchecked or "declare some with cases="
                 raise ConfigError(f"gradcheck: {name!r} has no cases on which it could be checked: {why}")
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
-            raise ConfigError(f"gradcheck: there is no operation {name!r}; {hint}")
+            raise ConfigError(f"gradcheck: there is no operation {name!r}; {nearest(name, known)}")
     return _rows([case for name in wanted for case in known[name]])
 
 

@@ -37,6 +37,7 @@ from minires.errors import ShapeError
 from minires.ops import checks
 from minires.ops.forms import Formula
 from minires.ops.registry import Description, Words, declare, operation
+from minires.tape import RESERVED
 from minires.tensor import Tensor, record
 
 P = ParamSpec("P")
@@ -82,7 +83,7 @@ def astype(x: Tensor, dtype: Any) -> Tensor:
     )
 
 
-declare(
+ROUND = declare(
     Description(
         name="round",
         math="y = x, rounded to bfloat16",
@@ -97,13 +98,14 @@ declare(
         role="silent",
         unchecked="rounding goes in steps, so that finite differences say nothing",
     )
-)
+).name
+RESERVED.add(ROUND)
 
 
 def _rounded(w: Tensor, stored: Any) -> Tensor:
     """``w`` with its numbers rounded to bfloat16, stored so or as float32. Its gradient stays as it is."""
     data = w.data.astype(backend.bfloat16()).astype(stored, copy=False)
-    return record("round", data, inputs={"x": w}, backward=lambda dy: (dy,))
+    return record(ROUND, data, inputs={"x": w}, backward=lambda dy: (dy,))
 
 
 def mixed(

@@ -32,6 +32,7 @@ from minires.ops.forms import Form, Formula, Values
 from minires.ops.onnx_graph import Graph
 from minires.ops.plot_labels import filled
 from minires.registry import Registry
+from minires.tape import RESERVED
 from minires.tensor import Call, Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -79,6 +80,9 @@ class Description:
     a text the parts that hold there, "y = x @ w{b? + b}" (see :mod:`minires.ops.call_texts`). ``facts`` adds
     names that their conditions may ask for.
 
+    ``moves`` names those options, arrays, that a call changes in place unless its formula reads them: a card
+    says that they are shown as it has left them.
+
     ``label`` is its name in a summary, ``short`` the one in a plot and where there is little room; options
     may stand in both, see :mod:`minires.ops.plot_labels`. ``role`` says what a plot makes of it: "box" draws
     one for it, "small" names it in the box before it, "silent" leaves it out. Where branches meet in it, the
@@ -104,6 +108,7 @@ class Description:
     english: Words = Words("")
     chinese: Words = Words("")
     facts: Callable[[Values], call_texts.Facts] | None = None
+    moves: Collection[str] = ()
     label: str = ""
     short: str = ""
     role: str = "box"
@@ -200,6 +205,8 @@ def declare(known: Description) -> Description:
     if not known.name or not all(known.formulas):
         raise ConfigError(f"operation {known.name!r}: give its name and both formulas, math and backward")
     OPERATIONS.add(known.name, known, maker=known.function)
+    if known.function is not None and known.function.__module__.startswith("minires."):
+        RESERVED.add(known.name)
     return known
 
 

@@ -22,7 +22,9 @@ from minires.nn.restored import left_as_it_is
 from minires.tensor import Tensor, no_grad
 
 SHOWN = 5  # names in a warning
-FAR = 3  # times the loss of chance
+FAR, DIVERGED = 3, 10  # times the loss of chance: too high, and lost
+GENTLER = "a lower learning rate, more warm-up or clip_norm"
+LOST = "the run diverged: "
 
 
 def batches_of_one(model: Module, loader: Loader, *, activations: Any = np.float32) -> None:
@@ -58,7 +60,7 @@ def batches_of_one(model: Module, loader: Loader, *, activations: Any = np.float
     else:
         other = next(other for other in range(size + 1, 2 * size + 2) if count % other != 1)
         what = f"the last batch of each epoch has one picture ({count} = {count // size} x {size} + 1)"
-        way = f"Leave it out with drop_last=True (--drop-last), or use another batch size, such as {other}"
+        way = f"Leave it out with drop_last=True, or use another batch size, such as {other}"
     why = str(error).partition(". ")[0]  # what it goes on to advise is for a loop of one's own
     raise ConfigError(f"{what}, and this model cannot be trained on one: {why}. {way}") from error
 
@@ -88,6 +90,11 @@ def not_finite(when: str, arrays: Mapping[str, Array]) -> list[str]:
     ]
 
 
+def diverged(loss: float, classes: int) -> bool:
+    """Whether a loss is so far above that of guessing that no training has got it there."""
+    return not loss <= DIVERGED * math.log(max(2, classes))
+
+
 def outcome(
     loss: float, accuracy: float, labels: NDArray[np.int64], classes: Sequence[str], **others: float | None
 ) -> list[str]:
@@ -95,10 +102,12 @@ def outcome(
     chance = math.log(len(classes))
     found = []
     if not loss <= chance:
+        lost = diverged(loss, len(classes))
+        times = f"{loss / chance:.3g} times" if lost and chance else "above"
         found.append(
-            f"the training loss of the last epoch is {loss:.6g}, above chance level, ln {len(classes)} = "
-            f"{chance:.4f}, that of holding all classes for equally likely"
-            + ("; try a lower learning rate, more warm-up or clip_norm" if loss > FAR * chance else "")
+            f"{LOST if lost else ''}the training loss of the last epoch is {loss:.6g}, {times} chance level, "
+            f"ln {len(classes)} = {chance:.4f}, that of holding all classes for equally likely"
+            + (f"; try {GENTLER}" if loss > FAR * chance else "")
         )
     most = np.bincount(labels).max() / len(labels)
     if most < 1 and not accuracy > most:

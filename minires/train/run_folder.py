@@ -36,6 +36,7 @@ COLUMNS = (
     "pictures_per_second",
     "seconds",
 )
+LARGE = 100  # times the smallest loss, or 1: what needs a logarithmic axis
 _BLUE, _ORANGE, _GREY = "#2563a8", "#d9730d", "#6b7280"
 Row = Mapping[str, Any]
 
@@ -61,12 +62,21 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def epoch_line(row: Row, epochs: int) -> str:
     """What is said of an epoch."""
-    text = f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  loss {row['train_loss']:.4f}"
+    text = f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  loss {shown(row['train_loss'])}"
     text += f"  accuracy {100 * row['train_accuracy']:.2f}%"
     if row["val_accuracy"] is not None:
         loss = float("nan") if row["val_loss"] is None else row["val_loss"]
-        text += f"  |  validation loss {loss:.4f}  accuracy {100 * row['val_accuracy']:.2f}%"
+        text += f"  |  validation loss {shown(loss)}  accuracy {100 * row['val_accuracy']:.2f}%"
     return f"{text}  |  {row['pictures_per_second']:.0f} pictures/s, {row['seconds']:.1f} s"
+
+
+def shown(loss: float, digits: int = 4) -> str:
+    """A loss as text; of one that is far from any that training has, the size.
+
+    >>> shown(0.51234), shown(1.4e13)
+    ('0.5123', '1.4e+13')
+    """
+    return f"{loss:.{digits}f}" if not loss >= 1e4 else f"{loss:.{digits}g}"
 
 
 def finite(value: float | None) -> float | None:
@@ -121,6 +131,9 @@ def draw_curves(
                     linewidth=1.8,
                     label=label,
                 )
+        if kind == "loss" and _many_orders(rows):
+            axes.set_yscale("log")
+            name = "Loss, logarithmic axis"
         axes.set_title(name, fontsize=11)
         axes.legend(frameon=False, fontsize=9)
     accuracy.set_ylim(top=101)
@@ -146,6 +159,13 @@ def draw_curves(
         axes.spines[["left", "bottom"]].set_color("#9ca3af")
     figure.suptitle(title, fontsize=12, fontweight="bold")
     _save(figure, path)
+
+
+def _many_orders(rows: Sequence[Row]) -> bool:
+    """Whether a loss is so large that on a linear axis the others would all look like zero."""
+    losses = [row[name] for row in rows for name in ("train_loss", "val_loss")]
+    positive = [loss for loss in losses if loss is not None and 0 < loss < math.inf]
+    return bool(positive) and max(positive) > LARGE * max(1.0, min(positive))
 
 
 def draw_confusion(

@@ -27,7 +27,7 @@ from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.ops.cross_entropy import cross_entropy
 from minires.tensor import Tensor
-from minires.train import captured, checks, finetune, model_file, run_folder
+from minires.train import captured, checks, finetune, model_file, report, run_folder
 from minires.train.checkpoint import Checkpoints, differences
 from minires.train.config import Config
 from minires.train.diagnose import first_not_finite
@@ -122,7 +122,7 @@ class Trainer:
         finetune.freeze(model, config.freeze)
         self.device = backend.choose_device(config.device)
         if config.precision == "tf32" and self.device == "cpu":
-            raise ConfigError(f"precision {config.precision!r} is for GPUs; on the CPU leave it at 'fp32'")
+            raise ConfigError("precision='tf32' is for GPUs; on the CPU leave it at precision='fp32'")
         if config.precision == "bf16" and self.device == "cpu":
             say("precision 'bf16' is slower than 'fp32' on the CPU, and only for checking its accuracy there")
         self.activations = backend.activations(config.precision)
@@ -165,8 +165,12 @@ class Trainer:
             self.say(f"all {self.progress.step} steps are done; testing again")
         elif self.progress.step:
             self.say(f"continuing after step {self.progress.step}, in epoch {self.progress.epoch + 1}")
-        per_epoch = len(self.loader) * config.batch_size
-        per_epoch = per_epoch if config.drop_last else len(self.train_set)
+        if left_out := report.left_out(config, self.train_set):
+            self.say(
+                f"each epoch leaves out {left_out} of the {len(self.train_set)} training pictures, others "
+                f"each time, which make no whole batch of {config.batch_size} (drop_last)"
+            )
+        per_epoch = len(self.train_set) - left_out
         hidden = None if self._show is None else not self._show
         with StopWish() as stop, tqdm(
             total=config.epochs * per_epoch, initial=self.progress.epoch * per_epoch + self.progress.pictures,
@@ -192,7 +196,8 @@ class Trainer:
                 progress.epoch_seconds += self._tick()
                 seen = max(1, progress.pictures)
                 loss, accuracy = progress.loss / seen, progress.right / seen
-                bar.set_postfix_str(f"loss {loss:.3f}, accuracy {100 * accuracy:.1f}%", refresh=False)
+                text = f"loss {run_folder.shown(loss, 3)}, accuracy {100 * accuracy:.1f}%"
+                bar.set_postfix_str(text, refresh=False)
                 bar.update(len(y))
                 last = progress.batch == len(self.loader)
                 if last:
@@ -299,10 +304,17 @@ class Trainer:
         self.model.load_random_states(self._dropout_before)
         pictures = Tensor(backend.to_device(x, self.device))
         first = first_not_finite(self.model, pictures, lambda logits: self._loss(logits, y))
-        raise MiniresError(
-            f"{what} at {place}. First not finite: {first}. The run is stopped and its checkpoints are kept; "
-            "try a lower learning rate, more warm-up or clip_norm, or mend the pictures if it is the input"
+        diverged = not first.startswith("the input")
+        self.warnings.append(
+            f"{checks.LOST if diverged else ''}{what} at {place}. First not finite: {first}. The run is "
+            "stopped and its checkpoints are kept; "
+            + (f"try {checks.GENTLER}" if diverged else "mend the pictures or their normalisation")
         )
+        self._tick()
+        self._drawn = -math.inf
+        self._write_history()
+        self._write_summary(diverged)
+        raise MiniresError(self.warnings[-1])
 
     # ---------------------------------------------------------------------------------------- the state
 
@@ -338,12 +350,12 @@ class Trainer:
         if different := differences(info["config"], self.config.to_dict(), ignore=FREE):
             raise CheckpointError(
                 f"{path} belongs to another run: {'; '.join(different)}. "
-                "Continue it with its own settings, or choose another --out folder"
+                "Continue it with its own settings, or choose another folder"
             )
         if info["data"] != _fingerprint(self.train_set):
             raise CheckpointError(
                 f"{path} was trained on other pictures than {self.splits.source} holds now; "
-                "make the same data available again, or choose another --out folder"
+                "make the same data available again, or choose another folder"
             )
         if info["threads"] != backend.threads():
             warnings.warn(
@@ -370,10 +382,10 @@ class Trainer:
         if held and not resume:
             raise ConfigError(
                 f"{self.out} holds a run already ({', '.join(held[:3])}); "
-                "continue it with --resume, or choose another folder with --out"
+                "continue it with resume=True, or choose another folder"
             )
         if resume and not held:
-            raise CheckpointError(f"{self.out} holds no run to continue; start one without --resume")
+            raise CheckpointError(f"{self.out} holds no run to continue; start one without resume=True")
 
     def _open_folder(self, resume: bool) -> None:
         if resume:
@@ -444,34 +456,22 @@ class Trainer:
         self._warn([*found, *checks.outcome(
             last["train_loss"], last["train_accuracy"], self.train_set.labels, test_set.classes, **losses
         )])  # fmt: skip
-        summary = {
-            "model": config.model,
-            "dataset": self.train_set.name,
-            "source": self.splits.source,
-            "recipe": config.recipe,
-            "epochs": config.epochs,
-            "seed": config.seed,
-            "test_accuracy": test.accuracy,
-            "test_loss": run_folder.finite(test.loss),
-            "val_accuracy": val.accuracy if val else None,
-            "val_loss": run_folder.finite(val.loss if val else None),
-            "train_accuracy": last["train_accuracy"],
-            "train_loss": last["train_loss"],
-            "seconds": self.progress.seconds,
-            "steps": self.progress.step,
-            "train_pictures": len(self.train_set),
-            "test_pictures": len(test_set),
-            "parameters": sum(parameter.size for parameter in self.model.parameters()),
-            "device": self.device,
-            "threads": backend.threads(),
-            "warnings": self.warnings,
-            "versions": run_folder.versions(),
-        }
-        run_folder.write_json(self.out / "summary.json", summary)
+        diverged = checks.diverged(last["train_loss"], len(test_set.classes))
+        summary = self._write_summary(diverged, test=test, val=val)
         self.say(
             f"test accuracy {100 * test.accuracy:.2f}% ({round(test.accuracy * len(test_set))} of "
-            f"{len(test_set)}), test loss {test.loss:.4f}, {self.progress.seconds:.0f} s; see {self.out}"
+            f"{len(test_set)}), test loss {run_folder.shown(test.loss)}, {self.progress.seconds:.0f} s; "
+            f"see {self.out}"
         )
+        return summary
+
+    def _write_summary(self, diverged: bool, **tested: Evaluation | None) -> dict[str, Any]:
+        summary = report.summary(
+            self.config, self.splits, self.train_set, self.model, self.history, diverged=diverged,
+            seconds=self.progress.seconds, steps=self.progress.step, device=self.device,
+            warnings=self.warnings, **tested,
+        )  # fmt: skip
+        run_folder.write_json(self.out / "summary.json", summary)
         return summary
 
     def _normalization(self) -> data.Normalize:

@@ -13,7 +13,7 @@ from browser import chromium, screenshot, watched
 from minires import nn
 from minires.debug.step import step
 from minires.debug.trace_page import trace, trace_html
-from minires.errors import ConfigError
+from minires.errors import ConfigError, MiniresError
 from minires.inspect import plot, plot_tape, summarize
 from minires.ops import registry
 from minires.ops.forms import Formula
@@ -66,6 +66,17 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dense(self.pool(self.own(self.leaky(self.conv(x)))))
+
+
+def test_the_name_of_a_built_in_one_is_refused_wherever_the_layer_runs():
+    names = [one.name for one in registry.described()]
+    assert {"relu", "conv2d", "round", "input"} <= set(names)
+    for name in (*names, "leaf"):
+        own = lambda x, name=name: record(name, x.data, inputs={"v": x}, backward=lambda dy: (dy,))  # noqa: E731
+        for use in (lambda own=own: step(Net(own), X, [1]), lambda own=own: summarize(Net(own), (8, 8, 3))):
+            refused = f'{name}: this name belongs to an operation of minires.*such as record."own_{name}"'
+            with pytest.raises(MiniresError, match=refused):
+                use()
 
 
 X = np.random.default_rng(2).standard_normal((1, 8, 8, 3)).astype(np.float32)

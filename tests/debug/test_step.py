@@ -90,7 +90,7 @@ def test_unknown_names_are_met_with_the_nearest(s):
     with pytest.raises(ConfigError) as caught:
         s.goto("res3a_brunch2a")
     assert str(caught.value).startswith("there is no module 'res3a_brunch2a'; the nearest are res3a_branch2a")
-    with pytest.raises(ConfigError, match="no operation 'conv'; the nearest are conv2d"):
+    with pytest.raises(ConfigError, match="no operation 'conv'; the nearest is conv2d"):
         s.find(op="conv")
     with pytest.raises(ConfigError, match="say what to look for"):
         s.find()
@@ -423,6 +423,8 @@ def test_a_card_in_inference_has_the_running_statistics_and_no_formula_of_traini
         running = ["running_mean", "running_var"] if not training else []
         names = re.findall(r"^(\w+) +\d+(?:x\d+)* .*%", text, re.M)
         assert names == ["x", "gamma", "beta", *running, "y"]
+        assert ("  after this call: running_mean (16 array), running_var (16 array)" in text) == training
+        assert ("convention torch, running_mean" in " ".join(text.split())) != training
         for name in running:
             array = event.operation.options[name]
             line = next(line for line in text.splitlines() if line.startswith(name))

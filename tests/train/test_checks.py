@@ -59,7 +59,7 @@ def test_a_last_batch_of_one_is_named_before_the_first_step_with_the_ways_out(ma
     text = str(caught.value)
     assert "the last batch of each epoch has one picture (93 = 4 x 23 + 1)" in text
     assert "bn: batch_norm: training needs at least two values per channel" in text
-    assert "drop_last=True (--drop-last), or use another batch size, such as 24" in text
+    assert "drop_last=True, or use another batch size, such as 24" in text
     assert not (tmp_path / "run").exists()
     for changes in ({"batch_size": 24}, {"batch_size": 23, "drop_last": True}):
         assert run(tmp_path / str(changes), model=make(), epochs=1, **changes).run()["steps"] == 4
@@ -127,8 +127,10 @@ def test_a_run_that_diverges_with_finite_numbers_says_so(tmp_path):
     sgd = {"name": "sgd", "lr": 1e6}
     summary = run(tmp_path / "run", said=said, epochs=1, ema=0.0, optimizer=sgd).run()
     assert np.isfinite(summary["train_loss"]) and summary["train_loss"] > 100
-    (loss,) = [text for text in summary["warnings"] if text.startswith("the training loss of the last epoch")]
-    assert f"is {summary['train_loss']:.6g}, above chance level, ln 3 = 1.0986" in loss
+    (loss,) = [text for text in summary["warnings"] if "the training loss of the last epoch" in text]
+    times = f"{summary['train_loss'] / np.log(3):.3g} times chance level, ln 3 = 1.0986"
+    assert loss.startswith("the run diverged: ") and f"is {summary['train_loss']:.6g}, {times}" in loss
+    assert summary["diverged"]
     assert "lower learning rate" in loss
     assert f"warning: {loss}" in said[:-1] and said[-1].startswith("test accuracy")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["warnings"] == summary["warnings"]
@@ -137,7 +139,7 @@ def test_a_run_that_diverges_with_finite_numbers_says_so(tmp_path):
 def test_a_good_run_has_no_warnings(tmp_path):
     adam = {"name": "adam", "lr": 0.01}
     summary = run(tmp_path / "run", epochs=8, optimizer=adam, ema=0.0).run()
-    assert summary["warnings"] == [] and summary["train_loss"] < np.log(3)
+    assert summary["warnings"] == [] and not summary["diverged"] and summary["train_loss"] < np.log(3)
 
 
 def bright_pixel(x, rng):
@@ -197,6 +199,10 @@ def test_the_facts_at_the_end_are_those_of_chance():
     assert text.startswith("the training accuracy of the last epoch is 60.00%, not above 60.00%, that of")
     (text,) = checks.outcome(1.2, 0.7, labels, "abc")
     assert text.startswith("the training loss of the last epoch is 1.2, above") and "rate" not in text
+    (text,) = checks.outcome(1e13, 0.7, labels, "abc")
+    assert text.startswith(checks.LOST) and "is 1e+13, 9.1e+12 times chance level, ln 3 = 1.0986" in text
+    assert [checks.diverged(loss, 3) for loss in (1.2, 10.9, 11.0, np.nan)] == [False, False, True, True]
+    assert not checks.diverged(1e-7, 1)
     assert len(checks.outcome(float("nan"), 0.7, labels, "abc", test=float("inf"))) == 2
     assert checks.outcome(0.0, 1.0, labels[:3], "a") == []
 

@@ -67,6 +67,19 @@ def test_metrics_have_a_line_per_epoch_and_empty_fields_for_what_was_not_measure
     assert float(rows[1]["train_accuracy"]) == 1 - 0.8 / 2
 
 
+@pytest.mark.parametrize(
+    ("losses", "scale"),
+    [((2.0, 1.0, 1e-6), "linear"), ((50.0, 9.0, 1.0), "linear"), ((1e13, 1e13, 9e12), "linear"),
+     ((1e13, 200.0, 1.5), "log"), ((500.0, 0.2, 0.0), "log")],
+)  # fmt: skip
+def test_losses_of_many_orders_of_magnitude_have_a_logarithmic_axis(losses, scale, figures, tmp_path):
+    rows = [row(k, train_loss=loss, val_loss=None) for k, loss in enumerate(losses, 1)]
+    run_folder.draw_curves(tmp_path / "curves.png", rows, title="a run")
+    assert figures[0].axes[0].get_yscale() == scale
+    assert ("Loss, logarithmic axis" in rendered(figures[0])) == (scale == "log")
+    assert is_whole(tmp_path / "curves.png")
+
+
 @pytest.mark.parametrize("epochs", [1, 20, 182])
 def test_curves(epochs, tmp_path, figures):
     rows = [row(n) for n in range(1, epochs + 1)]

@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import re
 import warnings
 
 import numpy as np
@@ -131,7 +132,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
     out = tmp_path / "run"
     trainer(out, epochs=1).run()
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    with pytest.raises(ConfigError, match="holds a run already .config.json.*--resume.*another folder"):
+    with pytest.raises(ConfigError, match="holds a run already .config.json.*resume=True.*another folder"):
         trainer(out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     (tmp_path / "file").write_text("x")
@@ -257,6 +258,9 @@ def test_what_is_not_finite_is_named_and_the_checkpoint_is_sound(what, message, 
         trainer(tmp_path / "run", model=broken_model(what, 6)).run()
     _, groups, info = Checkpoints(tmp_path / "run").latest()
     assert info["progress"]["step"] == 5
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["diverged"] and summary["steps"] >= 6 and summary["test_accuracy"] is None
+    assert re.search(message, summary["warnings"][-1]) and "lower learning rate" in summary["warnings"][-1]
     assert all(np.isfinite(array).all() for array in groups["model"].values())
 
 
@@ -283,6 +287,28 @@ def test_a_learning_rate_that_is_too_high_is_stopped(tmp_path):
     with pytest.raises(MiniresError, match="not finite: .*lower learning rate"):
         with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
             trainer(tmp_path / "run", ema=0.0, optimizer={"name": "sgd", "lr": 1e30}).run()
+
+
+def test_a_run_that_meets_a_picture_that_is_not_finite_has_not_diverged(tmp_path, monkeypatch):
+    drawn = []
+    curves = lambda path, rows, **_: drawn.append(len(rows))  # noqa: E731
+    monkeypatch.setattr("minires.train.run_folder.draw_curves", curves)
+    run = trainer(tmp_path / "run", epochs=2)
+    run.loader.normalize = lambda x: np.full(x.shape, np.nan if run.history else 0.5, np.float32)
+    with pytest.raises(MiniresError, match="^the loss is nan at .* the input: .* mend the pictures"):
+        run.run()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert not summary["diverged"] and summary["train_loss"] == run.history[0]["train_loss"]
+    assert drawn == [1, 1]  # after the epoch, and where it was stopped
+
+
+def test_pictures_that_are_left_out_are_counted(tmp_path):
+    said = []
+    config = {**CONFIG.to_dict(), "epochs": 1, "drop_last": True}
+    splits = small_splits()  # 93 pictures, 11 batches of 8
+    summary = Trainer(config, tmp_path / "run", splits=splits, model=small_model(), say=said.append).run()
+    assert said[1].startswith("each epoch leaves out 5 of the 93 training pictures, ")
+    assert summary["left_out_of_each_epoch"] == 5 and summary["steps"] == 11
 
 
 def test_the_bar_shows_loss_accuracy_speed_and_time_left(tmp_path, capsys):

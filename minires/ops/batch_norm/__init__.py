@@ -152,6 +152,7 @@ def _backward(
         axes={"batch": AllBut(-1)},
         optional=["add", "relu", "running_mean", "running_var"],
     ),
+    moves=["running_mean", "running_var"],
     label="batch norm{shortcut}{relu}",
     short="BN",
     role="small",

@@ -1,0 +1,57 @@
+"""What ``summary.json`` holds, of a run that came to its end and of one that did not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from minires import backend
+from minires.data import Dataset, Splits
+from minires.nn.module import Module
+from minires.train import run_folder
+from minires.train.config import Config
+from minires.train.evaluation import Evaluation
+
+
+def summary(
+    config: Config,
+    splits: Splits,
+    train_set: Dataset,
+    model: Module,
+    history: Sequence[Mapping[str, Any]],
+    *,
+    test: Evaluation | None = None,
+    val: Evaluation | None = None,
+    **others: Any,
+) -> dict[str, Any]:
+    """The figures of a run as plain data for JSON; what was not measured, or is not finite, is None.
+
+    The training figures are those of the last epoch that came to its end. ``others`` are put beside them.
+    """
+    last = history[-1] if history else {}
+    return {
+        "model": config.model,
+        "dataset": train_set.name,
+        "source": splits.source,
+        "recipe": config.recipe,
+        "epochs": config.epochs,
+        "seed": config.seed,
+        "test_accuracy": test.accuracy if test else None,
+        "test_loss": run_folder.finite(test.loss if test else None),
+        "val_accuracy": val.accuracy if val else None,
+        "val_loss": run_folder.finite(val.loss if val else None),
+        "train_accuracy": last.get("train_accuracy"),
+        "train_loss": last.get("train_loss"),
+        "train_pictures": len(train_set),
+        "left_out_of_each_epoch": left_out(config, train_set),
+        "test_pictures": len(splits.test),
+        "parameters": sum(parameter.size for parameter in model.parameters()),
+        "threads": backend.threads(),
+        "versions": run_folder.versions(),
+        **others,
+    }
+
+
+def left_out(config: Config, train_set: Dataset) -> int:
+    """How many training pictures make no whole batch, and are left out of an epoch."""
+    return len(train_set) % config.batch_size if config.drop_last else 0

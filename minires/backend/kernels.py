@@ -111,8 +111,9 @@ def _numba() -> ModuleType:
     return importlib.import_module("numba")
 
 
-def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    njit = functools.partial(_numba().njit, nogil=True, error_model="numpy")
+def _compile(function: Callable[..., Any], in_any_order: bool) -> Callable[..., Any]:
+    options = {"fastmath": {"reassoc"}} if in_any_order else {}
+    njit = functools.partial(_numba().njit, nogil=True, error_model="numpy", **options)
     names = function.__code__.co_names
     called = {name: function.__globals__[name] for name in names if name in function.__globals__}
     inner = {name: other.compiled() for name, other in called.items() if hasattr(other, "compiled")}
@@ -153,9 +154,16 @@ if hasattr(os, "register_at_fork"):
 @overload
 def kernel(function: Callable[..., Any], /) -> Callable[..., Any]: ...
 @overload
-def kernel(*, where: str = "True", **arrays: str) -> Callable[..., Callable[..., Any]]: ...
 def kernel(
-    function: Callable[..., Any] | None = None, /, *, where: str = "True", **arrays: str
+    *, where: str = "True", in_any_order: bool = False, **arrays: str
+) -> Callable[..., Callable[..., Any]]: ...
+def kernel(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    where: str = "True",
+    in_any_order: bool = False,
+    **arrays: str,
 ) -> Callable[..., Any]:
     """Compile ``function`` with Numba on its first call (importing Numba only then), free of the global lock.
 
@@ -164,14 +172,19 @@ def kernel(
 
     ``arrays`` and ``where`` declare what it takes, as :mod:`minires.backend.arguments` says; what does not
     fit is refused with a MiniresError. Without them, ``@kernel`` alone, nothing is checked.
+    ``in_any_order`` lets the compiler add up several numbers of a sum at once, as a processor does best.
     """
     if function is None:
-        return functools.partial(_kernel, where=where, arrays=arrays)
+        return functools.partial(_kernel, where=where, in_any_order=in_any_order, arrays=arrays)
     return _kernel(function)
 
 
 def _kernel(
-    function: Callable[..., Any], *, where: str = "True", arrays: Mapping[str, str] | None = None
+    function: Callable[..., Any],
+    *,
+    where: str = "True",
+    in_any_order: bool = False,
+    arrays: Mapping[str, str] | None = None,
 ) -> Callable[..., Any]:
     ready: Callable[..., Any] | None = None
     check: arguments.Check | None = None
@@ -181,7 +194,7 @@ def _kernel(
         with _compiling[0]:
             if ready is None:
                 check = arguments.checker(function, arrays, where) if arrays else _takes_anything
-                ready = _compile(function)
+                ready = _compile(function, in_any_order)
             return ready
 
     @functools.wraps(function)

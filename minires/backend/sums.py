@@ -75,6 +75,16 @@ _WIDE = 64  # sums side by side, so that a kernel's inner loop is worth its begi
 _BLOCK = 4096  # ... but only so many, so that they stay near the processor
 
 
+@kernel(x="flat (n)", out="out float (O)", where="n >= O * each", in_any_order=True)
+def _rows_numba(x: Array, each: int, divisor: float, out: Array) -> None:
+    """out[o] = sum of x[o, :] / divisor, of x (O, each) as one row."""
+    for o in range(len(out)):
+        total, row = 0.0, x[o * each : (o + 1) * each]
+        for i in range(each):
+            total += row[i]
+        out[o] = total / divisor
+
+
 @kernel(
     x="flat (n)", out="out float (O, inner)",
     where="inner > 0 and width >= inner and width % inner == 0 and each % inner == 0 and n >= O * each",
@@ -119,30 +129,37 @@ def _by_kernel(array: Array, axes: tuple[int, ...], dtype: Any, divisor: float) 
         return None
     rows = math.prod(array.shape[reduced[0] : reduced[-1] + 1])
     inner = math.prod(array.shape[reduced[-1] + 1 :])
-    outer = array.size // (rows * inner)
-    flat, width = array.reshape(-1), inner * max(1, min(rows, _WIDE // inner))
+    outer, flat, each = array.size // (rows * inner), array.reshape(-1), rows * inner
     if outer == 1 and inner <= _BLOCK:  # each thread sums some of the rows
         parts = parallel.chunks(rows, max(1, _PART // inner))
         sums = np.empty((len(parts), 1, inner))
-        pieces = [flat[i * inner : j * inner] for i, j in parts]
         _run(
             [
-                functools.partial(_total_numba, piece, piece.size, inner, width, 1.0, out)
-                for piece, out in zip(pieces, sums, strict=True)
+                functools.partial(_sum_into, out, flat[i * inner : j * inner], (j - i) * inner)
+                for (i, j), out in zip(parts, sums, strict=True)
             ]
         )
         with np.errstate(over="ignore"):
             return (sums.sum(axis=0) / divisor).astype(dtype)
-    out, each = np.empty((outer, inner), dtype), rows * inner
+    out = np.empty((outer, inner), dtype)
+    parts = parallel.chunks(outer, max(1, _PART // each))
     _run(
         [
-            functools.partial(
-                _total_numba, flat[i * each : j * each], each, inner, width, float(divisor), out[i:j]
-            )
-            for i, j in parallel.chunks(outer, max(1, _PART // each))
+            functools.partial(_sum_into, out[i:j], flat[i * each : j * each], each, divisor)
+            for i, j in parts
         ]
     )
     return out
+
+
+def _sum_into(out: Array, flat: Array, each: int, divisor: float = 1) -> None:
+    """out (O, inner): sums of ``flat``, which has ``each`` numbers to every row of ``out``."""
+    inner = out.shape[1]
+    if inner == 1:
+        _rows_numba(flat, each, float(divisor), out.reshape(-1))
+    else:
+        wide = inner * max(1, min(each // inner, _WIDE // inner))
+        _total_numba(flat, each, inner, wide, float(divisor), out)
 
 
 def _run(calls: Sequence[Callable[[], None]]) -> None:

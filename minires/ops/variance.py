@@ -36,12 +36,15 @@ from minires.tensor import Call, Tensor, record
 
 def _centred(x: Array, axes: tuple[int, ...]) -> Array:
     """x - mean, twice: of numbers far from zero the mean itself is rounded, and a little of it is left."""
-    once = x - backend.mean(x, axes, keepdims=True)
-    return once - backend.mean(once, axes, keepdims=True)
+    once: Array = x - backend.mean(x, axes, keepdims=True)
+    once -= backend.mean(once, axes, keepdims=True)
+    return once
 
 
 def _forward(x: Array, axes: tuple[int, ...], keepdims: bool, divisor: float) -> Array:
-    return backend.total(_centred(x, axes) ** 2, axes, keepdims=keepdims, divisor=divisor)
+    squares = _centred(x, axes)
+    squares *= squares
+    return backend.total(squares, axes, keepdims=keepdims, divisor=divisor)
 
 
 def _divisor(op: str, x: Tensor, axes: tuple[int, ...], correction: float) -> float:

@@ -65,6 +65,16 @@ class Window:
         added up: a sum of few is right to 1e-6 in float32."""
         return dtype if self.size[0] * self.size[1] <= 16 else np.dtype(np.float64)
 
+    def down(self, width: int) -> Window:
+        """The window of a column: it goes by all ``width`` columns of a picture, and sees one at a time."""
+        (kh, _), (sh, _), (dh, _) = self.size, self.stride, self.dilation
+        return Window((kh, 1), (sh, 1), self.top, self.bottom, 0, 0, (self.out[0], width), (dh, 1))
+
+    def across(self) -> Window:
+        """The window of a line, for what :meth:`down` leaves: the two together are this one."""
+        (_, kw), (_, sw), (_, dw) = self.size, self.stride, self.dilation
+        return Window((1, kw), (1, sw), 0, 0, self.left, self.right, self.out, (1, dw))
+
     def pad(self, xp: Any, x: Array, value: float = 0.0) -> Array:
         """``x`` (N, H, W, C) with the border of this window, filled with ``value``."""
         if not (self.top or self.bottom or self.left or self.right):

@@ -7,7 +7,8 @@
 ``count_padding=True`` it is KH*KW, as in Caffe and torch, whose windows that reach out because the size is
 rounded up count real pixels all the same.
 
-Sums of many numbers are added up in float64 and rounded once; those of up to 16 in float32, right to 1e-6.
+A sum under a window is that of its columns' sums: KW + KH additions. More than 16 are done in float64 and
+rounded once; up to 16 in float32, right to 1e-6.
 
 Shapes: x (N, H, W, C) -> y (N, OH, OW, C).
 Source: LeCun et al. 1989 (subsampling); global average pooling: Lin, Chen, Yan 2013, arXiv:1312.4400.
@@ -21,6 +22,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
 
 from minires import backend
 from minires.backend import Array, cuda
@@ -46,24 +49,35 @@ def _counts(xp: Any, win: Window, shape: tuple[int, ...], dtype: Any, count_padd
     return _sum(xp, xp.ones((1, *shape[1:3], 1), dtype), win).astype(dtype, copy=False)
 
 
+def _summed(win: Window, dtype: Any) -> Any:
+    """The dtype in which the pixels under a window, or the gradients from the windows over a pixel, are added
+    up: a sum of few additions is right to 1e-6 in float32."""
+    return dtype if sum(win.size) <= 16 else np.dtype(np.float64)
+
+
 def _sum(xp: Any, x: Array, win: Window) -> Array:
-    padded = win.pad(xp, x)
-    total = win.at(padded, 0, 0).astype(win.summed(x.dtype))
-    for i in range(win.size[0]):
-        for j in range(win.size[1]):
-            if i or j:
-                total += win.at(padded, i, j)
-    return total
+    """The sums under the windows: down, then across, which is KH + KW additions and not KH * KW."""
+    for part in win.down(x.shape[2]), win.across():
+        padded = part.pad(xp, x)
+        x = part.at(padded, 0, 0).astype(_summed(win, x.dtype))
+        for i in range(part.size[0]):
+            for j in range(part.size[1]):
+                if i or j:
+                    x += part.at(padded, i, j)
+    return x
 
 
 def _backward(xp: Any, share: Array, shape: tuple[int, ...], win: Window) -> Array:
-    n, h, w, c = shape
-    size = (n, h + win.top + win.bottom, w + win.left + win.right, c)
-    padded = xp.zeros(size, win.summed(share.dtype))
-    for i in range(win.size[0]):
-        for j in range(win.size[1]):
-            win.at(padded, i, j)[...] += share
-    return xp.ascontiguousarray(win.crop(padded), share.dtype)
+    """The adjoint of the sums: across, then down."""
+    (n, h, w, c), dtype = shape, share.dtype
+    for part, lines in (win.across(), win.out[0]), (win.down(w), h):
+        size = (n, lines + part.top + part.bottom, w + part.left + part.right, c)
+        padded = xp.zeros(size, _summed(win, share.dtype))
+        for i in range(part.size[0]):
+            for j in range(part.size[1]):
+                part.at(padded, i, j)[...] += share
+        share = part.crop(padded)
+    return xp.ascontiguousarray(share, dtype)
 
 
 # ----------------------------------------------------------------------------------------------- public
@@ -126,8 +140,9 @@ def avg_pool2d(
     count_padding: whether the pixels of the border count, as zeros. What ``"ceil"`` adds never counts: it is
         no border that was asked for, but where the last windows reach beyond the picture.
 
-    Rounding: off by at most 1e-6 of the mean of absolute values in float32, 1e-7 where a window has more than
-    16 pixels, which are added up in float64. The gradient too.
+    Rounding: off by at most 1e-6 of the mean of absolute values in float32, 1e-7 where KH + KW is more than
+    16, as that is added up in float64. The gradient too. Up to 16 the sum under a window, not only its mean,
+    must be within the range of the dtype.
     Shapes: x (N, H, W, C) -> y (N, OH, OW, C), OH = (H + top + bottom - (KH - 1)*dilation - 1) // stride + 1.
     Raises: ShapeError if x is not four axes of floats, the kernel is larger than the padded picture, or a
     window would see nothing but border, as it may where the padding is as large as the kernel.

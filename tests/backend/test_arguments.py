@@ -127,7 +127,7 @@ def test_every_kernel_declares_each_of_its_arrays(function, decorator):
         for argument in function.args.args
         if ast.unparse(argument.annotation or ast.Constant("")) in ("Array", "Any")
     }
-    assert declared.keys() - {"where"} == arrays and arrays
+    assert declared.keys() - {"where", "in_any_order"} == arrays and arrays
     for node in ast.walk(function):
         if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
             name = ast.unparse(node.value)

@@ -47,6 +47,8 @@ TESTS = {
     "optim/cuda_kernels.py": ("optim/test_cuda_kernels.py",),
     "optim": ("optim/test_optim.py", "optim/test_what_fits.py"),
 }
+# Tests of several operations together, in tests/ops/, besides those of their own.
+TOGETHER = {"test_scores_cuda.py": ("softmax", "cross_entropy", "dropout")}
 # Functions that are tested for all operations in one place, by what is in their names; and with which -k, if
 # the tests there have not the names of the operations.
 ELSEWHERE = {
@@ -71,6 +73,7 @@ def tests_of(mutant: Mutant, root: Path) -> list[str]:
     about = f"{Path(file).stem} {mutant.function} {mutant.code}"
     ends = ("_cuda", "") if "cuda" in about else ("",)
     own = [root / "tests" / Path(file).parts[0] / f"test_{name}{end}.py" for end in ends]
+    own += [root / "tests/ops" / test for test, names in TOGETHER.items() if name in names]
     if "/" not in file:
         own = [root / "tests" / f"test_{name}.py"]
     found = [str(path.relative_to(root)) for path in own if path.exists() and entry in (None, "optim")]

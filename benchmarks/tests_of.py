@@ -25,7 +25,7 @@ TESTS = {
     "ops/registry.py": ("ops/test_registry.py", "ops/test_cases.py"),
     "ops/cases.py": ("ops/test_cases.py",),
     "ops/elementwise.py": ("ops/test_arithmetic.py", "ops/test_piecewise.py"),
-    "ops/labels.py": ("ops/test_cross_entropy.py",),
+    "ops/labels.py": ("ops/test_cross_entropy.py", "ops/test_forms.py", "ops/test_call_texts.py"),
     "ops/nll_loss.py": ("ops/test_cross_entropy.py",),
     "ops/reshape.py": ("ops/test_reshape.py", "weights/test_onnx.py"),
     "ops/onnx_graph.py": ("weights/test_onnx.py", "weights/test_onnx_nodes.py"),
@@ -54,6 +54,7 @@ TOGETHER = {"test_scores_cuda.py": ("softmax", "cross_entropy", "dropout")}
 ELSEWHERE = {
     "cuda": ("tests/backend/test_cuda.py", ""),
     "backend.fast": ("tests/ops/test_cases.py", "reference"),
+    "size > 0": ("tests/ops/test_empty.py", ""),
     "onnx": ("tests/weights/test_onnx.py", "an_operation or by_number or refused"),
 }
 
@@ -78,11 +79,13 @@ def tests_of(mutant: Mutant, root: Path) -> list[str]:
         own = [root / "tests" / f"test_{name}.py"]
     found = [str(path.relative_to(root)) for path in own if path.exists() and entry in (None, "optim")]
     found += [f"tests/{test}" for test in TESTS.get(entry or "", ()) if f"tests/{test}" not in found]
-    for word, (test, only) in ELSEWHERE.items():
-        if word in about and file.startswith("ops/") and file not in TESTS:
-            text = (root / "minires" / file).read_text(encoding="utf-8")
-            ops = re.findall(r'record\(\s*"(\w+)"', text)
-            ops = ops or re.findall(r"(?m)^def ([a-z]\w*)\(.*Tensor", text)
-            words = [name, *(Path(test).stem for test in found), *([only] if only else ops)]
-            found = [test, *found, "-k", " or ".join(words)]
+    also = [there for word, there in ELSEWHERE.items() if word in about]
+    if also and file.startswith("ops/") and file not in TESTS:
+        text = (root / "minires" / file).read_text(encoding="utf-8")
+        ops = re.findall(r'record\(\s*"(\w+)"', text)
+        ops = ops or re.findall(r"(?m)^def ([a-z]\w*)\(.*Tensor", text)
+        words = [name, *(Path(test).stem for test in found)]
+        for _, only in also:
+            words += [only] if only else ops
+        found = [*(test for test, _ in also), *found, "-k", " or ".join(dict.fromkeys(words))]
     return found

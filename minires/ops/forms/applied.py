@@ -69,7 +69,6 @@ class Worked:
     result: float
     lines: tuple[Line, ...]
     rows: tuple[Row, ...] = ()
-    places: int = 1  # how many were added up, for an input that was stretched
 
     def __getitem__(self, name: str) -> float:
         return next(line.value for line in self.lines if line.name == name)
@@ -258,8 +257,7 @@ class Applied:
         value = value.reshape((1,) * (len(self.space) - value.ndim) + value.shape)
         at = tuple(slice(None) if axis in free else _inside(i, n) for axis, (i, n) in
                    enumerate(zip(place, value.shape, strict=True)))  # fmt: skip
-        places = value[at]
-        return Worked(float(places.sum()), first.lines, first.rows, places.size)
+        return Worked(float(value[at].sum()), first.lines, first.rows)
 
     def _before_result(self) -> list[str]:
         """The names of the lines that lead to the result."""

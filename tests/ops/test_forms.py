@@ -112,8 +112,10 @@ def test_a_sum_is_over_places_along_which_an_input_was_stretched_too(axes, b):
 
 @pytest.mark.parametrize(
     ("axes", "channelwise"),
-    [(-1, False), (-2, True), (0, True), ((1, -1), False), ((0, 1), True), ("axis", False), (AllBut(-1), True),
-     (AllBut(0), False), (Near(-1, "size"), True)],
+    [
+        (-1, False), (-2, True), (0, True), ((1, -1), False), ((0, 1), True), ("axis", False),
+        (AllBut(-1), True), (AllBut(0), False), (Near(-1, "size"), True),
+    ],
 )  # fmt: skip
 def test_a_formula_is_channelwise_unless_it_sums_over_the_last_axis(axes, channelwise):
     assert Formula("y = x", axes={"some": axes}).channelwise is channelwise

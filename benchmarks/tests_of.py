@@ -36,7 +36,7 @@ TESTS = {
     "ops/max_pool2d/cuda_kernels.py": ("ops/test_pooling_cuda.py",),
     "ops/avg_pool2d/cuda_kernels.py": ("ops/test_pooling_cuda.py",),
     "nn/blocks.py": ("nn/test_blocks.py", "nn/test_layers.py"),
-    "nn/layers.py": ("nn/test_layers.py", "nn/test_containers.py"),
+    "nn/layers.py": ("nn/test_layers.py", "nn/test_containers.py", "nn/test_random.py"),
     "nn/init.py": ("nn/test_random.py", "nn/test_layers.py"),
     "nn/module.py": ("nn/test_module.py", "nn/test_own_models.py", "nn/test_repr.py"),
     "nn/of_operation.py": ("nn/test_layers.py", "nn/test_containers.py"),

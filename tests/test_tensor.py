@@ -54,6 +54,16 @@ def test_repr_says_what_it_is():
     assert repr(x * 2) == "Tensor([2.], dtype=float64, requires_grad=True, op='mul')"
 
 
+@pytest.mark.parametrize(
+    ("shape", "whole"),
+    [((100,), True), ((101,), False), ((12, 8), True), ((13, 7), False), ((10, 10), True), ((13, 1), False)],
+)
+def test_repr_shows_a_hundred_numbers_in_twelve_lines_at_most(shape, whole):
+    x = Tensor(np.zeros(shape))
+    shown = str(x.data) if whole else f"shape {shape}, from 0 to 0, mean 0"
+    assert repr(x) == f"Tensor({shown}, dtype=float64)"
+
+
 def test_item():
     assert Tensor([[2.5]]).item() == 2.5 and isinstance(Tensor(2.5).item(), float)
     with pytest.raises(ShapeError, match=re.escape("item() needs a tensor of one value, not of shape (2,)")):
@@ -827,6 +837,27 @@ def test_what_a_backward_raises_itself_stays_and_gets_a_note_of_the_operation(ba
     with pytest.raises(kind) as caught:
         model(Tensor(ONES, requires_grad=True)).sum().backward()
     assert caught.value.__notes__ == ["own: twice: its backward failed for dy (2, 3)"]
+
+
+@pytest.mark.parametrize(
+    ("module", "place", "told"),
+    [
+        ("own", None, "own: no"), ("own", "another", "another: no"), (None, None, "no"),
+        (None, "another", "another: no"),
+    ],
+)  # fmt: skip
+def test_a_refusal_in_a_backward_names_the_module_unless_it_names_a_place_itself(module, place, told):
+    def backward(dy):
+        error = MiniresError("no")
+        error.where = place
+        raise error
+
+    x = Tensor(ONES, requires_grad=True)
+    layer = OwnOperation(backward, x)
+    run = minires.nn.Sequential(**{module: layer}) if module else layer.forward
+    with pytest.raises(MiniresError) as caught:
+        run(x).sum().backward()
+    assert str(caught.value) == told
 
 
 @pytest.mark.parametrize("backward", [lambda dy: (dy, dy), lambda dy: dy])

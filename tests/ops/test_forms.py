@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from contextlib import suppress
+
 import numpy as np
 import pytest
 
 from minires.errors import ConfigError
 from minires.ops.cases import all_cases
-from minires.ops.forms import AllBut, Formula, Near, Products, Values
+from minires.ops.forms import AllBut, Formula, Near, NotKept, Products, Values
 from minires.ops.forms.expressions import parse, written
 from minires.ops.registry import describe, described
 from minires.tensor import Tensor, watching
@@ -59,6 +62,23 @@ def test_the_declared_arithmetic_gives_every_number(case):
             for index in np.ndindex(expected.shape):
                 got = form.gradient(values, name, index)
                 assert got == pytest.approx(expected[index], rel=1e-10, abs=1e-10), (name, index)
+
+
+@pytest.mark.parametrize("case", EVERY_CASE)
+def test_without_one_of_its_inputs_a_number_is_right_or_said_to_be_missing(case):
+    form = describe(case.op).arithmetic
+    for call, dy, gradients in calls(case):
+        every = values_of(call, dy)
+        for left_out in call.inputs:
+            values = dataclasses.replace(every, inputs={**every.inputs, left_out: None})
+            for index in list(np.ndindex(every.shape))[-1:]:
+                with suppress(NotKept):
+                    assert form.number(values, index).result == pytest.approx(every.y[index], rel=1e-10)
+            for name, expected in gradients.items():
+                for index in list(np.ndindex(every.inputs[name].shape))[-1:] if expected is not None else ():
+                    with suppress(NotKept):
+                        got = form.gradient(values, name, index)
+                        assert got == pytest.approx(expected[index], rel=1e-10, abs=1e-10)
 
 
 def test_a_negative_number_behind_a_minus_is_in_parentheses():

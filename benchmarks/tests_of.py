@@ -14,6 +14,7 @@ ENGINE = (
 
 # The tests of files that have none of their own name, all in tests/.
 TESTS = {
+    "tensor.py": ("test_tensor.py", "test_unchanged.py"),
     "tape.py": ("test_tensor.py", "test_unchanged.py"),
     "modes.py": ("test_settings.py", "nn/test_layers.py"),
     "array_making.py": ("test_tensor.py",),

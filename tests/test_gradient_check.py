@@ -209,6 +209,17 @@ def test_fewer_elements():
     assert len(chosen[0]) == len(chosen[1]) == 2 and chosen[0] != chosen[1]
 
 
+def test_an_input_that_is_checked_whole_leaves_the_choice_in_others_alone():
+    chosen = set()
+    for size in (1, 4):
+        inputs = {"a": np.ones(size), "b": np.ones((9, 9))}
+        report = gradcheck(lambda a, b: a.sum() * b, inputs, elements=4)
+        whole, some = (tuple(element.index for element in part.elements) for part in report.inputs)
+        assert whole == tuple(np.ndindex(size)) and len(set(some)) == 4
+        chosen.add(some)
+    assert len(chosen) == 1
+
+
 # ---------------------------------------------------------------------------------- a whole small network
 
 

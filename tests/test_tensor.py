@@ -54,6 +54,16 @@ def test_repr_says_what_it_is():
     assert repr(x * 2) == "Tensor([2.], dtype=float64, requires_grad=True, op='mul')"
 
 
+@pytest.mark.parametrize(
+    ("shape", "whole"),
+    [((100,), True), ((101,), False), ((12, 8), True), ((13, 7), False), ((10, 10), True), ((13, 1), False)],
+)
+def test_repr_shows_a_hundred_numbers_in_twelve_lines_at_most(shape, whole):
+    x = Tensor(np.zeros(shape))
+    shown = str(x.data) if whole else f"shape {shape}, from 0 to 0, mean 0"
+    assert repr(x) == f"Tensor({shown}, dtype=float64)"
+
+
 def test_item():
     assert Tensor([[2.5]]).item() == 2.5 and isinstance(Tensor(2.5).item(), float)
     with pytest.raises(ShapeError, match=re.escape("item() needs a tensor of one value, not of shape (2,)")):
@@ -436,6 +446,35 @@ def test_the_gradient_has_the_shape_and_dtype_of_the_tensor():
             x = Tensor(np.ones(shape, dtype), requires_grad=True)
             (x * 2).sum().backward()
             assert isinstance(x.grad, np.ndarray) and x.grad.shape == shape and x.grad.dtype == dtype
+
+
+def test_a_gradient_that_is_set_becomes_one_of_the_tensor():
+    x = Tensor(np.ones((2, 3), np.float32), requires_grad=True, name="w")
+    fitting = np.full((2, 3), 0.5, np.float32)
+    x.grad = fitting
+    assert x.grad is fitting
+    for wider in (fitting.astype(np.float64), fitting.astype(np.float16)):
+        x.grad = wider
+        assert x.grad.dtype == np.float32 and np.array_equal(x.grad, fitting)
+    for wrong, text in (
+        (np.ones((3, 2), np.float32), "the gradient of w is of shape (3, 2), but the tensor is of shape (2,"),
+        (np.ones((2, 3), int), "an array of floats of shape (2, 3), or None, not an array of int64"),
+        (1.0, "an array of floats of shape (2, 3), or None, not a float"),
+    ):
+        with pytest.raises(ShapeError, match=re.escape(text)):
+            x.grad = wrong
+    x.grad = None
+    assert x.grad is None
+
+
+def test_what_was_not_given_or_not_saved_does_not_stand_on_the_tape():
+    x = leaf(1.0, 2.0)
+    inputs, saved = {"x": x, "b": None}, {"x": x.data, "b": None}
+    y = record("own", 2 * x.data, inputs=inputs, saved=saved, backward=lambda dy: (2 * dy, None))
+    assert y.node.names == ("x",) and y.node.parents == (x.node,)
+    assert y.node.saved.keys() == {"x"} and y.node.saved["x"] is x.data
+    y.sum().backward()
+    assert x.grad.tolist() == [2, 2]
 
 
 def test_backward_with_an_upstream_gradient():
@@ -827,6 +866,27 @@ def test_what_a_backward_raises_itself_stays_and_gets_a_note_of_the_operation(ba
     with pytest.raises(kind) as caught:
         model(Tensor(ONES, requires_grad=True)).sum().backward()
     assert caught.value.__notes__ == ["own: twice: its backward failed for dy (2, 3)"]
+
+
+@pytest.mark.parametrize(
+    ("module", "place", "told"),
+    [
+        ("own", None, "own: no"), ("own", "another", "another: no"), (None, None, "no"),
+        (None, "another", "another: no"),
+    ],
+)  # fmt: skip
+def test_a_refusal_in_a_backward_names_the_module_unless_it_names_a_place_itself(module, place, told):
+    def backward(dy):
+        error = MiniresError("no")
+        error.where = place
+        raise error
+
+    x = Tensor(ONES, requires_grad=True)
+    layer = OwnOperation(backward, x)
+    run = minires.nn.Sequential(**{module: layer}) if module else layer.forward
+    with pytest.raises(MiniresError) as caught:
+        run(x).sum().backward()
+    assert str(caught.value) == told
 
 
 @pytest.mark.parametrize("backward", [lambda dy: (dy, dy), lambda dy: dy])

@@ -365,6 +365,25 @@ def test_a_tape_knows_the_tensors_that_are_alive():
     assert x.grad.tolist() == [[1.0, 1.0]] and w.grad is None
 
 
+AFTER_A_CONVOLUTION = {
+    "sum": lambda y: y.sum((1, 2)), "mean": lambda y: y.mean((1, 2)), "global_avg_pool2d": GlobalAvgPool2d(),
+    "matmul": lambda y: y @ np.ones((3, 2), np.float32), "add": lambda y: y + 1,
+    "cross_entropy": lambda y: cross_entropy(y, np.zeros((2, 4, 4), int)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", AFTER_A_CONVOLUTION)
+def test_a_value_that_nobody_has_kept_and_nothing_gives_is_none(op):
+    x, w = (Tensor(array, requires_grad=True) for array in (batch(4), np.ones((1, 1, 3, 3), np.float32)))
+    y = AFTER_A_CONVOLUTION[op](minires.ops.conv2d(x, w))
+    expected = np.full(y.shape, 2.0)
+    loss = (y * 2).sum()
+    del y  # so that nobody has it, nor the result of the convolution
+    *_, conv, one, _, _ = record_tape(loss).operations
+    assert (conv.op, conv.output, one.op, one.output) == ("conv2d", None, op, None)
+    assert np.array_equal(one.incoming, expected) and conv.incoming.shape == (2, 4, 4, 3)
+
+
 def test_a_freed_tape_and_a_loss_of_many_values_are_refused():
     x = Tensor([1.0, 2.0], requires_grad=True)
     with pytest.raises(ShapeError, match="single value"):

@@ -293,7 +293,7 @@ def test_what_is_held_twice_is_counted_once_and_said_to_be_shared():
     total = sum(parameter.size for parameter in net.parameters())
     assert len({id(parameter) for parameter in net.parameters()}) == len(NAMES)
     text = repr(net)
-    assert "again: = layers.0 (shared)" in text and f"{total:,} parameters" in text
+    assert "  again: = layers.0 (shared)" in text.splitlines() and f"{total:,} parameters" in text
     summary = net.summary((6, 6, 3))
     assert summary.parameters == total and summary.shared == {"layers.0": ["again"]}
     assert "shared        layers.0 = again" in str(summary).splitlines()

@@ -168,6 +168,19 @@ def test_nan_is_not_hidden_by_relu(fast):
     assert np.isnan(y.numpy()).tolist() == [[True, False], [True, False]]
 
 
+def test_a_negative_zero_is_the_same_fused_and_unfused():
+    """It is the number at which ReLU does not decide: it is not below zero, and so it stays."""
+    x, gamma, beta = Tensor([[2.0]]), Tensor([-1.0]), Tensor([-0.0])
+    running = {"running_mean": np.float32([2.0]), "running_var": np.float32([1.0])}
+    signs = []
+    for implementation in (nullcontext, unfused):
+        with implementation():
+            y = batch_norm(x, gamma, beta, training=False, relu=True, **running).numpy()
+        assert y.tolist() == [[0.0]]
+        signs.append(bool(np.signbit(y[0, 0])))
+    assert signs[0] == signs[1]
+
+
 @pytest.mark.parametrize("channels", [1, 7, 64])
 def test_many_rows_on_three_threads(channels):
     """Enough numbers that the sums are cut into chunks."""

@@ -2,8 +2,10 @@
 
 import ast
 import copy
+import functools
 import importlib
 import inspect
+import itertools
 import pickle
 import pkgutil
 import sys
@@ -15,7 +17,7 @@ import opcheck
 import pytest
 
 import minires
-from minires import Tensor, ops, recompute
+from minires import Tensor, backend, ops, recompute
 from minires.errors import ConfigError
 from minires.ops import arithmetic, cases, registry, softmax
 from minires.ops.elementwise import binary
@@ -64,6 +66,47 @@ def test_what_is_saved_for_nothing_is_noticed(monkeypatch):
 
     monkeypatch.setattr(arithmetic, "binary", keep_all)
     assert {("mul.y", "all"), ("mul.a", "a"), ("mul.b", "b")} <= opcheck.unread("mul")
+
+
+NUMBA = {
+    f"{name}.{attribute}": (module, attribute, value)
+    for name, module in sorted(sys.modules.items()) if name.startswith("minires.ops.")
+    for attribute, value in vars(module).items() if hasattr(value, "compiled") and value.__module__ == name
+}  # fmt: skip
+INNER = {"minires.ops.conv2d.direct._frame_numba"}  # other kernels call it
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The Numba kernels of operations that ran."""
+    names = set()
+
+    def watched(name, kernel):
+        @functools.wraps(kernel)
+        def run(*arguments):
+            names.add(name)
+            return kernel(*arguments)
+
+        return run
+
+    for name, (module, attribute, kernel) in NUMBA.items():
+        monkeypatch.setattr(module, attribute, watched(name, kernel))
+    return names
+
+
+@pytest.mark.parametrize("op", cases.all_cases())
+def test_the_reference_runs_no_kernel(op, ran):
+    with minires.reference():
+        for case in cases.all_cases()[op]:
+            opcheck.run(case, case.arrays())
+    assert not ran
+
+
+@pytest.mark.skipif(not backend.HAS_NUMBA, reason="there are no kernels without Numba")
+def test_out_of_the_reference_every_kernel_runs(ran):
+    for case in itertools.chain(*cases.all_cases().values()):
+        opcheck.run(case, case.arrays())
+    assert ran == NUMBA.keys() - INNER and len(ran) > 10
 
 
 def test_formulas_are_needed_and_a_name_is_taken_once():

@@ -1,5 +1,7 @@
 """What every operation asks of its inputs: what passes, at its limits, and what is said of the rest."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -85,8 +87,11 @@ def test_a_pair_is_one_number_twice_or_two():
 
 def test_numbers_and_truths_of_python_and_of_numpy():
     assert checks.number("op", "slope", np.float32(0.5)) == 0.5 and checks.number("op", "slope", 0) == 0
-    with pytest.raises(ConfigError, match="op: slope must be a number, not 'a'"):
-        checks.number("op", "slope", "a")
+    for wrong in ("a", None, np.nan, np.float32(np.nan)):
+        with pytest.raises(ConfigError, match=re.escape(f"op: slope must be a number, not {wrong!r}")):
+            checks.number("op", "slope", wrong)
+    assert np.isnan(checks.number("op", "slope", np.nan, nan=True))
+    assert checks.number("op", "slope", np.inf) == checks.number("op", "slope", np.inf, nan=True) == np.inf
     assert checks.truth("op", "relu", np.True_) is True and checks.truth("op", "relu", False) is False
     with pytest.raises(ConfigError, match="op: relu"):
         checks.truth("op", "relu", "no")

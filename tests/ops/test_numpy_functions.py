@@ -106,6 +106,15 @@ def test_an_operation_has_the_same_numbers_and_a_gradient(name):
     assert gradcheck(function, [values]).ok
 
 
+@pytest.mark.parametrize("bounds", [(-0.75, 1.75), (None, 1.75), (-0.75, None)], ids=str)
+def test_the_gradient_at_both_ends_of_a_clip_is_that_of_clip(bounds):
+    numbers = np.array([-1.0, -0.75, 0.0, 1.75, 2.0])
+    ours, theirs = (Tensor(numbers, requires_grad=True) for _ in range(2))
+    np.clip(ours, *bounds).sum().backward()
+    theirs.clip(*bounds).sum().backward()
+    assert np.array_equal(ours.grad, theirs.grad) and ours.grad[1:4].tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_question_has_the_answer_of_numpy(name):
     answer, right = ANSWERS[name](Tensor(X, requires_grad=True)), ANSWERS[name](X)

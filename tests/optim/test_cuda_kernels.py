@@ -255,6 +255,22 @@ def test_tables_are_sent_where_they_changed_and_stay_in_their_place(case, machin
     assert_same(numbers_of(fast), numbers_of(plain), 1e-6)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_in_two_halves_is_a_step(case, machine):
+    kind, options = CASES[case]
+    arrays = Arrays(machine.device)
+    halves, whole = (make(kind, options, "float32", arrays) for _ in range(2))
+    run(halves, arrays, range(1))
+    run(whole, arrays)
+    for step in range(1, STEPS):
+        halves.lr *= 0.97
+        give_gradients(halves, arrays, step)
+        halves.plan_step()
+        assert float(halves.launch_step()) == halves.gradient_norm()
+    arrays.check()
+    assert_same(numbers_of(halves), numbers_of(whole), CLOSE["float32"])
+
+
 class Model:
     """The little of a module that EMA asks for."""
 

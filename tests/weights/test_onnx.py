@@ -325,7 +325,7 @@ def test_whatever_works_number_by_number(case: Case, tmp_path: Path) -> None:
 
 
 @needs_onnx
-@pytest.mark.parametrize("opset", [13, 21])
+@pytest.mark.parametrize("opset", [13, 17, 18, 21])
 def test_other_opsets(opset: int, tmp_path: Path) -> None:
     model = shake(models.build("se_resnet56_cifar", squeeze="max"))
     file = check(model, tmp_path / "model.onnx", (32, 32, 3), opset=opset)

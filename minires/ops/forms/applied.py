@@ -69,14 +69,16 @@ class Worked:
     result: float
     lines: tuple[Line, ...]
     rows: tuple[Row, ...] = ()
-    places: int = 1  # how many were added up, for an input that was stretched
 
     def __getitem__(self, name: str) -> float:
         return next(line.value for line in self.lines if line.name == name)
 
 
 class Applied:
-    """A formula for one call: what is absent there has fallen out, and the axes are numbers."""
+    """A formula for one call: what is absent there has fallen out, and the axes are numbers.
+
+    Raises: NotKept for an input without which nothing says how large the space is.
+    """
 
     def __init__(self, form: Declared, values: Values) -> None:
         self.form, self.values = form, values
@@ -85,10 +87,13 @@ class Applied:
         self._check()
         self.trees = form.specialised(values.inputs, values.options, (*values.saved, *self.given))
         self.space = np.broadcast_shapes(*map(np.shape, self.given.values()), *self._unkept())
+        missing = next((name for name, array in values.inputs.items() if array is None), None)
+        if missing and form.axes and not self.space:
+            raise NotKept(missing)
         self.axes = {
             name: numbered(axes, len(self.space), values.options) for name, axes in form.axes.items()
         }
-        self.full = self.shape_of(self.trees[self.result])  # of the result, with the axes that were summed up
+        self.full = self._full(missing)
 
     # ------------------------------------------------------------------------------------- what there is
 
@@ -124,7 +129,7 @@ class Applied:
 
     def _check(self) -> None:
         """Raises: ConfigError for a name that nobody knows."""
-        known = {*self.given, *self.numbers, *self.form.trees, *self.values.inputs}
+        known = {*self.given, *self.numbers, *self.form.trees, *self.form.values, *self.values.inputs}
         missing = [name for name in self.used if name not in (*known, self.result, self.incoming)]
         wrong = [name for name in missing if name not in self.form.optional and name not in self.form.saved]
         if wrong:
@@ -132,6 +137,17 @@ class Applied:
                 f"formula: there is no {', '.join(wrong)}; the inputs are {', '.join(self.values.inputs)}, "
                 f"the options {', '.join(self.values.options) or 'none'}. optional= names what may be missing"
             )
+
+    def _full(self, missing: str | None) -> Shape:
+        """The shape of the result, with the axes that were summed up."""
+        tree = self.trees[self.result]
+        if missing is None:
+            return self.shape_of(tree)
+        with suppress(ValueError):  # shapes that do not fit, as one of them is not known
+            full = self.shape_of(tree)
+            if len(full) <= len(self.space) and math.prod(full) == math.prod(self.values.shape):
+                return full
+        raise NotKept(missing)
 
     def shape_of(self, tree: Tree) -> Shape:
         """The shape of what a tree gives, in the space."""
@@ -258,8 +274,7 @@ class Applied:
         value = value.reshape((1,) * (len(self.space) - value.ndim) + value.shape)
         at = tuple(slice(None) if axis in free else _inside(i, n) for axis, (i, n) in
                    enumerate(zip(place, value.shape, strict=True)))  # fmt: skip
-        places = value[at]
-        return Worked(float(places.sum()), first.lines, first.rows, places.size)
+        return Worked(float(value[at].sum()), first.lines, first.rows)
 
     def _before_result(self) -> list[str]:
         """The names of the lines that lead to the result."""

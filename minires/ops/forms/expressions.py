@@ -271,6 +271,7 @@ def _written(tree: Tree, name: Callable[[str], str]) -> tuple[str, int]:
     if sign == "not":
         return f"not {inside(parts[0], 3)}", 3
     left, right = parts
-    # a - (b - c), a / (b * c); but (a ** b) ** c and a ** -b
-    rules = {"**": (9, 7)}.get(sign, (binding, binding + (sign in "-/" or binding == 4)))
+    # a - (b - c), a / (b * c); but (a ** b) ** c and a ** -b; (a < b) < c, as a < b < c means another thing
+    compared = binding == _BINDING["<"]
+    rules = {"**": (9, 7)}.get(sign, (binding + compared, binding + (sign in "-/" or compared)))
     return f"{inside(left, rules[0])} {sign} {inside(right, rules[1])}", binding

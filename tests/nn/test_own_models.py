@@ -323,11 +323,11 @@ def test_a_list_in_a_list_that_is_replaced_has_its_modules_found():
             return x
 
     net, x = Nested(), np.ones((1, 2), np.float32)
+    others = [nn.Linear(2, 2)], [nn.Sequential(inner=nn.Linear(2, 2))]  # before: what is made is noticed, too
     assert ran(net, x) == ["layers.0.0"]
-    net.layers[0] = [nn.Linear(2, 2)]
-    assert ran(net, x) == ["layers.0.0"]
-    net.layers[0] = [nn.Sequential(inner=nn.Linear(2, 2))]
-    assert ran(net, x) == ["layers.0.0.inner"]
+    for other, path in zip(others, ("layers.0.0", "layers.0.0.inner"), strict=True):
+        net.layers[0] = other
+        assert ran(net, x) == [path]
 
 
 def test_a_module_that_holds_the_one_around_it_is_no_endless_loop():

@@ -610,6 +610,8 @@ def test_steps_come_last_operation_first_with_their_gradients():
     assert last.node is y.node and last.incoming.tolist() == [1]
     assert [gradient.tolist() for gradient in last.outgoing] == [[3], [2]]
     assert steps[0].outgoing[0].tolist() == [1]
+    assert repr(last) == "<backward of <mul (no module) (1,)>: (1,) -> (1,), (1,)>"
+    assert repr(steps[1]) == "<backward of <mul (no module) (1,)>: (1,) -> (1,), none>"
 
 
 def test_backward_is_its_steps():

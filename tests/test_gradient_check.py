@@ -7,7 +7,7 @@ import pytest
 
 import minires
 from minires import Tensor, no_grad
-from minires.gradient_check import GradcheckError, gradcheck
+from minires.gradient_check import Element, GradcheckError, gradcheck
 from minires.nn.layers import BatchNorm2d, Conv2d, Linear
 from minires.nn.module import Module
 from minires.ops.avg_pool2d import global_avg_pool2d
@@ -192,6 +192,31 @@ def test_a_backward_that_differs_from_call_to_call():
         return record("moody", 2 * x.data, inputs={"x": x}, backward=backward)
 
     assert "two backward passes gave two gradients of x" in _problem(fn, {"x": X})
+
+
+@pytest.mark.parametrize(("apart", "ok"), [(0.6e-10, True), (1.5e-10, False)])
+def test_two_backward_passes_may_differ_by_rounding(apart, ok):
+    calls = []
+
+    def fn(x):
+        def backward(dy):
+            calls.append(1)
+            return (2 * dy * (1 + apart * len(calls)),)
+
+        return record("moody", 2 * x.data, inputs={"x": x}, backward=backward)
+
+    assert gradcheck(fn, [X], raise_on_fail=False).ok is ok
+
+
+def test_the_step_is_a_millionth_and_the_noise_is_that_of_the_step():
+    usual, same, larger = (gradcheck(lambda x: x * x, [X], **options).inputs[0].noise
+                           for options in ({}, {"step": 1e-6}, {"step": 4e-6}))  # fmt: skip
+    assert usual == same == pytest.approx(4 * larger, rel=1e-12)
+
+
+def test_an_element_has_no_kink_unless_it_is_said():
+    element = Element("x", (0, 1), 1.0, 1.0, 0.0)
+    assert not element.kink and str(element) == "x[0, 1]: analytic 1, numeric 1, relative error 0.0e+00"
 
 
 def test_inputs_are_copied_to_float64_and_left_alone():

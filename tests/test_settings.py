@@ -14,7 +14,7 @@ from minires.backend import cublas
 from minires.errors import MiniresError
 from minires.nn import init
 from minires.settings import Settings
-from minires.tensor import is_fused, is_recording, is_watched, watching
+from minires.tensor import is_fused, is_recording, is_watched, settings, watching, with_settings
 
 SEED = np.random.default_rng(3)
 BLOCKS = {
@@ -26,6 +26,15 @@ BLOCKS = {
     "drawing_from": (lambda: init.drawing_from(SEED), lambda: init.generator(None) is SEED, True, False),
 }
 every_block = pytest.mark.parametrize(("block", "read", "inside", "outside"), BLOCKS.values(), ids=BLOCKS)
+
+
+def test_the_settings_of_a_thread_can_be_set_again():
+    with minires.no_grad(), minires.unfused(), watching(print):
+        kept = settings()
+    assert is_recording() and is_fused() and not is_watched()
+    with with_settings(**kept):
+        assert not is_recording() and not is_fused() and is_watched() and settings() == kept
+    assert settings() == {**kept, "recording": True, "fused": True, "watcher": None}
 
 
 @every_block

@@ -486,6 +486,16 @@ def test_backward_with_an_upstream_gradient():
     assert x.grad.tolist() == [2, 0]
 
 
+def test_an_upstream_gradient_may_be_of_whole_numbers_but_not_of_others():
+    x = leaf(1.0, 2.0)
+    for upstream in (np.array([1, 3]), [1, 3], np.array([1, 3], np.float32)):
+        x.grad = None
+        (x * 2).backward(upstream)
+        assert x.grad.tolist() == [2, 6] and x.grad.dtype == np.float64
+    with pytest.raises(ShapeError, match="backward: the gradient must be of numbers, not of complex128"):
+        (x * 2).backward(np.array([1j, 3]))
+
+
 def test_a_leaf_is_its_own_gradient():
     x, dy = leaf(1.0, 2.0), np.array([5.0, 6.0])
     x.backward(dy)
@@ -600,6 +610,8 @@ def test_steps_come_last_operation_first_with_their_gradients():
     assert last.node is y.node and last.incoming.tolist() == [1]
     assert [gradient.tolist() for gradient in last.outgoing] == [[3], [2]]
     assert steps[0].outgoing[0].tolist() == [1]
+    assert repr(last) == "<backward of <mul (no module) (1,)>: (1,) -> (1,), (1,)>"
+    assert repr(steps[1]) == "<backward of <mul (no module) (1,)>: (1,) -> (1,), none>"
 
 
 def test_backward_is_its_steps():

@@ -32,6 +32,7 @@ def test_sequential_is_a_list():
     model = nn.Sequential(nn.Linear(3, 4), act=nn.ReLU(), last=nn.Linear(4, 2))
     assert len(model) == 3 and [type(module).__name__ for module in model] == ["Linear", "ReLU", "Linear"]
     assert model[0] is getattr(model, "0") and model[-1] is model.last is model["last"]
+    assert model[-3] is model[0]
     head = model.eval()[1:]
     assert isinstance(head, nn.Sequential) and [name for name, _ in head.children()] == ["act", "last"]
     assert head[1] is model.last and not head.training and not model.last.training

@@ -221,6 +221,14 @@ def test_layers_left_without_options_are_their_operation_without_options():
     assert CrossEntropyLoss()(scores, labels).item() == ops.cross_entropy(scores, labels).item()
 
 
+def test_a_batch_norm_left_without_numbers_has_those_of_its_convention():
+    for convention, momentum, eps in (("keras", 0.99, 1e-3), ("torch", 0.1, 1e-5)):
+        layer = minires.nn.BatchNorm2d(3, convention=convention)
+        assert (layer.momentum, layer.eps, layer.relu) == (momentum, eps, False)
+        assert layer.gamma.tolist() == [1, 1, 1]
+    assert minires.nn.BatchNorm2d(3, momentum=0, eps=0).momentum == 0
+
+
 def test_a_layer_of_an_operation_says_what_it_takes():
     assert minires.nn.LeakyReLU.__module__ == "minires.nn.layers"
     for wrong, options in (((0.2,), {}), ((), {"foo": 1})):

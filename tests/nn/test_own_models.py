@@ -311,6 +311,25 @@ def test_a_parameter_that_two_layers_share():
         assert other.summary((3,)).params_total == 9 + 3 + 3
 
 
+def test_a_list_in_a_list_that_is_replaced_has_its_modules_found():
+    class Nested(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = [[nn.Linear(2, 2)]]
+
+        def forward(self, x):
+            for (layer,) in self.layers:
+                x = layer(x)
+            return x
+
+    net, x = Nested(), np.ones((1, 2), np.float32)
+    others = [nn.Linear(2, 2)], [nn.Sequential(inner=nn.Linear(2, 2))]  # before: what is made is noticed, too
+    assert ran(net, x) == ["layers.0.0"]
+    for other, path in zip(others, ("layers.0.0", "layers.0.0.inner"), strict=True):
+        net.layers[0] = other
+        assert ran(net, x) == [path]
+
+
 def test_a_module_that_holds_the_one_around_it_is_no_endless_loop():
     net = nn.Sequential(nn.Linear(3, 2))
     net[0].around = [net]

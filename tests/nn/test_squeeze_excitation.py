@@ -38,7 +38,7 @@ def with_torch(torch, x, weights, squeeze):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("reduction", [1, 2, 5])  # 12 // 5 = 2
+@pytest.mark.parametrize("reduction", [1, 2, 5, 12])  # 12 // 5 = 2
 @pytest.mark.parametrize("squeeze", SQUEEZES)
 def test_equals_torch(squeeze, reduction, bias):
     torch = pytest.importorskip("torch")

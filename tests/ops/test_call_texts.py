@@ -16,14 +16,14 @@ ONE, TWO = np.ones((1, 4, 4, 2), np.float32), np.ones(2, np.float32)
 KERNEL = np.ones((3, 3, 2, 2), np.float32)
 
 
-def said(call):
-    """What the last operation of a call says of it."""
+def said(call, *, kept=True):
+    """What the last operation of a call says of it, where its inputs were kept or not."""
     seen = []
     with watching(seen.append):
         call()
     one = seen[-1]
     known = describe(one.op)
-    inputs = {name: x.data for name, x in one.inputs.items()}
+    inputs = {name: x.data if kept else None for name, x in one.inputs.items()}
     return known.said(Values(inputs, one.options, one.y.shape, one.saved, result=known.result))
 
 
@@ -136,6 +136,16 @@ CALLS = [
 def test_a_formula_names_what_was_given_and_nothing_else(call, math, backward):
     found = said(call)
     assert (found.math, found.backward) == (math, backward)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("labels", [[0, 1, 1, 0], ONE[0, 0] / 2], ids=["numbers", "probabilities"])
+def test_a_loss_whose_scores_were_not_kept_says_the_same(labels, reduction):
+    def loss():
+        ops.cross_entropy(ONE[0, 0], labels, reduction=reduction)
+
+    assert said(loss, kept=False) == said(loss)
+    assert ("t = labels" in said(loss).math) == isinstance(labels, np.ndarray)
 
 
 @pytest.mark.parametrize("bias", [False, True])

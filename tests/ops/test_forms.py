@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from contextlib import suppress
 
 import numpy as np
@@ -12,6 +13,7 @@ from minires.errors import ConfigError
 from minires.ops.cases import all_cases
 from minires.ops.forms import AllBut, Formula, Near, NotKept, Products, Values
 from minires.ops.forms.expressions import parse, written
+from minires.ops.forms.windows import Windows
 from minires.ops.registry import describe, described
 from minires.tensor import Tensor, watching
 
@@ -180,3 +182,66 @@ def test_a_convolution_without_groups_has_one():
     for n, i, j, o in np.ndindex(1, 2, 2, 3):
         expected = (x[n, i : i + 2, j : j + 2] * w[..., o]).sum()
         assert Products().number(values, (n, i, j, o)).result == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x + 1", "'x + 1' gives no name; write y = ..."), ("y = z = x", "gives no name"),
+        ("y: float = x", "gives no name"), ("y.a = x", "gives no name"), ("y += x", "gives no name"),
+        ("y = 1\ny = 2", "y is given twice"), ("y = (x", "line 1"),
+    ],
+)  # fmt: skip
+def test_a_line_gives_one_new_name(text, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        Formula(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "left"),
+    [
+        ("a - b", "a", "a"), ("a - b", "b", "-b"), ("a + b", "b", "b"), ("a * b", "a", "a"),
+        ("a / b", "a", "a"), ("max(a, b, 0)", "b", "max(b, 0)"), ("c + exp(a)", "b", "c"),
+        ("c * sum(a, row)", "b", "c"),
+    ],
+)  # fmt: skip
+def test_what_is_absent_falls_out(text, given, left):
+    form = Formula(f"y = {text}", axes={"row": -1}, optional=["a", "b"])
+    math, _ = form.texts("y", formula_values(c=1.0, **{given: 2.0}))
+    assert math == f"y = {left}"
+
+
+def test_a_gradient_that_another_line_sums_is_not_said_to_be_summed():
+    form = Formula("y = x * b\ndx = dy * b\ndtotal = sum(dy * x, rows)\ndb = dtotal", axes={"rows": 0})
+    _, backward = form.texts("y", formula_values(x=np.ones((2, 3)), b=np.ones(3)))
+    assert backward == "dx = dy * b\ndtotal = sum(dy * x, rows)\ndb = dtotal"
+
+
+def test_a_row_says_what_share_of_a_sum_each_place_has():
+    values = formula_values(x=[[1.0, -3.0, 4.0], [0.0, 0.0, 0.0]])
+    form = Formula("y = sum(x, row)", axes={"row": -1})
+    values = dataclasses.replace(values, shape=(2, 1))
+    (row,), (zeros,) = (form.number(values, (i, 0)).rows for i in range(2))
+    assert row.axis == "row" and row.columns["x"].tolist() == [1, -3, 4]
+    assert row.shares.tolist() == [0.125, 0.375, 0.5] and not zeros.shares.any()
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "options", "shape", "macs"),
+    [
+        ("conv2d", {"x": (2, 5, 5, 4), "w": (3, 3, 2, 6)}, {}, (2, 3, 3, 6), 2 * 3 * 3 * 6 * 3 * 3 * 2),
+        ("conv_transpose2d", {"x": (2, 3, 3, 6), "w": (3, 3, 4, 6)}, {}, (2, 5, 5, 4), 2 * 9 * 6 * 9 * 4),
+        ("linear", {"x": (5, 4), "w": (4, 3)}, {}, (5, 3), 60),
+        ("matmul", {"a": (2, 3), "b": (3, 4)}, {}, (2, 4), 24),
+        ("reshape", {"x": (2, 3)}, {"shape": (6,)}, (6,), 0), ("relu", {"x": (2, 3)}, {}, (2, 3), 0),
+        ("max_pool2d", {"x": (1, 4, 4, 1)}, {}, (1, 2, 2, 1), 0),
+    ],
+)  # fmt: skip
+def test_products_are_counted(op, inputs, options, shape, macs):
+    assert describe(op).arithmetic.macs(inputs, options, shape) == macs
+
+
+def test_a_dense_layer_sees_one_place():
+    one = {"size": (1, 1), "stride": (1, 1), "dilation": (1, 1), "first": (0, 0)}
+    assert Windows.of({}).plain() == one
+    assert Windows.of({"kernel": (1, 1), "padding": ((0, 0), (0, 0))}).plain() == one

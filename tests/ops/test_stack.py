@@ -57,6 +57,11 @@ def test_parts_of_a_split_are_those_of_numpy():
         assert [part.tolist() for part in ours] == [part.tolist() for part in theirs]
 
 
+def test_tensors_are_called_by_their_number_from_one():
+    x = Tensor([1.0], requires_grad=True)
+    assert ops.stack([x, x, x]).node.names == ("x1", "x2", "x3")
+
+
 def test_one_tensor_twice_gets_both_gradients():
     x = Tensor([1.0, 2.0], requires_grad=True)
     ops.stack([x, x]).backward([[1.0, 2.0], [10.0, 20.0]])

@@ -86,8 +86,10 @@ class Applied:
         self.given = self._given()
         self._check()
         self.trees = form.specialised(values.inputs, values.options, (*values.saved, *self.given))
-        self.space = np.broadcast_shapes(*map(np.shape, self.given.values()), *self._unkept())
         missing = next((name for name, array in values.inputs.items() if array is None), None)
+        # The shape of the result says how large what is missing may be, where nothing is summed up.
+        unkept = [values.shape] if missing and not form.axes else []
+        self.space = np.broadcast_shapes(*map(np.shape, self.given.values()), *unkept)
         if missing and form.axes and not self.space:
             raise NotKept(missing)
         self.axes = {
@@ -122,11 +124,6 @@ class Applied:
             if name in self.used
         }
 
-    def _unkept(self) -> Iterator[Shape]:
-        """The shape of the result says how large what is missing may be."""
-        if any(array is None for array in self.values.inputs.values()) and not self.form.axes:
-            yield self.values.shape
-
     def _check(self) -> None:
         """Raises: ConfigError for a name that nobody knows."""
         known = {*self.given, *self.numbers, *self.form.trees, *self.form.values, *self.values.inputs}
@@ -140,11 +137,10 @@ class Applied:
 
     def _full(self, missing: str | None) -> Shape:
         """The shape of the result, with the axes that were summed up."""
-        tree = self.trees[self.result]
         if missing is None:
-            return self.shape_of(tree)
+            return self.shape_of(self.trees[self.result])
         with suppress(ValueError):  # shapes that do not fit, as one of them is not known
-            full = self.shape_of(tree)
+            full = self.shape_of(self.trees[self.result])
             if len(full) <= len(self.space) and math.prod(full) == math.prod(self.values.shape):
                 return full
         raise NotKept(missing)

@@ -7,6 +7,7 @@ import pytest
 
 import minires
 from minires import Tensor, no_grad
+from minires.errors import ConfigError
 from minires.gradient_check import Element, GradcheckError, gradcheck
 from minires.nn.layers import BatchNorm2d, Conv2d, Linear
 from minires.nn.module import Module
@@ -208,8 +209,99 @@ def test_two_backward_passes_may_differ_by_rounding(apart, ok):
     assert gradcheck(fn, [X], raise_on_fail=False).ok is ok
 
 
+def _own(forward, backward):
+    """An own operation with this backward(dy, x)."""
+
+    def own(x):
+        a = x.data
+        return record("own", forward(a), inputs={"x": x}, backward=lambda dy: (backward(dy, a),))
+
+    return own
+
+
+MASK = np.array([0.0, 0.0, -1e9, 0.0])
+# What is checked, on which input, and how many of its elements are wrong: gradients beside much larger ones,
+# and beside outputs whose rounding is much larger than what a small step does.
+HIDDEN = {
+    "exp": (_own(np.exp, lambda dy, x: dy * np.exp(x) * (x > 1)), np.linspace(-3, 20, 24), 5),
+    "exp, further": (_own(np.exp, lambda dy, x: dy * np.exp(x) * (x > 6)), np.linspace(-3, 30, 34), 10),
+    "square": (_own(np.square, lambda dy, x: 2 * dy * x * np.sign(x - 2)), np.array([1.0, 1e3, 1e5]), 1),
+    "mask": (_own(lambda x: x + MASK, lambda dy, x: 0 * dy), np.ones((2, 4)), 8),
+    "an offset of all": (_own(lambda x: x + 1e7, lambda dy, x: 0 * dy), np.ones(3), 3),
+    "an offset that hides it": (_own(lambda x: x + 1e10, lambda dy, x: 0 * dy), np.ones(3), 3),
+    "a large offset": (_own(lambda x: x + 1e5, lambda dy, x: 1.01 * dy), np.ones(3), 3),
+    "large inputs": (_own(lambda x: x + 0, lambda dy, x: 0 * dy), np.full(3, 1e9), 3),
+    "larger inputs": (_own(lambda x: x + 0, lambda dy, x: 1.001 * dy), np.full(3, 1e12), 3),
+    "a sum beside it": (_own(lambda x: np.append(x, 1e8 * x.sum()), lambda dy, x: 0 * x), np.ones(3), 3),
+}  # fmt: skip
+RIGHT = {
+    "exp": lambda x: x.exp(), "exp, further": lambda x: x.exp(), "square": lambda x: x * x,
+    "mask": lambda x: x + MASK, "large inputs": lambda x: x * 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_gradient_beside_much_larger_numbers_is_checked_for_itself(name):
+    function, x, wrong = HIDDEN[name]
+    (part,) = gradcheck(function, {"x": x}, raise_on_fail=False).inputs
+    assert (part.failed, part.undecided) == (wrong, 0)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_gradient_beside_much_larger_numbers_passes(name):
+    (part,) = gradcheck(RIGHT[name], {"x": HIDDEN[name][1]}).inputs
+    assert part.failed == part.undecided == 0 and not part.blind
+
+
+def test_an_input_beside_a_large_one_is_checked_for_itself():
+    def add(factor):
+        def own(a, b):
+            return record("own", a.data + b.data, inputs={"a": a, "b": b},
+                          backward=lambda dy: (factor * dy, dy))  # fmt: skip
+        return own
+
+    inputs = {"a": np.ones(3), "b": np.full(3, 1e7)}
+    assert gradcheck(add(1.0), inputs).ok
+    report = gradcheck(add(0.0), inputs, raise_on_fail=False)
+    assert [part.failed for part in report.inputs] == [3, 0]
+
+
+@pytest.mark.parametrize("factor", [0.0, 1.0])
+def test_what_rounding_hides_at_every_step_is_undecided(factor):
+    """1 beside 1e30 is nothing: no step shows it."""
+    mask = np.array([0.0, 1e16])
+    own = _own(lambda x: x + mask, lambda dy, x: dy * np.array([1.0, factor]))
+    with pytest.raises(GradcheckError, match="1 cannot be decided, as the output is too large") as caught:
+        gradcheck(own, {"x": np.ones(2)})
+    report = caught.value.report
+    assert [one.undecided for one in report.inputs[0].elements] == [False, True]
+    assert report.worst.index == (1,) and "of which rounding makes up to" in str(report)
+    assert report.inputs[0].failed == 0
+
+
+def test_gradients_of_large_numbers_have_an_influence():
+    (part,) = gradcheck(lambda x: relu(x), [np.array([1e10, -1e10, 3e10])]).inputs
+    assert not part.blind and part.undecided == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"parameters": [Tensor([1.0])]}, "parameters as .name, tensor. pairs"),
+        ({"elements": "all"}, "elements must be a whole number"),
+        ({"elements": 0}, "elements must be a whole number of at least 1"),
+        ({"step": 0}, "step is 0; it must be above 0|step must be"),
+        ({"tolerance": None}, "tolerance"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        gradcheck(lambda x: x * x, [X], **options)
+
+
 def test_the_step_is_a_millionth_and_the_noise_is_that_of_the_step():
-    usual, same, larger = (gradcheck(lambda x: x * x, [X], **options).inputs[0].noise
+    usual, same, larger = (gradcheck(lambda x: x * x, [X], **options).inputs[0].elements[0].noise
                            for options in ({}, {"step": 1e-6}, {"step": 4e-6}))  # fmt: skip
     assert usual == same == pytest.approx(4 * larger, rel=1e-12)
 

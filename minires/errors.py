@@ -207,7 +207,8 @@ def number(
     ]  # fmt: skip
     given = [(limit, word, fits) for limit, word, fits in limits if limit is not None]
     if not math.isfinite(found) or not all(fits(found, limit) for limit, _, fits in given):
-        wanted = " and ".join(f"{word} {limit:g}" for limit, word, _ in given) or "finite"
+        ranges = [f"{word} {limit:g}" for limit, word, _ in given]
+        wanted = " and ".join(ranges if math.isfinite(found) else ["finite", *ranges])
         raise ConfigError(f"{what} is {value}; it must be {wanted}")
     return found
 

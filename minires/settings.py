@@ -87,11 +87,18 @@ class Block:
                 del stacks[name]
 
     def __call__(self, function: F) -> F:
-        """``function``, run inside this block. Raises: MiniresError if it is no function, or an async one."""
+        """``function``, run inside this block. Raises: MiniresError if it is no function, or an async one.
+
+        A block is one of its thread: what an async function leaves to others while it waits is inside, too.
+        """
         asynchronous = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
         if isinstance(function, type) or not callable(function) or asynchronous:
             what = "an async function" if asynchronous else repr(function)
-            raise MiniresError(f"this can stand above a function, not above {what}; write `with` inside it")
+            way = ", around code that does not await: what runs meanwhile would be inside, too"
+            raise MiniresError(
+                f"this can stand above a function, not above {what}; write `with` inside it"
+                f"{way if asynchronous else ''}"
+            )
         again = functools.partial(Block, self._settings, self._changes)
         wrapped: Any = _in_steps(function, again) if inspect.isgeneratorfunction(function) else None
         if wrapped is None:

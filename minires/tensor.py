@@ -559,9 +559,9 @@ def record(
     An own operation is a function that ends in ``record``:
 
     >>> def cube(x):
+    ...     a = x.data  # taken once: by the time of the backward x may hold another array
     ...     return record(
-    ...         "cube", x.data**3, inputs={"x": x}, saved={"x": x.data},
-    ...         backward=lambda dy: (3 * dy * x.data**2,),
+    ...         "cube", a**3, inputs={"x": x}, saved={"x": a}, backward=lambda dy: (3 * dy * a**2,)
     ...     )
     >>> x = Tensor([1.0, 2.0], requires_grad=True)
     >>> cube(x).backward(np.ones(2))

@@ -148,10 +148,12 @@ assert abs(slope - x.grad) < 1e-6
 def sine(x):
     """The sine of every element. Math: y = sin(x), dx = dy * cos(x)."""
 
-    def backward(dy):
-        return (dy * np.cos(x.data),)
+    angle = x.data  # taken once: by the time of the backward x may hold another array
 
-    return record("sine", np.sin(x.data), inputs={"x": x}, backward=backward)
+    def backward(dy):
+        return (dy * np.cos(angle),)
+
+    return record("sine", np.sin(angle), inputs={"x": x}, backward=backward)
 
 
 angles = Tensor(np.linspace(-np.pi, np.pi, 100), requires_grad=True)
@@ -263,7 +265,8 @@ def your_cube_backward(dy, x):
 
 
 def cube(x):
-    return record("cube", x.data**3, inputs={"x": x}, backward=lambda dy: (your_cube_backward(dy, x.data),))
+    a = x.data
+    return record("cube", a**3, inputs={"x": x}, backward=lambda dy: (your_cube_backward(dy, a),))
 
 
 def gradient_of(function, x, dy):

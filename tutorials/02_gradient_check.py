@@ -326,8 +326,9 @@ def your_leaky_backward(dy, x):
 
 
 def leaky_relu(x):
-    y = np.where(x.data > 0, x.data, 0.1 * x.data)
-    return record("leaky", y, inputs={"x": x}, backward=lambda dy: (your_leaky_backward(dy, x.data),))
+    a = x.data
+    y = np.where(a > 0, a, 0.1 * a)
+    return record("leaky", y, inputs={"x": x}, backward=lambda dy: (your_leaky_backward(dy, a),))
 
 
 numbers = np.random.default_rng(2).normal(size=(3, 4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,9 @@ class Loader:
         """Return the number of batches in an epoch."""
         whole, rest = divmod(len(self.dataset), self.batch_size)
         return whole + (1 if rest and not self.drop_last else 0)
+
+    def __iter__(self) -> NoReturn:
+        raise ConfigError("a loader gives the batches of one epoch: for x, y in loader.epoch(0)")
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Pair]:
         """Iterate over the batches start, start+1, ... of an epoch.

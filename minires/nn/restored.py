@@ -7,16 +7,47 @@ inference mode afterwards too.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from minires.nn.module import Module
+
+
+@dataclass(eq=False)
+class _Turn:
+    """A module in a block, and the mode that it had before."""
+
+    module: Module
+    before: bool
+    thread: int
+
+    def end(self) -> None:
+        """Give the mode back; to the block that began next, where that has not ended yet."""
+        turns = _turns[self.module]
+        place = turns.index(self)
+        if place + 1 < len(turns):
+            turns[place + 1].before = self.before
+        else:
+            self.module.training = self.before
+        del turns[place]
+        if not turns:
+            del _turns[self.module]
+
+
+_turns: WeakKeyDictionary[Module, list[_Turn]] = WeakKeyDictionary()  # of each module, in their order
+_lock = threading.Lock()
 
 
 @contextmanager
 def modes(model: Module, *, training: bool | None = None) -> Iterator[None]:
     """Inside this block the whole model trains (``training=True``) or does not (``False``); with None only
     what the block itself sets changes. Behind it each module has its own mode again, after an error, too.
+
+    Several threads may be in such blocks of one mode at once; the last to leave gives the modes back.
 
     >>> from minires import nn
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
@@ -27,14 +58,32 @@ def modes(model: Module, *, training: bool | None = None) -> Iterator[None]:
     >>> [module.training for module in model.modules()]
     [True, False, True]
     """
-    before = [(module, module.training) for module in model.modules()]
-    try:
+    with _lock:
+        turns = [_Turn(module, module.training, threading.get_ident()) for module in model.modules()]
+        for turn in turns:
+            _turns.setdefault(turn.module, []).append(turn)
         if training is not None:
             model.train(training)
+    try:
         yield
     finally:
-        for module, mode in before:
-            module.training = mode
+        with _lock:
+            for turn in turns:
+                turn.end()
+
+
+def _start_anew() -> None:
+    """In a forked child: the blocks of other threads are their parent's, and end at once."""
+    global _lock
+    _lock = threading.Lock()
+    for turns in list(_turns.values()):
+        for turn in list(turns):
+            if turn.thread != threading.get_ident():
+                turn.end()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
 
 
 @contextmanager

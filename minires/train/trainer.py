@@ -307,7 +307,7 @@ class Trainer:
         diverged = not first.startswith("the input")
         self.warnings.append(
             f"{checks.LOST if diverged else ''}{what} at {place}. First not finite: {first}. The run is "
-            "stopped and its checkpoints are kept; "
+            "stopped, and what it has saved is kept; "
             + (f"try {checks.GENTLER}" if diverged else "mend the pictures or their normalisation")
         )
         self._tick()

@@ -144,6 +144,12 @@ def test_a_seed_has_up_to_64_bits():
     assert last == orders[-1]
 
 
+def test_a_loader_itself_says_that_it_gives_epochs():
+    with pytest.raises(ConfigError, match=r"one epoch: for x, y in loader.epoch\(0\)"):
+        for _ in Loader(make(), 5):
+            pass
+
+
 def test_bad_options_are_refused_at_once():
     for size in (0, -1):
         with pytest.raises(ConfigError, match=f"batch size must be a whole number of at least 1, not {size}"):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from train.small_run import CONFIG, small_model, small_splits, stripes
@@ -152,3 +157,59 @@ def test_recalibration_joins_a_last_picture_that_is_alone_to_the_batch_before_it
         recalibrate(model, images, NONE, batch_size=batch_size)
         inner = model[1](model[0](Tensor(NONE(images)))).numpy()
         np.testing.assert_allclose(model[2].running_mean, inner.mean(0), rtol=1e-4)
+
+
+# ------------------------------------------------------------------------------------- at once, in any order
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0), (0, 2, 1), (2, 0, 1)])
+def test_blocks_of_one_model_end_in_any_order(order):
+    model = mixed_model(True)
+    before = modes_of(model)
+    blocks = [modes(model, training=False) for _ in range(3)]
+    for block in blocks:
+        block.__enter__()
+    for place in order:
+        assert not any(modes_of(model))
+        blocks[place].__exit__(None, None, None)
+    assert modes_of(model) == before
+
+
+def test_several_threads_predict_with_a_model_that_is_in_training():
+    model = small_model().train()
+    before, state = modes_of(model), model.state_dict()
+    images = stripes(12, 0).images
+    right = predict(model, images, NONE)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: predict(model, images, NONE), range(60)))
+    for one in found:
+        np.testing.assert_array_equal(one, right)
+    assert modes_of(model) == before
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, state[name])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_has_nothing_to_do_with_the_blocks_of_other_threads():
+    model = mixed_model(True)
+    before, inside, end = modes_of(model), threading.Event(), threading.Event()
+
+    def work():
+        with modes(model, training=False):
+            inside.set()
+            end.wait()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    inside.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+        child = os.fork()
+    if not child:
+        with modes(model, training=False):
+            ended = not any(modes_of(model))
+        os._exit(0 if ended and modes_of(model) == before else 1)
+    end.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert modes_of(model) == before

@@ -98,7 +98,8 @@ def diverged(loss: float, classes: int) -> bool:
 def outcome(
     loss: float, accuracy: float, labels: NDArray[np.int64], classes: Sequence[str], **others: float | None
 ) -> list[str]:
-    """Warnings if training ended no better than guessing, or one of ``others``, losses, is not finite."""
+    """Warnings if training ended no better than guessing, or one of ``others``, losses, is far worse than it
+    or not finite."""
     chance = math.log(len(classes))
     found = []
     if not loss <= chance:
@@ -118,6 +119,12 @@ def outcome(
     for name, value in others.items():
         if value is not None and not math.isfinite(value):
             found.append(f"the {name} loss is {value}")
+        elif chance and value is not None and value > FAR * chance >= FAR * loss:
+            found.append(
+                f"the {name} loss is {value:.6g}, {value / chance:.3g} times chance level, and that of training "
+                f"{loss:.6g}: after few steps the running statistics of batch norm lag behind the weights (try "
+                "more steps, another bn_momentum, minires.train.recalibrate); else these are other pictures"
+            )
     return found
 
 

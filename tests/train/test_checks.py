@@ -203,6 +203,9 @@ def test_the_facts_at_the_end_are_those_of_chance():
     assert text.startswith(checks.LOST) and "is 1e+13, 9.1e+12 times chance level, ln 3 = 1.0986" in text
     assert [checks.diverged(loss, 3) for loss in (1.2, 10.9, 11.0, np.nan)] == [False, False, True, True]
     assert not checks.diverged(1e-7, 1)
+    (text,) = checks.outcome(0.3, 1.0, labels, "abc", validation=13.26, test=1.0)
+    assert "the validation loss is 13.26, 12.1 times chance level, and that of training 0.3: after" in text
+    assert "recalibrate" in text and checks.outcome(0.3, 1.0, labels, "abc", validation=3.2, test=None) == []
     assert len(checks.outcome(float("nan"), 0.7, labels, "abc", test=float("inf"))) == 2
     assert checks.outcome(0.0, 1.0, labels[:3], "a") == []
 

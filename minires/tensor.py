@@ -138,8 +138,8 @@ class Tensor:
         They may be changed in place, ``x.data[...] = 0``, or replaced by another array, of the same shape if
         a gradient flows to the tensor. Between the forward pass and the backward they must stay as they are,
         since gradients are computed from them: a backward that finds them changed raises MiniresError. On the
-        CPU it looks at about 256 numbers of each array, spread evenly, so a change of a few numbers in a
-        large array may be missed; on a GPU it does not look.
+        CPU it looks at 256 numbers of each array, spread evenly, so a change of a few numbers in a large
+        array may be missed; on a GPU it does not look.
 
         Raises: ShapeError for what is no array of numbers, or of another shape where a gradient flows.
         """

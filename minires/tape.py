@@ -13,7 +13,6 @@ them.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +21,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minires import backend
 from minires.array_making import as_it_is, is_array
@@ -114,32 +112,25 @@ class Step:
         return f"<backward of {self.node!r}: {self.incoming.shape} -> {given}>"
 
 
-_PLACES, _RUN = 16, 16  # of a larger array so many numbers are compared, side by side at so many places
+_PLACES, _RUN = 8, 32  # of a larger array so many numbers are compared, side by side at so many places
 
 
 def _sample(array: Array) -> bytes:
     """Some numbers of an array, spread evenly; all of a small one, none of one on a GPU, which would wait.
 
-    Neighbours lie in one line of the processor's cache: so they cost a sixteenth of numbers far apart.
+    Neighbours lie in one or two lines of the processor's cache, and cost a small part of numbers far apart.
+    Each place has the channels that follow those at the place before, so that up to 256 are all seen.
     """
     if not isinstance(array, np.ndarray):
         return b""
     if array.size <= _PLACES * _RUN:
         return array.tobytes()
-    numbers = array.reshape(-1) if array.flags.c_contiguous else array.flat
-    return numbers[_looked_at(array.size, array.shape[-1])].tobytes()
-
-
-@functools.lru_cache(maxsize=1024)
-def _looked_at(size: int, channels: int) -> NDArray[np.intp]:
-    """Which numbers of a larger array are compared: at each place the channels that follow those at the place
-    before, so that up to 256 channels are all seen."""
-    places = np.arange(_PLACES)
-    rows = size // channels
-    starts = places * (size - _RUN) // (_PLACES - 1)
-    if rows >= _PLACES:
-        starts = places * rows // _PLACES * channels + places * _RUN % channels
-    return (np.minimum(starts, size - _RUN)[:, None] + np.arange(_RUN)).reshape(-1)
+    apart, channels = array.size // _PLACES, array.shape[-1]
+    if channels <= apart - _RUN:
+        apart = (apart - _RUN) // channels * channels + _RUN
+    if array.flags.c_contiguous:
+        return array.reshape(-1)[: _PLACES * apart].reshape(_PLACES, apart)[:, :_RUN].tobytes()
+    return b"".join(array.flat[at : at + _RUN].tobytes() for at in range(0, _PLACES * apart, apart))
 
 
 _FREED = (
@@ -359,10 +350,10 @@ def check_declared(op: Any, output: Any, options: Any, saved: Any, backward: Bac
             f"{op}: this name belongs to an operation of minires, whose formulas and words would be shown "
             f'for yours; give another name, such as record("own_{op}", ...)'
         )
-    if not isinstance(options, Mapping) or not isinstance(saved, Mapping):
+    if not all(type(given) is dict or isinstance(given, Mapping) for given in (options, saved)):
         raise MiniresError(f'{op}: record takes options and saved by name, such as saved={{"x": x.data}}')
     for name, array in saved.items():
-        if array is not None and not is_array(as_it_is(array)):
+        if type(array) is not np.ndarray and array is not None and not is_array(as_it_is(array)):
             kind = type(array).__name__
             raise MiniresError(f"{op}: record saves arrays, such as x.data; {name} is a {kind}")
     dtype = output.dtype

@@ -9,7 +9,7 @@ arrays, and each call is held to that:
     (M, C)     the sizes of the axes: a name stands for one size wherever it stands, ``_`` for any; all else
                is an expression of these names and of the kernel's arguments; ``>= C`` is at least as large
     out        the kernel writes to it
-    maybe      an array without numbers stands for one that is not given
+    maybe      an array whose first axis is empty stands for one that is not given
     flat       there are no gaps between its numbers
     float64    its dtype; ``float`` is float32 or float64, and so it is where none stands, but then the same
                for all
@@ -54,7 +54,7 @@ class _Array:
         axes = tuple(axis.strip() for axis in found[2].split(",") if axis.strip())
         return cls(name, frozenset(words & _WORDS), dtype, axes)
 
-    def conditions(self, sizes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    def conditions(self) -> Iterator[tuple[str, str]]:
         """What must hold of the array, as an expression, and how it is said."""
         kind, name = f"dtype_{self.name}" if self.dtype else "dtype_", self.name
         said = f"be {self.dtype or 'of the dtype of all'}"
@@ -64,14 +64,27 @@ class _Array:
             yield f"{name}.flags.writeable", "be writable"
         if "flat" in self.words:
             yield f"{name}.flags.c_contiguous", "be without gaps"
-        parts = [
-            f"shape_{name}[{place}] {axis if axis.startswith('>=') else f'== {axis}'}"
-            for place, axis in enumerate(self.axes)
-            if axis != "_" and sizes.get(axis) != f"shape_{name}[{place}]"
-        ]
-        fit = " and ".join([f"len(shape_{name}) == {len(self.axes)}", *parts])
-        is_none, or_none = ("0 in shape_{name} or ", " or empty") if "maybe" in self.words else ("", "")
-        yield f"({is_none.format(name=name)}{fit})", f"be of shape ({', '.join(self.axes)}){or_none}"
+        said = f"be of shape ({', '.join(self.axes)})"
+        if all(axis != "_" and not axis.startswith(">=") for axis in self.axes):
+            fit = f"shape_{name} == ({''.join(f'{axis}, ' for axis in self.axes)})"
+        else:
+            fit = " and ".join([
+                f"len(shape_{name}) == {len(self.axes)}",
+                *(
+                    f"shape_{name}[{place}] {axis if axis.startswith('>=') else f'== {axis}'}"
+                    for place, axis in enumerate(self.axes)
+                    if axis != "_"
+                ),
+            ])  # fmt: skip
+        if "maybe" in self.words:
+            fit = f"{fit} or (len(shape_{name}) == {len(self.axes)} and not shape_{name}[0])"
+            said += " or empty"
+        yield f"({fit})", said
+
+    def sizes(self, named: Mapping[str, str]) -> str:
+        """The names of sizes that are those of this array, and ``_`` for its other axes; "" for none."""
+        names = [axis if named.get(axis) == self.name else "_" for axis in self.axes]
+        return "".join(f"{name}, " for name in names) if set(names) - {"_"} else ""
 
 
 def checker(function: Callable[..., Any], declared: Mapping[str, str], where: str = "True") -> Check:
@@ -91,24 +104,24 @@ def checker(function: Callable[..., Any], declared: Mapping[str, str], where: st
     """
     parameters = list(inspect.signature(function).parameters)
     arrays = [_Array.parse(name, line) for name, line in declared.items()]
-    sizes: dict[str, str] = {}  # where each name of a size is found first
+    named: dict[str, str] = {}  # in which array each name of a size is found first
     for array in arrays:
-        for place, axis in enumerate(array.axes):
+        for axis in array.axes:
             if axis.isidentifier() and axis != "_" and "maybe" not in array.words and axis not in parameters:
-                sizes.setdefault(axis, f"shape_{array.name}[{place}]")
+                named.setdefault(axis, array.name)
     same = next((array.name for array in arrays if not array.dtype), None)
-    conditions = [(array, *one) for array in arrays for one in array.conditions(sizes)]
-    ranks = [f"len(shape_{a.name}) == {len(a.axes)}" for a in arrays if "maybe" not in a.words]
+    conditions = [(array, *one) for array in arrays for one in array.conditions()]
+    are_arrays = [f"(type({a.name}) is ndarray or isinstance({a.name}, ndarray))" for a in arrays]
     text = "\n    ".join([
         f"def check({', '.join(parameters)}):",
-        f"if {' and '.join(f'isinstance({array.name}, ndarray)' for array in arrays)}:",
+        f"if {' and '.join(are_arrays)}:",
         *(f"    shape_{array.name} = {array.name}.shape" for array in arrays),
         f"    dtype_ = {same}.dtype" if same else "    dtype_ = None",
-        f"    if {' and '.join(ranks)} and (dtype_ is None or dtype_ in FLOATS):",
-        *(f"        {name} = {place}" for name, place in sizes.items()),
-        "        try:",
-        f"            if {' and '.join(code for _, code, _ in conditions)} and ({where}): return",
-        "        except ZeroDivisionError: pass  # of a number of groups, for one",
+        "    try:",
+        *(f"        {sizes}= shape_{array.name}" for array in arrays if (sizes := array.sizes(named))),
+        f"        if {'dtype_ in FLOATS and ' if same else ''}"
+        f"{' and '.join(code for _, code, _ in conditions)} and ({where}): return",
+        "    except (ValueError, ZeroDivisionError): pass  # too few axes; no groups, for one",
         "refuse(locals())",
     ])  # fmt: skip
 

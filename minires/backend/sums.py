@@ -72,7 +72,7 @@ def _kept(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool) -> tupl
 _GRAIN = 1 << 14  # numbers; of fewer NumPy makes a sum sooner than a kernel is called
 _PART = 1 << 20  # numbers worth a thread of their own
 _WIDE = 64  # sums side by side, so that a kernel's inner loop is worth its beginning and end
-_BLOCK = 4096  # ... but only so many, so that they stay near the processor
+_BLOCK = 4096  # ... but only so many, so that they stay near the processor; so below, as text
 
 
 @kernel(x="flat (n)", out="out float (O)", where="n >= O * each", in_any_order=True)
@@ -87,7 +87,8 @@ def _rows_numba(x: Array, each: int, divisor: float, out: Array) -> None:
 
 @kernel(
     x="flat (n)", out="out float (O, inner)",
-    where="inner > 0 and width >= inner and width % inner == 0 and each % inner == 0 and n >= O * each",
+    where="inner > 0 and inner <= width <= max(inner, 4096) and width % inner == 0 and each % inner == 0"
+    " and n >= O * each",
 )  # fmt: skip
 def _total_numba(x: Array, each: int, inner: int, width: int, divisor: float, out: Array) -> None:
     """out[o, c] = sum of x[o, :, c] / divisor, of x (outer, rows, inner) as one row with ``each`` numbers to

@@ -51,7 +51,7 @@ def _frame_numba(picture: Array, frame: Array, lines: int, across: int, top: int
     x="flat (N, H, W, C)", w="flat (KH, KW, D, O)", b="flat (O)", y="out flat (N, OH, OW, O)",
     frame="out flat (F)",
     where="min(top, left) >= 0 and min(groups, runs, *stride, *dilation) > 0"
-    " and D * groups == C and O % (16 * groups) == 0 and KW * D % runs == 0 and OW >= 8"
+    " and D * groups == C and O % (16 * groups) == 0 and runs in (1, KW) and OW >= 8"
     " and F >= lines * across * C + 8 and lines > (OH - 1) * stride[0] + (KH - 1) * dilation[0]"
     " and across > (OW - 1) * stride[1] + (KW - 1) * dilation[1]",
 )  # fmt: skip

@@ -7,6 +7,7 @@ layers of threads would fight for the same cores, which was measured to cost a f
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
 import queue
@@ -61,6 +62,13 @@ def _stay_awake_numba(rung: Any, until: int) -> None:
         sched_yield()
 
 
+@functools.cache
+def _stay_awake() -> Callable[[Any, int], None]:
+    """The kernel without its check, as who waits must not hold Python's lock; the array is a bell's own."""
+    compiled: Callable[[Any, int], None] = _stay_awake_numba.compiled()  # type: ignore[attr-defined]
+    return compiled
+
+
 class Bell:
     """Counts how often it was rung, and keeps threads awake that wait for that."""
 
@@ -75,7 +83,7 @@ class Bell:
     def stay_awake(self, until: int) -> None:
         """Return once it was rung ``until`` times, or when patience is at an end."""
         if sched_yield is not None and kernels.is_numba_in_use():
-            _stay_awake_numba(self.rung, until)
+            _stay_awake()(self.rung, until)
             Bell.compiled = True
 
 

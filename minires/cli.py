@@ -12,7 +12,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status; ``arguments`` are those of the shell if not given."""
     if hasattr(sys.stdout, "reconfigure"):  # a file name that the terminal cannot show must not end a run
         sys.stdout.reconfigure(errors="backslashreplace")
-    options = argparse.Namespace(debug=False, imports=(), own=())
+    given = [str(one) for one in (sys.argv[1:] if arguments is None else arguments)]
+    options = argparse.Namespace(debug=False, imports=(), own={}, given=given)
     try:
         with _plain_warnings(options):
             _parser().parse_args(arguments, options)
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         own = isinstance(error, UnknownName) and not options.imports
         hint = ". For one of your own, name the module that registers it: minires --import MODULE ..."
-        message = in_options(_message(error), options.own)
+        message = in_options(_message(error), options.own, options.given)
         print(f"minires: error: {message}{hint if own else ''}", file=sys.stderr)
         return WRONG_USE if isinstance(error, ConfigError) else FAILED
 
@@ -58,24 +59,37 @@ def _message(error: BaseException) -> str:
     return str(error)
 
 
-def in_options(text: str, names: Iterable[str]) -> str:
-    """A message with the options of a command in the place of Python's arguments of these names.
+def in_options(text: str, own: Mapping[str, Sequence[str]], given: Iterable[str] = ()) -> str:
+    """A message with the options of a command in the place of Python's arguments of these names. What the
+    user gave, such as a folder "lr=0.1", stays as it is.
 
-    >>> in_options("on the CPU leave it at precision='fp32'", ["precision"])
+    >>> own = {"precision": ["--precision"], "drop_last": ["--drop-last", "--no-drop-last"]}
+    >>> in_options("on the CPU leave it at precision='fp32'", own)
     'on the CPU leave it at --precision fp32'
-    >>> in_options("batch_size is 0; try drop_last=False", ["batch_size", "drop_last"])
-    '--batch-size is 0; try --no-drop-last'
+    >>> in_options("precision is 3; try drop_last=False", own)
+    '--precision is 3; try --no-drop-last'
+    >>> in_options("drop_last=True holds a run already", own, ["drop_last=True"])
+    'drop_last=True holds a run already'
     """
-    for name in names:
-        flag = name.replace("_", "-")
+    theirs = sorted((one for one in given if "=" in one or ":" in one), key=len, reverse=True)
+    if theirs:
+        parts = re.split(f"({'|'.join(map(re.escape, theirs))})", text)
+        return "".join(part if place % 2 else in_options(part, own) for place, part in enumerate(parts))
+    for name, flags in own.items():
+        named = [flag for flag in flags if flag.startswith("--")]
+        if not named:
+            continue
 
-        def given(match: re.Match[str], flag: str = flag) -> str:
+        def option(match: re.Match[str], named: list[str] = named) -> str:
             value = match[1].strip("'")
-            return {"True": f"--{flag}", "False": f"--no-{flag}"}.get(value, f"--{flag} {value}")
+            if value == "None" or (value == "False" and len(named) < 2):
+                return match[0]
+            return {"True": named[0], "False": named[-1]}.get(value, f"{named[0]} {value}")
 
-        # What stands in the parentheses of a call is Python's.
-        text = re.sub(rf"(?<![\w(.])(?<!, ){name}=('[^']*'|[\w.:]*\w)", given, text)
-        text = re.sub(rf"(^|: |value of ){name}(?= is | must | ')", rf"\1--{flag}", text)
+        # A word by itself: not a part of a path, nor of the parentheses of a call, which are Python's.
+        value = r"('[^']*'|[\w:]+|-?[\d.e-]*\d)(?=[,;)]|\.? |\.?$)"
+        text = re.sub(rf"(?<![^ ])(?<!, ){name}={value}", option, text)
+        text = re.sub(rf"(^|: |value of ){name}(?= is | must | ')", rf"\1{named[0]}", text)
     return text
 
 
@@ -84,7 +98,7 @@ def _plain_warnings(options: argparse.Namespace) -> Iterator[None]:
     """Warnings as one line each, without the place in the source."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        print(f"minires: warning: {in_options(str(message), options.own)}", file=sys.stderr)
+        print(f"minires: warning: {in_options(str(message), options.own, options.given)}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -157,5 +171,5 @@ class _CommandParser(argparse.ArgumentParser):
             if command.json:
                 text = "print the result as JSON, for programs"
                 self.add_argument("--json", action="store_true", help=text)
-            self.set_defaults(own=tuple(one.dest for one in self._actions if one.option_strings))
+            self.set_defaults(own={one.dest: one.option_strings for one in self._actions})
         return super().parse_known_args(args, namespace)

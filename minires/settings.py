@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import threading
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
@@ -40,6 +41,21 @@ class Settings(threading.local):
         return {name: getattr(self, name) for name in names}
 
 
+# A generator that is suspended in a block may end in any thread, and at any moment: also while its own thread
+# is in here.
+_lock = threading.RLock()
+
+
+def _start_anew() -> None:
+    """In a forked child: the lock that another thread had is its parent's."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
+
+
 class _Stack:
     """The values that one setting of one thread has in the blocks that are open, the newest last."""
 
@@ -60,31 +76,33 @@ class Block:
 
     def __init__(self, settings: Settings, changes: dict[str, Any]) -> None:
         self._settings, self._changes = settings, changes
-        # For each entry a mark, and the values of its thread. A thread takes out marks of its own, so no two
-        # threads meet at one and no lock is needed.
+        # For each entry a mark, and the values of its thread.
         self._entered: dict[object, dict[str, Any]] = {}
 
     def __enter__(self) -> None:
         values, mark = vars(self._settings), object()
-        stacks: dict[str, _Stack] = values.setdefault("_stacks", {})
-        for name, value in self._changes.items():
-            stack = stacks.setdefault(name, _Stack(getattr(self._settings, name)))
-            stack.open.append((mark, value))
-            values[name] = value
-        self._entered[mark] = values
+        with _lock:
+            stacks: dict[str, _Stack] = values.setdefault("_stacks", {})
+            for name, value in self._changes.items():
+                stack = stacks.setdefault(name, _Stack(getattr(self._settings, name)))
+                stack.open.append((mark, value))
+                values[name] = value
+            self._entered[mark] = values
 
     def __exit__(self, *_: object) -> None:
-        entered, here = list(self._entered.items()), vars(self._settings)
-        own = [one for one in entered if one[1] is here] or entered  # a generator may end in another thread
-        mark, values = own[-1]
-        del self._entered[mark]
-        stacks: dict[str, _Stack] = values["_stacks"]
-        for name in self._changes:
-            stack = stacks[name]
-            stack.open = [one for one in stack.open if one[0] is not mark]
-            values[name] = stack.value()
-            if not stack.open:
-                del stacks[name]
+        here = vars(self._settings)
+        with _lock:
+            entered = list(self._entered.items())
+            own = [one for one in entered if one[1] is here] or entered  # its thread may be another
+            mark, values = own[-1]
+            del self._entered[mark]
+            stacks: dict[str, _Stack] = values["_stacks"]
+            for name in self._changes:
+                stack = stacks[name]
+                stack.open = [one for one in stack.open if one[0] is not mark]
+                values[name] = stack.value()
+                if not stack.open:
+                    del stacks[name]
 
     def __call__(self, function: F) -> F:
         """``function``, run inside this block. Raises: MiniresError if it is no function, or an async one.

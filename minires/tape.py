@@ -33,8 +33,9 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 _MAPPINGS = (dict, Mapping)  # dict first: to ask the other takes ten times as long
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _numbers = itertools.count()
-# Names that no own operation may have: that of a leaf, and those of the operations that come with minires.
-RESERVED = {"leaf"}
+# Names that no own operation may have: those of what stands on a tape beside operations, or in a recording,
+# and those of the operations that come with minires, which add themselves.
+RESERVED = {"leaf", "input", "round", "recompute"}
 
 
 class Node:

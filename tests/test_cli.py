@@ -339,6 +339,7 @@ def test_a_wrong_value_is_wrong_use(
         (["--epochs", "0"], "error: --epochs is 0; it must be at least 1"),
         (["--train-on", "test"], "unknown value of --train-on 'test'"),
         (["--variant", "classes=3"], "--variant cannot set classes; leave it out"),
+        (["--variant", "name=x"], "unknown option of tiny 'name'"),
         (["--variant", "seed=3"], "--variant cannot set seed; use --seed"),
         (["--batch-size", "99", "--drop-last"], "use a smaller batch, or --no-drop-last"),
         (["--precision", "fp8"], "unknown precision 'fp8'"),
@@ -355,6 +356,23 @@ def test_a_wrong_value_is_found_before_anything_is_written(
     assert (place / "run.txt").read_text() == "mine" and not (place / "runs").exists()
 
 
+def test_options_of_the_other_commands_are_refused_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("summary", "plot"):
+        wide = refused(capsys, 2, command, "resnet20_cifar", "--input", str(10**11))
+        assert "--input is 100000000000; it must be at least 1, and 65536 at most" in wide
+    out = refused(capsys, 2, "diff", "resnet20_cifar", "resnet20_cifar classes=3")
+    assert "classes is no option of a model, but given beside both" in out
+
+
+def test_what_the_user_gave_stays_as_it_is(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "lr=0.1").mkdir()
+    (place / "lr=0.1" / "config.json").write_text("{}")
+    assert "error: lr=0.1 holds a run" in refused(capsys, 2, "train", "--data", "hands", "--out", "lr=0.1")
+    assert "error: device=cpu does not exist" in refused(capsys, 1, "evaluate", "device=cpu")
+    out = refused(capsys, 1, "train", "--out", "seed=3/nothing", "--resume")
+    assert "seed=3/nothing" in out and "--seed" not in out
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -365,10 +383,22 @@ def test_a_wrong_value_is_found_before_anything_is_written(
         ("leave it out: Loader(drop_last=True)", "leave it out: Loader(drop_last=True)"),
         ("Config.of('default', device='cuda')", "Config.of('default', device='cuda')"),
         ("the size is 3, batch_size=2", "the size is 3, batch_size=2"),
+        ("give drop_last=True", "give --drop-last"),
+        ("or drop_last=False.", "or --no-drop-last."),
+        ("try size=0.5, or size=-1e-3.", "try --size 0.5, or --size -1e-3."),
+        ("source is 3", "--from is 3"),
+        ("try resume=False, or size=None", "try resume=False, or size=None"),
+        ("give place=3", "give place=3"),
+        ("cannot write runs/net-size=3/x.onnx", "cannot write runs/net-size=3/x.onnx"),
+        ("cannot read size=3.png", "cannot read size=3.png"),
+        ("size=3/x does not exist", "size=3/x does not exist"),
+        ("'size=3' is no folder", "'size=3' is no folder"),
     ],
 )
 def test_a_message_has_the_options_of_the_command(text: str, said: str) -> None:
-    assert cli.in_options(text, ["size", "device", "drop_last"]) == said
+    own = {"size": ["--size"], "device": ["--device"], "drop_last": ["--drop-last", "--no-drop-last"],
+           "source": ["-f", "--from"], "resume": ["--resume"], "place": []}  # fmt: skip
+    assert cli.in_options(text, own) == said
 
 
 @pytest.mark.skipif(importlib.util.find_spec("cupy") is not None, reason="there is CuPy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import sys
 import threading
 
@@ -258,3 +259,29 @@ def test_a_block_that_is_entered_twice_ends_its_newest_entry_first():
             assert cublas.chosen_precision() == "tf32"
         assert cublas.chosen_precision() == "fp32"
     assert cublas.chosen_precision() == "fp32"
+
+
+def test_blocks_that_are_opened_here_and_end_in_another_thread_leave_nothing_behind():
+    waiting, before = queue.SimpleQueue(), sys.getswitchinterval()
+
+    def suspended():
+        with minires.no_grad():
+            yield
+
+    def end():
+        while (generator := waiting.get()) is not None:
+            generator.close()
+
+    sys.setswitchinterval(1e-5)
+    try:
+        thread = threading.Thread(target=end)
+        thread.start()
+        for _ in range(5000):
+            generator = suspended()
+            next(generator)
+            waiting.put(generator)
+        waiting.put(None)
+        thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert is_recording()

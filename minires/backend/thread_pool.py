@@ -11,6 +11,7 @@ import functools
 import os
 import platform
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -116,11 +117,17 @@ class _Pool:
         self.bell.ring()
 
     def _work(self) -> None:
-        inside.yes = True
+        inside.yes, process = True, os.getpid()
         while (task := self.tasks.get()) is not None:
             heard = int(self.bell.rung[0])
             task()
             del task  # and with it the arrays that it holds
+            if os.getpid() != process:
+                sys.stderr.write(
+                    "minires: a chunk of work was forked in a thread of the pool, and its child came out of "
+                    "it, where it has nothing to do; end the child inside the chunk, or fork outside\n"
+                )
+                os._exit(1)
             if self.tasks.empty() and Bell.compiled:
                 self.bell.stay_awake(heard + 1)
 

@@ -19,6 +19,9 @@ FAILED = 1
 DEVICES = "cpu (the default), cuda, cuda:1, or auto: the GPU if there is one"
 
 
+_WIDEST = 1 << 16  # pixels of a side
+
+
 def variant_option(parser: argparse.ArgumentParser) -> None:
     """The option ``--variant``, for a command that builds a model by name."""
     parser.add_argument("--variant", action="append", metavar="NAME=VALUE",
@@ -65,8 +68,8 @@ def built(
 
     entry = models.entry(name)
     side = entry.size if input is None else input
-    if side < 1:
-        raise ConfigError(f"--input is {side}; it must be at least 1")
+    if not 1 <= side <= _WIDEST:
+        raise ConfigError(f"--input is {side}; it must be at least 1, and {_WIDEST} at most")
     options = {**entry.fitted(side), **(variant or {})}
     if "initializer" in entry.options:
         options.setdefault("initializer", "zeros")  # nothing to see in random numbers, and VGG has many

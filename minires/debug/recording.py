@@ -30,7 +30,7 @@ from minires.nn.module import Module
 from minires.ops.cross_entropy import cross_entropy
 from minires.ops.forms import Formula, Values
 from minires.ops.registry import Description, Words, declare, describe
-from minires.tape import RESERVED, Node, reachable
+from minires.tape import Node, reachable
 from minires.tensor import Call, Tensor, as_array, settings, watching, with_settings
 
 # A loss of scores below this is about 0: its gradient, probabilities less label, is what rounding has left.
@@ -55,7 +55,6 @@ INPUT = declare(  # the operation that stands for what the model is given
         unchecked="it computes nothing",
     )
 ).name
-RESERVED.add(INPUT)
 
 
 @dataclass(frozen=True, eq=False)

@@ -131,12 +131,15 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
 
     A value is JSON, or else a word. Name and options are what ``minires.models.build`` takes.
 
-    Raises: ConfigError if there is no name, or an option is not NAME=VALUE.
+    Raises: ConfigError if there is no name, or an option is not NAME=VALUE, or none of the model itself.
     """
     name, *options = text.split() or [""]
     if not name or "=" in name:
         raise ConfigError(f"{text!r} names no model; write the name first, for example 'resnet34 shortcut=A'")
-    return name, dict(option(text) for text in options)
+    found = dict(option(text) for text in options)
+    if beside := [one for one in ("classes", "seed") if one in found]:
+        raise ConfigError(f"{text!r}: {beside[0]} is no option of a model, but given beside both")
+    return name, found
 
 
 # ---------------------------------------------------------------------------------------------- comparing

@@ -37,7 +37,6 @@ from minires.errors import ShapeError
 from minires.ops import checks
 from minires.ops.forms import Formula
 from minires.ops.registry import Description, Words, declare, operation
-from minires.tape import RESERVED
 from minires.tensor import Tensor, record
 
 P = ParamSpec("P")
@@ -99,7 +98,6 @@ ROUND = declare(
         unchecked="rounding goes in steps, so that finite differences say nothing",
     )
 ).name
-RESERVED.add(ROUND)
 
 
 def _rounded(w: Tensor, stored: Any) -> Tensor:

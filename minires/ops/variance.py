@@ -8,7 +8,8 @@
 
 The mean is taken off first, so that numbers far from zero lose nothing. (That the mean depends on x changes
 nothing on the way back: the sum of x - mean is 0.) Both sums are added up in float64 and rounded once (see
-minires.backend.sums): in float32 the variance is right to 1e-6, and std to half of that, of any count.
+minires.backend.sums): in float32 the variance is right to 1e-6, and std to half of that, of any count, if the
+squares are within the range of the dtype: numbers that are 1e-18 to 1e19 apart.
 
 Shapes: x any; y without the axes reduced, or with 1 in their place if ``keepdims``.
 Differs: PyTorch's correction is 1 where none is given; its gradient of std is NaN where all are equal.
@@ -105,7 +106,8 @@ def var(x: Tensor, axis: Axis = None, *, keepdims: bool = False, correction: flo
     correction: what is taken off the count that the sum is divided by: 0 as in batch norm and NumPy, 1 for
         the variance of what these numbers are a sample of.
 
-    Rounding: right to 1e-6 in float32, also where the numbers are far from zero, as far as they show it.
+    Rounding: right to 1e-6 in float32, also where the numbers are far from zero, as far as they show it, and
+    as the squares of x - mean are within the range of the dtype.
     Shapes: the axes are left out of y, or 1 in it if ``keepdims``.
     Raises: ShapeError if an axis does not exist, there are not more numbers than ``correction``, or ``x`` is
     not a float.

@@ -98,6 +98,9 @@ class Config:
             if not value >= low or (high is not None and not value < high):
                 below = "" if high is None else f" and below {high}"
                 raise ConfigError(f"{name} is {value}; it must be at least {low}{below}")
+        for name, way in (("classes", "it follows from the pictures"), ("seed", "give the setting seed")):
+            if name in self.variant:
+                raise ConfigError(f"variant cannot set {name}: {way}")
         if self.train_on not in ("train", "train+val"):
             raise ConfigError(unknown("value of train_on", self.train_on, ["train", "train+val"]))
         if self.precision not in PRECISIONS:

@@ -456,7 +456,8 @@ class Trainer:
         self._warn([*found, *checks.outcome(
             last["train_loss"], last["train_accuracy"], self.train_set.labels, test_set.classes, **losses
         )])  # fmt: skip
-        diverged = checks.diverged(last["train_loss"], len(test_set.classes))
+        finite = not found and all(math.isfinite(loss) for loss in losses.values() if loss is not None)
+        diverged = not finite or checks.diverged(last["train_loss"], len(test_set.classes))
         summary = self._write_summary(diverged, test=test, val=val)
         self.say(
             f"test accuracy {100 * test.accuracy:.2f}% ({round(test.accuracy * len(test_set))} of "

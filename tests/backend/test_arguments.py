@@ -161,8 +161,8 @@ CALLS = {
         direct._forward_numba,
         {"x": X, "w": W, "b": B, "relu": False, "y": Y, "frame": FRAME, "lines": 11, "across": 11,
          "stride": (1, 1), "dilation": (1, 1), "top": 1, "left": 1, "groups": 1, "runs": 1},
-        [{"top": -1}, {"left": -4}, {"groups": 0}, {"runs": 0}, {"runs": 12}, {"stride": (-1, 1)}, {"dilation": (1, 0)},
-         {"lines": 10}, {"across": 10}, {"lines": 100}],
+        [{"top": -1}, {"left": -4}, {"groups": 0}, {"runs": 0}, {"runs": 12}, {"stride": (-1, 1)},
+         {"dilation": (1, 0)}, {"lines": 10}, {"across": 10}, {"lines": 100}],
     ),
     "direct backward_w": (
         direct._backward_w_numba,

@@ -15,7 +15,8 @@ from minires.backend import cuda
 from minires.errors import MiniresError
 from minires.ops import cases
 from minires.optim import adam, sgd
-from minires.optim.cuda_kernels import Sweep
+from minires.optim.cuda_kernels import Sweep, Table
+from minires.train import ema
 
 SOURCES = cuda_emulator.sources()
 OF_OPERATIONS = cuda_emulator.of_operations()
@@ -143,11 +144,42 @@ def test_the_number_of_arguments_is_checked(launched):
         COUNT("count", (4, 256), *list(arguments().values())[:-1])
 
 
-def test_tables_of_too_few_arrays_are_refused(launched):
+@pytest.mark.parametrize(
+    ("source", "kernel", "more", "addresses", "numbers"),
+    [
+        (sgd._CUDA, "sgd", (None, 0.0), 3, 7),
+        (adam._CUDA, "adam", (None, 0.0), 4, 9),
+        (ema._CUDA, "moving_average", (), 2, 1),
+    ],
+)
+def test_tables_of_too_few_numbers_are_refused(launched, source, kernel, more, addresses, numbers):
     arrays = [np.ones(4, F), np.ones(5, F)]
-    sweep = Sweep(arrays)
-    sweep.set({i: ([array, array, array], [0.0] * 7) for i, array in enumerate(arrays)})
-    sweep.launch(sgd._CUDA, "sgd", None, 0.0)
+
+    def launch(addresses, numbers):
+        sweep = Sweep(arrays)
+        sweep.set({i: ([array] * addresses, [0.0] * numbers) for i, array in enumerate(arrays)})
+        sweep.launch(source, kernel, *more)
+
+    launch(addresses, numbers)
     assert len(launched) == 1
-    with pytest.raises(MiniresError, match="kernel adam: addresses has 6 numbers, but must have at least 8"):
-        sweep.launch(adam._CUDA, "adam", None, 0.0)
+    with pytest.raises(MiniresError, match=f"kernel {kernel}: addresses has {2 * addresses - 2} numbers"):
+        launch(addresses - 1, numbers)
+    with pytest.raises(MiniresError, match=f"kernel {kernel}: numbers has {2 * numbers - 2} numbers"):
+        launch(addresses, numbers - 1)
+
+
+def test_a_table_of_the_norm_of_too_few_numbers_is_refused(launched):
+    sweep = Sweep([np.ones(4, F), np.ones(5, F)])
+    sweep.launch_norm()
+    assert len(launched) == 2
+    sweep.gradients = Table(np, (1, 2), "uint64")
+    with pytest.raises(MiniresError, match="of_chunks: addresses has 2 numbers, but must have at least 4"):
+        sweep.launch_norm()
+
+
+def test_an_array_of_more_numbers_than_a_kernel_can_count_is_refused(launched, monkeypatch):
+    monkeypatch.setattr(cuda, "_MOST_NUMBERS", 7)
+    cuda._checker.cache_clear()
+    with pytest.raises(MiniresError, match="x has 100 numbers, but must have at least 6 and fewer than 7"):
+        COUNT("count", (4, 256), *(arguments() | {"x": np.ones(100, F)}).values())
+    cuda._checker.cache_clear()

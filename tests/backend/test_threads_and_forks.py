@@ -211,6 +211,29 @@ print("right")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_that_was_forked_in_a_thread_of_the_pool_ends_when_its_chunk_does():
+    out = run("""
+backend.set_threads(2)
+caller, children = threading.get_ident(), []
+
+def task(start, stop):
+    time.sleep(0.2)  # so that each thread gets one
+    if threading.get_ident() != caller:
+        child = os.fork()
+        if child:
+            children.append(child)
+        else:
+            signal.alarm(60)
+
+backend.parallel_for(task, 2)
+assert [ended(child) for child in children] == [1]
+check()
+print("right")
+""")
+    assert out == "right\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.skipif(not backend.HAS_NUMBA, reason="without Numba nothing is compiled")
 def test_a_child_that_was_forked_while_a_kernel_is_compiled_can_compile():
     out = run("""

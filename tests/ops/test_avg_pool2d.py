@@ -134,3 +134,19 @@ def test_bad_input_of_the_global_pool():
         global_avg_pool2d(Tensor(np.ones((2, 3))))
     with pytest.raises(ShapeError, match="global_avg_pool2d: x is uint8"):
         global_avg_pool2d(Tensor(np.ones((1, 2, 2, 1), np.uint8)))
+
+
+@pytest.mark.parametrize("kernel", [(1, 15), (8, 8), (9, 8), (1, 16), (5, 13), (12, 12), (30, 34)])
+def test_sums_are_as_exact_as_is_said(kernel):
+    """Numbers of 1 to 2, which float32 adds up wrongly in their last digits."""
+    x = np.random.default_rng(0).uniform(1, 2, (2, 40, 40, 3)).astype(np.float32)
+    bound, of_gradient = (1e-6, 1e-6) if sum(kernel) <= 16 else (1e-7, 2e-7)
+    tensor = Tensor(x, requires_grad=True)
+    y = avg_pool2d(tensor, kernel, stride=1)
+    exact = Tensor(x.astype(np.float64), requires_grad=True)
+    right = avg_pool2d(exact, kernel, stride=1)
+    dy = np.random.default_rng(1).uniform(1, 2, y.shape).astype(np.float32)
+    y.backward(dy)
+    right.backward(dy.astype(np.float64))
+    assert np.abs(y.data / right.data - 1).max() <= bound
+    assert np.abs(tensor.grad / exact.grad - 1).max() <= of_gradient

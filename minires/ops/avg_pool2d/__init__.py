@@ -141,8 +141,8 @@ def avg_pool2d(
         no border that was asked for, but where the last windows reach beyond the picture.
 
     Rounding: off by at most 1e-6 of the mean of absolute values in float32, 1e-7 where KH + KW is more than
-    16, as that is added up in float64. The gradient too. Up to 16 the sum under a window, not only its mean,
-    must be within the range of the dtype.
+    16, as that is added up in float64. The gradient too, to 1e-6 and 2e-7. Up to 16 the sum under a window,
+    not only its mean, must be within the range of the dtype.
     Shapes: x (N, H, W, C) -> y (N, OH, OW, C), OH = (H + top + bottom - (KH - 1)*dilation - 1) // stride + 1.
     Raises: ShapeError if x is not four axes of floats, the kernel is larger than the padded picture, or a
     window would see nothing but border, as it may where the padding is as large as the kernel.

@@ -262,6 +262,14 @@ print(blind)
 assert blind.inputs[0].blind
 
 # %%
+# **A large number beside a small step.** Near 1e16 the floats are 2 apart, so a step of a millionth is lost.
+# ``gradcheck`` tries larger steps; what they do not show either it calls undecided, and it has not passed.
+
+hidden = gradcheck(lambda x: x + np.array([0.0, 1e16]), {"x": np.ones(2)}, raise_on_fail=False)
+print(hidden)
+assert not hidden.ok and hidden.inputs[0].undecided == 1
+
+# %%
 # **A function that changes its mind.** A dropout draws other numbers in each call, and a function may
 # overwrite its input. Then the two values whose difference you take belong to different functions.
 # ``gradcheck`` runs the function again and compares.

@@ -103,8 +103,8 @@ def digest(path: Path) -> str:
 class Campaign:
     """The mutants of a run on a copy, and the file with the counts."""
 
-    def __init__(self, root: Path, copy: Path) -> None:
-        self.root, self.copy, self.result = root, copy, root / RESULT
+    def __init__(self, root: Path, copy: Path, patience: float) -> None:
+        self.root, self.copy, self.result, self.patience = root, copy, root / RESULT, patience
         self.result.parent.mkdir(parents=True, exist_ok=True)
         self.files: dict[str, Any] = {}
         if self.result.exists():
@@ -134,7 +134,7 @@ class Campaign:
                 output = (self.copy / "output.txt").read_text()[-2000:]
                 raise RuntimeError(f"{mutant.file}: without a mutant its tests {key!r}: {found}\n{output}")
         with changed(mutant, self.copy):
-            return run_tests(tests, self.copy, 30 + 4 * self.times[key])[0]
+            return run_tests(tests, self.copy, self.patience + 4 * self.times[key])[0]
 
     def run(self, file: str, mutants: list[Mutant]) -> Iterator[tuple[Mutant, str]]:
         """Run those that were not run yet. A file that has changed since begins anew."""
@@ -188,13 +188,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--files", nargs="*", default=[], help="only those with one of these in the path")
     parser.add_argument("--root", type=Path, default=HERE, help="another checkout")
+    text = "seconds beyond four times what tests take on the code as it is, after which they hang"
+    parser.add_argument("--patience", type=float, default=30, help=text)
     parser.add_argument("--again", action="store_true", help="run the survivors again, and nothing else")
     options = parser.parse_args()
     for name in HEAVY if options.root == HERE else HEAVY[:2]:  # once for all that are forked
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     with tempfile.TemporaryDirectory() as folder:
-        campaign = Campaign(options.root.resolve(), Path(folder).resolve())
+        campaign = Campaign(options.root.resolve(), Path(folder).resolve(), options.patience)
         chosen = drawn(campaign.root, options.mutants, options.seed, options.files)
         left = sum(len(mutants) for mutants in chosen.values())
         left -= sum(min(campaign.done(file), len(chosen[file])) for file in chosen)

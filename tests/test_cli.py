@@ -339,7 +339,7 @@ def test_a_wrong_value_is_wrong_use(
         (["--epochs", "0"], "error: --epochs is 0; it must be at least 1"),
         (["--train-on", "test"], "unknown value of --train-on 'test'"),
         (["--variant", "classes=3"], "--variant cannot set classes; leave it out"),
-        (["--variant", "name=x"], "unknown option of tiny 'name'"),
+        (["--variant", "name=x"], "'name=x' is no option of a model"),
         (["--variant", "seed=3"], "--variant cannot set seed; use --seed"),
         (["--batch-size", "99", "--drop-last"], "use a smaller batch, or --no-drop-last"),
         (["--precision", "fp8"], "unknown precision 'fp8'"),

@@ -108,7 +108,7 @@ def option(text: str) -> tuple[str, Any]:
     (('shortcut', 'A'), ('repeats', [1, 1, 1, 1]))
     """
     name, equals, value = text.partition("=")
-    if not name or not equals:
+    if not name or not equals or name == "name":
         raise ConfigError(f"{text!r} is no option of a model; write NAME=VALUE, for example shortcut=A")
     try:
         return name, json.loads(value)
@@ -116,7 +116,7 @@ def option(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def build(name: str, /, *, classes: int | None = None, seed: int = 0, **variant: Any) -> Module:
+def build(name: str, *, classes: int | None = None, seed: int = 0, **variant: Any) -> Module:
     """A new model with weights drawn from ``seed``; ``variant`` are the options of that model.
 
     Shapes: pictures (N, H, W, 3), mostly of the side ``entry(name).size`` -> logits (N, classes).

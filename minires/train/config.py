@@ -98,7 +98,11 @@ class Config:
             if not value >= low or (high is not None and not value < high):
                 below = "" if high is None else f" and below {high}"
                 raise ConfigError(f"{name} is {value}; it must be at least {low}{below}")
-        for name, way in (("classes", "it follows from the pictures"), ("seed", "give the setting seed")):
+        for name, way in (
+            ("name", "give the setting model"),
+            ("classes", "it follows from the pictures"),
+            ("seed", "give the setting seed"),
+        ):
             if name in self.variant:
                 raise ConfigError(f"variant cannot set {name}: {way}")
         if self.train_on not in ("train", "train+val"):

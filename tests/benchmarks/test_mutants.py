@@ -51,7 +51,7 @@ def root(tmp_path):
 
 
 def run(root, *options):
-    program = [sys.executable, mutants.__file__, "--root", str(root), *options]
+    program = [sys.executable, mutants.__file__, "--root", str(root), "--patience", "3", *options]
     done = subprocess.run(program, capture_output=True, text=True)
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout, json.loads((root / mutants.RESULT).read_text())

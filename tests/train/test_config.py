@@ -62,6 +62,7 @@ def test_wrong_names_and_values_are_answered():
         (lambda: Config(batch_size=-4), "batch_size is -4"),
         (lambda: Config(seed=-1), "seed is -1"),
         (lambda: Config(variant={"classes": 3}), "variant cannot set classes: it follows from the pictures"),
+        (lambda: Config(variant={"name": "x"}), "variant cannot set name: give the setting model"),
         (lambda: Config(variant={"seed": 3}), "variant cannot set seed: give the setting seed"),
         (lambda: Config(seed=2**64), "seed is 18446744073709551616; it must be at least 0 and below"),
         (lambda: Config(ema=1.0), "ema is 1.0; it must be at least 0 and below 1"),

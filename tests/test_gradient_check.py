@@ -131,6 +131,12 @@ def test_a_kink_near_an_input_is_passed_by_with_a_smaller_step():
     assert not any(element.kink for element in report.inputs[0].elements)
 
 
+@pytest.mark.parametrize(("place", "kink"), [(2.5e-8, True), (4e-8, False)])
+def test_the_smaller_step_is_a_thirtieth(place, kink):
+    (part,) = gradcheck(lambda x: relu(x), [np.array([1.0, place])], raise_on_fail=False).inputs
+    assert (part.elements[1].kink, part.failed) == (kink, int(kink))
+
+
 def test_a_wrong_gradient_is_not_taken_for_a_kink():
     report = gradcheck(_wrong(2.0), [X], raise_on_fail=False)
     assert not report.worst.kink
@@ -298,6 +304,19 @@ def test_gradients_of_large_numbers_have_an_influence():
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         gradcheck(lambda x: x * x, [X], **options)
+
+
+def test_two_backward_passes_are_compared_beside_what_is_infinite():
+    calls = []
+
+    def fn(x):
+        def backward(dy):
+            calls.append(1)
+            return (np.array([-np.inf, 1e-11 * len(calls)]),)
+
+        return record("moody", 2 * x.data, inputs={"x": x}, backward=backward)
+
+    assert "two backward passes gave two gradients of x" in _problem(fn, {"x": np.ones(2)})
 
 
 def test_the_step_is_a_millionth_and_the_noise_is_that_of_the_step():

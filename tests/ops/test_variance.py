@@ -48,3 +48,8 @@ def test_too_few_numbers(op):
             op(Tensor(np.ones(shape)), 0, correction=correction)
     with pytest.raises(ConfigError, match=f"{op.__name__}: correction must be a number, not True"):
         op(Tensor([1.0, 2.0]), correction=True)
+
+
+def test_equal_numbers_near_the_largest_have_no_variance():
+    for dtype, largest in (("float32", 3e38), ("float64", 1e308)):
+        assert var(Tensor(np.full(3, largest, dtype))).item() == 0

@@ -52,3 +52,8 @@ def test_too_few_numbers(op):
 
 def test_equal_numbers_near_the_largest_have_no_variance():
     assert ops.var(Tensor(np.full(3, 3e38, np.float32))).item() == 0
+
+
+def test_numbers_whose_mean_lies_between_two_floats():
+    x = np.array([1e6, 1e6 + 0.0625], np.float32)
+    assert ops.var(Tensor(x)).item() == 0.03125**2

@@ -3,8 +3,10 @@
     arrays.py       NumPy's and CuPy's arrays, devices, bfloat16
     kernels.py      functions that Numba compiles, and the switch between them and plain code
     simd.py         tiles of sums in the processor's vector registers, for kernels
-    thread_pool.py  the one pool of threads, and the threads of BLAS beneath it
-    parallel.py     loops, additions, copies and matrix products on all threads
+    tile_products.py  sums of products by such tiles: convolutions and matrix products
+    matmul.py       matrix products, on the CPU and on a GPU
+    thread_pool.py  the one pool of threads
+    parallel.py     loops, additions and copies on all threads
     sums.py         sums and means that lose no digits, over any axes
     cuda.py         kernels in CUDA C++
     cublas.py       matrix products on a GPU, and their precision
@@ -42,7 +44,8 @@ from minires.backend.kernels import (
     kernel,
     reference,
 )
-from minires.backend.parallel import add, chunks, copy, matmul, parallel_calls, parallel_for, split
+from minires.backend.matmul import matmul
+from minires.backend.parallel import add, chunks, copy, parallel_calls, parallel_for, split
 from minires.backend.sums import mean, sum_of_squares, total
 from minires.backend.thread_pool import set_threads, threads
 

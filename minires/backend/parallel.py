@@ -1,7 +1,7 @@
-"""Work on all threads: loops, additions, copies and matrix products.
+"""Work on all threads: loops, additions and copies.
 
 ``parallel_for(task, n)`` cuts ``range(n)`` into one chunk per thread. What is called inside a chunk runs in
-place, and its matrix products use one thread each.
+place.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import os
 import queue
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
-from minires.backend import arrays, cublas, thread_pool
+from minires.backend import arrays, thread_pool
 from minires.backend.arrays import Array
 from minires.errors import MiniresError
 
@@ -44,16 +43,12 @@ def parallel_for(task: Callable[[int, int], None], n: int, grain: int = 1) -> No
 def parallel_calls(calls: Sequence[Callable[[], None]]) -> None:
     """Run ``calls`` at once, on this thread and those of the pool; wait for all of them.
 
-    Matrix products inside them use one thread each: the threads of BLAS stay awake for a while after they
-    were needed, and would take the cores from ours.
-
     Raises: what a call raised; MiniresError in a child that one of the calls forked, and that comes back here
     while other threads, which stayed with the parent, had calls of theirs in hand.
     """
     if len(calls) == 1 or thread_pool.inside.yes:
-        with nullcontext() if thread_pool.inside.yes else thread_pool.single_threaded_blas:
-            for call in calls:
-                call()
+        for call in calls:
+            call()
         return
     pool = thread_pool.get_pool()
     waiting = deque(calls)
@@ -76,21 +71,20 @@ def parallel_calls(calls: Sequence[Callable[[], None]]) -> None:
             del call  # and with it the arrays that it holds
             bell.ring()
 
-    with thread_pool.single_threaded_blas:
-        pool.ask(work, len(calls) - 1)
-        thread_pool.inside.yes = True
-        try:
-            work()
-        finally:
-            thread_pool.inside.yes = False
-        if done.qsize() < len(calls):
-            if os.getpid() != process:
-                raise MiniresError(
-                    f"this process was forked inside one of {len(calls)} chunks of work, and those that "
-                    "other threads had begun stay with its parent; fork outside, or end the child inside"
-                )
-            bell.stay_awake(len(calls))
-        errors = [error for _ in calls if (error := done.get()) is not None]
+    pool.ask(work, len(calls) - 1)
+    thread_pool.inside.yes = True
+    try:
+        work()
+    finally:
+        thread_pool.inside.yes = False
+    if done.qsize() < len(calls):
+        if os.getpid() != process:
+            raise MiniresError(
+                f"this process was forked inside one of {len(calls)} chunks of work, and those that "
+                "other threads had begun stay with its parent; fork outside, or end the child inside"
+            )
+        bell.stay_awake(len(calls))
+    errors = [error for _ in calls if (error := done.get()) is not None]
     if errors:
         raise errors[0]
 
@@ -126,42 +120,3 @@ def copy(source: Array, target: Array) -> None:
         target[start:stop] = source[start:stop]
 
     parallel_for(task, len(target), _ADD_GRAIN * len(target) // target.size)
-
-
-_MATMUL_GRAIN = 1 << 22  # MACs worth a thread of their own
-
-
-def matmul(a: Array, b: Array, dtype: Any = None) -> Array:
-    """``a @ b``: on the CPU on the threads of the pool, cut along the longest of the three sides; on a GPU by
-    cuBLAS, in the arithmetic chosen with ``precision``.
-
-    Plain ``a @ b`` would wake the threads of BLAS, which then compete with ours for the cores.
-    Stacks of matrices are multiplied as they are. Matrices of bfloat16 are multiplied with sums in float32,
-    and their product is given as ``dtype``: bfloat16 if left out, or float32.
-    """
-    if arrays.is_numpy(a) and arrays.is_bfloat16(a.dtype):
-        return matmul(a.astype(np.float32), b.astype(np.float32)).astype(dtype or a.dtype, copy=False)
-    if a.ndim != 2 or b.ndim != 2:
-        return arrays.array_module(a, b).matmul(a, b)
-    if not (arrays.is_numpy(a) and arrays.is_numpy(b)):
-        return cublas.matmul(arrays.cupy(), a, b, dtype=dtype, precision=cublas.chosen_precision())
-    (m, k), n = a.shape, b.shape[1]
-    longest = max(m, k, n)
-    parts = chunks(longest, _MATMUL_GRAIN * longest // max(1, m * k * n))
-    with thread_pool.single_threaded_blas:
-        if longest in (m, n):
-            out = np.empty((m, n), a.dtype)
-            if longest == m:
-                calls = [functools.partial(np.matmul, a[i:j], b, out=out[i:j]) for i, j in parts]
-            else:
-                calls = [functools.partial(np.matmul, a, b[:, i:j], out=out[:, i:j]) for i, j in parts]
-            parallel_calls(calls)
-            return out
-        sums = np.empty((len(parts), m, n), a.dtype)
-        parallel_calls(
-            [
-                functools.partial(np.matmul, a[:, i:j], b[i:j], out=part)
-                for (i, j), part in zip(parts, sums, strict=True)
-            ]
-        )
-    return sums[0].copy() if len(parts) == 1 else sums.sum(axis=0)

@@ -1,7 +1,7 @@
-"""The one pool of threads, and the threads of BLAS beneath it.
+"""The one pool of threads. ``minires.backend.parallel`` hands work to it.
 
-``minires.backend.parallel`` hands work to the pool. While it runs every matrix product uses one thread: two
-layers of threads would fight for the same cores, which was measured to cost a factor of two to five.
+There is one pool and no other: two layers of threads, ours and those of BLAS or of Numba, would fight for the
+same cores, which was measured to cost a factor of two to five.
 """
 
 from __future__ import annotations
@@ -184,68 +184,14 @@ def get_pool() -> _Pool:
     return _pool
 
 
-class _SingleThreadedBlas:
-    """While any thread is inside, each BLAS call runs on one thread; afterwards the setting is as before.
-
-    From its version 3.8 on threadpoolctl lets only the first Python thread that sets a limit set any, while
-    that thread lives. Here threads do not fight over it, as they are counted, so each takes it over.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.inside = 0
-        self.before: list[int] = []
-        self.libraries: list[Any] | None = None
-
-    def __enter__(self) -> None:
-        with self.lock:
-            if self.inside == 0:
-                if self.libraries is None:
-                    self.libraries = _blas_libraries()
-                self.before = [library.get_num_threads() for library in self.libraries]
-            self.inside += 1  # before BLAS has one thread, and in __exit__ afterwards: see start_anew
-            if self.inside == 1:
-                self._set([1] * len(self.before))
-
-    def __exit__(self, *_: object) -> None:
-        with self.lock:
-            if self.inside == 1:
-                self._set(self.before)
-            self.inside = max(0, self.inside - 1)  # nobody is, where a child leaves that was forked inside
-
-    def start_anew(self) -> None:
-        """In a forked child: those who are inside are threads of the parent, and will never leave."""
-        self.lock = threading.Lock()
-        if self.inside:
-            self._set(self.before)
-        self.inside = 0
-
-    def _set(self, counts: list[int]) -> None:
-        for library, count in zip(self.libraries or [], counts, strict=True):
-            if hasattr(library, "clear_controlling_thread"):
-                library.clear_controlling_thread(force=True)
-            library.set_num_threads(count)
-
-
-def _blas_libraries() -> list[Any]:
-    from threadpoolctl import ThreadpoolController
-
-    found: list[Any] = ThreadpoolController().select(user_api="blas").lib_controllers
-    return found
-
-
-single_threaded_blas = _SingleThreadedBlas()
-
-
 def _start_anew() -> None:
-    """A forked child has no threads but its own: pool, locks and counters begin anew.
+    """A forked child has no threads but its own: pool and lock begin anew.
 
     A thread that a chunk forked is in no chunk any more, and may use the child's pool.
     """
     global _pool, _pool_lock
     _pool, _pool_lock = None, threading.Lock()
     inside.yes = False
-    single_threaded_blas.start_anew()
 
 
 if hasattr(os, "register_at_fork"):

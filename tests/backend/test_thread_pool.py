@@ -1,4 +1,4 @@
-"""The pool of threads, their number, and who waits; the BLAS threads beneath."""
+"""The pool of threads, their number, and who waits."""
 
 import os
 import subprocess
@@ -8,7 +8,6 @@ import time
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info, threadpool_limits
 
 from minires import Tensor, backend
 from minires.backend import thread_pool
@@ -52,49 +51,6 @@ def test_patience_has_an_end(monkeypatch):
     bell.stay_awake(1)
     assert bell.rung[0] == 1
     assert thread_pool.Bell.compiled == hasattr(os, "sched_yield"), "it waited awake"
-
-
-def _blas_threads():
-    """Of NumPy's BLAS; another library that is loaded may bring one of its own."""
-    return [
-        library["num_threads"]
-        for library in threadpool_info()
-        if library["user_api"] == "blas" and "numpy" in library["filepath"]
-    ]
-
-
-def test_matrix_products_in_chunks_use_one_thread_each():
-    inside = []
-
-    def task(start, stop):
-        inside.append(_blas_threads())
-
-    def fails(start, stop):
-        raise RuntimeError
-
-    with threadpool_limits(2, user_api="blas"):
-        before = _blas_threads()
-        assert before and set(before) == {2}, "NumPy comes with a BLAS that can be asked"
-        backend.parallel_for(task, 3)
-        assert inside == [[1] * len(before)] * 3
-        assert _blas_threads() == before
-        with pytest.raises(RuntimeError):
-            backend.parallel_for(fails, 3)
-        assert _blas_threads() == before, "also after an error"
-
-
-def test_matrix_products_use_one_thread_each_when_a_second_thread_asks():
-    """The limit of threadpoolctl belongs to the first thread that sets one, as long as that lives."""
-    inside = []
-    with threadpool_limits(2, user_api="blas"):
-        before = _blas_threads()
-        asking = threading.Thread(
-            target=lambda: backend.parallel_for(lambda start, stop: inside.append(_blas_threads()), 3)
-        )
-        asking.start()
-        asking.join()
-        assert inside == [[1] * len(before)] * len(inside) and inside
-        assert _blas_threads() == before
 
 
 def test_the_number_of_threads():

@@ -10,7 +10,8 @@ from minires import Tensor, backend, reference
 from minires.errors import ShapeError
 from minires.ops import cases
 from minires.ops import conv2d as module
-from minires.ops.conv2d import choose, columns, conv2d, direct, way, winograd
+from minires.backend import tile_products, tile_sums
+from minires.ops.conv2d import choose, conv2d, indirect, places, way, winograd
 from minires.ops.window import window
 
 
@@ -67,22 +68,26 @@ def three_threads():
     backend.set_threads(before)
 
 
-@pytest.mark.parametrize("kernel", [0, 1 << 30], ids=["", "in registers"])
-@pytest.mark.parametrize("channels", [1, 99], ids=["Winograd", "columns"])
-@pytest.mark.parametrize("whole", [0, 1 << 30], ids=["cut by lines", "cut by the kernel"])
+@pytest.mark.parametrize("small", [False, True], ids=["as they are", "cut small"])
+@pytest.mark.parametrize("channels", [1, 99], ids=["Winograd", "indirect"])
 @pytest.mark.parametrize("joined", [1, 4, 64], ids=["groups apart", "few groups joined", "groups joined"])
 @pytest.mark.parametrize("pictures", [1, 7])
-def test_small_blocks_on_three_threads(monkeypatch, three_threads, pictures, joined, whole, channels, kernel):
+def test_small_blocks_on_three_threads(monkeypatch, three_threads, pictures, joined, channels, small):
     """The sizes at which the fast path cuts its work are far above those of the cases: bring them down."""
     monkeypatch.setattr(choose, "_JOINED_CHANNELS", joined)
     monkeypatch.setattr(choose, "_WINOGRAD_CHANNELS", channels)
-    monkeypatch.setattr(choose, "_DIRECT_KERNEL", kernel)
-    monkeypatch.setattr(winograd, "_BLOCK", 256)
-    monkeypatch.setattr(winograd, "_SMALL_KERNEL", 1 << 30 if whole else 0)
-    monkeypatch.setattr(columns, "_BLOCK", 256)
-    monkeypatch.setattr(columns, "_WHOLE", whole)
-    monkeypatch.setattr(columns, "_GRAIN", 1)
-    monkeypatch.setattr(columns, "_COPY_GRAIN", 1)
+    monkeypatch.setattr(choose, "_WINOGRAD_TILES", 0)
+    if small:  # tables and blocks are kept: none of those below must be found by another test
+        monkeypatch.setattr(winograd, "_BLOCK", 256)
+        monkeypatch.setattr(tile_products, "_PANELS", 1)
+        monkeypatch.setattr(tile_products, "GRAIN", 1)
+        monkeypatch.setattr(tile_sums, "GRAIN", 1)
+        monkeypatch.setattr(tile_sums, "PLACES", 5)
+        monkeypatch.setattr(tile_sums, "_SUMMED", 2)
+        monkeypatch.setattr(places, "_TOGETHER", 3)
+        monkeypatch.setattr(places, "_PLACES", 8)
+        for kept in (places.forward, places.backward, places.blocks, tile_sums.rows_of):
+            monkeypatch.setattr(kept.__module__ + "." + kept.__name__, kept.__wrapped__)
     for case in cases.all_cases()["conv2d"]:
         arrays = case.arrays()
         # Seven pictures, or the lines of one, for three threads: chunks and blocks of unequal sizes.
@@ -105,7 +110,7 @@ def test_same_pads_as_tensorflow_does(size, stride, sides):
     assert np.array_equal(same, by_hand)
 
 
-@pytest.mark.parametrize("file", [winograd, direct], ids=["Winograd", "in registers"])
+@pytest.mark.parametrize("file", [winograd, indirect], ids=["Winograd", "indirect"])
 @pytest.mark.parametrize("shape", [(8, 32, 16, 16), (4, 15, 64, 64), (32, 8, 256, 256)], ids=str)
 def test_float32_rounds_little(shape, file):
     n, size, c, o = shape
@@ -168,22 +173,16 @@ def run_and_ask(x, w, options):
 @pytest.mark.parametrize(
     ("ways", "x", "w", "options"),
     [
-        ("direct direct direct", (128, 32, 32, 16), (3, 3, 16, 16), {"padding": 1}),
-        ("direct columns direct", (128, 32, 32, 16), (3, 3, 16, 32), {"padding": 1, "stride": 2}),
-        ("direct columns direct", (32, 64, 64, 3), (7, 7, 3, 64), {"padding": 3, "stride": 2}),
-        ("winograd winograd winograd", (128, 16, 16, 32), (3, 3, 32, 32), {"padding": 1}),
-        ("winograd winograd turned_columns", (64, 32, 32, 48), (3, 3, 48, 12), {"padding": 1}),
-        ("winograd winograd winograd", (8, 7, 7, 512), (3, 3, 512, 512), {"padding": 1}),
-        ("columns columns columns", (32, 15, 15, 64), (1, 1, 64, 256), {}),
-        ("winograd winograd winograd", (64, 16, 16, 64), (3, 3, 64, 32), {"padding": 1}),
-        ("winograd winograd turned_columns", (64, 16, 16, 80), (3, 3, 80, 32), {"padding": 1}),
-        ("winograd winograd winograd", (128, 2, 2, 512), (3, 3, 512, 512), {"padding": 1}),
-        ("columns columns columns", (64, 2, 2, 512), (3, 3, 512, 512), {"padding": 1}),
-        ("columns columns columns", (32, 2, 2, 512), (3, 3, 512, 512), {"padding": 1}),
-        ("winograd columns winograd", (32, 16, 16, 32), (3, 3, 32, 32), {"padding": ((1, 3), (1, 1))}),
-        ("winograd columns winograd", (32, 16, 16, 32), (3, 3, 32, 32), {"padding": ((1, 1), (1, 3))}),
-        ("columns columns columns", (1, 64, 64, 3), (7, 7, 3, 64), {"padding": 3, "stride": 2}),
-        ("turned_columns turned_columns turned_columns", (8, 7, 7, 96), (5, 5, 96, 8), {"padding": 2}),
+        ("indirect indirect indirect", (128, 32, 32, 16), (3, 3, 16, 16), {"padding": 1}),
+        ("indirect indirect indirect", (8, 56, 56, 64), (3, 3, 64, 64), {"padding": 1, "stride": 2}),
+        ("winograd winograd winograd", (8, 56, 56, 64), (3, 3, 64, 64), {"padding": 1}),
+        ("indirect indirect indirect", (8, 56, 56, 64), (3, 3, 64, 64), {"padding": 2, "dilation": 2}),
+        ("indirect indirect indirect", (8, 56, 56, 64), (3, 3, 32, 64), {"padding": 1, "groups": 2}),
+        ("indirect indirect indirect", (8, 7, 7, 512), (3, 3, 512, 512), {"padding": 1}),
+        ("indirect indirect indirect", (32, 15, 15, 64), (1, 1, 64, 256), {}),
+        ("winograd indirect winograd", (8, 28, 28, 64), (3, 3, 64, 64), {"padding": ((1, 3), (1, 1))}),
+        ("winograd indirect winograd", (8, 28, 28, 64), (3, 3, 64, 64), {"padding": ((1, 1), (1, 3))}),
+        ("indirect indirect indirect", (1, 64, 64, 3), (7, 7, 3, 64), {"padding": 3, "stride": 2}),
     ],
 )
 def test_the_way_that_is_faster_is_taken_and_told(three_threads, taken, ways, x, w, options):

@@ -24,10 +24,9 @@ processing; groups: Krizhevsky, Sutskever, Hinton 2012; dilation: Yu, Koltun 201
 This is the idea. What is fast stands in files beside this one; ``way`` says which of them is taken.
 
     choose.py           which way is taken, and why
-    columns.py          im2col on the CPU, in blocks that stay in the cache
-    turned_columns.py   the same with the columns of the other side, where these are smaller
-    direct.py           no columns: sums in the processor's registers
-    winograd.py         3x3 with fewer multiplications
+    indirect.py         on the CPU: no columns, sums in the processor's registers
+    places.py           ... where a table says what lies under the window
+    winograd.py         ... 3x3 with fewer multiplications
     cuda_columns.py     im2col on a GPU
     adjoint.py          the convolution that goes from dy to dx
     joined_groups.py    several small groups taken as one
@@ -48,7 +47,7 @@ from minires.errors import ShapeError
 from minires.ops import checks
 from minires.ops.conv2d import arguments, choose
 from minires.ops.conv2d.cases import cases
-from minires.ops.conv2d.columns import by_group
+from minires.ops.conv2d.joined_groups import by_group
 from minires.ops.conv2d.onnx import write
 from minires.ops.forms import Products
 from minires.ops.mixed_precision import mixed
@@ -241,15 +240,14 @@ def way(
     """The ways in which a convolution of these shapes is computed on this machine: to y, to dx, to dw.
 
     Each has a name, that of a file beside this one or "reference", and says how many groups are left: fewer
-    than given where small ones are joined. "turned_columns" turns the window round and flips the kernel; so
-    do "direct" and "winograd" on their way to dx.
+    than given where small ones are joined.
     Shapes, options, Raises: as in :func:`conv2d`; ConfigError for a ``device`` that is not there.
 
     >>> found = way((32, 16, 16, 64), (3, 3, 64, 128), padding=1)
     >>> found.forward.name, found.backward_x.name, found.backward_w.name
     ('winograd', 'winograd', 'winograd')
     >>> way((32, 56, 56, 128), (3, 3, 4, 128), padding=1, groups=32).forward
-    Way(name='direct', groups=8)
+    Way(name='indirect', groups=8)
     """
     win, groups = arguments.window(x_shape, w_shape, stride, padding, dilation, groups), int(groups)
     like = backend.to_device(np.empty(0, np.float32), device)

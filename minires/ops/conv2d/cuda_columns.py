@@ -26,7 +26,7 @@ from typing import Any
 
 from minires import backend
 from minires.backend import Array, cuda
-from minires.ops.conv2d.columns import by_group
+from minires.ops.conv2d.joined_groups import by_group
 from minires.ops.window import Window
 
 _CHUNK = 256 << 20  # bytes of columns that may exist at once; those of one picture always may

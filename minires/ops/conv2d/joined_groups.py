@@ -1,4 +1,4 @@
-"""Several small groups of a convolution taken as one.
+"""Groups of a convolution, and several small ones taken as one.
 
 Groups of few channels make products too small to be fast. So several are joined, with a kernel that is zero
 where a channel of one would meet a channel of another. (NaN or infinity in one then shows in the results of
@@ -7,10 +7,17 @@ all that are joined, as zero times these is NaN.)
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from minires import backend
 from minires.backend import Array
+
+
+def by_group(matrix: Array, groups: int) -> Array:
+    """(..., R, O), any leading axes -> the view (G, R, O/G), R being all of them together."""
+    *rows, columns = matrix.shape
+    return matrix.reshape(math.prod(rows), groups, columns // groups).swapaxes(0, 1)
 
 
 def left(groups: int, w_shape: tuple[int, ...], most: int) -> int:

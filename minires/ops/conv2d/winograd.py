@@ -22,9 +22,8 @@ place of 36. Summed over channels each of the 16 is a matrix product of its own:
 Rounding: in float32, y and dx come out as near to the exact result as with im2col (2e-7 to 5e-7 of its size
 in networks' shapes), dw up to three times as far (1e-6) where many tiles are summed. A test holds these.
 
-Each thread takes some of the pictures, a few at a time, so that their tiles stay in its cache. Only where the
-kernel is much the larger matrix (few and small pictures, many channels) the tiles of all pictures are made
-first, and the 16 products are shared out: each thread then reads a part of the kernel, and not all of it.
+Each thread takes some of the pictures, a few at a time, so that their tiles stay in its cache. The products are
+those of tiles of another kind, of sums in registers: ``minires.backend.tile_products``.
 
 Source: Winograd 1980, Arithmetic complexity of computations; Lavin and Gray 2015, Fast algorithms for
 convolutional neural networks, arXiv:1509.09308.
@@ -33,22 +32,21 @@ convolutional neural networks, arXiv:1509.09308.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
 from minires import backend
-from minires.backend import Array, kernel
+from minires.backend import Array, kernel, simd, tile_products, tile_sums
+from minires.backend.tile_products import Sizes
 from minires.ops.conv2d import adjoint
-from minires.ops.conv2d.columns import epilogue
 from minires.ops.window import Window
 
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 _G_TWICE = np.kron(G, G)  # along both axes: (16, 9)
 _G_FLIPPED = np.kron(G[:, ::-1], G[:, ::-1])  # of the kernel turned by 180 degrees
 _BLOCK = 2 << 20  # bytes of v and of the products in one block
-_SMALL_KERNEL = 64  # times the tiles; with a larger one the 16 products are shared out, not the pictures
 
 
 # Even and odd pixels of a line are kept apart: a tile begins at every even pixel, so in the arrays of the
@@ -58,12 +56,12 @@ _SMALL_KERNEL = 64  # times the tiles; with a larger one the 16 products are sha
 @kernel(
     x="(N, H, W, C)", v="out flat (16, T, C)", evens="out flat (L, A, C)", odds="out flat (L, A, C)",
     even="out (A * C)", odd="out (A * C)",
-    where="min(first, top, left) >= 0 and T >= (first + N) * ((L - 2) // 2) * (A - 1)",
+    where="min(top, left) >= 0 and T >= N * ((L - 2) // 2) * (A - 1)",
 )  # fmt: skip
 def _inputs_numba(
-    x: Array, first: int, v: Array, evens: Array, odds: Array, even: Array, odd: Array, top: int, left: int
+    x: Array, v: Array, evens: Array, odds: Array, even: Array, odd: Array, top: int, left: int
 ) -> None:
-    """v = B^T d B of the pictures x (n, H, W, C), whose tiles in v begin with those of picture ``first``.
+    """v = B^T d B of the pictures x (n, H, W, C).
 
     evens, odds (lines, across + 1, C) take a picture with its border of zeros, even, odd one of their lines.
     """
@@ -82,7 +80,7 @@ def _inputs_numba(
                 for c in range(channels):
                     target[c] = source[c]
         for i in range(down):
-            start = ((first + p) * down + i) * run
+            start = (p * down + i) * run
             for k in range(4):
                 # B^T d: a sum or difference of two lines of the picture
                 one = 2 * i + (0 if k == 0 else 2 if k == 2 else 1)
@@ -108,18 +106,21 @@ def _inputs_numba(
 
 
 @kernel(
-    m="flat (16, T, C)", y="out (N, H, W, C)", evens="out (4, E)", odds="out (4, E)",
-    where="first >= 0 and E >= (W + 1) // 2 * C and T * C >= (first + N) * ((H + 1) // 2) * E",
+    m="flat (16, T, C)", b="maybe (C)", y="out (N, H, W, C)", evens="out (4, E)", odds="out (4, E)",
+    where="E >= (W + 1) // 2 * C and T * C >= N * ((H + 1) // 2) * E",
 )  # fmt: skip
-def _outputs_numba(m: Array, first: int, y: Array, evens: Array, odds: Array) -> None:
-    """y = A^T m A into the pictures y (n, OH, OW, O); evens, odds (4, across * O)."""
+def _outputs_numba(
+    m: Array, b: Array, relu: bool, y: Array, evens: Array, odds: Array
+) -> None:
+    """y = A^T m A + b, with a ReLU behind it where asked, into the pictures y (n, OH, OW, O); evens, odds (4,
+    across * O)."""
     n, high, wide, channels = y.shape
-    run = evens.shape[1]
+    run, zero = evens.shape[1], y.dtype.type(0)
     flat = m.reshape(16, m.shape[1] * channels)
     down = (high + 1) // 2
     for p in range(n):
         for i in range(down):
-            start = ((first + p) * down + i) * run
+            start = (p * down + i) * run
             for k in range(4):
                 m0, m1 = flat[4 * k, start : start + run], flat[4 * k + 1, start : start + run]
                 m2, m3 = flat[4 * k + 2, start : start + run], flat[4 * k + 3, start : start + run]
@@ -134,18 +135,20 @@ def _outputs_numba(m: Array, first: int, y: Array, evens: Array, odds: Array) ->
                 r2, r3 = lines[2, at : at + channels], lines[3, at : at + channels]
                 pixel = y[p, 2 * i, ow]
                 for c in range(channels):
-                    pixel[c] = r0[c] + r1[c] + r2[c]
+                    value = r0[c] + r1[c] + r2[c] + (b[c] if b.size else zero)
+                    pixel[c] = zero if relu and value < zero else value  # NaN stays NaN
                 if 2 * i + 1 < high:
                     pixel = y[p, 2 * i + 1, ow]
                     for c in range(channels):
-                        pixel[c] = r1[c] - r2[c] - r3[c]
+                        value = r1[c] - r2[c] - r3[c] + (b[c] if b.size else zero)
+                        pixel[c] = zero if relu and value < zero else value
 
 
 @kernel(
     dy="(N, H, W, C)", e="out flat (16, T, C)", evens="out (>= 2, E)", odds="out (>= 2, E)",
-    where="first >= 0 and E >= (W + 1) // 2 * C and T * C >= (first + N) * ((H + 1) // 2) * E",
+    where="E >= (W + 1) // 2 * C and T * C >= N * ((H + 1) // 2) * E",
 )  # fmt: skip
-def _gradients_numba(dy: Array, first: int, e: Array, evens: Array, odds: Array) -> None:
+def _gradients_numba(dy: Array, e: Array, evens: Array, odds: Array) -> None:
     """e = A dy A^T, the adjoint of _outputs_numba; evens, odds (at least 2, across * O) take two lines."""
     n, high, wide, channels = dy.shape
     run, number = evens.shape[1], dy.dtype.type
@@ -155,7 +158,7 @@ def _gradients_numba(dy: Array, first: int, e: Array, evens: Array, odds: Array)
     odds[...] = 0
     for p in range(n):
         for i in range(down):
-            start = ((first + p) * down + i) * run
+            start = (p * down + i) * run
             for line in range(2):
                 if 2 * i + line == high:
                     evens[line] = 0
@@ -181,146 +184,130 @@ def _gradients_numba(dy: Array, first: int, e: Array, evens: Array, odds: Array)
                     e3[c] = -odd
 
 
+class _Block(NamedTuple):
+    """Tiles that are computed together: the lines top..bottom of them, of the pictures first..last."""
+
+    first: int
+    last: int
+    top: int
+    bottom: int
+
+
 class _Tiles:
-    """How pictures are cut into tiles of 2x2 outputs, and into blocks of a few pictures."""
+    """How pictures are cut into tiles of 2x2 outputs, and into blocks of about _BLOCK bytes: of a few pictures,
+    or, where these are large or fewer than threads, of some lines of one."""
 
-    def __init__(self, win: Window, channels: int, outputs: int, itemsize: int) -> None:
+    def __init__(self, win: Window, pictures: int, channels: int, outputs: int, itemsize: int) -> None:
         self.win = win
-        self.down, self.across = (win.out[0] + 1) // 2, (win.out[1] + 1) // 2
-        self.count = self.down * self.across  # of one picture
-        self.bytes = 16 * self.count * (channels + outputs) * itemsize
+        down, self.across = (win.out[0] + 1) // 2, (win.out[1] + 1) // 2
+        size = 16 * down * self.across * (channels + outputs) * itemsize  # of one picture, in bytes
+        strips = min(down, max(-(-size // _BLOCK), -(-backend.threads() // pictures)))
+        count = pictures if strips > 1 else min(pictures, max(backend.threads(), round(pictures * size / _BLOCK)))
+        self.blocks = [
+            _Block(*some, *lines)
+            for some in backend.split(0, pictures, count)
+            for lines in backend.split(0, down, strips)
+        ]
 
-    def blocks(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """The pictures start..stop in blocks of about _BLOCK bytes."""
-        count = max(1, min(stop - start, round((stop - start) * self.bytes / _BLOCK)))
-        return backend.split(start, stop, count)
+    def count(self, block: _Block) -> int:
+        """The tiles of a block."""
+        return (block.last - block.first) * (block.bottom - block.top) * self.across
 
-    def view(self, room: Array, pictures: int) -> Array:
-        """The first numbers of ``room`` (16, most, channels) as (16, tiles, channels) of so many pictures."""
-        shape = (16, pictures * self.count, room.shape[2])
-        return room.reshape(-1)[: math.prod(shape)].reshape(shape)
+    def room(self, blocks: list[_Block], channels: int, dtype: np.dtype) -> Array:
+        """Room for the largest block, flat."""
+        return np.empty(16 * channels * max(map(self.count, blocks)), dtype)
 
-    def are_few(self, pictures: int, kernel: int) -> bool:
-        """Whether ``kernel``, its numbers, are so many that each thread does better to read a part of it."""
-        return kernel > _SMALL_KERNEL * pictures * self.count
-
-    def room(self, blocks: list[tuple[int, int]], channels: int, dtype: np.dtype) -> Array:
-        """Room for the largest block."""
-        return np.empty((16, self.count * max(last - first for first, last in blocks), channels), dtype)
+    def view(self, room: Array, block: _Block, channels: int) -> Array:
+        """The first numbers of ``room`` as (16, tiles, channels) of a block."""
+        shape = (16, self.count(block), channels)
+        return room[: math.prod(shape)].reshape(shape)
 
     def lines(self, channels: int, dtype: np.dtype) -> tuple[Array, Array]:
         """Room for the even and for the odd pixels of four lines."""
         evens, odds = np.empty((2, 4, self.across * channels), dtype)
         return evens, odds
 
-    def read(self, x: Array, v: Array, first: int = 0) -> Array:
-        """v of the pictures x, in its place from that of picture ``first`` on."""
-        evens, odds = np.empty((2, 2 * self.down + 2, self.across + 1, x.shape[-1]), x.dtype)
-        even, odd = np.empty((2, (self.across + 1) * x.shape[-1]), x.dtype)
-        _inputs_numba(x, first, v, evens, odds, even, odd, self.win.top, self.win.left)
-        return v
+    def read(self, x: Array, block: _Block, v: Array) -> None:
+        """v of the pictures x (N, H, W, C), for a block."""
+        high, channels = 2 * (block.bottom - block.top) + 2, x.shape[-1]
+        evens, odds = np.empty((2, high, self.across + 1, channels), x.dtype)
+        even, odd = np.empty((2, (self.across + 1) * channels), x.dtype)
+        line = 2 * block.top - self.win.top
+        seen = x[block.first : block.last, max(0, line) : max(0, line + high)]
+        _inputs_numba(seen, v, evens, odds, even, odd, max(0, -line), self.win.left)
 
-    def gradients(self, dy: Array, e: Array, first: int = 0) -> Array:
-        """e of the gradients dy, in its place from that of picture ``first`` on."""
-        _gradients_numba(dy, first, e, *self.lines(dy.shape[-1], dy.dtype))
-        return e
+    def gradients(self, dy: Array, block: _Block, e: Array) -> None:
+        """e of the gradients dy (N, OH, OW, O), for a block."""
+        seen = dy[block.first : block.last, 2 * block.top : 2 * block.bottom]
+        _gradients_numba(seen, e, *self.lines(dy.shape[-1], dy.dtype))
 
-    def write(self, m: Array, y: Array, first: int = 0) -> None:
-        """The outputs y of the products m from those of picture ``first`` on."""
-        _outputs_numba(m, first, y, *self.lines(y.shape[-1], y.dtype))
+    def write(self, m: Array, b: Array, relu: bool, y: Array, block: _Block) -> None:
+        """The outputs y (N, OH, OW, O) of the products m, for a block."""
+        seen = y[block.first : block.last, 2 * block.top : 2 * block.bottom]
+        _outputs_numba(m, b, relu, seen, *self.lines(y.shape[-1], y.dtype))
 
-    def whole(self, read: Callable[[Array, Array, int], Array], pictures: Array) -> Array:
-        """What ``read`` makes of all pictures (16, tiles, channels)."""
-        tiles = np.empty((16, len(pictures) * self.count, pictures.shape[-1]), pictures.dtype)
 
-        def chunk(start: int, stop: int) -> None:
-            read(pictures[start:stop], tiles, start)
-
-        backend.parallel_for(chunk, len(pictures))
-        return tiles
+def _sizes(depth: int, outputs: int, row: int, tiles: int) -> Sizes:
+    """16 products of (tiles, depth) with (depth, outputs), whose kernel's rows are ``row`` numbers long."""
+    return Sizes(depth, outputs, 16, tiles * depth, tiles * outputs, depth * outputs, 0, row)
 
 
 def forward(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups: int) -> Array:
-    """conv2d of x (N, H, W, C) with w (3, 3, C/G, O), stride 1, with a ReLU behind it where asked."""
+    """conv2d of x (N, H, W, C) with w (3, 3, C, O), stride 1, one group, with a ReLU behind it where asked."""
     u = backend.matmul(_G_TWICE.astype(x.dtype), w.reshape(9, -1))
-    return _convolve(x, _by_group(u.reshape(16, *w.shape[2:]), groups), b, relu, win)
+    return _convolve(x, u, w.shape[-1], b, relu, win)
 
 
 def backward_x(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
     """dx of ``shape`` (N, H, W, C): forward through the adjoint, with the kernel flipped by its transform."""
     u = backend.matmul(_G_FLIPPED.astype(dy.dtype), w.reshape(9, -1))
-    u = _by_group(u.reshape(16, *w.shape[2:]), groups).swapaxes(2, 3)
-    if u.nbytes < _BLOCK:  # then BLAS gains more from matrices in order than it takes to put them so
-        u = np.ascontiguousarray(u)
-    return _convolve(dy, u, None, False, adjoint.window(win, shape))
+    return _convolve(dy, u, shape[-1], None, False, adjoint.window(win, shape), turned=True)
 
 
-def _by_group(matrices: Array, groups: int) -> Array:
-    """(16, R, C) -> the view (16, G, R, C/G)."""
-    count, rows, columns = matrices.shape
-    return matrices.reshape(count, rows, groups, columns // groups).swapaxes(1, 2)
-
-
-def _convolve(x: Array, u: Array, b: Array | None, relu: bool, win: Window) -> Array:
-    """A^T (v @ u) A of x (N, H, W, C) and u (16, G, C/G, O/G), a few pictures at a time."""
-    _, groups, channels, outputs = u.shape
-    channels, outputs = groups * channels, groups * outputs
+def _convolve(
+    x: Array, u: Array, outputs: int, b: Array | None, relu: bool, win: Window, *, turned: bool = False
+) -> Array:
+    """A^T (v @ u) A of x (N, H, W, C) and u (16, C * O), or, turned, (16, O * C), a few pictures at a time."""
+    channels = x.shape[-1]
     y = np.empty((len(x), *win.out, outputs), x.dtype)
-    tiles = _Tiles(win, channels, outputs, x.itemsize)
+    b = np.empty(0, x.dtype) if b is None else b
+    tiles, tile = _Tiles(win, len(x), channels, outputs, x.itemsize), simd.shape(outputs, x.dtype)
+    row = channels if turned else outputs
+    packed = tile_products.pack(tile, u, _sizes(channels, outputs, row, 0), turned=turned)
 
     def chunk(start: int, stop: int) -> None:
-        blocks = tiles.blocks(start, stop)
+        blocks = tiles.blocks[start:stop]
         inputs, products = (tiles.room(blocks, count, x.dtype) for count in (channels, outputs))
-        for first, last in blocks:
-            v = tiles.read(x[first:last], tiles.view(inputs, last - first))
-            m = tiles.view(products, last - first)
-            np.matmul(_by_group(v, groups), u, out=_by_group(m, groups))
-            write(m, 0, first, last)
+        for block in blocks:
+            v, m = tiles.view(inputs, block, channels), tiles.view(products, block, outputs)
+            tiles.read(x, block, v)
+            rows = tile_products.rows_of(v.shape[1], channels, outputs, len(tile[0]))
+            sizes = _sizes(channels, outputs, row, v.shape[1])
+            tile_products.products(tile, v, u, m, rows, sizes, turned=turned, packed=packed)
+            tiles.write(m, b, relu, y, block)
 
-    def write(m: Array, at: int, first: int, last: int) -> None:
-        tiles.write(m, y[first:last], at)
-        epilogue(y[first:last], b, relu)
-
-    if tiles.are_few(len(x), u[0].size):
-        m = np.empty((16, len(x) * tiles.count, outputs), x.dtype)
-        _multiply(_by_group(tiles.whole(tiles.read, x), groups), u, _by_group(m, groups))
-        backend.parallel_for(lambda start, stop: write(m, start, start, stop), len(x))
-    else:
-        backend.parallel_for(chunk, len(x))
+    backend.parallel_for(chunk, len(tiles.blocks))
     return y
 
 
-def _multiply(a: Array, b: Array, out: Array) -> None:
-    """out = a @ b, 16 products shared out among the threads."""
-    backend.parallel_for(lambda i, j: np.matmul(a[i:j], b[i:j], out=out[i:j]), 16)
-
-
 def backward_w(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
-    """dw of ``shape`` (3, 3, C/G, O)."""
+    """dw of ``shape`` (3, 3, C, O)."""
     channels, outputs = x.shape[-1], shape[-1]
-    tiles = _Tiles(win, channels, outputs, x.itemsize)
-    few = tiles.are_few(len(x), shape[2] * outputs)
-    parts = backend.chunks(1 if few else len(x))
-    sums = np.empty((len(parts), 16, groups, shape[2], outputs // groups), x.dtype)
+    tiles = _Tiles(win, len(x), channels, outputs, x.itemsize)
+    parts = backend.chunks(len(tiles.blocks))
+    sums = np.empty((len(parts), 16, channels, outputs), x.dtype)
 
     def chunk(part: int, start: int, stop: int) -> None:
-        blocks = tiles.blocks(start, stop)
+        blocks = tiles.blocks[start:stop]
         inputs, gradients = (tiles.room(blocks, count, x.dtype) for count in (channels, outputs))
-        product = np.empty_like(sums[0]) if len(blocks) > 1 else sums[part]
-        for number, (first, last) in enumerate(blocks):
-            v = tiles.read(x[first:last], tiles.view(inputs, last - first))
-            e = tiles.gradients(dy[first:last], tiles.view(gradients, last - first))
-            target = product if number else sums[part]
-            np.matmul(_by_group(v, groups).swapaxes(2, 3), _by_group(e, groups), out=target)
-            if number:
-                sums[part] += product
+        for number, block in enumerate(blocks):
+            v, e = tiles.view(inputs, block, channels), tiles.view(gradients, block, outputs)
+            tiles.read(x, block, v)
+            tiles.gradients(dy, block, e)
+            rows, sizes = tile_sums.rows_of(v.shape[1]), _sizes(channels, outputs, outputs, v.shape[1])
+            tile_sums.sums_over_places(v, e, sums[part], rows, sizes, channels, outputs, grows=number > 0)
 
-    if few:
-        v, e = tiles.whole(tiles.read, x), tiles.whole(tiles.gradients, dy)
-        _multiply(_by_group(v, groups).swapaxes(2, 3), _by_group(e, groups), sums[0])
-    else:
-        backend.parallel_calls([partial(chunk, number, *part) for number, part in enumerate(parts)])
+    backend.parallel_calls([partial(chunk, number, *part) for number, part in enumerate(parts)])
     # G^T s G of all parts, which also adds them up
     back = np.tile(_G_TWICE.T.astype(x.dtype), len(parts))
-    dw = backend.matmul(back, sums.reshape(16 * len(parts), -1))  # (9, G * C/G * O/G)
-    return dw.reshape(9, groups, shape[2], -1).swapaxes(1, 2).reshape(shape)
+    return backend.matmul(back, sums.reshape(16 * len(parts), -1)).reshape(shape)

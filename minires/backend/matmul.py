@@ -1,0 +1,46 @@
+"""Matrix products: by tiles on the CPU, by cuBLAS on a GPU, and else by the array module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minires.backend import arrays, cublas, kernels, simd, tile_products, tile_sums
+from minires.backend.arrays import Array
+from minires.backend.tile_products import Sizes, rows_of
+
+
+def matmul(a: Array, b: Array, dtype: Any = None) -> Array:
+    """``a @ b``: on the CPU by tiles, on the threads of the pool; on a GPU by cuBLAS, in the arithmetic chosen
+    with ``precision``.
+
+    Stacks of matrices are multiplied as they are. Matrices of bfloat16 are multiplied with sums in float32,
+    and their product is given as ``dtype``: bfloat16 if left out, or float32.
+    """
+    if arrays.is_numpy(a) and arrays.is_bfloat16(a.dtype):
+        return matmul(a.astype(np.float32), b.astype(np.float32)).astype(dtype or a.dtype, copy=False)
+    if a.ndim != 2 or b.ndim != 2:
+        return arrays.array_module(a, b).matmul(a, b)
+    if not (arrays.is_numpy(a) and arrays.is_numpy(b)):
+        return cublas.matmul(arrays.cupy(), a, b, dtype=dtype, precision=cublas.chosen_precision())
+    is_tiled = kernels.fast(a, b) and a.dtype == b.dtype and a.dtype in (np.float32, np.float64)
+    if not is_tiled or 0 in (*a.shape, *b.shape) or a.shape[1] != b.shape[0]:
+        return np.matmul(a, b)
+    return _by_tiles(a, b)
+
+
+def _by_tiles(a: Array, b: Array) -> Array:
+    """a (M, K) @ b (K, N), of which a transposed one is read as it lies."""
+    (m, k), n = a.shape, b.shape[1]
+    y = np.empty((m, n), a.dtype)
+    if a.T.flags.c_contiguous and not a.flags.c_contiguous:  # sums over the rows of what is transposed
+        sizes = Sizes(m, n, 1, 0, 0, 0, m * n, n)
+        tile_sums.sums_over_places(a.T, np.ascontiguousarray(b), y, tile_sums.rows_of(k), sizes, m, n)
+        return y
+    a, turned = np.ascontiguousarray(a), b.T.flags.c_contiguous and not b.flags.c_contiguous
+    w = b.T if turned else np.ascontiguousarray(b)
+    tile = simd.shape(n, a.dtype)
+    sizes = Sizes(k, n, 1, 0, 0, 0, k * n, k if turned else n)
+    tile_products.products(tile, a, w, y, rows_of(m, k, n, len(tile[0])), sizes, turned=turned)
+    return y

@@ -1,0 +1,178 @@
+"""Sums over places, by tiles: the gradient of a kernel, and the product of two matrices of which the first is
+transposed.
+
+With the numbers k of a row of x and n of a row of dy, where place m sees by tap t the row pixel(t, m) of x:
+
+    dw[t, k, n] = sum over m of x[pixel(t, m), k] * dy[m, n]
+
+A tile (``simd.py``) holds R numbers k times L numbers n of a tap, while the places go by. They do so in blocks
+of a few hundred: of a block the rows of x are packed R numbers at a time, and those of dy L at a time, so
+that both stay in the cache of the core, and lie side by side. What a tap sees of a block is a list of pairs, row
+of x and row of dy: what lies outside a picture is in no list.
+
+Each thread has tiles of dw of its own, so that the sums are the same to the bit on any number of threads.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minires.backend import parallel, simd, thread_pool
+from minires.backend.arrays import Array
+from minires.backend.kernels import kernel
+from minires.backend.simd import add, beside, multiply_add, spread, store
+from minires.backend.tile_products import GRAIN, Sizes
+
+PLACES = 256  # in a block
+_SUMMED = 64  # blocks that are summed by themselves, as one long sum of float32 rounds more
+
+
+class Blocks(NamedTuple):
+    """Blocks of places: each is ``rows`` (blocks, 4), the first row of x and how many, the first row of dy and
+    how many; tap t of block i sees the pairs start[i, t] .. start[i, t + 1] of ``pairs`` (2, many), rows of x
+    and of dy counted from the first. For several ``times``, x_step and y_step rows on each time, from the rows
+    ``x`` and ``y`` on."""
+
+    rows: Array
+    start: Array
+    pairs: Array
+    x: int = 0
+    y: int = 0
+    times: int = 1
+    x_step: int = 0
+    y_step: int = 0
+
+
+@kernel(
+    x="flat (X)", dy="flat (Y)", dw="out flat (W)", rows="flat int64 (B, 4)", starts="flat int32 (B, T)",
+    pairs="flat int32 (2, E)", zeros="flat (>= width)", x_room="out flat (P)", y_room="out flat (Q)",
+    where="depth > 0 and outputs > 0 and 0 <= start <= stop and T > 1",
+)  # fmt: skip
+def _sums_numba(
+    height: Any, columns: Any, x: Array, dy: Array, dw: Array, is_first: bool, rows: Array, starts: Array,
+    pairs: Array, zeros: Array, x_room: Array, y_room: Array, x_at: int, y_at: int, times: int, x_step: int,
+    y_step: int, x_row: int, y_row: int, depth: int, outputs: int, x_group: int, y_group: int, w_group: int,
+    tap: int, row: int, width: int, start: int, stop: int, first: int, last: int,
+) -> None:  # fmt: skip
+    """The units start..stop of dw, all taps of R numbers k, all of these of a group, all groups; and the panels
+    first..last of each."""
+    high, taps = len(height), starts.shape[1] - 1
+    tiles, one = (depth + high - 1) // high, (0,)
+    # What only one tap reads is read where it lies, unless the last tile would read beyond the end.
+    is_direct = taps == 1 and depth % high == 0
+    source, apart = (x, x_row) if is_direct else (x_room, high)
+    for time in range(times):
+        for block in range(len(rows)):
+            x_first, x_count = x_at + time * x_step + rows[block, 0], rows[block, 1]
+            y_first, y_count = y_at + time * y_step + rows[block, 2], rows[block, 3]
+            for unit in range(start // taps, 0 if is_direct else (stop + taps - 1) // taps):
+                at = x_first * x_row + unit // tiles * x_group + unit % tiles * high
+                to = (unit - start // taps) * x_count * high
+                for _ in range(x_count):  # R numbers of each row of x
+                    for r in range(0, high, width):
+                        if at + r + width <= x.size:
+                            store(spread(one, columns, x, at + r), beside(one, x_room, to + r, 0), 0, 1, width)
+                        else:
+                            for i in range(r, min(high, x.size - at)):
+                                x_room[to + i] = x[at + i]
+                    at += x_row
+                    to += high
+            for group in range(start // (taps * tiles), (stop + taps * tiles - 1) // (taps * tiles)):
+                for p in range(first, last):
+                    n, at = p * width, y_first * y_row + group * y_group + p * width
+                    for m in range(y_count):
+                        if at + width <= dy.size:
+                            store(spread(one, columns, dy, at), beside(one, y_room, m * width, 0), 0, 1, width)
+                        else:
+                            for i in range(outputs - n):
+                                y_room[m * width + i] = dy[at + i]
+                        at += y_row
+                    for q in range(max(start, group * tiles * taps), min(stop, (group + 1) * tiles * taps)):
+                        t, unit = q % taps, q // taps
+                        k, at = unit % tiles * high, (unit - start // taps) * x_count * high
+                        if is_direct:
+                            at = x_first * x_row + group * x_group + k
+                        tile = spread(height, columns, zeros, 0)
+                        for e in range(starts[block, t], starts[block, t + 1]):
+                            lines = beside(height, source, at + pairs[0, e] * apart, 1)
+                            tile = multiply_add(tile, lines, 0, y_room, pairs[1, e] * width)
+                        lines = beside(height, dw, t * tap + k * row + group * w_group + n, row)
+                        if is_first and time == 0 and block == 0:
+                            store(tile, lines, 0, depth - k, outputs - n)
+                        else:
+                            add(tile, lines, 0, depth - k, outputs - n)
+
+
+def sums_over_places(
+    x: Array, dy: Array, dw: Array, blocks: Sequence[Blocks], sizes: Sizes, x_row: int, y_row: int, *,
+    grows: bool = False,
+) -> None:  # fmt: skip
+    """Write dw from x and dy, arrays without gaps whose rows are ``x_row`` and ``y_row`` numbers apart; or, if
+    it ``grows``, add to what is in it.
+
+    ``sizes`` are those of ``products`` for a w such as dw.
+    """
+    tile = simd.square(sizes.outputs, sizes.depth, x.dtype)
+    high, width = len(tile[0]), simd.width(tile, x.dtype)
+    taps, zeros = blocks[0].start.shape[1] - 1, np.zeros(width, x.dtype)
+    units = sizes.groups * -(-sizes.depth // high) * taps
+    x, dy, whole = x.reshape(-1), dy.reshape(-1), dw.reshape(-1)
+    longest, highest = (max(int(part.rows[:, i].max()) for part in blocks) for i in (1, 3))
+    macs = sum(part.times * part.pairs.shape[1] for part in blocks) * math.prod(sizes[:3])
+
+    panels = -(-sizes.outputs // width)
+    share = max(1, min(thread_pool.threads(), macs // GRAIN))
+    by_panel = sizes.outputs > sizes.depth and panels >= share  # each thread packs its part of the wider side
+
+    def chunk(some: list[Blocks], total: Array, number: int) -> None:
+        count = panels if by_panel else units
+        mine = count * number // share, count * (number + 1) // share
+        start, stop, first, last = (0, units, *mine) if by_panel else (*mine, 0, panels)
+        x_room = np.empty(longest * high * (-(-stop // taps) - start // taps) + width, x.dtype)
+        y_room = np.empty(highest * width, x.dtype)
+        for i, (rows, starts, pairs, *at) in enumerate(some if start < stop else ()):
+            _sums_numba(
+                *tile, x, dy, total, i == 0 and not (grows and total is whole), rows, starts, pairs, zeros, x_room, y_room, *at, x_row, y_row,
+                sizes.depth, sizes.outputs, *sizes[3:], width, start, stop, first, last,
+            )  # fmt: skip
+
+    for i, some in enumerate(_few_at_a_time(blocks)):
+        total = np.empty_like(whole) if i else whole
+        parallel.parallel_calls([functools.partial(chunk, some, total, number) for number in range(share)])
+        if i:
+            parallel.add(whole, total, out=whole)
+
+
+def _few_at_a_time(blocks: Sequence[Blocks]) -> list[list[Blocks]]:
+    """The same, cut into lists of about _SUMMED blocks."""
+    lists: list[list[Blocks]] = [[]]
+    room = _SUMMED
+    for part in blocks:
+        done = 0
+        while done < part.times:
+            if room <= 0:
+                lists.append([])
+                room = _SUMMED
+            now = min(part.times - done, max(1, room // len(part.rows)))
+            x, y = part.x + done * part.x_step, part.y + done * part.y_step
+            lists[-1].append(part._replace(x=x, y=y, times=now))
+            done, room = done + now, room - now * len(part.rows)
+    return lists
+
+
+@functools.lru_cache(maxsize=64)
+def rows_of(count: int) -> tuple[Blocks, ...]:
+    """The rows of two matrices, each of which meets that of the same number in the other."""
+    parts, whole = [], count // PLACES * PLACES
+    for first, last in ((0, whole), (whole, count)):
+        if first < last:
+            size = min(PLACES, last - first)
+            rows, start = np.array([[0, size, 0, size]]), np.array([[0, size]], np.int32)
+            pairs = np.tile(np.arange(size, dtype=np.int32), (2, 1))
+            parts.append(Blocks(rows, start, pairs, first, first, (last - first) // size, size, size))
+    return tuple(parts)

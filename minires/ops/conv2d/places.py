@@ -1,0 +1,182 @@
+"""Where the pixels under a window lie: tables of offsets, which the tiles of ``indirect.py`` read.
+
+A picture is an array of numbers, and the window's pixel (kh, kw) at the place (i, j) of the output is the
+number
+
+    ((i*stride + kh*dilation - top) * W + (j*stride + kw*dilation - left)) * C
+
+of it, unless it lies outside, in the border of zeros. A table has a line for each pixel of the window (a
+*tap*) and a column for each place of the output, of several pictures: such offsets, and -1 for outside.
+Strides, borders and dilation are in the table and nowhere else.
+
+The places of a table are in such an order that a tap is outside for many in a row: place by place, and at
+each the pictures. Then a whole tile can leave the tap out. Of a 3x3 window on 4x4 pictures, three of ten
+products are with zeros.
+
+Backward, each pixel of x is a place, and its taps are those through which it was seen. With strides these
+are others for even and for odd rows, so there is a table for each: a *phase*.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from minires.backend import Array, split, tile_sums
+from minires.backend.simd import MOST_ROWS
+from minires.backend.tile_products import Part, Places
+from minires.backend.tile_sums import Blocks
+from minires.errors import ShapeError
+from minires.ops.window import Window
+
+_TOGETHER = 32  # pictures in a table with a border, so that tiles leave taps out
+_PLACES = 2048  # in a table without
+_TABLE = 1 << 19  # numbers in a table of more pictures than one: two megabytes
+MOST = 2**31 - 1  # numbers in a picture, as offsets are counted
+
+
+@functools.lru_cache(maxsize=256)
+def forward(
+    pictures: int, picture: tuple[int, ...], outputs: int, win: Window, rows: int
+) -> tuple[Part, ...]:
+    """The places of the output (OH, OW, outputs), which look at a picture (H, W, C), for tiles of ``rows``."""
+    (h, w, c), (kh, kw), (oh, ow) = picture, win.size, win.out
+    down = np.arange(oh) * win.stride[0] + np.arange(kh)[:, None] * win.dilation[0] - win.top  # (KH, OH)
+    across = np.arange(ow) * win.stride[1] + np.arange(kw)[:, None] * win.dilation[1] - win.left  # (KW, OW)
+    phase = _Phase(_offsets(down, across, h, w, c), np.arange(oh * ow) * outputs, np.arange(kh * kw))
+    return _parts(pictures, [phase], h * w * c, oh * ow * outputs, rows)
+
+
+@functools.lru_cache(maxsize=256)
+def backward(
+    pictures: int, picture: tuple[int, ...], outputs: int, win: Window, rows: int
+) -> tuple[Part, ...]:
+    """The places of a picture (H, W, C), which look back at the output (OH, OW, outputs), phase by phase."""
+    (h, w, c), (oh, ow) = picture, win.out
+    down = _seen(h, win.size[0], win.stride[0], win.dilation[0], win.top)
+    across = _seen(w, win.size[1], win.stride[1], win.dilation[1], win.left)
+    phases = []
+    for lines, kh, high in down:
+        for pixels, kw, wide in across:
+            at = (lines[:, None] * w + pixels).reshape(-1) * c
+            taps = (kh[:, None] * win.size[1] + kw).reshape(-1)
+            phases.append(_Phase(_offsets(high, wide, oh, ow, outputs), at, taps))
+    return _parts(pictures, phases, oh * ow * outputs, h * w * c, rows)
+
+
+class _Phase(NamedTuple):
+    """Of one picture: offsets (taps, places), where each place lies in the output, and the taps' numbers."""
+
+    offsets: Array
+    out: Array
+    taps: Array
+
+
+def _seen(
+    size: int, kernel: int, stride: int, dilation: int, before: int
+) -> list[tuple[Array, Array, Array]]:
+    """Of one axis, for each phase: its pixels, its taps, and (taps, pixels) where the window stands that
+    sees the pixel by the tap."""
+    found = []
+    for phase in range(min(stride, size)):
+        pixels = np.arange(phase, size, stride)
+        taps = np.array([k for k in range(kernel) if (phase + before - k * dilation) % stride == 0], np.int64)
+        places = (pixels + before - taps[:, None] * dilation) // stride
+        found.append((pixels, taps, places))
+    return found
+
+
+def _offsets(down: Array, across: Array, h: int, w: int, c: int) -> Array:
+    """(KH, OH) rows and (KW, OW) columns -> (KH*KW, OH*OW) offsets in a picture (H, W, C), or -1."""
+    inside = ((down >= 0) & (down < h))[:, None, :, None] & ((across >= 0) & (across < w))[None, :, None]
+    at = (down[:, None, :, None] * w + across[None, :, None]) * c
+    taps = len(down) * len(across)
+    return np.where(inside, at, -1).reshape(taps, down.shape[1] * across.shape[1])
+
+
+def _parts(
+    pictures: int, phases: list[_Phase], size: int, out_size: int, rows: int
+) -> tuple[Part, ...]:
+    """For all pictures, whose numbers are ``size`` and ``out_size`` apart."""
+    if max(size, out_size) > MOST:
+        raise ShapeError(f"conv2d: a picture of {max(size, out_size):,} numbers is too large; at most {MOST:,}")
+    places = max(len(phase.out) for phase in phases)
+    most = max(1, min(_TABLE // max(phase.offsets.size for phase in phases), MOST // max(size, out_size)))
+    bordered = any((phase.offsets < 0).any() for phase in phases)
+    together = max(1, min(pictures, most, _TOGETHER if bordered else -(-_PLACES // places)))
+    whole = pictures // together * together
+    found = []
+    for first, last in ((0, whole), (whole, pictures)):
+        for phase in phases if first < last else ():
+            many = min(together, last - first)
+            times, steps = (last - first) // many, (many * size, many * out_size)
+            found.append(Part(_tabled(phase, many, size, out_size, rows), first * size, first * out_size, times, *steps))
+    return tuple(found)
+
+
+def _tabled(phase: _Phase, pictures: int, size: int, out_size: int, rows: int) -> Places:
+    """The table of a phase, of so many pictures."""
+    begin, offsets = np.arange(pictures), phase.offsets[..., None]
+    many = np.where(offsets < 0, -1, offsets + begin * size)  # (taps, places, pictures)
+    to = phase.out[:, None] + begin * out_size
+    if not (offsets < 0).any():  # one picture after the other, as they lie
+        many, to = many.swapaxes(1, 2), to.T
+    taps, count = phase.taps, to.size
+    tiles = -(-count // rows)
+    table = np.full((len(taps), tiles * rows + MOST_ROWS), -1, np.int32)
+    table[:, :count] = many.reshape(len(taps), count)
+    targets = np.zeros(tiles * rows + MOST_ROWS, np.int32)
+    targets[:count] = to.reshape(-1)
+    sees = (table[:, : tiles * rows].reshape(len(taps), tiles, rows) >= 0).any(axis=2)
+    return Places(count, table, targets, taps.astype(np.int64), sees)
+
+
+@functools.lru_cache(maxsize=256)
+def blocks(pictures: int, picture: tuple[int, ...], win: Window) -> tuple[Blocks, ...]:
+    """What each tap sees of the picture (H, W, C), for blocks of lines of the output, or of whole pictures.
+    The rows are pixels of x, and places."""
+    (h, w, _), (kh, kw), (oh, ow) = picture, win.size, win.out
+    down = np.arange(oh) * win.stride[0] + np.arange(kh)[:, None] * win.dilation[0] - win.top  # (KH, OH)
+    across = np.arange(ow) * win.stride[1] + np.arange(kw)[:, None] * win.dilation[1] - win.left  # (KW, OW)
+    pixels = _offsets(down, across, h, w, 1).reshape(kh * kw, oh, ow)
+    together = max(1, min(pictures, tile_sums.PLACES // (oh * ow)))
+    whole = pictures // together * together
+    found = []
+    for first, last in ((0, whole), (whole, pictures)):
+        if first < last:
+            many = min(together, last - first)
+            lines = oh if many > 1 else max(1, min(oh, tile_sums.PLACES // ow))
+            cuts = split(0, oh, -(-oh // lines))
+            found.append(
+                Blocks(
+                    *_paired(pixels, cuts, many, h * w), first * h * w, first * oh * ow,
+                    (last - first) // many, many * h * w, many * oh * ow,
+                )
+            )  # fmt: skip
+    return tuple(found)
+
+
+def _paired(pixels: Array, cuts: list[tuple[int, int]], pictures: int, size: int) -> tuple[Array, Array, Array]:
+    """Rows, starts and pairs of blocks, from pixels (taps, OH, OW) of a picture that has ``size`` of them."""
+    rows, starts, pairs = [], [], []
+    taps, _, ow = pixels.shape
+    total = 0
+    for top, bottom in cuts:
+        seen = pixels[:, top:bottom].reshape(taps, -1)
+        inside = seen[seen >= 0]
+        first, last = (int(inside.min()), int(inside.max()) + 1) if inside.size else (0, 1)
+        if pictures > 1:
+            first, last = 0, size
+        start = [total]
+        for tap in seen:
+            place = np.flatnonzero(tap >= 0)
+            from_x = (tap[place] - first) + np.arange(pictures)[:, None] * size
+            from_y = place + np.arange(pictures)[:, None] * seen.shape[1]
+            pairs.append(np.stack([from_x.reshape(-1), from_y.reshape(-1)]))
+            total += from_x.size
+            start.append(total)
+        rows.append((first, last - first + (pictures - 1) * size, top * ow, seen.shape[1] * pictures))
+        starts.append(start)
+    return np.array(rows), np.array(starts, np.int32), np.concatenate(pairs, 1).astype(np.int32)

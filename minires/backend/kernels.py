@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from types import FunctionType, ModuleType
 from typing import Any, overload
 
-from minires.backend import arguments, simd
+from minires.backend import arguments, atomics, simd
 from minires.backend.arrays import Array, is_numpy
 from minires.errors import truth
 from minires.settings import Block, F, Settings
@@ -108,6 +108,7 @@ def _numba() -> ModuleType:
     global _in_use
     _in_use = True
     simd.set_up()
+    atomics.set_up()
     return importlib.import_module("numba")
 
 
@@ -168,7 +169,8 @@ def kernel(
     """Compile ``function`` with Numba on its first call (importing Numba only then), free of the global lock.
 
     The compiled code is kept on disk where it can be, so that the second run of a program starts at once.
-    A kernel may call other kernels of its module, and the functions of ``minires.backend.simd``.
+    A kernel may call other kernels of its module, and the functions of ``minires.backend.simd``
+    and ``minires.backend.atomics``.
 
     ``arrays`` and ``where`` declare what it takes, as :mod:`minires.backend.arguments` says; what does not
     fit is refused with a MiniresError. Without them, ``@kernel`` alone, nothing is checked.

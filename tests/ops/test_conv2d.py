@@ -11,7 +11,7 @@ from minires.errors import ShapeError
 from minires.ops import cases
 from minires.ops import conv2d as module
 from minires.backend import tile_products, tile_sums
-from minires.ops.conv2d import choose, conv2d, indirect, places, way, winograd
+from minires.ops.conv2d import choose, conv2d, indirect, joined_groups, places, way, winograd
 from minires.ops.window import window
 
 
@@ -74,7 +74,7 @@ def three_threads():
 @pytest.mark.parametrize("pictures", [1, 7])
 def test_small_blocks_on_three_threads(monkeypatch, three_threads, pictures, joined, channels, small):
     """The sizes at which the fast path cuts its work are far above those of the cases: bring them down."""
-    monkeypatch.setattr(choose, "_JOINED_CHANNELS", joined)
+    monkeypatch.setattr(joined_groups, "MOST", joined)
     monkeypatch.setattr(choose, "_WINOGRAD_CHANNELS", channels)
     monkeypatch.setattr(choose, "_WINOGRAD_TILES", 0)
     monkeypatch.setattr(choose, "_WINOGRAD_SIDE", 0)

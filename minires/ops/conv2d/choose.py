@@ -26,7 +26,6 @@ Rule = Callable[[Shape, Shape, Window, int], str]  # from the shapes of x and w,
 _WINOGRAD_CHANNELS = 96  # with fewer, the transforms take longer than the products they save
 _WINOGRAD_SIDE = 12  # places; on smaller pictures ``indirect`` has less to do, as it leaves out the border
 _WINOGRAD_TILES = 1.5  # times as many tiles as channels, or its kernel is more to read than it saves
-_JOINED_CHANNELS = 16  # of a group made of several
 _JOINED_CHANNELS_CUDA = 64  # a GPU multiplies so fast that wider groups are worth their zeros
 
 
@@ -78,7 +77,7 @@ def _way(rule: Rule, like: Array, x: Shape, w: Shape, win: Window, groups: int) 
     """The way by a rule, on arrays such as ``like``: x and w are shapes."""
     if cuda.usable(like):
         return Way("cuda_columns", joined_groups.left(groups, w, _JOINED_CHANNELS_CUDA))
-    left = joined_groups.left(groups, w, _JOINED_CHANNELS)
+    left = joined_groups.left(groups, w, joined_groups.MOST)
     return Way(rule(x, joined_groups.joined_shape(w, groups, left), win, left), left)
 
 

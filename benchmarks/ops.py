@@ -264,8 +264,7 @@ def show(report: dict[str, Any]) -> None:
     )
     for row in report["rows"]:
         pairs = [
-            f"{row[f'{way}_ms']:.2f} ({row[f'reference {way}_ms']:.2f})"
-            for way in ("forward", "backward")
+            f"{row[f'{way}_ms']:.2f} ({row[f'reference {way}_ms']:.2f})" for way in ("forward", "backward")
         ]
         product = f"{row['gflop_per_s']:.0f} {row['share_of_gemm']:4.0%}" if row["gflop_per_s"] else ""
         moved = f"{row['gb_per_s']:.1f} {row['share_of_copy']:4.0%}"

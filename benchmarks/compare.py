@@ -43,7 +43,7 @@ from typing import Any
 
 import numpy as np
 from machine import describe, short_name, without_pins
-from peers import COMPILED, EAGER, FOLDED, ONNX, OURS, WAYS, serve
+from peers import COMPILED, EAGER, ONNX, OURS, WAYS, serve
 from workloads import WORKLOADS, Job, prepare
 
 from minires import models
@@ -97,12 +97,12 @@ class Peer:
 
     def _answer(self, limit: float) -> Any:
         assert self.process.stdout is not None
-        late = threading.Event()
-        alarm = threading.Timer(limit, lambda: (late.set(), self.process.kill()))
+        began = time.monotonic()
+        alarm = threading.Timer(limit, self.process.kill)
         alarm.start()
         line = self.process.stdout.readline()
         alarm.cancel()
-        if late.is_set():
+        if not line and time.monotonic() - began >= limit:
             raise PeerFailed(f"{self.name} gave no answer in {limit:.0f} s")
         if not line:
             raise PeerFailed(f"{self.name} ended with status {self.process.wait()}")
@@ -119,8 +119,8 @@ def difference(
 
     A way of inference that ``b`` has not is held against its plain one. "gradient" is that of all parameters
     as one vector, "median" and "worst" are over the parameters. Those whose true gradient is zero, biases
-    before a batch norm, have rounding alone: below 1e-4 of the largest they are left out of these two. Without
-    "training" among the outputs there are no gradients.
+    before a batch norm, have rounding alone: below 1e-4 of the largest they are left out of these two. There
+    are no gradients without "training" among the outputs.
     """
     found: dict[str, Any] = {}
     for what in outputs:
@@ -250,7 +250,8 @@ def _peak_memory(name: str, folder: Path, job: Job) -> int:
         peer.ask("forget")
         for _ in range(WARM_UP):
             peer.ask("train")
-        return round(peer.ask("memory"))
+        peak: float = peer.ask("memory")
+        return round(peak)
 
 
 def _row(times: dict[str, list[Any]]) -> dict[str, Any]:
@@ -303,13 +304,13 @@ def show(report: dict[str, Any]) -> None:
     print(f"{'ms, median (quartiles)':24}" + "".join(f"{column:>24}" for column in COLUMNS) + "  peak MiB")
     for name, row in report["results"].items():
         cells = [_cell(row[column]) if column in row else "" for column in COLUMNS]
-        print(
-            f"{name:24}" + "".join(f"{cell:>24}" for cell in cells) + f"{row.get('peak_memory_MiB', ''):>10}"
-        )
+        memory = row.get("peak_memory_MiB", "")
+        print(f"{name:24}" + "".join(f"{cell:>24}" for cell in cells) + f"{memory:>10}")
     for name, key in (("best torch", "minires_over_pytorch_best"), ("eager", "minires_over_pytorch_eager")):
         found = {what: f"{ratio:.2f}" for what, ratio in report[key].items()}
-        cells = "".join(f"{found.get(column, ''):>24}" for column in COLUMNS)
-        print(f"{'minires / ' + name:24}{cells}{found['memory']:>10}; {BEST} {found[BEST]}")
+        cells = [found.get(column, "") for column in COLUMNS]
+        print(f"{'minires / ' + name:24}" + "".join(f"{cell:>24}" for cell in cells), end="")
+        print(f"{found['memory']:>10}; {BEST} {found[BEST]}")
     if "minires_over_onnxruntime" in report:
         print(f"{BEST}, minires / {ONNX} {report['minires_over_onnxruntime']:.2f}")
     print()
@@ -344,9 +345,7 @@ def main() -> None:
                         help="time torch.compile, too (default: with --all)")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
     parser.add_argument("--save", action="store_true", help="write the report to its place in results/speed/")
-    parser.add_argument(
-        "--all", action="store_true", help="run and save every workload of the README's table"
-    )
+    parser.add_argument("--all", action="store_true", help="run and save every workload of the tables")
     parser.add_argument("--again", action="store_true", help="when saving: keep the ratios of the run before")
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

@@ -34,7 +34,7 @@ def describe() -> dict[str, Any]:
 
 
 def short_name(processor: str) -> str:
-    """Maker, family and model of a processor from its description, as "amd_25_17": the folder of its results."""
+    """Maker, family and model of a processor, from its description: "amd_25_17". A folder of its results."""
     maker = next((name for name in ("amd", "intel") if name in processor.lower()), "other")
     return "_".join([maker, *re.findall(r"\b(?:family|model) (\d+)", processor)])
 

@@ -1,8 +1,8 @@
 """What runs in the processes that compare.py times: minires, PyTorch in three ways, and ONNX Runtime.
 
 Each engine is a function that gets the workload and gives its actions by name: "check" (what it computes),
-"train" (one step, in seconds), and one for each way of inference that it knows. ``serve`` does what it is asked
-for on the standard input, and answers with a line of JSON. The libraries are imported by their own engine.
+"train" (one step, in seconds), and one for each way of inference that it knows. ``serve`` does what the
+standard input asks for, and answers with a line of JSON. Each library is imported by its own engine only.
 """
 
 from __future__ import annotations

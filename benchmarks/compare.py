@@ -12,7 +12,7 @@ on this machine is left out, and the report says why.
 Every peer runs in a process of its own (``peers.py``) and waits while the others work, so that no thread of
 one disturbs another. All get the same weights, pictures and number of threads. Each round runs every peer
 once, in turn: a step that is not counted, since whoever has waited finds the caches cold, and one that is, or
-several where they are short. Then all rest until its threads are asleep. What counts is the ratio of the
+several where they are short; then all rest until its threads are asleep. What counts is the ratio of the
 medians. A step is forward, backward and Adam, timed apart and together. Inference is timed as the model is,
 and with its batch norms folded into the convolutions, by ``minires.fuse`` and by PyTorch's own ``torch.fx``;
 ONNX Runtime folds by itself, and is held against the faster of our ways. The peak of memory is that of

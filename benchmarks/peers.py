@@ -98,7 +98,7 @@ def _minires(job: Job, x: Any, labels: Any, weights: Any) -> Actions:
     def on_tensors(network: Any) -> Callable[[Any], Any]:
         return lambda x: network(minires.Tensor(x)).data
 
-    # A further way is a line here, a function that takes the pictures as an array, and its name in WAYS.
+    # A further way is a line here, which makes a function of the pictures as an array, and a name in WAYS.
     ways = {
         "inference": lambda: on_tensors(model),
         FOLDED: lambda: on_tensors(minires.fuse(model, x.shape[1:])),
@@ -201,6 +201,7 @@ def _onnxruntime(job: Job, x: Any, labels: Any, weights: Any) -> Actions:
     model.load_state_dict(weights)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = job.threads, 1
+    options.add_free_dimension_override_by_name("N", len(x))  # it may plan for as many pictures
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         export_onnx(model, file, x.shape[1:])

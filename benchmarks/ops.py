@@ -50,26 +50,29 @@ from minires.tensor import Tensor
 DEPTH = 256  # numbers that a sum grows by: with 16 + 8 of them beside each other they take 24 KiB
 
 
-def _grow(a: Any, b: Any, y: Any, times: int) -> None:
-    """Add up the products of a (DEPTH, ROWS) and b (DEPTH, LANES), flat, in one tile, and do so again."""
+def _grow(rows: Any, columns: Any, width: int, a: Any, b: Any, y: Any, times: int) -> None:
+    """Add up the products of a (rows, DEPTH) and b (DEPTH, width), flat, in one tile, and do so again."""
     for _ in range(times):
-        tile = simd.spread(b, 0)
+        tile = simd.spread(rows, columns, b, 0)
+        lines = simd.beside(rows, a, 0, DEPTH)
         for k in range(DEPTH):
-            tile = simd.multiply_add(tile, a, k * simd.ROWS, 1, b, k * simd.LANES)
-        simd.store(tile, y, 0, simd.LANES)
+            tile = simd.multiply_add(tile, lines, k, b, k * width)
+        simd.store(tile, simd.beside(rows, y, 0, width), 0, len(rows), width)
 
 
 def tile_peak(times: int = 40_000) -> float:
-    """GFLOP/s of the tiles of ``minires.backend.simd`` on all threads, each with numbers of its own.
+    """GFLOP/s of the widest tile of ``minires.backend.simd`` on all threads, each with numbers of its own.
 
     Who changes the functions of simd changes :func:`_grow` with them.
     """
-    grow = kernels._numba().njit(nogil=True)(_grow)  # not kept on disk: its cache would not see simd change
-    flop = 2 * DEPTH * simd.ROWS * simd.LANES * times * backend.threads()
+    grow = kernels.numba().njit(nogil=True)(_grow)  # not kept on disk: its cache would not see simd change
+    rows, columns = simd.shapes()[0]
+    width = simd.width((rows, columns), np.float32)
+    flop = 2 * DEPTH * len(rows) * width * times * backend.threads()
 
     def call() -> None:
-        sizes = (DEPTH * simd.ROWS, DEPTH * simd.LANES, simd.ROWS * simd.LANES)
-        grow(*(np.ones(size, np.float32) for size in sizes), times)
+        sizes = (DEPTH * len(rows), DEPTH * width, len(rows) * width)
+        grow(rows, columns, width, *(np.ones(size, np.float32) for size in sizes), times)
 
     return flop / 1e9 / seconds(lambda: backend.parallel_calls([call] * backend.threads()), 5)
 

@@ -24,7 +24,8 @@ from workloads import Job
 import minires
 
 FOLDED = "inference, folded"
-WAYS = ("inference", FOLDED)  # of inference, in the order of the tables
+PLANNED = "inference, planned"
+WAYS = ("inference", FOLDED, PLANNED)  # of inference, in the order of the tables
 OURS = "minires"
 EAGER = ("torch", "torch channels-last")
 COMPILED = "torch compiled"
@@ -102,6 +103,7 @@ def _minires(job: Job, x: Any, labels: Any, weights: Any) -> Actions:
     ways = {
         "inference": lambda: on_tensors(model),
         FOLDED: lambda: on_tensors(minires.fuse(model, x.shape[1:])),
+        PLANNED: lambda: minires.compile(model, x.shape),
     }
     inference = _inference(ways, x, inferring)
 

@@ -92,7 +92,7 @@ def is_numba_in_use() -> bool:
 
 
 @functools.cache
-def _numba() -> ModuleType:
+def numba() -> ModuleType:
     """Numba, which from now on says when it compiles: only then, and before the wait."""
     event: Any = importlib.import_module("numba.core.event")
 
@@ -114,7 +114,7 @@ def _numba() -> ModuleType:
 
 def _compile(function: Callable[..., Any], in_any_order: bool) -> Callable[..., Any]:
     options = {"fastmath": {"reassoc"}} if in_any_order else {}
-    njit = functools.partial(_numba().njit, nogil=True, error_model="numpy", **options)
+    njit = functools.partial(numba().njit, nogil=True, error_model="numpy", **options)
     names = function.__code__.co_names
     called = {name: function.__globals__[name] for name in names if name in function.__globals__}
     inner = {name: other.compiled() for name, other in called.items() if hasattr(other, "compiled")}

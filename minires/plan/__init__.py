@@ -77,6 +77,14 @@ class Plan:
         return int(run.floats.nbytes + run.offsets.nbytes + run.sees.nbytes + run.lines.nbytes)
 
 
+def planned(model: Module, shape: tuple[int, ...]) -> Plan | Module:
+    """The plan of a model for pictures of ``shape``; the model itself where there is none for it."""
+    try:
+        return compile(model, shape)
+    except ConfigError:
+        return model
+
+
 def compile(model: Module, shape: tuple[int, ...], *, dtype: Any = np.float32) -> Plan:
     """Make a plan of a model in inference mode, for pictures of ``shape`` (N, H, W, C).
 

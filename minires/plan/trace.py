@@ -18,6 +18,7 @@ import numpy as np
 
 from minires.backend import Array
 from minires.errors import ConfigError
+from minires.modes import settings
 from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.ops.window import Window
@@ -124,10 +125,14 @@ class _Tracer:
         if call.op == "dense_buffer":
             self._append(call, reads)
             return
+        if call.op == "concat" and not constants and call.options["axis"] % call.y.ndim == call.y.ndim - 1:
+            self._concatenate(call, reads)
+            return
         if call.op not in _KNOWN or not _KNOWN[call.op](reads, constants, call):
             raise ConfigError(
-                f"no plan knows {call.op!r} as it is called in {call.y.name or 'this model'}: x has shape "
-                f"{next(iter(reads.values())).shape}; call the model itself, or minires.fuse(model)"
+                f"no plan knows {call.op!r} as {settings()['path'] or 'the model'} calls it, with "
+                f"{', '.join(f'{name} {x.shape}' for name, x in call.inputs.items())}; use the model itself, or "
+                "minires.fuse(model)"
             )
         if call.op != "batch_norm":  # that alone reads a history as it lies
             reads = {
@@ -153,6 +158,14 @@ class _Tracer:
             room = call.y.data.strides[-2] // call.y.data.itemsize
             value, at = Value((*call.y.shape[:-1], room), room), 0
         self.steps.append(Step("copy", {"x": new}, value, at))
+        self._set(call.y, Read(value, call.y.shape))
+
+
+    def _concatenate(self, call: Call, reads: dict[str, Read]) -> None:
+        value, at = Value(call.y.shape, call.y.shape[-1]), 0
+        for read in reads.values():
+            self.steps.append(Step("copy", {"x": read}, value, at))
+            at += read.shape[-1]
         self._set(call.y, Read(value, call.y.shape))
 
 

@@ -12,8 +12,8 @@ from minires.backend.tile_products import Sizes, rows_of
 
 
 def matmul(a: Array, b: Array, dtype: Any = None) -> Array:
-    """``a @ b``: on the CPU by tiles, on the threads of the pool; on a GPU by cuBLAS, in the arithmetic chosen
-    with ``precision``.
+    """``a @ b``: on the CPU by tiles, on the threads of the pool; on a GPU by cuBLAS, in the arithmetic
+    chosen with ``precision``.
 
     Stacks of matrices are multiplied as they are. Matrices of bfloat16 are multiplied with sums in float32,
     and their product is given as ``dtype``: bfloat16 if left out, or float32.

@@ -6,9 +6,9 @@ numbers lies that place m sees by tap t:
     y[out[m] + n] = b[n] + sum over t, k of x[table[t, m] + k] * w[t, k, n]
 
 A matrix product is the case of one tap, whose rows lie one after the other. Nothing is copied: the tiles of
-``simd.py`` read x where it lies, and w in *panels*, L numbers n of all t and k. A panel is packed for it first,
-unless there are so few places that it is read only once: each thread packs what it needs, a little at a
-time, so that it stays in its core's cache.
+``simd.py`` read x where it lies, and w in *panels*, L numbers n of all t and k. A panel is packed for it
+first, unless there are so few places that it is read only once: each thread packs what it needs, a little at
+a time, so that it stays in its core's cache.
 
 Source: Dukhan 2019, The indirect convolution algorithm, arXiv:1907.02129; tiles and panels: Goto and van de
 Geijn 2008, Anatomy of high-performance matrix multiplication.
@@ -33,11 +33,11 @@ GRAIN = 1 << 20  # MACs; fewer are not worth a second thread
 
 
 class Places(NamedTuple):
-    """Where rows of numbers lie: ``table`` (taps, at least as many as whole tiles have), -1 for zeros;
-    ``out`` as many, for each place its numbers in the output; ``taps`` (taps,) their numbers in the kernel;
-    ``sees`` (taps, tiles) whether a tile has any row that is not zeros."""
+    """Where ``many`` rows of numbers lie: ``table`` (taps, at least as many as whole tiles have), -1 for
+    zeros; ``out`` as many, for each place its numbers in the output; ``taps`` (taps,) their numbers in the
+    kernel; ``sees`` (taps, tiles) whether a tile has any row that is not zeros."""
 
-    count: int
+    many: int
     table: Array
     out: Array
     taps: Array
@@ -56,8 +56,8 @@ class Part(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Of a kernel: ``groups`` that do not meet, of ``depth`` numbers k and ``outputs`` numbers n each, and how
-    many numbers further the next group lies in x, y and w, the next tap in w, and the next row (of n, or,
+    """Of a kernel: ``groups`` that do not meet, of ``depth`` numbers k and ``outputs`` numbers n each, and
+    how many numbers further the next group lies in x, y and w, the next tap in w, and the next row (of n, or,
     where w is turned, of k)."""
 
     depth: int
@@ -206,7 +206,7 @@ def products(
             if mine[0] < mine[1]:
                 _products_numba(
                     rows, columns, x[at:], w, packed, bias, added[to:], y[to:], places.table, places.out,
-                    places.taps, places.sees, zeros, room, relu, turned, places.count, x_step, y_step,
+                    places.taps, places.sees, zeros, room, relu, turned, places.many, x_step, y_step,
                     sizes.depth, sizes.outputs, *sizes[3:], width,
                     *((0, tiles, *mine) if by_panel else (*mine, 0, panels)),
                 )  # fmt: skip
@@ -235,7 +235,7 @@ def pack(tile: simd.Shape, w: Array, sizes: Sizes, *, taps: int = 1, turned: boo
 
 def _share(parts: Sequence[Part], sizes: Sizes) -> int:
     """How many threads the work is worth."""
-    seen = sum(part.times * part.places.count * len(part.places.taps) for part in parts)
+    seen = sum(part.times * part.places.many * len(part.places.taps) for part in parts)
     macs = seen * sizes.depth * sizes.outputs * sizes.groups
     return max(1, min(thread_pool.threads(), macs // GRAIN))
 

@@ -5,10 +5,10 @@ With the numbers k of a row of x and n of a row of dy, where place m sees by tap
 
     dw[t, k, n] = sum over m of x[pixel(t, m), k] * dy[m, n]
 
-A tile (``simd.py``) holds R numbers k times L numbers n of a tap, while the places go by. They do so in blocks
-of a few hundred: of a block the rows of x are packed R numbers at a time, and those of dy L at a time, so
-that both stay in the cache of the core, and lie side by side. What a tap sees of a block is a list of pairs, row
-of x and row of dy: what lies outside a picture is in no list.
+A tile (``simd.py``) holds R numbers k times L numbers n of a tap, while the places go by. They do so in
+blocks of a few hundred: of a block the rows of x are packed R numbers at a time, and those of dy L at a time,
+so that both stay in the cache of the core, and lie side by side. What a tap sees of a block is a list of
+pairs, row of x and row of dy: what lies outside a picture is in no list.
 
 Each thread has tiles of dw of its own, so that the sums are the same to the bit on any number of threads.
 """
@@ -33,10 +33,10 @@ _SUMMED = 64  # blocks that are summed by themselves, as one long sum of float32
 
 
 class Blocks(NamedTuple):
-    """Blocks of places: each is ``rows`` (blocks, 4), the first row of x and how many, the first row of dy and
-    how many; tap t of block i sees the pairs start[i, t] .. start[i, t + 1] of ``pairs`` (2, many), rows of x
-    and of dy counted from the first. For several ``times``, x_step and y_step rows on each time, from the rows
-    ``x`` and ``y`` on."""
+    """Blocks of places: each is ``rows`` (blocks, 4), the first row of x and how many, the first row of dy
+    and how many; tap t of block i sees the pairs start[i, t] .. start[i, t + 1] of ``pairs`` (2, many), rows
+    of x and of dy counted from the first. For several ``times``, x_step and y_step rows on each time, from
+    the rows ``x`` and ``y`` on."""
 
     rows: Array
     start: Array
@@ -59,8 +59,8 @@ def _sums_numba(
     y_step: int, x_row: int, y_row: int, depth: int, outputs: int, x_group: int, y_group: int, w_group: int,
     tap: int, row: int, width: int, start: int, stop: int, first: int, last: int,
 ) -> None:  # fmt: skip
-    """The units start..stop of dw, all taps of R numbers k, all of these of a group, all groups; and the panels
-    first..last of each."""
+    """The units start..stop of dw, all taps of R numbers k, all of these of a group, all groups; and the
+    panels first..last of each."""
     high, taps = len(height), starts.shape[1] - 1
     tiles, one = (depth + high - 1) // high, (0,)
     # What only one tap reads is read where it lies, unless the last tile would read beyond the end.
@@ -76,7 +76,8 @@ def _sums_numba(
                 for _ in range(x_count):  # R numbers of each row of x
                     for r in range(0, high, width):
                         if at + r + width <= x.size:
-                            store(spread(one, columns, x, at + r), beside(one, x_room, to + r, 0), 0, 1, width)
+                            numbers = spread(one, columns, x, at + r)
+                            store(numbers, beside(one, x_room, to + r, 0), 0, 1, width)
                         else:
                             for i in range(r, min(high, x.size - at)):
                                 x_room[to + i] = x[at + i]
@@ -87,7 +88,8 @@ def _sums_numba(
                     n, at = p * width, y_first * y_row + group * y_group + p * width
                     for m in range(y_count):
                         if at + width <= dy.size:
-                            store(spread(one, columns, dy, at), beside(one, y_room, m * width, 0), 0, 1, width)
+                            numbers = spread(one, columns, dy, at)
+                            store(numbers, beside(one, y_room, m * width, 0), 0, 1, width)
                         else:
                             for i in range(outputs - n):
                                 y_room[m * width + i] = dy[at + i]
@@ -112,8 +114,8 @@ def sums_over_places(
     x: Array, dy: Array, dw: Array, blocks: Sequence[Blocks], sizes: Sizes, x_row: int, y_row: int, *,
     grows: bool = False,
 ) -> None:  # fmt: skip
-    """Write dw from x and dy, arrays without gaps whose rows are ``x_row`` and ``y_row`` numbers apart; or, if
-    it ``grows``, add to what is in it.
+    """Write dw from x and dy, arrays without gaps whose rows are ``x_row`` and ``y_row`` numbers apart; or,
+    if it ``grows``, add to what is in it.
 
     ``sizes`` are those of ``products`` for a w such as dw.
     """
@@ -136,8 +138,9 @@ def sums_over_places(
         x_room = np.empty(longest * high * (-(-stop // taps) - start // taps) + width, x.dtype)
         y_room = np.empty(highest * width, x.dtype)
         for i, (rows, starts, pairs, *at) in enumerate(some if start < stop else ()):
+            is_first = i == 0 and not (grows and total is whole)
             _sums_numba(
-                *tile, x, dy, total, i == 0 and not (grows and total is whole), rows, starts, pairs, zeros, x_room, y_room, *at, x_row, y_row,
+                *tile, x, dy, total, is_first, rows, starts, pairs, zeros, x_room, y_room, *at, x_row, y_row,
                 sizes.depth, sizes.outputs, *sizes[3:], width, start, stop, first, last,
             )  # fmt: skip
 

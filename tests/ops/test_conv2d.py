@@ -7,10 +7,10 @@ import opcheck
 import pytest
 
 from minires import Tensor, backend, reference
+from minires.backend import tile_products, tile_sums
 from minires.errors import ShapeError
 from minires.ops import cases
 from minires.ops import conv2d as module
-from minires.backend import tile_products, tile_sums
 from minires.ops.conv2d import choose, conv2d, indirect, places, way, winograd
 from minires.ops.window import window
 

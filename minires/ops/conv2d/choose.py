@@ -57,7 +57,7 @@ def is_fast(like: Array, x: Shape, w: Shape) -> bool:
 
 
 def _is_winograd(win: Window, x: Shape, w: Shape, groups: int) -> bool:
-    """Whether Winograd's way was measured to be faster: 3x3, stride 1, one group, enough channels and tiles."""
+    """Whether Winograd's way was measured to be faster: 3x3, stride 1, one group, many channels and tiles."""
     tiles = x[0] * ((win.out[0] + 1) // 2) * ((win.out[1] + 1) // 2)
     fits = win.size == (3, 3) and win.stride == (1, 1) and win.is_dense and max(win.top, win.left) < 3
     is_enough = min(w[2:]) >= _WINOGRAD_CHANNELS and tiles >= _WINOGRAD_TILES * max(w[2:])

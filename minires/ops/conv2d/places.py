@@ -41,7 +41,7 @@ MOST = 2**31 - 1  # numbers in a picture, as offsets are counted
 def forward(
     pictures: int, picture: tuple[int, ...], outputs: int, win: Window, rows: int
 ) -> tuple[Part, ...]:
-    """The places of the output (OH, OW, outputs), which look at a picture (H, W, C), for tiles of ``rows``."""
+    """The places of the output (OH, OW, outputs), which look at a picture (H, W, C); tiles have ``rows``."""
     (h, w, c), (kh, kw), (oh, ow) = picture, win.size, win.out
     down = np.arange(oh) * win.stride[0] + np.arange(kh)[:, None] * win.dilation[0] - win.top  # (KH, OH)
     across = np.arange(ow) * win.stride[1] + np.arange(kw)[:, None] * win.dilation[1] - win.left  # (KW, OW)
@@ -96,12 +96,11 @@ def _offsets(down: Array, across: Array, h: int, w: int, c: int) -> Array:
     return np.where(inside, at, -1).reshape(taps, down.shape[1] * across.shape[1])
 
 
-def _parts(
-    pictures: int, phases: list[_Phase], size: int, out_size: int, rows: int
-) -> tuple[Part, ...]:
+def _parts(pictures: int, phases: list[_Phase], size: int, out_size: int, rows: int) -> tuple[Part, ...]:
     """For all pictures, whose numbers are ``size`` and ``out_size`` apart."""
     if max(size, out_size) > MOST:
-        raise ShapeError(f"conv2d: a picture of {max(size, out_size):,} numbers is too large; at most {MOST:,}")
+        many = max(size, out_size)
+        raise ShapeError(f"conv2d: a picture of {many:,} numbers is too large; at most {MOST:,}")
     places = max(len(phase.out) for phase in phases)
     most = max(1, min(_TABLE // max(phase.offsets.size for phase in phases), MOST // max(size, out_size)))
     bordered = any((phase.offsets < 0).any() for phase in phases)
@@ -112,7 +111,8 @@ def _parts(
         for phase in phases if first < last else ():
             many = min(together, last - first)
             times, steps = (last - first) // many, (many * size, many * out_size)
-            found.append(Part(_tabled(phase, many, size, out_size, rows), first * size, first * out_size, times, *steps))
+            table = _tabled(phase, many, size, out_size, rows)
+            found.append(Part(table, first * size, first * out_size, times, *steps))
     return tuple(found)
 
 
@@ -158,7 +158,9 @@ def blocks(pictures: int, picture: tuple[int, ...], win: Window) -> tuple[Blocks
     return tuple(found)
 
 
-def _paired(pixels: Array, cuts: list[tuple[int, int]], pictures: int, size: int) -> tuple[Array, Array, Array]:
+def _paired(
+    pixels: Array, cuts: list[tuple[int, int]], pictures: int, size: int
+) -> tuple[Array, Array, Array]:
     """Rows, starts and pairs of blocks, from pixels (taps, OH, OW) of a picture that has ``size`` of them."""
     rows, starts, pairs = [], [], []
     taps, _, ow = pixels.shape

@@ -18,14 +18,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from minires.backend import parallel, simd, thread_pool
 from minires.backend.arrays import Array
 from minires.backend.kernels import kernel
-from minires.backend.simd import add, beside, multiply_add, spread, store
+from minires.backend.simd import Size, add, beside, multiply_add, spread, store
 from minires.backend.tile_products import GRAIN, Sizes
 
 PLACES = 256  # in a block
@@ -51,10 +51,18 @@ class Blocks(NamedTuple):
 @kernel(
     x="flat (X)", dy="flat (Y)", dw="out flat (W)", rows="flat int64 (B, 4)", starts="flat int32 (B, T)",
     pairs="flat int32 (2, E)", zeros="flat (>= width)", x_room="out flat (P)", y_room="out flat (Q)",
-    where="depth > 0 and outputs > 0 and 0 <= start <= stop and T > 1",
+    where="depth > 0 and outputs > 0 and width > 0 and width % len(columns) == 0 and T > 1"
+    " and times > 0 and 0 <= start <= stop and 0 <= first <= last <= -(-outputs // width)"
+    " and min(x_at, y_at, x_step, y_step, x_row, y_row, x_group, y_group, w_group, tap, row) >= 0"
+    " and (group := max(stop - 1, 0) // ((T - 1) * -(-depth // len(height)))) >= 0"
+    " and (x_at + (times - 1) * x_step) * x_row + group * x_group + depth <= X"
+    " and (y_at + (times - 1) * y_step) * y_row + group * y_group + outputs <= Y"
+    " and group * w_group + (T - 2) * tap + (depth - 1) * row + outputs <= W"
+    " and rows[:, 3].max() * width <= Q and (T == 2 and depth % len(height) == 0 or"
+    " (-(-stop // (T - 1)) - start // (T - 1)) * rows[:, 1].max() * len(height) + width <= P)",
 )  # fmt: skip
 def _sums_numba(
-    height: Any, columns: Any, x: Array, dy: Array, dw: Array, is_first: bool, rows: Array, starts: Array,
+    height: Size, columns: Size, x: Array, dy: Array, dw: Array, is_first: bool, rows: Array, starts: Array,
     pairs: Array, zeros: Array, x_room: Array, y_room: Array, x_at: int, y_at: int, times: int, x_step: int,
     y_step: int, x_row: int, y_row: int, depth: int, outputs: int, x_group: int, y_group: int, w_group: int,
     tap: int, row: int, width: int, start: int, stop: int, first: int, last: int,

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare import BOUNDS, WARM_UP, Job, Peer, difference, prepare, summary, verify
+from compare import BOUNDS, WARM_UP, Peer, difference, summary, verify
 from machine import describe
+from workloads import Job, prepare
 
 HERE = Path(__file__).resolve().parents[1]
 JOBS = (Job(), Job("resnet20_cifar", 128, 32))

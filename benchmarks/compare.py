@@ -1,235 +1,74 @@
-"""minires against PyTorch: first the same numbers, then the time of a training step and of inference.
+"""minires against its peers: first the same numbers, then the time of a training step and of inference.
 
     python benchmarks/compare.py [--model resnet50_signs] [--batch 32] [--size 64] [--threads 2] [--rounds 15]
-                                 [--pins] [--json FILE]
-    python benchmarks/compare.py --all [--again] [--threads 2] [--rounds 15]
+                                 [--pins] [--compiled] [--json FILE] [--save] [--again]
+    python benchmarks/compare.py --all [--no-compiled] [--rounds 15] [--again]
 
-Every peer runs in a process of its own and waits while the others work, so that no thread of one disturbs
-another. All get the same weights, pictures and number of threads. Each round runs every peer once, in turn:
-a step that is not counted, since whoever has waited finds the caches cold, and one that is. What counts is
-the ratio of the medians. PyTorch runs in both of its memory layouts, and the faster one
-counts. A step is forward, backward and Adam, timed apart and together. Inference is timed as the model is,
-and with its batch norms folded into the convolutions, by ``minires.fuse`` and by PyTorch's own ``torch.fx``.
-The peak of memory is that of training alone, in further processes.
+The peers are PyTorch in both of its memory layouts; with ``--compiled``, the same by ``torch.compile``, which
+needs a C++ compiler and some minutes; and, for inference, ONNX Runtime with the model as minires exports it.
+The fastest PyTorch counts, and beside it the faster one of the two layouts alone. A peer that is not possible
+on this machine is left out, and the report says why.
+
+Every peer runs in a process of its own (``peers.py``) and waits while the others work, so that no thread of
+one disturbs another. All get the same weights, pictures and number of threads. Each round runs every peer
+once, in turn: a step that is not counted, since whoever has waited finds the caches cold, and one that is, or
+several where they are short; then all rest until its threads are asleep. What counts is the ratio of the
+medians. A step is forward, backward and Adam, timed apart and together. Inference is timed as the model is,
+and with its batch norms folded into the convolutions, by ``minires.fuse`` and by PyTorch's own ``torch.fx``;
+ONNX Runtime folds by itself, and is held against the faster of our ways. The peak of memory is that of
+training alone, after its first step, in further processes.
 
 The environment's OpenBLAS pins are removed for all; ``--pins`` holds OpenBLAS to AVX2 instead
-(``OPENBLAS_CORETYPE=Haswell``), which PyTorch, with another BLAS, does not feel. ``--all`` runs the
-workloads of the README's table and writes ``results/speed_<model>_b<batch>.json``; with ``--again`` the
-ratios of the run before are kept beside the new ones.
+(``OPENBLAS_CORETYPE=Haswell``), which PyTorch, with another BLAS, does not feel. ``--save`` writes the report
+to its place, ``results/speed/<processor>/<model>_b<batch>.json``, with ``--again`` beside the ratios of the
+run before. ``--all`` does so with every workload of the README's table.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from machine import describe, without_pins
+from machine import describe, short_name, without_pins
+from peers import COMPILED, EAGER, ONNX, OURS, WAYS, serve
+from workloads import WORKLOADS, Job, prepare
 
-import minires
 from minires import models
 
-RESULTS = Path(__file__).parent / "results"
-PEERS = ("minires", "torch", "torch channels-last")
+SPEED = Path(__file__).parent / "results" / "speed"
+REQUIRED = (OURS, *EAGER)
+PEERS = (*REQUIRED, COMPILED, ONNX)
 PINS = {"OPENBLAS_CORETYPE": "Haswell"}
-FOLDED = "inference, folded"
-COLUMNS = ("train", "forward", "backward", "optimizer", "inference", FOLDED)
+COLUMNS = ("train", "forward", "backward", "optimizer", *WAYS)
+BEST = "best inference"  # of all ways
 WARM_UP = 3  # rounds that are not counted, and training steps before the peak of memory is read
+REST = 0.1  # seconds after each turn: threads that wait for more work stay awake for a while
+TURN, MOST = 0.1, 10  # seconds of a turn that count, if there are not as many runs before
+PATIENCE = 1800.0  # seconds for a first step with its compiler
 
 
-@dataclass(frozen=True)
-class Job:
-    """A workload: square pictures of ``size``, as many as ``batch``, through a registered model."""
-
-    model: str = "resnet50_signs"
-    batch: int = 32
-    size: int = 64
-    threads: int = 2
-    pins: bool = False
-
-    @property
-    def path(self) -> Path:
-        """Where ``--all`` keeps the result."""
-        return RESULTS / f"speed_{self.model}_b{self.batch}{'_pins' if self.pins else ''}.json"
-
-    def build(self, **options: Any) -> Any:
-        """The model; residual branches start at a quarter, as in the recipes, where the model can do so."""
-        entry = models.entry(self.model)
-        if "last_gamma" in entry.options:
-            options["last_gamma"] = 0.25
-        return models.build(self.model, **entry.fitted(self.size), **options)
-
-
-WORKLOADS = (
-    Job(),
-    Job(pins=True),
-    Job(batch=1),
-    Job("resnet50", 8, 224),
-    Job("resnet20_cifar", 128, 32),
-    Job("densenet_bc100_k12_cifar", 64, 32),
-    Job("se_resnext50_32x4d", 8, 224),
-)
-
-# ----------------------------------------------------------------------------------------- in the peer
-
-Actions = dict[str, Callable[[], Any]]
-
-
-def serve(peer: str, folder: Path) -> None:
-    """Do what the lines on the standard input ask, and answer each with a line of JSON."""
-    job = Job(**json.loads((folder / "job.json").read_text()))
-    inputs = np.load(folder / "inputs.npz")
-    run = (job, inputs["x"], inputs["labels"], np.load(folder / "weights.npz"))
-    actions = _minires(*run) if peer == "minires" else _torch(*run, channels_last="last" in peer)
-    check, actions["memory"] = actions["check"], _peak_memory
-    actions["check"] = lambda: np.savez(folder / f"{peer}.npz", **check())
-    print(json.dumps("ready"), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(actions[line.strip()]()), flush=True)
-
-
-def _peak_memory() -> float:
-    """The largest resident memory of this process so far, in MiB (``ru_maxrss`` knows its parent's, too)."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) / 1024
-
-
-def _minires(job: Job, x: Any, labels: Any, weights: Any) -> Actions:
-    import threadpoolctl
-
-    from minires.ops.cross_entropy import cross_entropy
-    from minires.optim import Adam
-
-    minires.set_threads(job.threads)
-    model = job.build(initializer="zeros")
-    model.load_state_dict(weights)
-    optimizer = Adam(model.named_parameters(), 1e-3)
-    dropouts = [module for _, module in model.named_modules() if hasattr(module, "rate")]
-
-    def train() -> list[float]:
-        return _timed_step(optimizer, lambda: cross_entropy(model(minires.Tensor(x)), labels))
-
-    def infer(network: Any) -> tuple[float, Any]:
-        network.eval()
-        with minires.no_grad():
-            result = _timed(lambda: network(minires.Tensor(x)).data)
-        network.train()
-        return result
-
-    @functools.cache
-    def folded() -> Any:
-        return minires.fuse(model, (job.size, job.size, 3))
-
-    def check() -> dict[str, Any]:
-        found = {"inference": infer(model)[1], FOLDED: infer(folded())[1]}
-        rates = [module.rate for module in dropouts]
-        for module in dropouts:  # what is random cannot be compared
-            module.rate = 0.0
-        logits = model(minires.Tensor(x))
-        cross_entropy(logits, labels).backward()
-        for module, rate in zip(dropouts, rates, strict=True):
-            module.rate = rate
-        gradients = {f"d {name}": parameter.grad for name, parameter in model.named_parameters()}
-        return {**found, "training": logits.data, **gradients}
-
-    def blas() -> list[str]:
-        return [f"{one['internal_api']} {one.get('architecture')}" for one in threadpoolctl.threadpool_info()]
-
-    return {
-        "train": train,
-        "check": check,
-        "blas": blas,
-        "inference": lambda: infer(model)[0],
-        FOLDED: lambda: infer(folded())[0],
-    }
-
-
-def _torch(job: Job, x: Any, labels: Any, weights: Any, *, channels_last: bool) -> Actions:
-    import torch
-    from torch.fx.experimental.optimization import fuse
-    from torch_peer import twin
-
-    torch.set_num_threads(job.threads)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    x = torch.tensor(x).permute(0, 3, 1, 2).contiguous(memory_format=layout)
-    labels = torch.tensor(labels)
-    model = twin(job.build(initializer="zeros")).load_ours(weights).to(memory_format=layout)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
-    dropouts = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
-
-    def train() -> list[float]:
-        return _timed_step(optimizer, lambda: torch.nn.functional.cross_entropy(model(x), labels))
-
-    def infer(network: Any) -> tuple[float, Any]:
-        network.eval()
-        with torch.inference_mode():
-            result = _timed(lambda: network(x).numpy())
-        network.train()
-        return result
-
-    @functools.cache
-    def folded() -> Any:
-        network = fuse(model.eval())  # it refuses a model in training mode
-        model.train()
-        return network.to(memory_format=layout)
-
-    def check() -> dict[str, Any]:
-        found = {"inference": infer(model)[1], FOLDED: infer(folded())[1]}
-        rates = [module.p for module in dropouts]
-        for module in dropouts:
-            module.p = 0.0
-        logits = model(x)
-        torch.nn.functional.cross_entropy(logits, labels).backward()
-        for module, rate in zip(dropouts, rates, strict=True):
-            module.p = rate
-        gradients = {f"d {name}": gradient for name, gradient in model.gradients().items()}
-        return {**found, "training": logits.detach().numpy(), **gradients}
-
-    return {
-        "train": train,
-        "check": check,
-        "inference": lambda: infer(model)[0],
-        FOLDED: lambda: infer(folded())[0],
-    }
-
-
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """The seconds and the result."""
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
-
-
-def _timed_step(optimizer: Any, forward: Callable[[], Any]) -> list[float]:
-    """The seconds of forward, backward and optimiser; the calls have one form in both libraries."""
-    marks = [time.perf_counter()]
-    optimizer.zero_grad()
-    loss = forward()
-    marks.append(time.perf_counter())
-    loss.backward()
-    marks.append(time.perf_counter())
-    optimizer.step()
-    marks.append(time.perf_counter())
-    return [after - before for before, after in zip(marks[:-1], marks[1:], strict=True)]
-
-
-# --------------------------------------------------------------------------------------- in the referee
+class PeerFailed(SystemExit):
+    """What a peer could not do, in words."""
 
 
 class Peer:
-    """A child process that does one thing at a time when asked, as long as the ``with`` block lasts."""
+    """A child process that does one thing at a time when asked, as long as the ``with`` block lasts.
+
+    ``can`` are the things that it can be asked for.
+    """
 
     def __init__(
         self, name: str, folder: Path, job: Job, program: tuple[str, ...] = (sys.executable, __file__),
@@ -242,7 +81,7 @@ class Peer:
             [*program, "--peer", name, "--folder", str(folder)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
-        self._answer()
+        self.can = self._answer(PATIENCE)
 
     def __enter__(self) -> Peer:
         return self
@@ -250,47 +89,45 @@ class Peer:
     def __exit__(self, *_: object) -> None:
         self.process.communicate()  # closes its standard input, at whose end it ends
 
-    def ask(self, what: str) -> Any:
+    def ask(self, what: str, limit: float = PATIENCE) -> Any:
+        """The answer. Raises: PeerFailed if it is an error, or none after ``limit`` seconds."""
         assert self.process.stdin is not None
         print(what, file=self.process.stdin, flush=True)
-        return self._answer()
+        return self._answer(limit)
 
-    def _answer(self) -> Any:
+    def _answer(self, limit: float) -> Any:
         assert self.process.stdout is not None
+        began = time.monotonic()
+        alarm = threading.Timer(limit, self.process.kill)
+        alarm.start()
         line = self.process.stdout.readline()
+        alarm.cancel()
+        if not line and time.monotonic() - began >= limit:
+            raise PeerFailed(f"{self.name} gave no answer in {limit:.0f} s")
         if not line:
-            raise SystemExit(f"{self.name} ended with status {self.process.wait()}")
-        return json.loads(line)
-
-
-def prepare(folder: Path, job: Job) -> None:
-    """Write the weights and the inputs that every peer gets; running statistics are not those of a start."""
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((job.batch, job.size, job.size, 3)).astype(np.float32)
-    labels = rng.integers(0, models.entry(job.model).classes, job.batch)
-    state = job.build(seed=0).state_dict()
-    for name, array in state.items():
-        if name.endswith("running_mean"):
-            array[...] = rng.normal(0, 0.1, array.shape)
-        elif name.endswith("running_var"):
-            array[...] = rng.uniform(0.5, 1.5, array.shape)
-    np.savez(folder / "inputs.npz", x=x, labels=labels)
-    np.savez(folder / "weights.npz", **state)
-    (folder / "job.json").write_text(json.dumps(asdict(job)))
+            raise PeerFailed(f"{self.name} ended with status {self.process.wait()}")
+        answer = json.loads(line)
+        if isinstance(answer, dict) and "error" in answer:
+            raise PeerFailed(f"{self.name}: {answer['error']}")
+        return answer
 
 
 def difference(
-    a: dict[str, Any], b: dict[str, Any], outputs: Iterable[str] = ("training", "inference", FOLDED)
+    a: dict[str, Any], b: dict[str, Any], outputs: Iterable[str] = ("training", *WAYS)
 ) -> dict[str, Any]:
     """Relative differences (norms) of what two peers computed: outputs, and the gradients of the parameters.
 
-    "gradient" is that of all of them as one vector, "median" and "worst" are over the parameters. Those whose
-    true gradient is zero, biases before a batch norm, have rounding alone: below 1e-4 of the largest they are
-    left out of these two.
+    A way of inference that ``b`` has not is held against its plain one. "gradient" is that of all parameters
+    as one vector, "median" and "worst" are over the parameters. Those whose true gradient is zero, biases
+    before a batch norm, have rounding alone: below 1e-4 of the largest they are left out of these two. There
+    are no gradients without "training" among the outputs.
     """
     found: dict[str, Any] = {}
     for what in outputs:
-        found[what] = float(np.linalg.norm(a[what] - b[what]) / np.linalg.norm(b[what]))
+        right = b["inference"] if what in WAYS and what not in b else b[what]
+        found[what] = float(np.linalg.norm(a[what] - right) / np.linalg.norm(right))
+    if "training" not in found:
+        return found
     norms = {name: np.linalg.norm(array) for name, array in b.items() if name.startswith("d ")}
     errors = {name: np.linalg.norm(a[name] - b[name]) for name in norms}
     found["gradient"] = _length(errors.values()) / _length(norms.values())
@@ -304,10 +141,12 @@ def _length(parts: Any) -> float:
     return float(np.linalg.norm(list(parts)))
 
 
-BOUNDS = {"training": 1e-3, "inference": 1e-3, FOLDED: 1e-3, "gradient": 5e-2}
+BOUNDS = {**dict.fromkeys(("training", *WAYS), 1e-3), "gradient": 5e-2}
 
 
-def verify(agreement: dict[str, float], bounds: dict[str, float] = BOUNDS, peer: str = "PyTorch") -> None:
+def verify(
+    agreement: Mapping[str, Any], bounds: Mapping[str, float] = BOUNDS, peer: str = "torch", who: str = OURS
+) -> None:
     """Raise SystemExit if the peers do not compute the same thing."""
     wrong = [
         f"{what} {agreement[what]:.1e} (at most {bound:.0e})"
@@ -315,78 +154,141 @@ def verify(agreement: dict[str, float], bounds: dict[str, float] = BOUNDS, peer:
         if not agreement[what] <= bound
     ]
     if wrong:
-        raise SystemExit(f"minires and {peer} do not agree, so nothing is timed: {', '.join(wrong)}")
+        raise SystemExit(f"{who} and {peer} do not agree, so nothing is timed: {', '.join(wrong)}")
 
 
 def summary(seconds: list[float]) -> dict[str, Any]:
     """Median and quartiles in milliseconds."""
-    low, median, high = (round(1e3 * float(value), 2) for value in np.percentile(seconds, [25, 50, 75]))
+    low, median, high = (round(1e3 * float(value), 3) for value in np.percentile(seconds, [25, 50, 75]))
     return {"median_ms": median, "quartiles_ms": [low, high]}
 
 
-def measure(job: Job, rounds: int) -> dict[str, Any]:
+def measure(job: Job, rounds: int, *, compiled: bool = False) -> dict[str, Any]:
     """Check that the peers agree, then time them in turn."""
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)
         prepare(folder, job)
-        peers = [stack.enter_context(Peer(name, folder, job)) for name in PEERS]
-        for peer in peers:
-            peer.ask("check")
-        found = {name: dict(np.load(folder / f"{name}.npz")) for name in PEERS}
-        agreement = {
-            f"{name} against torch": difference(found[name], found["torch"])
-            for name in PEERS
-            if name != "torch"
-        }
-        del found
-        verify(agreement["minires against torch"])
-        times: dict[str, dict[str, list[Any]]] = {name: {} for name in PEERS}
-        for number in range(-WARM_UP, rounds):
-            for what in ("train", "inference", FOLDED):
-                for peer in peers[number % len(peers) :] + peers[: number % len(peers)]:
-                    peer.ask(what)
-                    seconds = peer.ask(what)
-                    if number >= 0:
-                        times[peer.name].setdefault(what, []).append(seconds)
+        names = [name for name in PEERS if compiled or name != COMPILED]
+        peers, agreement, left_out = _agreeing(stack, names, folder, job)
+        times = _in_turns(peers, rounds)
         blas = peers[0].ask("blas")
         stack.close()
-        results = {name: _row(times[name]) for name in PEERS}
-        for name in PEERS:
-            with Peer(name, folder, job) as peer:
-                for _ in range(WARM_UP):
-                    peer.ask("train")
-                results[name]["peak_memory_MiB"] = round(peer.ask("memory"))
+        results = {name: _row(seconds) for name, seconds in times.items()}
+        for name in (peer.name for peer in peers if "train" in peer.can):
+            results[name]["peak_memory_MiB"] = _peak_memory(name, folder, job)
+    if not compiled:
+        left_out[COMPILED] = f"{COMPILED}: it takes minutes, and is asked for with --compiled"
     size, pins = f"{job.size}x{job.size}", ", OPENBLAS_CORETYPE=Haswell" if job.pins else ""
-    how = f"{size}, float32, Adam, {job.threads} threads, {rounds} rounds{pins}"
+    many = f"{job.threads} thread{'s' if job.threads > 1 else ''}"
     return {
-        "what": f"{job.model}, batch {job.batch}, {how}",
+        "what": f"{job.model}, batch {job.batch}, {size}, float32, Adam, {many}, {rounds} rounds{pins}",
         "job": asdict(job),
         "machine": {**describe(), "pins": PINS if job.pins else {}, "blas": blas},
         "agreement": agreement,
+        "left_out": left_out,
         "results": results,
-        "minires_over_pytorch_best": _ratios(results),
+        **ratios(results),
     }
+
+
+def _agreeing(
+    stack: ExitStack, names: Iterable[str], folder: Path, job: Job
+) -> tuple[list[Peer], dict[str, Any], dict[str, str]]:
+    """The peers that compute what PyTorch computes, how far they are from it, and why others are left out.
+
+    Raises: SystemExit if it is one of those without which nothing is measured.
+    """
+    truth = EAGER[0]
+    peers, agreement, left_out = {}, {}, {}
+    right: dict[str, Any] = {}
+    for name in (truth, *(name for name in names if name != truth)):
+        try:
+            peer = stack.enter_context(Peer(name, folder, job))
+            peer.ask("check")
+            found = dict(np.load(folder / f"{name}.npz"))
+            right = right or found
+            if name != truth:
+                gives = [*(["training"] if "train" in peer.can else []), *(w for w in WAYS if w in peer.can)]
+                apart = agreement[f"{name} against {truth}"] = difference(found, right, gives)
+                verify(apart, {what: BOUNDS[what] for what in apart if what in BOUNDS}, truth, name)
+        except SystemExit as why:
+            if name in REQUIRED:
+                raise
+            left_out[name] = str(why)
+        else:
+            peers[name] = peer
+    return [peers[name] for name in PEERS if name in peers], agreement, left_out
+
+
+def _in_turns(peers: list[Peer], rounds: int) -> dict[str, dict[str, list[Any]]]:
+    """The seconds of everything that each peer can do."""
+    times: dict[str, dict[str, list[Any]]] = {peer.name: {} for peer in peers}
+    for number in range(-WARM_UP, rounds):
+        for what in ("train", *WAYS):
+            able = [peer for peer in peers if what in peer.can]
+            for peer in able[number % len(able) :] + able[: number % len(able)]:
+                seconds = turn(peer, what)
+                if number >= 0:
+                    times[peer.name].setdefault(what, []).extend(seconds)
+    return times
+
+
+def turn(peer: Peer, what: str) -> list[Any]:
+    """The seconds of a run after one that is not counted, or of several runs that are short."""
+    peer.ask(what)
+    found = [peer.ask(what)]
+    while len(found) < MOST and np.sum(found) < TURN:
+        found.append(peer.ask(what))
+    time.sleep(REST)
+    return found
+
+
+def _peak_memory(name: str, folder: Path, job: Job) -> int:
+    """The peak of a process that only trains, in MiB, without that of the first step and its compilers."""
+    with Peer(name, folder, job) as peer:
+        peer.ask("train")
+        peer.ask("forget")
+        for _ in range(WARM_UP):
+            peer.ask("train")
+        peak: float = peer.ask("memory")
+        return round(peak)
 
 
 def _row(times: dict[str, list[Any]]) -> dict[str, Any]:
     """The summaries of one peer."""
-    steps = times.pop("train")
-    parts = zip(("forward", "backward", "optimizer"), zip(*steps, strict=True), strict=True)
+    row = {what: summary(seconds) for what, seconds in times.items() if what != "train"}
+    if "train" not in times:
+        return row
+    parts = zip(("forward", "backward", "optimizer"), zip(*times["train"], strict=True), strict=True)
     return {
-        "train": summary([sum(step) for step in steps]),
+        "train": summary([sum(step) for step in times["train"]]),
         **{what: summary(list(seconds)) for what, seconds in parts},
-        **{what: summary(seconds) for what, seconds in times.items()},
+        **row,
     }
 
 
-def _ratios(results: dict[str, Any]) -> dict[str, float]:
-    """Ours over the better of PyTorch's layouts; below 1 is better."""
-    ours, theirs = results["minires"], [results[name] for name in PEERS[1:]]
-    ratios = {
-        what: ours[what]["median_ms"] / min(row[what]["median_ms"] for row in theirs) for what in COLUMNS
+def ratios(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Ours over the best PyTorch, over the better of its layouts, and over ONNX Runtime (inference only)."""
+    found: dict[str, Any] = {
+        "minires_over_pytorch_best": _over(results, (*EAGER, COMPILED)),
+        "minires_over_pytorch_eager": _over(results, EAGER),
     }
-    ratios["memory"] = ours["peak_memory_MiB"] / min(row["peak_memory_MiB"] for row in theirs)
-    return {what: round(ratio, 3) for what, ratio in ratios.items()}
+    if ONNX in results:
+        found["minires_over_onnxruntime"] = _over(results, (ONNX,))[BEST]
+    return found
+
+
+def _over(results: Mapping[str, Any], names: Iterable[str]) -> dict[str, float]:
+    """Ours over the best of theirs, of everything that both do; below 1 is better."""
+
+    def flat(row: Mapping[str, Any]) -> dict[str, float]:
+        times = {what: row[what]["median_ms"] for what in COLUMNS if what in row}
+        memory = {"memory": row["peak_memory_MiB"]} if "peak_memory_MiB" in row else {}
+        return {**times, BEST: min(times[what] for what in WAYS if what in times), **memory}
+
+    ours, theirs = flat(results[OURS]), [flat(results[name]) for name in names if name in results]
+    best = {what: min((row[what] for row in theirs if what in row), default=None) for what in ours}
+    return {what: round(ours[what] / least, 3) for what, least in best.items() if least is not None}
 
 
 def show(report: dict[str, Any]) -> None:
@@ -394,20 +296,41 @@ def show(report: dict[str, Any]) -> None:
     print(report["what"])
     print(f"{report['machine']['processor']}; BLAS {', '.join(report['machine']['blas'])}")
     for pair, apart in report["agreement"].items():
-        numbers = ", ".join(f"{what} {value:.0e}" for what, value in apart.items() if what != "of")
-        print(f"{pair}: {numbers} ({apart['of']})")
-    print(f"{'ms, median (quartiles)':22}" + "".join(f"{column:>22}" for column in COLUMNS) + "  peak MiB")
+        print(f"{pair}: " + ", ".join(
+            f"{what} {value}" if what == "of" else f"{what} {value:.0e}" for what, value in apart.items()
+        ))  # fmt: skip
+    for why in report["left_out"].values():
+        print(f"left out: {why}")
+    print(f"{'ms, median (quartiles)':24}" + "".join(f"{column:>24}" for column in COLUMNS) + "  peak MiB")
     for name, row in report["results"].items():
-        cells = [_cell(row[column]) for column in COLUMNS]
-        print(f"{name:22}" + "".join(f"{cell:>22}" for cell in cells) + f"{row['peak_memory_MiB']:10}")
-    ratios = report["minires_over_pytorch_best"]
-    cells = [f"{ratios[column]:.2f}" for column in COLUMNS]
-    print(f"{'minires / best torch':22}" + "".join(f"{c:>22}" for c in cells) + f"{ratios['memory']:10.2f}\n")
+        cells = [_cell(row[column]) if column in row else "" for column in COLUMNS]
+        memory = row.get("peak_memory_MiB", "")
+        print(f"{name:24}" + "".join(f"{cell:>24}" for cell in cells) + f"{memory:>10}")
+    for name, key in (("best torch", "minires_over_pytorch_best"), ("eager", "minires_over_pytorch_eager")):
+        found = {what: f"{ratio:.2f}" for what, ratio in report[key].items()}
+        cells = [found.get(column, "") for column in COLUMNS]
+        print(f"{'minires / ' + name:24}" + "".join(f"{cell:>24}" for cell in cells), end="")
+        print(f"{found['memory']:>10}; {BEST} {found[BEST]}")
+    if "minires_over_onnxruntime" in report:
+        print(f"{BEST}, minires / {ONNX} {report['minires_over_onnxruntime']:.2f}")
+    print()
 
 
 def _cell(times: dict[str, Any]) -> str:
     low, high = times["quartiles_ms"]
-    return f"{times['median_ms']:.1f} ({low:.1f}-{high:.1f})"
+    digits = 1 if times["median_ms"] > 10 else 3
+    return f"{times['median_ms']:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def save(report: dict[str, Any], *, again: bool) -> None:
+    """Write the report to its place among the results of this processor."""
+    file = SPEED / short_name(report["machine"]["processor"]) / f"{Job(**report['job']).name}.json"
+    if again and file.exists():
+        before = json.loads(file.read_text())
+        kept = (key for key in before if key == "machine" or key.startswith("minires_over"))
+        report["run before"] = {key: before[key] for key in kept}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def main() -> None:
@@ -418,30 +341,30 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--pins", action="store_true", help="hold OpenBLAS to AVX2")
+    parser.add_argument("--compiled", action=argparse.BooleanOptionalAction,
+                        help="time torch.compile, too (default: with --all)")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
-    parser.add_argument("--all", action="store_true", help="run every workload of the README's table")
-    parser.add_argument("--again", action="store_true", help="with --all: keep the ratios of the run before")
+    parser.add_argument("--save", action="store_true", help="write the report to its place in results/speed/")
+    parser.add_argument("--all", action="store_true", help="run and save every workload of the tables")
+    parser.add_argument("--again", action="store_true", help="when saving: keep the ratios of the run before")
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peer:
         serve(options.peer, options.folder)
         return
-    if options.all:
-        for workload in WORKLOADS:
-            job = Job(**{**asdict(workload), "threads": options.threads})
-            report = measure(job, options.rounds)
-            if options.again:
-                before = json.loads(job.path.read_text())
-                report["run before"] = {key: before[key] for key in ("machine", "minires_over_pytorch_best")}
-            show(report)
-            job.path.write_text(json.dumps(report, indent=1) + "\n")
-        return
+    if options.all and options.json:
+        parser.error("--all writes each report to its place in results/speed/; --json is for a single one")
     size = models.entry(options.model).size if options.size is None else options.size
-    report = measure(Job(options.model, options.batch, size, options.threads, options.pins), options.rounds)
-    show(report)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    asked = Job(options.model, options.batch, size, options.threads, options.pins)
+    for job in WORKLOADS if options.all else (asked,):
+        compiled = options.all if options.compiled is None else options.compiled
+        report = measure(job, options.rounds, compiled=compiled)
+        show(report)
+        if options.all or options.save:
+            save(report, again=options.again)
+        if options.json:
+            options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -424,8 +424,10 @@ def judged(description: str, call: Call) -> tuple[str, str]:
             place = f"{Path(where.filename).name}:{where.lineno}"
             return "unclear", f"{description}\n    {type(error).__name__}: {str(error)[:200]} ({place})"
     if first != second:
-        told = [f"{kind} {value if isinstance(value, Exception) else ''}" for kind, value in
-                ((first, found), (second, expected))]
+        told = [
+            f"{kind} {value if isinstance(value, Exception) else ''}"
+            for kind, value in ((first, found), (second, expected))
+        ]
         return "different", f"{description}\n    kernels: {told[0]}\n    reference: {told[1]}"
     if first == "right" and (difference := equal(found, expected)):
         return "different", f"{description}\n    {difference}"

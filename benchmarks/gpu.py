@@ -36,10 +36,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import compare
 import numpy as np
-from compare import Job
 from machine import describe
+from workloads import Job, prepare
 
 import minires
 from minires import backend
@@ -301,7 +300,7 @@ def workload(job: Job, left: Callable[[], float]) -> dict[str, Any]:
     found: dict[str, Any] = {"what": f"{job.model}, batch {job.batch}, {job.size}x{job.size}"}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        compare.prepare(folder, job)
+        prepare(folder, job)
         for precision in PRECISIONS:
             rows: dict[str, Any] = {}
             for peer in PEERS:

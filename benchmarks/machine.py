@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,16 @@ def describe() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("numpy", "numba", "torch")},
+        "versions": {name: _version(name) for name in ("numpy", "numba", "torch", "onnxruntime")},
         "pins_removed": [name for name in PINS if name in os.environ],
         "commit": _commit(),
     }
+
+
+def short_name(processor: str) -> str:
+    """Maker, family and model of a processor, from its description: "amd_25_17". A folder of its results."""
+    maker = next((name for name in ("amd", "intel") if name in processor.lower()), "other")
+    return "_".join([maker, *re.findall(r"\b(?:family|model) (\d+)", processor)])
 
 
 def _processor() -> str:

@@ -38,8 +38,10 @@ from typing import Any
 
 import compare
 import numpy as np
-from compare import Job, Peer
+import workloads
+from compare import Peer
 from machine import describe
+from workloads import Job
 
 import minires
 from minires.errors import ConfigError
@@ -111,7 +113,7 @@ def _block(name: str, block: ResidualBlock) -> list[dict[str, Any]]:
 
 def prepare(folder: Path, job: Job) -> None:
     """Write what compare.py's peers get, and the network."""
-    compare.prepare(folder, job)
+    workloads.prepare(folder, job)
     (folder / "network.json").write_text(json.dumps(described(job.build(initializer="zeros"))))
 
 

@@ -9,7 +9,10 @@ as the reference implementation. What the tape does besides, adding up the gradi
 twice, is not in it.
 
 GFLOP/s are those of convolutions and dense layers, held against a large float32 matrix product on as many
-threads; with Winograd's fewer multiplications more than 100% are possible. GB/s count each array that a
+threads. Under a convolution stand the ways that its products take (``minires.ops.conv2d``), each timed alone,
+without bias and ReLU, and held against the peak of this machine: tiles of sums in the registers of all
+threads, ``minires.backend.simd``, that grow by numbers in the first cache. With Winograd's fewer
+multiplications more than 100% are possible. GB/s count each array that a
 formula reads or writes once, however often the code passes over it, held against a plain copy.
 
 Units: milliseconds (medians).
@@ -36,14 +39,48 @@ import machine
 import numpy as np
 
 from minires import backend, models, ops
+from minires.backend import kernels, simd
+from minires.ops.conv2d import conv2d, way
 from minires.ops.cross_entropy import cross_entropy
 from minires.ops.dense_buffer import DenseBuffer
 from minires.tensor import Tensor
 
+# -------------------------------------------------------------------------- the peak of the register tile
+
+DEPTH = 256  # numbers that a sum grows by: with 16 + 8 of them beside each other they take 24 KiB
+
+
+def _grow(rows: Any, columns: Any, width: int, a: Any, b: Any, y: Any, times: int) -> None:
+    """Add up the products of a (rows, DEPTH) and b (DEPTH, width), flat, in one tile, and do so again."""
+    for _ in range(times):
+        tile = simd.spread(rows, columns, b, 0)
+        lines = simd.beside(rows, a, 0, DEPTH)
+        for k in range(DEPTH):
+            tile = simd.multiply_add(tile, lines, k, b, k * width)
+        simd.store(tile, simd.beside(rows, y, 0, width), 0, len(rows), width)
+
+
+def tile_peak(times: int = 40_000) -> float:
+    """GFLOP/s of the widest tile of ``minires.backend.simd`` on all threads, each with numbers of its own.
+
+    Who changes the functions of simd changes :func:`_grow` with them.
+    """
+    grow = kernels.numba().njit(nogil=True)(_grow)  # not kept on disk: its cache would not see simd change
+    rows, columns = simd.shapes()[0]
+    width = simd.width((rows, columns), np.float32)
+    flop = 2 * DEPTH * len(rows) * width * times * backend.threads()
+
+    def call() -> None:
+        sizes = (DEPTH * len(rows), DEPTH * width, len(rows) * width)
+        grow(rows, columns, width, *(np.ones(size, np.float32) for size in sizes), times)
+
+    return flop / 1e9 / seconds(lambda: backend.parallel_calls([call] * backend.threads()), 5)
+
+
 # ------------------------------------------------------------------------------------------- observing
 
 
-REST = 0.5  # seconds after the reference: the threads of BLAS, which it woke, stay awake for a while
+REST = 0.5  # seconds after BLAS or the reference: the threads of BLAS stay awake for a while
 USUAL = ("training=", "momentum=", "eps=", "convention=")  # of all layers: not worth a word
 
 
@@ -194,6 +231,8 @@ def measure_call(call: Call, rounds: int) -> dict[str, Any]:
                 row[f"{prefix}backward_ms"] = 1e3 * seconds(functools.partial(backward, dy), times)
                 outgoing = [gradient for gradient in backward(dy) if gradient is not None]
     time.sleep(REST)
+    if call.op == "conv2d":
+        row["ways"] = measure_ways(call, rounds)
     once = row["forward_ms"] + row["backward_ms"]
     row["total_ms"] = call.count * once
     row["forward_gflop"] = _flop(call, y) / 1e9
@@ -205,6 +244,33 @@ def measure_call(call: Call, rounds: int) -> dict[str, Any]:
     return row
 
 
+def measure_ways(call: Call, rounds: int) -> list[dict[str, Any]]:
+    """The products of a convolution, each alone: to what, which way, milliseconds and GFLOP/s."""
+    x, w = call.args[:2]
+    options = {**call.options, "relu": False}
+    window = {name: options[name] for name in ("stride", "padding", "dilation", "groups") if name in options}
+    ways = way(x.shape, w.shape, **window)
+    forward = functools.partial(conv2d, Tensor(x.data), Tensor(w.data), **options)
+    dy = np.random.default_rng(0).standard_normal(forward().shape).astype(x.dtype)
+
+    def backward(*, to_x: bool) -> Callable[[], Any]:
+        y = conv2d(Tensor(x.data, requires_grad=to_x), Tensor(w.data, requires_grad=not to_x), **options)
+        assert y.node is not None
+        return functools.partial(y.node.backward, dy)
+
+    products = [("y", ways.forward, forward)]
+    if x.requires_grad:
+        products.append(("dx", ways.backward_x, backward(to_x=True)))
+    if w.requires_grad:
+        products.append(("dw", ways.backward_w, backward(to_x=False)))
+    found = []
+    for to, one, work in products:
+        time_of_one = seconds(work, rounds)
+        rate = _flop(call, forward()) / 1e9 / time_of_one
+        found.append({"to": to, "way": one.name, "ms": 1e3 * time_of_one, "gflop_per_s": rate})
+    return found
+
+
 def _flop(call: Call, y: Tensor) -> int:
     """A multiplication and an addition for each use of a weight; nothing for what is no product."""
     if call.op == "conv2d":
@@ -214,14 +280,17 @@ def _flop(call: Call, y: Tensor) -> int:
 
 
 def peaks() -> dict[str, float]:
-    """What this machine does at best: a matrix product, and a copy (bytes read and written)."""
+    """What this machine does at best: a matrix product, a tile in registers, a copy (bytes read, written)."""
     rng = np.random.default_rng(0)
     a, b = rng.random((2048, 2048), np.float32), rng.random((2048, 2048), np.float32)
     source, target = np.ones(1 << 25, np.float32), np.ones(1 << 25, np.float32)
+    tiles = tile_peak()
     product = seconds(lambda: backend.matmul(a, b), 5)
+    time.sleep(REST)
     copied = seconds(lambda: backend.copy(source, target), 5)
     return {
         "gemm_gflop_per_s": 2 * 2048**3 / 1e9 / product,
+        "tile_gflop_per_s": tiles,
         "copy_gb_per_s": 2 * source.nbytes / 1e9 / copied,
     }
 
@@ -243,6 +312,8 @@ def measure(model: str, batch: int, size: int, threads: int, rounds: int) -> dic
     for row in rows:
         row["share_of_gemm"] = row["gflop_per_s"] / limits["gemm_gflop_per_s"]
         row["share_of_copy"] = row["gb_per_s"] / limits["copy_gb_per_s"]
+        for one in (row, *row.get("ways", [])):
+            one["share_of_tile"] = one["gflop_per_s"] / limits["tile_gflop_per_s"]
     rows.sort(key=lambda row: -row["total_ms"])
     return {
         "what": f"{model}, batch {batch}, {size}x{size}, float32, {threads} threads, {rounds} rounds",
@@ -256,16 +327,15 @@ def show(report: dict[str, Any]) -> None:
     limits = report["peaks"]
     print(report["what"])
     print(
-        f"at best {limits['gemm_gflop_per_s']:.0f} GFLOP/s in a product, {limits['copy_gb_per_s']:.1f} GB/s "
-        "in a copy; the reference implementation in brackets; ms"
+        f"at best {limits['gemm_gflop_per_s']:.0f} GFLOP/s in a product, {limits['tile_gflop_per_s']:.0f} in "
+        f"tiles, {limits['copy_gb_per_s']:.1f} GB/s in a copy; the reference implementation in brackets; ms"
     )
     print(
         f"{'operation':16}{'times':>6}{'total':>9}{'forward':>19}{'backward':>19}{'GFLOP/s':>13}{'GB/s':>13}"
     )
     for row in report["rows"]:
         pairs = [
-            f"{row[f'{way}_ms']:.2f} ({row[f'reference {way}_ms']:.2f})"
-            for way in ("forward", "backward")
+            f"{row[f'{way}_ms']:.2f} ({row[f'reference {way}_ms']:.2f})" for way in ("forward", "backward")
         ]
         product = f"{row['gflop_per_s']:.0f} {row['share_of_gemm']:4.0%}" if row["gflop_per_s"] else ""
         moved = f"{row['gb_per_s']:.1f} {row['share_of_copy']:4.0%}"
@@ -273,6 +343,9 @@ def show(report: dict[str, Any]) -> None:
             f"{row['op']:16}{row['count']:6}{row['total_ms']:9.2f}{pairs[0]:>19}{pairs[1]:>19}{product:>13}"
             f"{moved:>13}  {row['what']}"
         )
+        for one in row.get("ways", []):
+            rate = f"{one['gflop_per_s']:.0f} GFLOP/s, {one['share_of_tile']:.0%} of the tiles' peak"
+            print(f"{'':16}{one['to']:>6}{one['ms']:9.2f}  {one['way']}: {rate}")
     print(f"{'together':22}{sum(row['total_ms'] for row in report['rows']):9.2f}")
 
 

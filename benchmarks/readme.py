@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+SPEED = RESULTS / "speed"  # of compare.py, a folder per processor
+PROCESSOR = "amd_25_17"  # the one whose figures come first, and alone into the README
+DETAILED = "resnet50_signs_b32"
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "tutorials" / "guide").glob("*.md"))]
@@ -35,14 +38,19 @@ def headline() -> str:
         report = load(name)
         accuracy, minutes = percent(report["median_test_accuracy"]), report["median_seconds"] / 60
         lines.append(f"| test accuracy of `{report['what']}` | **{accuracy}** in {minutes:.1f} min |")
-    report, workloads = load(DETAILED), [load(path.stem) for path in _workloads()]
-    ours, theirs = _step(report, "minires"), min(_step(report, name) for name in _torches(report))
+    workloads = _workloads(PROCESSOR)
+    report = workloads[0]
+    ours, theirs = _steps(report)
     ratio = _ratio(report["minires_over_pytorch_best"], "train")
     what = f"training step of {_workload(report)}, minires : PyTorch"
     lines.append(f"| {what} | {ours:.0f} : {theirs:.0f} ms, {ratio} |")
-    for part, title in (("train", "training step"), ("inference", "inference"), ("memory", "peak memory")):
+    for part, title in (("train", "training step"), (BEST, "inference"), ("memory", "peak memory")):
         found = [one["minires_over_pytorch_best"][part] for one in workloads]
         what = f"{title} of {len(found)} workloads, minires : PyTorch"
+        lines.append(f"| {what} | **{min(found):.2f}** to **{max(found):.2f}** |")
+    found = [one["minires_over_onnxruntime"] for one in workloads if "minires_over_onnxruntime" in one]
+    if found:
+        what = f"inference of {len(found)} workloads, minires : ONNX Runtime"
         lines.append(f"| {what} | **{min(found):.2f}** to **{max(found):.2f}** |")
     papers = load("family")["papers"].values()
     hold, rows = sum(row["hold"] for row in papers), sum(row["rows"] for row in papers)
@@ -67,20 +75,30 @@ def accuracy() -> str:
 
 
 def speed() -> str:
-    """A line per workload beside PyTorch, then the parts of the step for the first of them."""
-    lines = ["| training step | minires | PyTorch | minires / PyTorch | run before | inference "
-             "| batch norms folded | peak memory |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    for path in _workloads():
-        report = load(path.stem)
-        ours, theirs = _step(report, "minires"), min(_step(report, name) for name in _torches(report))
-        ratios = report["minires_over_pytorch_best"]
-        before = _ratio(report["run before"]["minires_over_pytorch_best"], "train").strip("*")
-        cells = " | ".join(_ratio(ratios, what) for what in ("inference", FOLDED, "memory"))
-        lines.append(
-            f"| {_workload(report)} | {ours:.0f} ms | {theirs:.0f} ms | {_ratio(ratios, 'train')} | {before} "
-            f"| {cells} |"
-        )
-    return "\n".join(lines) + f"\n\n{_parts(load(DETAILED))}"
+    """A line per workload beside its peers, then the parts of the step for the first; for each processor."""
+    others = sorted(folder.name for folder in SPEED.iterdir() if folder.name != PROCESSOR)
+    return "\n".join(_beside_peers(_workloads(processor)) for processor in (PROCESSOR, *others))
+
+
+def _beside_peers(reports: list[dict[str, Any]]) -> str:
+    """One processor's table."""
+    head = ("training step", "minires", "PyTorch", "minires / PyTorch", "eager alone", "run before",
+            "inference", "batch norms folded", "the faster of both", "minires / ONNX Runtime",
+            "peak memory")  # fmt: skip
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for report in reports:
+        best, eager = report["minires_over_pytorch_best"], report["minires_over_pytorch_eager"]
+        before = report.get("run before", {}).get("minires_over_pytorch_eager", {})
+        cells = [
+            *(_ms(time) for time in _steps(report)),
+            _ratio(best, "train"),
+            *(_ratio(row, "train").strip("*") for row in (eager, before)),
+            *(_ratio(best, what) for what in ("inference", FOLDED, BEST)),
+            _ratio(report, "minires_over_onnxruntime"),
+            _ratio(best, "memory"),
+        ]
+        lines.append(f"| {_workload(report)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + f"\n\n{_parts(reports[0])}"
 
 
 def engines() -> str:
@@ -118,27 +136,36 @@ def first_run() -> str:
 
 
 TITLES = {"minires": "minires", "chainer": "Chainer 7.8.1", "dezero": "DeZero 0.0.13"}
-DETAILED = "speed_resnet50_signs_b32"
 FOLDED = "inference, folded"
+BEST = "best inference"
 
 
-def _workloads() -> list[Path]:
-    """The results of compare.py, the one with the detailed table first."""
-    return sorted(RESULTS.glob("speed_*.json"), key=lambda path: (path.stem != DETAILED, path.stem))
+def _workloads(processor: str) -> list[dict[str, Any]]:
+    """The results of compare.py on a processor, the one with the detailed table first."""
+
+    def order(name: str) -> tuple[Any, ...]:
+        return (name != DETAILED, *reports[name]["job"].values())
+
+    reports = {path.stem: json.loads(path.read_text()) for path in (SPEED / processor).glob("*.json")}
+    return [reports[name] for name in sorted(reports, key=order)]
 
 
 def _workload(report: dict[str, Any]) -> str:
     job = report["job"]
     pins = ", products held to AVX2" if job["pins"] else ""
-    return f"`{job['model']}`, batch {job['batch']}, {job['size']}x{job['size']}{pins}"
+    threads = {1: ", one thread", 2: ""}.get(job["threads"], f", {job['threads']} threads")
+    return f"`{job['model']}`, batch {job['batch']}, {job['size']}x{job['size']}{pins}{threads}"
 
 
-def _torches(report: dict[str, Any]) -> list[str]:
-    return [name for name in report["results"] if name != "minires"]
+def _steps(report: dict[str, Any]) -> tuple[float, float]:
+    """The milliseconds of a training step: ours, and the best PyTorch's."""
+    rows = report["results"].items()
+    times = {name: row["train"]["median_ms"] for name, row in rows if "train" in row}
+    return times["minires"], min(time for name, time in times.items() if name.startswith("torch"))
 
 
-def _step(report: dict[str, Any], name: str) -> float:
-    return report["results"][name]["train"]["median_ms"]
+def _ms(time: float) -> str:
+    return f"{time:.{0 if time >= 10 else 1}f} ms"
 
 
 def _ratio(ratios: dict[str, float], what: str) -> str:
@@ -154,10 +181,11 @@ def _parts(report: dict[str, Any]) -> str:
     ]
     for name, row in report["results"].items():
         cells = " | ".join(f"{row[column]['median_ms']:.0f}" if column in row else "" for column in columns)
-        lines.append(f"| {name} | {cells} | {row['peak_memory_MiB']} MiB |")
+        memory = f"{row['peak_memory_MiB']} MiB" if "peak_memory_MiB" in row else ""
+        lines.append(f"| {name} | {cells} | {memory} |")
     ratios = report["minires_over_pytorch_best"]
     cells = " | ".join(_ratio(ratios, column) for column in (*columns, "memory"))
-    lines.append(f"| minires / the better PyTorch | {cells} |")
+    lines.append(f"| minires / the best PyTorch | {cells} |")
     return "\n".join(lines) + f"\n\n{report['what']}. {_where(report)}\n"
 
 

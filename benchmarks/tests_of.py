@@ -19,7 +19,10 @@ TESTS = {
     "modes.py": ("test_settings.py", "nn/test_layers.py"),
     "array_making.py": ("test_tensor.py",),
     "ops/__init__.py": (
-        "ops/test_reshape.py", "ops/test_reduce.py", "ops/test_arithmetic.py", "test_tensor.py",
+        "ops/test_reshape.py",
+        "ops/test_reduce.py",
+        "ops/test_arithmetic.py",
+        "test_tensor.py",
     ),
     "ops/checks.py": ("ops/test_checks.py",),
     "ops/callable_module.py": ("ops/test_cases.py", "ops/test_examples.py"),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # what __getattr__ below imports when it is first used
     from minires.nn.fuse import fuse
     from minires.nn.init import manual_seed
     from minires.nn.recompute import recompute
+    from minires.plan import compile
 
 __all__ = [
     "__version__",
@@ -29,6 +30,7 @@ __all__ = [
     "MiniresError",
     "ShapeError",
     "Tensor",
+    "compile",
     "data",
     "debug",
     "fuse",
@@ -61,6 +63,7 @@ _MODULES = {
     "weights": "minires.weights",
 }
 _FUNCTIONS = {
+    "compile": "minires.plan",
     "fuse": "minires.nn.fuse",
     "manual_seed": "minires.nn.init",
     "recompute": "minires.nn.recompute",

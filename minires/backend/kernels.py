@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from types import FunctionType, ModuleType
 from typing import Any, overload
 
-from minires.backend import arguments, simd
+from minires.backend import arguments, atomics, simd
 from minires.backend.arrays import Array, is_numpy
 from minires.errors import truth
 from minires.settings import Block, F, Settings
@@ -92,7 +92,7 @@ def is_numba_in_use() -> bool:
 
 
 @functools.cache
-def _numba() -> ModuleType:
+def numba() -> ModuleType:
     """Numba, which from now on says when it compiles: only then, and before the wait."""
     event: Any = importlib.import_module("numba.core.event")
 
@@ -108,12 +108,13 @@ def _numba() -> ModuleType:
     global _in_use
     _in_use = True
     simd.set_up()
+    atomics.set_up()
     return importlib.import_module("numba")
 
 
 def _compile(function: Callable[..., Any], in_any_order: bool) -> Callable[..., Any]:
     options = {"fastmath": {"reassoc"}} if in_any_order else {}
-    njit = functools.partial(_numba().njit, nogil=True, error_model="numpy", **options)
+    njit = functools.partial(numba().njit, nogil=True, error_model="numpy", **options)
     names = function.__code__.co_names
     called = {name: function.__globals__[name] for name in names if name in function.__globals__}
     inner = {name: other.compiled() for name, other in called.items() if hasattr(other, "compiled")}
@@ -168,7 +169,8 @@ def kernel(
     """Compile ``function`` with Numba on its first call (importing Numba only then), free of the global lock.
 
     The compiled code is kept on disk where it can be, so that the second run of a program starts at once.
-    A kernel may call other kernels of its module, and the functions of ``minires.backend.simd``.
+    A kernel may call other kernels of its module, and the functions of ``minires.backend.simd``
+    and ``minires.backend.atomics``.
 
     ``arrays`` and ``where`` declare what it takes, as :mod:`minires.backend.arguments` says; what does not
     fit is refused with a MiniresError. Without them, ``@kernel`` alone, nothing is checked.

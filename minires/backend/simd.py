@@ -90,7 +90,7 @@ def square(outputs: int, depth: int, dtype: Any) -> Shape:
     """The tile of sums over places that is best for so many sums side by side, and one below the other: its
     rows divide ``depth`` if they can, since those beyond are computed for nothing."""
     sums, wide = processor()[1] * 3 // 4, 2 if outputs > lanes(dtype) else 1
-    tall = [rows for rows in (12, 8, 6, 4) if rows * wide <= sums]
+    tall = [rows for rows in (16, 12, 8, 6, 4) if rows * wide <= sums]
     return (0,) * min(tall, key=lambda rows: -(-depth // rows) * (rows + 0.5)), (0,) * wide
 
 

@@ -117,7 +117,7 @@ def _pack_numba(
     " and group * w_group + (taps[-1] if T else 0) * tap"
     " + ((outputs - 1) * row + depth if turned else (depth - 1) * row + outputs) <= W)",
 )  # fmt: skip
-def _products_numba(
+def products_numba(
     rows: Size, columns: Size, x: Array, w: Array, packed: Array, b: Array, added: Array, y: Array,
     table: Array, out: Array, taps: Array, sees: Array, zeros: Array, room: Array, relu: bool, turned: bool,
     count: int, x_step: int, y_step: int, depth: int, outputs: int, x_group: int, y_group: int, w_group: int,
@@ -200,26 +200,26 @@ def products(
     panels = sizes.groups * -(-sizes.outputs // width)
     none = np.empty(0, x.dtype)
     packed, added = none if packed is None else packed, none if added is None else added.reshape(-1)
-    bias, zeros = _bias(b, sizes, panels, width, x.dtype), np.zeros(max(sizes.depth, width), x.dtype)
+    bias, zeros = padded_bias(b, sizes, panels, width, x.dtype), np.zeros(max(sizes.depth, width), x.dtype)
     x, w, y = x.reshape(-1), w.reshape(-1), y.reshape(-1)
-    share = _share(parts, sizes)
-    by_panel = w.size > x.size and panels >= share
+    threads = share(parts, sizes)
+    by_panel = w.size > x.size and panels >= threads
 
     def chunk(number: int) -> None:
         for places, at, to, times, x_step, y_step in parts:
             tiles, long = times * places.sees.shape[1], len(places.taps) * sizes.depth * width
             room = np.empty(0 if packed.size else min(max(_PANELS, long), panels * long), x.dtype)
             total = panels if by_panel else tiles
-            mine = total * number // share, total * (number + 1) // share
+            mine = total * number // threads, total * (number + 1) // threads
             if mine[0] < mine[1]:
-                _products_numba(
+                products_numba(
                     rows, columns, x[at:], w, packed, bias, added[to:], y[to:], places.table, places.out,
                     places.taps, places.sees, zeros, room, relu, turned, places.many, x_step, y_step,
                     sizes.depth, sizes.outputs, *sizes[3:], width,
                     *((0, tiles, *mine) if by_panel else (*mine, 0, panels)),
                 )  # fmt: skip
 
-    parallel.parallel_calls([functools.partial(chunk, number) for number in range(share)])
+    parallel.parallel_calls([functools.partial(chunk, number) for number in range(threads)])
 
 
 def pack(tile: simd.Shape, w: Array, sizes: Sizes, *, taps: int = 1, turned: bool = False) -> Array:
@@ -241,14 +241,14 @@ def pack(tile: simd.Shape, w: Array, sizes: Sizes, *, taps: int = 1, turned: boo
     return packed
 
 
-def _share(parts: Sequence[Part], sizes: Sizes) -> int:
+def share(parts: Sequence[Part], sizes: Sizes) -> int:
     """How many threads the work is worth."""
     seen = sum(part.times * part.places.many * len(part.places.taps) for part in parts)
     macs = seen * sizes.depth * sizes.outputs * sizes.groups
     return max(1, min(thread_pool.threads(), macs // GRAIN))
 
 
-def _bias(b: Array | None, sizes: Sizes, panels: int, width: int, dtype: Any) -> Array:
+def padded_bias(b: Array | None, sizes: Sizes, panels: int, width: int, dtype: Any) -> Array:
     """b, with zeros behind the numbers of each group up to whole panels."""
     bias = np.zeros((sizes.groups, panels * width // sizes.groups), dtype)
     if b is not None:

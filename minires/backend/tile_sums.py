@@ -10,7 +10,8 @@ blocks of a few hundred: of a block the rows of x are packed R numbers at a time
 so that both stay in the cache of the core, and lie side by side. What a tap sees of a block is a list of
 pairs, row of x and row of dy: what lies outside a picture is in no list.
 
-Each thread has tiles of dw of its own, so that the sums are the same to the bit on any number of threads.
+Each thread has tiles of dw of its own, or, where these are few, sums of some blocks, which are added up at
+the end: either way they are the same to the bit on any number of threads.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from minires.backend.tile_products import GRAIN, Sizes
 
 PLACES = 256  # in a block
 _SUMMED = 64  # blocks that are summed by themselves, as one long sum of float32 rounds more
+_FEW = 32  # tiles of dw; where there are fewer, threads have blocks of their own
 
 
 class Blocks(NamedTuple):
@@ -55,24 +57,22 @@ class Blocks(NamedTuple):
     " and times > 0 and 0 <= start <= stop and 0 <= first <= last <= -(-outputs // width)"
     " and min(x_at, y_at, x_step, y_step, x_row, y_row, x_group, y_group, w_group, tap, row) >= 0"
     " and (group := max(stop - 1, 0) // ((T - 1) * -(-depth // len(height)))) >= 0"
-    " and (x_at + (times - 1) * x_step) * x_row + group * x_group + depth <= X"
+    " and (x_at + (times - 1) * x_step) * x_row + group * x_group"
+    " + (-(-depth // len(height)) * len(height) if is_direct else depth) <= X"
     " and (y_at + (times - 1) * y_step) * y_row + group * y_group + outputs <= Y"
     " and group * w_group + (T - 2) * tap + (depth - 1) * row + outputs <= W"
-    " and rows[:, 3].max() * width <= Q and (T == 2 and depth % len(height) == 0 or"
-    " (-(-stop // (T - 1)) - start // (T - 1)) * rows[:, 1].max() * len(height) + width <= P)",
+    " and width <= Q and (is_direct or (-(-stop // (T - 1)) - start // (T - 1)) * len(height) + width <= P)",
 )  # fmt: skip
 def _sums_numba(
     height: Size, columns: Size, x: Array, dy: Array, dw: Array, is_first: bool, rows: Array, starts: Array,
     pairs: Array, zeros: Array, x_room: Array, y_room: Array, x_at: int, y_at: int, times: int, x_step: int,
-    y_step: int, x_row: int, y_row: int, depth: int, outputs: int, x_group: int, y_group: int, w_group: int,
-    tap: int, row: int, width: int, start: int, stop: int, first: int, last: int,
+    y_step: int, x_row: int, y_row: int, is_direct: bool, depth: int, outputs: int, x_group: int,
+    y_group: int, w_group: int, tap: int, row: int, width: int, start: int, stop: int, first: int, last: int,
 ) -> None:  # fmt: skip
     """The units start..stop of dw, all taps of R numbers k, all of these of a group, all groups; and the
     panels first..last of each."""
     high, taps = len(height), starts.shape[1] - 1
     tiles, one = (depth + high - 1) // high, (0,)
-    # What only one tap reads is read where it lies, unless the last tile would read beyond the end.
-    is_direct = taps == 1 and depth % high == 0
     source, apart = (x, x_row) if is_direct else (x_room, high)
     for time in range(times):
         for block in range(len(rows)):
@@ -120,55 +120,71 @@ def _sums_numba(
 
 def sums_over_places(
     x: Array, dy: Array, dw: Array, blocks: Sequence[Blocks], sizes: Sizes, x_row: int, y_row: int, *,
-    grows: bool = False,
+    grows: bool = False, tail: int = 0,
 ) -> None:  # fmt: skip
-    """Write dw from x and dy, arrays without gaps whose rows are ``x_row`` and ``y_row`` numbers apart; or,
-    if it ``grows``, add to what is in it.
+    """Write dw from x and dy, arrays without gaps whose rows are ``x_row`` and ``y_row`` numbers apart.
 
-    ``sizes`` are those of ``products`` for a w such as dw.
+    sizes: those of ``products`` for a w such as dw.
+    grows: add to what is in dw.
+    tail: how many numbers of x there are behind the last row, which may be read.
     """
     tile = simd.square(sizes.outputs, sizes.depth, x.dtype)
     high, width = len(tile[0]), simd.width(tile, x.dtype)
     taps, zeros = blocks[0].start.shape[1] - 1, np.zeros(width, x.dtype)
-    units = sizes.groups * -(-sizes.depth // high) * taps
-    x, dy, whole = x.reshape(-1), dy.reshape(-1), dw.reshape(-1)
+    units, panels = sizes.groups * -(-sizes.depth // high) * taps, -(-sizes.outputs // width)
+    x, dy, dw = x.reshape(-1), dy.reshape(-1), dw.reshape(-1)
     longest, highest = (max(int(part.rows[:, i].max()) for part in blocks) for i in (1, 3))
     macs = sum(part.times * part.pairs.shape[1] for part in blocks) * math.prod(sizes[:3])
-
-    panels = -(-sizes.outputs // width)
     share = max(1, min(thread_pool.threads(), macs // GRAIN))
-    by_panel = sizes.outputs > sizes.depth and panels >= share  # each thread packs its part of the wider side
+    # What only one tap reads is read where it lies, unless the last tile would read beyond the end.
+    is_direct = tail >= high or (taps == 1 and sizes.depth % high == 0)
 
-    def chunk(some: list[Blocks], total: Array, number: int) -> None:
-        count = panels if by_panel else units
-        mine = count * number // share, count * (number + 1) // share
-        start, stop, first, last = (0, units, *mine) if by_panel else (*mine, 0, panels)
-        x_room = np.empty(longest * high * (-(-stop // taps) - start // taps) + width, x.dtype)
-        y_room = np.empty(highest * width, x.dtype)
-        for i, (rows, starts, pairs, *at) in enumerate(some if start < stop else ()):
-            is_first = i == 0 and not (grows and total is whole)
+    def run(
+        some: Sequence[Blocks], total: Array, start: int, stop: int, first: int, last: int, onto: bool = False
+    ) -> None:
+        count = 0 if is_direct else longest * high * (-(-stop // taps) - start // taps)
+        x_room, y_room = np.empty(count + width, x.dtype), np.empty(highest * width, x.dtype)
+        for i, (rows, starts, pairs, *at) in enumerate(some if start < stop and first < last else ()):
             _sums_numba(
-                *tile, x, dy, total, is_first, rows, starts, pairs, zeros, x_room, y_room, *at, x_row, y_row,
-                sizes.depth, sizes.outputs, *sizes[3:], width, start, stop, first, last,
+                *tile, x, dy, total, i == 0 and not onto, rows, starts, pairs, zeros, x_room, y_room, *at,
+                x_row, y_row, is_direct, sizes.depth, sizes.outputs, *sizes[3:], width, start, stop, first,
+                last,
             )  # fmt: skip
 
-    for i, some in enumerate(_few_at_a_time(blocks)):
-        total = np.empty_like(whole) if i else whole
-        parallel.parallel_calls([functools.partial(chunk, some, total, number) for number in range(share)])
-        if i:
-            parallel.add(whole, total, out=whole)
+    if units * panels < _FEW and not grows:
+        lists = _few_at_a_time(blocks, _SUMMED // 4)
+        totals = np.empty((len(lists), dw.size), x.dtype)
+
+        def chunk(begin: int, end: int) -> None:
+            for number in range(begin, end):
+                run(lists[number], totals[number], 0, units, 0, panels)
+
+        parallel.parallel_for(chunk, len(lists), -(-len(lists) // share))
+        dw[...] = totals.sum(axis=0)
+        return
+    by_panel = sizes.outputs > sizes.depth and panels >= share  # each thread packs its part of the wider side
+    for number, some in enumerate(_few_at_a_time(blocks, _SUMMED)):
+        total, all_of_it = np.empty_like(dw) if number else dw, panels if by_panel else units
+        calls = []
+        for i, j in parallel.split(0, all_of_it, min(share, all_of_it)):
+            start, stop, first, last = (0, units, i, j) if by_panel else (i, j, 0, panels)
+            onto = grows and not number
+            calls.append(functools.partial(run, some, total, start, stop, first, last, onto))
+        parallel.parallel_calls(calls)
+        if number:
+            parallel.add(dw, total, out=dw)
 
 
-def _few_at_a_time(blocks: Sequence[Blocks]) -> list[list[Blocks]]:
-    """The same, cut into lists of about _SUMMED blocks."""
+def _few_at_a_time(blocks: Sequence[Blocks], few: int) -> list[list[Blocks]]:
+    """The same, cut into lists of about ``few`` blocks."""
     lists: list[list[Blocks]] = [[]]
-    room = _SUMMED
+    room = few
     for part in blocks:
         done = 0
         while done < part.times:
             if room <= 0:
                 lists.append([])
-                room = _SUMMED
+                room = few
             now = min(part.times - done, max(1, room // len(part.rows)))
             x, y = part.x + done * part.x_step, part.y + done * part.y_step
             lists[-1].append(part._replace(x=x, y=y, times=now))

@@ -5,6 +5,7 @@ import ops
 import pytest
 
 from minires import backend, models
+from minires.backend import kernels, simd
 from minires.inspect import summarize
 from minires.nn import layers
 from minires.ops.conv2d import conv2d
@@ -59,6 +60,35 @@ def test_rates_follow_from_work_and_time(report):
         assert row["total_ms"] == pytest.approx(row["count"] * (row["forward_ms"] + row["backward_ms"]))
         assert row["reference forward_ms"] > 0
         assert row["share_of_gemm"] == row["gflop_per_s"] / report["peaks"]["gemm_gflop_per_s"]
+
+
+def test_each_product_of_a_convolution_is_held_against_the_tiles(report):
+    peak = report["peaks"]["tile_gflop_per_s"]
+    for row in report["rows"]:
+        assert row["share_of_tile"] == row["gflop_per_s"] / peak
+        assert ("ways" in row) == (row["op"] == "conv2d")
+        for one in row.get("ways", []):
+            assert one["gflop_per_s"] == pytest.approx(1e3 * row["forward_gflop"] / one["ms"])
+            assert one["share_of_tile"] == one["gflop_per_s"] / peak
+    convolutions = [row for row in report["rows"] if "ways" in row]
+    found = {row["what"]: {one["to"]: one["way"] for one in row["ways"]} for row in convolutions}
+    for what, x, w, products in (
+        ("2x16x16x3, 3x3x3x16", (2, 16, 16, 3), (3, 3, 3, 16), ("y", "dw")),  # pictures need no gradient
+        ("2x8x8x32, 3x3x32x32", (2, 8, 8, 32), (3, 3, 32, 32), ("y", "dx", "dw")),
+    ):
+        ways = dict(zip(("y", "dx", "dw"), ops.way(x, w, padding=1), strict=True))
+        right = {to: ways[to].name for to in products}
+        assert found[f"{what} stride=1 padding=1 groups=1"] == right
+
+
+def test_the_tiles_whose_peak_is_measured_add_up_all_their_products():
+    grow, rng = kernels._numba().njit(ops._grow), np.random.default_rng(0)
+    a, b = rng.random((ops.DEPTH, simd.ROWS), np.float32), rng.random((ops.DEPTH, simd.LANES), np.float32)
+    right = b[0] + a.T @ b
+    for one in (ops._grow, grow):
+        y = np.zeros(right.size, np.float32)
+        one(a.reshape(-1), b.reshape(-1), y, 2)
+        np.testing.assert_allclose(y.reshape(right.shape), right, rtol=1e-5)
 
 
 def test_nothing_is_left_behind():

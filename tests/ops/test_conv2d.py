@@ -11,7 +11,7 @@ from minires.backend import tile_products, tile_sums
 from minires.errors import ShapeError
 from minires.ops import cases
 from minires.ops import conv2d as module
-from minires.ops.conv2d import choose, conv2d, indirect, places, way, winograd
+from minires.ops.conv2d import choose, conv2d, indirect, joined_groups, places, way, winograd
 from minires.ops.window import window
 
 
@@ -74,9 +74,10 @@ def three_threads():
 @pytest.mark.parametrize("pictures", [1, 7])
 def test_small_blocks_on_three_threads(monkeypatch, three_threads, pictures, joined, channels, small):
     """The sizes at which the fast path cuts its work are far above those of the cases: bring them down."""
-    monkeypatch.setattr(choose, "_JOINED_CHANNELS", joined)
+    monkeypatch.setattr(joined_groups, "MOST", joined)
     monkeypatch.setattr(choose, "_WINOGRAD_CHANNELS", channels)
     monkeypatch.setattr(choose, "_WINOGRAD_TILES", 0)
+    monkeypatch.setattr(choose, "_WINOGRAD_SIDE", 0)
     if small:  # tables and blocks are kept: none of those below must be found by another test
         monkeypatch.setattr(winograd, "_BLOCK", 256)
         monkeypatch.setattr(tile_products, "_PANELS", 1)
@@ -175,13 +176,13 @@ def run_and_ask(x, w, options):
     [
         ("indirect indirect indirect", (128, 32, 32, 16), (3, 3, 16, 16), {"padding": 1}),
         ("indirect indirect indirect", (8, 56, 56, 64), (3, 3, 64, 64), {"padding": 1, "stride": 2}),
-        ("winograd winograd winograd", (8, 56, 56, 64), (3, 3, 64, 64), {"padding": 1}),
-        ("indirect indirect indirect", (8, 56, 56, 64), (3, 3, 64, 64), {"padding": 2, "dilation": 2}),
-        ("indirect indirect indirect", (8, 56, 56, 64), (3, 3, 32, 64), {"padding": 1, "groups": 2}),
+        ("winograd winograd winograd", (2, 56, 56, 128), (3, 3, 128, 128), {"padding": 1}),
+        ("indirect indirect indirect", (2, 56, 56, 128), (3, 3, 128, 128), {"padding": 2, "dilation": 2}),
+        ("indirect indirect indirect", (2, 56, 56, 256), (3, 3, 128, 256), {"padding": 1, "groups": 2}),
         ("indirect indirect indirect", (8, 7, 7, 512), (3, 3, 512, 512), {"padding": 1}),
         ("indirect indirect indirect", (32, 15, 15, 64), (1, 1, 64, 256), {}),
-        ("winograd indirect winograd", (8, 28, 28, 64), (3, 3, 64, 64), {"padding": ((1, 3), (1, 1))}),
-        ("winograd indirect winograd", (8, 28, 28, 64), (3, 3, 64, 64), {"padding": ((1, 1), (1, 3))}),
+        ("winograd indirect winograd", (2, 28, 28, 128), (3, 3, 128, 128), {"padding": ((1, 3), (1, 1))}),
+        ("winograd indirect winograd", (2, 28, 28, 128), (3, 3, 128, 128), {"padding": ((1, 1), (1, 3))}),
         ("indirect indirect indirect", (1, 64, 64, 3), (7, 7, 3, 64), {"padding": 3, "stride": 2}),
     ],
 )

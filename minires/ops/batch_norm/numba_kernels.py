@@ -46,7 +46,7 @@ def _sums_numba(x: Array, shift: Array, start: int, stop: int, total: Array, squ
     x="(M, >= C)", scale="(C)", mean="(C)", beta="(C)", add="maybe (M, C)", y="out (M, C)",
     where="0 <= start <= stop <= M",
 )  # fmt: skip
-def _normalize_numba(
+def normalize_numba(
     x: Array, scale: Array, mean: Array, beta: Array, add: Array, relu: bool, y: Array, start: int,
     stop: int,
 ) -> None:  # fmt: skip
@@ -155,7 +155,7 @@ def forward(
     scale, added = gamma * inv, _none(x) if add is None else add
 
     def chunk(start: int, stop: int) -> None:
-        _normalize_numba(wide, scale, mean, beta, added, relu, y, start, stop)
+        normalize_numba(wide, scale, mean, beta, added, relu, y, start, stop)
 
     backend.parallel_for(chunk, len(x), max(1, _GRAIN // x.shape[1]))
     return y

@@ -243,7 +243,7 @@ def way(
     than given where small ones are joined.
     Shapes, options, Raises: as in :func:`conv2d`; ConfigError for a ``device`` that is not there.
 
-    >>> found = way((32, 16, 16, 64), (3, 3, 64, 128), padding=1)
+    >>> found = way((32, 16, 16, 128), (3, 3, 128, 128), padding=1)
     >>> found.forward.name, found.backward_x.name, found.backward_w.name
     ('winograd', 'winograd', 'winograd')
     >>> way((32, 56, 56, 128), (3, 3, 4, 128), padding=1, groups=32).forward

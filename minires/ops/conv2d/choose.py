@@ -23,9 +23,9 @@ from minires.ops.window import Window
 Shape = tuple[int, ...]
 Rule = Callable[[Shape, Shape, Window, int], str]  # from the shapes of x and w, groups joined
 
-_WINOGRAD_CHANNELS = 48  # with fewer, the transforms take longer than the products they save
-_WINOGRAD_TILES = 1.25  # times as many tiles as channels, or its kernel is more to read than it saves
-_JOINED_CHANNELS = 16  # of a group made of several
+_WINOGRAD_CHANNELS = 96  # with fewer, the transforms take longer than the products they save
+_WINOGRAD_SIDE = 12  # places; on smaller pictures ``indirect`` has less to do, as it leaves out the border
+_WINOGRAD_TILES = 1.5  # times as many tiles as channels, or its kernel is more to read than it saves
 _JOINED_CHANNELS_CUDA = 64  # a GPU multiplies so fast that wider groups are worth their zeros
 
 
@@ -57,11 +57,12 @@ def is_fast(like: Array, x: Shape, w: Shape) -> bool:
 
 
 def _is_winograd(win: Window, x: Shape, w: Shape, groups: int) -> bool:
-    """Whether Winograd's way was measured to be faster: 3x3, stride 1, one group, many channels and tiles."""
+    """Whether Winograd's way was measured to be faster: 3x3, stride 1, one group, many channels, large
+    pictures."""
     tiles = x[0] * ((win.out[0] + 1) // 2) * ((win.out[1] + 1) // 2)
     fits = win.size == (3, 3) and win.stride == (1, 1) and win.is_dense and max(win.top, win.left) < 3
-    is_enough = min(w[2:]) >= _WINOGRAD_CHANNELS and tiles >= _WINOGRAD_TILES * max(w[2:])
-    return fits and groups == 1 and is_enough
+    is_large = min(win.out) >= _WINOGRAD_SIDE and tiles >= _WINOGRAD_TILES * max(w[2:])
+    return fits and groups == 1 and min(w[2:]) >= _WINOGRAD_CHANNELS and is_large
 
 
 def _to_y(x: Shape, w: Shape, win: Window, groups: int) -> str:
@@ -76,7 +77,7 @@ def _way(rule: Rule, like: Array, x: Shape, w: Shape, win: Window, groups: int) 
     """The way by a rule, on arrays such as ``like``: x and w are shapes."""
     if cuda.usable(like):
         return Way("cuda_columns", joined_groups.left(groups, w, _JOINED_CHANNELS_CUDA))
-    left = joined_groups.left(groups, w, _JOINED_CHANNELS)
+    left = joined_groups.left(groups, w, joined_groups.MOST)
     return Way(rule(x, joined_groups.joined_shape(w, groups, left), win, left), left)
 
 

@@ -16,10 +16,12 @@ Source: Dukhan 2019, The indirect convolution algorithm, arXiv:1907.02129.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 
+from minires import backend
 from minires.backend import Array, simd
 from minires.backend.tile_products import Sizes, products
 from minires.backend.tile_sums import sums_over_places
@@ -27,20 +29,36 @@ from minires.ops.conv2d import places
 from minires.ops.window import Window
 
 _FEW = 8  # channels; where there are fewer, the pixels of a line are joined
+_TAIL = 16  # numbers behind the pictures, as many as a tile has rows
+_GRAIN = 1 << 16  # numbers; fewer are not worth a second thread
 
 
-def _is_joined(channels: int, win: Window, groups: int) -> bool:
+def is_joined(channels: int, win: Window, groups: int) -> bool:
+    """Whether the pixels of a line are taken as one with many channels."""
     return channels < _FEW and groups == 1 and win.size[1] > 1 and win.dilation[1] == 1
 
 
-def _joined(x: Array, win: Window) -> tuple[Array, Window, int]:
-    """The pictures with their border, the window of a column on them, and the numbers under a line."""
-    kh, kw = win.size
-    column = replace(win, size=(kh, 1), top=0, bottom=0, left=0, right=0)
-    return np.ascontiguousarray(win.pad(np, x)), column, kw * x.shape[-1]
+def column(win: Window) -> Window:
+    """The window of a line's first pixel, on pictures that have their border."""
+    return replace(win, size=(win.size[0], 1), top=0, bottom=0, left=0, right=0)
 
 
-def _sizes(depth: int, outputs: int, groups: int, *, turned: bool = False) -> Sizes:
+def _joined(x: Array, win: Window) -> tuple[Array, tuple[int, ...], Window, int]:
+    """The pictures with their border, flat, with a few zeros more behind; the shape of one; the window of a
+    column on them; and the numbers under a line."""
+    (n, h, w, c), kw = x.shape, win.size[1]
+    picture = (h + win.top + win.bottom, w + win.left + win.right, c)
+    flat = np.zeros(n * math.prod(picture) + _TAIL, x.dtype)
+    bordered = flat[:-_TAIL].reshape(n, *picture)
+
+    def chunk(start: int, stop: int) -> None:
+        win.crop(bordered)[start:stop] = x[start:stop]
+
+    backend.parallel_for(chunk, n, _GRAIN * n // flat.size)
+    return flat, picture, column(win), kw * c
+
+
+def sizes(depth: int, outputs: int, groups: int, *, turned: bool = False) -> Sizes:
     """Those of a kernel (KH, KW, C/G, O): of k and n, or, turned, of n and k."""
     group, tap = depth if turned else outputs, groups * depth * outputs
     return Sizes(depth, outputs, groups, depth, outputs, group, tap, groups * group)
@@ -50,11 +68,12 @@ def forward(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups
     """conv2d of x (N, H, W, C) with w (KH, KW, C/G, O), with a ReLU behind it where asked."""
     y = np.empty((len(x), *win.out, w.shape[-1]), x.dtype)
     outputs, depth = w.shape[-1] // groups, w.shape[2]
-    if _is_joined(x.shape[-1], win, groups):
-        x, win, depth = _joined(x, win)
+    pictures, *picture = x.shape
+    if is_joined(x.shape[-1], win, groups):
+        x, picture, win, depth = _joined(x, win)
     tile = simd.shape(outputs, x.dtype)
-    parts = places.forward(len(x), x.shape[1:], w.shape[-1], win, len(tile[0]))
-    products(tile, x, w, y, parts, _sizes(depth, outputs, groups), b=b, relu=relu)
+    parts = places.forward(pictures, tuple(picture), w.shape[-1], win, len(tile[0]))
+    products(tile, x, w, y, parts, sizes(depth, outputs, groups), b=b, relu=relu)
     return y
 
 
@@ -64,7 +83,7 @@ def backward_x(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups:
     outputs, depth = w.shape[2], w.shape[-1] // groups
     tile = simd.shape(outputs, dy.dtype)
     parts = places.backward(len(dy), tuple(shape[1:]), w.shape[-1], win, len(tile[0]))
-    products(tile, dy, w, dx, parts, _sizes(depth, outputs, groups, turned=True), turned=True)
+    products(tile, dy, w, dx, parts, sizes(depth, outputs, groups, turned=True), turned=True)
     return dx
 
 
@@ -72,8 +91,9 @@ def backward_w(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups:
     """dw of ``shape`` (KH, KW, C/G, O)."""
     dw = np.empty(shape, x.dtype)
     outputs, depth = shape[-1] // groups, shape[2]
-    if _is_joined(x.shape[-1], win, groups):
-        x, win, depth = _joined(x, win)
-    blocks = places.blocks(len(x), x.shape[1:], win)
-    sums_over_places(x, dy, dw, blocks, _sizes(depth, outputs, groups), x.shape[-1], shape[-1])
+    (pictures, *picture), tail = x.shape, 0
+    if is_joined(x.shape[-1], win, groups):
+        (x, picture, win, depth), tail = _joined(x, win), _TAIL
+    blocks = places.blocks(pictures, tuple(picture), win)
+    sums_over_places(x, dy, dw, blocks, sizes(depth, outputs, groups), picture[-1], shape[-1], tail=tail)
     return dw

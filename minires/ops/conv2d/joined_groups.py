@@ -13,6 +13,8 @@ from typing import Any
 from minires import backend
 from minires.backend import Array
 
+MOST = 16  # channels of a group made of several, on the CPU
+
 
 def by_group(matrix: Array, groups: int) -> Array:
     """(..., R, O), any leading axes -> the view (G, R, O/G), R being all of them together."""

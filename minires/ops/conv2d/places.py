@@ -9,9 +9,9 @@ of it, unless it lies outside, in the border of zeros. A table has a line for ea
 *tap*) and a column for each place of the output, of several pictures: such offsets, and -1 for outside.
 Strides, borders and dilation are in the table and nowhere else.
 
-The places of a table are in such an order that a tap is outside for many in a row: place by place, and at
-each the pictures. Then a whole tile can leave the tap out. Of a 3x3 window on 4x4 pictures, three of ten
-products are with zeros.
+Of a 3x3 window on 4x4 pictures, three of ten products are with zeros. So the places of small pictures are in
+such an order that a tap is outside for many in a row: place by place, and at each the pictures. Then a whole
+tile can leave the tap out.
 
 Backward, each pixel of x is a place, and its taps are those through which it was seen. With strides these
 are others for even and for odd rows, so there is a table for each: a *phase*.
@@ -31,8 +31,9 @@ from minires.backend.tile_sums import Blocks
 from minires.errors import ShapeError
 from minires.ops.window import Window
 
-_TOGETHER = 32  # pictures in a table with a border, so that tiles leave taps out
-_PLACES = 2048  # in a table without
+_OUTSIDE = 0.07  # share of what lies outside; with more, tiles leave taps out, and pictures are mixed for it
+_TOGETHER = 32  # pictures that are mixed
+_PLACES = 2048  # in a table of pictures that are not
 _TABLE = 1 << 19  # numbers in a table of more pictures than one: two megabytes
 MOST = 2**31 - 1  # numbers in a picture, as offsets are counted
 
@@ -103,25 +104,26 @@ def _parts(pictures: int, phases: list[_Phase], size: int, out_size: int, rows: 
         raise ShapeError(f"conv2d: a picture of {many:,} numbers is too large; at most {MOST:,}")
     places = max(len(phase.out) for phase in phases)
     most = max(1, min(_TABLE // max(phase.offsets.size for phase in phases), MOST // max(size, out_size)))
-    bordered = any((phase.offsets < 0).any() for phase in phases)
-    together = max(1, min(pictures, most, _TOGETHER if bordered else -(-_PLACES // places)))
+    outside = max(float((phase.offsets < 0).mean()) if phase.offsets.size else 0 for phase in phases)
+    is_mixed = outside > _OUTSIDE
+    together = max(1, min(pictures, most, _TOGETHER if is_mixed else -(-_PLACES // places)))
     whole = pictures // together * together
     found = []
     for first, last in ((0, whole), (whole, pictures)):
         for phase in phases if first < last else ():
             many = min(together, last - first)
             times, steps = (last - first) // many, (many * size, many * out_size)
-            table = _tabled(phase, many, size, out_size, rows)
+            table = _tabled(phase, many, size, out_size, rows, is_mixed)
             found.append(Part(table, first * size, first * out_size, times, *steps))
     return tuple(found)
 
 
-def _tabled(phase: _Phase, pictures: int, size: int, out_size: int, rows: int) -> Places:
-    """The table of a phase, of so many pictures."""
+def _tabled(phase: _Phase, pictures: int, size: int, out_size: int, rows: int, is_mixed: bool) -> Places:
+    """The table of a phase, of so many pictures: place by place, or one after the other."""
     begin, offsets = np.arange(pictures), phase.offsets[..., None]
     many = np.where(offsets < 0, -1, offsets + begin * size)  # (taps, places, pictures)
     to = phase.out[:, None] + begin * out_size
-    if not (offsets < 0).any():  # one picture after the other, as they lie
+    if not is_mixed:
         many, to = many.swapaxes(1, 2), to.T
     taps, count = phase.taps, to.size
     tiles = -(-count // rows)

@@ -1,0 +1,108 @@
+"""A model made ready for pictures of one shape: inference without a tape, and without Python between layers.
+
+    plan = minires.compile(model, x.shape)
+    scores = plan(x)
+
+A model is one object a layer, which one can read, step through and change, and each call of an operation asks
+anew for shapes, memory and kernels. For one picture in a small network that takes longer than the arithmetic.
+A plan asks once:
+
+    trace.py      one pass through the model, watched: what is computed from what
+    program.py    where each array lies, and what each kernel has to do
+    walk.py       one compiled function that does it, on every thread
+
+Batch norms are folded into the convolutions before them (``minires.fuse``), kernels are packed once for the
+tiles (``minires.backend.tile_products``), additions and ReLU are done with the sums that they follow, and
+what is no longer needed makes room for what comes.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import Any
+
+import numpy as np
+
+from minires import backend
+from minires.backend import Array
+from minires.backend.kernels import sched_yield
+from minires.errors import ConfigError, ShapeError, as_whole
+from minires.nn.module import Module
+from minires.plan.program import program
+from minires.plan.walk import walk_numba
+from minires.tensor import Tensor
+
+
+class Plan:
+    """What :func:`compile` gives. Called with pictures, it gives what the model would give.
+
+    Several threads may call it; they take turns.
+
+    Shapes: x (n, H, W, C) with the H, W and C, and at most as many pictures, as it was made for -> (n, ...).
+    Raises: ShapeError for pictures of another shape or dtype.
+    """
+
+    def __init__(self, model: Module, x: Array) -> None:
+        self.shape, self.dtype = x.shape, x.dtype
+        self._program, self._lock = program(model, x), threading.Lock()
+
+    def __call__(self, x: Any) -> Array:
+        x = x.data if isinstance(x, Tensor) else np.asarray(x)
+        if x.dtype != self.dtype or x.ndim != len(self.shape) or x.shape[1:] != self.shape[1:] or len(x) > len(self):
+            raise ShapeError(
+                f"this plan was made for pictures {self.shape} of {self.dtype}, or fewer of them, not for {x.shape} "
+                f"of {x.dtype}; minires.compile makes one for these"
+            )
+        run = self._program
+        with self._lock:
+            pixels = run.floats[run.x].reshape(self.shape)
+            pixels[: len(x)] = x
+            pixels[len(x) :] = 0
+            counters = np.zeros(2 * len(run.lines), np.int64)
+            walk = functools.partial(
+                walk_numba, run.lines, run.floats, run.offsets, run.sees, run.every, run.sums, counters, run.tiles
+            )
+            backend.parallel_calls([walk] * backend.threads())
+            y: Array = run.floats[run.y].reshape(run.y_shape)[: len(x)].copy()
+        return y
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all its arrays: weights, values and tables."""
+        run = self._program
+        return int(run.floats.nbytes + run.offsets.nbytes + run.sees.nbytes + run.lines.nbytes)
+
+
+def compile(model: Module, shape: tuple[int, ...], *, dtype: Any = np.float32) -> Plan:
+    """Make a plan of a model in inference mode, for pictures of ``shape`` (N, H, W, C).
+
+    The model runs once with pictures of noise, and what it did then is the plan: what depends on the numbers in a
+    picture (an ``if`` on them) is planned as it went that time. The weights are copied: who changes the model makes
+    a new plan. The model is left as it was.
+
+    Batch norms are folded, so results differ from the model's by rounding; from those of ``minires.fuse(model)``
+    where Winograd's way is taken there.
+
+    Raises: ConfigError for an operation that no plan knows, where Numba is missing, or for a model on a GPU;
+    ShapeError if such pictures do not fit the model.
+
+    >>> from minires import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, relu=True), nn.GlobalAvgPool2d(), nn.Linear(8, 4))
+    >>> plan = compile(model, (1, 16, 16, 3))
+    >>> x = np.ones((1, 16, 16, 3), np.float32)
+    >>> plan(x).shape, bool(np.allclose(plan(x), model(x).data, atol=1e-6))
+    ((1, 4), True)
+    """
+    whole = tuple(as_whole(size) for size in shape) if isinstance(shape, tuple | list) else ()
+    if len(whole) != 4 or not all(size is not None and size > 0 for size in whole):
+        raise ShapeError(f"compile: shape must be (N, H, W, C), each at least 1, not {shape!r}")
+    if not backend.fast(np.empty(0)) or sched_yield is None:
+        raise ConfigError("compile: a plan is for the CPU with Numba; call minires.fuse(model) instead")
+    if any(parameter.device != "cpu" for parameter in model.parameters()):
+        raise ConfigError('compile: the model is on a GPU, and a plan is for the CPU: model.to("cpu")')
+    x = np.random.default_rng(0).standard_normal(whole).astype(dtype)  # type: ignore[arg-type]
+    return Plan(model, x)

@@ -1,0 +1,297 @@
+"""From steps to a program: where each array lies, and a line for each step.
+
+All numbers lie in one array: zeros, the constants (kernels packed in panels, biases, batch norms), what has a
+border of zeros, and then the values, which share their memory as soon as nobody reads them any more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from minires import backend
+from minires.backend import Array, simd, tile_products
+from minires.backend.tile_products import Part, Sizes, rows_of
+from minires.nn.fuse import fuse
+from minires.nn.module import Module
+from minires.ops.conv2d import indirect, joined_groups, places
+from minires.plan.trace import Step, Traced, Value, trace, window_of
+from minires.plan.walk import COLUMNS, Do
+
+_ALIGNED = 16  # numbers: a line of the cache
+_PIECE = 1 << 16  # numbers that are worth a piece of their own
+
+
+@dataclass
+class Program:
+    """What :func:`minires.plan.walk.walk_numba` walks through, and where input and output lie."""
+
+    lines: Array
+    floats: Array
+    offsets: Array
+    sees: Array
+    every: Array
+    sums: Array
+    x: slice
+    y: slice
+    y_shape: tuple[int, ...]
+    tiles: Any
+
+
+@dataclass
+class _Memory:
+    """The one array while it is laid out."""
+
+    size: int = 0
+    constants: list[tuple[int, Array]] = field(default_factory=list)
+    free: list[tuple[int, int]] = field(default_factory=list)  # place and size
+
+    def add(self, size: int) -> int:
+        """A place that stays."""
+        at, self.size = self.size, self.size + -(-size // _ALIGNED) * _ALIGNED
+        return at
+
+    def keep(self, array: Array) -> int:
+        at = self.add(array.size)
+        self.constants.append((at, array.reshape(-1)))
+        return at
+
+    def take(self, size: int) -> tuple[int, int]:
+        """A place for a value: the smallest that is free and large enough, or a new one."""
+        size = -(-size // _ALIGNED) * _ALIGNED
+        fitting = [one for one in self.free if one[1] >= size]
+        if not fitting:
+            return self.add(size), size
+        at, whole = min(fitting, key=lambda one: one[1])
+        self.free.remove((at, whole))
+        if whole > size:
+            self.free.append((at + size, whole - size))
+        return at, size
+
+    def give_back(self, at: int, size: int) -> None:
+        """A value is not needed any more; places side by side become one."""
+        for other in list(self.free):
+            if other[0] + other[1] == at:
+                self.free.remove(other)
+                at, size = other[0], other[1] + size
+            elif at + size == other[0]:
+                self.free.remove(other)
+                size += other[1]
+        self.free.append((at, size))
+
+
+class _Writer:
+    """Writes the lines of a program."""
+
+    def __init__(self, traced: Traced, dtype: Any) -> None:
+        self.traced, self.dtype = traced, np.dtype(dtype)
+        self.memory, self.where = _Memory(), dict[Value, tuple[int, int]]()
+        self.lines: list[list[int]] = []
+        self.offsets: list[Array] = []
+        self.sees: list[Array] = []
+        self.tables: dict[int, tuple[int, int, int, Any]] = {}  # by id of the places, which are kept
+        self.threads = backend.threads()
+        self.taps, self.widest = 1, 1
+        self.zeros = self.memory.add(_zeros(traced))
+
+    def write(self) -> Program:
+        traced = self.traced
+        last: dict[Value, int] = {traced.output.value: len(traced.steps)}
+        for number, step in enumerate(traced.steps):
+            for read in step.reads.values():
+                last[read.value] = max(last.get(read.value, 0), number)
+        self._place(traced.input)
+        for number, step in enumerate(traced.steps):
+            if step.writes not in self.where:
+                self._place(step.writes)
+            getattr(self, f"_{step.op}")(step)
+            for value in {read.value for read in step.reads.values()} | {step.writes}:
+                if last.get(value, number) == number and value in self.where:
+                    self.memory.give_back(*self.where[value])
+        return self._program()
+
+    def _program(self) -> Program:
+        traced, memory = self.traced, self.memory
+        floats = np.zeros(memory.size + self.widest, self.dtype)
+        for at, array in memory.constants:
+            floats[at : at + array.size] = array
+        x, y = self._at(traced.input), self._at(traced.output.value)
+        tiles = simd.shapes()
+        return Program(
+            np.array(self.lines, np.int64), floats, _flat(self.offsets, np.int32), _flat(self.sees, bool),
+            np.arange(self.taps), np.zeros(self.threads * self.widest), slice(x, x + math.prod(traced.input.shape)),
+            slice(y, y + math.prod(traced.output.shape)), traced.output.shape,
+            tuple((*tiles, tiles[-1])[:3]),
+        )  # fmt: skip
+
+    def _place(self, value: Value) -> None:
+        self.where[value] = self.memory.take(math.prod(value.shape[:-1]) * value.row)
+
+    def _at(self, value: Value) -> int:
+        return self.where[value][0]
+
+    def _line(self, do: Do, pieces: int, *numbers: int) -> None:
+        line = [int(do), max(1, pieces), *map(int, numbers)]
+        self.lines.append(line + [0] * (COLUMNS - len(line)))
+
+    def _pieces(self, count: int, units: int) -> int:
+        """In how many pieces ``count`` numbers are written: one a thread, but none that are too small."""
+        return max(1, min(self.threads, units, count // _PIECE + 1))
+
+    # ------------------------------------------------------------------------------- convolutions
+
+    def _conv2d(self, step: Step) -> None:
+        w, b = step.constants["w"], step.constants.get("b")
+        read, groups = step.reads["x"], step.options["groups"]
+        win, x, shape = window_of(step.options, read.shape), self._at(read.value), read.shape
+        left = joined_groups.left(groups, w.shape, joined_groups.MOST)
+        w = joined_groups.join(np, w, groups, left)
+        depth, outputs = w.shape[2], w.shape[-1] // left
+        tile = simd.shape(outputs, self.dtype)
+        if indirect.is_joined(shape[-1], win, left):
+            x, shape, win, depth = self._bordered(x, shape, win)
+        parts = places.forward(shape[0], tuple(shape[1:]), w.shape[-1], win, len(tile[0]))
+        self._products(step, tile, parts, indirect.sizes(depth, outputs, left), x, w, b)
+
+    def _linear(self, step: Step) -> None:
+        w, read = step.constants["w"], step.reads["x"]
+        (n, depth), outputs = read.shape, w.shape[-1]
+        tile = simd.shape(outputs, self.dtype)
+        parts = rows_of(n, depth, outputs, len(tile[0]))
+        sizes = Sizes(depth, outputs, 1, 0, 0, 0, depth * outputs, outputs)
+        self._products(step, tile, parts, sizes, self._at(read.value), w, step.constants.get("b"))
+
+    def _bordered(self, x: int, shape: tuple[int, ...], win: Any) -> tuple[int, tuple[int, ...], Any, int]:
+        """The pictures with their border, which stays zero, as the place is nobody else's."""
+        (n, h, w, c), picture = shape, (shape[1] + win.top + win.bottom, shape[2] + win.left + win.right)
+        at = self.memory.add(n * math.prod(picture) * c + _ALIGNED)
+        size, line = math.prod(picture) * c, picture[1] * c
+        inside = at + win.top * line + win.left * c
+        self._line(Do.COPY, self._pieces(n * h * w * c, n * h), x, h * w * c, w * c, c, inside, size, line, c, n, h, w, c)
+        return at, (n, *picture, c), indirect.column(win), win.size[1] * c
+
+    def _products(
+        self, step: Step, tile: simd.Shape, parts: Sequence[Part], sizes: Sizes, x: int, w: Array, b: Array | None
+    ) -> None:
+        width = simd.width(tile, self.dtype)
+        panels = sizes.groups * -(-sizes.outputs // width)
+        taps = len(parts[0].places.taps)
+        panel = self.memory.keep(tile_products.pack(tile, np.ascontiguousarray(w), sizes, taps=taps))
+        bias = self.memory.keep(tile_products.padded_bias(b, sizes, panels, width, self.dtype))
+        added = self._at(step.reads["add"].value) if "add" in step.reads else -1
+        y, kind = self._at(step.writes), simd.shapes().index(tile)
+        self.taps = max(self.taps, taps)
+        for place, at, to, times, x_step, y_step in parts:
+            table, long, out, sees = self._table(place)
+            tiles = place.sees.shape[1]
+            pieces = tile_products.share([Part(place, times=times)], sizes)
+            by_panel = panels >= pieces and taps * sizes.depth * sizes.outputs > times * place.many * sizes.depth
+            self._line(
+                Do.PRODUCTS, pieces, kind, x + at, panel, bias, added if added < 0 else added + to, y + to,
+                table, long, out, taps, sees, tiles, bool(step.options.get("relu")), place.many, x_step, y_step,
+                sizes.depth, sizes.outputs, sizes.x_group, sizes.y_group, width, times * tiles, panels, by_panel,
+                panels * taps * sizes.depth * width,
+            )  # fmt: skip
+
+    def _table(self, place: tile_products.Places) -> tuple[int, int, int, int]:
+        """Where the table of places, its line of outputs, and what its tiles see begin; each is written once."""
+        if id(place) not in self.tables:
+            found = (sum(a.size for a in self.offsets), place.table.shape[1])
+            self.offsets += [place.table.reshape(-1), place.out]
+            self.tables[id(place)] = (*found, sum(a.size for a in self.sees), place)
+            self.sees.append(place.sees.reshape(-1))
+        table, long, sees, _ = self.tables[id(place)]
+        return table, long, table + place.table.size, sees
+
+    # ------------------------------------------------------------------------------- all the others
+
+    def _copy(self, step: Step) -> None:
+        read, to, row = step.reads["x"], self._at(step.writes) + step.at, step.writes.row
+        rows, c, from_row = math.prod(read.shape[:-1]), read.shape[-1], read.value.row
+        x = self._at(read.value)
+        self._line(Do.COPY, self._pieces(rows * c, rows), x, 0, from_row, 0, to, 0, row, 0, 1, rows, 1, c)
+
+    def _pad_channels(self, step: Step) -> None:
+        read, (n, oh, ow, wide) = step.reads["x"], step.writes.shape
+        self.memory.give_back(*self.where[step.writes])  # its zeros stay: the place is nobody else's
+        at = self.memory.add(n * oh * ow * wide)
+        self.where[step.writes] = (at, 0)
+        (_, h, w, c), stride = read.shape, step.options["stride"]
+        self._line(
+            Do.COPY, self._pieces(n * oh * ow * c, n * oh), self._at(read.value), h * w * c, stride * w * c,
+            stride * c, at + step.options["before"], oh * ow * wide, ow * wide, wide, n, oh, ow, c,
+        )  # fmt: skip
+
+    def _pool(self, step: Step, do: Do) -> None:
+        read, win = step.reads["x"], window_of(step.options, step.reads["x"].shape)
+        n, h, w, c = read.shape
+        pieces = self._pieces(math.prod(step.writes.shape) * math.prod(win.size), n * win.out[0])
+        self._line(
+            do, pieces, self._at(read.value), self._at(step.writes), n, h, w, c, *win.out, *win.size, *win.stride,
+            *win.dilation, win.top, win.left, bool(step.options.get("count_padding")),
+        )  # fmt: skip
+
+    def _max_pool2d(self, step: Step) -> None:
+        self._pool(step, Do.MAX_POOL)
+
+    def _avg_pool2d(self, step: Step) -> None:
+        self._pool(step, Do.AVG_POOL)
+
+    def _global_avg_pool2d(self, step: Step) -> None:
+        read = step.reads["x"]
+        n, h, w, c = read.shape
+        self.widest = max(self.widest, c)
+        pieces = self._pieces(n * h * w * c, n)
+        self._line(Do.GLOBAL_AVG, pieces, self._at(read.value), self._at(step.writes), n, h * w, c)
+
+    def _batch_norm(self, step: Step) -> None:
+        read, options, constants = step.reads["x"], step.options, step.constants
+        mean, var = (np.array(options[name], self.dtype) for name in ("running_mean", "running_var"))
+        scale = constants["gamma"] * (1 / np.sqrt(var + var.dtype.type(options["eps"]))).astype(var.dtype)
+        kept = [self.memory.keep(array.astype(self.dtype)) for array in (scale, mean, constants["beta"])]
+        rows, c = math.prod(read.shape[:-1]), read.shape[-1]
+        added = self._at(step.reads["add"].value) if "add" in step.reads else -1
+        self.widest = max(self.widest, read.value.row)
+        self._line(
+            Do.NORMALIZE, self._pieces(rows * c, rows), self._at(read.value), read.value.row,
+            self._at(step.writes), rows, c, *kept, added, bool(options.get("relu")),
+        )  # fmt: skip
+
+    def _add(self, step: Step) -> None:
+        a, *b = (self._at(read.value) for read in step.reads.values())
+        count = math.prod(step.writes.shape)
+        self._line(
+            Do.ADD, self._pieces(count, count), a, b[0] if b else -1, self._at(step.writes), count, step.op == "relu"
+        )
+
+    _relu = _add
+
+    def _mul(self, step: Step) -> None:
+        x, gate = sorted(step.reads.values(), key=lambda read: read.shape[1:3], reverse=True)
+        n, h, w, c = x.shape
+        where = self._at(x.value), self._at(gate.value), self._at(step.writes)
+        self._line(Do.GATE, self._pieces(n * h * w * c, n * h * w), *where, n, h * w, c)
+
+    def _sigmoid(self, step: Step) -> None:
+        count = math.prod(step.writes.shape)
+        x, y = self._at(step.reads["x"].value), self._at(step.writes)
+        self._line(Do.SIGMOID, self._pieces(count, count), x, y, count)
+
+
+def _zeros(traced: Traced) -> int:
+    """The numbers of the longest row that lies outside a picture, or of a row of a tile."""
+    depths = [read.shape[-1] for step in traced.steps for read in step.reads.values()]
+    return max(*depths, 1, simd.width(simd.shapes()[0], np.float32))
+
+
+def _flat(arrays: list[Array], dtype: Any) -> Array:
+    return np.concatenate(arrays) if arrays else np.zeros(0, dtype)
+
+
+def program(model: Module, x: Array) -> Program:
+    """The program of a model for pictures such as x. Raises: as :func:`minires.plan.trace.trace`."""
+    return _Writer(trace(fuse(model, x.shape[1:]), x), x.dtype).write()

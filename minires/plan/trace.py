@@ -1,0 +1,210 @@
+"""What a model does with a batch, as a list of steps.
+
+The model runs once while we watch every operation (``minires.tensor.watching``), and each call becomes a step:
+an operation, the values that it reads, the one that it writes, and its constants. A value is an array that
+does not exist yet. Reshaping is no step: the same value has another shape. Then steps that a kernel does in
+one go are joined: a convolution, the addition of a shortcut and the ReLU behind it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from minires.backend import Array
+from minires.errors import ConfigError
+from minires.nn.module import Module
+from minires.nn.restored import modes
+from minires.ops.window import Window
+from minires.tensor import Call, Tensor, no_grad, watching
+
+Shape = tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Value:
+    """An array of a plan: its ``shape``, and how many numbers lie from one pixel to the next, which are more than
+    it has channels where it is the first part of a dense block's history."""
+
+    shape: Shape
+    row: int
+
+
+@dataclass(frozen=True)
+class Read:
+    """A value as a step reads it: in a shape of its own, of its first channels only, perhaps."""
+
+    value: Value
+    shape: Shape
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """An operation: the values it reads by name, the value it writes, from which channel of it on, its arrays of
+    constants and its options."""
+
+    op: str
+    reads: dict[str, Read]
+    writes: Value
+    at: int = 0
+    constants: dict[str, Array] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """The steps from ``input`` to ``output``."""
+
+    steps: list[Step]
+    input: Value
+    output: Read
+
+
+def trace(model: Module, x: Array) -> Traced:
+    """The steps of a model in inference mode for pictures x.
+
+    Raises: ConfigError for an operation that no plan knows, with the layer that it is in.
+    """
+    tracer = _Tracer(Tensor(x))
+    with modes(model, training=False), no_grad(), watching(tracer.see):
+        y = model(tracer.x)
+    if not isinstance(y, Tensor):
+        raise ConfigError(f"a plan is for a model that returns one tensor, not a {type(y).__name__}")
+    output = tracer.read(y)
+    if output is None:
+        raise ConfigError("the model's result does not depend on its input: there is nothing to plan")
+    return Traced(_joined(tracer.steps, output), tracer.input, output)
+
+
+def window_of(options: Mapping[str, Any], x: Shape) -> Window:
+    """The window of a call on pictures of shape x."""
+    (top, bottom), (left, right) = options["padding"]
+    size, stride, dilation = options["kernel"], options["stride"], options["dilation"]
+    reach = [(k - 1) * d + 1 for k, d in zip(size, dilation, strict=True)]
+    out = (
+        (x[1] + top + bottom - reach[0]) // stride[0] + 1,
+        (x[2] + left + right - reach[1]) // stride[1] + 1,
+    )
+    return Window(size, stride, top, bottom, left, right, out, dilation)
+
+
+class _Tracer:
+    """Writes a step for each call."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x, self.input = x, Value(x.shape, x.shape[-1])
+        self.steps: list[Step] = []
+        self.known: dict[int, tuple[weakref.ref[Tensor], Read]] = {}
+        self._set(x, Read(self.input, x.shape))
+
+    def _set(self, tensor: Tensor, read: Read) -> None:
+        self.known[id(tensor)] = (weakref.ref(tensor), read)
+
+    def read(self, tensor: Tensor) -> Read | None:
+        """The value that a tensor stands for; None of one that is a constant."""
+        reference, read = self.known.get(id(tensor), (None, None))
+        return read if reference is not None and reference() is tensor else None
+
+    def see(self, call: Call) -> None:
+        reads = {name: read for name, x in call.inputs.items() if (read := self.read(x)) is not None}
+        constants = {name: x.data for name, x in call.inputs.items() if name not in reads}
+        if not reads:  # of constants alone: a constant
+            return
+        if call.op in ("reshape", "flatten"):
+            read = reads["x"]
+            if read.value.row != read.shape[-1]:
+                read = Read(self._copied(read), read.shape)
+            self._set(call.y, Read(read.value, call.y.shape))
+            return
+        if call.op == "dense_buffer":
+            self._append(call, reads)
+            return
+        if call.op not in _KNOWN or not _KNOWN[call.op](reads, constants, call):
+            raise ConfigError(
+                f"no plan knows {call.op!r} as it is called in {call.y.name or 'this model'}: x has shape "
+                f"{next(iter(reads.values())).shape}; call the model itself, or minires.fuse(model)"
+            )
+        if call.op != "batch_norm":  # that alone reads a history as it lies
+            reads = {
+                name: read if read.value.row == read.shape[-1] else Read(self._copied(read), read.shape)
+                for name, read in reads.items()
+            }
+        value = Value(call.y.shape, call.y.shape[-1])
+        self.steps.append(Step(call.op, reads, value, 0, constants, call.options))
+        self._set(call.y, Read(value, call.y.shape))
+
+    def _copied(self, read: Read) -> Value:
+        value = Value(read.shape, read.shape[-1])
+        self.steps.append(Step("copy", {"x": read}, value))
+        return value
+
+    def _append(self, call: Call, reads: dict[str, Read]) -> None:
+        """A dense block's history: new channels are written behind those before."""
+        new = reads.get("new", reads.get("x"))
+        assert new is not None
+        if "latest" in reads:
+            value, at = reads["latest"].value, reads["latest"].shape[-1]
+        else:
+            room = call.y.data.strides[-2] // call.y.data.itemsize
+            value, at = Value((*call.y.shape[:-1], room), room), 0
+        self.steps.append(Step("copy", {"x": new}, value, at))
+        self._set(call.y, Read(value, call.y.shape))
+
+
+def _is_gate(reads: dict[str, Read], constants: dict[str, Array], call: Call) -> bool:
+    """A product of (N, H, W, C) with (N, 1, 1, C), in either order."""
+    shapes = sorted((read.shape for read in reads.values()), key=lambda shape: shape[1:3], reverse=True)
+    if len(shapes) < 2 or len(shapes[0]) != 4:
+        return False
+    (n, _, _, c), small = shapes
+    return small == (n, 1, 1, c)
+
+
+def _only(*names: str) -> Any:
+    """A test that these inputs are values, and all others constants."""
+    return lambda reads, constants, call: set(reads) == set(names)
+
+
+def _same(reads: dict[str, Read], constants: dict[str, Array], call: Call) -> bool:
+    return not constants and len({read.shape for read in reads.values()}) == 1
+
+
+def _normalizes(reads: dict[str, Read], constants: dict[str, Array], call: Call) -> bool:
+    return set(reads) <= {"x", "add"} and "x" in reads and not call.options["training"]
+
+
+_KNOWN: dict[str, Any] = {
+    "conv2d": _only("x"), "linear": _only("x"), "max_pool2d": _only("x"), "avg_pool2d": _only("x"),
+    "global_avg_pool2d": _only("x"), "pad_channels": _only("x"), "sigmoid": _only("x"), "relu": _same,
+    "add": _same, "mul": _is_gate, "batch_norm": _normalizes,
+}  # fmt: skip
+
+
+def _joined(steps: list[Step], output: Read) -> list[Step]:
+    """Convolutions and dense layers with the addition and the ReLU behind them, where nobody else reads what lies
+    between. The sums come where the addition stood, as what is added is there then."""
+    uses = Counter(id(read.value) for step in steps for read in step.reads.values())
+    uses[id(output.value)] += 1
+    joined: dict[int, Step] = {}  # by the value that is written; a history has several writers
+    for number, step in enumerate(steps):
+        for name, read in reversed(step.reads.items()) if step.op in ("relu", "add") else ():
+            maker = joined.get(id(read.value))
+            others = {"add": other for other_name, other in step.reads.items() if other_name != name}
+            if maker and uses[id(read.value)] == 1 and _takes(maker, others):
+                del joined[id(read.value)]
+                options = {**maker.options, "relu": step.op == "relu"}
+                step = replace(maker, reads={**maker.reads, **others}, writes=step.writes, options=options)
+                break
+        joined[number if step.op == "copy" else id(step.writes)] = step
+    return list(joined.values())
+
+
+def _takes(step: Step, others: dict[str, Read]) -> bool:
+    """Whether an addition of ``others`` and a ReLU can be done by a step."""
+    is_free = not step.options.get("relu") and not (others and "add" in step.reads)
+    return step.op in ("conv2d", "linear") and is_free

@@ -84,7 +84,7 @@ def test_small_blocks_on_three_threads(monkeypatch, three_threads, pictures, joi
         monkeypatch.setattr(tile_products, "GRAIN", 1)
         monkeypatch.setattr(tile_sums, "GRAIN", 1)
         monkeypatch.setattr(tile_sums, "PLACES", 5)
-        monkeypatch.setattr(tile_sums, "_SUMMED", 2)
+        monkeypatch.setattr(tile_sums, "_SUMMED", 4)
         monkeypatch.setattr(places, "_TOGETHER", 3)
         monkeypatch.setattr(places, "_PLACES", 8)
         for kept in (places.forward, places.backward, places.blocks, tile_sums.rows_of):

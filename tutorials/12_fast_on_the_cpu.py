@@ -370,7 +370,7 @@ print(f"minires / loops: {gflops['minires'] / gflops['1 loops']:,.0f}")
 # %%
 # The picture shows all versions. Its axis is logarithmic: from one line of the grid to the next it is a
 # factor of ten. If a step gains nothing with you, look whether something else keeps the cores busy. What
-# minires does more than step 5 comes below: it leaves work out.
+# minires does more than step 5 comes below: where it pays, it leaves work out.
 
 fig, ax = plt.subplots(figsize=(8, 3.6), layout="constrained")
 labels = [f"{name}: {value:.3g}" for name, value in gflops.items()]
@@ -394,9 +394,9 @@ print(f"4x4: {with_zeros:.0%} of the products are with zeros; 32x32: {(table_of(
 assert np.isclose(with_zeros, 1 - (10 / 12) ** 2)  # along each axis, 10 of 12 pixels are inside
 
 # %%
-# A tile can leave a tap out if all its places see the border by it. So the tables of minires
-# (``conv2d/places.py``) have another order than ours: the first place of 32 pictures, then the second place
-# of all, and so on. Places that lie side by side in the table then mostly see the same. Count, in both
+# A tile can leave a tap out if all its places see the border by it. So for small pictures the tables of
+# minires (``conv2d/places.py``) have another order than ours: the first place of 32 pictures, then the second
+# place of all, and so on. Places that lie side by side in the table then mostly see the same. Count, in both
 # orders, how many taps the tiles have to look at.
 
 ordered = places.forward(32, (4, 4, 64), 64, window("conv2d", (4, 4), (3, 3), 1, 1), R)[0].places
@@ -447,7 +447,7 @@ print("fewer products by a factor of", saving)
 
 layers = {  # (N, H, W, C), (KH, KW, C, O), stride, padding
     "3x3, 16 -> 16\n32x32": ((32, 32, 32, 16), (3, 3, 16, 16), 1, 1),
-    "3x3, 64 -> 64\n32x32": ((16, 32, 32, 64), (3, 3, 64, 64), 1, 1),
+    "3x3, 128 -> 128\n32x32": ((16, 32, 32, 128), (3, 3, 128, 128), 1, 1),
     "3x3, 512 -> 512\n4x4": ((16, 4, 4, 512), (3, 3, 512, 512), 1, 1),
     "1x1, 256 -> 64\n16x16": ((32, 16, 16, 256), (1, 1, 256, 64), 1, 0),
     "7x7, 3 -> 64\n64x64, /2": ((16, 64, 64, 3), (7, 7, 3, 64), 2, 3),

@@ -42,7 +42,7 @@ def measure(job: Job, before: Path, rounds: int) -> dict[str, Any]:
             peers[name].ask("check")
             found[name] = dict(np.load(folder / "minires.npz"))
         agreement = difference(found["now"], found["before"])
-        # Sums in another order round elsewhere: a net of batch norms makes some 1e-7 of that 1e-3 in gradients.
+        # Sums in another order round elsewhere: batch norms make some 1e-7 of that 1e-3 in gradients.
         verify(agreement, {**dict.fromkeys(BOUNDS, 1e-4), "gradient": 2e-3}, "the other checkout")
         for number in range(-WARM_UP, rounds):
             for name in ("before", "now") if number % 2 else ("now", "before"):

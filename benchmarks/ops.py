@@ -365,7 +365,7 @@ def main() -> None:
     job = {name: getattr(options, name) for name in ("model", "batch", "size", "threads", "rounds")}
     job["size"] = job["size"] or models.entry(options.model).size
     command = [sys.executable, __file__, "--job", json.dumps(job)]
-    # Where minires hands a product to BLAS whole, that one has threads of its own.
+    # The reference implementations multiply with BLAS, which has threads of its own.
     environment = {**machine.without_pins(), "OMP_NUM_THREADS": str(options.threads)}
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     report = {"machine": machine.describe(), **json.loads(done.stdout)}

@@ -110,9 +110,9 @@ def test_a_private_name_of_another_is_noticed(text):
     assert list(private_names(text)) and not list(private_names(text.replace("_", "x")))
 
 
-def test_only_arrays_and_kernels_import_cupy_and_numba():
+def test_only_arrays_and_kernels_and_what_these_compile_import_cupy_and_numba():
     users = {m for m in FILES if ONLY_BACKEND & {i.split(".")[0] for i in imports(m)}}
-    assert users == {f"minires.backend.{name}" for name in ("arrays", "kernels", "simd")}
+    assert users == {f"minires.backend.{name}" for name in ("arrays", "atomics", "kernels", "simd")}
 
 
 def test_no_other_framework_is_imported_and_nothing_is_unpickled():

@@ -16,9 +16,8 @@ ROOT = Path(minires.__file__).parent
 # A module may import what stands before it in this list, and modules of its own floor.
 FLOORS = [
     "version", "errors", "registry", "settings", "files", "exercises", "backend", "array_making", "modes",
-    "tape", "tensor", "gradient_check", "ops", "nn", "models", "data", "optim", "train", "weights", "inspect",
-    "debug", "play",
-    "doctor", "commands", "cli", "__main__",
+    "tape", "tensor", "gradient_check", "ops", "nn", "plan", "models", "data", "optim", "train", "weights",
+    "inspect", "debug", "play", "doctor", "commands", "cli", "__main__",
 ]  # fmt: skip
 
 

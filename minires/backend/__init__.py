@@ -1,15 +1,18 @@
 """Arrays and devices, compiled kernels, and the one pool of threads: all that stands under the tensors.
 
-    arrays.py       NumPy's and CuPy's arrays, devices, bfloat16
-    kernels.py      functions that Numba compiles, and the switch between them and plain code
-    simd.py         tiles of sums in the processor's vector registers, for kernels
-    tile_products.py  sums of products by such tiles: convolutions and matrix products
-    matmul.py       matrix products, on the CPU and on a GPU
-    thread_pool.py  the one pool of threads
-    parallel.py     loops, additions and copies on all threads
-    sums.py         sums and means that lose no digits, over any axes
-    cuda.py         kernels in CUDA C++
-    cublas.py       matrix products on a GPU, and their precision
+    arrays.py           NumPy's and CuPy's arrays, devices, bfloat16
+    kernels.py          functions that Numba compiles, and the switch between them and plain code
+    arguments.py        what a kernel takes, checked before each call
+    simd.py             tiles of sums in the processor's vector registers, for kernels
+    atomics.py          counters that several threads change, for kernels
+    tile_products.py    sums of products by such tiles: convolutions and matrix products
+    tile_sums.py        sums over places by such tiles: gradients of kernels
+    matrix_products.py  matrix products, on the CPU and on a GPU
+    thread_pool.py      the one pool of threads
+    parallel.py         loops, additions and copies on all threads
+    sums.py             sums and means that lose no digits, over any axes
+    cuda.py             kernels in CUDA C++
+    cublas.py           matrix products on a GPU, and their precision
 
 What the rest of the package uses every day can be had from here: ``backend.fast(x)``,
 ``backend.parallel_for(task, n)``. Only this folder imports CuPy, Numba and ``ml_dtypes``, and only when they
@@ -44,7 +47,7 @@ from minires.backend.kernels import (
     kernel,
     reference,
 )
-from minires.backend.matmul import matmul
+from minires.backend.matrix_products import matmul
 from minires.backend.parallel import add, chunks, copy, parallel_calls, parallel_for, split
 from minires.backend.sums import mean, sum_of_squares, total
 from minires.backend.thread_pool import set_threads, threads

@@ -10,6 +10,7 @@ thread; in a kernel Numba compiles each to one instruction of the processor.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 Array = Any
@@ -29,19 +30,21 @@ def set_up() -> None:
     """Tell Numba how to compile these functions. Called once, before the first kernel is compiled."""
     types: Any = importlib.import_module("numba.core.types")
     extending: Any = importlib.import_module("numba.extending")
+    intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
 
     def place(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
         return builder.gep(data, [arguments[1]], inbounds=True)
 
-    @extending.intrinsic
+    @intrinsic
     def _fetch_add(_: Any, counters: Any, i: Any, n: Any) -> Any:
         def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return builder.atomic_rmw("add", place(context, builder, signature, arguments), arguments[2], "seq_cst")
+            at = place(context, builder, signature, arguments)
+            return builder.atomic_rmw("add", at, arguments[2], "seq_cst")
 
         return types.int64(counters, types.int64, types.int64), build
 
-    @extending.intrinsic
+    @intrinsic
     def _look(_: Any, counters: Any, i: Any) -> Any:
         def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             return builder.load_atomic(place(context, builder, signature, arguments), "acquire", 8)

@@ -11,7 +11,6 @@ import os
 import queue
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 

@@ -148,6 +148,7 @@ def set_up() -> None:
     types: Any = importlib.import_module("numba.core.types")
     cgutils: Any = importlib.import_module("numba.core.cgutils")
     extending: Any = importlib.import_module("numba.extending")
+    intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
     index, whole = ir.IntType(32), ir.IntType(64)
 
     def number(dtype: Any) -> Any:
@@ -184,9 +185,7 @@ def set_up() -> None:
 
     def place(builder: Any, dtype: Any, start: Any, at: int) -> Any:
         """To the vector that begins ``at`` numbers behind ``start``."""
-        return builder.bitcast(
-            builder.gep(start, [whole(at)], inbounds=True), vector(dtype).as_pointer()
-        )
+        return builder.bitcast(builder.gep(start, [whole(at)], inbounds=True), vector(dtype).as_pointer())
 
     def align(dtype: Any) -> int:
         return int(dtype.bitwidth) // 8
@@ -197,7 +196,7 @@ def set_up() -> None:
         return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), zeros)
 
     def mask(builder: Any, width: Any, count: int, start: int) -> Any:
-        """Which of ``count`` numbers, of which the first is number ``start`` of a row, lie within ``width``."""
+        """Which of ``count`` numbers, the first of them number ``start`` of a row, lie within ``width``."""
         kind = ir.VectorType(index, count)
         left = broadcast(builder, kind, builder.trunc(builder.sub(width, whole(start)), index))
         return builder.icmp_signed("<", ir.Constant(kind, list(range(count))), left)
@@ -210,7 +209,7 @@ def set_up() -> None:
         function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, given), name)
         return builder.call(function, arguments)
 
-    @extending.intrinsic
+    @intrinsic
     def _spread(_: Any, rows: Any, columns: Any, b: Any, o: Any) -> Any:
         result = Tile(b.dtype, rows.count, columns.count)
 
@@ -228,7 +227,7 @@ def set_up() -> None:
         b_type = b.dtype
         return result(rows, columns, b, o), build
 
-    @extending.intrinsic
+    @intrinsic
     def _beside(_: Any, rows: Any, x: Any, at: Any, step: Any) -> Any:
         result = LinesType(x.dtype, rows.count)
 
@@ -243,7 +242,7 @@ def set_up() -> None:
 
         return result(rows, x, at, step), build
 
-    @extending.intrinsic
+    @intrinsic
     def _listed(_: Any, rows: Any, x: Any, at: Any, table: Any, t: Any, zeros: Any) -> Any:
         result = LinesType(x.dtype, rows.count)
 
@@ -262,7 +261,7 @@ def set_up() -> None:
 
         return result(rows, x, at, table, t, zeros), build
 
-    @extending.intrinsic
+    @intrinsic
     def _multiply_add(_: Any, tile: Any, lines: Any, k: Any, b: Any, o: Any) -> Any:
         def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             kind, (sums, lines, k, b, o) = signature.return_type, arguments
@@ -285,7 +284,7 @@ def set_up() -> None:
 
         return tile(tile, lines, k, b, o), build
 
-    @extending.intrinsic
+    @intrinsic
     def _plus(_: Any, tile: Any, lines: Any, o: Any, width: Any) -> Any:
         def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             kind, (sums, lines, o, width) = signature.return_type, arguments
@@ -296,16 +295,14 @@ def set_up() -> None:
                     at, inside = r * kind.columns + j, mask(builder, width, numbers.count, j * numbers.count)
                     source = place(builder, kind.dtype, start, j * numbers.count)
                     none = ir.Constant(numbers, None)
-                    added = masked(
-                        builder, "load", numbers, [source, index(align(kind.dtype)), inside, none]
-                    )
+                    added = masked(builder, "load", numbers, [source, index(align(kind.dtype)), inside, none])
                     total = builder.fadd(builder.extract_value(sums, at), added)
                     sums = builder.insert_value(sums, total, at)
             return sums
 
         return tile(tile, lines, o, width), build
 
-    @extending.intrinsic
+    @intrinsic
     def _rectify(_: Any, tile: Any) -> Any:
         def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             kind, (sums,) = signature.return_type, arguments
@@ -342,7 +339,7 @@ def set_up() -> None:
                             row = builder.fadd(there, row)
                         masked(builder, "store", numbers, [row, target, index(size), inside])
 
-        @extending.intrinsic
+        @intrinsic
         def _write(_: Any, tile: Any, lines: Any, o: Any, count: Any, width: Any) -> Any:
             def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
                 kind = signature.args[0]
@@ -361,7 +358,7 @@ def set_up() -> None:
 
     _store, _add = writer(False), writer(True)
 
-    @extending.intrinsic
+    @intrinsic
     def _turn(_: Any, x: Any, at: Any, step: Any, y: Any, to: Any, leap: Any) -> Any:
         def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             x, at, step, y, to, leap = arguments
@@ -396,8 +393,8 @@ def set_up() -> None:
     overload(beside, lambda rows, x, at, step: lambda rows, x, at, step: _beside(rows, x, at, step))
     overload(
         listed,
-        lambda rows, x, at, table, t, zeros: lambda rows, x, at, table, t, zeros: _listed(
-            rows, x, at, table, t, zeros
+        lambda rows, x, at, table, t, zeros: (
+            lambda rows, x, at, table, t, zeros: _listed(rows, x, at, table, t, zeros)
         ),
     )
     overload(
@@ -408,14 +405,14 @@ def set_up() -> None:
     overload(rectify, lambda tile: lambda tile: _rectify(tile))
     overload(
         store,
-        lambda tile, lines, o, count, width: lambda tile, lines, o, count, width: _store(
-            tile, lines, o, count, width
+        lambda tile, lines, o, count, width: (
+            lambda tile, lines, o, count, width: _store(tile, lines, o, count, width)
         ),
     )
     overload(
         add,
-        lambda tile, lines, o, count, width: lambda tile, lines, o, count, width: _add(
-            tile, lines, o, count, width
+        lambda tile, lines, o, count, width: (
+            lambda tile, lines, o, count, width: _add(tile, lines, o, count, width)
         ),
     )
     overload(

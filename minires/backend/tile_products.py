@@ -6,9 +6,9 @@ numbers lies that place m sees by tap t:
     y[out[m] + n] = b[n] + sum over t, k of x[table[t, m] + k] * w[t, k, n]
 
 A matrix product is the case of one tap, whose rows lie one after the other. Nothing is copied: the tiles of
-``simd.py`` read x where it lies, and w in *panels*, L numbers n of all t and k. A panel is packed for it first,
-unless there are so few places that it is read only once: each thread packs what it needs, a little at a
-time, so that it stays in its core's cache.
+``simd.py`` read x where it lies, and w in *panels*, L numbers n of all t and k. A panel is packed for it
+first, unless there are so few places that it is read only once: each thread packs what it needs, a little at
+a time, so that it stays in its core's cache.
 
 Source: Dukhan 2019, The indirect convolution algorithm, arXiv:1907.02129; tiles and panels: Goto and van de
 Geijn 2008, Anatomy of high-performance matrix multiplication.
@@ -25,7 +25,7 @@ import numpy as np
 from minires.backend import parallel, simd, thread_pool
 from minires.backend.arrays import Array
 from minires.backend.kernels import kernel
-from minires.backend.simd import listed, multiply_add, plus, rectify, spread, store, turn
+from minires.backend.simd import Size, listed, multiply_add, plus, rectify, spread, store, turn
 
 _PANELS = 1 << 17  # numbers that a thread packs at a time: half a megabyte of its cache
 _PLACES = 288  # that meet all of these, before the next do
@@ -33,11 +33,11 @@ GRAIN = 1 << 20  # MACs; fewer are not worth a second thread
 
 
 class Places(NamedTuple):
-    """Where rows of numbers lie: ``table`` (taps, at least as many as whole tiles have), -1 for zeros;
-    ``out`` as many, for each place its numbers in the output; ``taps`` (taps,) their numbers in the kernel;
-    ``sees`` (taps, tiles) whether a tile has any row that is not zeros."""
+    """Where ``many`` rows of numbers lie: ``table`` (taps, at least as many as whole tiles have), -1 for
+    zeros; ``out`` as many, for each place its numbers in the output; ``taps`` (taps,) their numbers in the
+    kernel, the largest last; ``sees`` (taps, tiles) whether a tile has any row that is not zeros."""
 
-    count: int
+    many: int
     table: Array
     out: Array
     taps: Array
@@ -56,8 +56,8 @@ class Part(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Of a kernel: ``groups`` that do not meet, of ``depth`` numbers k and ``outputs`` numbers n each, and how
-    many numbers further the next group lies in x, y and w, the next tap in w, and the next row (of n, or,
+    """Of a kernel: ``groups`` that do not meet, of ``depth`` numbers k and ``outputs`` numbers n each, and
+    how many numbers further the next group lies in x, y and w, the next tap in w, and the next row (of n, or,
     where w is turned, of k)."""
 
     depth: int
@@ -72,7 +72,9 @@ class Sizes(NamedTuple):
 
 @kernel(
     w="flat (W)", taps="flat int64 (T)", panel="out flat (P)",
-    where="0 < count <= width and to >= 0 and to + T * depth * width <= P",
+    where="0 < count <= width and depth > 0 and lanes > 0 and width % lanes == 0"
+    " and min(at, tap, row, to) >= 0 and to + T * depth * width <= P and at + (taps[-1] if T else 0) * tap"
+    " + ((count - 1) * row + depth if turned else (depth - 1) * row + count) <= W",
 )  # fmt: skip
 def _pack_numba(
     w: Array, at: int, taps: Array, tap: int, depth: int, row: int, turned: bool, count: int,
@@ -106,11 +108,17 @@ def _pack_numba(
     x="flat (X)", w="flat (W)", packed="maybe flat (_)", b="flat (B)", added="maybe flat (Y)",
     y="out flat (Y)", table="flat int32 (T, M)", out="flat int32 (M)", taps="flat int64 (T)",
     sees="flat bool (T, Q)", zeros="flat (Z)", room="out flat (R)",
-    where="depth > 0 and outputs > 0 and Z >= max(depth, width) and M >= Q * len(rows) and M >= count"
-    " and 0 <= start <= stop and 0 <= first <= last and last * width <= B",
+    where="depth > 0 and outputs > 0 and width > 0 and width % len(columns) == 0 and Z >= max(depth, width)"
+    " and M >= max(count, Q * len(rows)) and 0 <= start <= stop and 0 <= first <= last"
+    " and last * width <= B and min(x_step, y_step, x_group, y_group, w_group, tap, row) >= 0"
+    " and (time := max(stop - 1, 0) // Q) >= 0 and (group := max(last - 1, 0) // -(-outputs // width)) >= 0"
+    " and time * x_step + group * x_group + depth <= X and time * y_step + group * y_group + outputs <= Y"
+    " and (packed.size >= last * T * depth * width if packed.size else R >= T * depth * width"
+    " and group * w_group + (taps[-1] if T else 0) * tap"
+    " + ((outputs - 1) * row + depth if turned else (depth - 1) * row + outputs) <= W)",
 )  # fmt: skip
 def products_numba(
-    rows: Any, columns: Any, x: Array, w: Array, packed: Array, b: Array, added: Array, y: Array,
+    rows: Size, columns: Size, x: Array, w: Array, packed: Array, b: Array, added: Array, y: Array,
     table: Array, out: Array, taps: Array, sees: Array, zeros: Array, room: Array, relu: bool, turned: bool,
     count: int, x_step: int, y_step: int, depth: int, outputs: int, x_group: int, y_group: int, w_group: int,
     tap: int, row: int, width: int, start: int, stop: int, first: int, last: int,
@@ -206,7 +214,7 @@ def products(
             if mine[0] < mine[1]:
                 products_numba(
                     rows, columns, x[at:], w, packed, bias, added[to:], y[to:], places.table, places.out,
-                    places.taps, places.sees, zeros, room, relu, turned, places.count, x_step, y_step,
+                    places.taps, places.sees, zeros, room, relu, turned, places.many, x_step, y_step,
                     sizes.depth, sizes.outputs, *sizes[3:], width,
                     *((0, tiles, *mine) if by_panel else (*mine, 0, panels)),
                 )  # fmt: skip
@@ -235,7 +243,7 @@ def pack(tile: simd.Shape, w: Array, sizes: Sizes, *, taps: int = 1, turned: boo
 
 def share(parts: Sequence[Part], sizes: Sizes) -> int:
     """How many threads the work is worth."""
-    seen = sum(part.times * part.places.count * len(part.places.taps) for part in parts)
+    seen = sum(part.times * part.places.many * len(part.places.taps) for part in parts)
     macs = seen * sizes.depth * sizes.outputs * sizes.groups
     return max(1, min(thread_pool.threads(), macs // GRAIN))
 

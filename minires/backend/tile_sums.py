@@ -5,13 +5,13 @@ With the numbers k of a row of x and n of a row of dy, where place m sees by tap
 
     dw[t, k, n] = sum over m of x[pixel(t, m), k] * dy[m, n]
 
-A tile (``simd.py``) holds R numbers k times L numbers n of a tap, while the places go by. They do so in blocks
-of a few hundred: of a block the rows of x are packed R numbers at a time, and those of dy L at a time, so
-that both stay in the cache of the core, and lie side by side. What a tap sees of a block is a list of pairs, row
-of x and row of dy: what lies outside a picture is in no list.
+A tile (``simd.py``) holds R numbers k times L numbers n of a tap, while the places go by. They do so in
+blocks of a few hundred: of a block the rows of x are packed R numbers at a time, and those of dy L at a time,
+so that both stay in the cache of the core, and lie side by side. What a tap sees of a block is a list of
+pairs, row of x and row of dy: what lies outside a picture is in no list.
 
-Each thread has tiles of dw of its own, or, where these are few, sums of some blocks, which are added up at the
-end: either way they are the same to the bit on any number of threads.
+Each thread has tiles of dw of its own, or, where these are few, sums of some blocks, which are added up at
+the end: either way they are the same to the bit on any number of threads.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from minires.backend import parallel, simd, thread_pool
 from minires.backend.arrays import Array
 from minires.backend.kernels import kernel
-from minires.backend.simd import add, beside, multiply_add, spread, store
+from minires.backend.simd import Size, add, beside, multiply_add, spread, store
 from minires.backend.tile_products import GRAIN, Sizes
 
 PLACES = 256  # in a block
@@ -35,10 +35,10 @@ _FEW = 32  # tiles of dw; where there are fewer, threads have blocks of their ow
 
 
 class Blocks(NamedTuple):
-    """Blocks of places: each is ``rows`` (blocks, 4), the first row of x and how many, the first row of dy and
-    how many; tap t of block i sees the pairs start[i, t] .. start[i, t + 1] of ``pairs`` (2, many), rows of x
-    and of dy counted from the first. For several ``times``, x_step and y_step rows on each time, from the rows
-    ``x`` and ``y`` on."""
+    """Blocks of places: each is ``rows`` (blocks, 4), the first row of x and how many, the first row of dy
+    and how many; tap t of block i sees the pairs start[i, t] .. start[i, t + 1] of ``pairs`` (2, many), rows
+    of x and of dy counted from the first. For several ``times``, x_step and y_step rows on each time, from
+    the rows ``x`` and ``y`` on."""
 
     rows: Array
     start: Array
@@ -53,16 +53,24 @@ class Blocks(NamedTuple):
 @kernel(
     x="flat (X)", dy="flat (Y)", dw="out flat (W)", rows="flat int64 (B, 4)", starts="flat int32 (B, T)",
     pairs="flat int32 (2, E)", zeros="flat (>= width)", x_room="out flat (P)", y_room="out flat (Q)",
-    where="depth > 0 and outputs > 0 and 0 <= start <= stop and T > 1",
+    where="depth > 0 and outputs > 0 and width > 0 and width % len(columns) == 0 and T > 1"
+    " and times > 0 and 0 <= start <= stop and 0 <= first <= last <= -(-outputs // width)"
+    " and min(x_at, y_at, x_step, y_step, x_row, y_row, x_group, y_group, w_group, tap, row) >= 0"
+    " and (group := max(stop - 1, 0) // ((T - 1) * -(-depth // len(height)))) >= 0"
+    " and (x_at + (times - 1) * x_step) * x_row + group * x_group"
+    " + (-(-depth // len(height)) * len(height) if is_direct else depth) <= X"
+    " and (y_at + (times - 1) * y_step) * y_row + group * y_group + outputs <= Y"
+    " and group * w_group + (T - 2) * tap + (depth - 1) * row + outputs <= W"
+    " and width <= Q and (is_direct or (-(-stop // (T - 1)) - start // (T - 1)) * len(height) + width <= P)",
 )  # fmt: skip
 def _sums_numba(
-    height: Any, columns: Any, x: Array, dy: Array, dw: Array, is_first: bool, rows: Array, starts: Array,
+    height: Size, columns: Size, x: Array, dy: Array, dw: Array, is_first: bool, rows: Array, starts: Array,
     pairs: Array, zeros: Array, x_room: Array, y_room: Array, x_at: int, y_at: int, times: int, x_step: int,
-    y_step: int, x_row: int, y_row: int, is_direct: bool, depth: int, outputs: int, x_group: int, y_group: int, w_group: int,
-    tap: int, row: int, width: int, start: int, stop: int, first: int, last: int,
+    y_step: int, x_row: int, y_row: int, is_direct: bool, depth: int, outputs: int, x_group: int,
+    y_group: int, w_group: int, tap: int, row: int, width: int, start: int, stop: int, first: int, last: int,
 ) -> None:  # fmt: skip
-    """The units start..stop of dw, all taps of R numbers k, all of these of a group, all groups; and the panels
-    first..last of each."""
+    """The units start..stop of dw, all taps of R numbers k, all of these of a group, all groups; and the
+    panels first..last of each."""
     high, taps = len(height), starts.shape[1] - 1
     tiles, one = (depth + high - 1) // high, (0,)
     source, apart = (x, x_row) if is_direct else (x_room, high)
@@ -76,7 +84,8 @@ def _sums_numba(
                 for _ in range(x_count):  # R numbers of each row of x
                     for r in range(0, high, width):
                         if at + r + width <= x.size:
-                            store(spread(one, columns, x, at + r), beside(one, x_room, to + r, 0), 0, 1, width)
+                            numbers = spread(one, columns, x, at + r)
+                            store(numbers, beside(one, x_room, to + r, 0), 0, 1, width)
                         else:
                             for i in range(r, min(high, x.size - at)):
                                 x_room[to + i] = x[at + i]
@@ -87,7 +96,8 @@ def _sums_numba(
                     n, at = p * width, y_first * y_row + group * y_group + p * width
                     for m in range(y_count):
                         if at + width <= dy.size:
-                            store(spread(one, columns, dy, at), beside(one, y_room, m * width, 0), 0, 1, width)
+                            numbers = spread(one, columns, dy, at)
+                            store(numbers, beside(one, y_room, m * width, 0), 0, 1, width)
                         else:
                             for i in range(outputs - n):
                                 y_room[m * width + i] = dy[at + i]
@@ -157,8 +167,9 @@ def sums_over_places(
         total, all_of_it = np.empty_like(dw) if number else dw, panels if by_panel else units
         calls = []
         for i, j in parallel.split(0, all_of_it, min(share, all_of_it)):
-            span = (0, units, i, j) if by_panel else (i, j, 0, panels)
-            calls.append(functools.partial(run, some, total, *span, grows and not number))
+            start, stop, first, last = (0, units, i, j) if by_panel else (i, j, 0, panels)
+            onto = grows and not number
+            calls.append(functools.partial(run, some, total, start, stop, first, last, onto))
         parallel.parallel_calls(calls)
         if number:
             parallel.add(dw, total, out=dw)

@@ -19,7 +19,7 @@ from minires.backend.tile_products import Part, Sizes, rows_of
 from minires.nn.fuse import fuse
 from minires.nn.module import Module
 from minires.ops.conv2d import indirect, joined_groups, places
-from minires.plan.trace import Read, Step, Traced, Value, trace, window_of
+from minires.plan.trace import Step, Traced, Value, trace, window_of
 from minires.plan.walk import COLUMNS, Do
 
 _ALIGNED = 16  # numbers: a line of the cache
@@ -189,10 +189,10 @@ class _Writer:
             table, long, out, sees = self._table(place)
             tiles = place.sees.shape[1]
             pieces = tile_products.share([Part(place, times=times)], sizes)
-            by_panel = panels >= pieces and taps * sizes.depth * sizes.outputs > times * place.count * sizes.depth
+            by_panel = panels >= pieces and taps * sizes.depth * sizes.outputs > times * place.many * sizes.depth
             self._line(
                 Do.PRODUCTS, pieces, kind, x + at, panel, bias, added if added < 0 else added + to, y + to,
-                table, long, out, taps, sees, tiles, bool(step.options.get("relu")), place.count, x_step, y_step,
+                table, long, out, taps, sees, tiles, bool(step.options.get("relu")), place.many, x_step, y_step,
                 sizes.depth, sizes.outputs, sizes.x_group, sizes.y_group, width, times * tiles, panels, by_panel,
                 panels * taps * sizes.depth * width,
             )  # fmt: skip

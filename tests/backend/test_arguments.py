@@ -10,10 +10,12 @@ import pytest
 
 import minires
 from minires import backend
+from minires.backend import simd, tile_products, tile_sums
 from minires.backend.arguments import checker
 from minires.errors import MiniresError
-from minires.ops.conv2d import columns, direct
+from minires.ops.conv2d import places
 from minires.ops.max_pool2d import numba_kernels as max_pool
+from minires.ops.window import window
 
 ROOT = Path(minires.__file__).parent
 
@@ -150,44 +152,82 @@ def test_a_kernel_of_a_package_refuses_what_would_be_read_beyond_its_end():
     assert not y.any()
 
 
-X = np.ones((2, 9, 9, 4), F)
-W, B, Y = np.ones((3, 3, 4, 16), F), np.zeros(16, F), np.zeros((2, 9, 9, 16), F)
-FRAME = np.zeros(12 * 12 * 4 + 8, F)
-DW, ZEROS = np.zeros((3, 1, 16, 16), F), np.zeros(16, F)
-COLUMNS = np.zeros((1, 162, 36), F)
+# A 3x3 convolution of two pictures (4, 4, 5), whose outputs are one vector wide.
+WIDE = simd.lanes(F)
+TILE, HIGH = simd.shape(WIDE, F), len(simd.square(WIDE, 5, F)[0])
+WINDOW = window("conv2d", (4, 4), (3, 3), 1, 1)
+PART = places.forward(2, (4, 4, 5), WIDE, WINDOW, len(TILE[0]))[0]
+BLOCKS = places.blocks(2, (4, 4, 5), WINDOW)[0]
+TAPS, TILES = np.arange(9), PART.places.sees.shape[1]
+X, Y, W = np.ones(160, F), np.zeros(32 * WIDE, F), np.ones(45 * WIDE, F)  # W is as long as all panels, too
+ROWS = BLOCKS.rows.max(axis=0)  # a block has so many of x and of dy
+UNITS = 9 * -(-5 // HIGH)
+X_ROOM, Y_ROOM = np.zeros(UNITS // 9 * ROWS[1] * HIGH + WIDE, F), np.zeros(ROWS[3] * WIDE, F)
+NONE, ZEROS, TWICE = np.zeros(0, F), np.zeros(max(5, WIDE), F), np.zeros(2 * WIDE, F)
+
+PRODUCTS = {
+    "rows": TILE[0], "columns": TILE[1], "x": X, "w": W, "packed": NONE, "b": np.zeros(WIDE, F),
+    "added": NONE, "y": Y, "table": PART.places.table, "out": PART.places.out, "taps": TAPS,
+    "sees": PART.places.sees, "zeros": ZEROS, "room": np.zeros(45 * WIDE, F), "relu": False, "turned": False,
+    "count": 32, "x_step": 160, "y_step": 32 * WIDE, "depth": 5, "outputs": WIDE, "x_group": 5,
+    "y_group": WIDE, "w_group": WIDE, "tap": 5 * WIDE, "row": WIDE, "width": WIDE, "start": 0, "stop": TILES,
+    "first": 0, "last": 1,
+}  # fmt: skip
+BEYOND = [  # in products
+    {"x": X[:4]}, {"y": Y[: WIDE - 1]}, {"added": Y[1:]}, {"b": Y[: WIDE - 1]}, {"zeros": ZEROS[1:]},
+    {"table": PART.places.table[:8]}, {"sees": np.ones((9, TILES + 20), bool)},
+    {"sees": np.ones((9, 0), bool)}, {"count": 33 + 2 * simd.MOST_ROWS}, {"x_step": -1}, {"depth": 0},
+    {"outputs": 0}, {"outputs": -WIDE}, {"outputs": 33 * WIDE}, {"width": 0}, {"width": -WIDE},
+    {"width": 2 * WIDE}, {"columns": ()}, {"start": -1}, {"start": TILES + 1}, {"stop": 2 * TILES},
+    {"first": -1}, {"first": 2}, {"last": 2}, {"last": 2, "b": TWICE, "packed": W},
+]  # fmt: skip
 SMALL, WINNERS = np.ones((2, 4, 4, 4), F), np.zeros((2, 4, 4, 4), np.int32)
 CALLS = {
-    "direct forward": (
-        direct._forward_numba,
-        {"x": X, "w": W, "b": B, "relu": False, "y": Y, "frame": FRAME, "lines": 11, "across": 11,
-         "stride": (1, 1), "dilation": (1, 1), "top": 1, "left": 1, "groups": 1, "runs": 1},
-        [{"top": -1}, {"left": -4}, {"groups": 0}, {"runs": 0}, {"runs": 12}, {"stride": (-1, 1)},
-         {"dilation": (1, 0)}, {"lines": 10}, {"across": 10}, {"lines": 100}],
+    "pack": (
+        tile_products._pack_numba,
+        {"w": W, "at": 0, "taps": TAPS, "tap": 5 * WIDE, "depth": 5, "row": WIDE, "turned": False,
+         "count": WIDE, "panel": W.copy(), "to": 0, "width": WIDE, "lanes": WIDE},
+        [{"w": W[1:]}, {"at": -1}, {"at": 1}, {"taps": TAPS + 1}, {"tap": -1}, {"tap": 5 * WIDE + 1},
+         {"depth": 0}, {"depth": 6}, {"row": -1}, {"row": WIDE + 1}, {"turned": True, "row": 6},
+         {"count": 0}, {"count": WIDE + 1}, {"panel": W[1:].copy()}, {"to": -1}, {"to": 1},
+         {"width": WIDE - 1}, {"width": 2 * WIDE}, {"lanes": 0}, {"lanes": -WIDE},
+         {"lanes": WIDE - 1}],
     ),
-    "direct backward_w": (
-        direct._backward_w_numba,
-        {"x": X, "dy": Y, "dw": DW, "zeros": ZEROS, "frame": FRAME, "lines": 11, "across": 11,
-         "stride": (1, 1), "dilation": (1, 1), "top": 1, "left": 1, "groups": 1},
-        [{"top": -1}, {"left": -4}, {"groups": 0}, {"stride": (1, -1)}, {"dilation": (-1, 1)},
-         {"lines": 100}, {"dilation": (3, 1)}],
+    "products": (
+        tile_products.products_numba, PRODUCTS,
+        [*BEYOND, {"w": W[1:]}, {"room": W[1:].copy()}, {"taps": TAPS + 1}, {"tap": -1}, {"w_group": -1},
+         {"tap": 5 * WIDE + 1}, {"row": WIDE + 1}, {"turned": True, "row": 6}, {"depth": 6}],
     ),
-    "im2col": (
-        columns._im2col_numba,
-        {"x": X, "columns": COLUMNS, "start": 0, "stop": 18, "stride": (1, 1), "dilation": (1, 1),
-         "top": 1, "left": 1, "out": (9, 9), "size": (3, 3)},
-        [{"dilation": (1, 0)}, {"dilation": (1, -2)}, {"size": (0, 3)}, {"start": -1}, {"stop": 19},
-         {"columns": COLUMNS[:0]}],
+    "products of what is turned": (
+        tile_products.products_numba, {**PRODUCTS, "turned": True, "row": 5},
+        [*BEYOND, {"w": W[1:]}, {"row": 6}, {"room": W[1:].copy()}],
     ),
-    "col2im": (
-        columns._col2im_numba,
-        {"columns": COLUMNS, "dx": X.copy(), "stride": (1, 1), "dilation": (1, 1), "top": 1, "left": 1,
-         "out": (9, 9), "size": (3, 3)},
-        [{"size": (0, 3)}, {"out": (9, 10)}, {"columns": COLUMNS[:0]}, {"size": (3, 4)}],
+    "products of what is packed": (
+        tile_products.products_numba, {**PRODUCTS, "packed": W, "w": NONE, "room": NONE},
+        [*BEYOND, {"packed": W[1:]}, {"depth": 6}],
+    ),
+    "sums over places": (
+        tile_sums._sums_numba,
+        {"height": (0,) * HIGH, "columns": (0,), "x": X, "dy": Y, "dw": W.copy(), "is_first": True,
+         "rows": BLOCKS.rows, "starts": BLOCKS.start, "pairs": BLOCKS.pairs, "zeros": np.zeros(WIDE, F),
+         "x_room": X_ROOM, "y_room": Y_ROOM, "x_at": 0, "y_at": 0, "times": 1, "x_step": 32, "y_step": 32,
+         "x_row": 5, "y_row": WIDE, "is_direct": False, "depth": 5, "outputs": WIDE, "x_group": 5,
+         "y_group": WIDE, "w_group": WIDE, "tap": 5 * WIDE, "row": WIDE, "width": WIDE, "start": 0,
+         "stop": UNITS, "first": 0, "last": 1},
+        [{"x": X[:4]}, {"x": X[:5], "is_direct": True}, {"dy": Y[: WIDE - 1]}, {"dw": W[1:].copy()},
+         {"zeros": NONE}, {"x_room": X_ROOM[:WIDE]}, {"y_room": Y_ROOM[: WIDE - 1]},
+         {"starts": BLOCKS.start[:, :1].copy()}, {"starts": BLOCKS.start[:, :0]},
+         {"rows": BLOCKS.rows[:, :3].copy()}, {"pairs": BLOCKS.pairs[:1]}, {"x_at": -1}, {"x_at": 32},
+         {"y_at": -1}, {"y_at": 32}, {"times": 0}, {"times": 2}, {"x_row": -1}, {"y_group": -1},
+         {"depth": 0}, {"depth": -HIGH}, {"depth": HIGH + 5}, {"outputs": 0}, {"outputs": -WIDE, "last": 0},
+         {"outputs": 33 * WIDE}, {"tap": 5 * WIDE + 1}, {"row": WIDE + 1}, {"width": 0},
+         {"width": -WIDE, "last": 0}, {"width": 2 * WIDE}, {"columns": (0, 0, 0)}, {"start": -1},
+         {"start": UNITS + 1}, {"stop": UNITS + 9}, {"first": -1}, {"first": 2}, {"last": 2}],
     ),
     "max pool": (
         max_pool._forward_numba,
-        {"x": X, "y": SMALL.copy(), "winner": WINNERS.copy(), "size": (2, 2), "stride": (2, 2),
-         "dilation": (1, 1), "top": 0, "left": 0},
+        {"x": np.ones((2, 9, 9, 4), F), "y": SMALL.copy(), "winner": WINNERS.copy(), "size": (2, 2),
+         "stride": (2, 2), "dilation": (1, 1), "top": 0, "left": 0},
         [{"stride": (0, 2)}, {"dilation": (1, 0)}, {"winner": WINNERS[:1].copy()}],
     ),
 }  # fmt: skip

@@ -161,9 +161,9 @@ def test_the_bias_of_layers():
     assert error(found, dy.sum(axis=(0, 1, 2))) < AIM
 
 
-@pytest.mark.parametrize("outputs", [3, 16])  # by columns, and by sums in registers
+@pytest.mark.parametrize("outputs", [3, 16])
 def test_the_kernel_of_a_convolution_of_large_pictures(outputs):
-    """A product of half a million numbers, which BLAS sums in blocks, and so do the kernels."""
+    """A product of half a million numbers, which the tiles sum in blocks."""
     x, shape = uniform(2, 500, 501, 1), (1, 2, 1, outputs)
     found, dy = gradient(lambda w: ops.conv2d(Tensor(x), w), np.zeros(shape, np.float32))
     pixels = [x[:, :, k : k + 500].astype(np.float64) for k in range(2)]

@@ -7,10 +7,10 @@ import opcheck
 import pytest
 
 from minires import Tensor, backend, reference
+from minires.backend import tile_products, tile_sums
 from minires.errors import ShapeError
 from minires.ops import cases
 from minires.ops import conv2d as module
-from minires.backend import tile_products, tile_sums
 from minires.ops.conv2d import choose, conv2d, indirect, joined_groups, places, way, winograd
 from minires.ops.window import window
 
@@ -84,7 +84,7 @@ def test_small_blocks_on_three_threads(monkeypatch, three_threads, pictures, joi
         monkeypatch.setattr(tile_products, "GRAIN", 1)
         monkeypatch.setattr(tile_sums, "GRAIN", 1)
         monkeypatch.setattr(tile_sums, "PLACES", 5)
-        monkeypatch.setattr(tile_sums, "_SUMMED", 2)
+        monkeypatch.setattr(tile_sums, "_SUMMED", 4)
         monkeypatch.setattr(places, "_TOGETHER", 3)
         monkeypatch.setattr(places, "_PLACES", 8)
         for kept in (places.forward, places.backward, places.blocks, tile_sums.rows_of):

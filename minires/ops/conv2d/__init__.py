@@ -174,8 +174,9 @@ def conv2d(
 
     Shapes: x (N, H, W, C), w (KH, KW, C/groups, O), b (O,) -> y (N, OH, OW, O) with
     OH = (H + top + bottom - (KH - 1)*dilation - 1) // stride + 1.
-    Rounding: db is added up in float64 and rounded once; dw sums some thousand products at a time, to about
-    1e-6 over ten million places.
+    Rounding: db is added up in float64 and rounded once; the products in float32, those of y and dx one after
+    the other, right to 4e-6 of the sum of absolute values for 3x3 and 512 channels, those of dw some thousand
+    at a time, right to 2e-6 over ten million places.
     Raises: ShapeError if ranks, channels, groups or dtypes do not fit, or the kernel is larger than the
     padded picture.
 

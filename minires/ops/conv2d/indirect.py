@@ -7,9 +7,9 @@ pixels under the window go by (``minires.backend.tile_products``):
     backward_x   dx[pixel, c]   = sum over tap, o of dy[offset(tap, pixel) + o] * w[tap, c, o]
     backward_w   dw[tap, c, o]  = sum over place of x[offset(tap, place) + c] * dy[place, o]
 
-Where the pixel of each place lies says a table (``places.py``), and with it strides, borders and dilation cost
-nothing. Of pictures with few channels, the first layer's above all, the pixels under a line of the window are
-taken as one with many: they lie side by side. The pictures get their border for that.
+Where the pixel of each place lies says a table (``places.py``), and with it strides, borders and dilation
+cost nothing. Of pictures with few channels, the first layer's above all, the pixels under a line of the
+window are taken as one with many: they lie side by side. The pictures get their border for that.
 
 Source: Dukhan 2019, The indirect convolution algorithm, arXiv:1907.02129.
 """
@@ -60,8 +60,8 @@ def _joined(x: Array, win: Window) -> tuple[Array, tuple[int, ...], Window, int]
 
 def sizes(depth: int, outputs: int, groups: int, *, turned: bool = False) -> Sizes:
     """Those of a kernel (KH, KW, C/G, O): of k and n, or, turned, of n and k."""
-    row = groups * (depth if turned else outputs)
-    return Sizes(depth, outputs, groups, depth, outputs, depth if turned else outputs, groups * depth * outputs, row)
+    group, tap = depth if turned else outputs, groups * depth * outputs
+    return Sizes(depth, outputs, groups, depth, outputs, group, tap, groups * group)
 
 
 def forward(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups: int) -> Array:

@@ -9,9 +9,9 @@ of it, unless it lies outside, in the border of zeros. A table has a line for ea
 *tap*) and a column for each place of the output, of several pictures: such offsets, and -1 for outside.
 Strides, borders and dilation are in the table and nowhere else.
 
-Of a 3x3 window on 4x4 pictures, three of ten products are with zeros. So the places of small pictures are in such
-an order that a tap is outside for many in a row: place by place, and at each the pictures. Then a whole tile
-can leave the tap out.
+Of a 3x3 window on 4x4 pictures, three of ten products are with zeros. So the places of small pictures are in
+such an order that a tap is outside for many in a row: place by place, and at each the pictures. Then a whole
+tile can leave the tap out.
 
 Backward, each pixel of x is a place, and its taps are those through which it was seen. With strides these
 are others for even and for odd rows, so there is a table for each: a *phase*.
@@ -42,7 +42,7 @@ MOST = 2**31 - 1  # numbers in a picture, as offsets are counted
 def forward(
     pictures: int, picture: tuple[int, ...], outputs: int, win: Window, rows: int
 ) -> tuple[Part, ...]:
-    """The places of the output (OH, OW, outputs), which look at a picture (H, W, C), for tiles of ``rows``."""
+    """The places of the output (OH, OW, outputs), which look at a picture (H, W, C); tiles have ``rows``."""
     (h, w, c), (kh, kw), (oh, ow) = picture, win.size, win.out
     down = np.arange(oh) * win.stride[0] + np.arange(kh)[:, None] * win.dilation[0] - win.top  # (KH, OH)
     across = np.arange(ow) * win.stride[1] + np.arange(kw)[:, None] * win.dilation[1] - win.left  # (KW, OW)
@@ -97,12 +97,11 @@ def _offsets(down: Array, across: Array, h: int, w: int, c: int) -> Array:
     return np.where(inside, at, -1).reshape(taps, down.shape[1] * across.shape[1])
 
 
-def _parts(
-    pictures: int, phases: list[_Phase], size: int, out_size: int, rows: int
-) -> tuple[Part, ...]:
+def _parts(pictures: int, phases: list[_Phase], size: int, out_size: int, rows: int) -> tuple[Part, ...]:
     """For all pictures, whose numbers are ``size`` and ``out_size`` apart."""
     if max(size, out_size) > MOST:
-        raise ShapeError(f"conv2d: a picture of {max(size, out_size):,} numbers is too large; at most {MOST:,}")
+        many = max(size, out_size)
+        raise ShapeError(f"conv2d: a picture of {many:,} numbers is too large; at most {MOST:,}")
     places = max(len(phase.out) for phase in phases)
     most = max(1, min(_TABLE // max(phase.offsets.size for phase in phases), MOST // max(size, out_size)))
     outside = max(float((phase.offsets < 0).mean()) if phase.offsets.size else 0 for phase in phases)
@@ -119,9 +118,7 @@ def _parts(
     return tuple(found)
 
 
-def _tabled(
-    phase: _Phase, pictures: int, size: int, out_size: int, rows: int, is_mixed: bool
-) -> Places:
+def _tabled(phase: _Phase, pictures: int, size: int, out_size: int, rows: int, is_mixed: bool) -> Places:
     """The table of a phase, of so many pictures: place by place, or one after the other."""
     begin, offsets = np.arange(pictures), phase.offsets[..., None]
     many = np.where(offsets < 0, -1, offsets + begin * size)  # (taps, places, pictures)
@@ -163,7 +160,9 @@ def blocks(pictures: int, picture: tuple[int, ...], win: Window) -> tuple[Blocks
     return tuple(found)
 
 
-def _paired(pixels: Array, cuts: list[tuple[int, int]], pictures: int, size: int) -> tuple[Array, Array, Array]:
+def _paired(
+    pixels: Array, cuts: list[tuple[int, int]], pictures: int, size: int
+) -> tuple[Array, Array, Array]:
     """Rows, starts and pairs of blocks, from pixels (taps, OH, OW) of a picture that has ``size`` of them."""
     rows, starts, pairs = [], [], []
     taps, _, ow = pixels.shape

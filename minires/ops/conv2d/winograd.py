@@ -22,8 +22,8 @@ place of 36. Summed over channels each of the 16 is a matrix product of its own:
 Rounding: in float32, y and dx come out as near to the exact result as with im2col (2e-7 to 5e-7 of its size
 in networks' shapes), dw up to three times as far (1e-6) where many tiles are summed. A test holds these.
 
-Each thread takes some of the pictures, a few at a time, so that their tiles stay in its cache. The products are
-those of tiles of another kind, of sums in registers: ``minires.backend.tile_products``.
+Each thread takes some of the pictures, a few at a time, so that their tiles stay in its cache. The products
+are those of tiles of another kind, of sums in registers: ``minires.backend.tile_products``.
 
 Source: Winograd 1980, Arithmetic complexity of computations; Lavin and Gray 2015, Fast algorithms for
 convolutional neural networks, arXiv:1509.09308.
@@ -109,9 +109,7 @@ def _inputs_numba(
     m="flat (16, T, C)", b="maybe (C)", y="out (N, H, W, C)", evens="out (4, E)", odds="out (4, E)",
     where="E >= (W + 1) // 2 * C and T * C >= N * ((H + 1) // 2) * E",
 )  # fmt: skip
-def _outputs_numba(
-    m: Array, b: Array, relu: bool, y: Array, evens: Array, odds: Array
-) -> None:
+def _outputs_numba(m: Array, b: Array, relu: bool, y: Array, evens: Array, odds: Array) -> None:
     """y = A^T m A + b, with a ReLU behind it where asked, into the pictures y (n, OH, OW, O); evens, odds (4,
     across * O)."""
     n, high, wide, channels = y.shape
@@ -194,15 +192,16 @@ class _Block(NamedTuple):
 
 
 class _Tiles:
-    """How pictures are cut into tiles of 2x2 outputs, and into blocks of about _BLOCK bytes: of a few pictures,
-    or, where these are large or fewer than threads, of some lines of one."""
+    """How pictures are cut into tiles of 2x2 outputs, and into blocks of about _BLOCK bytes: of a few
+    pictures, or, where these are large or fewer than threads, of some lines of one."""
 
     def __init__(self, win: Window, pictures: int, channels: int, outputs: int, itemsize: int) -> None:
         self.win = win
         down, self.across = (win.out[0] + 1) // 2, (win.out[1] + 1) // 2
         size = 16 * down * self.across * (channels + outputs) * itemsize  # of one picture, in bytes
         strips = min(down, max(-(-size // _BLOCK), -(-backend.threads() // pictures)))
-        count = pictures if strips > 1 else min(pictures, max(backend.threads(), round(pictures * size / _BLOCK)))
+        whole = max(backend.threads(), round(pictures * size / _BLOCK))
+        count = pictures if strips > 1 else min(pictures, whole)
         self.blocks = [
             _Block(*some, *lines)
             for some in backend.split(0, pictures, count)
@@ -253,7 +252,7 @@ def _sizes(depth: int, outputs: int, row: int, tiles: int) -> Sizes:
 
 
 def forward(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups: int) -> Array:
-    """conv2d of x (N, H, W, C) with w (3, 3, C, O), stride 1, one group, with a ReLU behind it where asked."""
+    """conv2d of x (N, H, W, C) with w (3, 3, C, O), stride 1, one group; then a ReLU where asked."""
     u = backend.matmul(_G_TWICE.astype(x.dtype), w.reshape(9, -1))
     return _convolve(x, u, w.shape[-1], b, relu, win)
 
@@ -267,7 +266,7 @@ def backward_x(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups:
 def _convolve(
     x: Array, u: Array, outputs: int, b: Array | None, relu: bool, win: Window, *, turned: bool = False
 ) -> Array:
-    """A^T (v @ u) A of x (N, H, W, C) and u (16, C * O), or, turned, (16, O * C), a few pictures at a time."""
+    """A^T (v @ u) A of x (N, H, W, C) and u (16, C * O), or, turned, (16, O * C): some pictures at a time."""
     channels = x.shape[-1]
     y = np.empty((len(x), *win.out, outputs), x.dtype)
     b = np.empty(0, x.dtype) if b is None else b

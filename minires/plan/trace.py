@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from minires.backend import Array
 from minires.errors import ConfigError
 from minires.modes import settings
@@ -160,7 +158,6 @@ class _Tracer:
         self.steps.append(Step("copy", {"x": new}, value, at))
         self._set(call.y, Read(value, call.y.shape))
 
-
     def _concatenate(self, call: Call, reads: dict[str, Read]) -> None:
         value, at = Value(call.y.shape, call.y.shape[-1]), 0
         for read in reads.values():
@@ -207,7 +204,7 @@ def _joined(steps: list[Step], output: Read) -> list[Step]:
     for number, step in enumerate(steps):
         for name, read in reversed(step.reads.items()) if step.op in ("relu", "add") else ():
             maker = joined.get(id(read.value))
-            others = {"add": other for other_name, other in step.reads.items() if other_name != name}
+            others = dict(zip(("add",), (step.reads[other] for other in step.reads if other != name), strict=False))
             if maker and uses[id(read.value)] == 1 and _takes(maker, others):
                 del joined[id(read.value)]
                 options = {**maker.options, "relu": step.op == "relu"}
@@ -219,5 +216,6 @@ def _joined(steps: list[Step], output: Read) -> list[Step]:
 
 def _takes(step: Step, others: dict[str, Read]) -> bool:
     """Whether an addition of ``others`` and a ReLU can be done by a step."""
-    is_free = not step.options.get("relu") and not (others and "add" in step.reads)
-    return step.op in ("conv2d", "linear") and is_free
+    if step.options.get("relu") or (others and "add" in step.reads):
+        return False
+    return step.op == "conv2d" or (step.op == "linear" and not others)

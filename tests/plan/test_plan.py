@@ -147,7 +147,11 @@ def test_fewer_pictures_and_no_trace_of_others():
     plan = minires.compile(model, (4, 8, 8, 3))
     x = pictures(4, 8, 8, 3)
     whole = plan(x)
-    assert len(plan) == 4 and np.array_equal(plan(x[:3]), whole[:3]) and plan(x[:0]).shape == (0, *whole.shape[1:])
+    assert (
+        len(plan) == 4
+        and np.array_equal(plan(x[:3]), whole[:3])
+        and plan(x[:0]).shape == (0, *whole.shape[1:])
+    )
     whole[...] = 0  # a result is the caller's own
     assert plan(x).any() and np.array_equal(plan(Tensor(x)), plan(x))
 
@@ -220,7 +224,9 @@ def test_predict_takes_a_plan_and_makes_one_for_many_pictures():
 
 def test_what_cannot_be_planned_is_told():
     odd = Own(lambda m, x: m.a(ops.softmax(x)), a=conv(3, 4))
-    with pytest.raises(ConfigError, match=r"no plan knows 'softmax' as the model calls it, with x \(1, 4, 4, 3\)"):
+    with pytest.raises(
+        ConfigError, match=r"no plan knows 'softmax' as the model calls it, with x \(1, 4, 4, 3\)"
+    ):
         minires.compile(odd, (1, 4, 4, 3))
     assert planned(odd, (1, 4, 4, 3)) is odd
     model = MODELS["convolution"]()
@@ -240,7 +246,9 @@ def test_what_cannot_be_planned_is_told():
         minires.compile(model, (1, 4, 4, 3))
 
 
-@pytest.mark.parametrize("x", [pictures(3, 4, 4, 3), pictures(2, 4, 5, 3), pictures(4, 4, 3), np.ones((2, 4, 4, 3))])
+@pytest.mark.parametrize(
+    "x", [pictures(3, 4, 4, 3), pictures(2, 4, 5, 3), pictures(4, 4, 3), np.ones((2, 4, 4, 3))]
+)
 def test_pictures_of_another_shape_are_refused(x):
     plan = minires.compile(MODELS["convolution"](), (2, 4, 4, 3))
     with pytest.raises(ShapeError, match=r"made for pictures \(2, 4, 4, 3\) of float32"):

@@ -8,6 +8,7 @@ one go are joined: a convolution, the addition of a shortcut and the ReLU behind
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from collections.abc import Mapping
@@ -40,6 +41,11 @@ class Read:
 
     value: Value
     shape: Shape
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all numbers of the value are read, so that they lie side by side."""
+        return math.prod(self.shape) == math.prod(self.value.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +122,7 @@ class _Tracer:
             return
         if call.op in ("reshape", "flatten"):
             read = reads["x"]
-            if read.value.row != read.shape[-1]:
+            if not read.is_whole:
                 read = Read(self._copied(read), read.shape)
             self._set(call.y, Read(read.value, call.y.shape))
             return
@@ -134,7 +140,7 @@ class _Tracer:
             )
         if call.op != "batch_norm":  # that alone reads a history as it lies
             reads = {
-                name: read if read.value.row == read.shape[-1] else Read(self._copied(read), read.shape)
+                name: read if read.is_whole else Read(self._copied(read), read.shape)
                 for name, read in reads.items()
             }
         value = Value(call.y.shape, call.y.shape[-1])

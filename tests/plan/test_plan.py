@@ -242,7 +242,7 @@ def test_what_cannot_be_planned_is_told():
     for make in (lambda: minires.compile(pair, (1, 4, 4, 3)), lambda: minires.fuse(pair, (4, 4, 3))):
         with pytest.raises(ConfigError, match="must return one tensor, not a tuple"):
             make()
-    with minires.reference(), pytest.raises(ConfigError, match="on the CPU with Numba"):
+    with minires.reference(), pytest.raises(ConfigError, match="for the CPU with Numba"):
         minires.compile(model, (1, 4, 4, 3))
 
 

@@ -129,7 +129,7 @@ class _Writer:
         )  # fmt: skip
 
     def _place(self, value: Value) -> None:
-        self.where[value] = self.memory.take(math.prod(value.shape[:-1]) * value.row)
+        self.where[value] = self.memory.take(math.prod(value.shape))
 
     def _at(self, value: Value) -> int:
         return self.where[value][0]
@@ -232,8 +232,8 @@ class _Writer:
     # ------------------------------------------------------------------------------- all the others
 
     def _copy(self, step: Step) -> None:
-        read, to, row = step.reads["x"], self._at(step.writes) + step.at, step.writes.row
-        rows, c, from_row = math.prod(read.shape[:-1]), read.shape[-1], read.value.row
+        read, to, row = step.reads["x"], self._at(step.writes) + step.at, step.writes.shape[-1]
+        rows, c, from_row = math.prod(read.shape[:-1]), read.shape[-1], read.row
         x = self._at(read.value)
         self._line(Do.COPY, self._pieces(rows * c, rows), x, 0, from_row, 0, to, 0, row, 0, 1, rows, 1, c)
 
@@ -277,9 +277,9 @@ class _Writer:
         kept = [self.memory.keep(array.astype(self.dtype)) for array in (scale, mean, constants["beta"])]
         rows, c = math.prod(read.shape[:-1]), read.shape[-1]
         added = self._at(step.reads["add"].value) if "add" in step.reads else -1
-        self.widest = max(self.widest, read.value.row)
+        self.widest = max(self.widest, read.row)
         self._line(
-            Do.NORMALIZE, self._pieces(rows * c, rows), self._at(read.value), read.value.row,
+            Do.NORMALIZE, self._pieces(rows * c, rows), self._at(read.value), read.row,
             self._at(step.writes), rows, c, *kept, added, bool(options.get("relu")),
         )  # fmt: skip
 

@@ -28,11 +28,9 @@ Shape = tuple[int, ...]
 
 @dataclass(eq=False)
 class Value:
-    """An array of a plan: its ``shape``, and how many numbers lie from one pixel to the next, which are more than
-    it has channels where it is the first part of a dense block's history."""
+    """An array of a plan."""
 
     shape: Shape
-    row: int
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,11 @@ class Read:
     def is_whole(self) -> bool:
         """Whether all numbers of the value are read, so that they lie side by side."""
         return math.prod(self.shape) == math.prod(self.value.shape)
+
+    @property
+    def row(self) -> int:
+        """From one pixel to the next: more numbers than there are channels in the first part of a history."""
+        return self.shape[-1] if self.is_whole else self.value.shape[-1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +105,7 @@ class _Tracer:
     """Writes a step for each call."""
 
     def __init__(self, x: Tensor) -> None:
-        self.x, self.input = x, Value(x.shape, x.shape[-1])
+        self.x, self.input = x, Value(x.shape)
         self.steps: list[Step] = []
         self.known: dict[int, tuple[weakref.ref[Tensor], Read]] = {}
         self._set(x, Read(self.input, x.shape))
@@ -143,12 +146,12 @@ class _Tracer:
                 name: read if read.is_whole else Read(self._copied(read), read.shape)
                 for name, read in reads.items()
             }
-        value = Value(call.y.shape, call.y.shape[-1])
+        value = Value(call.y.shape)
         self.steps.append(Step(call.op, reads, value, 0, constants, call.options))
         self._set(call.y, Read(value, call.y.shape))
 
     def _copied(self, read: Read) -> Value:
-        value = Value(read.shape, read.shape[-1])
+        value = Value(read.shape)
         self.steps.append(Step("copy", {"x": read}, value))
         return value
 
@@ -160,12 +163,12 @@ class _Tracer:
             value, at = reads["latest"].value, reads["latest"].shape[-1]
         else:
             room = call.y.data.strides[-2] // call.y.data.itemsize
-            value, at = Value((*call.y.shape[:-1], room), room), 0
+            value, at = Value((*call.y.shape[:-1], room)), 0
         self.steps.append(Step("copy", {"x": new}, value, at))
         self._set(call.y, Read(value, call.y.shape))
 
     def _concatenate(self, call: Call, reads: dict[str, Read]) -> None:
-        value, at = Value(call.y.shape, call.y.shape[-1]), 0
+        value, at = Value(call.y.shape), 0
         for read in reads.values():
             self.steps.append(Step("copy", {"x": read}, value, at))
             at += read.shape[-1]

@@ -61,6 +61,7 @@ MODELS = {
     "batch norms": lambda: Own(
         lambda m, x: m.n2(m.n(x), add=x), n=nn.BatchNorm2d(3, relu=True), n2=nn.BatchNorm2d(3, relu=True)
     ),
+    "a batch norm of numbers": lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm2d(297), nn.Linear(297, 4)),
     "folded": lambda: nn.Sequential(conv(3, 8, bias=False), nn.BatchNorm2d(8, relu=True), nn.Dropout(0.5), conv(8, 4)),
     "maxima": lambda: nn.Sequential(conv(3, 8), nn.MaxPool2d(3, stride=2, padding=1), nn.MaxPool2d(2, padding="ceil")),
     "averages": lambda: Own(

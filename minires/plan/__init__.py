@@ -56,8 +56,8 @@ class Plan:
             or len(x) > len(self)
         ):
             raise ShapeError(
-                f"this plan was made for pictures {self.shape} of {self.dtype}, or fewer of them, not for {x.shape} "
-                f"of {x.dtype}; minires.compile makes one for these"
+                f"this plan was made for pictures {self.shape} of {self.dtype}, or fewer of them, not for "
+                f"{x.shape} of {x.dtype}; minires.compile makes one for these"
             )
         run = self._program
         with self._lock:
@@ -101,12 +101,12 @@ def planned(model: Module, shape: tuple[int, ...]) -> Plan | Module:
 def compile(model: Module, shape: tuple[int, ...], *, dtype: Any = np.float32) -> Plan:
     """Make a plan of a model in inference mode, for pictures of ``shape`` (N, H, W, C).
 
-    The model runs once with pictures of noise, and what it did then is the plan: what depends on the numbers in a
-    picture (an ``if`` on them) is planned as it went that time. The weights are copied: who changes the model makes
-    a new plan. The model is left as it was.
+    The model runs once with pictures of noise, and what it did then is the plan: what depends on the numbers
+    in a picture (an ``if`` on them) is planned as it went that time. The weights are copied: who changes the
+    model makes a new plan. The model is left as it was.
 
-    Batch norms are folded, so results differ from the model's by rounding; from those of ``minires.fuse(model)``
-    where Winograd's way is taken there.
+    Batch norms are folded, so results differ from the model's by rounding; from those of
+    ``minires.fuse(model)`` only where that takes Winograd's way, or means are added up in another order.
 
     Raises: ConfigError for an operation that no plan knows, where Numba is missing, or for a model on a GPU;
     ShapeError if such pictures do not fit the model.

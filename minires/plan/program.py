@@ -123,9 +123,9 @@ class _Writer:
         tiles = simd.shapes()
         return Program(
             np.array(self.lines, np.int64), floats, _flat(self.offsets, np.int32), _flat(self.sees, bool),
-            np.arange(self.taps), np.zeros(self.threads * self.widest), slice(x, x + math.prod(traced.input.shape)),
-            slice(y, y + math.prod(traced.output.shape)), traced.output.shape,
-            tuple((*tiles, tiles[-1])[:3]),
+            np.arange(self.taps), np.zeros(self.threads * self.widest),
+            slice(x, x + math.prod(traced.input.shape)), slice(y, y + math.prod(traced.output.shape)),
+            traced.output.shape, tuple((*tiles, tiles[-1])[:3]),
         )  # fmt: skip
 
     def _place(self, value: Value) -> None:
@@ -195,8 +195,8 @@ class _Writer:
         return at, (n, *picture, c), indirect.column(win), win.size[1] * c
 
     def _products(
-        self, tile: simd.Shape, parts: Sequence[Part], sizes: Sizes, x: int, w: Array, b: Array | None, added: int,
-        y: int, relu: bool,
+        self, tile: simd.Shape, parts: Sequence[Part], sizes: Sizes, x: int, w: Array, b: Array | None,
+        added: int, y: int, relu: bool,
     ) -> None:  # fmt: skip
         width = simd.width(tile, self.dtype)
         panels = sizes.groups * -(-sizes.outputs // width)
@@ -215,12 +215,13 @@ class _Writer:
             self._line(
                 Do.PRODUCTS, pieces, kind, x + at, panel, bias, added if added < 0 else added + to, y + to,
                 table, long, out, taps, sees, tiles, relu, place.many, x_step, y_step,
-                sizes.depth, sizes.outputs, sizes.x_group, sizes.y_group, width, times * tiles, panels, by_panel,
-                panels * taps * sizes.depth * width,
+                sizes.depth, sizes.outputs, sizes.x_group, sizes.y_group, width, times * tiles, panels,
+                by_panel, panels * taps * sizes.depth * width,
             )  # fmt: skip
 
     def _table(self, place: tile_products.Places) -> tuple[int, int, int, int]:
-        """Where the table of places, its line of outputs, and what its tiles see begin; each is written once."""
+        """Where the table of places begins, its length, where its line of outputs begins and what its tiles
+        see. Each is written once."""
         if id(place) not in self.tables:
             found = (sum(a.size for a in self.offsets), place.table.shape[1])
             self.offsets += [place.table.reshape(-1), place.out]
@@ -253,8 +254,8 @@ class _Writer:
         n, h, w, c = read.shape
         pieces = self._pieces(math.prod(step.writes.shape) * math.prod(win.size), n * win.out[0])
         self._line(
-            do, pieces, self._at(read.value), self._at(step.writes), n, h, w, c, *win.out, *win.size, *win.stride,
-            *win.dilation, win.top, win.left, bool(step.options.get("count_padding")),
+            do, pieces, self._at(read.value), self._at(step.writes), n, h, w, c, *win.out, *win.size,
+            *win.stride, *win.dilation, win.top, win.left, bool(step.options.get("count_padding")),
         )  # fmt: skip
 
     def _max_pool2d(self, step: Step) -> None:

@@ -1,9 +1,9 @@
 """What a model does with a batch, as a list of steps.
 
-The model runs once while we watch every operation (``minires.tensor.watching``), and each call becomes a step:
-an operation, the values that it reads, the one that it writes, and its constants. A value is an array that
-does not exist yet. Reshaping is no step: the same value has another shape. Then steps that a kernel does in
-one go are joined: a convolution, the addition of a shortcut and the ReLU behind it.
+The model runs once while we watch every operation (``minires.tensor.watching``), and each call becomes a
+step: an operation, the values that it reads, the one that it writes, and its constants. A value is an array
+that does not exist yet. Reshaping is no step: the same value has another shape. Then steps that a kernel does
+in one go are joined: a convolution, the addition of a shortcut and the ReLU behind it.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Read:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """An operation: the values it reads by name, the value it writes, from which channel of it on, its arrays of
-    constants and its options."""
+    """An operation: the values it reads by name, the value it writes, from which channel of it on, its arrays
+    of constants and its options."""
 
     op: str
     reads: dict[str, Read]
@@ -138,8 +138,8 @@ class _Tracer:
         if call.op not in _KNOWN or not _KNOWN[call.op](reads, constants, call):
             raise ConfigError(
                 f"no plan knows {call.op!r} as {settings()['path'] or 'the model'} calls it, with "
-                f"{', '.join(f'{name} {x.shape}' for name, x in call.inputs.items())}; use the model itself, or "
-                "minires.fuse(model)"
+                f"{', '.join(f'{name} {x.shape}' for name, x in call.inputs.items())}; use the model itself, "
+                "or minires.fuse(model)"
             )
         if call.op != "batch_norm":  # that alone reads a history as it lies
             reads = {
@@ -205,15 +205,16 @@ _KNOWN: dict[str, Any] = {
 
 
 def _joined(steps: list[Step], output: Read) -> list[Step]:
-    """Convolutions and dense layers with the addition and the ReLU behind them, where nobody else reads what lies
-    between. The sums come where the addition stood, as what is added is there then."""
+    """Convolutions and dense layers with the addition and the ReLU behind them, where nobody else reads what
+    lies between. The sums come where the addition stood, as what is added is there then."""
     uses = Counter(id(read.value) for step in steps for read in step.reads.values())
     uses[id(output.value)] += 1
     joined: dict[int, Step] = {}  # by the value that is written; a history has several writers
     for number, step in enumerate(steps):
         for name, read in reversed(step.reads.items()) if step.op in ("relu", "add") else ():
             maker = joined.get(id(read.value))
-            others = dict(zip(("add",), (step.reads[other] for other in step.reads if other != name), strict=False))
+            added = [step.reads[other] for other in step.reads if other != name]
+            others = {"add": added[0]} if added else {}
             if maker and uses[id(read.value)] == 1 and _takes(maker, others):
                 del joined[id(read.value)]
                 options = {**maker.options, "relu": step.op == "relu"}

@@ -46,8 +46,8 @@ def _products(
     r: Array, piece: int, floats: Array, offsets: Array, sees: Array, every: Array, rows: Any, columns: Any
 ) -> None:
     """0: what, pieces, tile, x, panels, bias, added or -1, y, 8: table, its length, out, taps, sees, tiles,
-    14: relu, places, x step, y step, depth, outputs, x group, y group, 22: width, all tiles, all panels, whether
-    panels are shared out, numbers of the panels."""
+    14: relu, places, x step, y step, depth, outputs, x group, y group, 22: width, all tiles, all panels,
+    whether panels are shared out, numbers of the panels."""
     total = r[24] if r[25] else r[23]
     start, stop = total * piece // r[1], total * (piece + 1) // r[1]
     first, last = 0, r[24]
@@ -56,9 +56,9 @@ def _products(
     nothing = floats[:0]
     added = floats[r[6] :] if r[6] >= 0 else nothing
     products_numba(
-        rows, columns, floats[r[3] :], nothing, floats[r[4] : r[4] + r[26]], floats[r[5] :], added, floats[r[7] :],
-        offsets[r[8] : r[8] + r[11] * r[9]].reshape(r[11], r[9]), offsets[r[10] :], every[: r[11]],
-        sees[r[12] : r[12] + r[11] * r[13]].reshape(r[11], r[13]), floats, nothing, r[14] != 0, False, r[15],
+        rows, columns, floats[r[3] :], nothing, floats[r[4] : r[4] + r[26]], floats[r[5] :], added,
+        floats[r[7] :], offsets[r[8] : r[8] + r[11] * r[9]].reshape(r[11], r[9]), offsets[r[10] :],
+        every[: r[11]], sees[r[12] : r[12] + r[11] * r[13]].reshape(r[11], r[13]), floats, nothing, r[14] != 0, False, r[15],
         r[16], r[17], r[18], r[19], r[20], r[21], 0, 0, 0, r[22], start, stop, first, last,
     )  # fmt: skip
 

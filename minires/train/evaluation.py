@@ -31,7 +31,8 @@ def predict(
     model: Module | Plan, images: NDArray[np.uint8], normalize: Normalize, *, batch_size: int = 64
 ) -> NDArray[np.float64]:
     """Give the probability of each class for each picture. Of many pictures the model is planned first
-    (``minires.compile``), as far as it can be; a ready ``Plan`` may be given, and says itself how many at a time.
+    (``minires.compile``), as far as it can be; a ready ``Plan`` may be given, and says itself how many at a
+    time.
 
     Shapes: images (N, H, W, 3) uint8 of the size the model was trained on -> (N, classes).
     Raises: ShapeError if the pictures are not uint8 of that shape.

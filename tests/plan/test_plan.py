@@ -51,28 +51,45 @@ def dense(m, x):
 MODELS = {
     "convolution": lambda: Own(lambda m, x: m.a(x), a=conv(3, 20)),
     "many channels": lambda: nn.Sequential(conv(3, 64), conv(64, 100, relu=True), conv(100, 130, 1)),
-    "strides, a dilated one": lambda: nn.Sequential(conv(3, 9, 5, stride=(2, 1)), conv(9, 7, dilation=2, padding=2)),
+    "strides, a dilated one": lambda: nn.Sequential(
+        conv(3, 9, 5, stride=(2, 1)), conv(9, 7, dilation=2, padding=2)
+    ),
     "groups": lambda: nn.Sequential(conv(3, 32, 1), conv(32, 64, groups=4), conv(64, 64, groups=64)),
-    "flattened": lambda: nn.Sequential(conv(3, 5), nn.Flatten(), nn.Linear(5 * 9 * 11, 30), nn.ReLU(), nn.Linear(30, 4)),
-    "residual": lambda: Own(lambda m, x: ops.relu(m.b(m.a(x)), add=m.c(x)), a=conv(3, 8), b=conv(8, 8), c=conv(3, 8, 1)),
-    "added, then ReLU": lambda: Own(lambda m, x: ops.relu(m.b(m.a(x)) + m.a(x)), a=conv(3, 8), b=conv(8, 8)),
-    "read twice": lambda: Own(lambda m, x: ops.relu(m.a(x)) + m.b(ops.relu(m.a(x))), a=conv(3, 8), b=conv(8, 8)),
+    "flattened": lambda: nn.Sequential(
+        conv(3, 5), nn.Flatten(), nn.Linear(5 * 9 * 11, 30), nn.ReLU(), nn.Linear(30, 4)
+    ),
+    "residual": lambda: Own(
+        lambda m, x: ops.relu(m.b(m.a(x)), add=m.c(x)), a=conv(3, 8), b=conv(8, 8), c=conv(3, 8, 1)
+    ),
+    "added, then ReLU": lambda: Own(
+        lambda m, x: ops.relu(m.b(m.a(x)) + m.a(x)), a=conv(3, 8), b=conv(8, 8)
+    ),
+    "read twice": lambda: Own(
+        lambda m, x: ops.relu(m.a(x)) + m.b(ops.relu(m.a(x))), a=conv(3, 8), b=conv(8, 8)
+    ),
     "its input again": lambda: Own(lambda m, x: x + m.a(x), a=conv(3, 3)),
     "batch norms": lambda: Own(
         lambda m, x: m.n2(m.n(x), add=x), n=nn.BatchNorm2d(3, relu=True), n2=nn.BatchNorm2d(3, relu=True)
     ),
     "a batch norm of numbers": lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm2d(297), nn.Linear(297, 4)),
-    "folded": lambda: nn.Sequential(conv(3, 8, bias=False), nn.BatchNorm2d(8, relu=True), nn.Dropout(0.5), conv(8, 4)),
-    "maxima": lambda: nn.Sequential(conv(3, 8), nn.MaxPool2d(3, stride=2, padding=1), nn.MaxPool2d(2, padding="ceil")),
+    "folded": lambda: nn.Sequential(
+        conv(3, 8, bias=False), nn.BatchNorm2d(8, relu=True), nn.Dropout(0.5), conv(8, 4)
+    ),
+    "maxima": lambda: nn.Sequential(
+        conv(3, 8), nn.MaxPool2d(3, stride=2, padding=1), nn.MaxPool2d(2, padding="ceil")
+    ),
     "averages": lambda: Own(
-        lambda m, x: ops.avg_pool2d(ops.avg_pool2d(x, 3, stride=1, padding=1), (2, 3), padding=1, count_padding=True)
+        lambda m, x: ops.avg_pool2d(
+            ops.avg_pool2d(x, 3, stride=1, padding=1), (2, 3), padding=1, count_padding=True
+        )
     ),
     "gate": lambda: Own(gated, a=conv(3, 6), b=nn.Linear(6, 6)),
     "more channels": lambda: Own(
         lambda m, x: ops.pad_channels(ops.pad_channels(m.a(x), 9, stride=2), 20, both=True), a=conv(3, 4)
     ),
     "side by side": lambda: Own(
-        lambda m, x: ops.relu(m.c(ops.concat([m.a(x), x, m.b(x)], axis=-1))), a=conv(3, 4), b=conv(3, 6), c=conv(13, 5)
+        lambda m, x: ops.relu(m.c(ops.concat([m.a(x), x, m.b(x)], axis=-1))),
+        a=conv(3, 4), b=conv(3, 6), c=conv(13, 5),
     ),
     "history": lambda: Own(
         dense, a=conv(3, 8), b=conv(8, 12), n=nn.BatchNorm2d(8, relu=True), n2=nn.BatchNorm2d(20)

@@ -17,44 +17,59 @@ _DEPTH = 4096
 _TOGETHER = 32
 
 
-def matmul(a: Array, b: Array, dtype: Any = None) -> Array:
-    """``a @ b``: on the CPU by tiles, on the threads of the pool; on a GPU by cuBLAS, in the arithmetic
+def matmul(a: Array, b: Array, dtype: Any = None, bias: Array | None = None) -> Array:
+    """``a @ b``, plus ``bias`` in each row: on the CPU by tiles, on the threads of the pool; on a GPU by cuBLAS, in the arithmetic
     chosen with ``precision``.
 
     Stacks of matrices are multiplied as they are. Matrices of bfloat16 are multiplied with sums in float32,
     and their product is given as ``dtype``: bfloat16 if left out, or float32.
     """
     if arrays.is_numpy(a) and arrays.is_bfloat16(a.dtype):
-        return matmul(a.astype(np.float32), b.astype(np.float32)).astype(dtype or a.dtype, copy=False)
-    if a.ndim != 2 or b.ndim != 2:
-        return arrays.array_module(a, b).matmul(a, b)
-    if not (arrays.is_numpy(a) and arrays.is_numpy(b)):
-        return cublas.matmul(arrays.cupy(), a, b, dtype=dtype, precision=cublas.chosen_precision())
-    is_tiled = kernels.fast(a, b) and a.dtype == b.dtype and a.dtype in (np.float32, np.float64)
-    if not is_tiled or 0 in (*a.shape, *b.shape) or a.shape[1] != b.shape[0]:
-        return np.matmul(a, b)
-    return _by_tiles(a, b)
+        y = matmul(a.astype(np.float32), b.astype(np.float32), bias=bias)
+        return y.astype(dtype or a.dtype, copy=False)
+    if _is_tiled(a, b):
+        return _by_tiles(a, b, bias)
+    if a.ndim != 2 or b.ndim != 2 or (arrays.is_numpy(a) and arrays.is_numpy(b)):
+        y = arrays.array_module(a, b).matmul(a, b)
+    else:
+        y = cublas.matmul(arrays.cupy(), a, b, dtype=dtype, precision=cublas.chosen_precision())
+    return y if bias is None else y + bias
 
 
-def _by_tiles(a: Array, b: Array) -> Array:
+def _is_tiled(a: Array, b: Array) -> bool:
+    """Whether these are two matrices for the tiles; what does not fit together is for NumPy to refuse."""
+    if not kernels.fast(a, b) or a.ndim != 2 or b.ndim != 2 or 0 in (*a.shape, *b.shape):
+        return False
+    return a.shape[1] == b.shape[0] and a.dtype == b.dtype and a.dtype in (np.float32, np.float64)
+
+
+def blocks(depth: int) -> list[tuple[int, int]]:
+    """The parts of a sum of so many products that are summed by themselves."""
+    return parallel.split(0, depth, -(-depth // _DEPTH))
+
+
+def _by_tiles(a: Array, b: Array, bias: Array | None) -> Array:
     """a (M, K) @ b (K, N), of which a transposed one is read as it lies."""
     (m, k), n = a.shape, b.shape[1]
-    if a.T.flags.c_contiguous and not a.flags.c_contiguous:  # sums over the rows of what is transposed
+    if (
+        bias is None and a.T.flags.c_contiguous and not a.flags.c_contiguous
+    ):  # sums over the rows of what is transposed
         y, sizes = np.empty((m, n), a.dtype), Sizes(m, n, 1, 0, 0, 0, m * n, n)
         tile_sums.sums_over_places(a.T, np.ascontiguousarray(b), y, tile_sums.rows_of(k), sizes, m, n)
         return y
     a, turned = np.ascontiguousarray(a), b.T.flags.c_contiguous and not b.flags.c_contiguous
     w, tile = b.T if turned else np.ascontiguousarray(b), simd.shape(n, a.dtype)
-    rows, blocks = rows_of(m, k, n, len(tile[0])), parallel.split(0, k, -(-k // _DEPTH))
+    rows = rows_of(m, k, n, len(tile[0]))
     x, w = a.reshape(-1), w.reshape(-1)
     totals = []
-    for number, (first, last) in enumerate(blocks):
+    for number, (first, last) in enumerate(blocks(k)):
         if number % _TOGETHER == 0:
             y = np.empty((m, n), a.dtype)
             totals.append(y)
         sizes = Sizes(last - first, n, 1, 0, 0, 0, k * n, k if turned else n)
         added = y if number % _TOGETHER else None
         tile_products.products(
-            tile, x[first:], w[first if turned else first * n :], y, rows, sizes, turned=turned, added=added
-        )
+            tile, x[first:], w[first if turned else first * n :], y, rows, sizes, turned=turned, added=added,
+            b=None if number else bias,
+        )  # fmt: skip
     return functools.reduce(lambda one, other: parallel.add(one, other, out=one), totals)

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from minires import backend
-from minires.errors import ShapeError
+from minires.errors import ConfigError, ShapeError
 from minires.nn.layers import BatchNorm2d, Conv2d
 from minires.nn.module import Module, Parameter
 from minires.ops.relu import relu
@@ -69,7 +69,7 @@ def fuse(model: Module, input: tuple[int, int, int] | None = None) -> Module:
 
     Math: scale = gamma / sqrt(var + eps);  w' = w * scale;  b' = beta + (b - mean) * scale.
     Shapes: input (H, W, C), a picture that the model takes; if left out, 32x32, 64x64 and 224x224 are tried.
-    Raises: ShapeError if such a picture does not fit the model.
+    Raises: ShapeError if such a picture does not fit the model; ConfigError if it gives no single tensor.
     Source: arXiv:1712.05877.
 
     >>> from minires.nn import Sequential
@@ -135,6 +135,12 @@ def _pairs(model: Module, input: tuple[int, int, int] | None) -> Iterator[tuple[
                 yield conv, bn, len(node.parents) > 3
 
 
+def _tensor(result: Any) -> Tensor:
+    if isinstance(result, Tensor):
+        return result
+    raise ConfigError(f"fuse: the model must return one tensor, not a {type(result).__name__}")
+
+
 def _scores(model: Module, input: tuple[int, int, int] | None) -> Tensor:
     """What the model makes of one picture of zeros, on the tape."""
     convs = [module for _, module in model.named_modules() if isinstance(module, Conv2d)]
@@ -147,7 +153,7 @@ def _scores(model: Module, input: tuple[int, int, int] | None) -> Tensor:
         picture = Tensor(np.zeros((1, *size), first.weight.dtype)).to(first.weight.device)
         try:
             with with_settings(recording=True, fused=True):
-                return model(picture)
+                return _tensor(model(picture))
         except ShapeError as error:
             last = error
     tried = ", ".join("x".join(map(str, size)) for size in sizes)

@@ -27,8 +27,7 @@ from minires.tensor import Call, Tensor, record
 
 
 def _forward(xp: Any, x: Array, w: Array, b: Array | None) -> Array:
-    y = backend.matmul(x, w, backend.accumulator(x.dtype))
-    return (y if b is None else y + b).astype(x.dtype, copy=False)
+    return backend.matmul(x, w, backend.accumulator(x.dtype), bias=b).astype(x.dtype, copy=False)
 
 
 def _backward_x(xp: Any, dy: Array, w: Array) -> Array:

@@ -49,7 +49,12 @@ class Plan:
 
     def __call__(self, x: Any) -> Array:
         x = x.data if isinstance(x, Tensor) else np.asarray(x)
-        if x.dtype != self.dtype or x.ndim != len(self.shape) or x.shape[1:] != self.shape[1:] or len(x) > len(self):
+        if (
+            x.dtype != self.dtype
+            or x.ndim != len(self.shape)
+            or x.shape[1:] != self.shape[1:]
+            or len(x) > len(self)
+        ):
             raise ShapeError(
                 f"this plan was made for pictures {self.shape} of {self.dtype}, or fewer of them, not for {x.shape} "
                 f"of {x.dtype}; minires.compile makes one for these"
@@ -61,20 +66,36 @@ class Plan:
             pixels[len(x) :] = 0
             counters = np.zeros(2 * len(run.lines), np.int64)
             walk = functools.partial(
-                walk_numba, run.lines, run.floats, run.offsets, run.sees, run.every, run.sums, counters, run.tiles
+                walk_numba,
+                run.lines,
+                run.floats,
+                run.offsets,
+                run.sees,
+                run.every,
+                run.sums,
+                counters,
+                run.tiles,
             )
             backend.parallel_calls([walk] * backend.threads())
             y: Array = run.floats[run.y].reshape(run.y_shape)[: len(x)].copy()
         return y
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return int(self.shape[0])
 
     @property
     def nbytes(self) -> int:
         """The bytes of all its arrays: weights, values and tables."""
         run = self._program
         return int(run.floats.nbytes + run.offsets.nbytes + run.sees.nbytes + run.lines.nbytes)
+
+
+def planned(model: Module, shape: tuple[int, ...]) -> Plan | Module:
+    """The plan of a model for pictures of ``shape``; the model itself where there is none for it."""
+    try:
+        return compile(model, shape)
+    except ConfigError:
+        return model
 
 
 def compile(model: Module, shape: tuple[int, ...], *, dtype: Any = np.float32) -> Plan:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from minires import backend
-from minires.backend import Array, simd, tile_products
+from minires.backend import Array, matrix_products, simd, tile_products
 from minires.backend.tile_products import Part, Sizes, rows_of
 from minires.nn.fuse import fuse
 from minires.nn.module import Module
@@ -129,7 +129,7 @@ class _Writer:
         )  # fmt: skip
 
     def _place(self, value: Value) -> None:
-        self.where[value] = self.memory.take(math.prod(value.shape[:-1]) * value.row)
+        self.where[value] = self.memory.take(math.prod(value.shape))
 
     def _at(self, value: Value) -> int:
         return self.where[value][0]
@@ -155,15 +155,20 @@ class _Writer:
         if indirect.is_joined(shape[-1], win, left):
             x, shape, win, depth = self._bordered(x, shape, win)
         parts = places.forward(shape[0], tuple(shape[1:]), w.shape[-1], win, len(tile[0]))
-        self._products(step, tile, parts, indirect.sizes(depth, outputs, left), x, w, b)
+        added = self._at(step.reads["add"].value) if "add" in step.reads else -1
+        y, relu = self._at(step.writes), bool(step.options.get("relu"))
+        self._products(tile, parts, indirect.sizes(depth, outputs, left), x, w, b, added, y, relu)
 
     def _linear(self, step: Step) -> None:
         w, read = step.constants["w"], step.reads["x"]
         (n, depth), outputs = read.shape, w.shape[-1]
-        tile = simd.shape(outputs, self.dtype)
+        tile, x, y = simd.shape(outputs, self.dtype), self._at(read.value), self._at(step.writes)
         parts = rows_of(n, depth, outputs, len(tile[0]))
-        sizes = Sizes(depth, outputs, 1, 0, 0, 0, depth * outputs, outputs)
-        self._products(step, tile, parts, sizes, self._at(read.value), w, step.constants.get("b"))
+        for first, last in matrix_products.blocks(depth):
+            sizes = Sizes(last - first, outputs, 1, 0, 0, 0, depth * outputs, outputs)
+            relu, b = last == depth and step.options.get("relu"), None if first else step.constants.get("b")
+            added = y if first else -1
+            self._products(tile, parts, sizes, x + first, w[first:last], b, added, y, bool(relu))
 
     def _bordered(self, x: int, shape: tuple[int, ...], win: Any) -> tuple[int, tuple[int, ...], Any, int]:
         """The pictures with their border, which stays zero, as the place is nobody else's."""
@@ -171,28 +176,45 @@ class _Writer:
         at = self.memory.add(n * math.prod(picture) * c + _ALIGNED)
         size, line = math.prod(picture) * c, picture[1] * c
         inside = at + win.top * line + win.left * c
-        self._line(Do.COPY, self._pieces(n * h * w * c, n * h), x, h * w * c, w * c, c, inside, size, line, c, n, h, w, c)
+        self._line(
+            Do.COPY,
+            self._pieces(n * h * w * c, n * h),
+            x,
+            h * w * c,
+            w * c,
+            c,
+            inside,
+            size,
+            line,
+            c,
+            n,
+            h,
+            w,
+            c,
+        )
         return at, (n, *picture, c), indirect.column(win), win.size[1] * c
 
     def _products(
-        self, step: Step, tile: simd.Shape, parts: Sequence[Part], sizes: Sizes, x: int, w: Array, b: Array | None
-    ) -> None:
+        self, tile: simd.Shape, parts: Sequence[Part], sizes: Sizes, x: int, w: Array, b: Array | None, added: int,
+        y: int, relu: bool,
+    ) -> None:  # fmt: skip
         width = simd.width(tile, self.dtype)
         panels = sizes.groups * -(-sizes.outputs // width)
         taps = len(parts[0].places.taps)
         panel = self.memory.keep(tile_products.pack(tile, np.ascontiguousarray(w), sizes, taps=taps))
         bias = self.memory.keep(tile_products.padded_bias(b, sizes, panels, width, self.dtype))
-        added = self._at(step.reads["add"].value) if "add" in step.reads else -1
-        y, kind = self._at(step.writes), simd.shapes().index(tile)
+        kind = simd.shapes().index(tile)
         self.taps = max(self.taps, taps)
         for place, at, to, times, x_step, y_step in parts:
             table, long, out, sees = self._table(place)
             tiles = place.sees.shape[1]
             pieces = tile_products.share([Part(place, times=times)], sizes)
-            by_panel = panels >= pieces and taps * sizes.depth * sizes.outputs > times * place.many * sizes.depth
+            by_panel = (
+                panels >= pieces and taps * sizes.depth * sizes.outputs > times * place.many * sizes.depth
+            )
             self._line(
                 Do.PRODUCTS, pieces, kind, x + at, panel, bias, added if added < 0 else added + to, y + to,
-                table, long, out, taps, sees, tiles, bool(step.options.get("relu")), place.many, x_step, y_step,
+                table, long, out, taps, sees, tiles, relu, place.many, x_step, y_step,
                 sizes.depth, sizes.outputs, sizes.x_group, sizes.y_group, width, times * tiles, panels, by_panel,
                 panels * taps * sizes.depth * width,
             )  # fmt: skip
@@ -210,8 +232,8 @@ class _Writer:
     # ------------------------------------------------------------------------------- all the others
 
     def _copy(self, step: Step) -> None:
-        read, to, row = step.reads["x"], self._at(step.writes) + step.at, step.writes.row
-        rows, c, from_row = math.prod(read.shape[:-1]), read.shape[-1], read.value.row
+        read, to, row = step.reads["x"], self._at(step.writes) + step.at, step.writes.shape[-1]
+        rows, c, from_row = math.prod(read.shape[:-1]), read.shape[-1], read.row
         x = self._at(read.value)
         self._line(Do.COPY, self._pieces(rows * c, rows), x, 0, from_row, 0, to, 0, row, 0, 1, rows, 1, c)
 
@@ -255,9 +277,9 @@ class _Writer:
         kept = [self.memory.keep(array.astype(self.dtype)) for array in (scale, mean, constants["beta"])]
         rows, c = math.prod(read.shape[:-1]), read.shape[-1]
         added = self._at(step.reads["add"].value) if "add" in step.reads else -1
-        self.widest = max(self.widest, read.value.row)
+        self.widest = max(self.widest, read.row)
         self._line(
-            Do.NORMALIZE, self._pieces(rows * c, rows), self._at(read.value), read.value.row,
+            Do.NORMALIZE, self._pieces(rows * c, rows), self._at(read.value), read.row,
             self._at(step.writes), rows, c, *kept, added, bool(options.get("relu")),
         )  # fmt: skip
 
@@ -265,7 +287,13 @@ class _Writer:
         a, *b = (self._at(read.value) for read in step.reads.values())
         count = math.prod(step.writes.shape)
         self._line(
-            Do.ADD, self._pieces(count, count), a, b[0] if b else -1, self._at(step.writes), count, step.op == "relu"
+            Do.ADD,
+            self._pieces(count, count),
+            a,
+            b[0] if b else -1,
+            self._at(step.writes),
+            count,
+            step.op == "relu",
         )
 
     _relu = _add

@@ -8,16 +8,16 @@ one go are joined: a convolution, the addition of a shortcut and the ReLU behind
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from minires.backend import Array
 from minires.errors import ConfigError
+from minires.modes import settings
 from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.ops.window import Window
@@ -28,11 +28,9 @@ Shape = tuple[int, ...]
 
 @dataclass(eq=False)
 class Value:
-    """An array of a plan: its ``shape``, and how many numbers lie from one pixel to the next, which are more than
-    it has channels where it is the first part of a dense block's history."""
+    """An array of a plan."""
 
     shape: Shape
-    row: int
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,16 @@ class Read:
 
     value: Value
     shape: Shape
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all numbers of the value are read, so that they lie side by side."""
+        return math.prod(self.shape) == math.prod(self.value.shape)
+
+    @property
+    def row(self) -> int:
+        """From one pixel to the next: more numbers than there are channels in the first part of a history."""
+        return self.shape[-1] if self.is_whole else self.value.shape[-1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +105,7 @@ class _Tracer:
     """Writes a step for each call."""
 
     def __init__(self, x: Tensor) -> None:
-        self.x, self.input = x, Value(x.shape, x.shape[-1])
+        self.x, self.input = x, Value(x.shape)
         self.steps: list[Step] = []
         self.known: dict[int, tuple[weakref.ref[Tensor], Read]] = {}
         self._set(x, Read(self.input, x.shape))
@@ -117,29 +125,33 @@ class _Tracer:
             return
         if call.op in ("reshape", "flatten"):
             read = reads["x"]
-            if read.value.row != read.shape[-1]:
+            if not read.is_whole:
                 read = Read(self._copied(read), read.shape)
             self._set(call.y, Read(read.value, call.y.shape))
             return
         if call.op == "dense_buffer":
             self._append(call, reads)
             return
+        if call.op == "concat" and not constants and call.options["axis"] % call.y.ndim == call.y.ndim - 1:
+            self._concatenate(call, reads)
+            return
         if call.op not in _KNOWN or not _KNOWN[call.op](reads, constants, call):
             raise ConfigError(
-                f"no plan knows {call.op!r} as it is called in {call.y.name or 'this model'}: x has shape "
-                f"{next(iter(reads.values())).shape}; call the model itself, or minires.fuse(model)"
+                f"no plan knows {call.op!r} as {settings()['path'] or 'the model'} calls it, with "
+                f"{', '.join(f'{name} {x.shape}' for name, x in call.inputs.items())}; use the model itself, or "
+                "minires.fuse(model)"
             )
         if call.op != "batch_norm":  # that alone reads a history as it lies
             reads = {
-                name: read if read.value.row == read.shape[-1] else Read(self._copied(read), read.shape)
+                name: read if read.is_whole else Read(self._copied(read), read.shape)
                 for name, read in reads.items()
             }
-        value = Value(call.y.shape, call.y.shape[-1])
+        value = Value(call.y.shape)
         self.steps.append(Step(call.op, reads, value, 0, constants, call.options))
         self._set(call.y, Read(value, call.y.shape))
 
     def _copied(self, read: Read) -> Value:
-        value = Value(read.shape, read.shape[-1])
+        value = Value(read.shape)
         self.steps.append(Step("copy", {"x": read}, value))
         return value
 
@@ -151,8 +163,15 @@ class _Tracer:
             value, at = reads["latest"].value, reads["latest"].shape[-1]
         else:
             room = call.y.data.strides[-2] // call.y.data.itemsize
-            value, at = Value((*call.y.shape[:-1], room), room), 0
+            value, at = Value((*call.y.shape[:-1], room)), 0
         self.steps.append(Step("copy", {"x": new}, value, at))
+        self._set(call.y, Read(value, call.y.shape))
+
+    def _concatenate(self, call: Call, reads: dict[str, Read]) -> None:
+        value, at = Value(call.y.shape), 0
+        for read in reads.values():
+            self.steps.append(Step("copy", {"x": read}, value, at))
+            at += read.shape[-1]
         self._set(call.y, Read(value, call.y.shape))
 
 
@@ -194,7 +213,7 @@ def _joined(steps: list[Step], output: Read) -> list[Step]:
     for number, step in enumerate(steps):
         for name, read in reversed(step.reads.items()) if step.op in ("relu", "add") else ():
             maker = joined.get(id(read.value))
-            others = {"add": other for other_name, other in step.reads.items() if other_name != name}
+            others = dict(zip(("add",), (step.reads[other] for other in step.reads if other != name), strict=False))
             if maker and uses[id(read.value)] == 1 and _takes(maker, others):
                 del joined[id(read.value)]
                 options = {**maker.options, "relu": step.op == "relu"}
@@ -206,5 +225,6 @@ def _joined(steps: list[Step], output: Read) -> list[Step]:
 
 def _takes(step: Step, others: dict[str, Read]) -> bool:
     """Whether an addition of ``others`` and a ReLU can be done by a step."""
-    is_free = not step.options.get("relu") and not (others and "add" in step.reads)
-    return step.op in ("conv2d", "linear") and is_free
+    if step.options.get("relu") or (others and "add" in step.reads):
+        return False
+    return step.op == "conv2d" or (step.op == "linear" and not others)

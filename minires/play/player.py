@@ -19,6 +19,7 @@ from minires.data import decode
 from minires.debug.cam import activation_maps, overlay
 from minires.debug.trace_page import trace_html
 from minires.errors import ConfigError, DataError, MiniresError
+from minires.plan import planned
 from minires.train import load_model, predict
 
 KEPT = 8  # pictures, as the network saw them, that can be asked about again
@@ -40,6 +41,7 @@ class Player:
         if high != wide:
             raise ConfigError(f"{run} learnt from pictures {high} high and {wide} wide; they must be square")
         self.trained.model.to(backend.choose_device(device))
+        self._scores = planned(self.trained.model, (1, high, wide, 3))  # the maps are the model's own
         self._lock = threading.Lock()
         self._pictures: dict[str, NDArray[np.uint8]] = {}  # oldest first
         self._numbers = itertools.count(1)
@@ -93,7 +95,7 @@ class Player:
 
     def _answer(self, seen: NDArray[np.uint8]) -> dict[str, Any]:
         start = time.perf_counter()
-        (probabilities,) = predict(self.trained.model, seen[None], self.trained.normalize)
+        (probabilities,) = predict(self._scores, seen[None], self.trained.normalize)
         seconds = time.perf_counter() - start
         if not np.isfinite(probabilities).all():
             raise MiniresError("the model's scores are not finite numbers; train it again")

@@ -14,6 +14,7 @@ from minires.errors import ShapeError, whole
 from minires.nn.layers import BatchNorm2d
 from minires.nn.module import Module
 from minires.nn.restored import modes
+from minires.plan import Plan, planned
 from minires.tensor import Tensor, no_grad
 
 
@@ -27,9 +28,10 @@ class Evaluation:
 
 
 def predict(
-    model: Module, images: NDArray[np.uint8], normalize: Normalize, *, batch_size: int = 64
+    model: Module | Plan, images: NDArray[np.uint8], normalize: Normalize, *, batch_size: int = 64
 ) -> NDArray[np.float64]:
-    """Give the probability of each class for each picture.
+    """Give the probability of each class for each picture. Of many pictures the model is planned first
+    (``minires.compile``), as far as it can be; a ready ``Plan`` may be given, and says itself how many at a time.
 
     Shapes: images (N, H, W, 3) uint8 of the size the model was trained on -> (N, classes).
     Raises: ShapeError if the pictures are not uint8 of that shape.
@@ -94,12 +96,22 @@ def _check(images: NDArray[np.uint8]) -> None:
         )
 
 
+_PLANNED = 8  # batches, from which on a plan takes less time than it saves
+
+
 def _log_probabilities(
-    model: Module, images: NDArray[np.uint8], normalize: Normalize, batch_size: int
+    model: Module | Plan, images: NDArray[np.uint8], normalize: Normalize, batch_size: int
 ) -> NDArray[np.float64]:
     _check(images)
-    with modes(model, training=False), no_grad():
-        batches = [model(x).numpy() for x in _batches(model, images, normalize, batch_size)]
+    batch_size = len(model) if isinstance(model, Plan) else whole("batch_size", batch_size)
+    if isinstance(model, Module) and len(images) >= _PLANNED * batch_size:
+        model = planned(model, normalize(images[:batch_size]).shape)
+    if isinstance(model, Plan):
+        cuts = range(0, len(images), batch_size)
+        batches = [model(normalize(images[cut : cut + batch_size])) for cut in cuts]
+    else:
+        with modes(model, training=False), no_grad():
+            batches = [model(x).numpy() for x in _batches(model, images, normalize, batch_size)]
     logits: NDArray[np.float64] = np.concatenate(batches).astype(np.float64)
     logits -= logits.max(axis=1, keepdims=True)  # exp() of large logits would overflow
     logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))

@@ -1,0 +1,256 @@
+"""Plans: the same numbers as the folded model, from one array, on any number of threads."""
+
+import threading
+
+import numpy as np
+import pytest
+from oracle import shake
+
+import minires
+from minires import Tensor, backend, models, nn, ops
+from minires.errors import ConfigError, ShapeError
+from minires.nn import Module
+from minires.ops.conv2d import choose
+from minires.ops.dense_buffer import DenseBuffer
+from minires.plan import planned
+from minires.train import predict
+
+pytestmark = pytest.mark.skipif(not backend.HAS_NUMBA, reason="a plan needs Numba")
+
+
+class Own(Module):
+    """A model that is one function of its layers and x."""
+
+    def __init__(self, function, **layers):
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def conv(c, o, kernel=3, **options):
+    return nn.Conv2d(c, o, kernel, **{"padding": kernel // 2, **options})
+
+
+def gated(m, x):
+    y = m.a(x)
+    gate = ops.sigmoid(m.b(ops.global_avg_pool2d(y)))
+    return ops.relu(y * gate.reshape(len(gate), 1, 1, -1), add=y)
+
+
+def dense(m, x):
+    history = DenseBuffer(m.a(x), 20)
+    history.append(m.b(m.n(history.latest)))
+    pooled = ops.avg_pool2d(history.latest, 2)
+    return ops.global_avg_pool2d(m.n2(history.latest)) + ops.global_avg_pool2d(pooled)
+
+
+MODELS = {
+    "convolution": lambda: Own(lambda m, x: m.a(x), a=conv(3, 20)),
+    "many channels": lambda: nn.Sequential(conv(3, 64), conv(64, 100, relu=True), conv(100, 130, 1)),
+    "strides, a dilated one": lambda: nn.Sequential(conv(3, 9, 5, stride=(2, 1)), conv(9, 7, dilation=2, padding=2)),
+    "groups": lambda: nn.Sequential(conv(3, 32, 1), conv(32, 64, groups=4), conv(64, 64, groups=64)),
+    "flattened": lambda: nn.Sequential(conv(3, 5), nn.Flatten(), nn.Linear(5 * 9 * 11, 30), nn.ReLU(), nn.Linear(30, 4)),
+    "residual": lambda: Own(lambda m, x: ops.relu(m.b(m.a(x)), add=m.c(x)), a=conv(3, 8), b=conv(8, 8), c=conv(3, 8, 1)),
+    "added, then ReLU": lambda: Own(lambda m, x: ops.relu(m.b(m.a(x)) + m.a(x)), a=conv(3, 8), b=conv(8, 8)),
+    "read twice": lambda: Own(lambda m, x: ops.relu(m.a(x)) + m.b(ops.relu(m.a(x))), a=conv(3, 8), b=conv(8, 8)),
+    "its input again": lambda: Own(lambda m, x: x + m.a(x), a=conv(3, 3)),
+    "batch norms": lambda: Own(
+        lambda m, x: m.n2(m.n(x), add=x), n=nn.BatchNorm2d(3, relu=True), n2=nn.BatchNorm2d(3, relu=True)
+    ),
+    "a batch norm of numbers": lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm2d(297), nn.Linear(297, 4)),
+    "folded": lambda: nn.Sequential(conv(3, 8, bias=False), nn.BatchNorm2d(8, relu=True), nn.Dropout(0.5), conv(8, 4)),
+    "maxima": lambda: nn.Sequential(conv(3, 8), nn.MaxPool2d(3, stride=2, padding=1), nn.MaxPool2d(2, padding="ceil")),
+    "averages": lambda: Own(
+        lambda m, x: ops.avg_pool2d(ops.avg_pool2d(x, 3, stride=1, padding=1), (2, 3), padding=1, count_padding=True)
+    ),
+    "gate": lambda: Own(gated, a=conv(3, 6), b=nn.Linear(6, 6)),
+    "more channels": lambda: Own(
+        lambda m, x: ops.pad_channels(ops.pad_channels(m.a(x), 9, stride=2), 20, both=True), a=conv(3, 4)
+    ),
+    "side by side": lambda: Own(
+        lambda m, x: ops.relu(m.c(ops.concat([m.a(x), x, m.b(x)], axis=-1))), a=conv(3, 4), b=conv(3, 6), c=conv(13, 5)
+    ),
+    "history": lambda: Own(
+        dense, a=conv(3, 8), b=conv(8, 12), n=nn.BatchNorm2d(8, relu=True), n2=nn.BatchNorm2d(20)
+    ),
+}  # fmt: skip
+
+
+def pictures(*shape, dtype=np.float32):
+    return np.random.default_rng(3).standard_normal(shape).astype(dtype)
+
+
+def folded(model, x):
+    with minires.no_grad():
+        return minires.fuse(model, x.shape[1:])(Tensor(x)).data
+
+
+@pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
+def threads(request):
+    before = backend.threads()
+    backend.set_threads(request.param)
+    yield request.param
+    backend.set_threads(before)
+
+
+@pytest.fixture
+def no_winograd(monkeypatch):
+    """The plan knows one way, and is compared to the bit."""
+    monkeypatch.setattr(choose, "_WINOGRAD_CHANNELS", 1 << 30)
+
+
+@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_plan_gives_what_the_folded_model_gives(threads, no_winograd, name, n):
+    model = shake(MODELS[name]())
+    x = pictures(n, 9, 11, 3)
+    plan, expected = minires.compile(model, x.shape), folded(model, x)
+    for _ in range(2):  # nothing that a run leaves behind may show in the next
+        found = plan(x)
+        assert found.shape == expected.shape and found.dtype == np.float32
+        if name in ("averages", "gate", "history"):  # a global mean is added up in another order
+            np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
+        else:
+            assert np.array_equal(found, expected)
+        plan(pictures(n, 9, 11, 3) * 1e3)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "resnet50_signs", "resnet20_cifar", "preresnet18", "resnext29_32x4d_cifar",
+     "densenet40_k12_cifar", "se_resnet50", "vgg11", "bn_inception"],
+)  # fmt: skip
+def test_the_family_is_planned(name):
+    entry = models.entry(name)
+    size = min(entry.size, 64) if name != "vgg11" else 32
+    model = shake(models.build(name, **entry.fitted(size)))
+    x = pictures(2, size, size, 3)
+    plan = minires.compile(model, x.shape)
+    expected = folded(model, x)
+    assert np.linalg.norm(plan(x) - expected) < 1e-5 * np.linalg.norm(expected)
+
+
+def test_float64():
+    model = shake(MODELS["residual"]())
+    for parameter in model.parameters():
+        parameter.data = parameter.data.astype(np.float64)
+    x = pictures(2, 9, 11, 3, dtype=np.float64)
+    plan = minires.compile(model, x.shape, dtype=np.float64)
+    assert np.allclose(plan(x), folded(model, x), rtol=1e-14, atol=1e-14)
+
+
+def test_fewer_pictures_and_no_trace_of_others():
+    model = shake(MODELS["many channels"]())
+    plan = minires.compile(model, (4, 8, 8, 3))
+    x = pictures(4, 8, 8, 3)
+    whole = plan(x)
+    assert (
+        len(plan) == 4
+        and np.array_equal(plan(x[:3]), whole[:3])
+        and plan(x[:0]).shape == (0, *whole.shape[1:])
+    )
+    whole[...] = 0  # a result is the caller's own
+    assert plan(x).any() and np.array_equal(plan(Tensor(x)), plan(x))
+
+
+def test_many_threads_call_one_plan():
+    model = shake(MODELS["residual"]())
+    plan = minires.compile(model, (2, 9, 11, 3))
+    batches = [pictures(2, 9, 11, 3) * factor for factor in range(1, 5)]
+    expected, found = [plan(x) for x in batches], [None] * 4
+
+    def caller(number):
+        for _ in range(50):
+            found[number] = plan(batches[number])
+            assert np.array_equal(found[number], expected[number])
+
+    callers = [threading.Thread(target=caller, args=(number,)) for number in range(4)]
+    for one in callers:
+        one.start()
+    for one in callers:
+        one.join(timeout=60)
+    assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_a_plan_runs_on_more_and_on_fewer_threads_than_it_was_made_for():
+    model, before = shake(MODELS["residual"]()), backend.threads()
+    x = pictures(2, 9, 11, 3)
+    try:
+        backend.set_threads(2)
+        plan = minires.compile(model, x.shape)
+        found = [plan(x)]
+        for count in (1, 4):
+            backend.set_threads(count)
+            found.append(plan(x))
+    finally:
+        backend.set_threads(before)
+    assert all(np.array_equal(one, found[0]) for one in found)
+
+
+def test_the_weights_are_those_of_then_and_the_model_stays_as_it_was():
+    model = shake(MODELS["folded"]())
+    model.train()
+    x = pictures(2, 8, 8, 3)
+    plan = minires.compile(model, x.shape)
+    assert model.training
+    before = plan(x)
+    for parameter in model.parameters():
+        parameter.data *= 2
+    assert np.array_equal(plan(x), before) and not np.array_equal(minires.compile(model, x.shape)(x), before)
+
+
+def test_values_share_their_memory():
+    layers = [conv(8, 8) for _ in range(12)]
+    model = nn.Sequential(conv(3, 8), *layers)
+    deep = minires.compile(model, (4, 32, 32, 3)).nbytes
+    shallow = minires.compile(nn.Sequential(conv(3, 8), *layers[:2]), (4, 32, 32, 3)).nbytes
+    assert deep - shallow < 4 * 32 * 32 * 8 * 4, "ten more layers take no more memory than one value"
+
+
+def test_predict_takes_a_plan_and_makes_one_for_many_pictures():
+    model = shake(nn.Sequential(conv(3, 8, relu=True), nn.GlobalAvgPool2d(), nn.Linear(8, 5)))
+    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
+
+    def normalize(pixels):
+        return pixels.astype(np.float32) / 255
+
+    plain = predict(model, images, normalize, batch_size=50)
+    assert np.allclose(predict(minires.compile(model, (7, 8, 8, 3)), images, normalize), plain, atol=1e-6)
+    assert np.allclose(predict(model, images, normalize, batch_size=3), plain, atol=1e-6)
+
+
+def test_what_cannot_be_planned_is_told():
+    odd = Own(lambda m, x: m.a(ops.softmax(x)), a=conv(3, 4))
+    with pytest.raises(
+        ConfigError, match=r"no plan knows 'softmax' as the model calls it, with x \(1, 4, 4, 3\)"
+    ):
+        minires.compile(odd, (1, 4, 4, 3))
+    assert planned(odd, (1, 4, 4, 3)) is odd
+    model = MODELS["convolution"]()
+    for shape in [(1, 4, 4), (0, 4, 4, 3), 4, (1, 4, 4.5, 3)]:
+        with pytest.raises(ShapeError, match="compile: shape must be"):
+            minires.compile(model, shape)
+    with pytest.raises(ShapeError, match="has 5"):
+        minires.compile(model, (1, 4, 4, 5))
+    constant = Own(lambda m, x: m.a(Tensor(np.ones((1, 4, 4, 3), np.float32))), a=conv(3, 4))
+    with pytest.raises(ConfigError, match="does not depend on its input"):
+        minires.compile(constant, (1, 4, 4, 3))
+    pair = Own(lambda m, x: (m.a(x), x), a=conv(3, 4))
+    for make in (lambda: minires.compile(pair, (1, 4, 4, 3)), lambda: minires.fuse(pair, (4, 4, 3))):
+        with pytest.raises(ConfigError, match="must return one tensor, not a tuple"):
+            make()
+    with minires.reference(), pytest.raises(ConfigError, match="for the CPU with Numba"):
+        minires.compile(model, (1, 4, 4, 3))
+
+
+@pytest.mark.parametrize(
+    "x", [pictures(3, 4, 4, 3), pictures(2, 4, 5, 3), pictures(4, 4, 3), np.ones((2, 4, 4, 3))]
+)
+def test_pictures_of_another_shape_are_refused(x):
+    plan = minires.compile(MODELS["convolution"](), (2, 4, 4, 3))
+    with pytest.raises(ShapeError, match=r"made for pictures \(2, 4, 4, 3\) of float32"):
+        plan(x)

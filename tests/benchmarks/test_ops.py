@@ -82,12 +82,14 @@ def test_each_product_of_a_convolution_is_held_against_the_tiles(report):
 
 
 def test_the_tiles_whose_peak_is_measured_add_up_all_their_products():
-    grow, rng = kernels._numba().njit(ops._grow), np.random.default_rng(0)
-    a, b = rng.random((ops.DEPTH, simd.ROWS), np.float32), rng.random((ops.DEPTH, simd.LANES), np.float32)
-    right = b[0] + a.T @ b
+    grow, rng = kernels.numba().njit(ops._grow), np.random.default_rng(0)
+    rows, columns = simd.shapes()[0]
+    width = simd.width((rows, columns), np.float32)
+    a, b = rng.random((len(rows), ops.DEPTH), np.float32), rng.random((ops.DEPTH, width), np.float32)
+    right = b[0] + a @ b
     for one in (ops._grow, grow):
         y = np.zeros(right.size, np.float32)
-        one(a.reshape(-1), b.reshape(-1), y, 2)
+        one(rows, columns, width, a.reshape(-1), b.reshape(-1), y, 2)
         np.testing.assert_allclose(y.reshape(right.shape), right, rtol=1e-5)
 
 

@@ -18,8 +18,8 @@ _TOGETHER = 32
 
 
 def matmul(a: Array, b: Array, dtype: Any = None, bias: Array | None = None) -> Array:
-    """``a @ b``, plus ``bias`` in each row: on the CPU by tiles, on the threads of the pool; on a GPU by cuBLAS, in the arithmetic
-    chosen with ``precision``.
+    """``a @ b``, plus ``bias`` in each row: on the CPU by tiles, on the threads of the pool; on a GPU by
+    cuBLAS, in the arithmetic chosen with ``precision``.
 
     Stacks of matrices are multiplied as they are. Matrices of bfloat16 are multiplied with sums in float32,
     and their product is given as ``dtype``: bfloat16 if left out, or float32.

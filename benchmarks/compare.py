@@ -113,9 +113,10 @@ class Peer:
 
 
 def difference(
-    a: dict[str, Any], b: dict[str, Any], outputs: Iterable[str] = ("training", *WAYS)
+    a: dict[str, Any], b: dict[str, Any], outputs: Iterable[str] | None = None
 ) -> dict[str, Any]:
-    """Relative differences (norms) of what two peers computed: outputs, and the gradients of the parameters.
+    """Relative differences (norms) of what two peers computed: outputs, those of ``a`` if none are named, and
+    the gradients of the parameters.
 
     A way of inference that ``b`` has not is held against its plain one. "gradient" is that of all parameters
     as one vector, "median" and "worst" are over the parameters. Those whose true gradient is zero, biases
@@ -123,7 +124,7 @@ def difference(
     are no gradients without "training" among the outputs.
     """
     found: dict[str, Any] = {}
-    for what in outputs:
+    for what in [what for what in ("training", *WAYS) if what in a] if outputs is None else outputs:
         right = b["inference"] if what in WAYS and what not in b else b[what]
         found[what] = float(np.linalg.norm(a[what] - right) / np.linalg.norm(right))
     if "training" not in found:
@@ -151,7 +152,7 @@ def verify(
     wrong = [
         f"{what} {agreement[what]:.1e} (at most {bound:.0e})"
         for what, bound in bounds.items()
-        if not agreement[what] <= bound
+        if what in agreement and not agreement[what] <= bound
     ]
     if wrong:
         raise SystemExit(f"{who} and {peer} do not agree, so nothing is timed: {', '.join(wrong)}")

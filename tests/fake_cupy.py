@@ -16,7 +16,7 @@ import cuda_emulator
 import numpy as np
 
 from minires import backend
-from minires.backend import arrays, cuda, parallel
+from minires.backend import arrays, cuda, matrix_products
 
 _captured: list[Callable[[], Any]] | None = None  # what was written down so far, while a stream is captured
 # What CuPy 14 computes of bfloat16, as far as it is used here. It has no where and no argmax.
@@ -218,15 +218,16 @@ def pretend(monkeypatch: Any) -> cuda_emulator.Emulator:
     for home in (backend, arrays):
         monkeypatch.setattr(home, "cupy", lambda: fake)
         monkeypatch.setattr(home, "device_of", lambda array: "cuda:0" if _on_device(array) else "cpu")
-    for home in (backend, parallel):
+    for home in (backend, matrix_products):
         monkeypatch.setattr(home, "matmul", _matmul)
     return emulator
 
 
-def _matmul(a: Any, b: Any, dtype: Any = None) -> Any:
+def _matmul(a: Any, b: Any, dtype: Any = None, bias: Any = None) -> Any:
     factor = backend.accumulator(a.dtype)
     product = np.matmul(a.astype(factor, copy=False), b.astype(factor, copy=False))
-    return product.astype(a.dtype if dtype is None else dtype, copy=False)
+    product = product.astype(a.dtype if dtype is None else dtype, copy=False)
+    return product if bias is None else product + bias
 
 
 def _on_device(*arrays: Any) -> bool:

@@ -8,6 +8,7 @@ asked for the plain code with ``with reference():``. Numba is imported when the 
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import importlib.util
 import logging  # noqa: F401  # see where we fork: its lock must be registered before ours
@@ -15,7 +16,8 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import FunctionType, ModuleType
+from pathlib import Path
+from types import CellType, FunctionType, ModuleType
 from typing import Any, overload
 
 from minires.backend import arguments, atomics, simd
@@ -115,17 +117,40 @@ def numba() -> ModuleType:
 def _compile(function: Callable[..., Any], in_any_order: bool) -> Callable[..., Any]:
     options = {"fastmath": {"reassoc"}} if in_any_order else {}
     njit = functools.partial(numba().njit, nogil=True, error_model="numpy", **options)
-    names = function.__code__.co_names
-    called = {name: function.__globals__[name] for name in names if name in function.__globals__}
-    inner = {name: other.compiled() for name, other in called.items() if hasattr(other, "compiled")}
-    if inner:  # kernels that it calls: Numba must see these compiled
-        function = FunctionType(function.__code__, {**function.__globals__, **inner}, function.__name__)
+    inner = {name: other.compiled() for name, other in _called(function).items()}  # as Numba must see them
+    # What is kept on disk is found by a kernel's file, its code and what it encloses. But it is made of the
+    # files of the kernels that it calls, too: so it encloses a name that says what these hold.
+    code = function.__code__.replace(co_freevars=("contents",))
+    enclosed = (CellType(_contents(frozenset(_files(function)))),)
+    function = FunctionType(code, {**function.__globals__, **inner}, function.__name__, None, enclosed)
     compiled: Callable[..., Any]
     try:
         compiled = njit(cache=True)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written to
         compiled = njit()(function)
     return compiled
+
+
+def _called(function: Any) -> dict[str, Any]:
+    """The kernels that one calls, by the names that it has for them."""
+    found = {name: function.__globals__.get(name) for name in function.__code__.co_names}
+    return {name: other for name, other in found.items() if hasattr(other, "compiled")}
+
+
+def _files(function: Any) -> Iterator[str]:
+    """The files that the code of a kernel comes from, beside its own."""
+    yield from (simd.__file__, atomics.__file__)
+    for other in _called(function).values():
+        inner = getattr(other, "__wrapped__", None)  # sched_yield has none
+        if inner is not None:
+            yield inner.__code__.co_filename
+            yield from _files(inner)
+
+
+@functools.cache
+def _contents(files: frozenset[str]) -> str:
+    """What stands in files, as a short text."""
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in sorted(files))).hexdigest()[:16]
 
 
 # Nobody forks while a kernel is compiled: a child would inherit Numba's lock as it is, locked for good. What

@@ -11,10 +11,7 @@ from minires.backend import arrays, cublas, kernels, parallel, simd, tile_produc
 from minires.backend.arrays import Array
 from minires.backend.tile_products import Sizes, rows_of
 
-# One long sum of float32 rounds more than several short ones: so many products are summed by themselves, and
-# so many of these sums.
-_DEPTH = 4096
-_TOGETHER = 32
+_DEPTH = 1 << 16  # products that are summed by themselves, as one long sum of float32 rounds more
 
 
 def matmul(a: Array, b: Array, dtype: Any = None, bias: Array | None = None) -> Array:
@@ -43,11 +40,6 @@ def _is_tiled(a: Array, b: Array) -> bool:
     return a.shape[1] == b.shape[0] and a.dtype == b.dtype and a.dtype in (np.float32, np.float64)
 
 
-def blocks(depth: int) -> list[tuple[int, int]]:
-    """The parts of a sum of so many products that are summed by themselves."""
-    return parallel.split(0, depth, -(-depth // _DEPTH))
-
-
 def _by_tiles(a: Array, b: Array, bias: Array | None) -> Array:
     """a (M, K) @ b (K, N), of which a transposed one is read as it lies."""
     (m, k), n = a.shape, b.shape[1]
@@ -62,14 +54,11 @@ def _by_tiles(a: Array, b: Array, bias: Array | None) -> Array:
     rows = rows_of(m, k, n, len(tile[0]))
     x, w = a.reshape(-1), w.reshape(-1)
     totals = []
-    for number, (first, last) in enumerate(blocks(k)):
-        if number % _TOGETHER == 0:
-            y = np.empty((m, n), a.dtype)
-            totals.append(y)
+    for first, last in parallel.split(0, k, -(-k // _DEPTH)):
+        totals.append(np.empty((m, n), a.dtype))
         sizes = Sizes(last - first, n, 1, 0, 0, 0, k * n, k if turned else n)
-        added = y if number % _TOGETHER else None
         tile_products.products(
-            tile, x[first:], w[first if turned else first * n :], y, rows, sizes, turned=turned, added=added,
-            b=None if number else bias,
+            tile, x[first:], w[first if turned else first * n :], totals[-1], rows, sizes, turned=turned,
+            b=None if first else bias,
         )  # fmt: skip
     return functools.reduce(lambda one, other: parallel.add(one, other, out=one), totals)

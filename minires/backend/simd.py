@@ -24,8 +24,7 @@ one more turns a block of numbers, so that a matrix can be read by columns as fa
 
 The arrays are flat (one axis, no gaps) and of one type. No index is checked: all must lie inside. Here the
 functions stand as plain NumPy code, which is what they mean; in a kernel Numba compiles each to the vector
-instructions of the processor. (Numba's cache on disk looks at the file of a kernel only: who changes this
-file empties it, with the folders ``__pycache__``.)
+instructions of the processor.
 """
 
 from __future__ import annotations

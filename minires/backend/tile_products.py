@@ -28,6 +28,7 @@ from minires.backend.kernels import kernel
 from minires.backend.simd import Size, listed, multiply_add, plus, rectify, spread, store, turn
 
 _PANELS = 1 << 17  # numbers that a thread packs at a time: half a megabyte of its cache
+_SUMMED = 256  # products that are summed by themselves, as one long sum of float32 rounds more
 _PLACES = 288  # that meet all of these, before the next do
 GRAIN = 1 << 20  # MACs; fewer are not worth a second thread
 
@@ -126,7 +127,7 @@ def products_numba(
     """The tiles start..stop of all times, and the panels first..last of all groups."""
     height, across, tiles = len(rows), table.shape[1], sees.shape[1]
     panels = (outputs + width - 1) // width  # of a group
-    long, whole, offsets = taps.size * depth * width, depth - depth % 4, table.reshape(table.size)
+    long, offsets = taps.size * depth * width, table.reshape(table.size)
     is_packed = packed.size > 0
     is_direct = not is_packed and not turned and outputs % width == 0 and stop - start <= 2
     fit, step, kernels = max(1, room.size // max(1, long)), width, room
@@ -153,21 +154,33 @@ def products_numba(
                 for q in range(q0, min(q0 + _PLACES // height, stop)):
                     m = q % tiles * height
                     at, to = q // tiles * x_step + group * x_group, q // tiles * y_step + group * y_group
-                    tile = spread(rows, columns, b, p * width)
+                    tile, summed, is_begun = spread(rows, columns, b, p * width), 0, False
                     for t in range(taps.size):
                         if not sees[t, q % tiles]:
                             continue
                         lines = listed(rows, x, at, offsets, t * across + m, zeros)
                         o = taps[t] * tap + group * w_group + n if is_direct else panel + t * depth * width
-                        for k in range(0, whole, 4):
-                            tile = multiply_add(tile, lines, k, kernels, o)
-                            tile = multiply_add(tile, lines, k + 1, kernels, o + step)
-                            tile = multiply_add(tile, lines, k + 2, kernels, o + 2 * step)
-                            tile = multiply_add(tile, lines, k + 3, kernels, o + 3 * step)
-                            o += 4 * step
-                        for k in range(whole, depth):
-                            tile = multiply_add(tile, lines, k, kernels, o)
-                            o += step
+                        for k0 in range(0, depth, _SUMMED):
+                            k1 = min(k0 + _SUMMED, depth)
+                            if summed and summed + k1 - k0 > _SUMMED:  # y keeps what was summed so far
+                                target = listed(rows, y, to, out, m, zeros)
+                                if is_begun:
+                                    tile = plus(tile, target, n, outputs - n)
+                                store(tile, target, n, count - m, outputs - n)
+                                tile, summed, is_begun = spread(rows, columns, zeros, 0), 0, True
+                            summed += k1 - k0
+                            whole = k1 - (k1 - k0) % 4
+                            for k in range(k0, whole, 4):
+                                tile = multiply_add(tile, lines, k, kernels, o)
+                                tile = multiply_add(tile, lines, k + 1, kernels, o + step)
+                                tile = multiply_add(tile, lines, k + 2, kernels, o + 2 * step)
+                                tile = multiply_add(tile, lines, k + 3, kernels, o + 3 * step)
+                                o += 4 * step
+                            for k in range(whole, k1):
+                                tile = multiply_add(tile, lines, k, kernels, o)
+                                o += step
+                    if is_begun:
+                        tile = plus(tile, listed(rows, y, to, out, m, zeros), n, outputs - n)
                     if added.size:
                         tile = plus(tile, listed(rows, added, to, out, m, zeros), n, outputs - n)
                     if relu:

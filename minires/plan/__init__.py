@@ -29,7 +29,7 @@ from minires.backend import Array
 from minires.backend.kernels import sched_yield
 from minires.errors import ConfigError, ShapeError, as_whole
 from minires.nn.module import Module
-from minires.plan.program import program
+from minires.plan import program
 from minires.plan.walk import walk_numba
 from minires.tensor import Tensor
 
@@ -45,7 +45,7 @@ class Plan:
 
     def __init__(self, model: Module, x: Array) -> None:
         self.shape, self.dtype = x.shape, x.dtype
-        self._program, self._lock = program(model, x), threading.Lock()
+        self._program, self._lock = program.write(model, x), threading.Lock()
 
     def __call__(self, x: Any) -> Array:
         x = x.data if isinstance(x, Tensor) else np.asarray(x)

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from minires import backend
-from minires.backend import Array, matrix_products, simd, tile_products
+from minires.backend import Array, simd, tile_products
 from minires.backend.tile_products import Part, Sizes, rows_of
 from minires.nn.fuse import fuse
 from minires.nn.module import Module
 from minires.ops.conv2d import indirect, joined_groups, places
-from minires.plan.trace import Step, Traced, Value, trace, window_of
+from minires.plan.trace import Step, Traced, Value, watch, window_of
 from minires.plan.walk import COLUMNS, Do
 
 _ALIGNED = 16  # numbers: a line of the cache
@@ -98,7 +98,7 @@ class _Writer:
         self.taps, self.widest = 1, 1
         self.zeros = self.memory.add(_zeros(traced))
 
-    def write(self) -> Program:
+    def program(self) -> Program:
         traced = self.traced
         last: dict[Value, int] = {traced.output.value: len(traced.steps)}
         for number, step in enumerate(traced.steps):
@@ -112,9 +112,9 @@ class _Writer:
             for value in {read.value for read in step.reads.values()} | {step.writes}:
                 if last.get(value, number) == number and value in self.where:
                     self.memory.give_back(*self.where[value])
-        return self._program()
+        return self._laid_out()
 
-    def _program(self) -> Program:
+    def _laid_out(self) -> Program:
         traced, memory = self.traced, self.memory
         floats = np.zeros(memory.size + self.widest, self.dtype)
         for at, array in memory.constants:
@@ -164,11 +164,9 @@ class _Writer:
         (n, depth), outputs = read.shape, w.shape[-1]
         tile, x, y = simd.shape(outputs, self.dtype), self._at(read.value), self._at(step.writes)
         parts = rows_of(n, depth, outputs, len(tile[0]))
-        for first, last in matrix_products.blocks(depth):
-            sizes = Sizes(last - first, outputs, 1, 0, 0, 0, depth * outputs, outputs)
-            relu, b = last == depth and step.options.get("relu"), None if first else step.constants.get("b")
-            added = y if first else -1
-            self._products(tile, parts, sizes, x + first, w[first:last], b, added, y, bool(relu))
+        sizes = Sizes(depth, outputs, 1, 0, 0, 0, depth * outputs, outputs)
+        relu, b = bool(step.options.get("relu")), step.constants.get("b")
+        self._products(tile, parts, sizes, x, w, b, -1, y, relu)
 
     def _bordered(self, x: int, shape: tuple[int, ...], win: Any) -> tuple[int, tuple[int, ...], Any, int]:
         """The pictures with their border, which stays zero, as the place is nobody else's."""
@@ -321,6 +319,6 @@ def _flat(arrays: list[Array], dtype: Any) -> Array:
     return np.concatenate(arrays) if arrays else np.zeros(0, dtype)
 
 
-def program(model: Module, x: Array) -> Program:
-    """The program of a model for pictures such as x. Raises: as :func:`minires.plan.trace.trace`."""
-    return _Writer(trace(fuse(model, x.shape[1:]), x), x.dtype).write()
+def write(model: Module, x: Array) -> Program:
+    """Write the program of a model for pictures such as x. Raises: as :func:`minires.plan.trace.watch`."""
+    return _Writer(watch(fuse(model, x.shape[1:]), x), x.dtype).program()

@@ -73,7 +73,7 @@ class Traced:
     output: Read
 
 
-def trace(model: Module, x: Array) -> Traced:
+def watch(model: Module, x: Array) -> Traced:
     """The steps of a model in inference mode for pictures x.
 
     Raises: ConfigError for an operation that no plan knows, with the layer that it is in.

@@ -12,13 +12,12 @@ does all pieces itself.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any
-
 import numpy as np
 
 from minires.backend import Array, kernel
 from minires.backend.atomics import fetch_add, look
 from minires.backend.kernels import sched_yield
+from minires.backend.simd import Shape, Size
 from minires.backend.tile_products import products_numba
 from minires.ops.batch_norm.numba_kernels import normalize_numba
 
@@ -41,9 +40,12 @@ COLUMNS = 32  # numbers in a line
 _SPINS = 4000  # looks at a counter before a thread gives way to others
 
 
-@kernel
+@kernel(
+    r="flat int64 (_)", floats="out flat (F)", offsets="flat int32 (I)", sees="flat bool (S)",
+    every="flat int64 (T)",
+)  # fmt: skip
 def _products(
-    r: Array, piece: int, floats: Array, offsets: Array, sees: Array, every: Array, rows: Any, columns: Any
+    r: Array, piece: int, floats: Array, offsets: Array, sees: Array, every: Array, rows: Size, columns: Size
 ) -> None:
     """0: what, pieces, tile, x, panels, bias, added or -1, y, 8: table, its length, out, taps, sees, tiles,
     14: relu, places, x step, y step, depth, outputs, x group, y group, 22: width, all tiles, all panels,
@@ -64,7 +66,7 @@ def _products(
     )  # fmt: skip
 
 
-@kernel
+@kernel(r="flat int64 (_)", floats="out flat (F)")
 def _copy(r: Array, piece: int, floats: Array) -> None:
     """2: x, its strides of n, h, w; 6: y, its strides; 10: n, h, w, c."""
     lines = r[10] * r[11]
@@ -77,7 +79,7 @@ def _copy(r: Array, piece: int, floats: Array) -> None:
                 target[c] = source[c]
 
 
-@kernel
+@kernel(r="flat int64 (_)", floats="out flat (F)")
 def _pool(r: Array, piece: int, floats: Array, is_max: bool) -> None:
     """2: x, y, n, h, w, c; 8: out h, w, size, stride, dilation, top, left, whether the border is counted."""
     h, w, c, oh, ow, kh, kw = r[5], r[6], r[7], r[8], r[9], r[10], r[11]
@@ -122,7 +124,7 @@ def _pool(r: Array, piece: int, floats: Array, is_max: bool) -> None:
                     target[channel] = total / count
 
 
-@kernel
+@kernel(r="flat int64 (_)", floats="out flat (F)", sums="out flat float64 (D)")
 def _global_avg(r: Array, piece: int, floats: Array, sums: Array) -> None:
     """2: x, y, n, places, c. Added up in float64; ``sums`` has room for c."""
     for n in range(r[4] * piece // r[1], r[4] * (piece + 1) // r[1]):
@@ -139,7 +141,7 @@ def _global_avg(r: Array, piece: int, floats: Array, sums: Array) -> None:
             target[channel] = total[channel] / places
 
 
-@kernel
+@kernel(r="flat int64 (_)", floats="out flat (F)")
 def _normalize(r: Array, piece: int, floats: Array) -> None:
     """2: x, its row; 4: y, rows, c; 7: scale, mean, beta, added or -1, relu."""
     m, c = r[5], r[6]
@@ -151,7 +153,7 @@ def _normalize(r: Array, piece: int, floats: Array) -> None:
     )  # fmt: skip
 
 
-@kernel
+@kernel(r="flat int64 (_)", floats="out flat (F)")
 def _add(r: Array, piece: int, floats: Array) -> None:
     """2: a, b or -1, y, count, relu."""
     first, last = r[5] * piece // r[1], r[5] * (piece + 1) // r[1]
@@ -162,7 +164,7 @@ def _add(r: Array, piece: int, floats: Array) -> None:
         y[i] = zero if r[6] and value < zero else value  # NaN stays NaN
 
 
-@kernel
+@kernel(r="flat int64 (_)", floats="out flat (F)")
 def _gate(r: Array, piece: int, floats: Array) -> None:
     """2: x, gate, y, n, places, c."""
     rows, places, c = r[5] * r[6], r[6], r[7]
@@ -173,7 +175,7 @@ def _gate(r: Array, piece: int, floats: Array) -> None:
             y[channel] = x[channel] * gate[channel]
 
 
-@kernel
+@kernel(r="flat int64 (_)", floats="out flat (F)")
 def _sigmoid(r: Array, piece: int, floats: Array) -> None:
     """2: x, y, count."""
     one = floats.dtype.type(1)
@@ -189,7 +191,7 @@ def _sigmoid(r: Array, piece: int, floats: Array) -> None:
 )  # fmt: skip
 def walk_numba(
     program: Array, floats: Array, offsets: Array, sees: Array, every: Array, sums: Array, counters: Array,
-    tiles: Any,
+    tiles: tuple[Shape, Shape, Shape],
 ) -> None:  # fmt: skip
     """Walk down the program: each thread calls this with the same counters, zeros at first."""
     for i in range(len(program)):

@@ -103,7 +103,8 @@ def _parts(pictures: int, phases: list[_Phase], size: int, out_size: int, rows: 
         many = max(size, out_size)
         raise ShapeError(f"conv2d: a picture of {many:,} numbers is too large; at most {MOST:,}")
     places = max(len(phase.out) for phase in phases)
-    most = max(1, min(_TABLE // max(phase.offsets.size for phase in phases), MOST // max(size, out_size)))
+    table = max(1, *(phase.offsets.size for phase in phases))
+    most = max(1, min(_TABLE // table, MOST // max(size, out_size)))
     outside = max(float((phase.offsets < 0).mean()) if phase.offsets.size else 0 for phase in phases)
     is_mixed = outside > _OUTSIDE
     together = max(1, min(pictures, most, _TOGETHER if is_mixed else -(-_PLACES // places)))

@@ -12,6 +12,7 @@ does all pieces itself.
 from __future__ import annotations
 
 from enum import IntEnum
+
 import numpy as np
 
 from minires.backend import Array, kernel

@@ -28,7 +28,7 @@ from minires.backend.kernels import kernel
 from minires.backend.simd import Size, listed, multiply_add, plus, rectify, spread, store, turn
 
 _PANELS = 1 << 17  # numbers that a thread packs at a time: half a megabyte of its cache
-_SUMMED = 256  # products that are summed by themselves, as one long sum of float32 rounds more
+_SUMMED = 512  # products that are summed by themselves, as one long sum of float32 rounds more
 _PLACES = 288  # that meet all of these, before the next do
 GRAIN = 1 << 20  # MACs; fewer are not worth a second thread
 
@@ -130,6 +130,7 @@ def products_numba(
     long, offsets = taps.size * depth * width, table.reshape(table.size)
     is_packed = packed.size > 0
     is_direct = not is_packed and not turned and outputs % width == 0 and stop - start <= 2
+    together = max(1, _SUMMED // depth)  # taps
     fit, step, kernels = max(1, room.size // max(1, long)), width, room
     if is_packed or is_direct:
         fit = max(1, last - first)
@@ -154,22 +155,19 @@ def products_numba(
                 for q in range(q0, min(q0 + _PLACES // height, stop)):
                     m = q % tiles * height
                     at, to = q // tiles * x_step + group * x_group, q // tiles * y_step + group * y_group
-                    tile, summed, is_begun = spread(rows, columns, b, p * width), 0, False
-                    for t in range(taps.size):
-                        if not sees[t, q % tiles]:
-                            continue
-                        lines = listed(rows, x, at, offsets, t * across + m, zeros)
-                        o = taps[t] * tap + group * w_group + n if is_direct else panel + t * depth * width
-                        for k0 in range(0, depth, _SUMMED):
-                            k1 = min(k0 + _SUMMED, depth)
-                            if summed and summed + k1 - k0 > _SUMMED:  # y keeps what was summed so far
-                                target = listed(rows, y, to, out, m, zeros)
-                                if is_begun:
-                                    tile = plus(tile, target, n, outputs - n)
-                                store(tile, target, n, count - m, outputs - n)
-                                tile, summed, is_begun = spread(rows, columns, zeros, 0), 0, True
-                            summed += k1 - k0
-                            whole = k1 - (k1 - k0) % 4
+                    t0 = k0 = 0
+                    while t0 < taps.size:  # what is summed by itself: some taps, or a part of one
+                        t1, k1 = min(t0 + together, taps.size), min(k0 + _SUMMED, depth)
+                        whole = k1 - (k1 - k0) % 4
+                        is_first, is_last = t0 + k0 == 0, t1 == taps.size and k1 == depth
+                        tile = spread(rows, columns, b if is_first else zeros, p * width if is_first else 0)
+                        for t in range(t0, t1):
+                            if not sees[t, q % tiles]:
+                                continue
+                            lines = listed(rows, x, at, offsets, t * across + m, zeros)
+                            o = panel + (t * depth + k0) * width
+                            if is_direct:
+                                o = taps[t] * tap + group * w_group + n + k0 * step
                             for k in range(k0, whole, 4):
                                 tile = multiply_add(tile, lines, k, kernels, o)
                                 tile = multiply_add(tile, lines, k + 1, kernels, o + step)
@@ -179,13 +177,19 @@ def products_numba(
                             for k in range(whole, k1):
                                 tile = multiply_add(tile, lines, k, kernels, o)
                                 o += step
-                    if is_begun:
-                        tile = plus(tile, listed(rows, y, to, out, m, zeros), n, outputs - n)
-                    if added.size:
-                        tile = plus(tile, listed(rows, added, to, out, m, zeros), n, outputs - n)
-                    if relu:
-                        tile = rectify(tile)
-                    store(tile, listed(rows, y, to, out, m, zeros), n, count - m, outputs - n)
+                        target = listed(rows, y, to, out, m, zeros)
+                        if not is_first:  # y holds what was summed before
+                            tile = plus(tile, target, n, outputs - n)
+                        if is_last and added.size:
+                            tile = plus(tile, listed(rows, added, to, out, m, zeros), n, outputs - n)
+                        if is_last and relu:
+                            tile = rectify(tile)
+                        store(tile, target, n, count - m, outputs - n)
+                        k0 = k1 if k1 < depth else 0
+                        t0 = t0 if k1 < depth else t1
+                    if taps.size == 0:  # places that nothing is seen from
+                        tile, target = spread(rows, columns, b, p * width), listed(rows, y, to, out, m, zeros)
+                        store(tile, target, n, count - m, outputs - n)
 
 
 def products(

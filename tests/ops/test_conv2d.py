@@ -81,7 +81,6 @@ def test_small_blocks_on_three_threads(monkeypatch, three_threads, pictures, joi
     if small:  # tables and blocks are kept: none of those below must be found by another test
         monkeypatch.setattr(winograd, "_BLOCK", 256)
         monkeypatch.setattr(tile_products, "_PANELS", 1)
-        monkeypatch.setattr(tile_products, "_SUMMED", 7)
         monkeypatch.setattr(tile_products, "GRAIN", 1)
         monkeypatch.setattr(tile_sums, "GRAIN", 1)
         monkeypatch.setattr(tile_sums, "PLACES", 5)
@@ -110,6 +109,34 @@ def test_same_pads_as_tensorflow_does(size, stride, sides):
     by_hand = conv2d(Tensor(x), Tensor(w), stride=stride, padding=(sides, sides)).numpy()
     assert same.shape[1] == -(-size // stride)
     assert np.array_equal(same, by_hand)
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "groups"),
+    [
+        ((2, 4, 3, 600), (1, 1, 600, 20), 1),
+        ((2, 5, 4, 200), (3, 3, 200, 70), 1),
+        ((1, 3, 3, 1030), (3, 3, 515, 6), 2),
+    ],
+)
+def test_long_sums_are_taken_in_parts(x, w, groups):
+    """More products than are summed by themselves, within a tap and over several; bias and ReLU come once."""
+    rng = np.random.default_rng(0)
+    win = window("conv2d", x[1:3], w[:2], 1, w[0] // 2)
+    x, w, b = rng.standard_normal(x), rng.standard_normal(w), 20 * rng.standard_normal(w[-1])
+    dy = rng.standard_normal((*x.shape[:3], w.shape[-1]))
+    for ours, exact in (
+        (indirect.forward(x, w, b, True, win, groups), module._forward(np, x, w, b, True, win, groups)),
+        (
+            indirect.backward_x(dy, w, x.shape, win, groups),
+            module._backward_x(np, dy, w, x.shape, win, groups),
+        ),
+        (
+            indirect.backward_w(dy, x, w.shape, win, groups),
+            module._backward_w(np, dy, x, w.shape, win, groups),
+        ),
+    ):
+        np.testing.assert_allclose(ours, exact, rtol=1e-12, atol=1e-11)
 
 
 @pytest.mark.parametrize("file", [winograd, indirect], ids=["Winograd", "indirect"])

@@ -28,10 +28,14 @@ from minires import backend
 from minires.backend import Array
 from minires.backend.kernels import sched_yield
 from minires.errors import ConfigError, ShapeError, as_whole
+from minires.nn.fuse import fuse
 from minires.nn.module import Module
+from minires.nn.restored import modes
 from minires.plan import program
 from minires.plan.walk import walk_numba
-from minires.tensor import Tensor
+from minires.tensor import Tensor, no_grad
+
+_APART = 1e-2  # of the scores: float32 rounds to 1e-3 at most in the deepest models
 
 
 class Plan:
@@ -43,9 +47,9 @@ class Plan:
     Raises: ShapeError for pictures of another shape or dtype.
     """
 
-    def __init__(self, model: Module, x: Array) -> None:
+    def __init__(self, folded: Module, x: Array) -> None:
         self.shape, self.dtype = x.shape, x.dtype
-        self._program, self._lock = program.write(model, x), threading.Lock()
+        self._program, self._lock = program.write(folded, x), threading.Lock()
 
     def __call__(self, x: Any) -> Array:
         x = x.data if isinstance(x, Tensor) else np.asarray(x)
@@ -94,21 +98,23 @@ def planned(model: Module, shape: tuple[int, ...]) -> Plan | Module:
     """The plan of a model for pictures of ``shape``; the model itself where there is none for it."""
     try:
         return compile(model, shape)
-    except ConfigError:
+    except (ConfigError, ShapeError):  # of these the model itself will tell
         return model
 
 
 def compile(model: Module, shape: tuple[int, ...], *, dtype: Any = np.float32) -> Plan:
     """Make a plan of a model in inference mode, for pictures of ``shape`` (N, H, W, C).
 
-    The model runs once with pictures of noise, and what it did then is the plan: what depends on the numbers
-    in a picture (an ``if`` on them) is planned as it went that time. The weights are copied: who changes the
+    The model runs once with pictures of noise, and what it did then is the plan. On other pictures it is held
+    against the model: what hangs on the numbers in a picture (an ``if`` on them) is refused, as far as that
+    shows. The weights are copied: who changes the
     model makes a new plan. The model is left as it was.
 
     Batch norms are folded, so results differ from the model's by rounding; from those of
     ``minires.fuse(model)`` only where that takes Winograd's way, or means are added up in another order.
 
-    Raises: ConfigError for an operation that no plan knows, where Numba is missing, or for a model on a GPU;
+    Raises: ConfigError for an operation that no plan knows, for what the operations do not show, where Numba
+    is missing, or for a model on a GPU;
     ShapeError if such pictures do not fit the model.
 
     >>> from minires import nn
@@ -125,5 +131,22 @@ def compile(model: Module, shape: tuple[int, ...], *, dtype: Any = np.float32) -
         raise ConfigError("compile: a plan is for the CPU with Numba; call minires.fuse(model) instead")
     if any(parameter.device != "cpu" for parameter in model.parameters()):
         raise ConfigError('compile: the model is on a GPU, and a plan is for the CPU: model.to("cpu")')
-    x = np.random.default_rng(0).standard_normal(whole).astype(dtype)  # type: ignore[arg-type]
-    return Plan(model, x)
+    rng, folded = np.random.default_rng(0), fuse(model, whole[1:])  # type: ignore[arg-type]
+    x, others = (rng.standard_normal(whole).astype(dtype) for _ in range(2))  # type: ignore[arg-type]
+    plan = Plan(folded, x)
+    _check(plan, folded, others)
+    return plan
+
+
+def _check(plan: Plan, folded: Module, x: Array) -> None:
+    """Other pictures than those that were traced must give what the model gives."""
+    with modes(folded, training=False), no_grad():
+        expected = folded(Tensor(x)).data
+    with np.errstate(over="ignore", invalid="ignore"):
+        apart, size = (float(np.linalg.norm(array)) for array in (plan(x) - expected, expected))
+    if apart > _APART * size:  # what is not finite says nothing
+        raise ConfigError(
+            "compile: for other pictures than those it was made with the plan gives other scores than the "
+            "model. What the model computes hangs on more than its operations say: on numbers taken out of a "
+            "tensor (x.data, x.numpy()), on an if, or on chance"
+        )

@@ -16,7 +16,6 @@ import numpy as np
 from minires import backend
 from minires.backend import Array, simd, tile_products
 from minires.backend.tile_products import Part, Sizes, rows_of
-from minires.nn.fuse import fuse
 from minires.nn.module import Module
 from minires.ops.conv2d import indirect, joined_groups, places
 from minires.plan.trace import Step, Traced, Value, watch, window_of
@@ -319,6 +318,9 @@ def _flat(arrays: list[Array], dtype: Any) -> Array:
     return np.concatenate(arrays) if arrays else np.zeros(0, dtype)
 
 
-def write(model: Module, x: Array) -> Program:
-    """Write the program of a model for pictures such as x. Raises: as :func:`minires.plan.trace.watch`."""
-    return _Writer(watch(fuse(model, x.shape[1:]), x), x.dtype).program()
+def write(folded: Module, x: Array) -> Program:
+    """Write the program of a model, its batch norms folded, for pictures such as x.
+
+    Raises: as :func:`minires.plan.trace.watch`.
+    """
+    return _Writer(watch(folded, x), x.dtype).program()

@@ -264,6 +264,14 @@ def test_what_cannot_be_planned_is_told():
         minires.compile(model, (1, 4, 4, 3))
 
 
+def test_what_the_operations_do_not_show_is_refused():
+    aside = Own(lambda m, x: ops.conv2d(x, Tensor(m.a.weight.data * x.data.max())), a=conv(3, 4))
+    brightness = Own(lambda m, x: m.a(x) if x.data[0, 0, 0, 0] > 1 else m.b(x), a=conv(3, 4), b=conv(3, 4))
+    for model in (aside, brightness):
+        with pytest.raises(ConfigError, match="hangs on more than its operations say"):
+            minires.compile(model, (1, 4, 4, 3))
+
+
 @pytest.mark.parametrize(
     "x", [pictures(3, 4, 4, 3), pictures(2, 4, 5, 3), pictures(4, 4, 3), np.ones((2, 4, 4, 3))]
 )

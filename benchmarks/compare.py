@@ -1,7 +1,7 @@
 """minires against its peers: first the same numbers, then the time of a training step and of inference.
 
     python benchmarks/compare.py [--model resnet50_signs] [--batch 32] [--size 64] [--threads 2] [--rounds 15]
-                                 [--pins] [--compiled] [--json FILE] [--save] [--again]
+                                 [--compiled] [--json FILE] [--save] [--again]
     python benchmarks/compare.py --all [--no-compiled] [--rounds 15] [--again]
 
 The peers are PyTorch in both of its memory layouts; with ``--compiled``, the same by ``torch.compile``, which
@@ -18,10 +18,9 @@ and with its batch norms folded into the convolutions, by ``minires.fuse`` and b
 ONNX Runtime folds by itself, and is held against the faster of our ways. The peak of memory is that of
 training alone, after its first step, in further processes.
 
-The environment's OpenBLAS pins are removed for all; ``--pins`` holds OpenBLAS to AVX2 instead
-(``OPENBLAS_CORETYPE=Haswell``), which PyTorch, with another BLAS, does not feel. ``--save`` writes the report
-to its place, ``results/speed/<processor>/<model>_b<batch>.json``, with ``--again`` beside the ratios of the
-run before. ``--all`` does so with every workload of the README's table.
+The environment's OpenBLAS pins are removed for all. ``--save`` writes the report to its place,
+``results/speed/<processor>/<model>_b<batch>.json``, with ``--again`` beside the ratios of the run before.
+``--all`` does so with every workload of the README's table.
 """
 
 from __future__ import annotations
@@ -51,7 +50,6 @@ from minires import models
 SPEED = Path(__file__).parent / "results" / "speed"
 REQUIRED = (OURS, *EAGER)
 PEERS = (*REQUIRED, COMPILED, ONNX)
-PINS = {"OPENBLAS_CORETYPE": "Haswell"}
 COLUMNS = ("train", "forward", "backward", "optimizer", *WAYS)
 BEST = "best inference"  # of all ways
 WARM_UP = 3  # rounds that are not counted, and training steps before the peak of memory is read
@@ -76,7 +74,7 @@ class Peer:
     ) -> None:  # fmt: skip
         self.name = name
         threads = {"OMP_NUM_THREADS": str(job.threads)}
-        environment = {**without_pins(), **(PINS if job.pins else {}), **threads, **more}
+        environment = {**without_pins(), **threads, **more}
         self.process = subprocess.Popen(
             [*program, "--peer", name, "--folder", str(folder)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
@@ -179,12 +177,12 @@ def measure(job: Job, rounds: int, *, compiled: bool = False) -> dict[str, Any]:
             results[name]["peak_memory_MiB"] = _peak_memory(name, folder, job)
     if not compiled:
         left_out[COMPILED] = f"{COMPILED}: it takes minutes, and is asked for with --compiled"
-    size, pins = f"{job.size}x{job.size}", ", OPENBLAS_CORETYPE=Haswell" if job.pins else ""
+    size = f"{job.size}x{job.size}"
     many = f"{job.threads} thread{'s' if job.threads > 1 else ''}"
     return {
-        "what": f"{job.model}, batch {job.batch}, {size}, float32, Adam, {many}, {rounds} rounds{pins}",
+        "what": f"{job.model}, batch {job.batch}, {size}, float32, Adam, {many}, {rounds} rounds",
         "job": asdict(job),
-        "machine": {**describe(), "pins": PINS if job.pins else {}, "blas": blas},
+        "machine": {**describe(), "blas": blas},
         "agreement": agreement,
         "left_out": left_out,
         "results": results,
@@ -341,7 +339,6 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="height and width of the pictures (default: the model's)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--pins", action="store_true", help="hold OpenBLAS to AVX2")
     parser.add_argument("--compiled", action=argparse.BooleanOptionalAction,
                         help="time torch.compile, too (default: with --all)")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
@@ -357,7 +354,7 @@ def main() -> None:
     if options.all and options.json:
         parser.error("--all writes each report to its place in results/speed/; --json is for a single one")
     size = models.entry(options.model).size if options.size is None else options.size
-    asked = Job(options.model, options.batch, size, options.threads, options.pins)
+    asked = Job(options.model, options.batch, size, options.threads)
     for job in WORKLOADS if options.all else (asked,):
         compiled = options.all if options.compiled is None else options.compiled
         report = measure(job, options.rounds, compiled=compiled)

@@ -152,9 +152,8 @@ def _workloads(processor: str) -> list[dict[str, Any]]:
 
 def _workload(report: dict[str, Any]) -> str:
     job = report["job"]
-    pins = ", products held to AVX2" if job["pins"] else ""
     threads = {1: ", one thread", 2: ""}.get(job["threads"], f", {job['threads']} threads")
-    return f"`{job['model']}`, batch {job['batch']}, {job['size']}x{job['size']}{pins}{threads}"
+    return f"`{job['model']}`, batch {job['batch']}, {job['size']}x{job['size']}{threads}"
 
 
 def _steps(report: dict[str, Any]) -> tuple[float, float]:

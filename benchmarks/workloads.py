@@ -20,13 +20,12 @@ class Job:
     batch: int = 32
     size: int = 64
     threads: int = 2
-    pins: bool = False
 
     @property
     def name(self) -> str:
         """What its result is called; two threads are not mentioned."""
         threads = {1: "_1thread", 2: ""}.get(self.threads, f"_{self.threads}threads")
-        return f"{self.model}_b{self.batch}{'_pins' if self.pins else ''}{threads}"
+        return f"{self.model}_b{self.batch}{threads}"
 
     def build(self, **options: Any) -> Any:
         """The model; residual branches start at a quarter, as in the recipes, where the model can do so."""
@@ -38,7 +37,6 @@ class Job:
 
 WORKLOADS = (
     Job(),
-    Job(pins=True),
     Job(threads=1),
     Job(batch=1),
     Job(batch=8),

@@ -30,6 +30,8 @@ from minires.backend.simd import Size, add, beside, multiply_add, spread, store
 from minires.backend.tile_products import GRAIN, Sizes
 
 PLACES = 256  # in a block
+_PANELS = 1 << 16  # numbers of dy that are packed together, a quarter of a megabyte
+_LONG = 256  # numbers in a row
 _SUMMED = 64  # blocks that are summed by themselves, as one long sum of float32 rounds more
 _FEW = 32  # tiles of dw; where there are fewer, threads have blocks of their own
 
@@ -53,7 +55,7 @@ class Blocks(NamedTuple):
 @kernel(
     x="flat (X)", dy="flat (Y)", dw="out flat (W)", rows="flat int64 (B, 4)", starts="flat int32 (B, T)",
     pairs="flat int32 (2, E)", zeros="flat (>= width)", x_room="out flat (P)", y_room="out flat (Q)",
-    where="depth > 0 and outputs > 0 and width > 0 and width % len(columns) == 0 and T > 1"
+    where="depth > 0 and outputs > 0 and few > 0 and width > 0 and width % len(columns) == 0 and T > 1"
     " and times > 0 and 0 <= start <= stop and 0 <= first <= last <= -(-outputs // width)"
     " and min(x_at, y_at, x_step, y_step, x_row, y_row, x_group, y_group, w_group, tap, row) >= 0"
     " and (group := max(stop - 1, 0) // ((T - 1) * -(-depth // len(height)))) >= 0"
@@ -67,55 +69,63 @@ def _sums_numba(
     height: Size, columns: Size, x: Array, dy: Array, dw: Array, is_first: bool, rows: Array, starts: Array,
     pairs: Array, zeros: Array, x_room: Array, y_room: Array, x_at: int, y_at: int, times: int, x_step: int,
     y_step: int, x_row: int, y_row: int, is_direct: bool, depth: int, outputs: int, x_group: int,
-    y_group: int, w_group: int, tap: int, row: int, width: int, start: int, stop: int, first: int, last: int,
+    y_group: int, w_group: int, tap: int, row: int, width: int, few: int, start: int, stop: int, first: int,
+    last: int,
 ) -> None:  # fmt: skip
     """The units start..stop of dw, all taps of R numbers k, all of these of a group, all groups; and the
     panels first..last of each."""
-    high, taps = len(height), starts.shape[1] - 1
-    tiles, one = (depth + high - 1) // high, (0,)
+    high, taps, one = len(height), starts.shape[1] - 1, (0,)
+    tiles, lanes = (depth + high - 1) // high, width // len(columns)
     source, apart = (x, x_row) if is_direct else (x_room, high)
+    u0, u1 = start // taps, (stop + taps - 1) // taps  # units of R numbers of each row of x
     for time in range(times):
         for block in range(len(rows)):
             x_first, x_count = x_at + time * x_step + rows[block, 0], rows[block, 1]
             y_first, y_count = y_at + time * y_step + rows[block, 2], rows[block, 3]
-            for unit in range(start // taps, 0 if is_direct else (stop + taps - 1) // taps):
-                at = x_first * x_row + unit // tiles * x_group + unit % tiles * high
-                to = (unit - start // taps) * x_count * high
-                for _ in range(x_count):  # R numbers of each row of x
-                    for r in range(0, high, width):
-                        if at + r + width <= x.size:
-                            numbers = spread(one, columns, x, at + r)
-                            store(numbers, beside(one, x_room, to + r, 0), 0, 1, width)
-                        else:
-                            for i in range(r, min(high, x.size - at)):
-                                x_room[to + i] = x[at + i]
-                    at += x_row
-                    to += high
-            for group in range(start // (taps * tiles), (stop + taps * tiles - 1) // (taps * tiles)):
-                for p in range(first, last):
-                    n, at = p * width, y_first * y_row + group * y_group + p * width
+            x_far, y_far = x_count * high + lanes, y_count * width
+            for group in range(u0 // tiles, (u1 + tiles - 1) // tiles):
+                here = group * tiles
+                ua, ub = max(u0, here), min(u1, here + tiles)
+                for m in range(0 if is_direct else x_count):  # as they lie, so that reading is fast
+                    at, to = (x_first + m) * x_row + group * x_group + (ua - here) * high, m * high
+                    for _ in range(ub - ua):
+                        for r in range(0, high, lanes):
+                            if at + r + lanes <= x.size:  # too many are copied, and the next go over them
+                                numbers = spread(one, one, x, at + r)
+                                store(numbers, beside(one, x_room, to + r, 0), 0, 1, lanes)
+                            else:
+                                for i in range(r, min(high, x.size - at)):
+                                    x_room[to + i] = x[at + i]
+                        at += high
+                        to += x_far
+                for p0 in range(first, last, few):
+                    p1 = min(p0 + few, last)
                     for m in range(y_count):
-                        if at + width <= dy.size:
-                            numbers = spread(one, columns, dy, at)
-                            store(numbers, beside(one, y_room, m * width, 0), 0, 1, width)
-                        else:
-                            for i in range(outputs - n):
-                                y_room[m * width + i] = dy[at + i]
-                        at += y_row
-                    for q in range(max(start, group * tiles * taps), min(stop, (group + 1) * tiles * taps)):
-                        t, unit = q % taps, q // taps
-                        k, at = unit % tiles * high, (unit - start // taps) * x_count * high
-                        if is_direct:
-                            at = x_first * x_row + group * x_group + k
-                        tile = spread(height, columns, zeros, 0)
-                        for e in range(starts[block, t], starts[block, t + 1]):
-                            lines = beside(height, source, at + pairs[0, e] * apart, 1)
-                            tile = multiply_add(tile, lines, 0, y_room, pairs[1, e] * width)
-                        lines = beside(height, dw, t * tap + k * row + group * w_group + n, row)
-                        if is_first and time == 0 and block == 0:
-                            store(tile, lines, 0, depth - k, outputs - n)
-                        else:
-                            add(tile, lines, 0, depth - k, outputs - n)
+                        at, to = (y_first + m) * y_row + group * y_group + p0 * width, m * width
+                        for p in range(p0, p1):
+                            if at + width <= dy.size:
+                                store(spread(one, columns, dy, at), beside(one, y_room, to, 0), 0, 1, width)
+                            else:
+                                for i in range(outputs - p * width):
+                                    y_room[to + i] = dy[at + i]
+                            at += width
+                            to += y_far
+                    for p in range(p0, p1):
+                        n, panel = p * width, (p - p0) * y_far
+                        for unit in range(ua, ub):
+                            k, at = (unit - here) * high, (unit - ua) * x_far
+                            if is_direct:
+                                at = x_first * x_row + group * x_group + k
+                            for t in range(max(0, start - unit * taps), min(taps, stop - unit * taps)):
+                                tile = spread(height, columns, zeros, 0)
+                                for e in range(starts[block, t], starts[block, t + 1]):
+                                    lines = beside(height, source, at + pairs[0, e] * apart, 1)
+                                    tile = multiply_add(tile, lines, 0, y_room, panel + pairs[1, e] * width)
+                                lines = beside(height, dw, t * tap + k * row + group * w_group + n, row)
+                                if is_first and time == 0 and block == 0:
+                                    store(tile, lines, 0, depth - k, outputs - n)
+                                else:
+                                    add(tile, lines, 0, depth - k, outputs - n)
 
 
 def sums_over_places(
@@ -136,19 +146,22 @@ def sums_over_places(
     longest, highest = (max(int(part.rows[:, i].max()) for part in blocks) for i in (1, 3))
     macs = sum(part.times * part.pairs.shape[1] for part in blocks) * math.prod(sizes[:3])
     share = max(1, min(thread_pool.threads(), macs // GRAIN))
-    # What only one tap reads is read where it lies, unless the last tile would read beyond the end.
-    is_direct = tail >= high or (taps == 1 and sizes.depth % high == 0)
+    few = max(1, _PANELS // (highest * width))
+    # What only one tap reads is read where it lies, unless rows are so long that their parts are read slowly,
+    # or the last tile would read beyond the end.
+    is_direct = tail >= high or (taps == 1 and sizes.depth <= _LONG and sizes.depth % high == 0)
 
     def run(
         some: Sequence[Blocks], total: Array, start: int, stop: int, first: int, last: int, onto: bool = False
     ) -> None:
-        count = 0 if is_direct else longest * high * (-(-stop // taps) - start // taps)
-        x_room, y_room = np.empty(count + width, x.dtype), np.empty(highest * width, x.dtype)
+        units_here = 0 if is_direct else -(-stop // taps) - start // taps
+        x_room = np.empty((longest * high + width) * units_here + width, x.dtype)
+        y_room = np.empty(min(few, last - first) * highest * width, x.dtype)
         for i, (rows, starts, pairs, *at) in enumerate(some if start < stop and first < last else ()):
             _sums_numba(
                 *tile, x, dy, total, i == 0 and not onto, rows, starts, pairs, zeros, x_room, y_room, *at,
-                x_row, y_row, is_direct, sizes.depth, sizes.outputs, *sizes[3:], width, start, stop, first,
-                last,
+                x_row, y_row, is_direct, sizes.depth, sizes.outputs, *sizes[3:], width, few, start, stop,
+                first, last,
             )  # fmt: skip
 
     if units * panels < _FEW and not grows:

@@ -15,7 +15,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 SPEED = RESULTS / "speed"  # of compare.py, a folder per processor
-PROCESSOR = "amd_25_17"  # the one whose figures come first, and alone into the README
+PROCESSOR = "amd_26_2"  # the one whose figures come first, and alone into the README
 DETAILED = "resnet50_signs_b32"
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -83,7 +83,7 @@ def speed() -> str:
 def _beside_peers(reports: list[dict[str, Any]]) -> str:
     """One processor's table."""
     head = ("training step", "minires", "PyTorch", "minires / PyTorch", "eager alone", "run before",
-            "inference", "batch norms folded", "the faster of both", "minires / ONNX Runtime",
+            "inference", "batch norms folded", "the fastest way", "minires / ONNX Runtime",
             "peak memory")  # fmt: skip
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for report in reports:
@@ -98,7 +98,9 @@ def _beside_peers(reports: list[dict[str, Any]]) -> str:
             _ratio(best, "memory"),
         ]
         lines.append(f"| {_workload(report)} | {' | '.join(cells)} |")
-    return "\n".join(lines) + f"\n\n{_parts(reports[0])}"
+    left = sorted({why for report in reports for why in report.get("left_out", {}).values()})
+    told = "".join(f"Left out: {why}.\n\n" for why in left)
+    return "\n".join(lines) + f"\n\n{told}{_parts(reports[0])}"
 
 
 def engines() -> str:

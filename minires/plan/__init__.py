@@ -19,15 +19,17 @@ what is no longer needed makes room for what comes.
 from __future__ import annotations
 
 import functools
+import os
 import threading
-from typing import Any
+import weakref
+from typing import Any, Never
 
 import numpy as np
 
 from minires import backend
 from minires.backend import Array
 from minires.backend.kernels import sched_yield
-from minires.errors import ConfigError, ShapeError, as_whole
+from minires.errors import ConfigError, MiniresError, ShapeError, as_whole
 from minires.nn.fuse import fuse
 from minires.nn.module import Module
 from minires.nn.restored import modes
@@ -35,7 +37,20 @@ from minires.plan import program
 from minires.plan.walk import walk_numba
 from minires.tensor import Tensor, no_grad
 
-_APART = 1e-2  # of the scores: float32 rounds to 1e-3 at most in the deepest models
+_APART = 2e-3  # of the scores: float32 rounds to 1e-3 at most in the deepest models
+
+
+_plans: weakref.WeakSet[Plan] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """In a forked child: who holds a lock is a thread of the parent, and will never let go."""
+    for plan in list(_plans):
+        plan._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Plan:
@@ -50,6 +65,7 @@ class Plan:
     def __init__(self, folded: Module, x: Array) -> None:
         self.shape, self.dtype = x.shape, x.dtype
         self._program, self._lock = program.write(folded, x), threading.Lock()
+        _plans.add(self)
 
     def __call__(self, x: Any) -> Array:
         x = x.data if isinstance(x, Tensor) else np.asarray(x)
@@ -83,6 +99,9 @@ class Plan:
             backend.parallel_calls([walk] * backend.threads())
             y: Array = run.floats[run.y].reshape(run.y_shape)[: len(x)].copy()
         return y
+
+    def __getstate__(self) -> Never:
+        raise MiniresError("a plan is neither pickled nor copied; take the model, and compile that anew")
 
     def __len__(self) -> int:
         return int(self.shape[0])
@@ -127,6 +146,8 @@ def compile(model: Module, shape: tuple[int, ...], *, dtype: Any = np.float32) -
     whole = tuple(as_whole(size) for size in shape) if isinstance(shape, tuple | list) else ()
     if len(whole) != 4 or not all(size is not None and size > 0 for size in whole):
         raise ShapeError(f"compile: shape must be (N, H, W, C), each at least 1, not {shape!r}")
+    if backend.dtype_of(dtype) not in (np.float32, np.float64):
+        raise ConfigError(f"compile: dtype must be 'float32' or 'float64', not {dtype!r}")
     if not backend.fast(np.empty(0)) or sched_yield is None:
         raise ConfigError("compile: a plan is for the CPU with Numba; call minires.fuse(model) instead")
     if any(parameter.device != "cpu" for parameter in model.parameters()):

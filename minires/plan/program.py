@@ -74,6 +74,7 @@ class _Memory:
     def give_back(self, at: int, size: int) -> None:
         """A value is not needed any more; places side by side become one."""
         for other in list(self.free):
+            assert at + size <= other[0] or other[0] + other[1] <= at, "no place is given back twice"
             if other[0] + other[1] == at:
                 self.free.remove(other)
                 at, size = other[0], other[1] + size
@@ -99,18 +100,17 @@ class _Writer:
 
     def program(self) -> Program:
         traced = self.traced
-        last: dict[Value, int] = {traced.output.value: len(traced.steps)}
-        for number, step in enumerate(traced.steps):
-            for read in step.reads.values():
-                last[read.value] = max(last.get(read.value, 0), number)
+        last = {value: number for number, step in enumerate(traced.steps) for value in step.values}
+        last |= {traced.output.value: len(traced.steps)}
         self._place(traced.input)
+        self.input = self._at(traced.input)
         for number, step in enumerate(traced.steps):
             if step.writes not in self.where:
                 self._place(step.writes)
             getattr(self, f"_{step.op}")(step)
-            for value in {read.value for read in step.reads.values()} | {step.writes}:
-                if last.get(value, number) == number and value in self.where:
-                    self.memory.give_back(*self.where[value])
+            for value in step.values:
+                if last[value] == number:
+                    self.memory.give_back(*self.where.pop(value))
         return self._laid_out()
 
     def _laid_out(self) -> Program:
@@ -118,10 +118,11 @@ class _Writer:
         floats = np.zeros(memory.size + self.widest, self.dtype)
         for at, array in memory.constants:
             floats[at : at + array.size] = array
-        x, y = self._at(traced.input), self._at(traced.output.value)
+        x, y = self.input, self._at(traced.output.value)
         tiles = simd.shapes()
         return Program(
-            np.array(self.lines, np.int64), floats, _flat(self.offsets, np.int32), _flat(self.sees, bool),
+            np.array(self.lines, np.int64).reshape(-1, COLUMNS), floats, _flat(self.offsets, np.int32),
+            _flat(self.sees, bool),
             np.arange(self.taps), np.zeros(self.threads * self.widest),
             slice(x, x + math.prod(traced.input.shape)), slice(y, y + math.prod(traced.output.shape)),
             traced.output.shape, tuple((*tiles, tiles[-1])[:3]),

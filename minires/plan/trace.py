@@ -63,6 +63,11 @@ class Step:
     constants: dict[str, Array] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def values(self) -> list[Value]:
+        """All that it reads and writes, each once."""
+        return list(dict.fromkeys([*(read.value for read in self.reads.values()), self.writes]))
+
 
 @dataclass(frozen=True)
 class Traced:
@@ -86,7 +91,13 @@ def watch(model: Module, x: Array) -> Traced:
     output = tracer.read(y)
     if output is None:
         raise ConfigError("the model's result does not depend on its input: there is nothing to plan")
-    return Traced(_joined(tracer.steps, output), tracer.input, output)
+    if y.shape[:1] != x.shape[:1]:
+        raise ConfigError(
+            f"a plan is for a model that gives a row for each picture; for {len(x)} this gives {y.shape}"
+        )
+    if not output.is_whole:  # the first channels of a history
+        output = Read(tracer.copied(output), output.shape)
+    return Traced(_joined(_needed(tracer.steps, output), output), tracer.input, output)
 
 
 def window_of(options: Mapping[str, Any], x: Shape) -> Window:
@@ -126,7 +137,7 @@ class _Tracer:
         if call.op in ("reshape", "flatten"):
             read = reads["x"]
             if not read.is_whole:
-                read = Read(self._copied(read), read.shape)
+                read = Read(self.copied(read), read.shape)
             self._set(call.y, Read(read.value, call.y.shape))
             return
         if call.op == "dense_buffer":
@@ -141,16 +152,14 @@ class _Tracer:
                 f"{', '.join(f'{name} {x.shape}' for name, x in call.inputs.items())}; use the model itself, "
                 "or minires.fuse(model)"
             )
-        if call.op != "batch_norm":  # that alone reads a history as it lies
-            reads = {
-                name: read if read.is_whole else Read(self._copied(read), read.shape)
-                for name, read in reads.items()
-            }
+        for name, read in reads.items():  # a batch norm alone reads a history as it lies
+            if not read.is_whole and (call.op, name) != ("batch_norm", "x"):
+                reads[name] = Read(self.copied(read), read.shape)
         value = Value(call.y.shape)
         self.steps.append(Step(call.op, reads, value, 0, constants, call.options))
         self._set(call.y, Read(value, call.y.shape))
 
-    def _copied(self, read: Read) -> Value:
+    def copied(self, read: Read) -> Value:
         value = Value(read.shape)
         self.steps.append(Step("copy", {"x": read}, value))
         return value
@@ -202,6 +211,16 @@ _KNOWN: dict[str, Any] = {
     "global_avg_pool2d": _only("x"), "pad_channels": _only("x"), "sigmoid": _only("x"), "relu": _same,
     "add": _same, "mul": _is_gate, "batch_norm": _normalizes,
 }  # fmt: skip
+
+
+def _needed(steps: list[Step], output: Read) -> list[Step]:
+    """The steps without those whose results lead nowhere."""
+    needed, kept = {output.value}, []
+    for step in reversed(steps):
+        if step.writes in needed:
+            needed.update(step.values)
+            kept.append(step)
+    return kept[::-1]
 
 
 def _joined(steps: list[Step], output: Read) -> list[Step]:

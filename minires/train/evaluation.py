@@ -129,7 +129,7 @@ def _batches(
 ) -> Iterator[Tensor]:
     """The pictures in batches; a last one of fewer than ``least`` is joined to the one before it."""
     batch_size = whole("batch_size", batch_size)
-    device = next(iter(model.parameters())).device
+    device = next((parameter.device for parameter in model.parameters()), "cpu")
     starts = range(0, max(1, len(images) - least + 1), max(least, batch_size))
     for start, stop in zip(starts, [*starts[1:], len(images)], strict=True):
         yield Tensor(backend.to_device(normalize(images[start:stop]), device))

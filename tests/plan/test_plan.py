@@ -1,5 +1,7 @@
 """Plans: the same numbers as the folded model, from one array, on any number of threads."""
 
+import os
+import pickle
 import threading
 
 import numpy as np
@@ -262,6 +264,65 @@ def test_what_cannot_be_planned_is_told():
             make()
     with minires.reference(), pytest.raises(ConfigError, match="for the CPU with Numba"):
         minires.compile(model, (1, 4, 4, 3))
+
+
+def unread(m, x):
+    y = m.a(x)
+    ops.concat([y, x])  # nobody reads it
+    return ops.concat([m.b(y), m.b(ops.relu(y))])
+
+
+def appended_last(m, x):
+    history = DenseBuffer(m.a(x), 14)
+    y = m.c(history.append(x))
+    history.append(x)  # behind all that is read
+    return ops.sigmoid(y) + y
+
+
+def with_room(m, x):
+    return DenseBuffer(m.a(x), 24).append(x)
+
+
+def a_part_is_added(m, x):
+    history = DenseBuffer(m.a(x), 16)
+    first = history.latest
+    history.append(x)
+    return m.n(m.a(x), add=first)
+
+
+@pytest.mark.parametrize("function", [unread, appended_last, with_room, a_part_is_added])
+def test_histories_and_what_nobody_reads(no_winograd, function):
+    layers = {"a": conv(3, 8), "b": conv(8, 16), "c": conv(11, 9), "n": nn.BatchNorm2d(8)}
+    model, x = shake(Own(function, **layers)), pictures(2, 6, 6, 3)
+    expected = folded(model, x)
+    assert np.allclose(minires.compile(model, x.shape)(x), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_models_that_compute_nothing_and_those_that_mix_pictures():
+    x = pictures(2, 4, 4, 3)
+    for model in (nn.Sequential(nn.Flatten()), Own(lambda m, x: x)):
+        plan = minires.compile(model, x.shape)
+        assert np.array_equal(plan(x).reshape(-1), x.reshape(-1))
+    mixed = Own(lambda m, x: ops.linear(x.reshape(-1, 3), m.a.weight), a=nn.Linear(3, 5))
+    with pytest.raises(ConfigError, match=r"a row for each picture; for 2 this gives \(32, 5\)"):
+        minires.compile(mixed, x.shape)
+    for dtype in ("float16", "int32", "banana"):
+        with pytest.raises(ConfigError, match="dtype"):
+            minires.compile(MODELS["convolution"](), x.shape, dtype=dtype)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_uses_a_plan_that_another_thread_was_using():
+    plan, x = minires.compile(MODELS["convolution"](), (1, 8, 8, 3)), pictures(1, 8, 8, 3)
+    plan._lock.acquire()  # as the other thread has it
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if plan(x).shape == (1, 8, 8, 20) else 1)
+    plan._lock.release()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    with pytest.raises(minires.MiniresError, match="neither pickled nor copied"):
+        pickle.dumps(plan)
 
 
 def test_what_the_operations_do_not_show_is_refused():

@@ -43,9 +43,8 @@ def _is_tiled(a: Array, b: Array) -> bool:
 def _by_tiles(a: Array, b: Array, bias: Array | None) -> Array:
     """a (M, K) @ b (K, N), of which a transposed one is read as it lies."""
     (m, k), n = a.shape, b.shape[1]
-    if (
-        bias is None and a.T.flags.c_contiguous and not a.flags.c_contiguous
-    ):  # sums over the rows of what is transposed
+    is_transposed = a.T.flags.c_contiguous and not a.flags.c_contiguous
+    if is_transposed and bias is None:  # sums over its rows
         y, sizes = np.empty((m, n), a.dtype), Sizes(m, n, 1, 0, 0, 0, m * n, n)
         tile_sums.sums_over_places(a.T, np.ascontiguousarray(b), y, tile_sums.rows_of(k), sizes, m, n)
         return y

@@ -38,8 +38,6 @@ from minires.plan.walk import walk_numba
 from minires.tensor import Tensor, no_grad
 
 _APART = 2e-3  # of the scores: float32 rounds to 1e-3 at most in the deepest models
-
-
 _plans: weakref.WeakSet[Plan] = weakref.WeakSet()
 
 
@@ -85,17 +83,8 @@ class Plan:
             pixels[: len(x)] = x
             pixels[len(x) :] = 0
             counters = np.zeros(2 * len(run.lines), np.int64)
-            walk = functools.partial(
-                walk_numba,
-                run.lines,
-                run.floats,
-                run.offsets,
-                run.sees,
-                run.every,
-                run.sums,
-                counters,
-                run.tiles,
-            )
+            arrays = (run.lines, run.floats, run.offsets, run.sees, run.every, run.sums, counters)
+            walk = functools.partial(walk_numba, *arrays, run.tiles)
             backend.parallel_calls([walk] * backend.threads())
             y: Array = run.floats[run.y].reshape(run.y_shape)[: len(x)].copy()
         return y
@@ -126,15 +115,13 @@ def compile(model: Module, shape: tuple[int, ...], *, dtype: Any = np.float32) -
 
     The model runs once with pictures of noise, and what it did then is the plan. On other pictures it is held
     against the model: what hangs on the numbers in a picture (an ``if`` on them) is refused, as far as that
-    shows. The weights are copied: who changes the
-    model makes a new plan. The model is left as it was.
+    shows. The weights are copied: who changes the model makes a new plan. The model is left as it was.
 
     Batch norms are folded, so results differ from the model's by rounding; from those of
     ``minires.fuse(model)`` only where that takes Winograd's way, or means are added up in another order.
 
     Raises: ConfigError for an operation that no plan knows, for what the operations do not show, where Numba
-    is missing, or for a model on a GPU;
-    ShapeError if such pictures do not fit the model.
+    is missing, or for a model on a GPU; ShapeError if such pictures do not fit the model.
 
     >>> from minires import nn
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, relu=True), nn.GlobalAvgPool2d(), nn.Linear(8, 4))

@@ -96,7 +96,7 @@ class _Writer:
         self.tables: dict[int, tuple[int, int, int, Any]] = {}  # by id of the places, which are kept
         self.threads = backend.threads()
         self.taps, self.widest = 1, 1
-        self.zeros = self.memory.add(_zeros(traced))
+        self.memory.add(_zeros(traced))  # at the very beginning, where the kernels look for zeros
 
     def program(self) -> Program:
         traced = self.traced
@@ -174,22 +174,8 @@ class _Writer:
         at = self.memory.add(n * math.prod(picture) * c + _ALIGNED)
         size, line = math.prod(picture) * c, picture[1] * c
         inside = at + win.top * line + win.left * c
-        self._line(
-            Do.COPY,
-            self._pieces(n * h * w * c, n * h),
-            x,
-            h * w * c,
-            w * c,
-            c,
-            inside,
-            size,
-            line,
-            c,
-            n,
-            h,
-            w,
-            c,
-        )
+        pieces = self._pieces(n * h * w * c, n * h)
+        self._line(Do.COPY, pieces, x, h * w * c, w * c, c, inside, size, line, c, n, h, w, c)
         return at, (n, *picture, c), indirect.column(win), win.size[1] * c
 
     def _products(
@@ -285,15 +271,8 @@ class _Writer:
     def _add(self, step: Step) -> None:
         a, *b = (self._at(read.value) for read in step.reads.values())
         count = math.prod(step.writes.shape)
-        self._line(
-            Do.ADD,
-            self._pieces(count, count),
-            a,
-            b[0] if b else -1,
-            self._at(step.writes),
-            count,
-            step.op == "relu",
-        )
+        pieces, other, y = self._pieces(count, count), b[0] if b else -1, self._at(step.writes)
+        self._line(Do.ADD, pieces, a, other, y, count, step.op == "relu")
 
     _relu = _add
 

@@ -20,7 +20,7 @@ from minires.errors import ConfigError
 from minires.modes import settings
 from minires.nn.module import Module
 from minires.nn.restored import modes
-from minires.ops.window import Window
+from minires.ops.window import Window, window
 from minires.tensor import Call, Tensor, no_grad, watching
 
 Shape = tuple[int, ...]
@@ -102,14 +102,8 @@ def watch(model: Module, x: Array) -> Traced:
 
 def window_of(options: Mapping[str, Any], x: Shape) -> Window:
     """The window of a call on pictures of shape x."""
-    (top, bottom), (left, right) = options["padding"]
-    size, stride, dilation = options["kernel"], options["stride"], options["dilation"]
-    reach = [(k - 1) * d + 1 for k, d in zip(size, dilation, strict=True)]
-    out = (
-        (x[1] + top + bottom - reach[0]) // stride[0] + 1,
-        (x[2] + left + right - reach[1]) // stride[1] + 1,
-    )
-    return Window(size, stride, top, bottom, left, right, out, dilation)
+    asked = (options[name] for name in ("kernel", "stride", "padding", "dilation"))
+    return window("a plan", (x[1], x[2]), *asked)
 
 
 class _Tracer:

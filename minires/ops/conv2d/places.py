@@ -20,6 +20,7 @@ are others for even and for odd rows, so there is a table for each: a *phase*.
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -43,11 +44,10 @@ def forward(
     pictures: int, picture: tuple[int, ...], outputs: int, win: Window, rows: int
 ) -> tuple[Part, ...]:
     """The places of the output (OH, OW, outputs), which look at a picture (H, W, C); tiles have ``rows``."""
-    (h, w, c), (kh, kw), (oh, ow) = picture, win.size, win.out
-    down = np.arange(oh) * win.stride[0] + np.arange(kh)[:, None] * win.dilation[0] - win.top  # (KH, OH)
-    across = np.arange(ow) * win.stride[1] + np.arange(kw)[:, None] * win.dilation[1] - win.left  # (KW, OW)
-    phase = _Phase(_offsets(down, across, h, w, c), np.arange(oh * ow) * outputs, np.arange(kh * kw))
-    return _parts(pictures, [phase], h * w * c, oh * ow * outputs, rows)
+    offsets = _under(win, picture)
+    taps, places = offsets.shape
+    phase = _Phase(offsets, np.arange(places) * outputs, np.arange(taps))
+    return _parts(pictures, [phase], math.prod(picture), places * outputs, rows)
 
 
 @functools.lru_cache(maxsize=256)
@@ -89,6 +89,14 @@ def _seen(
     return found
 
 
+def _under(win: Window, picture: tuple[int, ...]) -> Array:
+    """What lies under a window, (KH*KW, OH*OW) offsets in a picture (H, W, C), or -1."""
+    (oh, ow), (kh, kw) = win.out, win.size
+    down = np.arange(oh) * win.stride[0] + np.arange(kh)[:, None] * win.dilation[0] - win.top  # (KH, OH)
+    across = np.arange(ow) * win.stride[1] + np.arange(kw)[:, None] * win.dilation[1] - win.left  # (KW, OW)
+    return _offsets(down, across, *picture)
+
+
 def _offsets(down: Array, across: Array, h: int, w: int, c: int) -> Array:
     """(KH, OH) rows and (KW, OW) columns -> (KH*KW, OH*OW) offsets in a picture (H, W, C), or -1."""
     inside = ((down >= 0) & (down < h))[:, None, :, None] & ((across >= 0) & (across < w))[None, :, None]
@@ -103,8 +111,8 @@ def _parts(pictures: int, phases: list[_Phase], size: int, out_size: int, rows: 
         many = max(size, out_size)
         raise ShapeError(f"conv2d: a picture of {many:,} numbers is too large; at most {MOST:,}")
     places = max(len(phase.out) for phase in phases)
-    table = max(1, *(phase.offsets.size for phase in phases))
-    most = max(1, min(_TABLE // table, MOST // max(size, out_size)))
+    numbers = max(1, *(phase.offsets.size for phase in phases))
+    most = max(1, min(_TABLE // numbers, MOST // max(size, out_size)))
     outside = max(float((phase.offsets < 0).mean()) if phase.offsets.size else 0 for phase in phases)
     is_mixed = outside > _OUTSIDE
     together = max(1, min(pictures, most, _TOGETHER if is_mixed else -(-_PLACES // places)))
@@ -140,10 +148,8 @@ def _tabled(phase: _Phase, pictures: int, size: int, out_size: int, rows: int, i
 def blocks(pictures: int, picture: tuple[int, ...], win: Window) -> tuple[Blocks, ...]:
     """What each tap sees of the picture (H, W, C), for blocks of lines of the output, or of whole pictures.
     The rows are pixels of x, and places."""
-    (h, w, _), (kh, kw), (oh, ow) = picture, win.size, win.out
-    down = np.arange(oh) * win.stride[0] + np.arange(kh)[:, None] * win.dilation[0] - win.top  # (KH, OH)
-    across = np.arange(ow) * win.stride[1] + np.arange(kw)[:, None] * win.dilation[1] - win.left  # (KW, OW)
-    pixels = _offsets(down, across, h, w, 1).reshape(kh * kw, oh, ow)
+    (h, w, _), (oh, ow) = picture, win.out
+    pixels = _under(win, (h, w, 1)).reshape(-1, oh, ow)
     together = max(1, min(pictures, tile_sums.PLACES // (oh * ow)))
     whole = pictures // together * together
     found = []

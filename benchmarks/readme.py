@@ -81,25 +81,26 @@ def speed() -> str:
 
 
 def _beside_peers(reports: list[dict[str, Any]]) -> str:
-    """One processor's table."""
-    head = ("training step", "minires", "PyTorch", "minires / PyTorch", "eager alone", "run before",
-            "inference", "batch norms folded", "the fastest way", "minires / ONNX Runtime",
-            "peak memory")  # fmt: skip
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    """One processor's table, without the columns that say nothing in it."""
+    rows = []
     for report in reports:
         best, eager = report["minires_over_pytorch_best"], report["minires_over_pytorch_eager"]
         before = report.get("run before", {}).get("minires_over_pytorch_eager", {})
-        cells = [
-            *(_ms(time) for time in _steps(report)),
-            _ratio(best, "train"),
-            *(_ratio(row, "train").strip("*") for row in (eager, before)),
-            *(_ratio(best, what) for what in ("inference", FOLDED, BEST)),
-            _ratio(report, "minires_over_onnxruntime"),
-            _ratio(best, "memory"),
-        ]
-        lines.append(f"| {_workload(report)} | {' | '.join(cells)} |")
+        ours, theirs = map(_ms, _steps(report))
+        alone = _ratio(eager, "train").strip("*") if eager != best else ""
+        rows.append({
+            "training step": _workload(report), "minires": ours, "PyTorch": theirs,
+            "minires / PyTorch": _ratio(best, "train"), "eager alone": alone,
+            "run before": _ratio(before, "train").strip("*"), "inference": _ratio(best, "inference"),
+            "batch norms folded": _ratio(best, FOLDED), "the fastest way": _ratio(best, BEST),
+            "minires / ONNX Runtime": _ratio(report, "minires_over_onnxruntime"),
+            "peak memory": _ratio(best, "memory"),
+        })  # fmt: skip
+    head = [name for name in rows[0] if any(row[name] for row in rows)]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines += [f"| {' | '.join(row[name] for name in head)} |" for row in rows]
     left = sorted({why for report in reports for why in report.get("left_out", {}).values()})
-    told = "".join(f"Left out: {why}.\n\n" for why in left)
+    told = "".join(re.sub(r"(--\w+)", r"`\1`", f"Left out: {why}.\n\n") for why in left)
     return "\n".join(lines) + f"\n\n{told}{_parts(reports[0])}"
 
 
@@ -139,6 +140,7 @@ def first_run() -> str:
 
 TITLES = {"minires": "minires", "chainer": "Chainer 7.8.1", "dezero": "DeZero 0.0.13"}
 FOLDED = "inference, folded"
+PLANNED = "inference, planned"
 BEST = "best inference"
 
 
@@ -175,7 +177,8 @@ def _ratio(ratios: dict[str, float], what: str) -> str:
 
 def _parts(report: dict[str, Any]) -> str:
     columns = {"train": "training step", "forward": "forward", "backward": "backward", "optimizer": "Adam",
-               "inference": "inference", FOLDED: "batch norms folded"}  # fmt: skip
+               "inference": "inference", FOLDED: "batch norms folded", PLANNED: "planned"}  # fmt: skip
+    columns = {name: title for name, title in columns.items() if name in report["results"]["minires"]}
     lines = [
         "| ms, median | " + " | ".join(columns.values()) + " | peak memory |",
         "|---" * (len(columns) + 2) + "|",

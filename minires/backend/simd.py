@@ -22,6 +22,10 @@ one more turns a block of numbers, so that a matrix can be read by columns as fa
 
     turn(x, at, step, y, to, leap)                  y[to + k*leap + n] = x[at + n*step + k], n and k < lanes
 
+And one has a line of the cache read that is needed soon, so that nobody waits for it:
+
+    fetch(x, at)                                    the 64 bytes around x[at]
+
 The arrays are flat (one axis, no gaps) and of one type. No index is checked: all must lie inside. Here the
 functions stand as plain NumPy code, which is what they mean; in a kernel Numba compiles each to the vector
 instructions of the processor.
@@ -44,6 +48,8 @@ Shape = tuple[Size, Size]  # rows and columns
 Lines = Sequence[Array]
 
 MOST_ROWS = 12
+# Rows and columns of the tiles of sums over places, by how many sums the registers hold.
+_SQUARES = {24: ((6, 4), (8, 3), (12, 2), (16, 1)), 12: ((4, 3), (6, 2), (12, 1))}
 
 
 @functools.cache
@@ -86,11 +92,18 @@ def shape(outputs: int, dtype: Any) -> Shape:
 
 @functools.cache
 def square(outputs: int, depth: int, dtype: Any) -> Shape:
-    """The tile of sums over places that is best for so many sums side by side, and one below the other: its
-    rows divide ``depth`` if they can, since those beyond are computed for nothing."""
-    sums, wide = processor()[1] * 3 // 4, 2 if outputs > lanes(dtype) else 1
-    tall = [rows for rows in (16, 12, 8, 6, 4) if rows * wide <= sums]
-    return (0,) * min(tall, key=lambda rows: -(-depth // rows) * (rows + 0.5)), (0,) * wide
+    """The tile of sums over places that is best for so many sums side by side, and one below the other: those
+    beyond either are computed for nothing."""
+    sums = processor()[1] * 3 // 4
+
+    def cost(found: tuple[int, int]) -> float:
+        rows, columns = found
+        # A step multiplies rows * columns times, and reads rows + columns times: the more of these counts.
+        time = max(rows * columns, 1.1 * (rows + columns))
+        return -(-depth // rows) * -(-outputs // (columns * lanes(dtype))) * time
+
+    rows, columns = min(_SQUARES[sums], key=cost)
+    return (0,) * rows, (0,) * columns
 
 
 def width(tile: Shape, dtype: Any) -> int:
@@ -139,6 +152,10 @@ def turn(x: Array, at: int, step: int, y: Array, to: int, leap: int) -> None:
     for n in range(lanes(x.dtype)):
         for k in range(lanes(x.dtype)):
             y[to + k * leap + n] = x[at + n * step + k]
+
+
+def fetch(x: Array, at: int) -> None:
+    pass  # it changes nothing but the time
 
 
 def set_up() -> None:
@@ -385,6 +402,18 @@ def set_up() -> None:
 
         return types.void(x, at, step, y, to, leap), build
 
+    @intrinsic
+    def _fetch(_: Any, x: Any, at: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            start = builder.bitcast(pointer(context, builder, signature.args[0], *arguments), byte)
+            kind = ir.FunctionType(ir.VoidType(), [byte, index, index, index])
+            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            builder.call(function, [start, index(0), index(2), index(1)])  # to read, often, data
+            return context.get_dummy_value()
+
+        byte = ir.IntType(8).as_pointer()
+        return types.void(x, at), build
+
     def overload(function: Callable[..., Any], typed: Callable[..., Any]) -> None:
         extending.overload(function, inline="never")(typed)
 
@@ -418,3 +447,4 @@ def set_up() -> None:
         turn,
         lambda x, at, step, y, to, leap: lambda x, at, step, y, to, leap: _turn(x, at, step, y, to, leap),
     )
+    overload(fetch, lambda x, at: lambda x, at: _fetch(x, at))

@@ -6,9 +6,9 @@ With the numbers k of a row of x and n of a row of dy, where place m sees by tap
     dw[t, k, n] = sum over m of x[pixel(t, m), k] * dy[m, n]
 
 A tile (``simd.py``) holds R numbers k times L numbers n of a tap, while the places go by. They do so in
-blocks of a few hundred: of a block the rows of x are packed R numbers at a time, and those of dy L at a time,
-so that both stay in the cache of the core, and lie side by side. What a tap sees of a block is a list of
-pairs, row of x and row of dy: what lies outside a picture is in no list.
+blocks of a few hundred, small enough for the cache of the core: all tiles read one block, where it lies, and
+while they do so the next is fetched. What a tap sees of a block is a list of *runs*, of places that follow
+each other evenly, as do the rows that they see: what lies outside a picture is in no run.
 
 Each thread has tiles of dw of its own, or, where these are few, sums of some blocks, which are added up at
 the end: either way they are the same to the bit on any number of threads.
@@ -26,25 +26,26 @@ import numpy as np
 from minires.backend import parallel, simd, thread_pool
 from minires.backend.arrays import Array
 from minires.backend.kernels import kernel
-from minires.backend.simd import Size, add, beside, multiply_add, spread, store
+from minires.backend.simd import Size, add, beside, fetch, multiply_add, spread, store
 from minires.backend.tile_products import GRAIN, Sizes
 
 PLACES = 256  # in a block
-_PANELS = 1 << 16  # numbers of dy that are packed together, a quarter of a megabyte
-_LONG = 256  # numbers in a row
 _SUMMED = 64  # blocks that are summed by themselves, as one long sum of float32 rounds more
 _FEW = 32  # tiles of dw; where there are fewer, threads have blocks of their own
 
 
 class Blocks(NamedTuple):
     """Blocks of places: each is ``rows`` (blocks, 4), the first row of x and how many, the first row of dy
-    and how many; tap t of block i sees the pairs start[i, t] .. start[i, t + 1] of ``pairs`` (2, many), rows
-    of x and of dy counted from the first. For several ``times``, x_step and y_step rows on each time, from
+    and how many. Tap t of block i sees the runs start[i, t] .. start[i, t + 1] of ``runs`` (3, many): the
+    first row of x and of dy, counted from those of the block, and how many places follow, each ``x_apart``
+    and ``y_apart`` rows further. All this is so several ``times``, x_step and y_step rows on each time, from
     the rows ``x`` and ``y`` on."""
 
     rows: Array
     start: Array
-    pairs: Array
+    runs: Array
+    x_apart: int = 1
+    y_apart: int = 1
     x: int = 0
     y: int = 0
     times: int = 1
@@ -52,91 +53,119 @@ class Blocks(NamedTuple):
     y_step: int = 0
 
 
+@kernel(x="flat (X)")
+def _fetch_next(x: Array, at: int, end: int, left: int, row: int, long: int) -> tuple[int, int, int]:
+    """Fetch a line of the cache, of ``left`` rows of which ``long`` numbers are read; the next line."""
+    fetch(x, at)
+    at += 64 // x.itemsize
+    if at >= end:
+        left -= 1
+        end += row
+        at = end - long
+    return at, end, left
+
+
 @kernel(
     x="flat (X)", dy="flat (Y)", dw="out flat (W)", rows="flat int64 (B, 4)", starts="flat int32 (B, T)",
-    pairs="flat int32 (2, E)", zeros="flat (>= width)", x_room="out flat (P)", y_room="out flat (Q)",
-    where="depth > 0 and outputs > 0 and few > 0 and width > 0 and width % len(columns) == 0 and T > 1"
-    " and times > 0 and 0 <= start <= stop and 0 <= first <= last <= -(-outputs // width)"
+    runs="flat int32 (3, E)", zeros="flat (>= width)", x_room="out flat (P)", y_room="out flat (Q)",
+    where="depth > 0 and outputs > 0 and width > 0 and width % len(columns) == 0 and T > 1"
+    " and times > 0 and B > 0 and 0 <= start < stop and 0 <= first < last <= -(-outputs // width)"
     " and min(x_at, y_at, x_step, y_step, x_row, y_row, x_group, y_group, w_group, tap, row) >= 0"
-    " and (group := max(stop - 1, 0) // ((T - 1) * -(-depth // len(height)))) >= 0"
-    " and (x_at + (times - 1) * x_step) * x_row + group * x_group"
-    " + (-(-depth // len(height)) * len(height) if is_direct else depth) <= X"
+    " and (group := (stop - 1) // ((T - 1) * -(-depth // len(height)))) >= 0"
+    " and (x_at + (times - 1) * x_step) * x_row + group * x_group + depth <= X"
     " and (y_at + (times - 1) * y_step) * y_row + group * y_group + outputs <= Y"
     " and group * w_group + (T - 2) * tap + (depth - 1) * row + outputs <= W"
-    " and width <= Q and (is_direct or (-(-stop // (T - 1)) - start // (T - 1)) * len(height) + width <= P)",
+    " and (rows[:, 1].max() - 1) * x_row + group * x_group + -(-depth // len(height)) * len(height) <= P"
+    " and (rows[:, 3].max() - 1) * y_row + group * y_group + last * width <= Q",
 )  # fmt: skip
 def _sums_numba(
     height: Size, columns: Size, x: Array, dy: Array, dw: Array, is_first: bool, rows: Array, starts: Array,
-    pairs: Array, zeros: Array, x_room: Array, y_room: Array, x_at: int, y_at: int, times: int, x_step: int,
-    y_step: int, x_row: int, y_row: int, is_direct: bool, depth: int, outputs: int, x_group: int,
-    y_group: int, w_group: int, tap: int, row: int, width: int, few: int, start: int, stop: int, first: int,
-    last: int,
+    runs: Array, zeros: Array, x_room: Array, y_room: Array, x_apart: int, y_apart: int, x_at: int, y_at: int,
+    times: int, x_step: int, y_step: int, x_row: int, y_row: int, depth: int, outputs: int, x_group: int,
+    y_group: int, w_group: int, tap: int, row: int, width: int, start: int, stop: int, first: int, last: int,
 ) -> None:  # fmt: skip
     """The units start..stop of dw, all taps of R numbers k, all of these of a group, all groups; and the
     panels first..last of each."""
-    high, taps, one = len(height), starts.shape[1] - 1, (0,)
-    tiles, lanes = (depth + high - 1) // high, width // len(columns)
-    source, apart = (x, x_row) if is_direct else (x_room, high)
+    high, taps = len(height), starts.shape[1] - 1
+    tiles, line = (depth + high - 1) // high, 64 // x.itemsize
     u0, u1 = start // taps, (stop + taps - 1) // taps  # units of R numbers of each row of x
+    g0, g1 = u0 // tiles, (u1 + tiles - 1) // tiles
+    dx, dn = x_apart * x_row, y_apart * y_row
+    # What is read of a row, of x and of dy.
+    x_begin, x_end = g0 * x_group + u0 % tiles * high, (g1 - 1) * x_group + ((u1 - 1) % tiles + 1) * high
+    y_begin, y_end = g0 * y_group + first * width, (g1 - 1) * y_group + last * width
     for time in range(times):
         for block in range(len(rows)):
-            x_first, x_count = x_at + time * x_step + rows[block, 0], rows[block, 1]
-            y_first, y_count = y_at + time * y_step + rows[block, 2], rows[block, 3]
-            x_far, y_far = x_count * high + lanes, y_count * width
-            for group in range(u0 // tiles, (u1 + tiles - 1) // tiles):
+            x_from = (x_at + time * x_step + rows[block, 0]) * x_row
+            y_from = (y_at + time * y_step + rows[block, 2]) * y_row
+            xs, x_here, ys, y_here = x, x_from, dy, y_from
+            if x_from + (rows[block, 1] - 1) * x_row + x_end > x.size:  # tiles would read beyond the end
+                for i in range(x.size - x_from):
+                    x_room[i] = x[x_from + i]
+                xs, x_here = x_room, 0
+            if y_from + (rows[block, 3] - 1) * y_row + y_end > dy.size:
+                for i in range(dy.size - y_from):
+                    y_room[i] = dy[y_from + i]
+                ys, y_here = y_room, 0
+            after, later = (block + 1, time) if block + 1 < len(rows) else (0, time + 1)
+            x_left, y_left = (rows[after, 1], rows[after, 3]) if later < times else (0, 0)
+            x_next = (x_at + later * x_step + rows[after, 0]) * x_row + x_begin
+            y_next = (y_at + later * y_step + rows[after, 2]) * y_row + y_begin
+            x_line_end, y_line_end = x_next + x_end - x_begin, y_next + y_end - y_begin
+            for group in range(g0, g1):
                 here = group * tiles
                 ua, ub = max(u0, here), min(u1, here + tiles)
-                for m in range(0 if is_direct else x_count):  # as they lie, so that reading is fast
-                    at, to = (x_first + m) * x_row + group * x_group + (ua - here) * high, m * high
-                    for _ in range(ub - ua):
-                        for r in range(0, high, lanes):
-                            if at + r + lanes <= x.size:  # too many are copied, and the next go over them
-                                numbers = spread(one, one, x, at + r)
-                                store(numbers, beside(one, x_room, to + r, 0), 0, 1, lanes)
+                for p in range(first, last):
+                    n = p * width
+                    for unit in range(ua, ub):
+                        k = (unit - here) * high
+                        for t in range(max(0, start - unit * taps), min(taps, stop - unit * taps)):
+                            target = t * tap + k * row + group * w_group + n
+                            for r in range(min(high, depth - k)):
+                                for i in range(0, min(width, outputs - n), line):
+                                    fetch(dw, target + r * row + i)
+                            tile = spread(height, columns, zeros, 0)
+                            x_unit, y_unit = x_here + group * x_group + k, y_here + group * y_group + n
+                            for e in range(starts[block, t], starts[block, t + 1]):
+                                at = x_unit + runs[0, e] * x_row
+                                o = y_unit + runs[1, e] * y_row
+                                for _ in range(runs[2, e] // 4):
+                                    tile = multiply_add(tile, beside(height, xs, at, 1), 0, ys, o)
+                                    lines = beside(height, xs, at + dx, 1)
+                                    tile = multiply_add(tile, lines, 0, ys, o + dn)
+                                    lines = beside(height, xs, at + 2 * dx, 1)
+                                    tile = multiply_add(tile, lines, 0, ys, o + 2 * dn)
+                                    lines = beside(height, xs, at + 3 * dx, 1)
+                                    tile = multiply_add(tile, lines, 0, ys, o + 3 * dn)
+                                    at += 4 * dx
+                                    o += 4 * dn
+                                    if x_left > 0:
+                                        x_next, x_line_end, x_left = _fetch_next(
+                                            x, x_next, x_line_end, x_left, x_row, x_end - x_begin
+                                        )
+                                    elif y_left > 0:
+                                        y_next, y_line_end, y_left = _fetch_next(
+                                            dy, y_next, y_line_end, y_left, y_row, y_end - y_begin
+                                        )
+                                for _ in range(runs[2, e] % 4):
+                                    tile = multiply_add(tile, beside(height, xs, at, 1), 0, ys, o)
+                                    at += dx
+                                    o += dn
+                            lines = beside(height, dw, target, row)
+                            if is_first and time == 0 and block == 0:
+                                store(tile, lines, 0, depth - k, outputs - n)
                             else:
-                                for i in range(r, min(high, x.size - at)):
-                                    x_room[to + i] = x[at + i]
-                        at += high
-                        to += x_far
-                for p0 in range(first, last, few):
-                    p1 = min(p0 + few, last)
-                    for m in range(y_count):
-                        at, to = (y_first + m) * y_row + group * y_group + p0 * width, m * width
-                        for p in range(p0, p1):
-                            if at + width <= dy.size:
-                                store(spread(one, columns, dy, at), beside(one, y_room, to, 0), 0, 1, width)
-                            else:
-                                for i in range(outputs - p * width):
-                                    y_room[to + i] = dy[at + i]
-                            at += width
-                            to += y_far
-                    for p in range(p0, p1):
-                        n, panel = p * width, (p - p0) * y_far
-                        for unit in range(ua, ub):
-                            k, at = (unit - here) * high, (unit - ua) * x_far
-                            if is_direct:
-                                at = x_first * x_row + group * x_group + k
-                            for t in range(max(0, start - unit * taps), min(taps, stop - unit * taps)):
-                                tile = spread(height, columns, zeros, 0)
-                                for e in range(starts[block, t], starts[block, t + 1]):
-                                    lines = beside(height, source, at + pairs[0, e] * apart, 1)
-                                    tile = multiply_add(tile, lines, 0, y_room, panel + pairs[1, e] * width)
-                                lines = beside(height, dw, t * tap + k * row + group * w_group + n, row)
-                                if is_first and time == 0 and block == 0:
-                                    store(tile, lines, 0, depth - k, outputs - n)
-                                else:
-                                    add(tile, lines, 0, depth - k, outputs - n)
+                                add(tile, lines, 0, depth - k, outputs - n)
 
 
 def sums_over_places(
     x: Array, dy: Array, dw: Array, blocks: Sequence[Blocks], sizes: Sizes, x_row: int, y_row: int, *,
-    grows: bool = False, tail: int = 0,
+    grows: bool = False,
 ) -> None:  # fmt: skip
     """Write dw from x and dy, arrays without gaps whose rows are ``x_row`` and ``y_row`` numbers apart.
 
     sizes: those of ``products`` for a w such as dw.
     grows: add to what is in dw.
-    tail: how many numbers of x there are behind the last row, which may be read.
     """
     tile = simd.square(sizes.outputs, sizes.depth, x.dtype)
     high, width = len(tile[0]), simd.width(tile, x.dtype)
@@ -144,24 +173,19 @@ def sums_over_places(
     units, panels = sizes.groups * -(-sizes.depth // high) * taps, -(-sizes.outputs // width)
     x, dy, dw = x.reshape(-1), dy.reshape(-1), dw.reshape(-1)
     longest, highest = (max(int(part.rows[:, i].max()) for part in blocks) for i in (1, 3))
-    macs = sum(part.times * part.pairs.shape[1] for part in blocks) * math.prod(sizes[:3])
+    x_long = (longest - 1) * x_row + sizes.groups * sizes.x_group + -(-sizes.depth // high) * high
+    y_long = (highest - 1) * y_row + sizes.groups * sizes.y_group + panels * width
+    macs = sum(part.times * int(part.runs[2].sum()) for part in blocks) * math.prod(sizes[:3])
     share = max(1, min(thread_pool.threads(), macs // GRAIN))
-    few = max(1, _PANELS // (highest * width))
-    # What only one tap reads is read where it lies, unless rows are so long that their parts are read slowly,
-    # or the last tile would read beyond the end.
-    is_direct = tail >= high or (taps == 1 and sizes.depth <= _LONG and sizes.depth % high == 0)
 
     def run(
         some: Sequence[Blocks], total: Array, start: int, stop: int, first: int, last: int, onto: bool = False
     ) -> None:
-        units_here = 0 if is_direct else -(-stop // taps) - start // taps
-        x_room = np.empty((longest * high + width) * units_here + width, x.dtype)
-        y_room = np.empty(min(few, last - first) * highest * width, x.dtype)
-        for i, (rows, starts, pairs, *at) in enumerate(some if start < stop and first < last else ()):
+        x_room, y_room = np.empty(x_long, x.dtype), np.empty(y_long, x.dtype)
+        for i, (rows, starts, runs, *at) in enumerate(some if start < stop and first < last else ()):
             _sums_numba(
-                *tile, x, dy, total, i == 0 and not onto, rows, starts, pairs, zeros, x_room, y_room, *at,
-                x_row, y_row, is_direct, sizes.depth, sizes.outputs, *sizes[3:], width, few, start, stop,
-                first, last,
+                *tile, x, dy, total, i == 0 and not onto, rows, starts, runs, zeros, x_room, y_room, *at,
+                x_row, y_row, sizes.depth, sizes.outputs, *sizes[3:], width, start, stop, first, last,
             )  # fmt: skip
 
     if units * panels < _FEW and not grows:
@@ -175,7 +199,7 @@ def sums_over_places(
         parallel.parallel_for(chunk, len(lists), -(-len(lists) // share))
         dw[...] = totals.sum(axis=0)
         return
-    by_panel = sizes.outputs > sizes.depth and panels >= share  # each thread packs its part of the wider side
+    by_panel = sizes.outputs > sizes.depth and panels >= share  # each thread reads its part of the wider side
     for number, some in enumerate(_few_at_a_time(blocks, _SUMMED)):
         total, all_of_it = np.empty_like(dw) if number else dw, panels if by_panel else units
         calls = []
@@ -212,7 +236,7 @@ def rows_of(count: int) -> tuple[Blocks, ...]:
     for first, last in ((0, whole), (whole, count)):
         if first < last:
             size = min(PLACES, last - first)
-            rows, start = np.array([[0, size, 0, size]]), np.array([[0, size]], np.int32)
-            pairs = np.tile(np.arange(size, dtype=np.int32), (2, 1))
-            parts.append(Blocks(rows, start, pairs, first, first, (last - first) // size, size, size))
+            rows, start = np.array([[0, size, 0, size]]), np.array([[0, 1]], np.int32)
+            runs, times = np.array([[0], [0], [size]], np.int32), (last - first) // size
+            parts.append(Blocks(rows, start, runs, 1, 1, first, first, times, size, size))
     return tuple(parts)

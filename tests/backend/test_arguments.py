@@ -162,7 +162,7 @@ TAPS, TILES = np.arange(9), PART.places.sees.shape[1]
 X, Y, W = np.ones(160, F), np.zeros(32 * WIDE, F), np.ones(45 * WIDE, F)  # W is as long as all panels, too
 ROWS = BLOCKS.rows.max(axis=0)  # a block has so many of x and of dy
 UNITS = 9 * -(-5 // HIGH)
-X_ROOM, Y_ROOM = np.zeros(UNITS // 9 * ROWS[1] * HIGH + WIDE, F), np.zeros(ROWS[3] * WIDE, F)
+X_ROOM, Y_ROOM = np.zeros((ROWS[1] - 1) * 5 + UNITS // 9 * HIGH, F), np.zeros(ROWS[3] * WIDE, F)
 NONE, ZEROS, TWICE = np.zeros(0, F), np.zeros(max(5, WIDE), F), np.zeros(2 * WIDE, F)
 
 PRODUCTS = {
@@ -209,16 +209,16 @@ CALLS = {
     "sums over places": (
         tile_sums._sums_numba,
         {"height": (0,) * HIGH, "columns": (0,), "x": X, "dy": Y, "dw": W.copy(), "is_first": True,
-         "rows": BLOCKS.rows, "starts": BLOCKS.start, "pairs": BLOCKS.pairs, "zeros": np.zeros(WIDE, F),
-         "x_room": X_ROOM, "y_room": Y_ROOM, "x_at": 0, "y_at": 0, "times": 1, "x_step": 32, "y_step": 32,
-         "x_row": 5, "y_row": WIDE, "is_direct": False, "depth": 5, "outputs": WIDE, "x_group": 5,
-         "y_group": WIDE, "w_group": WIDE, "tap": 5 * WIDE, "row": WIDE, "width": WIDE, "few": 1,
+         "rows": BLOCKS.rows, "starts": BLOCKS.start, "runs": BLOCKS.runs, "zeros": np.zeros(WIDE, F),
+         "x_room": X_ROOM, "y_room": Y_ROOM, "x_apart": 1, "y_apart": 1, "x_at": 0, "y_at": 0,
+         "times": 1, "x_step": 32, "y_step": 32, "x_row": 5, "y_row": WIDE, "depth": 5, "outputs": WIDE,
+         "x_group": 5, "y_group": WIDE, "w_group": WIDE, "tap": 5 * WIDE, "row": WIDE, "width": WIDE,
          "start": 0, "stop": UNITS, "first": 0, "last": 1},
-        [{"few": 0}, {"x": X[:4]}, {"x": X[:5], "is_direct": True}, {"dy": Y[: WIDE - 1]},
+        [{"x": X[:4]}, {"dy": Y[: WIDE - 1]},
          {"dw": W[1:].copy()},
-         {"zeros": NONE}, {"x_room": X_ROOM[:WIDE]}, {"y_room": Y_ROOM[: WIDE - 1]},
+         {"zeros": NONE}, {"x_room": X_ROOM[1:]}, {"y_room": Y_ROOM[1:]},
          {"starts": BLOCKS.start[:, :1].copy()}, {"starts": BLOCKS.start[:, :0]},
-         {"rows": BLOCKS.rows[:, :3].copy()}, {"pairs": BLOCKS.pairs[:1]}, {"x_at": -1}, {"x_at": 32},
+         {"rows": BLOCKS.rows[:, :3].copy()}, {"runs": BLOCKS.runs[:2]}, {"x_at": -1}, {"x_at": 32},
          {"y_at": -1}, {"y_at": 32}, {"times": 0}, {"times": 2}, {"x_row": -1}, {"y_group": -1},
          {"depth": 0}, {"depth": -HIGH}, {"depth": HIGH + 5}, {"outputs": 0}, {"outputs": -WIDE, "last": 0},
          {"outputs": 33 * WIDE}, {"tap": 5 * WIDE + 1}, {"row": WIDE + 1}, {"width": 0},

@@ -87,13 +87,22 @@ def backward_x(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups:
     return dx
 
 
+def _seen(x: Array, win: Window) -> Array:
+    """What a 1x1 window sees of the pictures, (N, OH, OW, C)."""
+    seen = np.empty((len(x), *win.out, x.shape[-1]), x.dtype)
+    backend.copy(win.at(x, 0, 0), seen)
+    return seen
+
+
 def backward_w(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
     """dw of ``shape`` (KH, KW, C/G, O)."""
     dw = np.empty(shape, x.dtype)
     outputs, depth = shape[-1] // groups, shape[2]
-    (pictures, *picture), tail = x.shape, 0
+    if win.size == (1, 1) and win.stride != (1, 1) and win.pad(np, x) is x:
+        x, win = _seen(x, win), replace(win, stride=(1, 1))  # nothing else is brought into the cache
+    pictures, *picture = x.shape
     if is_joined(x.shape[-1], win, groups):
-        (x, picture, win, depth), tail = _joined(x, win), _TAIL
+        x, picture, win, depth = _joined(x, win)
     blocks = places.blocks(pictures, tuple(picture), win)
-    sums_over_places(x, dy, dw, blocks, sizes(depth, outputs, groups), picture[-1], shape[-1], tail=tail)
+    sums_over_places(x, dy, dw, blocks, sizes(depth, outputs, groups), picture[-1], shape[-1])
     return dw

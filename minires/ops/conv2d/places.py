@@ -158,20 +158,20 @@ def blocks(pictures: int, picture: tuple[int, ...], win: Window) -> tuple[Blocks
             many = min(together, last - first)
             lines = oh if many > 1 else max(1, min(oh, tile_sums.PLACES // ow))
             cuts = split(0, oh, -(-oh // lines))
-            found.append(
-                Blocks(
-                    *_paired(pixels, cuts, many, h * w), first * h * w, first * oh * ow,
-                    (last - first) // many, many * h * w, many * oh * ow,
-                )
-            )  # fmt: skip
+            # Places follow each other along a line, or, in small pictures, from one picture to the next.
+            steps = [(win.stride[1], 1), (h * w, oh * ow)]
+            found_both = [(*_runs(pixels, cuts, many, h * w, apart), *apart) for apart in steps]
+            best = min(found_both, key=lambda one: one[2].shape[1])
+            at = first * h * w, first * oh * ow, (last - first) // many, many * h * w, many * oh * ow
+            found.append(Blocks(*best, *at))
     return tuple(found)
 
 
-def _paired(
-    pixels: Array, cuts: list[tuple[int, int]], pictures: int, size: int
+def _runs(
+    pixels: Array, cuts: list[tuple[int, int]], pictures: int, size: int, apart: tuple[int, int]
 ) -> tuple[Array, Array, Array]:
-    """Rows, starts and pairs of blocks, from pixels (taps, OH, OW) of a picture that has ``size`` of them."""
-    rows, starts, pairs = [], [], []
+    """Rows, starts and runs of blocks, from pixels (taps, OH, OW) of a picture that has ``size`` of them."""
+    rows, starts, runs = [], [], []
     taps, _, ow = pixels.shape
     total = 0
     for top, bottom in cuts:
@@ -180,14 +180,21 @@ def _paired(
         first, last = (int(inside.min()), int(inside.max()) + 1) if inside.size else (0, 1)
         if pictures > 1:
             first, last = 0, size
-        start = [total]
+        start, places = [total], seen.shape[1]
         for tap in seen:
-            place = np.flatnonzero(tap >= 0)
-            from_x = (tap[place] - first) + np.arange(pictures)[:, None] * size
-            from_y = place + np.arange(pictures)[:, None] * seen.shape[1]
-            pairs.append(np.stack([from_x.reshape(-1), from_y.reshape(-1)]))
-            total += from_x.size
+            place, step = np.flatnonzero(tap >= 0), np.arange(pictures)
+            pairs = np.stack([tap[place] - first, place])[:, None] + step[:, None] * [[[size]], [[places]]]
+            if apart[1] > 1:
+                pairs = pairs.swapaxes(1, 2)
+            pairs = pairs.reshape(2, -1)
+            if pairs.size:
+                goes_on = (np.diff(pairs) == np.array(apart)[:, None]).all(axis=0)
+                begin = np.flatnonzero(np.append(True, ~goes_on))
+                many = np.diff(np.append(begin, pairs.shape[1]))
+                runs.append(np.vstack([pairs[:, begin], many]))
+                total += len(begin)
             start.append(total)
-        rows.append((first, last - first + (pictures - 1) * size, top * ow, seen.shape[1] * pictures))
+        rows.append((first, last - first + (pictures - 1) * size, top * ow, places * pictures))
         starts.append(start)
-    return np.array(rows), np.array(starts, np.int32), np.concatenate(pairs, 1).astype(np.int32)
+    together = np.concatenate(runs, 1) if runs else np.empty((3, 0))
+    return np.array(rows), np.array(starts, np.int32), np.ascontiguousarray(together, np.int32)

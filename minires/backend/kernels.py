@@ -20,7 +20,7 @@ from pathlib import Path
 from types import CellType, FunctionType, ModuleType
 from typing import Any, overload
 
-from minires.backend import arguments, atomics, simd
+from minires.backend import addresses, arguments, atomics, simd
 from minires.backend.arrays import Array, is_numpy
 from minires.errors import truth
 from minires.settings import Block, F, Settings
@@ -111,6 +111,7 @@ def numba() -> ModuleType:
     _in_use = True
     simd.set_up()
     atomics.set_up()
+    addresses.set_up()
     return importlib.import_module("numba")
 
 
@@ -139,7 +140,7 @@ def _called(function: Any) -> dict[str, Any]:
 
 def _files(function: Any) -> Iterator[str]:
     """The files that the code of a kernel comes from, beside its own."""
-    yield from (simd.__file__, atomics.__file__)
+    yield from (simd.__file__, atomics.__file__, addresses.__file__)
     for other in _called(function).values():
         inner = getattr(other, "__wrapped__", None)  # sched_yield has none
         if inner is not None:
@@ -194,8 +195,8 @@ def kernel(
     """Compile ``function`` with Numba on its first call (importing Numba only then), free of the global lock.
 
     The compiled code is kept on disk where it can be, so that the second run of a program starts at once.
-    A kernel may call other kernels of its module, and the functions of ``minires.backend.simd``
-    and ``minires.backend.atomics``.
+    A kernel may call other kernels of its module, and the functions of ``minires.backend.simd``,
+    ``minires.backend.atomics`` and ``minires.backend.addresses``.
 
     ``arrays`` and ``where`` declare what it takes, as :mod:`minires.backend.arguments` says; what does not
     fit is refused with a MiniresError. Without them, ``@kernel`` alone, nothing is checked.

@@ -102,8 +102,13 @@ def square(outputs: int, depth: int, dtype: Any) -> Shape:
         time = max(rows * columns, 1.1 * (rows + columns))
         return -(-depth // rows) * -(-outputs // (columns * lanes(dtype))) * time
 
-    rows, columns = min(_SQUARES[sums], key=cost)
-    return (0,) * rows, (0,) * columns
+    best = min(_SQUARES[sums], key=cost)
+    return squares()[_SQUARES[sums].index(best)]
+
+
+def squares() -> list[Shape]:
+    """The tiles of sums over places of this processor."""
+    return [((0,) * rows, (0,) * columns) for rows, columns in _SQUARES[processor()[1] * 3 // 4]]
 
 
 def width(tile: Shape, dtype: Any) -> int:

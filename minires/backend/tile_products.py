@@ -189,6 +189,10 @@ def products_numba(
                         t0 = t0 if k1 < depth else t1
                     if taps.size == 0:  # places that nothing is seen from
                         tile, target = spread(rows, columns, b, p * width), listed(rows, y, to, out, m, zeros)
+                        if added.size:
+                            tile = plus(tile, listed(rows, added, to, out, m, zeros), n, outputs - n)
+                        if relu:
+                            tile = rectify(tile)
                         store(tile, target, n, count - m, outputs - n)
 
 

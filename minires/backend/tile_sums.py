@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -78,7 +78,7 @@ def _fetch_next(x: Array, at: int, end: int, left: int, row: int, long: int) -> 
     " and (rows[:, 1].max() - 1) * x_row + group * x_group + -(-depth // len(height)) * len(height) <= P"
     " and (rows[:, 3].max() - 1) * y_row + group * y_group + last * width <= Q",
 )  # fmt: skip
-def _sums_numba(
+def sums_numba(
     height: Size, columns: Size, x: Array, dy: Array, dw: Array, is_first: bool, rows: Array, starts: Array,
     runs: Array, zeros: Array, x_room: Array, y_room: Array, x_apart: int, y_apart: int, x_at: int, y_at: int,
     times: int, x_step: int, y_step: int, x_row: int, y_row: int, depth: int, outputs: int, x_group: int,
@@ -158,6 +158,58 @@ def _sums_numba(
                                 add(tile, lines, 0, depth - k, outputs - n)
 
 
+class Task(NamedTuple):
+    """How sums are shared out: ``lists`` of blocks that are summed by themselves and added up at the end, in
+    their order; the tile and its number among all; of dw the ``units`` (R numbers of a tap) and ``panels``.
+    If ``by_list``, threads take the lists; else each takes its part of the panels, or of the units, of one
+    list after the other."""
+
+    tile: simd.Shape
+    width: int
+    units: int
+    panels: int
+    by_panel: bool
+    by_list: bool
+    threads: int
+    lists: list[list[Blocks]]
+
+    @property
+    def kind(self) -> int:
+        return simd.squares().index(self.tile)
+
+    @property
+    def pieces(self) -> int:
+        """In how many pieces the panels, or the units, of a list are summed."""
+        if self.by_list:
+            return min(self.units, -(-self.threads // len(self.lists)))
+        return min(self.threads, self.panels if self.by_panel else self.units)
+
+    def x_room(self, sizes: Sizes, row: int) -> int:
+        """The numbers of the longest block of x, of all groups, and of what tiles read beyond."""
+        longest = max(int(part.rows[:, 1].max()) for some in self.lists for part in some)
+        high = len(self.tile[0])
+        return (longest - 1) * row + sizes.groups * sizes.x_group + -(-sizes.depth // high) * high
+
+    def y_room(self, sizes: Sizes, row: int) -> int:
+        longest = max(int(part.rows[:, 3].max()) for some in self.lists for part in some)
+        return (longest - 1) * row + sizes.groups * sizes.y_group + self.panels * self.width
+
+
+def task(blocks: Sequence[Blocks], sizes: Sizes, dtype: Any, *, grows: bool = False) -> Task:
+    """How the sums over blocks are best taken. What is added up by itself does not hang on the number of
+    threads, so that dw is the same on any."""
+    tile = simd.square(sizes.outputs, sizes.depth, dtype)
+    width = simd.width(tile, dtype)
+    units = sizes.groups * -(-sizes.depth // len(tile[0])) * (blocks[0].start.shape[1] - 1)
+    panels = -(-sizes.outputs // width)
+    macs = sum(part.times * int(part.runs[2].sum()) for part in blocks) * math.prod(sizes[:3])
+    threads = max(1, min(thread_pool.threads(), macs // GRAIN))
+    by_list = units * panels < _FEW and not grows
+    lists = _few_at_a_time(blocks, _SUMMED // 4 if by_list else _SUMMED)
+    by_panel = not by_list and sizes.outputs > sizes.depth and panels >= threads  # of the wider side
+    return Task(tile, width, units, panels, by_panel, by_list, threads, lists)
+
+
 def sums_over_places(
     x: Array, dy: Array, dw: Array, blocks: Sequence[Blocks], sizes: Sizes, x_row: int, y_row: int, *,
     grows: bool = False,
@@ -167,47 +219,36 @@ def sums_over_places(
     sizes: those of ``products`` for a w such as dw.
     grows: add to what is in dw.
     """
-    tile = simd.square(sizes.outputs, sizes.depth, x.dtype)
-    high, width = len(tile[0]), simd.width(tile, x.dtype)
-    taps, zeros = blocks[0].start.shape[1] - 1, np.zeros(width, x.dtype)
-    units, panels = sizes.groups * -(-sizes.depth // high) * taps, -(-sizes.outputs // width)
-    x, dy, dw = x.reshape(-1), dy.reshape(-1), dw.reshape(-1)
-    longest, highest = (max(int(part.rows[:, i].max()) for part in blocks) for i in (1, 3))
-    x_long = (longest - 1) * x_row + sizes.groups * sizes.x_group + -(-sizes.depth // high) * high
-    y_long = (highest - 1) * y_row + sizes.groups * sizes.y_group + panels * width
-    macs = sum(part.times * int(part.runs[2].sum()) for part in blocks) * math.prod(sizes[:3])
-    share = max(1, min(thread_pool.threads(), macs // GRAIN))
+    shared = task(blocks, sizes, x.dtype, grows=grows)
+    x_long, y_long = shared.x_room(sizes, x_row), shared.y_room(sizes, y_row)
+    zeros, x, dy, dw = np.zeros(shared.width, x.dtype), x.reshape(-1), dy.reshape(-1), dw.reshape(-1)
 
     def run(
-        some: Sequence[Blocks], total: Array, start: int, stop: int, first: int, last: int, onto: bool = False
+        some: Sequence[Blocks], total: Array, onto: bool, start: int, stop: int, first: int, last: int
     ) -> None:
         x_room, y_room = np.empty(x_long, x.dtype), np.empty(y_long, x.dtype)
-        for i, (rows, starts, runs, *at) in enumerate(some if start < stop and first < last else ()):
-            _sums_numba(
-                *tile, x, dy, total, i == 0 and not onto, rows, starts, runs, zeros, x_room, y_room, *at,
-                x_row, y_row, sizes.depth, sizes.outputs, *sizes[3:], width, start, stop, first, last,
+        for i, (rows, starts, runs, *at) in enumerate(some):
+            sums_numba(
+                *shared.tile, x, dy, total, i == 0 and not onto, rows, starts, runs, zeros, x_room, y_room,
+                *at, x_row, y_row, sizes.depth, sizes.outputs, *sizes[3:], shared.width, start, stop, first,
+                last,
             )  # fmt: skip
 
-    if units * panels < _FEW and not grows:
-        lists = _few_at_a_time(blocks, _SUMMED // 4)
-        totals = np.empty((len(lists), dw.size), x.dtype)
+    def calls(some: Sequence[Blocks], total: Array, onto: bool = False) -> list[Callable[[], None]]:
+        all_of_it = shared.panels if shared.by_panel else shared.units
+        parts = parallel.split(0, all_of_it, shared.pieces)
+        where = [(0, shared.units, i, j) if shared.by_panel else (i, j, 0, shared.panels) for i, j in parts]
+        return [functools.partial(run, some, total, onto, *part) for part in where]
 
-        def chunk(begin: int, end: int) -> None:
-            for number in range(begin, end):
-                run(lists[number], totals[number], 0, units, 0, panels)
-
-        parallel.parallel_for(chunk, len(lists), -(-len(lists) // share))
+    if shared.by_list:
+        totals = np.empty((len(shared.lists), dw.size), x.dtype)
+        pairs = zip(shared.lists, totals, strict=True)
+        parallel.parallel_calls([call for some, total in pairs for call in calls(some, total)])
         dw[...] = totals.sum(axis=0)
         return
-    by_panel = sizes.outputs > sizes.depth and panels >= share  # each thread reads its part of the wider side
-    for number, some in enumerate(_few_at_a_time(blocks, _SUMMED)):
-        total, all_of_it = np.empty_like(dw) if number else dw, panels if by_panel else units
-        calls = []
-        for i, j in parallel.split(0, all_of_it, min(share, all_of_it)):
-            start, stop, first, last = (0, units, i, j) if by_panel else (i, j, 0, panels)
-            onto = grows and not number
-            calls.append(functools.partial(run, some, total, start, stop, first, last, onto))
-        parallel.parallel_calls(calls)
+    for number, some in enumerate(shared.lists):
+        total = np.empty_like(dw) if number else dw
+        parallel.parallel_calls(calls(some, total, grows and not number))
         if number:
             parallel.add(dw, total, out=dw)
 

@@ -55,10 +55,14 @@ class Window:
         return self.extent == self.size
 
     @property
+    def has_border(self) -> bool:
+        """Whether it looks beyond the picture anywhere."""
+        return bool(self.top or self.bottom or self.left or self.right)
+
+    @property
     def is_pointwise(self) -> bool:
         """A 1x1 window on every pixel: the columns of im2col are the picture itself."""
-        padded = self.top or self.bottom or self.left or self.right
-        return self.size == (1, 1) and self.stride == (1, 1) and not padded
+        return self.size == (1, 1) and self.stride == (1, 1) and not self.has_border
 
     def summed(self, dtype: Any) -> Any:
         """The dtype in which the pixels under a window, or the gradients from the windows over a pixel, are
@@ -77,7 +81,7 @@ class Window:
 
     def pad(self, xp: Any, x: Array, value: float = 0.0) -> Array:
         """``x`` (N, H, W, C) with the border of this window, filled with ``value``."""
-        if not (self.top or self.bottom or self.left or self.right):
+        if not self.has_border:
             return x
         border = ((0, 0), (self.top, self.bottom), (self.left, self.right), (0, 0))
         return xp.pad(x, border, constant_values=value)

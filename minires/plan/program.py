@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,10 @@ from minires.backend import Array, simd, tile_products
 from minires.backend.tile_products import Part, Sizes, rows_of
 from minires.nn.module import Module
 from minires.ops.conv2d import indirect, joined_groups, places
+from minires.plan.memory import ALIGNED, Memory
 from minires.plan.trace import Step, Traced, Value, watch, window_of
 from minires.plan.walk import COLUMNS, Do
 
-_ALIGNED = 16  # numbers: a line of the cache
 _PIECE = 1 << 16  # numbers that are worth a piece of their own
 
 
@@ -41,55 +41,12 @@ class Program:
     tiles: Any
 
 
-@dataclass
-class _Memory:
-    """The one array while it is laid out."""
-
-    size: int = 0
-    constants: list[tuple[int, Array]] = field(default_factory=list)
-    free: list[tuple[int, int]] = field(default_factory=list)  # place and size
-
-    def add(self, size: int) -> int:
-        """A place that stays."""
-        at, self.size = self.size, self.size + -(-size // _ALIGNED) * _ALIGNED
-        return at
-
-    def keep(self, array: Array) -> int:
-        at = self.add(array.size)
-        self.constants.append((at, array.reshape(-1)))
-        return at
-
-    def take(self, size: int) -> tuple[int, int]:
-        """A place for a value: the smallest that is free and large enough, or a new one."""
-        size = -(-size // _ALIGNED) * _ALIGNED
-        fitting = [one for one in self.free if one[1] >= size]
-        if not fitting:
-            return self.add(size), size
-        at, whole = min(fitting, key=lambda one: one[1])
-        self.free.remove((at, whole))
-        if whole > size:
-            self.free.append((at + size, whole - size))
-        return at, size
-
-    def give_back(self, at: int, size: int) -> None:
-        """A value is not needed any more; places side by side become one."""
-        for other in list(self.free):
-            assert at + size <= other[0] or other[0] + other[1] <= at, "no place is given back twice"
-            if other[0] + other[1] == at:
-                self.free.remove(other)
-                at, size = other[0], other[1] + size
-            elif at + size == other[0]:
-                self.free.remove(other)
-                size += other[1]
-        self.free.append((at, size))
-
-
 class _Writer:
     """Writes the lines of a program."""
 
     def __init__(self, traced: Traced, dtype: Any) -> None:
         self.traced, self.dtype = traced, np.dtype(dtype)
-        self.memory, self.where = _Memory(), dict[Value, tuple[int, int]]()
+        self.memory, self.where = Memory(), dict[Value, tuple[int, int]]()
         self.lines: list[list[int]] = []
         self.offsets: list[Array] = []
         self.sees: list[Array] = []
@@ -171,7 +128,7 @@ class _Writer:
     def _bordered(self, x: int, shape: tuple[int, ...], win: Any) -> tuple[int, tuple[int, ...], Any, int]:
         """The pictures with their border, which stays zero, as the place is nobody else's."""
         (n, h, w, c), picture = shape, (shape[1] + win.top + win.bottom, shape[2] + win.left + win.right)
-        at = self.memory.add(n * math.prod(picture) * c + _ALIGNED)
+        at = self.memory.add(n * math.prod(picture) * c + ALIGNED)
         size, line = math.prod(picture) * c, picture[1] * c
         inside = at + win.top * line + win.left * c
         pieces = self._pieces(n * h * w * c, n * h)

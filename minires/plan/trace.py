@@ -12,6 +12,7 @@ import math
 import weakref
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,15 +54,21 @@ class Read:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """An operation: the values it reads by name, the value it writes, from which channel of it on, its arrays
-    of constants and its options."""
+    """An operation: the values it reads by name, the value it writes, from which channel of it on, in which
+    shape, its constants and its options."""
 
     op: str
     reads: dict[str, Read]
     writes: Value
     at: int = 0
-    constants: dict[str, Array] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    path: str = ""
+
+    @property
+    def constants(self) -> dict[str, Array]:
+        """The numbers of its constants."""
+        return {name: tensor.data for name, tensor in self.tensors.items()}
 
     @property
     def values(self) -> list[Value]:
@@ -78,13 +85,13 @@ class Traced:
     output: Read
 
 
-def watch(model: Module, x: Array) -> Traced:
-    """The steps of a model in inference mode for pictures x.
+def watch(model: Module, x: Array, *, training: bool = False) -> Traced:
+    """The steps of a model for pictures x: in inference mode, or as they are when it trains.
 
     Raises: ConfigError for an operation that no plan knows, with the layer that it is in.
     """
-    tracer = _Tracer(Tensor(x))
-    with modes(model, training=False), no_grad(), watching(tracer.see):
+    tracer = _Tracer(Tensor(x), training)
+    with modes(model, training=training), nullcontext() if training else no_grad(), watching(tracer.see):
         y = model(tracer.x)
     if not isinstance(y, Tensor):
         raise ConfigError(f"a plan is for a model that returns one tensor, not a {type(y).__name__}")
@@ -97,7 +104,8 @@ def watch(model: Module, x: Array) -> Traced:
         )
     if not output.is_whole:  # the first channels of a history
         output = Read(tracer.copied(output), output.shape)
-    return Traced(_joined(_needed(tracer.steps, output), output), tracer.input, output)
+    steps = _needed(tracer.steps, output)
+    return Traced(steps if training else _joined(steps, output), tracer.input, output)
 
 
 def window_of(options: Mapping[str, Any], x: Shape) -> Window:
@@ -109,8 +117,8 @@ def window_of(options: Mapping[str, Any], x: Shape) -> Window:
 class _Tracer:
     """Writes a step for each call."""
 
-    def __init__(self, x: Tensor) -> None:
-        self.x, self.input = x, Value(x.shape)
+    def __init__(self, x: Tensor, training: bool) -> None:
+        self.x, self.input, self.training = x, Value(x.shape), training
         self.steps: list[Step] = []
         self.known: dict[int, tuple[weakref.ref[Tensor], Read]] = {}
         self._set(x, Read(self.input, x.shape))
@@ -125,7 +133,7 @@ class _Tracer:
 
     def see(self, call: Call) -> None:
         reads = {name: read for name, x in call.inputs.items() if (read := self.read(x)) is not None}
-        constants = {name: x.data for name, x in call.inputs.items() if name not in reads}
+        constants = {name: x for name, x in call.inputs.items() if name not in reads}
         if not reads:  # of constants alone: a constant
             return
         if call.op in ("reshape", "flatten"):
@@ -140,7 +148,8 @@ class _Tracer:
         if call.op == "concat" and not constants and call.options["axis"] % call.y.ndim == call.y.ndim - 1:
             self._concatenate(call, reads)
             return
-        if call.op not in _KNOWN or not _KNOWN[call.op](reads, constants, call):
+        known = call.op in _KNOWN and _KNOWN[call.op](reads, constants, call)
+        if not known or (call.op == "batch_norm" and call.options["training"] != self.training):
             raise ConfigError(
                 f"no plan knows {call.op!r} as {settings()['path'] or 'the model'} calls it, with "
                 f"{', '.join(f'{name} {x.shape}' for name, x in call.inputs.items())}; use the model itself, "
@@ -150,7 +159,7 @@ class _Tracer:
             if not read.is_whole and (call.op, name) != ("batch_norm", "x"):
                 reads[name] = Read(self.copied(read), read.shape)
         value = Value(call.y.shape)
-        self.steps.append(Step(call.op, reads, value, 0, constants, call.options))
+        self.steps.append(Step(call.op, reads, value, 0, constants, call.options, settings()["path"]))
         self._set(call.y, Read(value, call.y.shape))
 
     def copied(self, read: Read) -> Value:
@@ -178,7 +187,7 @@ class _Tracer:
         self._set(call.y, Read(value, call.y.shape))
 
 
-def _is_gate(reads: dict[str, Read], constants: dict[str, Array], call: Call) -> bool:
+def _is_gate(reads: dict[str, Read], constants: dict[str, Tensor], call: Call) -> bool:
     """A product of (N, H, W, C) with (N, 1, 1, C), in either order."""
     shapes = sorted((read.shape for read in reads.values()), key=lambda shape: shape[1:3], reverse=True)
     if len(shapes) < 2 or len(shapes[0]) != 4:
@@ -192,12 +201,12 @@ def _only(*names: str) -> Any:
     return lambda reads, constants, call: set(reads) == set(names)
 
 
-def _same(reads: dict[str, Read], constants: dict[str, Array], call: Call) -> bool:
+def _same(reads: dict[str, Read], constants: dict[str, Tensor], call: Call) -> bool:
     return not constants and len({read.shape for read in reads.values()}) == 1
 
 
-def _normalizes(reads: dict[str, Read], constants: dict[str, Array], call: Call) -> bool:
-    return set(reads) <= {"x", "add"} and "x" in reads and not call.options["training"]
+def _normalizes(reads: dict[str, Read], constants: dict[str, Tensor], call: Call) -> bool:
+    return set(reads) <= {"x", "add"} and "x" in reads
 
 
 _KNOWN: dict[str, Any] = {

@@ -207,7 +207,7 @@ CALLS = {
         [*BEYOND, {"packed": W[1:]}, {"depth": 6}],
     ),
     "sums over places": (
-        tile_sums._sums_numba,
+        tile_sums.sums_numba,
         {"height": (0,) * HIGH, "columns": (0,), "x": X, "dy": Y, "dw": W.copy(), "is_first": True,
          "rows": BLOCKS.rows, "starts": BLOCKS.start, "runs": BLOCKS.runs, "zeros": np.zeros(WIDE, F),
          "x_room": X_ROOM, "y_room": Y_ROOM, "x_apart": 1, "y_apart": 1, "x_at": 0, "y_at": 0,

@@ -26,7 +26,7 @@ from minires.backend import Array, kernel
     x="(M, >= C)", shift="(C)", total="out float64 (C)", squares="out float64 (C)",
     where="0 <= start <= stop <= M",
 )  # fmt: skip
-def _sums_numba(x: Array, shift: Array, start: int, stop: int, total: Array, squares: Array) -> None:
+def moments_numba(x: Array, shift: Array, start: int, stop: int, total: Array, squares: Array) -> None:
     channels = total.size
     whole = stop - (stop - start) % 4
     for m in range(start, whole, 4):
@@ -67,7 +67,7 @@ def normalize_numba(
     dy="(M, C)", x="(M, >= C)", y="maybe (M, C)", mean="(C)", scale="(C)", beta="(C)",
     total="out float64 (C)", products="out float64 (C)", where="0 <= start <= stop <= M",
 )  # fmt: skip
-def _gradient_sums_numba(
+def gradient_sums_numba(
     dy: Array, x: Array, y: Array, mean: Array, scale: Array, beta: Array, relu: bool, start: int, stop: int,
     total: Array, products: Array,
 ) -> None:  # fmt: skip
@@ -96,11 +96,12 @@ def _gradient_sums_numba(
 
 @kernel(
     dy="(M, C)", x="(M, >= C)", y="maybe (M, C)", mean="(C)", scale="(C)", beta="(C)", slope="(C)",
-    offset="(C)", dx="out (M, C)", dadd="out maybe (M, C)", where="0 <= start <= stop <= M",
+    offset="(C)", onto="maybe (M, >= C)", dx="out (M, >= C)", dadd="out maybe (M, C)",
+    where="0 <= start <= stop <= M",
 )  # fmt: skip
-def _gradient_numba(
+def gradient_numba(
     dy: Array, x: Array, y: Array, mean: Array, scale: Array, beta: Array, relu: bool, slope: Array,
-    offset: Array, dx: Array, dadd: Array, start: int, stop: int,
+    offset: Array, onto: Array, dx: Array, dadd: Array, start: int, stop: int,
 ) -> None:  # fmt: skip
     zero, channels, from_x = x.dtype.type(0), mean.size, y.shape[0] == 0
     for m in range(start, stop):
@@ -108,7 +109,8 @@ def _gradient_numba(
             d, g = x[m, c] - mean[c], dy[m, c]
             if relu:
                 g = g if (d * scale[c] + beta[c] if from_x else y[m, c]) > zero else zero
-            dx[m, c] = scale[c] * g + slope[c] * d + offset[c]
+            value = scale[c] * g + slope[c] * d + offset[c]
+            dx[m, c] = onto[m, c] + value if onto.shape[0] else value
             if dadd.shape[0]:
                 dadd[m, c] = g
 
@@ -140,7 +142,7 @@ def _reduce(task: Any, rows: Array, *given: Array) -> tuple[Array, Array]:
 
 def statistics(x: Array) -> tuple[Array, Array]:
     """Mean and biased variance of each channel of x (M, C), as (C,) each."""
-    total, squares = _reduce(_sums_numba, x, x[0])
+    total, squares = _reduce(moments_numba, x, x[0])
     offset = total / len(x)
     mean = x[0] + offset
     var = np.maximum(squares / len(x) - offset * offset, 0)
@@ -181,17 +183,18 @@ def backward(
     def sums(rows: Array, means: Array, scales: Array, betas: Array, *where: Any) -> None:
         shape = (len(rows), means.size)
         y_rows = signs.reshape(shape) if len(signs) else signs
-        _gradient_sums_numba(dy.reshape(shape), rows, y_rows, means, scales, betas, relu, *where)
+        gradient_sums_numba(dy.reshape(shape), rows, y_rows, means, scales, betas, relu, *where)
 
     dbeta, products = _reduce(sums, x, mean, scale, beta)
     dgamma = products * inv
     slope = -scale * inv * dgamma / len(x) if training else np.zeros_like(dgamma)
     offset = -scale * dbeta / len(x) if training else np.zeros_like(dbeta)
     slope, offset = slope.astype(x.dtype), offset.astype(x.dtype)
-    wide, dx, dadd = _wide(x), np.empty_like(y), np.empty_like(y) if need_dadd else _none(x)
+    wide, none = _wide(x), _none(x)
+    dx, dadd = np.empty_like(y), np.empty_like(y) if need_dadd else none
 
     def chunk(start: int, stop: int) -> None:
-        _gradient_numba(dy, wide, signs, mean, scale, beta, relu, slope, offset, dx, dadd, start, stop)
+        gradient_numba(dy, wide, signs, mean, scale, beta, relu, slope, offset, none, dx, dadd, start, stop)
 
     backend.parallel_for(chunk, len(x), max(1, _GRAIN // x.shape[1]))
     return dx, dgamma.astype(x.dtype), dbeta.astype(x.dtype), dadd

@@ -87,6 +87,16 @@ def backward_x(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups:
     return dx
 
 
+def is_gathered(win: Window) -> bool:
+    """Whether what a window sees is copied together for dw, so that nothing else is brought into the cache."""
+    return win.size == (1, 1) and win.stride != (1, 1) and not win.has_border
+
+
+def beside(win: Window) -> Window:
+    """The window on pixels that were copied together."""
+    return replace(win, stride=(1, 1))
+
+
 def _seen(x: Array, win: Window) -> Array:
     """What a 1x1 window sees of the pictures, (N, OH, OW, C)."""
     seen = np.empty((len(x), *win.out, x.shape[-1]), x.dtype)
@@ -98,8 +108,8 @@ def backward_w(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups:
     """dw of ``shape`` (KH, KW, C/G, O)."""
     dw = np.empty(shape, x.dtype)
     outputs, depth = shape[-1] // groups, shape[2]
-    if win.size == (1, 1) and win.stride != (1, 1) and win.pad(np, x) is x:
-        x, win = _seen(x, win), replace(win, stride=(1, 1))  # nothing else is brought into the cache
+    if is_gathered(win):
+        x, win = _seen(x, win), beside(win)
     pictures, *picture = x.shape
     if is_joined(x.shape[-1], win, groups):
         x, picture, win, depth = _joined(x, win)

@@ -1,0 +1,173 @@
+"""A model made ready to be trained on batches of one shape: a step without Python between its layers.
+
+    step = minires.compile(model, x.shape, training=True)
+    loss = cross_entropy(step(x), labels)
+    loss.backward()
+
+The result is a tensor on the tape as any other, of one operation that has all parameters for its inputs. So
+the loss is any loss, and the optimiser any optimiser. What is between, forward and backward, is a program: see
+``training_program.py`` and ``training_walk.py``.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import threading
+from typing import Any, Never
+
+import numpy as np
+
+from minires import backend
+from minires.backend import Array
+from minires.backend.addresses import address_of
+from minires.errors import ConfigError, MiniresError, ShapeError
+from minires.nn.module import Module
+from minires.ops.cross_entropy import cross_entropy
+from minires.plan.trace import watch
+from minires.plan.training_program import Writer
+from minires.plan.training_walk import walk_numba
+from minires.tensor import Tensor, record
+
+_APART = 2e-3  # of logits and gradients: float32 rounds to 1e-3 at most in the deepest models
+_tickets = itertools.count(1)
+
+
+class TrainingPlan:
+    """What :func:`minires.compile` gives for training. Called with a batch, it gives what the model would give.
+
+    Parameters are read where they are at each call; running statistics move as in the model. The gradients of
+    a call are to be asked for before the next.
+
+    Shapes: x (N, H, W, C), just as it was made for -> (N, ...).
+    Raises: ShapeError for pictures of another shape or dtype; MiniresError from backward() if another call
+    came between.
+    """
+
+    def __init__(self, model: Module, x: Array) -> None:
+        self.shape, self.dtype = x.shape, x.dtype
+        traced = watch(model, x, training=True)
+        self._program = Writer(traced, x.dtype).program()
+        self.y_shape, self._lock, self._ticket = traced.output.shape, threading.Lock(), 0
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._inputs = {names.get(id(p), f"p{i}"): p for i, p in enumerate(self._program.parameters)}
+        self._arrays: list[Array | None] = [None] * len(self._program.constants)
+        self._buffers = [self._owner(model, array) for _, _, array in self._program.buffers]
+        self.threads = backend.threads()
+
+    @staticmethod
+    def _owner(model: Module, array: Array) -> tuple[Module, str]:
+        """The module that has an array of running statistics, and its name there."""
+        for module in model.modules():
+            for name, value in vars(module).items():
+                if value is array:
+                    return module, name
+        raise ConfigError("a plan of training needs running statistics that are buffers of the model")
+
+    def __call__(self, x: Any) -> Tensor:
+        if isinstance(x, Tensor) and x.requires_grad:
+            raise ShapeError("a plan of training gives no gradient for its pictures; train the model itself")
+        x = x.data if isinstance(x, Tensor) else np.asarray(x)
+        if x.dtype != self.dtype or x.shape != self.shape:
+            raise ShapeError(
+                f"this plan was made for pictures {self.shape} of {self.dtype}, not for {x.shape} of "
+                f"{x.dtype}; minires.compile makes one for these"
+            )
+        run = self._program
+        with self._lock:
+            self._look_up()
+            run.floats[run.x].reshape(self.shape)[...] = x
+            self._run(run.forward)
+            y = run.floats[run.y].reshape(self.y_shape).copy()
+            ticket = self._ticket = next(_tickets)
+        return record("plan", y, inputs=self._inputs, backward=functools.partial(self._backward, ticket))
+
+    def _backward(self, ticket: int, dy: Array) -> tuple[Array, ...]:
+        run = self._program
+        with self._lock:
+            if ticket != self._ticket:
+                raise MiniresError(
+                    "a plan of training keeps the numbers of its last call only, until its backward(): call "
+                    "it, then backward(), then call it again"
+                )
+            self._ticket = 0
+            gradients = [np.empty_like(parameter.data) for parameter in run.parameters]
+            addresses = np.array([address_of(gradient) for gradient in gradients], np.int64)
+            lines, columns, numbers, skipped = run.gradients.T
+            run.lines[lines, columns] = addresses[numbers] + skipped
+            run.floats[run.dy] = dy.reshape(-1)
+            self._run(run.backward)
+            for number, gradient in run.called.items():
+                gradients[number] = gradient
+            run.called.clear()
+        return tuple(gradients)
+
+    def _look_up(self) -> None:
+        """Where parameters and running statistics are now: somebody may have given them other arrays."""
+        run, changed = self._program, False
+        for number, tensor in enumerate(run.constants):
+            array = tensor.data
+            if array is not self._arrays[number]:
+                before = self._arrays[number]
+                if not isinstance(array, np.ndarray) or array.dtype != self.dtype or (
+                    before is not None and before.shape != array.shape
+                ):
+                    raise ShapeError(
+                        f"a parameter is {array.dtype} {array.shape} now, and was not when this plan was "
+                        "made; minires.compile makes one for it"
+                    )
+                if not array.flags.c_contiguous:
+                    tensor.data = array = np.ascontiguousarray(array)
+                self._arrays[number], changed = array, True
+        if changed:
+            addresses = np.array([address_of(array) for array in self._arrays], np.int64)
+            lines, columns, numbers, skipped = run.addresses.T
+            run.lines[lines, columns] = addresses[numbers] + skipped
+        for place, (module, name) in enumerate(self._buffers):
+            line, column, array = run.buffers[place]
+            now = getattr(module, name)
+            if now is not array:
+                if now.dtype != self.dtype or now.shape != array.shape or not now.flags.c_contiguous:
+                    raise ShapeError(f"{name} is {now.dtype} {now.shape} now, and was not when this plan was made")
+                run.lines[line, column] = address_of(now)
+                run.buffers[place] = line, column, now
+
+    def _run(self, items: list[Any]) -> None:
+        run = self._program
+        for item in items:
+            if not isinstance(item, tuple):
+                item()
+                continue
+            first, last = item
+            counters = np.zeros(2 * (last - first) + 1, np.int64)
+            walk = functools.partial(
+                walk_numba, run.lines[first:last], run.waits[first:last], run.floats, run.doubles, run.offsets,
+                run.sees, run.longs, counters, run.tiles, run.squares,
+            )  # fmt: skip
+            backend.parallel_calls([walk] * self.threads)
+
+    def __getstate__(self) -> Never:
+        raise MiniresError("a plan is neither pickled nor copied; take the model, and compile that anew")
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all its arrays: values, gradients on their way, and tables."""
+        run = self._program
+        return int(run.floats.nbytes + run.offsets.nbytes + run.longs.nbytes + run.sees.nbytes + run.lines.nbytes)
+
+
+def make(model: Module, x: Array, others: Array) -> TrainingPlan:
+    """A plan for batches such as x, held against the model on others.
+
+    The model is left as it was. Raises: as :func:`minires.compile`.
+    """
+    buffers = [(array, array.copy()) for _, array in model.named_buffers()]
+    try:
+        plan = TrainingPlan(model, x)
+        return plan
+    finally:
+        for array, before in buffers:
+            array[...] = before

@@ -1,0 +1,846 @@
+"""From the steps of a model to the program of a training step: forward, and back again.
+
+The steps are gone through once forward and once backward, as on the tape, and each writes its lines. A value
+keeps its place as long as a line needs it, and so does a gradient; what several steps give to the gradient of
+one value is added by the kernels that compute it. What no line knows (a pool, the last layers, a convolution
+by Winograd's way) is *called*: the operation itself, on a little tape of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from minires import backend, ops
+from minires.backend import Array, simd, tile_products, tile_sums
+from minires.backend.addresses import address_of
+from minires.backend.tile_products import Part, Sizes
+from minires.errors import ConfigError
+from minires.ops.conv2d import choose, indirect, joined_groups, places
+from minires.ops.window import Window
+from minires.plan.memory import Memory
+from minires.plan.trace import Read, Step, Traced, Value, window_of
+from minires.plan.training_walk import COLUMNS, Do
+from minires.tensor import Tensor
+
+_PIECE = 1 << 16  # numbers that are worth a piece of their own
+_WIDE = 64  # numbers in a row that make a kernel's inner loop worth its beginning and end
+_ROOM = 1 << 17  # numbers that a thread packs at a time
+
+# What is called, with its inputs by name and its options.
+_CALLS: dict[str, Callable[..., Tensor]] = {
+    "conv2d": lambda x, o, y: ops.conv2d(
+        x["x"], x["w"], x.get("b"), stride=o["stride"], padding=o["padding"], dilation=o["dilation"],
+        groups=o["groups"], relu=bool(o.get("relu")),
+    ),
+    "linear": lambda x, o, y: ops.linear(x["x"], x["w"], x.get("b")),
+    "max_pool2d": lambda x, o, y: ops.max_pool2d(x["x"], **o),
+    "avg_pool2d": lambda x, o, y: ops.avg_pool2d(x["x"], **o),
+    "global_avg_pool2d": lambda x, o, y: ops.global_avg_pool2d(x["x"]),
+    "pad_channels": lambda x, o, y: ops.pad_channels(
+        x["x"], y[-1], stride=o["stride"], both=o["before"] > 0
+    ),
+    "sigmoid": lambda x, o, y: ops.sigmoid(x["x"]),
+    "mul": lambda x, o, y: ops.mul(*x.values()),
+}  # fmt: skip
+
+
+@dataclass(eq=False)
+class _Place:
+    """Where numbers lie, and how many still need them there."""
+
+    at: int
+    size: int
+    users: int = 1
+
+
+@dataclass
+class Program:
+    """What is walked through and called, in turn: lines first..last, or a function. And the arrays of it."""
+
+    forward: list[tuple[int, int] | Callable[[], None]]
+    backward: list[tuple[int, int] | Callable[[], None]]
+    lines: Array
+    waits: Array
+    floats: Array
+    doubles: Array
+    offsets: Array
+    sees: Array
+    longs: Array
+    tiles: Any
+    squares: Any
+    x: slice
+    y: slice
+    dy: slice
+    parameters: list[Tensor]
+    constants: list[Tensor]
+    addresses: Array  # line, column, the number of the constant whose address that is, and bytes behind it
+    gradients: Array  # ... of the parameter of whose gradient that is the address
+    buffers: list[tuple[int, int, Array]]  # line, column, and the running statistics that begin there
+    called: dict[int, Array]  # gradients of parameters, by number, that a call has left
+
+
+@dataclass
+class _Called:
+    """An operation that is called, its inputs and its result, while the step goes on."""
+
+    step: Step
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    y: Tensor | None = None
+
+
+class Writer:
+    """Writes the program of a training step."""
+
+    def __init__(self, traced: Traced, dtype: Any) -> None:
+        self.traced, self.dtype = traced, np.dtype(dtype)
+        self.memory, self.where = Memory(), dict[Value, _Place]()
+        self.gradients: dict[Value, _Place] = {}
+        self.items: list[tuple[int, int] | Callable[[], None]] = []
+        self.lines: list[list[int]] = []
+        self.waits: list[bool] = []
+        self.doubles: list[float] = []
+        self.offsets: list[Array] = []
+        self.sees: list[Array] = []
+        self.longs: list[Array] = []
+        self.tables: dict[int, tuple[Any, tuple[int, ...]]] = {}
+        self.threads = backend.threads()
+        self.parameters: list[Tensor] = []  # that are learned
+        self.constants: list[Tensor] = []  # these and others that lines read
+        self.found: dict[str, list[tuple[int, int, int, int]]] = {"address": [], "gradient": []}
+        self.joined: dict[Step, int] = {}
+        self.borders: dict[Step, int] = {}
+        self.known: dict[Value, tuple[int, int]] = {}  # mean and variance of a history's channels
+        self.buffers: list[tuple[int, int, Array]] = []
+        self.scratch: dict[str, int] = {}
+        self.floats: Array | None = None
+        self.first_line = 0
+        self.calls: dict[int, _Called] = {}
+        self.called_gradients: dict[int, Array] = {}
+        self.sums_at = 0
+        self.most_sums, self.most_panels = 1, 1
+        self.moments: dict[Step, tuple[int, int]] = {}
+        depths = [read.shape[-1] for step in traced.steps for read in step.reads.values()]
+        outs = [step.writes.shape[-1] for step in traced.steps]
+        self.zeros = self.memory.add(2 * max(*depths, *outs, simd.width(simd.shapes()[0], np.float32)) + 64)
+        self.needs = self._needs()
+
+    # ------------------------------------------------------------------------------------ what is needed
+
+    def _needs(self) -> set[Value]:
+        """The values whose gradients are needed: those that something hangs on which is learned."""
+        needed: set[Value] = set()
+        for step in self.traced.steps:
+            for name, tensor in step.tensors.items():
+                if tensor.requires_grad:
+                    self._add_parameter(step, name, tensor)
+            if any(read.value in needed for read in step.reads.values()) or any(
+                tensor.requires_grad for tensor in step.tensors.values()
+            ):
+                needed.add(step.writes)
+        return needed
+
+    def _add_parameter(self, step: Step, name: str, tensor: Tensor) -> None:
+        where = step.path or "the model"
+        if tensor.node is None or tensor.node.op != "leaf":
+            raise ConfigError(
+                f"no plan of training knows what {where} does: its {name} is computed from parameters anew in "
+                "each step; train the model itself"
+            )
+        if any(one is tensor for one in self.parameters):
+            raise ConfigError(
+                f"no plan of training is made where two layers share a parameter, {name} of {where}; train "
+                "the model itself"
+            )
+        if tensor.dtype != self.dtype or not tensor.data.flags.c_contiguous:
+            raise ConfigError(
+                f"a plan of training needs parameters of {self.dtype} without gaps, but {name} of {where} is "
+                f"{tensor.dtype} {tensor.shape}"
+            )
+        self.parameters.append(tensor)
+
+    def _last_uses(self) -> dict[Value, int]:
+        """The number of the step that needs a value last: forward 0, 1, ..., backward on from there."""
+        steps, last = self.traced.steps, dict[Value, int]()
+        for number, step in enumerate(steps):
+            back = 2 * len(steps) - 1 - number
+            for read in step.reads.values():
+                last[read.value] = number
+            last.setdefault(step.writes, number)
+        for number, step in enumerate(steps):
+            back = 2 * len(steps) - 1 - number
+            if step.writes not in self.needs:
+                continue
+            for value in self._kept(step):
+                last[value] = max(last[value], back)
+        last[self.traced.output.value] = max(last[self.traced.output.value], len(steps) - 1)
+        return last
+
+    def _kept(self, step: Step) -> list[Value]:
+        """The values that the way back through a step needs."""
+        reads = step.reads
+        if self._is_called(step):
+            return [read.value for read in reads.values()] + [step.writes]
+        if step.op == "conv2d":
+            kept = [reads["x"].value] if step.tensors["w"].requires_grad else []
+            return kept + ([step.writes] if step.options.get("relu") else [])
+        if step.op == "batch_norm":
+            return [reads["x"].value] + ([step.writes] if "add" in reads and step.options.get("relu") else [])
+        return [step.writes] if step.op == "relu" else []
+
+    # ----------------------------------------------------------------------------------------- the whole
+
+    def program(self) -> Program:
+        traced, steps = self.traced, self.traced.steps
+        last = self._last_uses()
+        self._place(traced.input)
+        at_input = self.where[traced.input].at
+        for number, step in enumerate(steps):
+            if step.writes not in self.where:
+                self._place(step.writes)
+            if self._is_called(step):
+                self._call(number, step)
+            else:
+                getattr(self, f"_{step.op}")(step)
+            self._release([*(read.value for read in step.reads.values()), step.writes], last, number)
+        output = traced.output.value
+        y = self._slice(self.where[output], math.prod(traced.output.shape))
+        self._end_lines()
+        forward, self.items = self.items, []
+        self.gradients[output] = self._new(math.prod(output.shape))
+        dy = self._slice(self.gradients[output], math.prod(output.shape))
+        for number, step in reversed(list(enumerate(steps))):
+            back = 2 * len(steps) - 1 - number
+            if step.writes in self.gradients and step.writes in self.needs:
+                if self._is_called(step):
+                    self._call_back(number, step)
+                else:
+                    getattr(self, f"_{step.op}_back")(step)
+                is_first_part = step.op != "copy" or step.at == 0
+                if is_first_part:  # of a history, all others came before
+                    self._drop(self.gradients.pop(step.writes))
+            self._release([*(read.value for read in step.reads.values()), step.writes], last, back)
+        self._end_lines()
+        return self._laid_out(forward, slice(at_input, at_input + math.prod(traced.input.shape)), y, dy)
+
+    def _laid_out(self, forward: list[Any], x: slice, y: slice, dy: slice) -> Program:
+        sums = len(self.doubles)
+        for line in self.lines:  # the room for sums is behind the numbers, as nobody knew how many these are
+            columns = {Do.COLUMNS: 5, Do.COLUMNS_END: 2, Do.MOMENTS: 7, Do.MOMENTS_END: 2}
+            columns |= {Do.SLOPES: 15, Do.SLOPES_END: 2}
+            if line[0] in columns:
+                line[columns[Do(line[0])]] += sums
+        # Room for each thread, as far apart for each line, as threads may be at different ones.
+        nothing = self.memory.add(self.most_panels)
+        apart = {name: -(-size // 16) * 16 for name, size in self.scratch.items()}
+        rooms = {name: self.memory.add(self.threads * size) for name, size in apart.items()}
+        for line in self.lines:
+            for column, name, step in _ROOMS.get(Do(line[0]), ()):
+                line[column] = rooms[name]
+                if step:
+                    line[step] = apart[name]
+            if line[0] == Do.PRODUCTS and line[7] < 0:
+                line[7] = nothing
+        self.floats = np.zeros(self.memory.size + 64, self.dtype)
+        for at, array in self.memory.constants:
+            self.floats[at : at + array.size] = array
+        tiles, squares = simd.shapes(), simd.squares()
+        lines = np.array(self.lines, np.int64).reshape(-1, COLUMNS)
+        for number, column, array in self.buffers:
+            lines[number, column] = address_of(array)
+        return Program(
+            forward, self.items, lines, np.array(self.waits, bool), self.floats,
+            np.array([*self.doubles, *[0.0] * (self.most_sums)]), _flat(self.offsets, np.int32),
+            _flat(self.sees, bool), _flat(self.longs, np.int64),
+            tuple((*tiles, tiles[-1])[:3]), tuple((*squares, squares[-1])[:4]), x, y, dy, self.parameters,
+            self.constants, _table(self.found["address"]), _table(self.found["gradient"]), self.buffers,
+            self.called_gradients,
+        )  # fmt: skip
+
+    def _new(self, size: int) -> _Place:
+        return _Place(*self.memory.take(size))
+
+    def _place(self, value: Value) -> None:
+        self.where[value] = self._new(math.prod(value.shape))
+
+    def _drop(self, place: _Place) -> None:
+        place.users -= 1
+        if place.users == 0:
+            self.memory.give_back(place.at, place.size)
+
+    def _release(self, values: list[Value], last: dict[Value, int], number: int) -> None:
+        for value in dict.fromkeys(values):
+            if last[value] == number and value in self.where:
+                self._drop(self.where.pop(value))
+
+    def _at(self, read: Read) -> int:
+        return self.where[read.value].at
+
+    @staticmethod
+    def _slice(place: _Place, size: int) -> slice:
+        return slice(place.at, place.at + size)
+
+    def _view(self, at: int, shape: tuple[int, ...]) -> Array:
+        assert self.floats is not None
+        return self.floats[at : at + math.prod(shape)].reshape(shape)
+
+    def _room(self, name: str, size: int) -> int:
+        """Room for what only one line needs at a time; where it is, is known at the end."""
+        self.scratch[name] = max(self.scratch.get(name, 0), size)
+        return 0
+
+    def _sums(self, count: int) -> int:
+        self.most_sums = max(self.most_sums, count)
+        return 0
+
+    def _numbers(self, *numbers: float) -> int:
+        """Where these are among the doubles."""
+        self.doubles += numbers
+        return len(self.doubles) - len(numbers)
+
+    def _line(self, do: Do, pieces: int, *numbers: int, waits: bool = True) -> int:
+        line = [int(do), max(1, pieces), *map(int, numbers)]
+        self.lines.append(line + [0] * (COLUMNS - len(line)))
+        self.waits.append(waits)
+        return len(self.lines) - 1
+
+    def _wait(self) -> None:
+        """What follows comes after all that was written."""
+        self.waits[-1] = True
+
+    def _end_lines(self) -> None:
+        if len(self.lines) > self.first_line:
+            self._wait()
+            self.items.append((self.first_line, len(self.lines)))
+            self.first_line = len(self.lines)
+
+    def _pieces(self, count: int, units: int) -> int:
+        return max(1, min(self.threads, units, count // _PIECE + 1))
+
+    def _of(self, line: int, column: int, tensor: Tensor, what: str = "address", skipped: int = 0) -> None:
+        """The address of a constant belongs there, or that of its gradient; the first numbers are skipped."""
+        among = self.constants if what == "address" else self.parameters
+        if not any(one is tensor for one in among):
+            among.append(tensor)
+        number = next(i for i, one in enumerate(among) if one is tensor)
+        self.found[what].append((line, column, number, skipped * self.dtype.itemsize))
+
+    # ------------------------------------------------------------------------------------ the gradients
+
+    def _grows(self, value: Value, give: Callable[[int, int], None], size: int = 0) -> None:
+        """``give(place, added)`` writes the lines for a gradient of a value: at a place, with what others gave
+        before, at ``added``, or -1, added to it."""
+        before, place = self.gradients.get(value), self._new(size or math.prod(value.shape))
+        give(place.at, -1 if before is None else before.at)
+        self.gradients[value] = place
+        if before is not None:
+            self._drop(before)
+
+    def _shares(self, value: Value, place: _Place) -> None:
+        """The gradient of a value is one that there is already, or that and what others gave before."""
+        if value not in self.gradients:
+            place.users += 1
+            self.gradients[value] = place
+            return
+        count = math.prod(value.shape)
+
+        def give(at: int, added: int) -> None:
+            self._line(Do.ADD, self._pieces(count, count), added, place.at, at, count, 0)
+
+        self._grows(value, give)
+
+    def _is_history(self, value: Value) -> bool:
+        return any(step.op == "copy" and step.writes is value for step in self.traced.steps)
+
+    # ------------------------------------------------------------------------------------------- called
+
+    def _is_called(self, step: Step) -> bool:
+        if step.op == "conv2d":
+            x, w = step.reads["x"].shape, step.tensors["w"].shape
+            win, like = window_of(step.options, x), np.empty(0, self.dtype)
+            ways = choose.ways(like, x, w, win, step.options["groups"])
+            return any(way.name != "indirect" for way in ways) or set(step.reads) != {"x"}
+        return step.op not in ("batch_norm", "relu", "add", "copy")
+
+    def _call(self, number: int, step: Step) -> None:
+        self._end_lines()
+        places = {name: (self._at(read), read.shape) for name, read in step.reads.items()}
+        y, call, learns = self.where[step.writes].at, _Called(step), step.writes in self.needs
+        self.calls[number] = call
+        function, options = _CALLS[step.op], step.options
+
+        def forward() -> None:
+            call.inputs = {
+                name: Tensor(self._view(*places[name]), requires_grad=step.reads[name].value in self.needs)
+                if name in places
+                else Tensor(step.tensors[name].data, requires_grad=step.tensors[name].requires_grad)
+                for name in (*step.reads, *step.tensors)
+            }
+            result = function(call.inputs, options, step.writes.shape)
+            backend.copy(result.data, self._view(y, step.writes.shape))
+            call.y = result if learns else None
+
+        self.items.append(forward)
+
+    def _call_back(self, number: int, step: Step) -> None:
+        self._end_lines()
+        call, dy = self.calls[number], self.gradients[step.writes].at
+        targets: dict[str, tuple[int, int, tuple[int, ...]]] = {}
+        for name, read in step.reads.items():
+            if read.value in self.needs:
+
+                def give(at: int, added: int, name: str = name, shape: tuple[int, ...] = read.shape) -> None:
+                    targets[name] = at, added, shape
+
+                self._grows(read.value, give)
+        numbers = {
+            name: next(i for i, one in enumerate(self.parameters) if one is tensor)
+            for name, tensor in step.tensors.items()
+            if tensor.requires_grad
+        }
+
+        def backward() -> None:
+            assert call.y is not None
+            call.y.backward(self._view(dy, step.writes.shape))
+            for name, (at, added, shape) in targets.items():
+                gradient, target = call.inputs[name].grad, self._view(at, shape)
+                assert gradient is not None
+                if added < 0:
+                    backend.copy(gradient, target)
+                else:
+                    backend.add(self._view(added, shape), gradient, out=target)
+            for name, number in numbers.items():
+                gradient = call.inputs[name].grad
+                assert gradient is not None
+                self.called_gradients[number] = gradient
+            call.inputs, call.y = {}, None
+
+        self.items.append(backward)
+
+    # ------------------------------------------------------------------------------------ convolutions
+
+    def _conv2d(self, step: Step) -> None:
+        read, w, groups = step.reads["x"], step.tensors["w"], step.options["groups"]
+        win, shape, x = window_of(step.options, read.shape), read.shape, self._at(read)
+        n, outputs_all = shape[0], w.shape[-1]
+        left = joined_groups.left(groups, w.shape, joined_groups.MOST)
+        depth, outputs = w.shape[2] * groups // left, outputs_all // left
+        tile = simd.shape(outputs, self.dtype)
+        if indirect.is_joined(shape[-1], win, left):
+            x, shape, win, depth = self._bordered(step, x, shape, win)
+        parts = places.forward(n, tuple(shape[1:]), outputs_all, win, len(tile[0]))
+        sizes, size = indirect.sizes(depth, outputs, left), math.prod(step.writes.shape)
+        bias = -1
+        if "b" in step.tensors:
+            bias = self._padded(step.tensors["b"], left, outputs, simd.width(tile, self.dtype))
+        if left < groups:
+            self.joined[step] = self._join(w, groups, left)
+        relu = bool(step.options.get("relu"))
+        self._products(
+            tile, parts, sizes, (x, math.prod(shape)), (step, w), bias, -1, (self.where[step.writes].at, size),
+            relu=relu,
+        )  # fmt: skip
+
+    def _conv2d_back(self, step: Step) -> None:
+        read, w, groups = step.reads["x"], step.tensors["w"], step.options["groups"]
+        win, shape, x = window_of(step.options, read.shape), read.shape, self._at_or_none(read)
+        dy, count = self.gradients[step.writes], math.prod(step.writes.shape)
+        if step.options.get("relu"):
+            masked = self._new(count)
+            pieces = self._pieces(count, count)
+            self._line(Do.PASS, pieces, dy.at, self.where[step.writes].at, masked.at, count)
+            dy = masked
+        left = joined_groups.left(groups, w.shape, joined_groups.MOST)
+        b = step.tensors.get("b")
+        if b is not None and b.requires_grad:
+            pieces = self._pieces(count, count // w.shape[-1])
+            sums = self._sums(pieces * w.shape[-1])
+            self._line(Do.COLUMNS, pieces, dy.at, count // w.shape[-1], w.shape[-1], sums, waits=False)
+        if w.requires_grad:
+            self._weights_back(step, x, dy.at, left, win)
+        if read.value in self.needs:
+            outputs, depth = w.shape[2] * groups // left, w.shape[-1] // left
+            tile = simd.shape(outputs, self.dtype)
+            parts = places.backward(shape[0], tuple(shape[1:]), w.shape[-1], win, len(tile[0]))
+            sizes = indirect.sizes(depth, outputs, left, turned=True)
+
+            def give(at: int, added: int) -> None:
+                dx = at, math.prod(shape)
+                self._products(
+                    tile, parts, sizes, (dy.at, count), (step, w), -1, added, dx, turned=True
+                )
+
+            self._grows(read.value, give)
+        self._wait()
+        if b is not None and b.requires_grad:
+            line = self._line(Do.COLUMNS_END, 1, 0, pieces, w.shape[-1], 0)
+            self._of(line, 5, b, "gradient")
+        if step.options.get("relu"):
+            self._drop(dy)
+
+    def _at_or_none(self, read: Read) -> int:
+        return self.where[read.value].at if read.value in self.where else -1
+
+    def _bordered(self, step: Step, x: int, shape: tuple[int, ...], win: Window) -> tuple[int, Any, Window, int]:
+        """The pictures with their border, which stays zero, as the place is nobody else's."""
+        (n, h, w, c), picture = shape, (shape[1] + win.top + win.bottom, shape[2] + win.left + win.right)
+        size, line = math.prod(picture) * c, picture[1] * c
+        at = self.memory.add(n * size + 64)
+        self.borders[step] = at
+        inside = at + win.top * line + win.left * c
+        self._line(
+            Do.COPY, self._pieces(n * h * w * c, n * h), x, h * w * c, w * c, c, inside, size, line, c, n, h, w, c
+        )
+        return at, (n, *picture, c), indirect.column(win), win.size[1] * c
+
+    def _padded(self, b: Tensor, groups: int, outputs: int, width: int) -> int:
+        """A bias, with zeros behind the numbers of each group up to whole panels."""
+        wide = -(-outputs // width) * width
+        at = self.memory.add(groups * wide)
+        line = self._line(Do.COPY, 1, 0, 0, outputs, 0, at, 0, wide, 0, 1, groups, 1, outputs)
+        self._of(line, 2, b)
+        return at
+
+    def _join(self, w: Tensor, groups: int, left: int) -> int:
+        """The kernel of joined groups, (KH, KW, C/left, O): zero where they do not meet, as it stays."""
+        kh, kw, depth, outputs = w.shape
+        many, each, taps = groups // left, outputs // groups, kh * kw
+        at = self.memory.add(taps * many * depth * outputs)
+        for i in range(many):
+            to, last = at + i * depth * outputs + i * each, i == many - 1
+            # (tap, k, left, each): the taps and the k are the lines, the groups that are left the pixels
+            line = self._line(
+                Do.COPY, 1, 0, depth * outputs, outputs, many * each, to, many * depth * outputs, outputs,
+                many * each, taps, depth, left, each, waits=last,
+            )  # fmt: skip
+            self._of(line, 2, w, skipped=i * each)
+        return at
+
+    def _products(
+        self, tile: simd.Shape, parts: Sequence[Part], sizes: Sizes, x: tuple[int, int],
+        w: tuple[Step, Tensor], bias: int, added: int, y: tuple[int, int], *, relu: bool = False,
+        turned: bool = False,
+    ) -> None:  # fmt: skip
+        width, (step, weights) = simd.width(tile, self.dtype), w
+        panels, kind = sizes.groups * -(-sizes.outputs // width), simd.shapes().index(tile)
+        threads = tile_products.share(parts, sizes)
+        joined = self.joined.get(step)
+        w_size = weights.size if joined is None else sizes.groups * sizes.depth * sizes.outputs * math.prod(weights.shape[:2])
+        by_panel = w_size > x[1] and panels >= threads
+        self.most_panels = max(self.most_panels, panels * width)
+        for place, at, to, times, x_step, y_step in parts:
+            tiles, taps = place.sees.shape[1], len(place.taps)
+            long = taps * sizes.depth * width
+            room = min(max(_ROOM, long), panels * long)
+            total = panels if by_panel else times * tiles
+            pieces = min(threads, total)
+            line = self._line(
+                Do.PRODUCTS, pieces, kind, x[0] + at, x[1] - at, 0 if joined is None else joined, w_size, bias,
+                added if added < 0 else added + to, y[0] + to, y[1] - to, *self._table(place), relu, turned,
+                place.many, x_step, y_step, sizes.depth, sizes.outputs, sizes.x_group, sizes.y_group,
+                sizes.w_group, sizes.tap, sizes.row, width, times * tiles, panels, by_panel,
+                self._room("panels", room), room, waits=False,
+            )  # fmt: skip
+            if joined is None:
+                self._of(line, 5, weights)
+        self._wait()
+
+    def _table(self, place: tile_products.Places) -> tuple[int, ...]:
+        """Where the table of places begins, its length, where its line of outputs begins, how many taps, where
+        they stand, what its tiles see, and how many these are. Each is written once."""
+
+        def write() -> tuple[int, ...]:
+            table = sum(a.size for a in self.offsets)
+            self.offsets += [place.table.reshape(-1), place.out]
+            taps, sees = sum(a.size for a in self.longs), sum(a.size for a in self.sees)
+            self.longs.append(place.taps)
+            self.sees.append(place.sees.reshape(-1))
+            out, tiles = table + place.table.size, place.sees.shape[1]
+            return table, place.table.shape[1], out, len(place.taps), taps, sees, tiles
+
+        return self._once(place, write)
+
+    def _once(self, key: Any, write: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+        if id(key) not in self.tables:
+            self.tables[id(key)] = (key, write())
+        return self.tables[id(key)][1]
+
+    def _weights_back(self, step: Step, x: int, dy: int, left: int, win: Window) -> None:
+        """dw, for which sums of some blocks are taken by themselves: see ``tile_sums.sums_over_places``."""
+        (n, *picture), w, groups = step.reads["x"].shape, step.tensors["w"], step.options["groups"]
+        depth, outputs_all = w.shape[2] * groups // left, w.shape[-1]
+        seen: _Place | None = None
+        if indirect.is_joined(picture[-1], win, left):
+            x = self.borders[step]
+            (h, wide, c), kw = picture, win.size[1]
+            picture = [h + win.top + win.bottom, wide + win.left + win.right, c]
+            win, depth = indirect.column(win), kw * c
+        elif indirect.is_gathered(win):
+            (h, wide, c), (oh, ow), (sh, sw) = picture, win.out, win.stride
+            seen = self._new(n * oh * ow * c)
+            self._line(
+                Do.COPY, self._pieces(n * oh * ow * c, n * oh), x, h * wide * c, sh * wide * c, sw * c, seen.at,
+                oh * ow * c, ow * c, c, n, oh, ow, c,
+            )  # fmt: skip
+            x, picture, win = seen.at, [oh, ow, c], indirect.beside(win)
+        blocks = places.blocks(n, tuple(picture), win)
+        sizes = indirect.sizes(depth, outputs_all // left, left)
+        task = tile_sums.task(blocks, sizes, self.dtype)
+        size, count = math.prod(win.size) * depth * outputs_all, math.prod(step.writes.shape)
+        joined = self._new(size) if left < groups else None
+        parts = len(task.lists) if task.by_list else len(task.lists) > 1
+        totals = self._new(parts * size) if parts else None
+        x_room, y_room = task.x_room(sizes, picture[-1]), task.y_room(sizes, outputs_all)
+        for number, some in enumerate(task.lists):
+            is_total = task.by_list or number > 0
+            for first, part in enumerate(some):
+                rows, starts, runs, *at = part
+                line = self._line(
+                    Do.SUMS, task.pieces, task.kind, x, n * math.prod(picture), dy, count, 0, size, first == 0,
+                    *self._blocks(part), *at, picture[-1], outputs_all, sizes.depth, sizes.outputs,
+                    *sizes[3:], task.width, task.units, task.panels, task.by_panel,
+                    self._room("x", x_room), x_room, 0, self._room("y", y_room), y_room, waits=first + 1 < len(some) or (not task.by_list and len(task.lists) > 1),
+                )  # fmt: skip
+                if is_total:
+                    assert totals is not None
+                    self.lines[line][7] = totals.at + (number * size if task.by_list else 0)
+                else:
+                    self._gives(line, 7, w, joined)
+            if not task.by_list and number:
+                assert totals is not None
+                line = self._line(Do.TOTAL, self._pieces(2 * size, size), totals.at, 1, 0, size, 1)
+                self._gives(line, 4, w, joined)
+        if task.by_list:
+            assert totals is not None
+            self._wait()
+            pieces = self._pieces(size * len(task.lists), size)
+            line = self._line(Do.TOTAL, pieces, totals.at, len(task.lists), 0, size, 0)
+            self._gives(line, 4, w, joined)
+        if joined is not None:
+            self._wait()
+            self._part(w, groups, left, joined.at)
+        for place in (seen, joined, totals):
+            if place is not None:
+                self._wait()
+                self._drop(place)
+
+    def _gives(self, line: int, column: int, w: Tensor, joined: _Place | None) -> None:
+        """There belongs the place of dw: that of joined groups, or the gradient's own."""
+        if joined is None:
+            self._of(line, column, w, "gradient")
+        else:
+            self.lines[line][column] = joined.at
+
+    def _part(self, w: Tensor, groups: int, left: int, at: int) -> None:
+        """The adjoint of _join."""
+        kh, kw, depth, outputs = w.shape
+        many, each, taps = groups // left, outputs // groups, kh * kw
+        for i in range(many):
+            source = at + i * depth * outputs + i * each
+            line = self._line(
+                Do.COPY, 1, source, many * depth * outputs, outputs, many * each, 0, depth * outputs, outputs,
+                many * each, taps, depth, left, each, waits=i == many - 1,
+            )  # fmt: skip
+            self._of(line, 6, w, "gradient", i * each)
+
+    def _blocks(self, part: tile_sums.Blocks) -> tuple[int, ...]:
+        """Where rows, starts and runs of blocks are, and how many blocks, taps and runs."""
+
+        def write() -> tuple[int, ...]:
+            rows, offset = sum(a.size for a in self.longs), sum(a.size for a in self.offsets)
+            self.longs.append(part.rows.reshape(-1))
+            self.offsets += [part.start.reshape(-1), part.runs.reshape(-1)]
+            taps = part.start.shape[1] - 1
+            return rows, len(part.rows), offset, taps, offset + part.start.size, part.runs.shape[1]
+
+        return self._once(part.runs, write)
+
+    # ----------------------------------------------------------------------------------------- batch norm
+
+    def _batch_norm(self, step: Step) -> None:
+        read, o, c = step.reads["x"], step.options, step.reads["x"].shape[-1]
+        rows, x, row = math.prod(read.shape[:-1]), self._at(read), read.row
+        replaced, factor = _moved(o, rows)
+        numbers = self._numbers(1 - replaced, replaced, factor)
+        if read.value in self.known:
+            mean, var = self.known[read.value]
+            line = self._line(Do.MOMENTS_END, 1, 0, 0, c, 1, x, rows, mean, var, -1, -1, numbers)
+        else:
+            mean, var = self.memory.add(c), self.memory.add(c)
+            line = self._moments(x, rows, c, mean, var, numbers)
+        self.moments[step] = mean, var
+        for column, name in ((10, "running_mean"), (11, "running_var")):
+            if o[name] is not None:
+                self._running(line, column, o[name], step)
+        added = self._at(step.reads["add"]) if "add" in step.reads else -1
+        line = self._line(
+            Do.NORMALIZE, self._pieces(rows * c, rows), x, row, self.where[step.writes].at, rows, c, mean, var,
+            0, 0, added, bool(o.get("relu")), self._numbers(o["eps"]), self._room("scale", c),
+        )  # fmt: skip
+        self._of(line, 9, step.tensors["gamma"])
+        self._of(line, 10, step.tensors["beta"])
+
+    def _moments(self, x: int, rows: int, c: int, mean: int, var: int, numbers: int = 0) -> int:
+        """Mean and variance of the channels of x (rows, c). Returns the line that ends with them."""
+        together = self._together(rows, c)
+        pieces, wide = self._pieces(rows * c, rows // together), together * c
+        sums, room = self._sums(pieces * 2 * wide), self._room("shift", wide)
+        self._line(Do.MOMENTS, pieces, x, c, rows, c, together, sums, room)
+        return self._line(Do.MOMENTS_END, 1, 0, pieces, c, together, x, rows, mean, var, -1, -1, numbers)
+
+    def _running(self, line: int, column: int, array: Array, step: Step) -> None:
+        if array.dtype != self.dtype or not array.flags.c_contiguous:
+            raise ConfigError(
+                f"a plan of training needs running statistics of {self.dtype} without gaps; those of "
+                f"{step.path} are {array.dtype}"
+            )
+        self.buffers.append((line, column, array))
+
+    @staticmethod
+    def _together(rows: int, c: int) -> int:
+        """How many rows are taken as one, where they are short."""
+        together = 1
+        while together * c < _WIDE and rows % (2 * together) == 0:
+            together *= 2
+        return together
+
+    def _batch_norm_back(self, step: Step) -> None:
+        read, o, c = step.reads["x"], step.options, step.reads["x"].shape[-1]
+        rows, x, row, dy = math.prod(read.shape[:-1]), self._at(read), read.row, self.gradients[step.writes]
+        together, relu = self._together(rows, c) if row == c else 1, bool(o.get("relu"))
+        gamma, beta, (mean, var) = step.tensors["gamma"], step.tensors["beta"], self.moments[step]
+        y = self.where[step.writes].at if relu and "add" in step.reads else -1
+        pieces, wide, eps = self._pieces(rows * c, rows // together), together * c, self._numbers(o["eps"])
+        line = self._line(
+            Do.SLOPES, pieces, dy.at, x, row, y, rows, c, together, mean, var, 0, 0, relu, eps,
+            self._sums(pieces * 2 * wide), self._room("shift", 4 * wide),
+        )  # fmt: skip
+        self._of(line, 11, gamma)
+        self._of(line, 12, beta)
+        scale, slope, offset = (self.memory.add(c) for _ in range(3))
+        line = self._line(
+            Do.SLOPES_END, 1, 0, pieces, c, together, rows, var, 0, eps, -1, -1, scale, slope, offset
+        )
+        self._of(line, 8, gamma)
+        for column, tensor in ((10, gamma), (11, beta)):
+            if tensor.requires_grad:
+                self._of(line, column, tensor, "gradient")
+        add = step.reads.get("add")
+        shortcut: _Place | None = None
+        if add is not None and add.value in self.needs and relu:
+            shortcut = self._new(rows * c)
+        needs_x = read.value in self.needs
+
+        def give(at: int, onto: int) -> None:
+            line = self._line(
+                Do.GRADIENT, self._pieces(rows * c, rows), dy.at, x, row, y, rows, c, mean, scale, 0, relu,
+                slope, offset, at, row, onto, -1 if shortcut is None else shortcut.at,
+            )  # fmt: skip
+            self._of(line, 10, beta)
+
+        if needs_x and row == c:
+            self._grows(read.value, give)
+        elif needs_x:  # the first channels of a history: into its gradient itself
+            before = self.gradients.get(read.value)
+            if before is None:
+                before = self.gradients[read.value] = self._new(rows * row)
+                self._line(
+                    Do.COPY, self._pieces(rows * row, rows), self.zeros, 0, 0, 0, before.at, 0, row, 0, 1, rows,
+                    1, row,
+                )  # fmt: skip
+            give(before.at, before.at)
+        elif shortcut is not None:
+            nowhere = self._new(rows * c)
+            give(nowhere.at, -1)
+            self._drop(nowhere)
+        if add is not None and add.value in self.needs:
+            self._shares(add.value, shortcut or dy)
+        if shortcut is not None:
+            self._drop(shortcut)
+
+    # -------------------------------------------------------------------------------------- all the others
+
+    def _add(self, step: Step) -> None:
+        a, *b = (self._at(read) for read in step.reads.values())
+        count = math.prod(step.writes.shape)
+        y = self.where[step.writes].at
+        self._line(Do.ADD, self._pieces(count, count), a, b[0] if b else -1, y, count, step.op == "relu")
+
+    _relu = _add
+
+    def _relu_back(self, step: Step) -> None:
+        count, dy = math.prod(step.writes.shape), self.gradients[step.writes]
+        masked = self._new(count)
+        self._line(
+            Do.PASS, self._pieces(count, count), dy.at, self.where[step.writes].at, masked.at, count
+        )
+        self._share_all(step, masked)
+        self._drop(masked)
+
+    def _add_back(self, step: Step) -> None:
+        self._share_all(step, self.gradients[step.writes])
+
+    def _share_all(self, step: Step, place: _Place) -> None:
+        for read in step.reads.values():
+            if read.value in self.needs:
+                self._shares(read.value, place)
+
+    def _copy(self, step: Step) -> None:
+        read, row = step.reads["x"], step.writes.shape[-1]
+        rows, c, to = math.prod(read.shape[:-1]), read.shape[-1], self.where[step.writes].at + step.at
+        self._line(
+            Do.COPY, self._pieces(rows * c, rows), self._at(read), 0, read.row, 0, to, 0, row, 0, 1, rows, 1, c
+        )
+        if read.is_whole and self._is_normalized(step.writes):
+            if step.writes not in self.known:
+                self.known[step.writes] = self.memory.add(row), self.memory.add(row)
+            mean, var = self.known[step.writes]
+            self._moments(self._at(read), rows, c, mean + step.at, var + step.at)
+
+    def _is_normalized(self, value: Value) -> bool:
+        """Whether batch norms read a history."""
+        return any(
+            step.op == "batch_norm" and step.reads["x"].value is value for step in self.traced.steps
+        )
+
+    def _copy_back(self, step: Step) -> None:
+        read, row, dy = step.reads["x"], step.writes.shape[-1], self.gradients[step.writes].at + step.at
+        if read.value not in self.needs:
+            return
+        rows, c = math.prod(read.shape[:-1]), read.shape[-1]
+        if not read.is_whole:
+            raise ConfigError("no plan of training knows a copy of a part of a history")
+
+        def give(at: int, added: int) -> None:
+            if added >= 0:
+                count = rows * c
+                self._line(Do.ADD, self._pieces(count, count), added, -1, at, count, 0)
+            pieces = self._pieces(rows * c, rows)
+            self._line(Do.COPY, pieces, dy, 0, row, 0, at, 0, c, 0, 1, rows, 1, c, added >= 0)
+
+        self._grows(read.value, give)
+
+
+# Of each line, where its room belongs, which, and where it belongs how far that of the next thread is.
+_ROOMS = {
+    Do.PRODUCTS: ((34, "panels", 36),), Do.SUMS: ((36, "x", 38), (39, "y", 41)),
+    Do.MOMENTS: ((8, "shift", 0),), Do.NORMALIZE: ((14, "scale", 0),), Do.SLOPES: ((16, "shift", 0),),
+}  # fmt: skip
+
+
+def _moved(options: Any, rows: int) -> tuple[float, float]:
+    """By what share running statistics move, and the factor of the variance: see minires.ops.batch_norm."""
+    momentum = float(options["momentum"])
+    return (momentum, rows / (rows - 1)) if options["convention"] == "torch" else (1 - momentum, 1.0)
+
+
+def _table(rows: list[tuple[int, int, int, int]]) -> Array:
+    return np.array(rows, np.int64).reshape(-1, 4)
+
+
+def _flat(arrays: list[Array], dtype: Any) -> Array:
+    return np.concatenate(arrays).astype(dtype) if arrays else np.zeros(0, dtype)

@@ -353,8 +353,17 @@ class Writer:
 
         self._grows(value, give)
 
-    def _is_history(self, value: Value) -> bool:
-        return any(step.op == "copy" and step.writes is value for step in self.traced.steps)
+    def _fill(self, place: _Place, count: int) -> None:
+        """Zeros."""
+        self._line(Do.COPY, self._pieces(count, count), self.zeros, 0, 0, 0, place.at, 0, 1, 0, 1, count, 1, 1)
+
+    def _own(self, value: Value, count: int) -> _Place:
+        """A gradient that is that of others, too, as a copy of its own."""
+        before, own = self.gradients[value], self._new(count)
+        self._line(Do.ADD, self._pieces(count, count), before.at, -1, own.at, count, 0)
+        self.gradients[value] = own
+        self._drop(before)
+        return own
 
     # ------------------------------------------------------------------------------------------- called
 
@@ -735,27 +744,23 @@ class Writer:
             shortcut = self._new(rows * c)
         needs_x = read.value in self.needs
 
-        def give(at: int, onto: int) -> None:
-            line = self._line(
-                Do.GRADIENT, self._pieces(rows * c, rows), dy.at, x, row, y, rows, c, mean, scale, 0, relu,
-                slope, offset, at, row, onto, -1 if shortcut is None else shortcut.at,
-            )  # fmt: skip
-            self._of(line, 10, beta)
-
-        if needs_x and row == c:
-            self._grows(read.value, give)
-        elif needs_x:  # the first channels of a history: into its gradient itself
-            before = self.gradients.get(read.value)
-            if before is None:
-                before = self.gradients[read.value] = self._new(rows * row)
-                self._line(
-                    Do.COPY, self._pieces(rows * row, rows), self.zeros, 0, 0, 0, before.at, 0, row, 0, 1, rows,
-                    1, row,
-                )  # fmt: skip
-            give(before.at, before.at)
-        elif shortcut is not None:
-            nowhere = self._new(rows * c)
-            give(nowhere.at, -1)
+        dx, nowhere = self.gradients.get(read.value), None
+        grows = dx is not None
+        if not needs_x:
+            dx = nowhere = self._new(rows * row)
+        elif dx is None:
+            dx = self.gradients[read.value] = self._new(rows * row)
+            if row > c:  # the first channels of a history, of which nobody has read the others
+                grows = True
+                self._fill(dx, rows * row)
+        elif dx.users > 1:
+            dx = self._own(read.value, rows * row)
+        line = self._line(
+            Do.GRADIENT, self._pieces(rows * c, rows), dy.at, x, row, y, rows, c, mean, scale, 0, relu, slope,
+            offset, dx.at, row, grows, -1 if shortcut is None else shortcut.at,
+        )  # fmt: skip
+        self._of(line, 10, beta)
+        if nowhere is not None:
             self._drop(nowhere)
         if add is not None and add.value in self.needs:
             self._shares(add.value, shortcut or dy)

@@ -315,18 +315,17 @@ def _slopes_end(r: Array, floats: Array, doubles: Array) -> None:
 
 @kernel(r="flat int64 (_)", floats="out flat (F)")
 def _gradient(r: Array, piece: int, floats: Array) -> None:
-    """2: dy, x, its row, y or -1, rows, c; 8: mean, scale, beta, relu, slope, offset; 14: dx, its row, what
-    it is added to or -1, dadd or -1."""
+    """2: dy, x, its row, y or -1, rows, c; 8: mean, scale, beta, relu, slope, offset; 14: dx, its row,
+    whether it grows, dadd or -1."""
     m, c = r[6], r[7]
     none = floats[:0].reshape(0, c)
     y = floats[r[5] : r[5] + m * c].reshape(m, c) if r[5] >= 0 else none
     dx = floats[r[14] : r[14] + m * r[15]].reshape(m, r[15])
-    onto = floats[r[16] : r[16] + m * r[15]].reshape(m, r[15]) if r[16] >= 0 else none
     dadd = floats[r[17] : r[17] + m * c].reshape(m, c) if r[17] >= 0 else none
     gradient_numba(
         floats[r[2] : r[2] + m * c].reshape(m, c), floats[r[3] : r[3] + m * r[4]].reshape(m, r[4]), y,
         floats[r[8] : r[8] + c], floats[r[9] : r[9] + c], _numbers(floats, r[10], c), r[11] != 0,
-        floats[r[12] : r[12] + c], floats[r[13] : r[13] + c], onto, dx, dadd,
+        floats[r[12] : r[12] + c], floats[r[13] : r[13] + c], r[16] != 0, dx, dadd,
         m * piece // r[1], m * (piece + 1) // r[1],
     )  # fmt: skip
 

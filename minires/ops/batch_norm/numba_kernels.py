@@ -20,6 +20,10 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array, kernel
+from minires.backend.simd import fetch
+
+
+_AHEAD = 2048  # numbers; so far ahead is fetched what is read soon
 
 
 @kernel(
@@ -29,7 +33,11 @@ from minires.backend import Array, kernel
 def moments_numba(x: Array, shift: Array, start: int, stop: int, total: Array, squares: Array) -> None:
     channels = total.size
     whole = stop - (stop - start) % 4
+    xs, ahead, line = x.reshape(x.size), _AHEAD // channels + 4, 64 // x.itemsize
     for m in range(start, whole, 4):
+        for r in range(m + ahead, min(m + ahead + 4, stop)):
+            for c in range(0, channels, line):
+                fetch(xs, r * x.shape[1] + c)
         for c in range(channels):
             d0, d1 = x[m, c] - shift[c], x[m + 1, c] - shift[c]
             d2, d3 = x[m + 2, c] - shift[c], x[m + 3, c] - shift[c]
@@ -73,7 +81,15 @@ def gradient_sums_numba(
 ) -> None:  # fmt: skip
     zero, channels, from_x = x.dtype.type(0), total.size, y.shape[0] == 0
     whole = stop - (stop - start) % 4
+    xs, dys, ys = x.reshape(x.size), dy.reshape(dy.size), y.reshape(y.size)
+    ahead, line = _AHEAD // channels + 4, 64 // x.itemsize
     for m in range(start, whole, 4):
+        for r in range(m + ahead, min(m + ahead + 4, stop)):
+            for c in range(0, channels, line):
+                fetch(xs, r * x.shape[1] + c)
+                fetch(dys, r * channels + c)
+                if y.shape[0]:
+                    fetch(ys, r * channels + c)
         for c in range(channels):
             d0, d1 = x[m, c] - mean[c], x[m + 1, c] - mean[c]
             d2, d3 = x[m + 2, c] - mean[c], x[m + 3, c] - mean[c]
@@ -96,23 +112,42 @@ def gradient_sums_numba(
 
 @kernel(
     dy="(M, C)", x="(M, >= C)", y="maybe (M, C)", mean="(C)", scale="(C)", beta="(C)", slope="(C)",
-    offset="(C)", onto="maybe (M, >= C)", dx="out (M, >= C)", dadd="out maybe (M, C)",
-    where="0 <= start <= stop <= M",
+    offset="(C)", dx="out (M, >= C)", dadd="out maybe (M, C)", where="0 <= start <= stop <= M",
 )  # fmt: skip
 def gradient_numba(
     dy: Array, x: Array, y: Array, mean: Array, scale: Array, beta: Array, relu: bool, slope: Array,
-    offset: Array, onto: Array, dx: Array, dadd: Array, start: int, stop: int,
+    offset: Array, grows: bool, dx: Array, dadd: Array, start: int, stop: int,
 ) -> None:  # fmt: skip
-    zero, channels, from_x = x.dtype.type(0), mean.size, y.shape[0] == 0
+    """grows: add to what is in dx."""
+    # With a question in an innermost loop the compiler makes no vector instructions of it.
+    zero, channels, row = x.dtype.type(0), mean.size, np.empty(mean.size, x.dtype)
+    xs, dys, ys, dxs = x.reshape(x.size), dy.reshape(dy.size), y.reshape(y.size), dx.reshape(dx.size)
+    ahead, line = _AHEAD // channels + 1, 64 // x.itemsize
     for m in range(start, stop):
-        for c in range(channels):
-            d, g = x[m, c] - mean[c], dy[m, c]
-            if relu:
-                g = g if (d * scale[c] + beta[c] if from_x else y[m, c]) > zero else zero
-            value = scale[c] * g + slope[c] * d + offset[c]
-            dx[m, c] = onto[m, c] + value if onto.shape[0] else value
-            if dadd.shape[0]:
-                dadd[m, c] = g
+        r = m + ahead
+        for c in range(0, channels if r < stop else 0, line):
+            fetch(xs, r * x.shape[1] + c)
+            fetch(dys, r * channels + c)
+            if grows:
+                fetch(dxs, r * dx.shape[1] + c)
+            if y.shape[0]:
+                fetch(ys, r * channels + c)
+        g = dadd[m] if dadd.shape[0] else row
+        if not relu:
+            for c in range(channels):
+                g[c] = dy[m, c]
+        elif y.shape[0]:
+            for c in range(channels):
+                g[c] = dy[m, c] if y[m, c] > zero else zero
+        else:
+            for c in range(channels):
+                g[c] = dy[m, c] if (x[m, c] - mean[c]) * scale[c] + beta[c] > zero else zero
+        if grows:
+            for c in range(channels):
+                dx[m, c] += scale[c] * g[c] + slope[c] * (x[m, c] - mean[c]) + offset[c]
+        else:
+            for c in range(channels):
+                dx[m, c] = scale[c] * g[c] + slope[c] * (x[m, c] - mean[c]) + offset[c]
 
 
 _GRAIN = 200_000  # numbers; fewer are not worth a second thread
@@ -194,7 +229,7 @@ def backward(
     dx, dadd = np.empty_like(y), np.empty_like(y) if need_dadd else none
 
     def chunk(start: int, stop: int) -> None:
-        gradient_numba(dy, wide, signs, mean, scale, beta, relu, slope, offset, none, dx, dadd, start, stop)
+        gradient_numba(dy, wide, signs, mean, scale, beta, relu, slope, offset, False, dx, dadd, start, stop)
 
     backend.parallel_for(chunk, len(x), max(1, _GRAIN // x.shape[1]))
     return dx, dgamma.astype(x.dtype), dbeta.astype(x.dtype), dadd

@@ -10,6 +10,7 @@ A plan asks once:
     trace.py      one pass through the model, watched: what is computed from what
     program.py    where each array lies, and what each kernel has to do
     walk.py       one compiled function that does it, on every thread
+    training.py   the same for a step of training, forward and backward
 
 Batch norms are folded into the convolutions before them (``minires.fuse``), kernels are packed once for the
 tiles (``minires.backend.tile_products``), additions and ReLU are done with the sums that they follow, and
@@ -22,7 +23,7 @@ import functools
 import os
 import threading
 import weakref
-from typing import Any, Never
+from typing import Any, Literal, Never, overload
 
 import numpy as np
 
@@ -34,6 +35,7 @@ from minires.nn.fuse import fuse
 from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.plan import program
+from minires.plan.training import TrainingPlan, make
 from minires.plan.walk import walk_numba
 from minires.tensor import Tensor, no_grad
 
@@ -110,8 +112,18 @@ def planned(model: Module, shape: tuple[int, ...]) -> Plan | Module:
         return model
 
 
-def compile(model: Module, shape: tuple[int, ...], *, dtype: Any = np.float32) -> Plan:
-    """Make a plan of a model in inference mode, for pictures of ``shape`` (N, H, W, C).
+@overload
+def compile(
+    model: Module, shape: tuple[int, ...], *, training: Literal[False] = False, dtype: Any = np.float32
+) -> Plan: ...
+@overload
+def compile(
+    model: Module, shape: tuple[int, ...], *, training: Literal[True], dtype: Any = np.float32
+) -> TrainingPlan: ...
+def compile(
+    model: Module, shape: tuple[int, ...], *, training: bool = False, dtype: Any = np.float32
+) -> Plan | TrainingPlan:
+    """Make a plan of a model in inference mode, or of its training, for pictures of ``shape`` (N, H, W, C).
 
     The model runs once with pictures of noise, and what it did then is the plan. On other pictures it is held
     against the model: what hangs on the numbers in a picture (an ``if`` on them) is refused, as far as that
@@ -119,6 +131,11 @@ def compile(model: Module, shape: tuple[int, ...], *, dtype: Any = np.float32) -
 
     Batch norms are folded, so results differ from the model's by rounding; from those of
     ``minires.fuse(model)`` only where that takes Winograd's way, or means are added up in another order.
+
+    A plan of training gives, from just so many pictures, a tensor on the tape, whose ``backward()`` leaves
+    the gradients of the model's parameters; these it reads and moves as the model itself would, bit for bit
+    where both take the same kernels (the statistics of a dense block's history are added up once by a plan,
+    and anew for each layer by the model). It is faster by what Python costs: much for small batches.
 
     Raises: ConfigError for an operation that no plan knows, for what the operations do not show, where Numba
     is missing, or for a model on a GPU; ShapeError if such pictures do not fit the model.
@@ -129,6 +146,10 @@ def compile(model: Module, shape: tuple[int, ...], *, dtype: Any = np.float32) -
     >>> x = np.ones((1, 16, 16, 3), np.float32)
     >>> plan(x).shape, bool(np.allclose(plan(x), model(x).data, atol=1e-6))
     ((1, 4), True)
+    >>> step = compile(model, (8, 16, 16, 3), training=True)
+    >>> step(np.ones((8, 16, 16, 3), np.float32)).sum().backward()
+    >>> model[2].bias.grad.tolist()
+    [8.0, 8.0, 8.0, 8.0]
     """
     whole = tuple(as_whole(size) for size in shape) if isinstance(shape, tuple | list) else ()
     if len(whole) != 4 or not all(size is not None and size > 0 for size in whole):
@@ -139,6 +160,8 @@ def compile(model: Module, shape: tuple[int, ...], *, dtype: Any = np.float32) -
         raise ConfigError("compile: a plan is for the CPU with Numba; call minires.fuse(model) instead")
     if any(parameter.device != "cpu" for parameter in model.parameters()):
         raise ConfigError('compile: the model is on a GPU, and a plan is for the CPU: model.to("cpu")')
+    if training:
+        return make(model, tuple(map(int, shape)), backend.dtype_of(dtype))
     rng, folded = np.random.default_rng(0), fuse(model, whole[1:])  # type: ignore[arg-type]
     x, others = (rng.standard_normal(whole).astype(dtype) for _ in range(2))  # type: ignore[arg-type]
     plan = Plan(folded, x)

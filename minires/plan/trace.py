@@ -84,6 +84,28 @@ class Traced:
     input: Value
     output: Read
 
+    def of(self, pictures: int) -> Traced:
+        """The same steps for another number of pictures.
+
+        Raises: ConfigError where a value has not a row for each picture.
+        """
+        before = self.input.shape[0]
+        values = dict.fromkeys([self.input, *(value for step in self.steps for value in step.values)])
+        if any(value.shape[:1] != (before,) for value in values):
+            raise ConfigError("a plan is for a model all of whose values have a row for each picture")
+        found = {value: Value((pictures, *value.shape[1:])) for value in values}
+
+        def moved(read: Read) -> Read:
+            return Read(found[read.value], (read.shape[0] * pictures // before, *read.shape[1:]))
+
+        steps = [
+            replace(
+                step, reads={name: moved(read) for name, read in step.reads.items()}, writes=found[step.writes]
+            )
+            for step in self.steps
+        ]
+        return Traced(steps, found[self.input], moved(self.output))
+
 
 def watch(model: Module, x: Array, *, training: bool = False) -> Traced:
     """The steps of a model for pictures x: in inference mode, or as they are when it trains.

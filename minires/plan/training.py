@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import threading
 from typing import Any, Never
 
@@ -23,13 +24,13 @@ from minires.backend import Array
 from minires.backend.addresses import address_of
 from minires.errors import ConfigError, MiniresError, ShapeError
 from minires.nn.module import Module
-from minires.ops.cross_entropy import cross_entropy
-from minires.plan.trace import watch
+from minires.nn.restored import modes
+from minires.plan.trace import Traced, watch
 from minires.plan.training_program import Writer
 from minires.plan.training_walk import walk_numba
 from minires.tensor import Tensor, record
 
-_APART = 2e-3  # of logits and gradients: float32 rounds to 1e-3 at most in the deepest models
+_APART, _GRADIENTS_APART = 2e-3, 5e-2  # float32 rounds to less in the deepest models
 _tickets = itertools.count(1)
 
 
@@ -44,10 +45,9 @@ class TrainingPlan:
     came between.
     """
 
-    def __init__(self, model: Module, x: Array) -> None:
-        self.shape, self.dtype = x.shape, x.dtype
-        traced = watch(model, x, training=True)
-        self._program = Writer(traced, x.dtype).program()
+    def __init__(self, model: Module, traced: Traced, dtype: Any) -> None:
+        self.shape, self.dtype = traced.input.shape, np.dtype(dtype)
+        self._program = Writer(traced, self.dtype).program()
         self.y_shape, self._lock, self._ticket = traced.output.shape, threading.Lock(), 0
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._inputs = {names.get(id(p), f"p{i}"): p for i, p in enumerate(self._program.parameters)}
@@ -109,15 +109,11 @@ class TrainingPlan:
             array = tensor.data
             if array is not self._arrays[number]:
                 before = self._arrays[number]
-                if not isinstance(array, np.ndarray) or array.dtype != self.dtype or (
-                    before is not None and before.shape != array.shape
-                ):
+                if before is not None and before.shape != array.shape or not _fits(array, self.dtype):
                     raise ShapeError(
-                        f"a parameter is {array.dtype} {array.shape} now, and was not when this plan was "
-                        "made; minires.compile makes one for it"
+                        f"a parameter is {array.dtype} {array.shape} now, or has gaps, and did not when this "
+                        "plan was made; minires.compile makes one for it"
                     )
-                if not array.flags.c_contiguous:
-                    tensor.data = array = np.ascontiguousarray(array)
                 self._arrays[number], changed = array, True
         if changed:
             addresses = np.array([address_of(array) for array in self._arrays], np.int64)
@@ -127,8 +123,10 @@ class TrainingPlan:
             line, column, array = run.buffers[place]
             now = getattr(module, name)
             if now is not array:
-                if now.dtype != self.dtype or now.shape != array.shape or not now.flags.c_contiguous:
-                    raise ShapeError(f"{name} is {now.dtype} {now.shape} now, and was not when this plan was made")
+                if now.shape != array.shape or not _fits(now, self.dtype):
+                    raise ShapeError(
+                        f"{name} is {now.dtype} {now.shape} now, and was not when this plan was made"
+                    )
                 run.lines[line, column] = address_of(now)
                 run.buffers[place] = line, column, now
 
@@ -156,18 +154,61 @@ class TrainingPlan:
     def nbytes(self) -> int:
         """The bytes of all its arrays: values, gradients on their way, and tables."""
         run = self._program
-        return int(run.floats.nbytes + run.offsets.nbytes + run.longs.nbytes + run.sees.nbytes + run.lines.nbytes)
+        return int(
+            run.floats.nbytes + run.offsets.nbytes + run.longs.nbytes + run.sees.nbytes + run.lines.nbytes
+        )
 
 
-def make(model: Module, x: Array, others: Array) -> TrainingPlan:
-    """A plan for batches such as x, held against the model on others.
+def _fits(array: Any, dtype: Any) -> bool:
+    """Whether kernels can find the numbers of an array by its address."""
+    return isinstance(array, np.ndarray) and array.dtype == dtype and array.flags.c_contiguous
+
+
+def make(model: Module, shape: tuple[int, ...], dtype: Any) -> TrainingPlan:
+    """A plan for batches of a shape; it is held against the model with a batch of two pictures.
 
     The model is left as it was. Raises: as :func:`minires.compile`.
     """
+    few, rng = min(2, shape[0]), np.random.default_rng(0)
+    x, others = (rng.standard_normal((few, *shape[1:])).astype(dtype) for _ in range(2))
+    parameters = list(model.parameters())
     buffers = [(array, array.copy()) for _, array in model.named_buffers()]
+    gradients = [parameter.grad for parameter in parameters]
     try:
-        plan = TrainingPlan(model, x)
-        return plan
+        traced = watch(model, x, training=True)
+        _check(model, TrainingPlan(model, traced, dtype), others)
     finally:
         for array, before in buffers:
             array[...] = before
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+    return TrainingPlan(model, traced.of(shape[0]), dtype)
+
+
+def _check(model: Module, plan: TrainingPlan, x: Array) -> None:
+    """Other pictures than those that were traced must give what the model gives, and its gradients."""
+    found, parameters = [], list(model.parameters())
+    with modes(model, training=True):
+        for forward in model, plan:
+            for parameter in parameters:
+                parameter.grad = None
+            y = forward(Tensor(x))
+            y.backward(np.random.default_rng(1).standard_normal(y.shape).astype(y.dtype))
+            found.append(
+                [y.data, *(parameter.grad for parameter in parameters if parameter.grad is not None)]
+            )
+    (expected, *right), (scores, *ours) = found
+    apart = [_apart([expected], [scores]), _apart(right, ours) if len(right) == len(ours) else math.inf]
+    if apart[0] > _APART or apart[1] > _GRADIENTS_APART:  # what is not finite says nothing
+        raise ConfigError(
+            "compile: for other pictures than those it was made with the plan gives other scores or gradients "
+            f"than the model ({apart[0]:.0e} and {apart[1]:.0e} of them). What the model computes hangs on more "
+            "than its operations say: on numbers taken out of a tensor, on an if, or on chance"
+        )
+
+
+def _apart(right: list[Array], ours: list[Array]) -> float:
+    """The norm of the difference, as a share of the norm."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        apart = math.sqrt(sum(float(np.sum((a - b) ** 2)) for a, b in zip(right, ours, strict=True)))
+        return apart / max(math.sqrt(sum(float(np.sum(a**2)) for a in right)), 1e-30)

@@ -17,17 +17,15 @@ import numpy as np
 
 from minires import backend, ops
 from minires.backend import Array, simd, tile_products, tile_sums
-from minires.backend.addresses import address_of
 from minires.backend.tile_products import Part, Sizes
 from minires.errors import ConfigError
 from minires.ops.conv2d import choose, indirect, joined_groups, places
 from minires.ops.window import Window
-from minires.plan.memory import Memory
 from minires.plan.trace import Read, Step, Traced, Value, window_of
-from minires.plan.training_walk import COLUMNS, Do
+from minires.plan.training_lines import Lines, Place, Program
+from minires.plan.training_walk import Do
 from minires.tensor import Tensor
 
-_PIECE = 1 << 16  # numbers that are worth a piece of their own
 _WIDE = 64  # numbers in a row that make a kernel's inner loop worth its beginning and end
 _ROOM = 1 << 17  # numbers that a thread packs at a time
 
@@ -49,41 +47,6 @@ _CALLS: dict[str, Callable[..., Tensor]] = {
 }  # fmt: skip
 
 
-@dataclass(eq=False)
-class _Place:
-    """Where numbers lie, and how many still need them there."""
-
-    at: int
-    size: int
-    users: int = 1
-
-
-@dataclass
-class Program:
-    """What is walked through and called, in turn: lines first..last, or a function. And the arrays of it."""
-
-    forward: list[tuple[int, int] | Callable[[], None]]
-    backward: list[tuple[int, int] | Callable[[], None]]
-    lines: Array
-    waits: Array
-    floats: Array
-    doubles: Array
-    offsets: Array
-    sees: Array
-    longs: Array
-    tiles: Any
-    squares: Any
-    x: slice
-    y: slice
-    dy: slice
-    parameters: list[Tensor]
-    constants: list[Tensor]
-    addresses: Array  # line, column, the number of the constant whose address that is, and bytes behind it
-    gradients: Array  # ... of the parameter of whose gradient that is the address
-    buffers: list[tuple[int, int, Array]]  # line, column, and the running statistics that begin there
-    called: dict[int, Array]  # gradients of parameters, by number, that a call has left
-
-
 @dataclass
 class _Called:
     """An operation that is called, its inputs and its result, while the step goes on."""
@@ -93,40 +56,20 @@ class _Called:
     y: Tensor | None = None
 
 
-class Writer:
+class Writer(Lines):
     """Writes the program of a training step."""
 
     def __init__(self, traced: Traced, dtype: Any) -> None:
-        self.traced, self.dtype = traced, np.dtype(dtype)
-        self.memory, self.where = Memory(), dict[Value, _Place]()
-        self.gradients: dict[Value, _Place] = {}
-        self.items: list[tuple[int, int] | Callable[[], None]] = []
-        self.lines: list[list[int]] = []
-        self.waits: list[bool] = []
-        self.doubles: list[float] = []
-        self.offsets: list[Array] = []
-        self.sees: list[Array] = []
-        self.longs: list[Array] = []
-        self.tables: dict[int, tuple[Any, tuple[int, ...]]] = {}
-        self.threads = backend.threads()
-        self.parameters: list[Tensor] = []  # that are learned
-        self.constants: list[Tensor] = []  # these and others that lines read
-        self.found: dict[str, list[tuple[int, int, int, int]]] = {"address": [], "gradient": []}
-        self.joined: dict[Step, int] = {}
-        self.borders: dict[Step, int] = {}
-        self.known: dict[Value, tuple[int, int]] = {}  # mean and variance of a history's channels
-        self.buffers: list[tuple[int, int, Array]] = []
-        self.scratch: dict[str, int] = {}
-        self.floats: Array | None = None
-        self.first_line = 0
-        self.calls: dict[int, _Called] = {}
-        self.called_gradients: dict[int, Array] = {}
-        self.sums_at = 0
-        self.most_sums, self.most_panels = 1, 1
-        self.moments: dict[Step, tuple[int, int]] = {}
         depths = [read.shape[-1] for step in traced.steps for read in step.reads.values()]
-        outs = [step.writes.shape[-1] for step in traced.steps]
-        self.zeros = self.memory.add(2 * max(*depths, *outs, simd.width(simd.shapes()[0], np.float32)) + 64)
+        outputs = [step.writes.shape[-1] for step in traced.steps]
+        super().__init__(dtype, max(*depths, *outputs, simd.width(simd.shapes()[0], np.float32)))
+        self.traced, self.where = traced, dict[Value, Place]()
+        self.gradients: dict[Value, Place] = {}
+        self.calls: dict[int, _Called] = {}
+        self.joined: dict[Step, int] = {}  # the kernels of joined groups
+        self.borders: dict[Step, int] = {}  # pictures with their border
+        self.known: dict[Value, tuple[int, int]] = {}  # mean and variance of a history's channels
+        self.moments: dict[Step, tuple[int, int]] = {}  # ... of a batch norm's
         self.needs = self._needs()
 
     # ------------------------------------------------------------------------------------ what is needed
@@ -227,50 +170,8 @@ class Writer:
         self._end_lines()
         return self._laid_out(forward, slice(at_input, at_input + math.prod(traced.input.shape)), y, dy)
 
-    def _laid_out(self, forward: list[Any], x: slice, y: slice, dy: slice) -> Program:
-        sums = len(self.doubles)
-        for line in self.lines:  # the room for sums is behind the numbers, as nobody knew how many these are
-            columns = {Do.COLUMNS: 5, Do.COLUMNS_END: 2, Do.MOMENTS: 7, Do.MOMENTS_END: 2}
-            columns |= {Do.SLOPES: 15, Do.SLOPES_END: 2}
-            if line[0] in columns:
-                line[columns[Do(line[0])]] += sums
-        # Room for each thread, as far apart for each line, as threads may be at different ones.
-        nothing = self.memory.add(self.most_panels)
-        apart = {name: -(-size // 16) * 16 for name, size in self.scratch.items()}
-        rooms = {name: self.memory.add(self.threads * size) for name, size in apart.items()}
-        for line in self.lines:
-            for column, name, step in _ROOMS.get(Do(line[0]), ()):
-                line[column] = rooms[name]
-                if step:
-                    line[step] = apart[name]
-            if line[0] == Do.PRODUCTS and line[7] < 0:
-                line[7] = nothing
-        self.floats = np.zeros(self.memory.size + 64, self.dtype)
-        for at, array in self.memory.constants:
-            self.floats[at : at + array.size] = array
-        tiles, squares = simd.shapes(), simd.squares()
-        lines = np.array(self.lines, np.int64).reshape(-1, COLUMNS)
-        for number, column, array in self.buffers:
-            lines[number, column] = address_of(array)
-        return Program(
-            forward, self.items, lines, np.array(self.waits, bool), self.floats,
-            np.array([*self.doubles, *[0.0] * (self.most_sums)]), _flat(self.offsets, np.int32),
-            _flat(self.sees, bool), _flat(self.longs, np.int64),
-            tuple((*tiles, tiles[-1])[:3]), tuple((*squares, squares[-1])[:4]), x, y, dy, self.parameters,
-            self.constants, _table(self.found["address"]), _table(self.found["gradient"]), self.buffers,
-            self.called_gradients,
-        )  # fmt: skip
-
-    def _new(self, size: int) -> _Place:
-        return _Place(*self.memory.take(size))
-
     def _place(self, value: Value) -> None:
         self.where[value] = self._new(math.prod(value.shape))
-
-    def _drop(self, place: _Place) -> None:
-        place.users -= 1
-        if place.users == 0:
-            self.memory.give_back(place.at, place.size)
 
     def _release(self, values: list[Value], last: dict[Value, int], number: int) -> None:
         for value in dict.fromkeys(values):
@@ -279,55 +180,6 @@ class Writer:
 
     def _at(self, read: Read) -> int:
         return self.where[read.value].at
-
-    @staticmethod
-    def _slice(place: _Place, size: int) -> slice:
-        return slice(place.at, place.at + size)
-
-    def _view(self, at: int, shape: tuple[int, ...]) -> Array:
-        assert self.floats is not None
-        return self.floats[at : at + math.prod(shape)].reshape(shape)
-
-    def _room(self, name: str, size: int) -> int:
-        """Room for what only one line needs at a time; where it is, is known at the end."""
-        self.scratch[name] = max(self.scratch.get(name, 0), size)
-        return 0
-
-    def _sums(self, count: int) -> int:
-        self.most_sums = max(self.most_sums, count)
-        return 0
-
-    def _numbers(self, *numbers: float) -> int:
-        """Where these are among the doubles."""
-        self.doubles += numbers
-        return len(self.doubles) - len(numbers)
-
-    def _line(self, do: Do, pieces: int, *numbers: int, waits: bool = True) -> int:
-        line = [int(do), max(1, pieces), *map(int, numbers)]
-        self.lines.append(line + [0] * (COLUMNS - len(line)))
-        self.waits.append(waits)
-        return len(self.lines) - 1
-
-    def _wait(self) -> None:
-        """What follows comes after all that was written."""
-        self.waits[-1] = True
-
-    def _end_lines(self) -> None:
-        if len(self.lines) > self.first_line:
-            self._wait()
-            self.items.append((self.first_line, len(self.lines)))
-            self.first_line = len(self.lines)
-
-    def _pieces(self, count: int, units: int) -> int:
-        return max(1, min(self.threads, units, count // _PIECE + 1))
-
-    def _of(self, line: int, column: int, tensor: Tensor, what: str = "address", skipped: int = 0) -> None:
-        """The address of a constant belongs there, or that of its gradient; the first numbers are skipped."""
-        among = self.constants if what == "address" else self.parameters
-        if not any(one is tensor for one in among):
-            among.append(tensor)
-        number = next(i for i, one in enumerate(among) if one is tensor)
-        self.found[what].append((line, column, number, skipped * self.dtype.itemsize))
 
     # ------------------------------------------------------------------------------------ the gradients
 
@@ -340,7 +192,7 @@ class Writer:
         if before is not None:
             self._drop(before)
 
-    def _shares(self, value: Value, place: _Place) -> None:
+    def _shares(self, value: Value, place: Place) -> None:
         """The gradient of a value is one that there is already, or that and what others gave before."""
         if value not in self.gradients:
             place.users += 1
@@ -353,11 +205,13 @@ class Writer:
 
         self._grows(value, give)
 
-    def _fill(self, place: _Place, count: int) -> None:
+    def _fill(self, place: Place, count: int) -> None:
         """Zeros."""
-        self._line(Do.COPY, self._pieces(count, count), self.zeros, 0, 0, 0, place.at, 0, 1, 0, 1, count, 1, 1)
+        self._line(
+            Do.COPY, self._pieces(count, count), self.zeros, 0, 0, 0, place.at, 0, 1, 0, 1, count, 1, 1
+        )
 
-    def _own(self, value: Value, count: int) -> _Place:
+    def _own(self, value: Value, count: int) -> Place:
         """A gradient that is that of others, too, as a copy of its own."""
         before, own = self.gradients[value], self._new(count)
         self._line(Do.ADD, self._pieces(count, count), before.at, -1, own.at, count, 0)
@@ -425,7 +279,7 @@ class Writer:
             for name, number in numbers.items():
                 gradient = call.inputs[name].grad
                 assert gradient is not None
-                self.called_gradients[number] = gradient
+                self.called[number] = gradient
             call.inputs, call.y = {}, None
 
         self.items.append(backward)
@@ -479,9 +333,7 @@ class Writer:
 
             def give(at: int, added: int) -> None:
                 dx = at, math.prod(shape)
-                self._products(
-                    tile, parts, sizes, (dy.at, count), (step, w), -1, added, dx, turned=True
-                )
+                self._products(tile, parts, sizes, (dy.at, count), (step, w), -1, added, dx, turned=True)
 
             self._grows(read.value, give)
         self._wait()
@@ -494,7 +346,9 @@ class Writer:
     def _at_or_none(self, read: Read) -> int:
         return self.where[read.value].at if read.value in self.where else -1
 
-    def _bordered(self, step: Step, x: int, shape: tuple[int, ...], win: Window) -> tuple[int, Any, Window, int]:
+    def _bordered(
+        self, step: Step, x: int, shape: tuple[int, ...], win: Window
+    ) -> tuple[int, Any, Window, int]:
         """The pictures with their border, which stays zero, as the place is nobody else's."""
         (n, h, w, c), picture = shape, (shape[1] + win.top + win.bottom, shape[2] + win.left + win.right)
         size, line = math.prod(picture) * c, picture[1] * c
@@ -502,7 +356,20 @@ class Writer:
         self.borders[step] = at
         inside = at + win.top * line + win.left * c
         self._line(
-            Do.COPY, self._pieces(n * h * w * c, n * h), x, h * w * c, w * c, c, inside, size, line, c, n, h, w, c
+            Do.COPY,
+            self._pieces(n * h * w * c, n * h),
+            x,
+            h * w * c,
+            w * c,
+            c,
+            inside,
+            size,
+            line,
+            c,
+            n,
+            h,
+            w,
+            c,
         )
         return at, (n, *picture, c), indirect.column(win), win.size[1] * c
 
@@ -538,7 +405,11 @@ class Writer:
         panels, kind = sizes.groups * -(-sizes.outputs // width), simd.shapes().index(tile)
         threads = tile_products.share(parts, sizes)
         joined = self.joined.get(step)
-        w_size = weights.size if joined is None else sizes.groups * sizes.depth * sizes.outputs * math.prod(weights.shape[:2])
+        w_size = (
+            weights.size
+            if joined is None
+            else sizes.groups * sizes.depth * sizes.outputs * math.prod(weights.shape[:2])
+        )
         by_panel = w_size > x[1] and panels >= threads
         self.most_panels = max(self.most_panels, panels * width)
         for place, at, to, times, x_step, y_step in parts:
@@ -558,31 +429,11 @@ class Writer:
                 self._of(line, 5, weights)
         self._wait()
 
-    def _table(self, place: tile_products.Places) -> tuple[int, ...]:
-        """Where the table of places begins, its length, where its line of outputs begins, how many taps, where
-        they stand, what its tiles see, and how many these are. Each is written once."""
-
-        def write() -> tuple[int, ...]:
-            table = sum(a.size for a in self.offsets)
-            self.offsets += [place.table.reshape(-1), place.out]
-            taps, sees = sum(a.size for a in self.longs), sum(a.size for a in self.sees)
-            self.longs.append(place.taps)
-            self.sees.append(place.sees.reshape(-1))
-            out, tiles = table + place.table.size, place.sees.shape[1]
-            return table, place.table.shape[1], out, len(place.taps), taps, sees, tiles
-
-        return self._once(place, write)
-
-    def _once(self, key: Any, write: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
-        if id(key) not in self.tables:
-            self.tables[id(key)] = (key, write())
-        return self.tables[id(key)][1]
-
     def _weights_back(self, step: Step, x: int, dy: int, left: int, win: Window) -> None:
         """dw, for which sums of some blocks are taken by themselves: see ``tile_sums.sums_over_places``."""
         (n, *picture), w, groups = step.reads["x"].shape, step.tensors["w"], step.options["groups"]
         depth, outputs_all = w.shape[2] * groups // left, w.shape[-1]
-        seen: _Place | None = None
+        seen: Place | None = None
         if indirect.is_joined(picture[-1], win, left):
             x = self.borders[step]
             (h, wide, c), kw = picture, win.size[1]
@@ -637,7 +488,7 @@ class Writer:
                 self._wait()
                 self._drop(place)
 
-    def _gives(self, line: int, column: int, w: Tensor, joined: _Place | None) -> None:
+    def _gives(self, line: int, column: int, w: Tensor, joined: Place | None) -> None:
         """There belongs the place of dw: that of joined groups, or the gradient's own."""
         if joined is None:
             self._of(line, column, w, "gradient")
@@ -655,18 +506,6 @@ class Writer:
                 many * each, taps, depth, left, each, waits=i == many - 1,
             )  # fmt: skip
             self._of(line, 6, w, "gradient", i * each)
-
-    def _blocks(self, part: tile_sums.Blocks) -> tuple[int, ...]:
-        """Where rows, starts and runs of blocks are, and how many blocks, taps and runs."""
-
-        def write() -> tuple[int, ...]:
-            rows, offset = sum(a.size for a in self.longs), sum(a.size for a in self.offsets)
-            self.longs.append(part.rows.reshape(-1))
-            self.offsets += [part.start.reshape(-1), part.runs.reshape(-1)]
-            taps = part.start.shape[1] - 1
-            return rows, len(part.rows), offset, taps, offset + part.start.size, part.runs.shape[1]
-
-        return self._once(part.runs, write)
 
     # ----------------------------------------------------------------------------------------- batch norm
 
@@ -739,7 +578,7 @@ class Writer:
             if tensor.requires_grad:
                 self._of(line, column, tensor, "gradient")
         add = step.reads.get("add")
-        shortcut: _Place | None = None
+        shortcut: Place | None = None
         if add is not None and add.value in self.needs and relu:
             shortcut = self._new(rows * c)
         needs_x = read.value in self.needs
@@ -780,16 +619,14 @@ class Writer:
     def _relu_back(self, step: Step) -> None:
         count, dy = math.prod(step.writes.shape), self.gradients[step.writes]
         masked = self._new(count)
-        self._line(
-            Do.PASS, self._pieces(count, count), dy.at, self.where[step.writes].at, masked.at, count
-        )
+        self._line(Do.PASS, self._pieces(count, count), dy.at, self.where[step.writes].at, masked.at, count)
         self._share_all(step, masked)
         self._drop(masked)
 
     def _add_back(self, step: Step) -> None:
         self._share_all(step, self.gradients[step.writes])
 
-    def _share_all(self, step: Step, place: _Place) -> None:
+    def _share_all(self, step: Step, place: Place) -> None:
         for read in step.reads.values():
             if read.value in self.needs:
                 self._shares(read.value, place)
@@ -798,7 +635,20 @@ class Writer:
         read, row = step.reads["x"], step.writes.shape[-1]
         rows, c, to = math.prod(read.shape[:-1]), read.shape[-1], self.where[step.writes].at + step.at
         self._line(
-            Do.COPY, self._pieces(rows * c, rows), self._at(read), 0, read.row, 0, to, 0, row, 0, 1, rows, 1, c
+            Do.COPY,
+            self._pieces(rows * c, rows),
+            self._at(read),
+            0,
+            read.row,
+            0,
+            to,
+            0,
+            row,
+            0,
+            1,
+            rows,
+            1,
+            c,
         )
         if read.is_whole and self._is_normalized(step.writes):
             if step.writes not in self.known:
@@ -808,9 +658,7 @@ class Writer:
 
     def _is_normalized(self, value: Value) -> bool:
         """Whether batch norms read a history."""
-        return any(
-            step.op == "batch_norm" and step.reads["x"].value is value for step in self.traced.steps
-        )
+        return any(step.op == "batch_norm" and step.reads["x"].value is value for step in self.traced.steps)
 
     def _copy_back(self, step: Step) -> None:
         read, row, dy = step.reads["x"], step.writes.shape[-1], self.gradients[step.writes].at + step.at
@@ -830,22 +678,7 @@ class Writer:
         self._grows(read.value, give)
 
 
-# Of each line, where its room belongs, which, and where it belongs how far that of the next thread is.
-_ROOMS = {
-    Do.PRODUCTS: ((34, "panels", 36),), Do.SUMS: ((36, "x", 38), (39, "y", 41)),
-    Do.MOMENTS: ((8, "shift", 0),), Do.NORMALIZE: ((14, "scale", 0),), Do.SLOPES: ((16, "shift", 0),),
-}  # fmt: skip
-
-
 def _moved(options: Any, rows: int) -> tuple[float, float]:
     """By what share running statistics move, and the factor of the variance: see minires.ops.batch_norm."""
     momentum = float(options["momentum"])
     return (momentum, rows / (rows - 1)) if options["convention"] == "torch" else (1 - momentum, 1.0)
-
-
-def _table(rows: list[tuple[int, int, int, int]]) -> Array:
-    return np.array(rows, np.int64).reshape(-1, 4)
-
-
-def _flat(arrays: list[Array], dtype: Any) -> Array:
-    return np.concatenate(arrays).astype(dtype) if arrays else np.zeros(0, dtype)

@@ -64,7 +64,14 @@ def _numbers(floats: Array, place: int, count: int) -> Array:
     longs="flat int64 (T)",
 )  # fmt: skip
 def _products(
-    r: Array, piece: int, me: int, floats: Array, offsets: Array, sees: Array, longs: Array, rows: Size,
+    r: Array,
+    piece: int,
+    me: int,
+    floats: Array,
+    offsets: Array,
+    sees: Array,
+    longs: Array,
+    rows: Size,
     columns: Size,
 ) -> None:
     """2: tile, x, its size, w, its size, bias, added or -1, y, its size; 11: table, its length, out, taps,

@@ -42,7 +42,7 @@ from typing import Any
 
 import numpy as np
 from machine import describe, short_name, without_pins
-from peers import COMPILED, EAGER, ONNX, OURS, WAYS, serve
+from peers import COMPILED, EAGER, ONNX, OURS, TRAIN_PLANNED, WAYS, serve
 from workloads import WORKLOADS, Job, prepare
 
 from minires import models
@@ -50,8 +50,9 @@ from minires import models
 SPEED = Path(__file__).parent / "results" / "speed"
 REQUIRED = (OURS, *EAGER)
 PEERS = (*REQUIRED, COMPILED, ONNX)
-COLUMNS = ("train", "forward", "backward", "optimizer", *WAYS)
-BEST = "best inference"  # of all ways
+COLUMNS = ("train", "forward", "backward", "optimizer", TRAIN_PLANNED, *WAYS)
+BEST, BEST_TRAIN = "best inference", "best training"  # of all ways
+OUTPUTS = ("training", "training, planned")  # logits in training mode
 WARM_UP = 3  # rounds that are not counted, and training steps before the peak of memory is read
 REST = 0.1  # seconds after each turn: threads that wait for more work stay awake for a while
 TURN, MOST = 0.1, 10  # seconds of a turn that count, if there are not as many runs before
@@ -122,8 +123,9 @@ def difference(
     are no gradients without "training" among the outputs.
     """
     found: dict[str, Any] = {}
-    for what in [what for what in ("training", *WAYS) if what in a] if outputs is None else outputs:
-        right = b["inference"] if what in WAYS and what not in b else b[what]
+    for what in [what for what in (*OUTPUTS, *WAYS) if what in a] if outputs is None else outputs:
+        plain = OUTPUTS[0] if what in OUTPUTS else WAYS[0]
+        right = b[what] if what in b else b[plain]
         found[what] = float(np.linalg.norm(a[what] - right) / np.linalg.norm(right))
     if "training" not in found:
         return found
@@ -140,7 +142,7 @@ def _length(parts: Any) -> float:
     return float(np.linalg.norm(list(parts)))
 
 
-BOUNDS = {**dict.fromkeys(("training", *WAYS), 1e-3), "gradient": 5e-2}
+BOUNDS = {**dict.fromkeys((*OUTPUTS, *WAYS), 1e-3), "gradient": 5e-2}
 
 
 def verify(
@@ -174,7 +176,8 @@ def measure(job: Job, rounds: int, *, compiled: bool = False) -> dict[str, Any]:
         stack.close()
         results = {name: _row(seconds) for name, seconds in times.items()}
         for name in (peer.name for peer in peers if "train" in peer.can):
-            results[name]["peak_memory_MiB"] = _peak_memory(name, folder, job)
+            results[name]["peak_memory_MiB"] = _peak_memory(name, "train", folder, job)
+        results[OURS]["peak_memory_planned_MiB"] = _peak_memory(OURS, TRAIN_PLANNED, folder, job)
     if not compiled:
         left_out[COMPILED] = f"{COMPILED}: it takes minutes, and is asked for with --compiled"
     size = f"{job.size}x{job.size}"
@@ -207,7 +210,8 @@ def _agreeing(
             found = dict(np.load(folder / f"{name}.npz"))
             right = right or found
             if name != truth:
-                gives = [*(["training"] if "train" in peer.can else []), *(w for w in WAYS if w in peer.can)]
+                trains = zip(("train", TRAIN_PLANNED), OUTPUTS, strict=True)
+                gives = [what for can, what in (*trains, *zip(WAYS, WAYS, strict=True)) if can in peer.can]
                 apart = agreement[f"{name} against {truth}"] = difference(found, right, gives)
                 verify(apart, {what: BOUNDS[what] for what in apart if what in BOUNDS}, truth, name)
         except SystemExit as why:
@@ -223,7 +227,7 @@ def _in_turns(peers: list[Peer], rounds: int) -> dict[str, dict[str, list[Any]]]
     """The seconds of everything that each peer can do."""
     times: dict[str, dict[str, list[Any]]] = {peer.name: {} for peer in peers}
     for number in range(-WARM_UP, rounds):
-        for what in ("train", *WAYS):
+        for what in ("train", TRAIN_PLANNED, *WAYS):
             able = [peer for peer in peers if what in peer.can]
             for peer in able[number % len(able) :] + able[: number % len(able)]:
                 seconds = turn(peer, what)
@@ -242,20 +246,22 @@ def turn(peer: Peer, what: str) -> list[Any]:
     return found
 
 
-def _peak_memory(name: str, folder: Path, job: Job) -> int:
+def _peak_memory(name: str, what: str, folder: Path, job: Job) -> int:
     """The peak of a process that only trains, in MiB, without that of the first step and its compilers."""
     with Peer(name, folder, job) as peer:
-        peer.ask("train")
+        peer.ask(what)
         peer.ask("forget")
         for _ in range(WARM_UP):
-            peer.ask("train")
+            peer.ask(what)
         peak: float = peer.ask("memory")
         return round(peak)
 
 
 def _row(times: dict[str, list[Any]]) -> dict[str, Any]:
     """The summaries of one peer."""
-    row = {what: summary(seconds) for what, seconds in times.items() if what != "train"}
+    row = {what: summary(seconds) for what, seconds in times.items() if what in WAYS}
+    if TRAIN_PLANNED in times:
+        row[TRAIN_PLANNED] = summary([sum(step) for step in times[TRAIN_PLANNED]])
     if "train" not in times:
         return row
     parts = zip(("forward", "backward", "optimizer"), zip(*times["train"], strict=True), strict=True)
@@ -283,7 +289,9 @@ def _over(results: Mapping[str, Any], names: Iterable[str]) -> dict[str, float]:
     def flat(row: Mapping[str, Any]) -> dict[str, float]:
         times = {what: row[what]["median_ms"] for what in COLUMNS if what in row}
         memory = {"memory": row["peak_memory_MiB"]} if "peak_memory_MiB" in row else {}
-        return {**times, BEST: min(times[what] for what in WAYS if what in times), **memory}
+        trains = [times[what] for what in ("train", TRAIN_PLANNED) if what in times]
+        training = {BEST_TRAIN: min(trains)} if trains else {}
+        return {**times, BEST: min(times[what] for what in WAYS if what in times), **training, **memory}
 
     ours, theirs = flat(results[OURS]), [flat(results[name]) for name in names if name in results]
     best = {what: min((row[what] for row in theirs if what in row), default=None) for what in ours}
@@ -303,13 +311,13 @@ def show(report: dict[str, Any]) -> None:
     print(f"{'ms, median (quartiles)':24}" + "".join(f"{column:>24}" for column in COLUMNS) + "  peak MiB")
     for name, row in report["results"].items():
         cells = [_cell(row[column]) if column in row else "" for column in COLUMNS]
-        memory = row.get("peak_memory_MiB", "")
+        memory = " ".join(str(row[key]) for key in row if key.startswith("peak_memory"))
         print(f"{name:24}" + "".join(f"{cell:>24}" for cell in cells) + f"{memory:>10}")
     for name, key in (("best torch", "minires_over_pytorch_best"), ("eager", "minires_over_pytorch_eager")):
         found = {what: f"{ratio:.2f}" for what, ratio in report[key].items()}
         cells = [found.get(column, "") for column in COLUMNS]
         print(f"{'minires / ' + name:24}" + "".join(f"{cell:>24}" for cell in cells), end="")
-        print(f"{found['memory']:>10}; {BEST} {found[BEST]}")
+        print(f"{found['memory']:>10}; {BEST_TRAIN} {found[BEST_TRAIN]}, {BEST} {found[BEST]}")
     if "minires_over_onnxruntime" in report:
         print(f"{BEST}, minires / {ONNX} {report['minires_over_onnxruntime']:.2f}")
     print()

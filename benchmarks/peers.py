@@ -25,6 +25,7 @@ import minires
 
 FOLDED = "inference, folded"
 PLANNED = "inference, planned"
+TRAIN_PLANNED = "train, planned"
 WAYS = ("inference", FOLDED, PLANNED)  # of inference, in the order of the tables
 OURS = "minires"
 EAGER = ("torch", "torch channels-last")
@@ -107,14 +108,21 @@ def _minires(job: Job, x: Any, labels: Any, weights: Any) -> Actions:
     }
     inference = _inference(ways, x, inferring)
 
+    planned = functools.cache(lambda: minires.compile(model, x.shape, training=True))
+
     def train() -> list[float]:
         return _timed_step(optimizer, lambda: cross_entropy(model(minires.Tensor(x)), labels))
+
+    def train_planned() -> list[float]:
+        return _timed_step(optimizer, lambda: cross_entropy(planned()(x), labels))
 
     def check() -> dict[str, Any]:
         found = {what: infer()[1] for what, infer in inference.items()}
         rates = [module.rate for module in dropouts]
         for module in dropouts:  # what is random cannot be compared
             module.rate = 0.0
+        with minires.no_grad():
+            found["training, planned"] = minires.compile(model, x.shape, training=True)(x).data
         logits = model(minires.Tensor(x))
         cross_entropy(logits, labels).backward()
         for module, rate in zip(dropouts, rates, strict=True):
@@ -125,7 +133,9 @@ def _minires(job: Job, x: Any, labels: Any, weights: Any) -> Actions:
     def blas() -> list[str]:
         return [f"{one['internal_api']} {one.get('architecture')}" for one in threadpoolctl.threadpool_info()]
 
-    return {"train": train, "check": check, "blas": blas, **_seconds(inference)}
+    return {
+        "train": train, TRAIN_PLANNED: train_planned, "check": check, "blas": blas, **_seconds(inference)
+    }  # fmt: skip
 
 
 def _torch(

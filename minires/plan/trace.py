@@ -234,7 +234,7 @@ def _normalizes(reads: dict[str, Read], constants: dict[str, Tensor], call: Call
 _KNOWN: dict[str, Any] = {
     "conv2d": _only("x"), "linear": _only("x"), "max_pool2d": _only("x"), "avg_pool2d": _only("x"),
     "global_avg_pool2d": _only("x"), "pad_channels": _only("x"), "sigmoid": _only("x"), "relu": _same,
-    "add": _same, "mul": _is_gate, "batch_norm": _normalizes,
+    "add": _same, "mul": _is_gate, "batch_norm": _normalizes, "dropout": _only("x"),
 }  # fmt: skip
 
 

@@ -23,6 +23,8 @@ from minires import backend
 from minires.backend import Array
 from minires.backend.addresses import address_of
 from minires.errors import ConfigError, MiniresError, ShapeError
+from minires.modes import with_settings
+from minires.nn.layers import Dropout
 from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.plan.trace import Traced, watch
@@ -47,8 +49,11 @@ class TrainingPlan:
 
     def __init__(self, model: Module, traced: Traced, dtype: Any) -> None:
         self.shape, self.dtype = traced.input.shape, np.dtype(dtype)
-        self._program = Writer(traced, self.dtype).program()
+        dropouts = {path: part.rng for path, part in model.named_modules() if isinstance(part, Dropout)}
+        self._program = Writer(traced, self.dtype, dropouts).program()
         self.y_shape, self._lock, self._ticket = traced.output.shape, threading.Lock(), 0
+        if not self._program.parameters:
+            raise ConfigError("compile: the model has no parameter that is trained; leave out training=True")
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._inputs = {names.get(id(p), f"p{i}"): p for i, p in enumerate(self._program.parameters)}
         self._arrays: list[Array | None] = [None] * len(self._program.constants)
@@ -173,23 +178,26 @@ def make(model: Module, shape: tuple[int, ...], dtype: Any) -> TrainingPlan:
     x, others = (rng.standard_normal((few, *shape[1:])).astype(dtype) for _ in range(2))
     parameters = list(model.parameters())
     buffers = [(array, array.copy()) for _, array in model.named_buffers()]
-    gradients = [parameter.grad for parameter in parameters]
+    gradients, chance = [parameter.grad for parameter in parameters], model.random_states()
     try:
-        traced = watch(model, x, training=True)
-        _check(model, TrainingPlan(model, traced, dtype), others)
+        with with_settings(recording=True, fused=True):
+            traced = watch(model, x, training=True)
+            _check(model, TrainingPlan(model, traced, dtype), others)
     finally:
         for array, before in buffers:
             array[...] = before
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
+        model.load_random_states(chance)
     return TrainingPlan(model, traced.of(shape[0]), dtype)
 
 
 def _check(model: Module, plan: TrainingPlan, x: Array) -> None:
     """Other pictures than those that were traced must give what the model gives, and its gradients."""
-    found, parameters = [], list(model.parameters())
+    found, parameters, chance = [], list(model.parameters()), model.random_states()
     with modes(model, training=True):
         for forward in model, plan:
+            model.load_random_states(chance)
             for parameter in parameters:
                 parameter.grad = None
             y = forward(Tensor(x))

@@ -9,7 +9,7 @@ by Winograd's way) is *called*: the operation itself, on a little tape of its ow
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,7 @@ _CALLS: dict[str, Callable[..., Tensor]] = {
     "pad_channels": lambda x, o, y: ops.pad_channels(
         x["x"], y[-1], stride=o["stride"], both=o["before"] > 0
     ),
+    "dropout": lambda x, o, y: ops.dropout(x["x"], o["rate"], rng=o["rng"]),
     "sigmoid": lambda x, o, y: ops.sigmoid(x["x"]),
     "mul": lambda x, o, y: ops.mul(*x.values()),
 }  # fmt: skip
@@ -59,11 +60,11 @@ class _Called:
 class Writer(Lines):
     """Writes the program of a training step."""
 
-    def __init__(self, traced: Traced, dtype: Any) -> None:
+    def __init__(self, traced: Traced, dtype: Any, generators: Mapping[str, np.random.Generator]) -> None:
         depths = [read.shape[-1] for step in traced.steps for read in step.reads.values()]
         outputs = [step.writes.shape[-1] for step in traced.steps]
         super().__init__(dtype, max(*depths, *outputs, simd.width(simd.shapes()[0], np.float32)))
-        self.traced, self.where = traced, dict[Value, Place]()
+        self.traced, self.generators, self.where = traced, generators, dict[Value, Place]()
         self.gradients: dict[Value, Place] = {}
         self.calls: dict[int, _Called] = {}
         self.joined: dict[Step, int] = {}  # the kernels of joined groups
@@ -235,6 +236,10 @@ class Writer(Lines):
         y, call, learns = self.where[step.writes].at, _Called(step), step.writes in self.needs
         self.calls[number] = call
         function, options = _CALLS[step.op], step.options
+        if step.op == "dropout":
+            if step.path not in self.generators:
+                raise ConfigError("no plan of training knows a dropout that is not a layer of its own")
+            options = {**options, "rng": self.generators[step.path]}
 
         def forward() -> None:
             call.inputs = {

@@ -75,7 +75,7 @@ def shapes() -> list[Shape]:
     has more than twelve rows: their addresses are kept in other registers, which are few."""
     sums = processor()[1] * 3 // 4
     wide = [4, 2, 1] if sums == 24 else [2, 1]
-    return [((0,) * min(MOST_ROWS, sums // columns), (0,) * columns) for columns in wide]
+    return [((0,) * (10 if columns == 1 else min(MOST_ROWS, sums // columns)), (0,) * columns) for columns in wide]
 
 
 @functools.cache

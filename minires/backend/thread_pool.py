@@ -45,6 +45,12 @@ def _keep_freed_memory() -> None:
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def give_memory_back() -> None:
+    """Give the system what glibc keeps of freed arrays: after work that took more than what follows will."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 # A sleeping thread takes some 50 microseconds to wake, and a step of a network is made of hundreds of chunks
 # that take little longer. So who waits stays awake for a moment first, and gives way to whoever else wants
 # the core. This is but a delay: what there is to do, and whether it is done, is learned from queues.

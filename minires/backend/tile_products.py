@@ -152,9 +152,12 @@ def products_numba(
             for p in range(p0, p1):
                 group, n = p // panels, p % panels * width
                 panel = (p if is_packed else p - p0) * long
-                for q in range(q0, min(q0 + _PLACES // height, stop)):
-                    m = q % tiles * height
-                    at, to = q // tiles * x_step + group * x_group, q // tiles * y_step + group * y_group
+                time, q = q0 // tiles, q0 % tiles - 1
+                for _ in range(q0, min(q0 + _PLACES // height, stop)):
+                    q += 1
+                    if q == tiles:
+                        time, q = time + 1, 0
+                    m, at, to = q * height, time * x_step + group * x_group, time * y_step + group * y_group
                     t0 = k0 = 0
                     while t0 < taps.size:  # what is summed by itself: some taps, or a part of one
                         t1, k1 = min(t0 + together, taps.size), min(k0 + _SUMMED, depth)
@@ -162,7 +165,7 @@ def products_numba(
                         is_first, is_last = t0 + k0 == 0, t1 == taps.size and k1 == depth
                         tile = spread(rows, columns, b if is_first else zeros, p * width if is_first else 0)
                         for t in range(t0, t1):
-                            if not sees[t, q % tiles]:
+                            if not sees[t, q]:
                                 continue
                             lines = listed(rows, x, at, offsets, t * across + m, zeros)
                             o = panel + (t * depth + k0) * width

@@ -12,6 +12,7 @@ the loss is any loss, and the optimiser any optimiser. What is between, forward 
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import math
 import threading
@@ -20,7 +21,7 @@ from typing import Any, Never
 import numpy as np
 
 from minires import backend
-from minires.backend import Array
+from minires.backend import Array, thread_pool
 from minires.backend.addresses import address_of
 from minires.errors import ConfigError, MiniresError, ShapeError
 from minires.modes import with_settings
@@ -189,6 +190,8 @@ def make(model: Module, shape: tuple[int, ...], dtype: Any) -> TrainingPlan:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         model.load_random_states(chance)
+        gc.collect()  # what is called and the plan that calls it hold each other
+        thread_pool.give_memory_back()
     return TrainingPlan(model, traced.of(shape[0]), dtype)
 
 

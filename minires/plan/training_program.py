@@ -39,9 +39,6 @@ _CALLS: dict[str, Callable[..., Tensor]] = {
     "max_pool2d": lambda x, o, y: ops.max_pool2d(x["x"], **o),
     "avg_pool2d": lambda x, o, y: ops.avg_pool2d(x["x"], **o),
     "global_avg_pool2d": lambda x, o, y: ops.global_avg_pool2d(x["x"]),
-    "pad_channels": lambda x, o, y: ops.pad_channels(
-        x["x"], y[-1], stride=o["stride"], both=o["before"] > 0
-    ),
     "dropout": lambda x, o, y: ops.dropout(x["x"], o["rate"], rng=o["rng"]),
     "sigmoid": lambda x, o, y: ops.sigmoid(x["x"]),
     "mul": lambda x, o, y: ops.mul(*x.values()),
@@ -121,20 +118,21 @@ class Writer(Lines):
                 continue
             for value in self._kept(step):
                 last[value] = max(last[value], back)
-        last[self.traced.output.value] = max(last[self.traced.output.value], len(steps) - 1)
+        last[self.traced.output.value] = 2 * len(steps)  # who asked reads it
         return last
 
     def _kept(self, step: Step) -> list[Value]:
         """The values that the way back through a step needs."""
         reads = step.reads
-        if self._is_called(step):
-            return [read.value for read in reads.values()] + [step.writes]
-        if step.op == "conv2d":
+        relu = bool(step.options.get("relu"))
+        if step.op in ("conv2d", "linear"):
             kept = [reads["x"].value] if step.tensors["w"].requires_grad else []
-            return kept + ([step.writes] if step.options.get("relu") else [])
+            return kept + ([step.writes] if relu else [])
         if step.op == "batch_norm":
-            return [reads["x"].value] + ([step.writes] if "add" in reads and step.options.get("relu") else [])
-        return [step.writes] if step.op == "relu" else []
+            return [reads["x"].value] + ([step.writes] if "add" in reads and relu else [])
+        if step.op == "mul":
+            return [read.value for read in reads.values()]
+        return [step.writes] if step.op in ("relu", "sigmoid") else []
 
     # ----------------------------------------------------------------------------------------- the whole
 
@@ -144,7 +142,7 @@ class Writer(Lines):
         self._place(traced.input)
         at_input = self.where[traced.input].at
         for number, step in enumerate(steps):
-            if step.writes not in self.where:
+            if step.writes not in self.where and step.op != "pad_channels":
                 self._place(step.writes)
             if self._is_called(step):
                 self._call(number, step)
@@ -228,7 +226,7 @@ class Writer(Lines):
             win, like = window_of(step.options, x), np.empty(0, self.dtype)
             ways = choose.ways(like, x, w, win, step.options["groups"])
             return any(way.name != "indirect" for way in ways) or set(step.reads) != {"x"}
-        return step.op not in ("batch_norm", "relu", "add", "copy")
+        return step.op not in ("batch_norm", "relu", "add", "copy", "pad_channels")
 
     def _call(self, number: int, step: Step) -> None:
         self._end_lines()
@@ -250,6 +248,7 @@ class Writer(Lines):
             }
             result = function(call.inputs, options, step.writes.shape)
             backend.copy(result.data, self._view(y, step.writes.shape))
+            result.data = self._view(y, step.writes.shape)  # it need not have numbers of its own
             call.y = result if learns else None
 
         self.items.append(forward)
@@ -596,7 +595,7 @@ class Writer(Lines):
             dx = self.gradients[read.value] = self._new(rows * row)
             if row > c:  # the first channels of a history, of which nobody has read the others
                 grows = True
-                self._fill(dx, rows * row)
+                self._fill(dx, rows, row)
         elif dx.users > 1:
             dx = self._own(read.value, rows * row)
         line = self._line(
@@ -627,6 +626,32 @@ class Writer(Lines):
         self._line(Do.PASS, self._pieces(count, count), dy.at, self.where[step.writes].at, masked.at, count)
         self._share_all(step, masked)
         self._drop(masked)
+
+    def _pad_channels(self, step: Step) -> None:
+        """Its zeros stay: the place is nobody else's."""
+        size = math.prod(step.writes.shape)
+        self.where[step.writes] = Place(self.memory.add(size), size, users=2)
+        (_, h, w, c), (n, oh, ow, wide), stride = *_padded(step), step.options["stride"]
+        to, pieces = self.where[step.writes].at + step.options["before"], self._pieces(n * oh * ow * c, n * oh)
+        self._line(
+            Do.COPY, pieces, self._at(step.reads["x"]), h * w * c, stride * w * c, stride * c, to, oh * ow * wide,
+            ow * wide, wide, n, oh, ow, c,
+        )  # fmt: skip
+
+    def _pad_channels_back(self, step: Step) -> None:
+        read = step.reads["x"]
+        (_, h, w, c), (n, oh, ow, wide), stride = *_padded(step), step.options["stride"]
+        place, count = self.gradients.get(read.value), n * h * w * c
+        if place is None:
+            place = self.gradients[read.value] = self._new(count)
+            self._fill(place, n * h * w, c)
+        elif place.users > 1:
+            place = self._own(read.value, count)
+        dy = self.gradients[step.writes].at + step.options["before"]
+        self._line(
+            Do.COPY, self._pieces(n * oh * ow * c, n * oh), dy, oh * ow * wide, ow * wide, wide, place.at,
+            h * w * c, stride * w * c, stride * c, n, oh, ow, c, 1,
+        )  # fmt: skip
 
     def _add_back(self, step: Step) -> None:
         self._share_all(step, self.gradients[step.writes])
@@ -681,6 +706,11 @@ class Writer(Lines):
             self._line(Do.COPY, pieces, dy, 0, row, 0, at, 0, c, 0, 1, rows, 1, c, added >= 0)
 
         self._grows(read.value, give)
+
+
+def _padded(step: Step) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes before and after channels were added."""
+    return step.reads["x"].shape, step.writes.shape
 
 
 def _moved(options: Any, rows: int) -> tuple[float, float]:

@@ -204,11 +204,10 @@ class Writer(Lines):
 
         self._grows(value, give)
 
-    def _fill(self, place: Place, count: int) -> None:
+    def _fill(self, place: Place, rows: int, row: int) -> None:
         """Zeros."""
-        self._line(
-            Do.COPY, self._pieces(count, count), self.zeros, 0, 0, 0, place.at, 0, 1, 0, 1, count, 1, 1
-        )
+        pieces = self._pieces(rows * row, rows)
+        self._line(Do.COPY, pieces, self.zeros, 0, 0, 0, place.at, 0, row, 0, 1, rows, 1, row)
 
     def _own(self, value: Value, count: int) -> Place:
         """A gradient that is that of others, too, as a copy of its own."""

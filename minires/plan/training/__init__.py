@@ -6,7 +6,7 @@
 
 The result is a tensor on the tape as any other, of one operation that has all parameters for its inputs. So
 the loss is any loss, and the optimiser any optimiser. What is between, forward and backward, is a program: see
-``training_program.py`` and ``training_walk.py``.
+``program.py`` and ``walk.py``.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from minires.nn.layers import Dropout
 from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.plan.trace import Traced, watch
-from minires.plan.training_program import Writer
-from minires.plan.training_walk import walk_numba
+from minires.plan.training.program import Writer
+from minires.plan.training.walk import walk_numba
 from minires.tensor import Tensor, record
 
 _APART, _GRADIENTS_APART = 2e-3, 5e-2  # float32 rounds to less in the deepest models

@@ -1,6 +1,6 @@
 """The lines of a planned training step while they are written: memory, rooms, tables and addresses.
 
-What is to be done with a step says ``training_program.py``.
+What is to be done with a step says ``program.py``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from minires import backend
 from minires.backend import Array, simd, tile_products, tile_sums
 from minires.backend.addresses import address_of
 from minires.plan.memory import Memory
-from minires.plan.training_walk import COLUMNS, Do
+from minires.plan.training.walk import COLUMNS, Do
 from minires.tensor import Tensor
 
 _PIECE = 1 << 16  # numbers that are worth a piece of their own

@@ -28,7 +28,7 @@ from minires.ops.batch_norm.numba_kernels import (
 
 
 class Do(IntEnum):
-    """What a line asks for. ``minires.plan.training_program`` writes the rest of it, in this order."""
+    """What a line asks for. ``minires.plan.training.program`` writes the rest of it, in this order."""
 
     PRODUCTS = 0  # a convolution, or its dx
     SUMS = 1  # its dw, or a part of it

@@ -1,0 +1,249 @@
+"""The lines of convolutions: y, dx, dw and db, as ``minires.ops.conv2d.indirect`` computes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from minires.backend import simd, tile_products, tile_sums
+from minires.backend.tile_products import Part, Sizes
+from minires.ops.conv2d import indirect, joined_groups, places
+from minires.ops.window import Window
+from minires.plan.trace import Read, Step, window_of
+from minires.plan.training.lines import Place
+from minires.plan.training.values import Values
+from minires.plan.training.walk import Do
+from minires.tensor import Tensor
+
+_ROOM = 1 << 17  # numbers that a thread packs at a time
+
+
+class Convolutions(Values):
+    """Writes the lines of convolutions."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.joined: dict[Step, int] = {}  # the kernels of joined groups
+        self.borders: dict[Step, int] = {}  # pictures with their border
+
+    def _conv2d(self, step: Step) -> None:
+        read, w, groups = step.reads["x"], step.tensors["w"], step.options["groups"]
+        win, shape, x = window_of(step.options, read.shape), read.shape, self._at(read)
+        n, outputs_all = shape[0], w.shape[-1]
+        left = joined_groups.left(groups, w.shape, joined_groups.MOST)
+        depth, outputs = w.shape[2] * groups // left, outputs_all // left
+        tile = simd.shape(outputs, self.dtype)
+        if indirect.is_joined(shape[-1], win, left):
+            x, shape, win, depth = self._bordered(step, x, shape, win)
+        parts = places.forward(n, tuple(shape[1:]), outputs_all, win, len(tile[0]))
+        sizes, size = indirect.sizes(depth, outputs, left), math.prod(step.writes.shape)
+        bias = -1
+        if "b" in step.tensors:
+            bias = self._padded(step.tensors["b"], left, outputs, simd.width(tile, self.dtype))
+        if left < groups:
+            self.joined[step] = self._join(w, groups, left)
+        relu = bool(step.options.get("relu"))
+        self._products(
+            tile, parts, sizes, (x, math.prod(shape)), (step, w), bias, -1, (self.where[step.writes].at, size),
+            relu=relu,
+        )  # fmt: skip
+
+    def _conv2d_back(self, step: Step) -> None:
+        read, w, groups = step.reads["x"], step.tensors["w"], step.options["groups"]
+        win, shape, x = window_of(step.options, read.shape), read.shape, self._at_or_none(read)
+        dy, count = self.gradients[step.writes], math.prod(step.writes.shape)
+        if step.options.get("relu"):
+            masked = self._new(count)
+            pieces = self._pieces(count, count)
+            self._line(Do.PASS, pieces, dy.at, self.where[step.writes].at, masked.at, count)
+            dy = masked
+        left = joined_groups.left(groups, w.shape, joined_groups.MOST)
+        b = step.tensors.get("b")
+        if b is not None and b.requires_grad:
+            pieces = self._pieces(count, count // w.shape[-1])
+            sums = self._sums(pieces * w.shape[-1])
+            self._line(Do.COLUMNS, pieces, dy.at, count // w.shape[-1], w.shape[-1], sums, waits=False)
+        if w.requires_grad:
+            self._weights_back(step, x, dy.at, left, win)
+        if read.value in self.needs:
+            outputs, depth = w.shape[2] * groups // left, w.shape[-1] // left
+            tile = simd.shape(outputs, self.dtype)
+            parts = places.backward(shape[0], tuple(shape[1:]), w.shape[-1], win, len(tile[0]))
+            sizes = indirect.sizes(depth, outputs, left, turned=True)
+
+            def give(at: int, added: int) -> None:
+                dx = at, math.prod(shape)
+                self._products(tile, parts, sizes, (dy.at, count), (step, w), -1, added, dx, turned=True)
+
+            self._grows(read.value, give)
+        self._wait()
+        if b is not None and b.requires_grad:
+            line = self._line(Do.COLUMNS_END, 1, 0, pieces, w.shape[-1], 0)
+            self._of(line, 5, b, "gradient")
+        if step.options.get("relu"):
+            self._drop(dy)
+
+    def _at_or_none(self, read: Read) -> int:
+        return self.where[read.value].at if read.value in self.where else -1
+
+    def _bordered(
+        self, step: Step, x: int, shape: tuple[int, ...], win: Window
+    ) -> tuple[int, Any, Window, int]:
+        """The pictures with their border, which stays zero, as the place is nobody else's."""
+        (n, h, w, c), picture = shape, (shape[1] + win.top + win.bottom, shape[2] + win.left + win.right)
+        size, line = math.prod(picture) * c, picture[1] * c
+        at = self.memory.add(n * size + 64)
+        self.borders[step] = at
+        inside = at + win.top * line + win.left * c
+        self._line(
+            Do.COPY,
+            self._pieces(n * h * w * c, n * h),
+            x,
+            h * w * c,
+            w * c,
+            c,
+            inside,
+            size,
+            line,
+            c,
+            n,
+            h,
+            w,
+            c,
+        )
+        return at, (n, *picture, c), indirect.column(win), win.size[1] * c
+
+    def _padded(self, b: Tensor, groups: int, outputs: int, width: int) -> int:
+        """A bias, with zeros behind the numbers of each group up to whole panels."""
+        wide = -(-outputs // width) * width
+        at = self.memory.add(groups * wide)
+        line = self._line(Do.COPY, 1, 0, 0, outputs, 0, at, 0, wide, 0, 1, groups, 1, outputs)
+        self._of(line, 2, b)
+        return at
+
+    def _join(self, w: Tensor, groups: int, left: int) -> int:
+        """The kernel of joined groups, (KH, KW, C/left, O): zero where they do not meet, as it stays."""
+        kh, kw, depth, outputs = w.shape
+        many, each, taps = groups // left, outputs // groups, kh * kw
+        at = self.memory.add(taps * many * depth * outputs)
+        for i in range(many):
+            to, last = at + i * depth * outputs + i * each, i == many - 1
+            # (tap, k, left, each): the taps and the k are the lines, the groups that are left the pixels
+            line = self._line(
+                Do.COPY, 1, 0, depth * outputs, outputs, many * each, to, many * depth * outputs, outputs,
+                many * each, taps, depth, left, each, waits=last,
+            )  # fmt: skip
+            self._of(line, 2, w, skipped=i * each)
+        return at
+
+    def _products(
+        self, tile: simd.Shape, parts: Sequence[Part], sizes: Sizes, x: tuple[int, int],
+        w: tuple[Step, Tensor], bias: int, added: int, y: tuple[int, int], *, relu: bool = False,
+        turned: bool = False,
+    ) -> None:  # fmt: skip
+        width, (step, weights) = simd.width(tile, self.dtype), w
+        panels, kind = sizes.groups * -(-sizes.outputs // width), simd.shapes().index(tile)
+        threads = tile_products.share(parts, sizes)
+        joined = self.joined.get(step)
+        w_size = (
+            weights.size
+            if joined is None
+            else sizes.groups * sizes.depth * sizes.outputs * math.prod(weights.shape[:2])
+        )
+        by_panel = w_size > x[1] and panels >= threads
+        self.most_panels = max(self.most_panels, panels * width)
+        for place, at, to, times, x_step, y_step in parts:
+            tiles, taps = place.sees.shape[1], len(place.taps)
+            long = taps * sizes.depth * width
+            room = min(max(_ROOM, long), panels * long)
+            total = panels if by_panel else times * tiles
+            pieces = min(threads, total)
+            line = self._line(
+                Do.PRODUCTS, pieces, kind, x[0] + at, x[1] - at, 0 if joined is None else joined, w_size, bias,
+                added if added < 0 else added + to, y[0] + to, y[1] - to, *self._table(place), relu, turned,
+                place.many, x_step, y_step, sizes.depth, sizes.outputs, sizes.x_group, sizes.y_group,
+                sizes.w_group, sizes.tap, sizes.row, width, times * tiles, panels, by_panel,
+                self._room("panels", room), room, waits=False,
+            )  # fmt: skip
+            if joined is None:
+                self._of(line, 5, weights)
+        self._wait()
+
+    def _weights_back(self, step: Step, x: int, dy: int, left: int, win: Window) -> None:
+        """dw, for which sums of some blocks are taken by themselves: see ``tile_sums.sums_over_places``."""
+        (n, *picture), w, groups = step.reads["x"].shape, step.tensors["w"], step.options["groups"]
+        depth, outputs_all = w.shape[2] * groups // left, w.shape[-1]
+        seen: Place | None = None
+        if indirect.is_joined(picture[-1], win, left):
+            x = self.borders[step]
+            (h, wide, c), kw = picture, win.size[1]
+            picture = [h + win.top + win.bottom, wide + win.left + win.right, c]
+            win, depth = indirect.column(win), kw * c
+        elif indirect.is_gathered(win):
+            (h, wide, c), (oh, ow), (sh, sw) = picture, win.out, win.stride
+            seen = self._new(n * oh * ow * c)
+            self._line(
+                Do.COPY, self._pieces(n * oh * ow * c, n * oh), x, h * wide * c, sh * wide * c, sw * c, seen.at,
+                oh * ow * c, ow * c, c, n, oh, ow, c,
+            )  # fmt: skip
+            x, picture, win = seen.at, [oh, ow, c], indirect.beside(win)
+        blocks = places.blocks(n, tuple(picture), win)
+        sizes = indirect.sizes(depth, outputs_all // left, left)
+        task = tile_sums.task(blocks, sizes, self.dtype)
+        size, count = math.prod(win.size) * depth * outputs_all, math.prod(step.writes.shape)
+        joined = self._new(size) if left < groups else None
+        parts = len(task.lists) if task.by_list else len(task.lists) > 1
+        totals = self._new(parts * size) if parts else None
+        x_room, y_room = task.x_room(sizes, picture[-1]), task.y_room(sizes, outputs_all)
+        for number, some in enumerate(task.lists):
+            is_total = task.by_list or number > 0
+            for first, part in enumerate(some):
+                rows, starts, runs, *at = part
+                line = self._line(
+                    Do.SUMS, task.pieces, task.kind, x, n * math.prod(picture), dy, count, 0, size, first == 0,
+                    *self._blocks(part), *at, picture[-1], outputs_all, sizes.depth, sizes.outputs,
+                    *sizes[3:], task.width, task.units, task.panels, task.by_panel,
+                    self._room("x", x_room), x_room, 0, self._room("y", y_room), y_room, waits=first + 1 < len(some) or (not task.by_list and len(task.lists) > 1),
+                )  # fmt: skip
+                if is_total:
+                    assert totals is not None
+                    self.lines[line][7] = totals.at + (number * size if task.by_list else 0)
+                else:
+                    self._gives(line, 7, w, joined)
+            if not task.by_list and number:
+                assert totals is not None
+                line = self._line(Do.TOTAL, self._pieces(2 * size, size), totals.at, 1, 0, size, 1)
+                self._gives(line, 4, w, joined)
+        if task.by_list:
+            assert totals is not None
+            self._wait()
+            pieces = self._pieces(size * len(task.lists), size)
+            line = self._line(Do.TOTAL, pieces, totals.at, len(task.lists), 0, size, 0)
+            self._gives(line, 4, w, joined)
+        if joined is not None:
+            self._wait()
+            self._part(w, groups, left, joined.at)
+        for place in (seen, joined, totals):
+            if place is not None:
+                self._wait()
+                self._drop(place)
+
+    def _gives(self, line: int, column: int, w: Tensor, joined: Place | None) -> None:
+        """There belongs the place of dw: that of joined groups, or the gradient's own."""
+        if joined is None:
+            self._of(line, column, w, "gradient")
+        else:
+            self.lines[line][column] = joined.at
+
+    def _part(self, w: Tensor, groups: int, left: int, at: int) -> None:
+        """The adjoint of _join."""
+        kh, kw, depth, outputs = w.shape
+        many, each, taps = groups // left, outputs // groups, kh * kw
+        for i in range(many):
+            source = at + i * depth * outputs + i * each
+            line = self._line(
+                Do.COPY, 1, source, many * depth * outputs, outputs, many * each, 0, depth * outputs, outputs,
+                many * each, taps, depth, left, each, waits=i == many - 1,
+            )  # fmt: skip
+            self._of(line, 6, w, "gradient", i * each)

@@ -2,9 +2,9 @@
 
     numbers = numbers_at(like, address, count)
 
-is the flat array of ``count`` numbers, of the type of ``like``, that begins at a place in memory. Nobody checks
-that there is one, and who keeps the address must keep the array, too. Here the function stands as plain code;
-in a kernel Numba compiles it to nothing at all.
+is the flat array of ``count`` numbers, of the type of ``like``, that begins at a place in memory. Nobody
+checks that there is one, and who keeps the address must keep the array, too. Here the function stands as
+plain code; in a kernel Numba compiles it to nothing at all.
 """
 
 from __future__ import annotations

@@ -72,10 +72,11 @@ def lanes(dtype: Any) -> int:
 
 def shapes() -> list[Shape]:
     """The tiles of this processor, the widest first. Sums take three quarters of the registers, but no tile
-    has more than twelve rows: their addresses are kept in other registers, which are few."""
+    has more than twelve rows, or ten of one vector: their addresses are kept in other registers, and these
+    are few."""
     sums = processor()[1] * 3 // 4
     wide = [4, 2, 1] if sums == 24 else [2, 1]
-    return [((0,) * (10 if columns == 1 else min(MOST_ROWS, sums // columns)), (0,) * columns) for columns in wide]
+    return [((0,) * min(MOST_ROWS - 2 * (columns == 1), sums // columns), (0,) * columns) for columns in wide]
 
 
 @functools.cache

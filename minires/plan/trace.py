@@ -98,12 +98,10 @@ class Traced:
         def moved(read: Read) -> Read:
             return Read(found[read.value], (read.shape[0] * pictures // before, *read.shape[1:]))
 
-        steps = [
-            replace(
-                step, reads={name: moved(read) for name, read in step.reads.items()}, writes=found[step.writes]
-            )
-            for step in self.steps
-        ]
+        steps = []
+        for step in self.steps:
+            reads = {name: moved(read) for name, read in step.reads.items()}
+            steps.append(replace(step, reads=reads, writes=found[step.writes]))
         return Traced(steps, found[self.input], moved(self.output))
 
 

@@ -22,7 +22,6 @@ from minires import backend
 from minires.backend import Array, kernel
 from minires.backend.simd import fetch
 
-
 _AHEAD = 2048  # numbers; so far ahead is fetched what is read soon
 
 

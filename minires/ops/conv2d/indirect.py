@@ -88,7 +88,7 @@ def backward_x(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups:
 
 
 def is_gathered(win: Window) -> bool:
-    """Whether what a window sees is copied together for dw, so that nothing else is brought into the cache."""
+    """Whether what a window sees is copied together for dw: then nothing else is brought into the cache."""
     return win.size == (1, 1) and win.stride != (1, 1) and not win.has_border
 
 

@@ -5,8 +5,14 @@
     loss.backward()
 
 The result is a tensor on the tape as any other, of one operation that has all parameters for its inputs. So
-the loss is any loss, and the optimiser any optimiser. What is between, forward and backward, is a program: see
-``program.py`` and ``walk.py``.
+the loss is any loss, and the optimiser any optimiser. What is between, forward and backward, is a program:
+
+    values.py         how long each value and its gradient are needed, and where they lie
+    convolution.py    the lines of convolutions
+    batch_norm.py     ... and of batch norms
+    program.py        ... and all others; and what is called as it is
+    lines.py          how lines are taken down
+    walk.py           one compiled function that does them, on every thread
 """
 
 from __future__ import annotations
@@ -38,7 +44,7 @@ _tickets = itertools.count(1)
 
 
 class TrainingPlan:
-    """What :func:`minires.compile` gives for training. Called with a batch, it gives what the model would give.
+    """What :func:`minires.compile` gives for training. Called with a batch, it gives what the model would.
 
     Parameters are read where they are at each call; running statistics move as in the model. The gradients of
     a call are to be asked for before the next.
@@ -144,10 +150,9 @@ class TrainingPlan:
                 continue
             first, last = item
             counters = np.zeros(2 * (last - first) + 1, np.int64)
-            walk = functools.partial(
-                walk_numba, run.lines[first:last], run.waits[first:last], run.floats, run.doubles, run.offsets,
-                run.sees, run.longs, counters, run.tiles, run.squares,
-            )  # fmt: skip
+            arrays = run.floats, run.doubles, run.offsets, run.sees, run.longs, counters
+            lines = run.lines[first:last], run.waits[first:last]
+            walk = functools.partial(walk_numba, *lines, *arrays, run.tiles, run.squares)
             backend.parallel_calls([walk] * self.threads)
 
     def __getstate__(self) -> Never:
@@ -212,9 +217,9 @@ def _check(model: Module, plan: TrainingPlan, x: Array) -> None:
     apart = [_apart([expected], [scores]), _apart(right, ours) if len(right) == len(ours) else math.inf]
     if apart[0] > _APART or apart[1] > _GRADIENTS_APART:  # what is not finite says nothing
         raise ConfigError(
-            "compile: for other pictures than those it was made with the plan gives other scores or gradients "
-            f"than the model ({apart[0]:.0e} and {apart[1]:.0e} of them). What the model computes hangs on more "
-            "than its operations say: on numbers taken out of a tensor, on an if, or on chance"
+            "compile: for other pictures than those it was made with the plan gives other scores or "
+            f"gradients than the model ({apart[0]:.0e} and {apart[1]:.0e} of them). What the model computes "
+            "hangs on more than its operations say: on numbers taken out of a tensor, on an if, or on chance"
         )
 
 

@@ -39,9 +39,10 @@ class BatchNorms(Values):
             if o[name] is not None:
                 self._running(line, column, o[name], step)
         added = self._at(step.reads["add"]) if "add" in step.reads else -1
+        pieces, y, eps = self._pieces(rows * c, rows), self.where[step.writes].at, self._numbers(o["eps"])
         line = self._line(
-            Do.NORMALIZE, self._pieces(rows * c, rows), x, row, self.where[step.writes].at, rows, c, mean, var,
-            0, 0, added, bool(o.get("relu")), self._numbers(o["eps"]), self._room("scale", c),
+            Do.NORMALIZE, pieces, x, row, y, rows, c, mean, var, 0, 0, added, bool(o.get("relu")), eps,
+            self._room("scale", c),
         )  # fmt: skip
         self._of(line, 9, step.tensors["gamma"])
         self._of(line, 10, step.tensors["beta"])

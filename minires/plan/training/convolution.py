@@ -43,11 +43,8 @@ class Convolutions(Values):
             bias = self._padded(step.tensors["b"], left, outputs, simd.width(tile, self.dtype))
         if left < groups:
             self.joined[step] = self._join(w, groups, left)
-        relu = bool(step.options.get("relu"))
-        self._products(
-            tile, parts, sizes, (x, math.prod(shape)), (step, w), bias, -1, (self.where[step.writes].at, size),
-            relu=relu,
-        )  # fmt: skip
+        y, relu = (self.where[step.writes].at, size), bool(step.options.get("relu"))
+        self._products(tile, parts, sizes, (x, math.prod(shape)), (step, w), bias, -1, y, relu=relu)
 
     def _conv2d_back(self, step: Step) -> None:
         read, w, groups = step.reads["x"], step.tensors["w"], step.options["groups"]
@@ -160,9 +157,9 @@ class Convolutions(Values):
             total = panels if by_panel else times * tiles
             pieces = min(threads, total)
             line = self._line(
-                Do.PRODUCTS, pieces, kind, x[0] + at, x[1] - at, 0 if joined is None else joined, w_size, bias,
-                added if added < 0 else added + to, y[0] + to, y[1] - to, *self._table(place), relu, turned,
-                place.many, x_step, y_step, sizes.depth, sizes.outputs, sizes.x_group, sizes.y_group,
+                Do.PRODUCTS, pieces, kind, x[0] + at, x[1] - at, 0 if joined is None else joined, w_size,
+                bias, added if added < 0 else added + to, y[0] + to, y[1] - to, *self._table(place), relu,
+                turned, place.many, x_step, y_step, sizes.depth, sizes.outputs, sizes.x_group, sizes.y_group,
                 sizes.w_group, sizes.tap, sizes.row, width, times * tiles, panels, by_panel,
                 self._room("panels", room), room, waits=False,
             )  # fmt: skip
@@ -183,9 +180,10 @@ class Convolutions(Values):
         elif indirect.is_gathered(win):
             (h, wide, c), (oh, ow), (sh, sw) = picture, win.out, win.stride
             seen = self._new(n * oh * ow * c)
+            pieces = self._pieces(n * oh * ow * c, n * oh)
             self._line(
-                Do.COPY, self._pieces(n * oh * ow * c, n * oh), x, h * wide * c, sh * wide * c, sw * c, seen.at,
-                oh * ow * c, ow * c, c, n, oh, ow, c,
+                Do.COPY, pieces, x, h * wide * c, sh * wide * c, sw * c, seen.at, oh * ow * c, ow * c, c, n,
+                oh, ow, c,
             )  # fmt: skip
             x, picture, win = seen.at, [oh, ow, c], indirect.beside(win)
         blocks = places.blocks(n, tuple(picture), win)
@@ -200,11 +198,12 @@ class Convolutions(Values):
             is_total = task.by_list or number > 0
             for first, part in enumerate(some):
                 rows, starts, runs, *at = part
+                one_by_one = first + 1 < len(some) or (not task.by_list and len(task.lists) > 1)
                 line = self._line(
-                    Do.SUMS, task.pieces, task.kind, x, n * math.prod(picture), dy, count, 0, size, first == 0,
-                    *self._blocks(part), *at, picture[-1], outputs_all, sizes.depth, sizes.outputs,
-                    *sizes[3:], task.width, task.units, task.panels, task.by_panel,
-                    self._room("x", x_room), x_room, 0, self._room("y", y_room), y_room, waits=first + 1 < len(some) or (not task.by_list and len(task.lists) > 1),
+                    Do.SUMS, task.pieces, task.kind, x, n * math.prod(picture), dy, count, 0, size,
+                    first == 0, *self._blocks(part), *at, picture[-1], outputs_all, sizes.depth,
+                    sizes.outputs, *sizes[3:], task.width, task.units, task.panels, task.by_panel,
+                    self._room("x", x_room), x_room, 0, self._room("y", y_room), y_room, waits=one_by_one,
                 )  # fmt: skip
                 if is_total:
                     assert totals is not None

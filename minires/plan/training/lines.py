@@ -183,8 +183,8 @@ class Lines:
         self.found[what].append((line, column, number, skipped * self.dtype.itemsize))
 
     def _table(self, place: tile_products.Places) -> tuple[int, ...]:
-        """Where the table of places begins, its length, where its line of outputs begins, how many taps, where
-        they stand, what its tiles see, and how many these are. Each is written once."""
+        """Where the table of places begins, its length, where its line of outputs begins, how many taps,
+        where they stand, what its tiles see, and how many these are. Each is written once."""
 
         def write() -> tuple[int, ...]:
             table = sum(a.size for a in self.offsets)

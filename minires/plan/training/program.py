@@ -176,13 +176,10 @@ class Writer(Convolutions, BatchNorms):
         size = math.prod(step.writes.shape)
         self.where[step.writes] = Place(self.memory.add(size), size, users=2)
         (_, h, w, c), (n, oh, ow, wide), stride = *_padded(step), step.options["stride"]
-        to, pieces = (
-            self.where[step.writes].at + step.options["before"],
-            self._pieces(n * oh * ow * c, n * oh),
-        )
+        to, x = self.where[step.writes].at + step.options["before"], self._at(step.reads["x"])
         self._line(
-            Do.COPY, pieces, self._at(step.reads["x"]), h * w * c, stride * w * c, stride * c, to, oh * ow * wide,
-            ow * wide, wide, n, oh, ow, c,
+            Do.COPY, self._pieces(n * oh * ow * c, n * oh), x, h * w * c, stride * w * c, stride * c, to,
+            oh * ow * wide, ow * wide, wide, n, oh, ow, c,
         )  # fmt: skip
 
     def _pad_channels_back(self, step: Step) -> None:

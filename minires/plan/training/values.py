@@ -47,8 +47,8 @@ class Values(Lines):
         where = step.path or "the model"
         if tensor.node is None or tensor.node.op != "leaf":
             raise ConfigError(
-                f"no plan of training knows what {where} does: its {name} is computed from parameters anew in "
-                "each step; train the model itself"
+                f"no plan of training knows what {where} does: its {name} is computed from parameters anew "
+                "in each step; train the model itself"
             )
         if any(one is tensor for one in self.parameters):
             raise ConfigError(
@@ -106,8 +106,8 @@ class Values(Lines):
     # ------------------------------------------------------------------------------------ the gradients
 
     def _grows(self, value: Value, give: Callable[[int, int], None], size: int = 0) -> None:
-        """``give(place, added)`` writes the lines for a gradient of a value: at a place, with what others gave
-        before, at ``added``, or -1, added to it."""
+        """``give(place, added)`` writes the lines for a gradient of a value: at a place, and what others
+        gave before, at ``added`` (or -1), is added to it."""
         before, place = self.gradients.get(value), self._new(size or math.prod(value.shape))
         give(place.at, -1 if before is None else before.at)
         self.gradients[value] = place

@@ -75,9 +75,9 @@ def _products(
     columns: Size,
 ) -> None:
     """2: tile, x, its size, w, its size, bias, added or -1, y, its size; 11: table, its length, out, taps,
-    where they stand, sees, tiles; 18: relu, turned, places, x step, y step; 23: depth, outputs, x group, y group,
-    w group, tap, row; 30: width, all tiles, all panels, whether panels are shared out; 34: room, its size,
-    from one thread's to the next's."""
+    where they stand, sees, tiles; 18: relu, turned, places, x step, y step; 23: depth, outputs, x group,
+    y group, w group, tap, row; 30: width, all tiles, all panels, whether panels are shared out; 34: room, its
+    size, from one thread's to the next's."""
     total = r[32] if r[33] else r[31]
     start, stop = total * piece // r[1], total * (piece + 1) // r[1]
     first, last = 0, r[32]
@@ -100,9 +100,9 @@ def _sums(
     r: Array, piece: int, me: int, floats: Array, offsets: Array, longs: Array, height: Size, columns: Size
 ) -> None:
     """2: tile, x, its size, dy, its size, dw, its size, whether it is new; 10: rows, blocks, starts, taps,
-    runs, how many; 16: x apart, y apart, x, y, times, x step, y step, x row, y row; 25: depth, outputs, x group,
-    y group, w group, tap, row; 32: width, units, panels, whether panels are shared out; 36: room for x, its
-    size, from one thread's to the next's; 39: for y."""
+    runs, how many; 16: x apart, y apart, x, y, times, x step, y step, x row, y row; 25: depth, outputs,
+    x group, y group, w group, tap, row; 32: width, units, panels, whether panels are shared out; 36: room for
+    x, its size, from one thread's to the next's; 39: for y."""
     total = r[34] if r[35] else r[33]
     start, stop = total * piece // r[1], total * (piece + 1) // r[1]
     first, last = 0, r[34]

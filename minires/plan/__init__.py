@@ -35,7 +35,8 @@ from minires.nn.fuse import fuse
 from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.plan import program
-from minires.plan.training import TrainingPlan, make
+from minires.plan.training import TrainingPlan as TrainingPlan
+from minires.plan.training import make
 from minires.plan.walk import walk_numba
 from minires.tensor import Tensor, no_grad
 

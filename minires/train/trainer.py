@@ -27,7 +27,7 @@ from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.ops.cross_entropy import cross_entropy
 from minires.tensor import Tensor
-from minires.train import captured, checks, finetune, model_file, report, run_folder
+from minires.train import captured, checks, finetune, model_file, planned, report, run_folder
 from minires.train.checkpoint import Checkpoints, differences
 from minires.train.config import Config
 from minires.train.diagnose import first_not_finite
@@ -132,6 +132,7 @@ class Trainer:
         total = config.epochs * len(self.loader)
         self.schedule = Schedule(config.schedule, lr=self.optimizer.lr, total_steps=total)
         self.ema = EMA(model, config.ema) if config.ema else None
+        self._forward = planned.Forward(model, total, config.batch_size)
 
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
@@ -265,7 +266,7 @@ class Trainer:
 
     def _eager_step(self, x: np.ndarray, y: np.ndarray) -> None:
         pictures = Tensor(backend.to_device(x, self.device))
-        logits = self.model(pictures)
+        logits = self._forward(pictures)
         loss = self._loss(logits, y)
         value = float(loss.item())
         if not math.isfinite(value):

@@ -168,7 +168,8 @@ class _Tracer:
         if call.op == "concat" and not constants and call.options["axis"] % call.y.ndim == call.y.ndim - 1:
             self._concatenate(call, reads)
             return
-        known = call.op in _KNOWN and _KNOWN[call.op](reads, constants, call)
+        knows = _KNOWN.get(call.op, _only("x") if self.training and call.op in _IN_TRAINING else None)
+        known = knows is not None and knows(reads, constants, call)
         if not known or (call.op == "batch_norm" and call.options["training"] != self.training):
             raise ConfigError(
                 f"no plan knows {call.op!r} as {settings()['path'] or 'the model'} calls it, with "
@@ -232,8 +233,9 @@ def _normalizes(reads: dict[str, Read], constants: dict[str, Tensor], call: Call
 _KNOWN: dict[str, Any] = {
     "conv2d": _only("x"), "linear": _only("x"), "max_pool2d": _only("x"), "avg_pool2d": _only("x"),
     "global_avg_pool2d": _only("x"), "pad_channels": _only("x"), "sigmoid": _only("x"), "relu": _same,
-    "add": _same, "mul": _is_gate, "batch_norm": _normalizes, "dropout": _only("x"),
+    "add": _same, "mul": _is_gate, "batch_norm": _normalizes,
 }  # fmt: skip
+_IN_TRAINING = ("dropout", "pad")  # what plans of training call as it is, and those of inference do not know
 
 
 def _needed(steps: list[Step], output: Read) -> list[Step]:

@@ -13,7 +13,6 @@ that the channels lie one after the other, and its code was measured up to ten t
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -151,26 +150,37 @@ def gradient_numba(
 
 _GRAIN = 200_000  # numbers; fewer are not worth a second thread
 _WIDE = 64  # numbers in a row that make a kernel's inner loop worth its beginning and end
+_PART, _PARTS = 1 << 16, 16  # numbers that are summed by themselves, and how often that is done at most
+
+
+def sharing(rows: int, channels: int) -> tuple[int, int]:
+    """How many rows are taken as one where there are few channels, and in how many parts they are summed:
+    the same on any number of threads, so that the sums are."""
+    together = 1
+    while together * channels < _WIDE and rows % (2 * together) == 0:
+        together *= 2
+    return together, max(1, min(_PARTS, rows * channels // _PART, rows // together))
 
 
 def _reduce(task: Any, rows: Array, *given: Array) -> tuple[Array, Array]:
-    """The two sums of each channel: ``task(rows, *given, start, stop, a, b)`` on chunks of the rows, each
+    """The two sums of each channel: ``task(rows, *given, start, stop, a, b)`` on parts of the rows, each
     with sums of its own, added up at the end.
 
     ``given`` have a number per channel. Where there are few channels, several rows are taken as one; a view
     with gaps is copied then, so that the order of the sums, and their last bit, are those of an array.
     """
     count, channels = rows.shape
-    together = 1
-    while together * channels < _WIDE and count % (2 * together) == 0:
-        together *= 2
+    together, many = sharing(count, channels)
     rows = _wide(rows) if together == 1 else np.ascontiguousarray(rows).reshape(count // together, -1)
     tiled = [np.tile(numbers, together) for numbers in given]
-    parts = backend.chunks(len(rows), max(1, _GRAIN // (together * channels)))
-    sums = np.zeros((len(parts), 2, together * channels))  # float64
-    calls = [partial(task, rows, *tiled, *part, *pair) for part, pair in zip(parts, sums, strict=True)]
-    backend.parallel_calls(calls)
-    first, second = sums.reshape(len(parts), 2, together, channels).sum(axis=(0, 2))
+    sums, parts = np.zeros((2, many, together * channels)), backend.split(0, len(rows), many)  # float64
+
+    def chunk(begin: int, end: int) -> None:
+        for part in range(begin, end):
+            task(rows, *tiled, *parts[part], *sums[:, part])
+
+    backend.parallel_for(chunk, many, -(-many * _GRAIN // (count * channels)))
+    first, second = sums.reshape(2, many * together, channels).sum(axis=1)
     return first, second
 
 

@@ -54,10 +54,10 @@ class TrainingPlan:
     came between.
     """
 
-    def __init__(self, model: Module, traced: Traced, dtype: Any) -> None:
+    def __init__(self, model: Module, traced: Traced, dtype: Any, *, exact: bool = False) -> None:
         self.shape, self.dtype = traced.input.shape, np.dtype(dtype)
         dropouts = {path: part.rng for path, part in model.named_modules() if isinstance(part, Dropout)}
-        self._program = Writer(traced, self.dtype, dropouts).program()
+        self._program = Writer(traced, self.dtype, dropouts, exact=exact).program()
         self.y_shape, self._lock, self._ticket = traced.output.shape, threading.Lock(), 0
         if not self._program.parameters:
             raise ConfigError("compile: the model has no parameter that is trained; leave out training=True")
@@ -188,7 +188,7 @@ def make(model: Module, shape: tuple[int, ...], dtype: Any) -> TrainingPlan:
     try:
         with with_settings(recording=True, fused=True):
             traced = watch(model, x, training=True)
-            _check(model, TrainingPlan(model, traced, dtype), others)
+            _check(model, TrainingPlan(model, traced, dtype, exact=True), others)
     finally:
         for array, before in buffers:
             array[...] = before

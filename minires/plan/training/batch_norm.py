@@ -7,12 +7,11 @@ from typing import Any
 
 from minires.backend import Array
 from minires.errors import ConfigError
+from minires.ops.batch_norm.numba_kernels import sharing
 from minires.plan.trace import Step, Value
 from minires.plan.training.lines import Place
 from minires.plan.training.values import Values
 from minires.plan.training.walk import Do
-
-_WIDE = 64  # numbers in a row that make a kernel's inner loop worth its beginning and end
 
 
 class BatchNorms(Values):
@@ -33,7 +32,7 @@ class BatchNorms(Values):
             line = self._line(Do.MOMENTS_END, 1, 0, 0, c, 1, x, rows, mean, var, -1, -1, numbers)
         else:
             mean, var = self.memory.add(c), self.memory.add(c)
-            line = self._moments(x, rows, c, mean, var, numbers)
+            line = self._moments(x, row, rows, c, mean, var, numbers)
         self.moments[step] = mean, var
         for column, name in ((10, "running_mean"), (11, "running_var")):
             if o[name] is not None:
@@ -47,13 +46,28 @@ class BatchNorms(Values):
         self._of(line, 9, step.tensors["gamma"])
         self._of(line, 10, step.tensors["beta"])
 
-    def _moments(self, x: int, rows: int, c: int, mean: int, var: int, numbers: int = 0) -> int:
+    def _moments(
+        self, x: int, row: int, rows: int, c: int, mean: int, var: int, numbers: int = 0
+    ) -> int:  # fmt: skip
         """Mean and variance of the channels of x (rows, c). Returns the line that ends with them."""
-        together = self._together(rows, c)
-        pieces, wide = self._pieces(rows * c, rows // together), together * c
-        sums, room = self._sums(pieces * 2 * wide), self._room("shift", wide)
-        self._line(Do.MOMENTS, pieces, x, c, rows, c, together, sums, room)
-        return self._line(Do.MOMENTS_END, 1, 0, pieces, c, together, x, rows, mean, var, -1, -1, numbers)
+        together, pieces = sharing(rows, c)
+        copied = self._beside(x, row, rows, c) if together > 1 else None
+        if copied is not None:
+            x, row = copied.at, c
+        sums, room = self._sums(pieces * 2 * together * c), self._room("shift", together * c)
+        self._line(Do.MOMENTS, pieces, x, row, rows, c, together, sums, room)
+        line = self._line(Do.MOMENTS_END, 1, 0, pieces, c, together, x, rows, mean, var, -1, -1, numbers)
+        if copied is not None:
+            self._drop(copied)
+        return line
+
+    def _beside(self, x: int, row: int, rows: int, c: int) -> Place | None:
+        """The first c channels of a history, row by row side by side; None where they are so already."""
+        if row == c:
+            return None
+        place = self._new(rows * c)
+        self._line(Do.COPY, self._pieces(rows * c, rows), x, 0, row, 0, place.at, 0, c, 0, 1, rows, 1, c)
+        return place
 
     def _running(self, line: int, column: int, array: Array, step: Step) -> None:
         if array.dtype != self.dtype or not array.flags.c_contiguous:
@@ -63,25 +77,20 @@ class BatchNorms(Values):
             )
         self.buffers.append((line, column, array))
 
-    @staticmethod
-    def _together(rows: int, c: int) -> int:
-        """How many rows are taken as one, where they are short."""
-        together = 1
-        while together * c < _WIDE and rows % (2 * together) == 0:
-            together *= 2
-        return together
-
     def _batch_norm_back(self, step: Step) -> None:
         read, o, c = step.reads["x"], step.options, step.reads["x"].shape[-1]
         rows, x, row, dy = math.prod(read.shape[:-1]), self._at(read), read.row, self.gradients[step.writes]
-        together, relu = self._together(rows, c) if row == c else 1, bool(o.get("relu"))
+        (together, pieces), relu = sharing(rows, c), bool(o.get("relu"))
         gamma, beta, (mean, var) = step.tensors["gamma"], step.tensors["beta"], self.moments[step]
         y = self.where[step.writes].at if relu and "add" in step.reads else -1
-        pieces, wide, eps = self._pieces(rows * c, rows // together), together * c, self._numbers(o["eps"])
+        wide, eps = together * c, self._numbers(o["eps"])
+        copied = self._beside(x, row, rows, c) if together > 1 else None
         line = self._line(
-            Do.SLOPES, pieces, dy.at, x, row, y, rows, c, together, mean, var, 0, 0, relu, eps,
-            self._sums(pieces * 2 * wide), self._room("shift", 4 * wide),
+            Do.SLOPES, pieces, dy.at, *((x, row) if copied is None else (copied.at, c)), y, rows, c, together,
+            mean, var, 0, 0, relu, eps, self._sums(pieces * 2 * wide), self._room("shift", 4 * wide),
         )  # fmt: skip
+        if copied is not None:
+            self._drop(copied)
         self._of(line, 11, gamma)
         self._of(line, 12, beta)
         scale, slope, offset = (self.memory.add(c) for _ in range(3))

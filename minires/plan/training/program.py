@@ -35,6 +35,7 @@ _CALLS: dict[str, Callable[..., Tensor]] = {
     "avg_pool2d": lambda x, o, y: ops.avg_pool2d(x["x"], **o),
     "global_avg_pool2d": lambda x, o, y: ops.global_avg_pool2d(x["x"]),
     "dropout": lambda x, o, y: ops.dropout(x["x"], o["rate"], rng=o["rng"]),
+    "pad": lambda x, o, y: ops.pad(x["x"], **o),
     "sigmoid": lambda x, o, y: ops.sigmoid(x["x"]),
     "mul": lambda x, o, y: ops.mul(*x.values()),
 }  # fmt: skip
@@ -50,11 +51,16 @@ class _Called:
 
 
 class Writer(Convolutions, BatchNorms):
-    """Writes the program of a training step."""
+    """Writes the program of a training step.
 
-    def __init__(self, traced: Traced, dtype: Any, generators: Mapping[str, np.random.Generator]) -> None:
+    exact: the statistics of a history are added up anew for each batch norm, as the model does.
+    """
+
+    def __init__(
+        self, traced: Traced, dtype: Any, generators: Mapping[str, np.random.Generator], *, exact: bool
+    ) -> None:
         super().__init__(traced, dtype)
-        self.generators = generators
+        self.generators, self.exact = generators, exact
         self.calls: dict[int, _Called] = {}
 
     # ----------------------------------------------------------------------------------------- the whole
@@ -208,27 +214,13 @@ class Writer(Convolutions, BatchNorms):
     def _copy(self, step: Step) -> None:
         read, row = step.reads["x"], step.writes.shape[-1]
         rows, c, to = math.prod(read.shape[:-1]), read.shape[-1], self.where[step.writes].at + step.at
-        self._line(
-            Do.COPY,
-            self._pieces(rows * c, rows),
-            self._at(read),
-            0,
-            read.row,
-            0,
-            to,
-            0,
-            row,
-            0,
-            1,
-            rows,
-            1,
-            c,
-        )
-        if read.is_whole and self._is_normalized(step.writes):
+        x, pieces = self._at(read), self._pieces(rows * c, rows)
+        self._line(Do.COPY, pieces, x, 0, read.row, 0, to, 0, row, 0, 1, rows, 1, c)
+        if not self.exact and read.is_whole and self._is_normalized(step.writes):
             if step.writes not in self.known:
                 self.known[step.writes] = self.memory.add(row), self.memory.add(row)
             mean, var = self.known[step.writes]
-            self._moments(self._at(read), rows, c, mean + step.at, var + step.at)
+            self._moments(x, c, rows, c, mean + step.at, var + step.at)
 
     def _copy_back(self, step: Step) -> None:
         read, row, dy = step.reads["x"], step.writes.shape[-1], self.gradients[step.writes].at + step.at

@@ -112,7 +112,8 @@ def test_a_private_name_of_another_is_noticed(text):
 
 def test_only_arrays_and_kernels_and_what_these_compile_import_cupy_and_numba():
     users = {m for m in FILES if ONLY_BACKEND & {i.split(".")[0] for i in imports(m)}}
-    assert users == {f"minires.backend.{name}" for name in ("arrays", "atomics", "kernels", "simd")}
+    compiled = ("addresses", "arrays", "atomics", "kernels", "simd")
+    assert users == {f"minires.backend.{name}" for name in compiled}
 
 
 def test_no_other_framework_is_imported_and_nothing_is_unpickled():
@@ -246,7 +247,10 @@ def test_such_looks_would_be_found():
 
 # Folding a batch norm into the convolution before it is about these two operations, and a plan about those
 # that its one compiled function has a line for: what else there is runs as it is.
-ABOUT_SOME_OPERATIONS = {"minires.nn.fuse", "minires.plan.trace", "minires.plan.program"}
+ABOUT_SOME_OPERATIONS = {
+    "minires.nn.fuse", "minires.plan.trace", "minires.plan.program", "minires.plan.training.values",
+    "minires.plan.training.batch_norm", "minires.plan.training.program",
+}  # fmt: skip
 
 
 def _asked_for_by_name(tree):

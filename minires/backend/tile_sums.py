@@ -53,18 +53,6 @@ class Blocks(NamedTuple):
     y_step: int = 0
 
 
-@kernel(x="flat (X)")
-def _fetch_next(x: Array, at: int, end: int, left: int, row: int, long: int) -> tuple[int, int, int]:
-    """Fetch a line of the cache, of ``left`` rows of which ``long`` numbers are read; the next line."""
-    fetch(x, at)
-    at += 64 // x.itemsize
-    if at >= end:
-        left -= 1
-        end += row
-        at = end - long
-    return at, end, left
-
-
 @kernel(
     x="flat (X)", dy="flat (Y)", dw="out flat (W)", rows="flat int64 (B, 4)", starts="flat int32 (B, T)",
     runs="flat int32 (3, E)", zeros="flat (>= width)", x_room="out flat (P)", y_room="out flat (Q)",
@@ -140,13 +128,19 @@ def sums_numba(
                                     at += 4 * dx
                                     o += 4 * dn
                                     if x_left > 0:
-                                        x_next, x_line_end, x_left = _fetch_next(
-                                            x, x_next, x_line_end, x_left, x_row, x_end - x_begin
-                                        )
+                                        fetch(x, x_next)
+                                        x_next += line
+                                        if x_next >= x_line_end:
+                                            x_left -= 1
+                                            x_line_end += x_row
+                                            x_next = x_line_end + x_begin - x_end
                                     elif y_left > 0:
-                                        y_next, y_line_end, y_left = _fetch_next(
-                                            dy, y_next, y_line_end, y_left, y_row, y_end - y_begin
-                                        )
+                                        fetch(dy, y_next)
+                                        y_next += line
+                                        if y_next >= y_line_end:
+                                            y_left -= 1
+                                            y_line_end += y_row
+                                            y_next = y_line_end + y_begin - y_end
                                 for _ in range(runs[2, e] % 4):
                                     tile = multiply_add(tile, beside(height, xs, at, 1), 0, ys, o)
                                     at += dx

@@ -24,6 +24,7 @@ from minires.ops.conv2d import choose
 from minires.ops.elementwise import binary
 from minires.ops.forms import Formula
 from minires.ops.registry import described
+from minires.plan import TrainingPlan
 
 
 def recorded_names():
@@ -37,7 +38,7 @@ def recorded_names():
 
 
 def test_every_operation_describes_itself_and_has_cases():
-    assert recompute.__doc__  # it is imported, and so described, where it is used
+    assert recompute.__doc__ and TrainingPlan.__doc__  # they are imported, and so described, where used
     names = {known.name for known in described()}
     assert len(set(recorded_names())) > 20
     assert {name for name, _ in recorded_names()} <= names

@@ -34,6 +34,7 @@ from minires.modes import with_settings
 from minires.nn.layers import Dropout
 from minires.nn.module import Module
 from minires.nn.restored import modes
+from minires.ops.registry import Description, Words, declare
 from minires.plan.trace import Traced, watch
 from minires.plan.training.program import Writer
 from minires.plan.training.walk import walk_numba
@@ -42,12 +43,28 @@ from minires.tensor import Tensor, record
 _APART, _GRADIENTS_APART = 2e-3, 5e-2  # float32 rounds to less in the deepest models
 _tickets = itertools.count(1)
 
+declare(
+    Description(
+        name="plan",
+        math="y = model(x), of which the inputs are all parameters",
+        backward="the program of the way back: the gradients of all parameters",
+        english=Words(
+            "Planned model",
+            "A whole model as one step: a program of all its layers.",
+            "The program goes back through all layers.",
+        ),
+        chinese=Words("计划好的模型", "整个模型作为一步：包含所有层的程序。", "程序反向走过所有层。"),
+        label="planned model",
+        unchecked="its parts are, and it is held against them when it is made",
+    )
+)
+
 
 class TrainingPlan:
     """What :func:`minires.compile` gives for training. Called with a batch, it gives what the model would.
 
     Parameters are read where they are at each call; running statistics move as in the model. The gradients of
-    a call are to be asked for before the next.
+    a call are to be asked for before the next. What :func:`minires.recompute` would compute anew is kept.
 
     Shapes: x (N, H, W, C), just as it was made for -> (N, ...).
     Raises: ShapeError for pictures of another shape or dtype; MiniresError from backward() if another call

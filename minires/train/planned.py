@@ -13,7 +13,7 @@ from minires.plan import TrainingPlan
 from minires.plan import compile as plan_of
 from minires.tensor import Tensor
 
-WORTH = 50  # steps of a run, from which on a plan saves more time than it takes
+WORTH = 200  # steps of a run; fewer do not save the time that the kernels take to compile, once on a machine
 
 
 class Forward:

@@ -80,7 +80,7 @@ class Writer(Convolutions, BatchNorms):
         dy = self._slice(self.gradients[output], math.prod(output.shape))
         for number, step in reversed(list(enumerate(steps))):
             back = 2 * len(steps) - 1 - number
-            if step.writes in self.gradients and step.writes in self.needs:
+            if step in self.leading and step.writes in self.gradients and step.writes in self.needs:
                 if self._is_called(step):
                     self._call_back(number, step)
                 else:

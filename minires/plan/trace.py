@@ -228,7 +228,7 @@ def _same(reads: dict[str, Read], constants: dict[str, Tensor], call: Call) -> b
 
 
 def _normalizes(reads: dict[str, Read], constants: dict[str, Tensor], call: Call) -> bool:
-    return set(reads) <= {"x", "add"} and "x" in reads
+    return set(reads) <= {"x", "add"} and "x" in reads and "add" not in constants
 
 
 _KNOWN: dict[str, Any] = {

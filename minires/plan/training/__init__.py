@@ -28,7 +28,7 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array, thread_pool
-from minires.backend.addresses import address_of
+from minires.backend.addresses import place_of
 from minires.errors import ConfigError, MiniresError, ShapeError
 from minires.modes import with_settings
 from minires.nn.layers import Dropout
@@ -37,7 +37,7 @@ from minires.nn.restored import modes
 from minires.plan.trace import Traced, watch
 from minires.plan.training.program import Writer
 from minires.plan.training.walk import walk_numba
-from minires.tensor import Tensor, record
+from minires.tensor import Tensor, record, set_apart
 
 _APART, _GRADIENTS_APART = 2e-3, 5e-2  # float32 rounds to less in the deepest models
 _tickets = itertools.count(1)
@@ -64,6 +64,16 @@ class TrainingPlan:
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._inputs = {names.get(id(p), f"p{i}"): p for i, p in enumerate(self._program.parameters)}
         self._arrays: list[Array | None] = [None] * len(self._program.constants)
+        self._shapes = [tensor.shape for tensor in self._program.parameters]
+        constants = enumerate(self._program.constants)
+        self._expected = [(names.get(id(c), f"constant {i}"), c.shape) for i, c in constants]
+        tensors = [tensor for step in traced.steps for tensor in step.tensors.values()]
+        self._still = [tensor for tensor in tensors if not tensor.requires_grad]
+        self._read = {
+            self._expected[number][0]: number
+            for number, tensor in enumerate(self._program.constants)
+            if any(tensor is one for one in self._program.read_again)
+        }
         self._buffers = [self._owner(model, array) for _, _, array in self._program.buffers]
         self.threads = backend.threads()
 
@@ -92,7 +102,9 @@ class TrainingPlan:
             self._run(run.forward)
             y = run.floats[run.y].reshape(self.y_shape).copy()
             ticket = self._ticket = next(_tickets)
-        return record("plan", y, inputs=self._inputs, backward=functools.partial(self._backward, ticket))
+            saved = {name: self._arrays[number] for name, number in self._read.items()}
+        backward = functools.partial(self._backward, ticket)
+        return record("plan", y, inputs=self._inputs, saved=saved, backward=backward)
 
     def _backward(self, ticket: int, dy: Array) -> tuple[Array, ...]:
         run = self._program
@@ -103,8 +115,8 @@ class TrainingPlan:
                     "it, then backward(), then call it again"
                 )
             self._ticket = 0
-            gradients = [np.empty_like(parameter.data) for parameter in run.parameters]
-            addresses = np.array([address_of(gradient) for gradient in gradients], np.int64)
+            gradients = [np.empty(shape, self.dtype) for shape in self._shapes]
+            addresses = np.array([place_of(gradient) for gradient in gradients], np.int64)
             lines, columns, numbers, skipped = run.gradients.T
             run.lines[lines, columns] = addresses[numbers] + skipped
             run.floats[run.dy] = dy.reshape(-1)
@@ -116,31 +128,38 @@ class TrainingPlan:
 
     def _look_up(self) -> None:
         """Where parameters and running statistics are now: somebody may have given them other arrays."""
-        run, changed = self._program, False
-        for number, tensor in enumerate(run.constants):
-            array = tensor.data
-            if array is not self._arrays[number]:
-                before = self._arrays[number]
-                if before is not None and before.shape != array.shape or not _fits(array, self.dtype):
-                    raise ShapeError(
-                        f"a parameter is {array.dtype} {array.shape} now, or has gaps, and did not when this "
-                        "plan was made; minires.compile makes one for it"
-                    )
-                self._arrays[number], changed = array, True
-        if changed:
-            addresses = np.array([address_of(array) for array in self._arrays], np.int64)
+        run = self._program
+        if any(tensor.requires_grad for tensor in self._still):
+            raise ConfigError(
+                "a parameter is trained now that was not when this plan was made; minires.compile makes one "
+                "that trains it"
+            )
+        arrays = [tensor.data for tensor in run.constants]
+        if any(now is not before for now, before in zip(arrays, self._arrays, strict=True)):
+            for array, (name, shape) in zip(arrays, self._expected, strict=True):
+                self._check(name, array, shape)
+            addresses = np.array([place_of(array) for array in arrays], np.int64)
             lines, columns, numbers, skipped = run.addresses.T
             run.lines[lines, columns] = addresses[numbers] + skipped
+            self._arrays[:] = arrays  # last, as what was refused is looked at again
         for place, (module, name) in enumerate(self._buffers):
             line, column, array = run.buffers[place]
             now = getattr(module, name)
             if now is not array:
-                if now.shape != array.shape or not _fits(now, self.dtype):
-                    raise ShapeError(
-                        f"{name} is {now.dtype} {now.shape} now, and was not when this plan was made"
-                    )
-                run.lines[line, column] = address_of(now)
+                self._check(name, now, array.shape)
+                run.lines[line, column] = place_of(now)
                 run.buffers[place] = line, column, now
+
+    def _check(self, name: str, array: Any, shape: tuple[int, ...]) -> None:
+        """Kernels find the numbers of an array by its address."""
+        if not isinstance(array, np.ndarray) or array.dtype != self.dtype or array.shape != shape:
+            found = f"{getattr(array, 'dtype', type(array).__name__)} {getattr(array, 'shape', '')}"
+            raise ShapeError(
+                f"{name} is {found} now, and was {self.dtype} {shape} when this plan was made; "
+                "minires.compile makes one for it"
+            )
+        if not array.flags.c_contiguous:
+            raise ShapeError(f"{name} has gaps now, or its axes are turned; np.ascontiguousarray mends that")
 
     def _run(self, items: list[Any]) -> None:
         run = self._program
@@ -170,11 +189,6 @@ class TrainingPlan:
         )
 
 
-def _fits(array: Any, dtype: Any) -> bool:
-    """Whether kernels can find the numbers of an array by its address."""
-    return isinstance(array, np.ndarray) and array.dtype == dtype and array.flags.c_contiguous
-
-
 def make(model: Module, shape: tuple[int, ...], dtype: Any) -> TrainingPlan:
     """A plan for batches of a shape; it is held against the model with a batch of two pictures.
 
@@ -182,18 +196,15 @@ def make(model: Module, shape: tuple[int, ...], dtype: Any) -> TrainingPlan:
     """
     few, rng = min(2, shape[0]), np.random.default_rng(0)
     x, others = (rng.standard_normal((few, *shape[1:])).astype(dtype) for _ in range(2))
-    parameters = list(model.parameters())
-    buffers = [(array, array.copy()) for _, array in model.named_buffers()]
-    gradients, chance = [parameter.grad for parameter in parameters], model.random_states()
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    buffers, chance = [(array, array.copy()) for _, array in model.named_buffers()], model.random_states()
     try:
-        with with_settings(recording=True, fused=True):
+        with with_settings(recording=True, fused=True), set_apart(learned):
             traced = watch(model, x, training=True)
             _check(model, TrainingPlan(model, traced, dtype), others)
     finally:
         for array, before in buffers:
             array[...] = before
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
         model.load_random_states(chance)
         gc.collect()  # what is called and the plan that calls it hold each other
         thread_pool.give_memory_back()
@@ -202,7 +213,8 @@ def make(model: Module, shape: tuple[int, ...], dtype: Any) -> TrainingPlan:
 
 def _check(model: Module, plan: TrainingPlan, x: Array) -> None:
     """Other pictures than those that were traced must give what the model gives, and its gradients."""
-    found, parameters, chance = [], list(model.parameters()), model.random_states()
+    found, chance = [], model.random_states()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with modes(model, training=True):
         for forward in model, plan:
             model.load_random_states(chance)

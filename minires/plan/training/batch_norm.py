@@ -28,12 +28,12 @@ class BatchNorms(Values):
         rows, x, row = math.prod(read.shape[:-1]), self._at(read), read.row
         replaced, factor = _moved(o, rows)
         numbers = self._numbers(1 - replaced, replaced, factor)
-        if read.value in self.known:
+        if read.value in self.known and row == read.value.shape[-1]:
             mean, var = self.known[read.value]
             line = self._line(Do.MOMENTS_END, 1, 0, 0, c, 1, x, rows, mean, var, -1, -1, numbers)
         else:
             mean, var = self.memory.add(c), self.memory.add(c)
-            line = self._moments(x, rows, c, mean, var, numbers)
+            line = self._moments(x, row, rows, c, mean, var, numbers)
         self.moments[step] = mean, var
         for column, name in ((10, "running_mean"), (11, "running_var")):
             if o[name] is not None:
@@ -47,12 +47,12 @@ class BatchNorms(Values):
         self._of(line, 9, step.tensors["gamma"])
         self._of(line, 10, step.tensors["beta"])
 
-    def _moments(self, x: int, rows: int, c: int, mean: int, var: int, numbers: int = 0) -> int:
+    def _moments(self, x: int, row: int, rows: int, c: int, mean: int, var: int, numbers: int = 0) -> int:
         """Mean and variance of the channels of x (rows, c). Returns the line that ends with them."""
-        together = self._together(rows, c)
+        together = self._together(rows, c) if row == c else 1
         pieces, wide = self._pieces(rows * c, rows // together), together * c
         sums, room = self._sums(pieces * 2 * wide), self._room("shift", wide)
-        self._line(Do.MOMENTS, pieces, x, c, rows, c, together, sums, room)
+        self._line(Do.MOMENTS, pieces, x, row, rows, c, together, sums, room)
         return self._line(Do.MOMENTS_END, 1, 0, pieces, c, together, x, rows, mean, var, -1, -1, numbers)
 
     def _running(self, line: int, column: int, array: Array, step: Step) -> None:
@@ -82,6 +82,7 @@ class BatchNorms(Values):
             Do.SLOPES, pieces, dy.at, x, row, y, rows, c, together, mean, var, 0, 0, relu, eps,
             self._sums(pieces * 2 * wide), self._room("shift", 4 * wide),
         )  # fmt: skip
+        self.read_again += [gamma, beta]
         self._of(line, 11, gamma)
         self._of(line, 12, beta)
         scale, slope, offset = (self.memory.add(c) for _ in range(3))
@@ -122,8 +123,12 @@ class BatchNorms(Values):
             self._drop(shortcut)
 
     def _is_normalized(self, value: Value) -> bool:
-        """Whether batch norms read a history."""
-        return any(step.op == "batch_norm" and step.reads["x"].value is value for step in self.traced.steps)
+        """Whether batch norms read a history as it was put together."""
+        steps, row = self.traced.steps, value.shape[-1]
+        reads = [step.reads["x"] for step in steps if step.op == "batch_norm"]
+        parts = [step.reads["x"] for step in steps if step.op == "copy" and step.writes is value]
+        asked = any(read.value is value and read.row == row for read in reads)
+        return asked and all(part.is_whole for part in parts)
 
 
 def _moved(options: Any, rows: int) -> tuple[float, float]:

@@ -99,6 +99,7 @@ class Writer(Convolutions, BatchNorms):
         places = {name: (self._at(read), read.shape) for name, read in step.reads.items()}
         y, call, learns = self.where[step.writes].at, _Called(step), step.writes in self.needs
         self.calls[number] = call
+        learned = {name: tensor.requires_grad for name, tensor in step.tensors.items()}
         function, options = _CALLS[step.op], step.options
         if step.op == "dropout":
             if step.path not in self.generators:
@@ -109,7 +110,7 @@ class Writer(Convolutions, BatchNorms):
             call.inputs = {
                 name: Tensor(self._view(*places[name]), requires_grad=step.reads[name].value in self.needs)
                 if name in places
-                else Tensor(step.tensors[name].data, requires_grad=step.tensors[name].requires_grad)
+                else Tensor(step.tensors[name].data, requires_grad=learned[name])
                 for name in (*step.reads, *step.tensors)
             }
             result = function(call.inputs, options, step.writes.shape)
@@ -224,11 +225,11 @@ class Writer(Convolutions, BatchNorms):
             1,
             c,
         )
-        if read.is_whole and self._is_normalized(step.writes):
+        if self._is_normalized(step.writes):
             if step.writes not in self.known:
                 self.known[step.writes] = self.memory.add(row), self.memory.add(row)
             mean, var = self.known[step.writes]
-            self._moments(self._at(read), rows, c, mean + step.at, var + step.at)
+            self._moments(self._at(read), c, rows, c, mean + step.at, var + step.at)
 
     def _copy_back(self, step: Step) -> None:
         read, row, dy = step.reads["x"], step.writes.shape[-1], self.gradients[step.writes].at + step.at

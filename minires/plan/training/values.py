@@ -23,7 +23,7 @@ class Values(Lines):
     def __init__(self, traced: Traced, dtype: Any) -> None:
         depths = [read.shape[-1] for step in traced.steps for read in step.reads.values()]
         outputs = [step.writes.shape[-1] for step in traced.steps]
-        super().__init__(dtype, max(*depths, *outputs, simd.width(simd.shapes()[0], np.float32)))
+        super().__init__(dtype, max([*depths, *outputs, simd.width(simd.shapes()[0], np.float32)]))
         self.traced, self.where = traced, dict[Value, Place]()
         self.gradients: dict[Value, Place] = {}
         self.leading = leading(traced.steps, traced.output)

@@ -13,7 +13,7 @@ from enum import IntEnum
 import numpy as np
 
 from minires.backend import Array, kernel
-from minires.backend.addresses import numbers_at
+from minires.backend.addresses import MARK, numbers_at
 from minires.backend.atomics import fetch_add, look
 from minires.backend.kernels import sched_yield
 from minires.backend.simd import Shape, Size
@@ -47,15 +47,14 @@ class Do(IntEnum):
 
 
 COLUMNS = 44  # numbers in a line
-_FAR = 1 << 40  # an offset is less, an address is more
 _SPINS = 4000  # looks at a counter before a thread gives way to others
 
 
 @kernel(floats="out flat (F)")
 def _numbers(floats: Array, place: int, count: int) -> Array:
     """``count`` numbers at an offset or an address."""
-    if place >= _FAR:
-        return numbers_at(floats, place, count)
+    if place >= MARK:
+        return numbers_at(floats, place - MARK, count)
     return floats[place : place + count]
 
 

@@ -202,10 +202,10 @@ class _Tracer:
         self._set(call.y, Read(value, call.y.shape))
 
     def _concatenate(self, call: Call, reads: dict[str, Read]) -> None:
-        value, at = Value(call.y.shape), 0
-        for read in reads.values():
+        value, at = Value(call.y.shape), call.y.shape[-1]
+        for read in reversed(reads.values()):  # on the way back from the first on, as on the tape
+            at -= read.shape[-1]
             self.steps.append(Step("copy", {"x": read}, value, at))
-            at += read.shape[-1]
         self._set(call.y, Read(value, call.y.shape))
 
 

@@ -265,3 +265,27 @@ def test_a_child_that_is_forked_while_a_thread_is_in_the_plan():
         if child == 0:
             os._exit(0 if plan._lock.acquire(timeout=5) else 1)
         assert os.waitpid(child, 0)[1] == 0
+
+
+# ------------------------------------------------------------------------------------ the last bit
+
+
+def three_times(m, x):
+    y = m.first(x)
+    return ops.concat([y, ops.relu(y), y, y], axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: Own(three_times, first=nn.Conv2d(3, 7, 3)), (4, 5, 5, 3)),
+        # More numbers than are worth a piece of their own in a plan, but not in an operation.
+        (lambda: nn.Sequential(nn.BatchNorm2d(33, relu=True), nn.BatchNorm2d(33)), (6, 21, 21, 33)),
+    ],
+    ids=["a value put together with itself", "sums over rows that four do not divide"],
+)
+def test_the_last_bit(make, shape):
+    for seed in range(5):
+        x = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+        model = make()
+        assert_same(model, minires.compile(model, shape, training=True), x)

@@ -62,6 +62,7 @@ class Writer(Convolutions, BatchNorms):
     def program(self) -> Program:
         traced, steps = self.traced, self.traced.steps
         last = self._last_uses()
+        first = {step.writes: number for number, step in reversed(list(enumerate(steps)))}
         self._place(traced.input)
         at_input = self.where[traced.input].at
         for number, step in enumerate(steps):
@@ -85,8 +86,7 @@ class Writer(Convolutions, BatchNorms):
                     self._call_back(number, step)
                 else:
                     getattr(self, f"_{step.op}_back")(step)
-                is_first_part = step.op != "copy" or step.at == 0
-                if is_first_part:  # of a history, all others came before
+                if number == first[step.writes]:  # of the parts of a history all others came before
                     self._drop(self.gradients.pop(step.writes))
             self._release([*(read.value for read in step.reads.values()), step.writes], last, back)
         self._end_lines()

@@ -203,6 +203,12 @@ def _columns_end(r: Array, floats: Array, doubles: Array) -> None:
         y[k] = total
 
 
+@kernel()
+def _from(rows: int, piece: int, pieces: int) -> int:
+    """Where a piece of rows begins of which four at a time are added: see ``numba_kernels._reduce``."""
+    return min(rows, 4 * ((rows + 3) // 4 * piece // pieces))
+
+
 @kernel(floats="out flat (F)")
 def _tiled(floats: Array, source: int, c: int, times: int, to: int) -> Array:
     """The numbers of c channels as often as rows are taken as one, in a room at ``to``."""
@@ -225,7 +231,7 @@ def _moments(r: Array, piece: int, me: int, floats: Array, doubles: Array) -> No
     squares[:] = 0
     shift = _tiled(floats, r[2], r[5], r[6], r[8] + me * c)
     x = floats[r[2] : r[2] + m * row].reshape(m, row)
-    moments_numba(x, shift, m * piece // r[1], m * (piece + 1) // r[1], total, squares)
+    moments_numba(x, shift, _from(m, piece, r[1]), _from(m, piece + 1, r[1]), total, squares)
 
 
 @kernel(r="flat int64 (_)", floats="out flat (F)", doubles="out flat float64 (D)")
@@ -290,8 +296,8 @@ def _slopes(r: Array, piece: int, me: int, floats: Array, doubles: Array) -> Non
     gradient_sums_numba(
         floats[r[2] : r[2] + m * c].reshape(m, c), floats[r[3] : r[3] + m * row].reshape(m, row), y,
         _tiled(floats, r[9], r[7], together, room + c), _tiled(floats, room, r[7], together, room + 2 * c),
-        _tiled(floats, r[12], r[7], together, room + 3 * c), r[13] != 0, m * piece // r[1],
-        m * (piece + 1) // r[1], total, products,
+        _tiled(floats, r[12], r[7], together, room + 3 * c), r[13] != 0, _from(m, piece, r[1]),
+        _from(m, piece + 1, r[1]), total, products,
     )  # fmt: skip
 
 

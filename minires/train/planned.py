@@ -34,7 +34,7 @@ class Forward:
         if self.plan is not None and x.shape == self.plan.shape and x.dtype == self.plan.dtype:
             try:
                 return self.plan(x)
-            except ConfigError:  # what is trained was changed meanwhile
+            except ConfigError:  # the model was changed meanwhile
                 self.plan, self.is_wanted = None, True
                 return self(x)
         logits: Tensor = self.model(x)

@@ -203,16 +203,28 @@ def test_trained_after_the_plan(number):
         plan(pictures())
 
 
-def test_a_run_goes_on_with_a_new_plan():
-    model = net()
+CHANGES = {
+    "what is learned": lambda m: setattr(m[0].weight, "requires_grad", True),
+    "a parameter": lambda m: setattr(m[2], "weight", nn.Parameter(m[2].weight.data * 2)),
+    "a number": lambda m: setattr(m[1], "momentum", 0.5),
+    "a rate": lambda m: setattr(m[5], "rate", 0.75),
+    "a generator": lambda m: setattr(m[5], "rng", np.random.default_rng(9)),
+    "a batch norm's mode": lambda m: setattr(m[1], "frozen", True),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_model_wants_a_new_plan(name):
+    model = nn.Sequential(*[part for _, part in net().children()], nn.Dropout(0.5, seed=2))
     frozen(model[0])
-    forward = Forward(model, WORTH, SHAPE[0])
+    plan, forward = plan_of(model), Forward(model, WORTH, SHAPE[0])
     assert_same(model, lambda x: forward(Tensor(x)))
-    before = forward.plan
-    model[0].weight.requires_grad = True
-    assert_same(model, lambda x: forward(Tensor(x)))
-    assert forward.plan is not None
-    assert forward.plan is not before
+    model[1].eps, model[5].rate = float("1e-3"), float("0.5")  # as they were
+    assert_same(model, plan)
+    CHANGES[name](model)
+    with pytest.raises(ConfigError, match="when this plan was made|after this plan was made"):
+        plan(pictures())
+    assert_same(model, lambda x: forward(Tensor(x)))  # a run goes on
 
 
 # ------------------------------------------------------------------------- between forward and backward

@@ -47,11 +47,12 @@ class TrainingPlan:
     """What :func:`minires.compile` gives for training. Called with a batch, it gives what the model would.
 
     Parameters are read where they are at each call; running statistics move as in the model. The gradients of
-    a call are to be asked for before the next.
+    a call are to be asked for before the next. Of a model that was changed (a layer, a rate, what is frozen)
+    it wants to be made anew.
 
     Shapes: x (N, H, W, C), just as it was made for -> (N, ...).
-    Raises: ShapeError for pictures of another shape or dtype; MiniresError from backward() if another call
-    came between.
+    Raises: ShapeError for pictures of another shape or dtype; ConfigError for a model that was changed;
+    MiniresError from backward() if another call came between.
     """
 
     def __init__(self, model: Module, traced: Traced, dtype: Any) -> None:
@@ -74,6 +75,7 @@ class TrainingPlan:
             for number, tensor in enumerate(self._program.constants)
             if any(tensor is one for one in self._program.read_again)
         }
+        self._settings = [(path, part, _settings(part)) for path, part in model.named_modules()]
         self._buffers = [self._owner(model, array) for _, _, array in self._program.buffers]
         self.threads = backend.threads()
 
@@ -127,8 +129,19 @@ class TrainingPlan:
         return tuple(gradients)
 
     def _look_up(self) -> None:
-        """Where parameters and running statistics are now: somebody may have given them other arrays."""
+        """Where parameters and running statistics are now: somebody may have given them other arrays.
+
+        Raises: ConfigError, ShapeError for what else was changed.
+        """
         run = self._program
+        for path, module, before in self._settings:
+            now = vars(module)
+            for name, value in before.items():
+                if not _is_same(now.get(name), value):
+                    raise ConfigError(
+                        f"{name} of {path or 'the model'} was changed after this plan was made; "
+                        "minires.compile makes one for the model as it is now"
+                    )
         if any(tensor.requires_grad for tensor in self._still):
             raise ConfigError(
                 "a parameter is trained now that was not when this plan was made; minires.compile makes one "
@@ -187,6 +200,18 @@ class TrainingPlan:
         return int(
             run.floats.nbytes + run.offsets.nbytes + run.longs.nbytes + run.sees.nbytes + run.lines.nbytes
         )
+
+
+def _settings(module: Module) -> dict[str, Any]:
+    """What a module has in its attributes: numbers, parameters, parts; not its mode and its buffers."""
+    public = ((name, value) for name, value in vars(module).items() if name[0] != "_" and name != "training")
+    return {name: value for name, value in public if not isinstance(value, np.ndarray)}
+
+
+def _is_same(now: Any, before: Any) -> bool:
+    """Numbers and words are compared by their value; of anything else there is but the one."""
+    both = isinstance(now, int | float | str) and isinstance(before, int | float | str)
+    return now is before or (both and now == before)
 
 
 def make(model: Module, shape: tuple[int, ...], dtype: Any) -> TrainingPlan:

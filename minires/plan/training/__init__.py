@@ -137,7 +137,7 @@ class TrainingPlan:
         for path, module, before in self._settings:
             now = vars(module)
             for name, value in before.items():
-                if not _is_same(now.get(name), value):
+                if now.get(name) is not value and not _are_equal(now.get(name), value):
                     raise ConfigError(
                         f"{name} of {path or 'the model'} was changed after this plan was made; "
                         "minires.compile makes one for the model as it is now"
@@ -208,10 +208,9 @@ def _settings(module: Module) -> dict[str, Any]:
     return {name: value for name, value in public if not isinstance(value, np.ndarray)}
 
 
-def _is_same(now: Any, before: Any) -> bool:
-    """Numbers and words are compared by their value; of anything else there is but the one."""
-    both = isinstance(now, int | float | str) and isinstance(before, int | float | str)
-    return now is before or (both and now == before)
+def _are_equal(now: Any, before: Any) -> bool:
+    """Of numbers and words; of anything else there is but the one."""
+    return isinstance(now, int | float | str) and isinstance(before, int | float | str) and now == before
 
 
 def make(model: Module, shape: tuple[int, ...], dtype: Any) -> TrainingPlan:

@@ -203,12 +203,6 @@ def _columns_end(r: Array, floats: Array, doubles: Array) -> None:
         y[k] = total
 
 
-@kernel()
-def _from(rows: int, piece: int, pieces: int) -> int:
-    """Where a piece of rows begins of which four at a time are added: see ``numba_kernels._reduce``."""
-    return min(rows, 4 * ((rows + 3) // 4 * piece // pieces))
-
-
 @kernel(floats="out flat (F)")
 def _tiled(floats: Array, source: int, c: int, times: int, to: int) -> Array:
     """The numbers of c channels as often as rows are taken as one, in a room at ``to``."""
@@ -231,7 +225,9 @@ def _moments(r: Array, piece: int, me: int, floats: Array, doubles: Array) -> No
     squares[:] = 0
     shift = _tiled(floats, r[2], r[5], r[6], r[8] + me * c)
     x = floats[r[2] : r[2] + m * row].reshape(m, row)
-    moments_numba(x, shift, _from(m, piece, r[1]), _from(m, piece + 1, r[1]), total, squares)
+    fours = (m + 3) // 4  # rows that are added first: see ``numba_kernels._reduce``
+    start, stop = 4 * (fours * piece // r[1]), min(m, 4 * (fours * (piece + 1) // r[1]))
+    moments_numba(x, shift, start, stop, total, squares)
 
 
 @kernel(r="flat int64 (_)", floats="out flat (F)", doubles="out flat float64 (D)")
@@ -293,11 +289,13 @@ def _slopes(r: Array, piece: int, me: int, floats: Array, doubles: Array) -> Non
     for k in range(r[7]):
         scale[k] = gamma[k] * (kind(1) / np.sqrt(var[k] + kind(doubles[r[14]])))
     y = floats[r[5] : r[5] + m * c].reshape(m, c) if r[5] >= 0 else floats[:0].reshape(0, c)
+    fours = (m + 3) // 4
+    start, stop = 4 * (fours * piece // r[1]), min(m, 4 * (fours * (piece + 1) // r[1]))
     gradient_sums_numba(
         floats[r[2] : r[2] + m * c].reshape(m, c), floats[r[3] : r[3] + m * row].reshape(m, row), y,
         _tiled(floats, r[9], r[7], together, room + c), _tiled(floats, room, r[7], together, room + 2 * c),
-        _tiled(floats, r[12], r[7], together, room + 3 * c), r[13] != 0, _from(m, piece, r[1]),
-        _from(m, piece + 1, r[1]), total, products,
+        _tiled(floats, r[12], r[7], together, room + 3 * c), r[13] != 0, start, stop, total,
+        products,
     )  # fmt: skip
 
 

@@ -293,8 +293,13 @@ def three_times(m, x):
         (lambda: Own(three_times, first=nn.Conv2d(3, 7, 3)), (4, 5, 5, 3)),
         # More numbers than are worth a piece of their own in a plan, but not in an operation.
         (lambda: nn.Sequential(nn.BatchNorm2d(33, relu=True), nn.BatchNorm2d(33)), (6, 21, 21, 33)),
+        (lambda: nn.Conv2d(1, 1, 1), (16, 64, 64, 1)),
     ],
-    ids=["a value put together with itself", "sums over rows that four do not divide"],
+    ids=[
+        "a value put together with itself",
+        "sums over rows that four do not divide",
+        "a kernel of one number",
+    ],
 )
 def test_the_last_bit(make, shape):
     for seed in range(5):

@@ -203,6 +203,18 @@ def test_trained_after_the_plan(number):
         plan(pictures())
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gradients_that_are_zero_but_for_rounding(dtype):
+    """What is the same in all pictures a batch norm takes away: that is no reason to refuse a model."""
+    blind = nn.Conv2d(1, 32, 1, stride=3, padding=2, dilation=(1, 2), relu=True)  # sees the border only
+    model = nn.Sequential(blind, nn.BatchNorm2d(32)).astype(dtype)
+    frozen(model[1])
+    model[0].bias.data[...] = np.linspace(-1, 1, 32)
+    shape = (2, 24, 1, 1)
+    plan = minires.compile(model, shape, training=True, dtype=dtype)
+    assert plan(np.ones(shape, dtype)).shape == (2, 10, 2, 32)
+
+
 CHANGES = {
     "what is learned": lambda m: setattr(m[0].weight, "requires_grad", True),
     "a parameter": lambda m: setattr(m[2], "weight", nn.Parameter(m[2].weight.data * 2)),

@@ -5,6 +5,9 @@
 is the flat array of ``count`` numbers, of the type of ``like``, that begins at a place in memory. Nobody
 checks that there is one, and who keeps the address must keep the array, too. Here the function stands as
 plain code; in a kernel Numba compiles it to nothing at all.
+
+In a table of offsets an address is marked by a bit, ``place_of(array) >= MARK``: where memory begins, and so
+which numbers are addresses, hangs on the machine.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import Any
 import numpy as np
 
 Array = Any
+MARK = 1 << 62
 
 
 def numbers_at(like: Array, address: int, count: int) -> Array:
@@ -28,6 +32,11 @@ def address_of(array: Array) -> int:
     """Where an array begins."""
     address: int = array.__array_interface__["data"][0]
     return address
+
+
+def place_of(array: Array) -> int:
+    """Where an array begins, marked as an address."""
+    return MARK + address_of(array)
 
 
 def set_up() -> None:

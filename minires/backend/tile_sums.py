@@ -238,7 +238,9 @@ def sums_over_places(
         totals = np.empty((len(shared.lists), dw.size), x.dtype)
         pairs = zip(shared.lists, totals, strict=True)
         parallel.parallel_calls([call for some, total in pairs for call in calls(some, total)])
-        dw[...] = totals.sum(axis=0)
+        dw[...] = 0
+        for total in totals:  # one after the other, of a single number, too, of which NumPy would add pairs
+            dw += total
         return
     for number, some in enumerate(shared.lists):
         total = np.empty_like(dw) if number else dw

@@ -41,7 +41,7 @@ from minires.plan.walk import walk_numba
 from minires.tensor import Tensor, no_grad
 
 _APART = 2e-3  # of the scores: float32 rounds to 1e-3 at most in the deepest models
-_plans: weakref.WeakSet[Plan] = weakref.WeakSet()
+_plans: weakref.WeakSet[Plan | TrainingPlan] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
@@ -162,7 +162,9 @@ def compile(
     if any(parameter.device != "cpu" for parameter in model.parameters()):
         raise ConfigError('compile: the model is on a GPU, and a plan is for the CPU: model.to("cpu")')
     if training:
-        return make(model, tuple(map(int, shape)), backend.dtype_of(dtype))
+        step = make(model, tuple(map(int, shape)), backend.dtype_of(dtype))
+        _plans.add(step)
+        return step
     rng, folded = np.random.default_rng(0), fuse(model, whole[1:])  # type: ignore[arg-type]
     x, others = (rng.standard_normal(whole).astype(dtype) for _ in range(2))  # type: ignore[arg-type]
     plan = Plan(folded, x)

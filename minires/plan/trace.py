@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -124,7 +124,9 @@ def watch(model: Module, x: Array, *, training: bool = False) -> Traced:
         )
     if not output.is_whole:  # the first channels of a history
         output = Read(tracer.copied(output), output.shape)
-    steps = _needed(tracer.steps, output)
+    moves = [step for step in tracer.steps if training and _moves(step)]
+    needed = leading(tracer.steps, output, moves)
+    steps = [step for step in tracer.steps if step in needed]
     return Traced(steps if training else _joined(steps, output), tracer.input, output)
 
 
@@ -201,10 +203,10 @@ class _Tracer:
         self._set(call.y, Read(value, call.y.shape))
 
     def _concatenate(self, call: Call, reads: dict[str, Read]) -> None:
-        value, at = Value(call.y.shape), 0
-        for read in reads.values():
+        value, at = Value(call.y.shape), call.y.shape[-1]
+        for read in reversed(reads.values()):  # on the way back from the first on, as on the tape
+            at -= read.shape[-1]
             self.steps.append(Step("copy", {"x": read}, value, at))
-            at += read.shape[-1]
         self._set(call.y, Read(value, call.y.shape))
 
 
@@ -227,7 +229,7 @@ def _same(reads: dict[str, Read], constants: dict[str, Tensor], call: Call) -> b
 
 
 def _normalizes(reads: dict[str, Read], constants: dict[str, Tensor], call: Call) -> bool:
-    return set(reads) <= {"x", "add"} and "x" in reads
+    return set(reads) <= {"x", "add"} and "x" in reads and "add" not in constants
 
 
 _KNOWN: dict[str, Any] = {
@@ -238,14 +240,23 @@ _KNOWN: dict[str, Any] = {
 _IN_TRAINING = ("dropout", "pad")  # what plans of training call as it is, and those of inference do not know
 
 
-def _needed(steps: list[Step], output: Read) -> list[Step]:
-    """The steps without those whose results lead nowhere."""
-    needed, kept = {output.value}, []
+def leading(steps: list[Step], output: Read, others: Sequence[Step] = ()) -> set[Step]:
+    """The steps whose results lead to the output, or to one of the ``others``, and these themselves."""
+    found = set(others)
+    channels = {output.value: output.value.shape[-1]}  # that are read; a history may have more behind
     for step in reversed(steps):
-        if step.writes in needed:
-            needed.update(step.values)
-            kept.append(step)
-    return kept[::-1]
+        if step in found or step.at < channels.get(step.writes, 0):
+            found.add(step)
+            for read in step.reads.values():
+                row = read.value.shape[-1] if read.is_whole else read.shape[-1]
+                channels[read.value] = max(row, channels.get(read.value, 0))
+    return found
+
+
+def _moves(step: Step) -> bool:
+    """Whether a step of training changes more than its result: running statistics, or a generator."""
+    moved = (step.options.get(name) is not None for name in ("running_mean", "running_var"))
+    return step.op == "dropout" or (step.op == "batch_norm" and any(moved))
 
 
 def _joined(steps: list[Step], output: Read) -> list[Step]:

@@ -28,7 +28,7 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array, thread_pool
-from minires.backend.addresses import address_of
+from minires.backend.addresses import place_of
 from minires.errors import ConfigError, MiniresError, ShapeError
 from minires.modes import with_settings
 from minires.nn.layers import Dropout
@@ -38,7 +38,7 @@ from minires.ops.registry import Description, Words, declare
 from minires.plan.trace import Traced, watch
 from minires.plan.training.program import Writer
 from minires.plan.training.walk import walk_numba
-from minires.tensor import Tensor, record
+from minires.tensor import Tensor, record, set_apart
 
 _APART, _GRADIENTS_APART = 2e-3, 5e-2  # float32 rounds to less in the deepest models
 _tickets = itertools.count(1)
@@ -64,11 +64,12 @@ class TrainingPlan:
     """What :func:`minires.compile` gives for training. Called with a batch, it gives what the model would.
 
     Parameters are read where they are at each call; running statistics move as in the model. The gradients of
-    a call are to be asked for before the next. What :func:`minires.recompute` would compute anew is kept.
+    a call are to be asked for before the next. Of a model that was changed (a layer, a rate, what is frozen)
+    it wants to be made anew. What :func:`minires.recompute` would compute anew is kept.
 
     Shapes: x (N, H, W, C), just as it was made for -> (N, ...).
-    Raises: ShapeError for pictures of another shape or dtype; MiniresError from backward() if another call
-    came between.
+    Raises: ShapeError for pictures of another shape or dtype; ConfigError for a model that was changed;
+    MiniresError from backward() if another call came between.
     """
 
     def __init__(self, model: Module, traced: Traced, dtype: Any, *, exact: bool = False) -> None:
@@ -81,6 +82,17 @@ class TrainingPlan:
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._inputs = {names.get(id(p), f"p{i}"): p for i, p in enumerate(self._program.parameters)}
         self._arrays: list[Array | None] = [None] * len(self._program.constants)
+        self._shapes = [tensor.shape for tensor in self._program.parameters]
+        constants = enumerate(self._program.constants)
+        self._expected = [(names.get(id(c), f"constant {i}"), c.shape) for i, c in constants]
+        tensors = [tensor for step in traced.steps for tensor in step.tensors.values()]
+        self._still = [tensor for tensor in tensors if not tensor.requires_grad]
+        self._read = {
+            self._expected[number][0]: number
+            for number, tensor in enumerate(self._program.constants)
+            if any(tensor is one for one in self._program.read_again)
+        }
+        self._settings = [(path, part, _settings(part)) for path, part in model.named_modules()]
         self._buffers = [self._owner(model, array) for _, _, array in self._program.buffers]
         self.threads = backend.threads()
 
@@ -109,7 +121,9 @@ class TrainingPlan:
             self._run(run.forward)
             y = run.floats[run.y].reshape(self.y_shape).copy()
             ticket = self._ticket = next(_tickets)
-        return record("plan", y, inputs=self._inputs, backward=functools.partial(self._backward, ticket))
+            saved = {name: self._arrays[number] for name, number in self._read.items()}
+        backward = functools.partial(self._backward, ticket)
+        return record("plan", y, inputs=self._inputs, saved=saved, backward=backward)
 
     def _backward(self, ticket: int, dy: Array) -> tuple[Array, ...]:
         run = self._program
@@ -120,8 +134,8 @@ class TrainingPlan:
                     "it, then backward(), then call it again"
                 )
             self._ticket = 0
-            gradients = [np.empty_like(parameter.data) for parameter in run.parameters]
-            addresses = np.array([address_of(gradient) for gradient in gradients], np.int64)
+            gradients = [np.empty(shape, self.dtype) for shape in self._shapes]
+            addresses = np.array([place_of(gradient) for gradient in gradients], np.int64)
             lines, columns, numbers, skipped = run.gradients.T
             run.lines[lines, columns] = addresses[numbers] + skipped
             run.floats[run.dy] = dy.reshape(-1)
@@ -132,32 +146,50 @@ class TrainingPlan:
         return tuple(gradients)
 
     def _look_up(self) -> None:
-        """Where parameters and running statistics are now: somebody may have given them other arrays."""
-        run, changed = self._program, False
-        for number, tensor in enumerate(run.constants):
-            array = tensor.data
-            if array is not self._arrays[number]:
-                before = self._arrays[number]
-                if before is not None and before.shape != array.shape or not _fits(array, self.dtype):
-                    raise ShapeError(
-                        f"a parameter is {array.dtype} {array.shape} now, or has gaps, and did not when this "
-                        "plan was made; minires.compile makes one for it"
+        """Where parameters and running statistics are now: somebody may have given them other arrays.
+
+        Raises: ConfigError, ShapeError for what else was changed.
+        """
+        run = self._program
+        for path, module, before in self._settings:
+            now = vars(module)
+            for name, value in before.items():
+                if now.get(name) is not value and not _are_equal(now.get(name), value):
+                    raise ConfigError(
+                        f"{name} of {path or 'the model'} was changed after this plan was made; "
+                        "minires.compile makes one for the model as it is now"
                     )
-                self._arrays[number], changed = array, True
-        if changed:
-            addresses = np.array([address_of(array) for array in self._arrays], np.int64)
+        if any(tensor.requires_grad for tensor in self._still):
+            raise ConfigError(
+                "a parameter is trained now that was not when this plan was made; minires.compile makes one "
+                "that trains it"
+            )
+        arrays = [tensor.data for tensor in run.constants]
+        if any(now is not before for now, before in zip(arrays, self._arrays, strict=True)):
+            for array, (name, shape) in zip(arrays, self._expected, strict=True):
+                self._check(name, array, shape)
+            addresses = np.array([place_of(array) for array in arrays], np.int64)
             lines, columns, numbers, skipped = run.addresses.T
             run.lines[lines, columns] = addresses[numbers] + skipped
+            self._arrays[:] = arrays  # last, as what was refused is looked at again
         for place, (module, name) in enumerate(self._buffers):
             line, column, array = run.buffers[place]
             now = getattr(module, name)
             if now is not array:
-                if now.shape != array.shape or not _fits(now, self.dtype):
-                    raise ShapeError(
-                        f"{name} is {now.dtype} {now.shape} now, and was not when this plan was made"
-                    )
-                run.lines[line, column] = address_of(now)
+                self._check(name, now, array.shape)
+                run.lines[line, column] = place_of(now)
                 run.buffers[place] = line, column, now
+
+    def _check(self, name: str, array: Any, shape: tuple[int, ...]) -> None:
+        """Kernels find the numbers of an array by its address."""
+        if not isinstance(array, np.ndarray) or array.dtype != self.dtype or array.shape != shape:
+            found = f"{getattr(array, 'dtype', type(array).__name__)} {getattr(array, 'shape', '')}"
+            raise ShapeError(
+                f"{name} is {found} now, and was {self.dtype} {shape} when this plan was made; "
+                "minires.compile makes one for it"
+            )
+        if not array.flags.c_contiguous:
+            raise ShapeError(f"{name} has gaps now, or its axes are turned; np.ascontiguousarray mends that")
 
     def _run(self, items: list[Any]) -> None:
         run = self._program
@@ -187,9 +219,15 @@ class TrainingPlan:
         )
 
 
-def _fits(array: Any, dtype: Any) -> bool:
-    """Whether kernels can find the numbers of an array by its address."""
-    return isinstance(array, np.ndarray) and array.dtype == dtype and array.flags.c_contiguous
+def _settings(module: Module) -> dict[str, Any]:
+    """What a module has in its attributes: numbers, parameters, parts; not its mode and its buffers."""
+    public = ((name, value) for name, value in vars(module).items() if name[0] != "_" and name != "training")
+    return {name: value for name, value in public if not isinstance(value, np.ndarray)}
+
+
+def _are_equal(now: Any, before: Any) -> bool:
+    """Of numbers and words; of anything else there is but the one."""
+    return isinstance(now, int | float | str) and isinstance(before, int | float | str) and now == before
 
 
 def make(model: Module, shape: tuple[int, ...], dtype: Any) -> TrainingPlan:
@@ -199,18 +237,15 @@ def make(model: Module, shape: tuple[int, ...], dtype: Any) -> TrainingPlan:
     """
     few, rng = min(2, shape[0]), np.random.default_rng(0)
     x, others = (rng.standard_normal((few, *shape[1:])).astype(dtype) for _ in range(2))
-    parameters = list(model.parameters())
-    buffers = [(array, array.copy()) for _, array in model.named_buffers()]
-    gradients, chance = [parameter.grad for parameter in parameters], model.random_states()
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    buffers, chance = [(array, array.copy()) for _, array in model.named_buffers()], model.random_states()
     try:
-        with with_settings(recording=True, fused=True):
+        with with_settings(recording=True, fused=True), set_apart(learned):
             traced = watch(model, x, training=True)
             _check(model, TrainingPlan(model, traced, dtype, exact=True), others)
     finally:
         for array, before in buffers:
             array[...] = before
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
         model.load_random_states(chance)
         gc.collect()  # what is called and the plan that calls it hold each other
         thread_pool.give_memory_back()
@@ -219,19 +254,23 @@ def make(model: Module, shape: tuple[int, ...], dtype: Any) -> TrainingPlan:
 
 def _check(model: Module, plan: TrainingPlan, x: Array) -> None:
     """Other pictures than those that were traced must give what the model gives, and its gradients."""
-    found, parameters, chance = [], list(model.parameters()), model.random_states()
+    found, chance = [], model.random_states()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with modes(model, training=True):
         for forward in model, plan:
             model.load_random_states(chance)
             for parameter in parameters:
                 parameter.grad = None
             y = forward(Tensor(x))
-            y.backward(np.random.default_rng(1).standard_normal(y.shape).astype(y.dtype))
+            dy = np.random.default_rng(1).standard_normal(y.shape).astype(y.dtype)
+            y.backward(dy)
             found.append(
                 [y.data, *(parameter.grad for parameter in parameters if parameter.grad is not None)]
             )
     (expected, *right), (scores, *ours) = found
-    apart = [_apart([expected], [scores]), _apart(right, ours) if len(right) == len(ours) else math.inf]
+    rounding = 1e4 * float(np.finfo(dy.dtype).eps) * float(np.linalg.norm(dy))  # all there is of a zero
+    same = len(right) == len(ours)
+    apart = [_apart([expected], [scores]), _apart(right, ours, rounding) if same else math.inf]
     if apart[0] > _APART or apart[1] > _GRADIENTS_APART:  # what is not finite says nothing
         raise ConfigError(
             "compile: for other pictures than those it was made with the plan gives other scores or "
@@ -240,8 +279,8 @@ def _check(model: Module, plan: TrainingPlan, x: Array) -> None:
         )
 
 
-def _apart(right: list[Array], ours: list[Array]) -> float:
-    """The norm of the difference, as a share of the norm."""
+def _apart(right: list[Array], ours: list[Array], least: float = 1e-30) -> float:
+    """The norm of the difference, as a share of the norm, or of ``least`` where that is less."""
     with np.errstate(over="ignore", invalid="ignore"):
         apart = math.sqrt(sum(float(np.sum((a - b) ** 2)) for a, b in zip(right, ours, strict=True)))
-        return apart / max(math.sqrt(sum(float(np.sum(a**2)) for a in right)), 1e-30)
+        return apart / max(math.sqrt(sum(float(np.sum(a**2)) for a in right)), least)

@@ -27,7 +27,7 @@ class BatchNorms(Values):
         rows, x, row = math.prod(read.shape[:-1]), self._at(read), read.row
         replaced, factor = _moved(o, rows)
         numbers = self._numbers(1 - replaced, replaced, factor)
-        if read.value in self.known:
+        if read.value in self.known and row == read.value.shape[-1]:
             mean, var = self.known[read.value]
             line = self._line(Do.MOMENTS_END, 1, 0, 0, c, 1, x, rows, mean, var, -1, -1, numbers)
         else:
@@ -91,6 +91,7 @@ class BatchNorms(Values):
         )  # fmt: skip
         if copied is not None:
             self._drop(copied)
+        self.read_again += [gamma, beta]
         self._of(line, 11, gamma)
         self._of(line, 12, beta)
         scale, slope, offset = (self.memory.add(c) for _ in range(3))
@@ -131,8 +132,12 @@ class BatchNorms(Values):
             self._drop(shortcut)
 
     def _is_normalized(self, value: Value) -> bool:
-        """Whether batch norms read a history."""
-        return any(step.op == "batch_norm" and step.reads["x"].value is value for step in self.traced.steps)
+        """Whether batch norms read a history as it was put together."""
+        steps, row = self.traced.steps, value.shape[-1]
+        reads = [step.reads["x"] for step in steps if step.op == "batch_norm"]
+        parts = [step.reads["x"] for step in steps if step.op == "copy" and step.writes is value]
+        asked = any(read.value is value and read.row == row for read in reads)
+        return asked and all(part.is_whole for part in parts)
 
 
 def _moved(options: Any, rows: int) -> tuple[float, float]:

@@ -68,6 +68,7 @@ class Convolutions(Values):
             tile = simd.shape(outputs, self.dtype)
             parts = places.backward(shape[0], tuple(shape[1:]), w.shape[-1], win, len(tile[0]))
             sizes = indirect.sizes(depth, outputs, left, turned=True)
+            self.read_again.append(w)
 
             def give(at: int, added: int) -> None:
                 dx = at, math.prod(shape)

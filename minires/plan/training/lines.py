@@ -14,7 +14,7 @@ import numpy as np
 
 from minires import backend
 from minires.backend import Array, simd, tile_products, tile_sums
-from minires.backend.addresses import address_of
+from minires.backend.addresses import place_of
 from minires.plan.memory import Memory
 from minires.plan.training.walk import COLUMNS, Do
 from minires.tensor import Tensor
@@ -54,6 +54,7 @@ class Program:
     dy: slice
     parameters: list[Tensor]
     constants: list[Tensor]
+    read_again: list[Tensor]  # constants that lines of the way back read
     addresses: Array  # line, column, the number of the constant whose address that is, and bytes behind it
     gradients: Array  # ... of the parameter of whose gradient that is the address
     buffers: list[tuple[int, int, Array]]  # line, column, and the running statistics that begin there
@@ -84,6 +85,7 @@ class Lines:
         self.tables: dict[int, tuple[Any, tuple[int, ...]]] = {}  # by id of the arrays, which are kept
         self.parameters: list[Tensor] = []  # that are learned
         self.constants: list[Tensor] = []  # these and others that lines read
+        self.read_again: list[Tensor] = []
         self.found: dict[str, list[tuple[int, int, int, int]]] = {"address": [], "gradient": []}
         self.buffers: list[tuple[int, int, Array]] = []
         self.called: dict[int, Array] = {}
@@ -115,14 +117,14 @@ class Lines:
         tiles, squares = simd.shapes(), simd.squares()
         lines = np.array(self.lines, np.int64).reshape(-1, COLUMNS)
         for number, column, array in self.buffers:
-            lines[number, column] = address_of(array)
+            lines[number, column] = place_of(array)
         return Program(
             forward, self.items, lines, np.array(self.waits, bool), self.floats,
             np.array([*self.doubles, *[0.0] * (self.most_sums)]), _flat(self.offsets, np.int32),
             _flat(self.sees, bool), _flat(self.longs, np.int64),
             tuple((*tiles, tiles[-1])[:3]), tuple((*squares, squares[-1])[:4]), x, y, dy, self.parameters,
-            self.constants, _table(self.found["address"]), _table(self.found["gradient"]), self.buffers,
-            self.called,
+            self.constants, self.read_again, _table(self.found["address"]), _table(self.found["gradient"]),
+            self.buffers, self.called,
         )  # fmt: skip
 
     def _new(self, size: int) -> Place:

@@ -68,6 +68,7 @@ class Writer(Convolutions, BatchNorms):
     def program(self) -> Program:
         traced, steps = self.traced, self.traced.steps
         last = self._last_uses()
+        first = {step.writes: number for number, step in reversed(list(enumerate(steps)))}
         self._place(traced.input)
         at_input = self.where[traced.input].at
         for number, step in enumerate(steps):
@@ -86,13 +87,12 @@ class Writer(Convolutions, BatchNorms):
         dy = self._slice(self.gradients[output], math.prod(output.shape))
         for number, step in reversed(list(enumerate(steps))):
             back = 2 * len(steps) - 1 - number
-            if step.writes in self.gradients and step.writes in self.needs:
+            if step in self.leading and step.writes in self.gradients and step.writes in self.needs:
                 if self._is_called(step):
                     self._call_back(number, step)
                 else:
                     getattr(self, f"_{step.op}_back")(step)
-                is_first_part = step.op != "copy" or step.at == 0
-                if is_first_part:  # of a history, all others came before
+                if number == first[step.writes]:  # of the parts of a history all others came before
                     self._drop(self.gradients.pop(step.writes))
             self._release([*(read.value for read in step.reads.values()), step.writes], last, back)
         self._end_lines()
@@ -105,6 +105,7 @@ class Writer(Convolutions, BatchNorms):
         places = {name: (self._at(read), read.shape) for name, read in step.reads.items()}
         y, call, learns = self.where[step.writes].at, _Called(step), step.writes in self.needs
         self.calls[number] = call
+        learned = {name: tensor.requires_grad for name, tensor in step.tensors.items()}
         function, options = _CALLS[step.op], step.options
         if step.op == "dropout":
             if step.path not in self.generators:
@@ -115,7 +116,7 @@ class Writer(Convolutions, BatchNorms):
             call.inputs = {
                 name: Tensor(self._view(*places[name]), requires_grad=step.reads[name].value in self.needs)
                 if name in places
-                else Tensor(step.tensors[name].data, requires_grad=step.tensors[name].requires_grad)
+                else Tensor(step.tensors[name].data, requires_grad=learned[name])
                 for name in (*step.reads, *step.tensors)
             }
             result = function(call.inputs, options, step.writes.shape)
@@ -216,7 +217,7 @@ class Writer(Convolutions, BatchNorms):
         rows, c, to = math.prod(read.shape[:-1]), read.shape[-1], self.where[step.writes].at + step.at
         x, pieces = self._at(read), self._pieces(rows * c, rows)
         self._line(Do.COPY, pieces, x, 0, read.row, 0, to, 0, row, 0, 1, rows, 1, c)
-        if not self.exact and read.is_whole and self._is_normalized(step.writes):
+        if not self.exact and self._is_normalized(step.writes):
             if step.writes not in self.known:
                 self.known[step.writes] = self.memory.add(row), self.memory.add(row)
             mean, var = self.known[step.writes]

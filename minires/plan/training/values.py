@@ -11,7 +11,7 @@ import numpy as np
 from minires.backend import simd
 from minires.errors import ConfigError
 from minires.ops.conv2d import choose
-from minires.plan.trace import Read, Step, Traced, Value, window_of
+from minires.plan.trace import Read, Step, Traced, Value, leading, window_of
 from minires.plan.training.lines import Lines, Place
 from minires.plan.training.walk import Do
 from minires.tensor import Tensor
@@ -23,17 +23,20 @@ class Values(Lines):
     def __init__(self, traced: Traced, dtype: Any) -> None:
         depths = [read.shape[-1] for step in traced.steps for read in step.reads.values()]
         outputs = [step.writes.shape[-1] for step in traced.steps]
-        super().__init__(dtype, max(*depths, *outputs, simd.width(simd.shapes()[0], np.float32)))
+        super().__init__(dtype, max([*depths, *outputs, simd.width(simd.shapes()[0], np.float32)]))
         self.traced, self.where = traced, dict[Value, Place]()
         self.gradients: dict[Value, Place] = {}
+        self.leading = leading(traced.steps, traced.output)
         self.needs = self._needs()
 
     # ------------------------------------------------------------------------------------ what is needed
 
     def _needs(self) -> set[Value]:
-        """The values whose gradients are needed: those that something hangs on which is learned."""
+        """The values whose gradients are needed: those on the way from something that is learned."""
         needed: set[Value] = set()
         for step in self.traced.steps:
+            if step not in self.leading:
+                continue
             for name, tensor in step.tensors.items():
                 if tensor.requires_grad:
                     self._add_parameter(step, name, tensor)

@@ -13,7 +13,7 @@ from enum import IntEnum
 import numpy as np
 
 from minires.backend import Array, kernel
-from minires.backend.addresses import numbers_at
+from minires.backend.addresses import MARK, numbers_at
 from minires.backend.atomics import fetch_add, look
 from minires.backend.kernels import sched_yield
 from minires.backend.simd import Shape, Size
@@ -47,15 +47,14 @@ class Do(IntEnum):
 
 
 COLUMNS = 44  # numbers in a line
-_FAR = 1 << 40  # an offset is less, an address is more
 _SPINS = 4000  # looks at a counter before a thread gives way to others
 
 
 @kernel(floats="out flat (F)")
 def _numbers(floats: Array, place: int, count: int) -> Array:
     """``count`` numbers at an offset or an address."""
-    if place >= _FAR:
-        return numbers_at(floats, place, count)
+    if place >= MARK:
+        return numbers_at(floats, place - MARK, count)
     return floats[place : place + count]
 
 
@@ -288,11 +287,12 @@ def _slopes(r: Array, piece: int, me: int, floats: Array, doubles: Array) -> Non
     for k in range(r[7]):
         scale[k] = gamma[k] * (kind(1) / np.sqrt(var[k] + kind(doubles[r[14]])))
     y = floats[r[5] : r[5] + m * c].reshape(m, c) if r[5] >= 0 else floats[:0].reshape(0, c)
+    start, stop = m * piece // r[1], m * (piece + 1) // r[1]
     gradient_sums_numba(
         floats[r[2] : r[2] + m * c].reshape(m, c), floats[r[3] : r[3] + m * row].reshape(m, row), y,
         _tiled(floats, r[9], r[7], together, room + c), _tiled(floats, room, r[7], together, room + 2 * c),
-        _tiled(floats, r[12], r[7], together, room + 3 * c), r[13] != 0, m * piece // r[1],
-        m * (piece + 1) // r[1], total, products,
+        _tiled(floats, r[12], r[7], together, room + 3 * c), r[13] != 0, start, stop, total,
+        products,
     )  # fmt: skip
 
 

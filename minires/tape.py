@@ -35,7 +35,7 @@ _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _numbers = itertools.count()
 # Names that no own operation may have: those of what stands on a tape beside operations, or in a recording,
 # and those of the operations that come with minires, which add themselves.
-RESERVED = {"leaf", "input", "round", "recompute"}
+RESERVED = {"leaf", "input", "round", "recompute", "plan"}
 
 
 class Node:

@@ -17,7 +17,7 @@ from minires.ops.forms.windows import Windows
 from minires.ops.registry import describe, described
 from minires.tensor import Tensor, watching
 
-WITHOUT = {"input", "recompute"}  # nothing is computed there, or a whole block
+WITHOUT = {"input", "recompute", "plan"}  # nothing is computed there, or a whole block, or a model
 EVERY_CASE = [
     pytest.param(case, id=str(case))
     for name, table in all_cases().items()

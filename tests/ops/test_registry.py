@@ -34,7 +34,7 @@ FORMULAS = {
     "batch_norm": {"running_mean", "running_var"}, "clip": {"low", "high"},
     "cross_entropy": {"weight", "ignore_index"}, "nll_loss": {"weight", "ignore_index"},
 }  # fmt: skip
-BLOCKS = {"recompute"}  # watched, it is a plain call: its operations are seen and not itself
+BLOCKS = {"recompute", "plan"}  # watched, it is a plain call: its operations are seen and not itself
 
 
 class OneCase(nn.Module):

@@ -122,7 +122,10 @@ class TrainingPlan:
             y = run.floats[run.y].reshape(self.y_shape).copy()
             ticket = self._ticket = next(_tickets)
             saved = {name: self._arrays[number] for name, number in self._read.items()}
-        backward = functools.partial(self._backward, ticket)
+
+        def backward(dy: Array) -> tuple[Array, ...]:
+            return self._backward(ticket, dy)
+
         return record("plan", y, inputs=self._inputs, saved=saved, backward=backward)
 
     def _backward(self, ticket: int, dy: Array) -> tuple[Array, ...]:

@@ -27,7 +27,7 @@ from minires.backend.arrays import Array
 from minires.backend.kernels import kernel
 from minires.backend.simd import Size, listed, multiply_add, plus, rectify, spread, store, turn
 
-_PANELS = 1 << 17  # numbers that a thread packs at a time: half a megabyte of its cache
+PANELS = 1 << 17  # numbers that a thread packs at a time: half a megabyte of its cache
 _SUMMED = 512  # products that are summed by themselves, as one long sum of float32 rounds more
 _PLACES = 288  # that meet all of these, before the next do
 GRAIN = 1 << 20  # MACs; fewer are not worth a second thread
@@ -232,7 +232,7 @@ def products(
     def chunk(number: int) -> None:
         for places, at, to, times, x_step, y_step in parts:
             tiles, long = times * places.sees.shape[1], len(places.taps) * sizes.depth * width
-            room = np.empty(0 if packed.size else min(max(_PANELS, long), panels * long), x.dtype)
+            room = np.empty(0 if packed.size else min(max(PANELS, long), panels * long), x.dtype)
             total = panels if by_panel else tiles
             mine = total * number // threads, total * (number + 1) // threads
             if mine[0] < mine[1]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from minires.backend import Array
 
@@ -50,3 +53,8 @@ class Memory:
                 self.free.remove(other)
                 size += other[1]
         self.free.append((at, size))
+
+
+def flat(arrays: list[Array], dtype: Any) -> Array:
+    """All their numbers, one array after the other."""
+    return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.zeros(0, dtype)

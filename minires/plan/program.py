@@ -18,7 +18,7 @@ from minires.backend import Array, simd, tile_products
 from minires.backend.tile_products import Part, Sizes, rows_of
 from minires.nn.module import Module
 from minires.ops.conv2d import indirect, joined_groups, places
-from minires.plan.memory import ALIGNED, Memory
+from minires.plan.memory import ALIGNED, Memory, flat
 from minires.plan.trace import Step, Traced, Value, watch, window_of
 from minires.plan.walk import COLUMNS, Do
 
@@ -78,8 +78,8 @@ class _Writer:
         x, y = self.input, self._at(traced.output.value)
         tiles = simd.shapes()
         return Program(
-            np.array(self.lines, np.int64).reshape(-1, COLUMNS), floats, _flat(self.offsets, np.int32),
-            _flat(self.sees, bool),
+            np.array(self.lines, np.int64).reshape(-1, COLUMNS), floats, flat(self.offsets, np.int32),
+            flat(self.sees, bool),
             np.arange(self.taps), np.zeros(self.threads * self.widest),
             slice(x, x + math.prod(traced.input.shape)), slice(y, y + math.prod(traced.output.shape)),
             traced.output.shape, tuple((*tiles, tiles[-1])[:3]),
@@ -249,10 +249,6 @@ def _zeros(traced: Traced) -> int:
     """The numbers of the longest row that lies outside a picture, or of a row of a tile."""
     depths = [read.shape[-1] for step in traced.steps for read in step.reads.values()]
     return max(*depths, 1, simd.width(simd.shapes()[0], np.float32))
-
-
-def _flat(arrays: list[Array], dtype: Any) -> Array:
-    return np.concatenate(arrays) if arrays else np.zeros(0, dtype)
 
 
 def write(folded: Module, x: Array) -> Program:

@@ -155,7 +155,7 @@ def _normalize(r: Array, piece: int, floats: Array) -> None:
 
 
 @kernel(r="flat int64 (_)", floats="out flat (F)")
-def _add(r: Array, piece: int, floats: Array) -> None:
+def add_numba(r: Array, piece: int, floats: Array) -> None:
     """2: a, b or -1, y, count, relu."""
     first, last = r[5] * piece // r[1], r[5] * (piece + 1) // r[1]
     a, y, zero = floats[r[2] + first : r[2] + last], floats[r[4] + first : r[4] + last], floats.dtype.type(0)
@@ -218,7 +218,7 @@ def walk_numba(
             elif what == 5:
                 _normalize(r, piece, floats)
             elif what == 6:
-                _add(r, piece, floats)
+                add_numba(r, piece, floats)
             elif what == 7:
                 _gate(r, piece, floats)
             else:

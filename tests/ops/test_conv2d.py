@@ -80,7 +80,7 @@ def test_small_blocks_on_three_threads(monkeypatch, three_threads, pictures, joi
     monkeypatch.setattr(choose, "_WINOGRAD_SIDE", 0)
     if small:  # tables and blocks are kept: none of those below must be found by another test
         monkeypatch.setattr(winograd, "_BLOCK", 256)
-        monkeypatch.setattr(tile_products, "_PANELS", 1)
+        monkeypatch.setattr(tile_products, "PANELS", 1)
         monkeypatch.setattr(tile_products, "GRAIN", 1)
         monkeypatch.setattr(tile_sums, "GRAIN", 1)
         monkeypatch.setattr(tile_sums, "PLACES", 5)

@@ -9,30 +9,17 @@ import threading
 
 import numpy as np
 import pytest
+from plan.own import Own
 
 import minires
 from minires import Tensor, backend, models, nn, ops
 from minires.errors import ConfigError, MiniresError, ShapeError
-from minires.nn import Module
 from minires.ops.cross_entropy import cross_entropy
 from minires.ops.dense_buffer import DenseBuffer
 from minires.optim import SGD, Adam
 from minires.plan import TrainingPlan
 
 pytestmark = pytest.mark.skipif(not backend.HAS_NUMBA, reason="a plan needs Numba")
-
-
-class Own(Module):
-    """A model that is one function of its layers and x."""
-
-    def __init__(self, function, **layers):
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.function(self, x)
 
 
 def conv(c, o, kernel=3, **options):

@@ -7,30 +7,17 @@ import platform
 
 import numpy as np
 import pytest
+from plan.own import Own
 
 import minires
 from minires import Tensor, backend, nn, ops
 from minires.errors import ConfigError, MiniresError, ShapeError
-from minires.nn import Module
 from minires.ops.dense_buffer import DenseBuffer
 from minires.train.planned import WORTH, Forward
 
 pytestmark = pytest.mark.skipif(not backend.HAS_NUMBA, reason="a plan needs Numba")
 
 SHAPE = (4, 6, 5, 3)
-
-
-class Own(Module):
-    """A model that is one function of its layers and x."""
-
-    def __init__(self, function, **layers):
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.function(self, x)
 
 
 def net():

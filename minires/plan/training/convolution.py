@@ -16,8 +16,6 @@ from minires.plan.training.values import Values
 from minires.plan.training.walk import Do
 from minires.tensor import Tensor
 
-_ROOM = 1 << 17  # numbers that a thread packs at a time
-
 
 class Convolutions(Values):
     """Writes the lines of convolutions."""
@@ -94,22 +92,8 @@ class Convolutions(Values):
         at = self.memory.add(n * size + 64)
         self.borders[step] = at
         inside = at + win.top * line + win.left * c
-        self._line(
-            Do.COPY,
-            self._pieces(n * h * w * c, n * h),
-            x,
-            h * w * c,
-            w * c,
-            c,
-            inside,
-            size,
-            line,
-            c,
-            n,
-            h,
-            w,
-            c,
-        )
+        pieces = self._pieces(n * h * w * c, n * h)
+        self._line(Do.COPY, pieces, x, h * w * c, w * c, c, inside, size, line, c, n, h, w, c)
         return at, (n, *picture, c), indirect.column(win), win.size[1] * c
 
     def _padded(self, b: Tensor, groups: int, outputs: int, width: int) -> int:
@@ -154,7 +138,7 @@ class Convolutions(Values):
         for place, at, to, times, x_step, y_step in parts:
             tiles, taps = place.sees.shape[1], len(place.taps)
             long = taps * sizes.depth * width
-            room = min(max(_ROOM, long), panels * long)
+            room = min(max(tile_products.PANELS, long), panels * long)
             total = panels if by_panel else times * tiles
             pieces = min(threads, total)
             line = self._line(

@@ -15,7 +15,7 @@ import numpy as np
 from minires import backend
 from minires.backend import Array, simd, tile_products, tile_sums
 from minires.backend.addresses import place_of
-from minires.plan.memory import Memory
+from minires.plan.memory import ALIGNED, Memory, flat
 from minires.plan.training.walk import COLUMNS, Do
 from minires.tensor import Tensor
 
@@ -102,7 +102,7 @@ class Lines:
                 line[columns[Do(line[0])]] += sums
         # Room for each thread, as far apart for each line, as threads may be at different ones.
         nothing = self.memory.add(self.most_panels)
-        apart = {name: -(-size // 16) * 16 for name, size in self.scratch.items()}
+        apart = {name: -(-size // ALIGNED) * ALIGNED for name, size in self.scratch.items()}
         rooms = {name: self.memory.add(self.threads * size) for name, size in apart.items()}
         for line in self.lines:
             for column, name, step in _ROOMS.get(Do(line[0]), ()):
@@ -112,16 +112,14 @@ class Lines:
             if line[0] == Do.PRODUCTS and line[7] < 0:
                 line[7] = nothing
         self.floats = np.zeros(self.memory.size + 64, self.dtype)
-        for at, array in self.memory.constants:
-            self.floats[at : at + array.size] = array
         tiles, squares = simd.shapes(), simd.squares()
         lines = np.array(self.lines, np.int64).reshape(-1, COLUMNS)
         for number, column, array in self.buffers:
             lines[number, column] = place_of(array)
         return Program(
             forward, self.items, lines, np.array(self.waits, bool), self.floats,
-            np.array([*self.doubles, *[0.0] * (self.most_sums)]), _flat(self.offsets, np.int32),
-            _flat(self.sees, bool), _flat(self.longs, np.int64),
+            np.array([*self.doubles, *[0.0] * (self.most_sums)]), flat(self.offsets, np.int32),
+            flat(self.sees, bool), flat(self.longs, np.int64),
             tuple((*tiles, tiles[-1])[:3]), tuple((*squares, squares[-1])[:4]), x, y, dy, self.parameters,
             self.constants, self.read_again, _table(self.found["address"]), _table(self.found["gradient"]),
             self.buffers, self.called,
@@ -219,7 +217,3 @@ class Lines:
 
 def _table(rows: list[tuple[int, int, int, int]]) -> Array:
     return np.array(rows, np.int64).reshape(-1, 4)
-
-
-def _flat(arrays: list[Array], dtype: Any) -> Array:
-    return np.concatenate(arrays).astype(dtype) if arrays else np.zeros(0, dtype)

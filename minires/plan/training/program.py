@@ -26,18 +26,18 @@ from minires.tensor import Tensor
 
 # What is called, with its inputs by name and its options.
 _CALLS: dict[str, Callable[..., Tensor]] = {
-    "conv2d": lambda x, o, y: ops.conv2d(
+    "conv2d": lambda x, o: ops.conv2d(
         x["x"], x["w"], x.get("b"), stride=o["stride"], padding=o["padding"], dilation=o["dilation"],
         groups=o["groups"], relu=bool(o.get("relu")),
     ),
-    "linear": lambda x, o, y: ops.linear(x["x"], x["w"], x.get("b")),
-    "max_pool2d": lambda x, o, y: ops.max_pool2d(x["x"], **o),
-    "avg_pool2d": lambda x, o, y: ops.avg_pool2d(x["x"], **o),
-    "global_avg_pool2d": lambda x, o, y: ops.global_avg_pool2d(x["x"]),
-    "dropout": lambda x, o, y: ops.dropout(x["x"], o["rate"], rng=o["rng"]),
-    "pad": lambda x, o, y: ops.pad(x["x"], **o),
-    "sigmoid": lambda x, o, y: ops.sigmoid(x["x"]),
-    "mul": lambda x, o, y: ops.mul(*x.values()),
+    "linear": lambda x, o: ops.linear(x["x"], x["w"], x.get("b")),
+    "max_pool2d": lambda x, o: ops.max_pool2d(x["x"], **o),
+    "avg_pool2d": lambda x, o: ops.avg_pool2d(x["x"], **o),
+    "global_avg_pool2d": lambda x, o: ops.global_avg_pool2d(x["x"]),
+    "dropout": lambda x, o: ops.dropout(x["x"], o["rate"], rng=o["rng"]),
+    "pad": lambda x, o: ops.pad(x["x"], **o),
+    "sigmoid": lambda x, o: ops.sigmoid(x["x"]),
+    "mul": lambda x, o: ops.mul(*x.values()),
 }  # fmt: skip
 
 
@@ -45,7 +45,6 @@ _CALLS: dict[str, Callable[..., Tensor]] = {
 class _Called:
     """An operation that is called, its inputs and its result, while the step goes on."""
 
-    step: Step
     inputs: dict[str, Tensor] = field(default_factory=dict)
     y: Tensor | None = None
 
@@ -103,7 +102,7 @@ class Writer(Convolutions, BatchNorms):
     def _call(self, number: int, step: Step) -> None:
         self._end_lines()
         places = {name: (self._at(read), read.shape) for name, read in step.reads.items()}
-        y, call, learns = self.where[step.writes].at, _Called(step), step.writes in self.needs
+        y, call, learns = self.where[step.writes].at, _Called(), step.writes in self.needs
         self.calls[number] = call
         learned = {name: tensor.requires_grad for name, tensor in step.tensors.items()}
         function, options = _CALLS[step.op], step.options
@@ -119,7 +118,7 @@ class Writer(Convolutions, BatchNorms):
                 else Tensor(step.tensors[name].data, requires_grad=learned[name])
                 for name in (*step.reads, *step.tensors)
             }
-            result = function(call.inputs, options, step.writes.shape)
+            result = function(call.inputs, options)
             backend.copy(result.data, self._view(y, step.writes.shape))
             result.data = self._view(y, step.writes.shape)  # it need not have numbers of its own
             call.y = result if learns else None

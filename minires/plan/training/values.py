@@ -69,7 +69,6 @@ class Values(Lines):
         """The number of the step that needs a value last: forward 0, 1, ..., backward on from there."""
         steps, last = self.traced.steps, dict[Value, int]()
         for number, step in enumerate(steps):
-            back = 2 * len(steps) - 1 - number
             for read in step.reads.values():
                 last[read.value] = number
             last.setdefault(step.writes, number)
@@ -108,10 +107,10 @@ class Values(Lines):
 
     # ------------------------------------------------------------------------------------ the gradients
 
-    def _grows(self, value: Value, give: Callable[[int, int], None], size: int = 0) -> None:
+    def _grows(self, value: Value, give: Callable[[int, int], None]) -> None:
         """``give(place, added)`` writes the lines for a gradient of a value: at a place, and what others
         gave before, at ``added`` (or -1), is added to it."""
-        before, place = self.gradients.get(value), self._new(size or math.prod(value.shape))
+        before, place = self.gradients.get(value), self._new(math.prod(value.shape))
         give(place.at, -1 if before is None else before.at)
         self.gradients[value] = place
         if before is not None:
@@ -148,5 +147,5 @@ class Values(Lines):
             x, w = step.reads["x"].shape, step.tensors["w"].shape
             win, like = window_of(step.options, x), np.empty(0, self.dtype)
             ways = choose.ways(like, x, w, win, step.options["groups"])
-            return any(way.name != "indirect" for way in ways) or set(step.reads) != {"x"}
+            return any(way.name != "indirect" for way in ways)
         return step.op not in ("batch_norm", "relu", "add", "copy", "pad_channels")

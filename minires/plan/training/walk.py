@@ -25,6 +25,7 @@ from minires.ops.batch_norm.numba_kernels import (
     moments_numba,
     normalize_numba,
 )
+from minires.plan.walk import add_numba
 
 
 class Do(IntEnum):
@@ -137,17 +138,6 @@ def _copy(r: Array, piece: int, floats: Array) -> None:
             else:
                 for k in range(c):
                     target[k] = source[k]
-
-
-@kernel(r="flat int64 (_)", floats="out flat (F)")
-def _add(r: Array, piece: int, floats: Array) -> None:
-    """2: a, b or -1, y, count, relu."""
-    first, last = r[5] * piece // r[1], r[5] * (piece + 1) // r[1]
-    a, y, zero = floats[r[2] + first : r[2] + last], floats[r[4] + first : r[4] + last], floats.dtype.type(0)
-    b = floats[r[3] + first : r[3] + last] if r[3] >= 0 else a
-    for i in range(last - first):
-        value = a[i] + b[i] if r[3] >= 0 else a[i]
-        y[i] = zero if r[6] and value < zero else value  # NaN stays NaN
 
 
 @kernel(r="flat int64 (_)", floats="out flat (F)")
@@ -374,7 +364,7 @@ def walk_numba(
             elif what == 2:
                 _copy(r, piece, floats)
             elif what == 3:
-                _add(r, piece, floats)
+                add_numba(r, piece, floats)
             elif what == 4:
                 _pass(r, piece, floats)
             elif what == 5:

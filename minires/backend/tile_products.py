@@ -25,7 +25,7 @@ import numpy as np
 from minires.backend import parallel, simd, thread_pool
 from minires.backend.arrays import Array
 from minires.backend.kernels import kernel
-from minires.backend.simd import Size, listed, multiply_add, plus, rectify, spread, store, turn
+from minires.backend.simd import Size, fetch, listed, multiply_add, plus, rectify, spread, store, turn
 
 PANELS = 1 << 17  # numbers that a thread packs at a time: half a megabyte of its cache
 _SUMMED = 512  # products that are summed by themselves, as one long sum of float32 rounds more
@@ -36,7 +36,8 @@ GRAIN = 1 << 20  # MACs; fewer are not worth a second thread
 class Places(NamedTuple):
     """Where ``many`` rows of numbers lie: ``table`` (taps, at least as many as whole tiles have), -1 for
     zeros; ``out`` as many, for each place its numbers in the output; ``taps`` (taps,) their numbers in the
-    kernel, the largest last; ``sees`` (taps, tiles) whether a tile has any row that is not zeros."""
+    kernel; ``sees`` (taps, tiles) how many taps a tile sees from this one on: 0 if its rows are all zeros,
+    and more than 1 if the rows of the next taps lie just behind, so that they are read as one."""
 
     many: int
     table: Array
@@ -74,7 +75,7 @@ class Sizes(NamedTuple):
 @kernel(
     w="flat (W)", taps="flat int64 (T)", panel="out flat (P)",
     where="0 < count <= width and depth > 0 and lanes > 0 and width % lanes == 0"
-    " and min(at, tap, row, to) >= 0 and to + T * depth * width <= P and at + (taps[-1] if T else 0) * tap"
+    " and min(at, tap, row, to) >= 0 and to + T * depth * width <= P and at + max(taps, default=0) * tap"
     " + ((count - 1) * row + depth if turned else (depth - 1) * row + count) <= W",
 )  # fmt: skip
 def _pack_numba(
@@ -108,14 +109,14 @@ def _pack_numba(
 @kernel(
     x="flat (X)", w="flat (W)", packed="maybe flat (_)", b="flat (B)", added="maybe flat (Y)",
     y="out flat (Y)", table="flat int32 (T, M)", out="flat int32 (M)", taps="flat int64 (T)",
-    sees="flat bool (T, Q)", zeros="flat (Z)", room="out flat (R)",
+    sees="flat uint8 (T, Q)", zeros="flat (Z)", room="out flat (R)",
     where="depth > 0 and outputs > 0 and width > 0 and width % len(columns) == 0 and Z >= max(depth, width)"
     " and M >= max(count, Q * len(rows)) and 0 <= start <= stop and 0 <= first <= last"
     " and last * width <= B and min(x_step, y_step, x_group, y_group, w_group, tap, row) >= 0"
     " and (time := max(stop - 1, 0) // Q) >= 0 and (group := max(last - 1, 0) // -(-outputs // width)) >= 0"
     " and time * x_step + group * x_group + depth <= X and time * y_step + group * y_group + outputs <= Y"
     " and (packed.size >= last * T * depth * width if packed.size else R >= T * depth * width"
-    " and group * w_group + (taps[-1] if T else 0) * tap"
+    " and group * w_group + max(taps, default=0) * tap"
     " + ((outputs - 1) * row + depth if turned else (depth - 1) * row + outputs) <= W)",
 )  # fmt: skip
 def products_numba(
@@ -131,6 +132,7 @@ def products_numba(
     is_packed = packed.size > 0
     is_direct = not is_packed and not turned and outputs % width == 0 and stop - start <= 2
     together = max(1, _SUMMED // depth)  # taps
+    line = width // len(columns)  # numbers that are fetched at a time
     fit, step, kernels = max(1, room.size // max(1, long)), width, room
     if is_packed or is_direct:
         fit = max(1, last - first)
@@ -158,15 +160,25 @@ def products_numba(
                     if q == tiles:
                         time, q = time + 1, 0
                     m, at, to = q * height, time * x_step + group * x_group, time * y_step + group * y_group
+                    for r in range(min(height, count - m)):  # where y lies is needed when the sums are done
+                        row_at = to + out[m + r] + n
+                        for i in range(0, min(width, outputs - n), line):
+                            fetch(y, row_at + i)
+                            if added.size:
+                                fetch(added, row_at + i)
                     t0 = k0 = 0
                     while t0 < taps.size:  # what is summed by itself: some taps, or a part of one
                         t1, k1 = min(t0 + together, taps.size), min(k0 + _SUMMED, depth)
-                        whole = k1 - (k1 - k0) % 4
                         is_first, is_last = t0 + k0 == 0, t1 == taps.size and k1 == depth
                         tile = spread(rows, columns, b if is_first else zeros, p * width if is_first else 0)
-                        for t in range(t0, t1):
-                            if not sees[t, q]:
+                        t = t0
+                        while t < t1:
+                            if sees[t, q] == 0:
+                                t += 1
                                 continue
+                            here = min(np.int64(sees[t, q]), t1 - t)
+                            end = k1 + (here - 1) * depth
+                            whole = end - (end - k0) % 4
                             lines = listed(rows, x, at, offsets, t * across + m, zeros)
                             o = panel + (t * depth + k0) * width
                             if is_direct:
@@ -177,9 +189,10 @@ def products_numba(
                                 tile = multiply_add(tile, lines, k + 2, kernels, o + 2 * step)
                                 tile = multiply_add(tile, lines, k + 3, kernels, o + 3 * step)
                                 o += 4 * step
-                            for k in range(whole, k1):
+                            for k in range(whole, end):
                                 tile = multiply_add(tile, lines, k, kernels, o)
                                 o += step
+                            t += here
                         target = listed(rows, y, to, out, m, zeros)
                         if not is_first:  # y holds what was summed before
                             tile = plus(tile, target, n, outputs - n)
@@ -293,7 +306,7 @@ def rows_of(count: int, x_width: int, y_width: int, rows: int) -> tuple[Part, ..
             size = min(block, last - first)
             tiles = -(-size // rows)
             index = np.minimum(np.arange(tiles * rows + simd.MOST_ROWS), size - 1).astype(np.int32)
-            one, all_seen = np.zeros(1, np.int64), np.ones((1, tiles), bool)
+            one, all_seen = np.zeros(1, np.int64), np.ones((1, tiles), np.uint8)
             places = Places(size, index[None] * np.int32(x_width), index * np.int32(y_width), one, all_seen)
             steps = size * x_width, size * y_width
             parts.append(Part(places, first * x_width, first * y_width, (last - first) // size, *steps))

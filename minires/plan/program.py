@@ -79,7 +79,7 @@ class _Writer:
         tiles = simd.shapes()
         return Program(
             np.array(self.lines, np.int64).reshape(-1, COLUMNS), floats, flat(self.offsets, np.int32),
-            flat(self.sees, bool),
+            flat(self.sees, np.uint8),
             np.arange(self.taps), np.zeros(self.threads * self.widest),
             slice(x, x + math.prod(traced.input.shape)), slice(y, y + math.prod(traced.output.shape)),
             traced.output.shape, tuple((*tiles, tiles[-1])[:3]),
@@ -111,7 +111,7 @@ class _Writer:
         tile = simd.shape(outputs, self.dtype)
         if indirect.is_joined(shape[-1], win, left):
             x, shape, win, depth = self._bordered(x, shape, win)
-        parts = places.forward(shape[0], tuple(shape[1:]), w.shape[-1], win, len(tile[0]))
+        parts = places.forward(shape[0], tuple(shape[1:]), w.shape[-1], win, depth, len(tile[0]))
         added = self._at(step.reads["add"].value) if "add" in step.reads else -1
         y, relu = self._at(step.writes), bool(step.options.get("relu"))
         self._products(tile, parts, indirect.sizes(depth, outputs, left), x, w, b, added, y, relu)

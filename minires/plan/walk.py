@@ -42,7 +42,7 @@ _SPINS = 4000  # looks at a counter before a thread gives way to others
 
 
 @kernel(
-    r="flat int64 (_)", floats="out flat (F)", offsets="flat int32 (I)", sees="flat bool (S)",
+    r="flat int64 (_)", floats="out flat (F)", offsets="flat int32 (I)", sees="flat uint8 (S)",
     every="flat int64 (T)",
 )  # fmt: skip
 def _products(
@@ -187,7 +187,7 @@ def _sigmoid(r: Array, piece: int, floats: Array) -> None:
 
 
 @kernel(
-    program="flat int64 (P, 32)", floats="out flat (F)", offsets="flat int32 (I)", sees="flat bool (S)",
+    program="flat int64 (P, 32)", floats="out flat (F)", offsets="flat int32 (I)", sees="flat uint8 (S)",
     every="flat int64 (T)", sums="out flat float64 (D)", counters="out flat int64 (2 * P)",
 )  # fmt: skip
 def walk_numba(

@@ -156,7 +156,7 @@ def test_a_kernel_of_a_package_refuses_what_would_be_read_beyond_its_end():
 WIDE = simd.lanes(F)
 TILE, HIGH = simd.shape(WIDE, F), len(simd.square(WIDE, 5, F)[0])
 WINDOW = window("conv2d", (4, 4), (3, 3), 1, 1)
-PART = places.forward(2, (4, 4, 5), WIDE, WINDOW, len(TILE[0]))[0]
+PART = places.forward(2, (4, 4, 5), WIDE, WINDOW, 5, len(TILE[0]))[0]
 BLOCKS = places.blocks(2, (4, 4, 5), WINDOW)[0]
 TAPS, TILES = np.arange(9), PART.places.sees.shape[1]
 X, Y, W = np.ones(160, F), np.zeros(32 * WIDE, F), np.ones(45 * WIDE, F)  # W is as long as all panels, too

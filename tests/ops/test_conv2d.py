@@ -85,8 +85,7 @@ def test_small_blocks_on_three_threads(monkeypatch, three_threads, pictures, joi
         monkeypatch.setattr(tile_sums, "GRAIN", 1)
         monkeypatch.setattr(tile_sums, "PLACES", 5)
         monkeypatch.setattr(tile_sums, "_SUMMED", 4)
-        monkeypatch.setattr(places, "_TOGETHER", 3)
-        monkeypatch.setattr(places, "_PLACES", 8)
+        monkeypatch.setattr(places, "_PLACES", 24)
         for kept in (places.forward, places.backward, places.blocks, tile_sums.rows_of):
             monkeypatch.setattr(kept.__module__ + "." + kept.__name__, kept.__wrapped__)
     for case in cases.all_cases()["conv2d"]:

@@ -72,7 +72,7 @@ def forward(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups
     if is_joined(x.shape[-1], win, groups):
         x, picture, win, depth = _joined(x, win)
     tile = simd.shape(outputs, x.dtype)
-    parts = places.forward(pictures, tuple(picture), w.shape[-1], win, len(tile[0]))
+    parts = places.forward(pictures, tuple(picture), w.shape[-1], win, depth, len(tile[0]))
     products(tile, x, w, y, parts, sizes(depth, outputs, groups), b=b, relu=relu)
     return y
 
@@ -82,7 +82,7 @@ def backward_x(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups:
     dx = np.empty(shape, dy.dtype)
     outputs, depth = w.shape[2], w.shape[-1] // groups
     tile = simd.shape(outputs, dy.dtype)
-    parts = places.backward(len(dy), tuple(shape[1:]), w.shape[-1], win, len(tile[0]))
+    parts = places.backward(len(dy), tuple(shape[1:]), w.shape[-1], win, depth, len(tile[0]))
     products(tile, dy, w, dx, parts, sizes(depth, outputs, groups, turned=True), turned=True)
     return dx
 

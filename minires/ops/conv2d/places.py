@@ -9,9 +9,9 @@ of it, unless it lies outside, in the border of zeros. A table has a line for ea
 *tap*) and a column for each place of the output, of several pictures: such offsets, and -1 for outside.
 Strides, borders and dilation are in the table and nowhere else.
 
-Of a 3x3 window on 4x4 pictures, three of ten products are with zeros. So the places of small pictures are in
-such an order that a tap is outside for many in a row: place by place, and at each the pictures. Then a whole
-tile can leave the tap out.
+Of a 3x3 window on 4x4 pictures, three of ten products are with zeros. So places that see the same taps are
+together: first those in the middle of all pictures, then those at each border, where a whole tile leaves out
+what lies outside. In the middle, pixels of a line lie one behind the other, and are read as one long row.
 
 Backward, each pixel of x is a place, and its taps are those through which it was seen. With strides these
 are others for even and for odd rows, so there is a table for each: a *phase*.
@@ -32,29 +32,30 @@ from minires.backend.tile_sums import Blocks
 from minires.errors import ShapeError
 from minires.ops.window import Window
 
-_OUTSIDE = 0.07  # share of what lies outside; with more, tiles leave taps out, and pictures are mixed for it
-_TOGETHER = 32  # pictures that are mixed
-_PLACES = 2048  # in a table of pictures that are not
+_PLACES = 2048  # in a table of more pictures than one
+_TAPS = 255  # that are read as one
 _TABLE = 1 << 19  # numbers in a table of more pictures than one: two megabytes
 MOST = 2**31 - 1  # numbers in a picture, as offsets are counted
 
 
 @functools.lru_cache(maxsize=256)
 def forward(
-    pictures: int, picture: tuple[int, ...], outputs: int, win: Window, rows: int
+    pictures: int, picture: tuple[int, ...], outputs: int, win: Window, depth: int, rows: int
 ) -> tuple[Part, ...]:
-    """The places of the output (OH, OW, outputs), which look at a picture (H, W, C); tiles have ``rows``."""
+    """The places of the output (OH, OW, outputs), which look at a picture (H, W, C) and read ``depth`` numbers
+    for each tap; tiles have ``rows``."""
     offsets = _under(win, picture)
     taps, places = offsets.shape
     phase = _Phase(offsets, np.arange(places) * outputs, np.arange(taps))
-    return _parts(pictures, [phase], math.prod(picture), places * outputs, rows)
+    return _parts(pictures, [phase], math.prod(picture), places * outputs, rows, depth)
 
 
 @functools.lru_cache(maxsize=256)
 def backward(
-    pictures: int, picture: tuple[int, ...], outputs: int, win: Window, rows: int
+    pictures: int, picture: tuple[int, ...], outputs: int, win: Window, depth: int, rows: int
 ) -> tuple[Part, ...]:
-    """The places of a picture (H, W, C), which look back at the output (OH, OW, outputs), phase by phase."""
+    """The places of a picture (H, W, C), which look back at the output (OH, OW, outputs), phase by phase.
+    Their taps are turned round, so that what they read lies one behind the other."""
     (h, w, c), (oh, ow) = picture, win.out
     down = _seen(h, win.size[0], win.stride[0], win.dilation[0], win.top)
     across = _seen(w, win.size[1], win.stride[1], win.dilation[1], win.left)
@@ -63,8 +64,8 @@ def backward(
         for pixels, kw, wide in across:
             at = (lines[:, None] * w + pixels).reshape(-1) * c
             taps = (kh[:, None] * win.size[1] + kw).reshape(-1)
-            phases.append(_Phase(_offsets(high, wide, oh, ow, outputs), at, taps))
-    return _parts(pictures, phases, oh * ow * outputs, h * w * c, rows)
+            phases.append(_Phase(_offsets(high, wide, oh, ow, outputs)[::-1], at, taps[::-1]))
+    return _parts(pictures, phases, oh * ow * outputs, h * w * c, rows, depth)
 
 
 class _Phase(NamedTuple):
@@ -105,7 +106,9 @@ def _offsets(down: Array, across: Array, h: int, w: int, c: int) -> Array:
     return np.where(inside, at, -1).reshape(taps, down.shape[1] * across.shape[1])
 
 
-def _parts(pictures: int, phases: list[_Phase], size: int, out_size: int, rows: int) -> tuple[Part, ...]:
+def _parts(
+    pictures: int, phases: list[_Phase], size: int, out_size: int, rows: int, depth: int
+) -> tuple[Part, ...]:
     """For all pictures, whose numbers are ``size`` and ``out_size`` apart."""
     if max(size, out_size) > MOST:
         many = max(size, out_size)
@@ -113,35 +116,49 @@ def _parts(pictures: int, phases: list[_Phase], size: int, out_size: int, rows: 
     places = max(len(phase.out) for phase in phases)
     numbers = max(1, *(phase.offsets.size for phase in phases))
     most = max(1, min(_TABLE // numbers, MOST // max(size, out_size)))
-    outside = max(float((phase.offsets < 0).mean()) if phase.offsets.size else 0 for phase in phases)
-    is_mixed = outside > _OUTSIDE
-    together = max(1, min(pictures, most, _TOGETHER if is_mixed else -(-_PLACES // places)))
+    together = max(1, min(pictures, most, -(-_PLACES // places)))
     whole = pictures // together * together
     found = []
     for first, last in ((0, whole), (whole, pictures)):
         for phase in phases if first < last else ():
             many = min(together, last - first)
             times, steps = (last - first) // many, (many * size, many * out_size)
-            table = _tabled(phase, many, size, out_size, rows, is_mixed)
+            table = _tabled(phase, many, size, out_size, rows, depth)
             found.append(Part(table, first * size, first * out_size, times, *steps))
     return tuple(found)
 
 
-def _tabled(phase: _Phase, pictures: int, size: int, out_size: int, rows: int, is_mixed: bool) -> Places:
-    """The table of a phase, of so many pictures: place by place, or one after the other."""
-    begin, offsets = np.arange(pictures), phase.offsets[..., None]
-    many = np.where(offsets < 0, -1, offsets + begin * size)  # (taps, places, pictures)
-    to = phase.out[:, None] + begin * out_size
-    if not is_mixed:
-        many, to = many.swapaxes(1, 2), to.T
+def _tabled(phase: _Phase, pictures: int, size: int, out_size: int, rows: int, depth: int) -> Places:
+    """The table of a phase, of so many pictures: first the places that see all, then those at each border."""
+    begin, offsets = np.arange(pictures)[:, None], phase.offsets[:, None]
+    order = np.argsort(np.tile(_kinds(phase.offsets < 0), pictures), kind="stable")
+    many = np.where(offsets < 0, -1, offsets + begin * size).reshape(len(phase.taps), len(order))[:, order]
+    to = (phase.out + begin * out_size).reshape(-1)[order]
     taps, count = phase.taps, to.size
     tiles = -(-count // rows)
-    table = np.full((len(taps), tiles * rows + MOST_ROWS), -1, np.int32)
-    table[:, :count] = many.reshape(len(taps), count)
-    targets = np.zeros(tiles * rows + MOST_ROWS, np.int32)
-    targets[:count] = to.reshape(-1)
-    sees = (table[:, : tiles * rows].reshape(len(taps), tiles, rows) >= 0).any(axis=2)
-    return Places(count, table, targets, taps.astype(np.int64), sees)
+    # Beyond the last place of the last tile stands that place again.
+    place = np.minimum(np.arange(tiles * rows + MOST_ROWS), count - 1)
+    table, targets = np.ascontiguousarray(many[:, place], np.int32), to[place].astype(np.int32)
+    return Places(count, table, targets, taps.astype(np.int64), _seen_by_tiles(table, tiles, rows, depth))
+
+
+def _kinds(outside: Array) -> Array:
+    """A number for each place, from which taps lie outside there (taps, places): 0 where none does."""
+    if not len(outside):
+        return np.zeros(outside.shape[1], np.int64)
+    found: Array = np.unique(np.packbits(outside, axis=0), axis=1, return_inverse=True)[1]
+    return found.reshape(-1)
+
+
+def _seen_by_tiles(table: Array, tiles: int, rows: int, depth: int) -> Array:
+    """How many taps each tile sees from each on (taps, tiles): rows that lie ``depth`` numbers further are
+    the next taps'."""
+    lines = table[:, : tiles * rows].reshape(len(table), tiles, rows)
+    sees = (lines >= 0).any(axis=2).astype(np.uint8)
+    for t in reversed(range(len(table) - 1)):
+        goes_on = ((lines[t + 1] - lines[t] == depth) & (lines[t] >= 0)).all(axis=1)
+        sees[t] = np.where(goes_on & (sees[t + 1] < _TAPS), sees[t + 1] + 1, sees[t])
+    return sees
 
 
 @functools.lru_cache(maxsize=256)

@@ -34,7 +34,7 @@ class Convolutions(Values):
         tile = simd.shape(outputs, self.dtype)
         if indirect.is_joined(shape[-1], win, left):
             x, shape, win, depth = self._bordered(step, x, shape, win)
-        parts = places.forward(n, tuple(shape[1:]), outputs_all, win, len(tile[0]))
+        parts = places.forward(n, tuple(shape[1:]), outputs_all, win, depth, len(tile[0]))
         sizes, size = indirect.sizes(depth, outputs, left), math.prod(step.writes.shape)
         bias = -1
         if "b" in step.tensors:
@@ -64,7 +64,7 @@ class Convolutions(Values):
         if read.value in self.needs:
             outputs, depth = w.shape[2] * groups // left, w.shape[-1] // left
             tile = simd.shape(outputs, self.dtype)
-            parts = places.backward(shape[0], tuple(shape[1:]), w.shape[-1], win, len(tile[0]))
+            parts = places.backward(shape[0], tuple(shape[1:]), w.shape[-1], win, depth, len(tile[0]))
             sizes = indirect.sizes(depth, outputs, left, turned=True)
             self.read_again.append(w)
 

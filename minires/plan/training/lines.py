@@ -119,7 +119,7 @@ class Lines:
         return Program(
             forward, self.items, lines, np.array(self.waits, bool), self.floats,
             np.array([*self.doubles, *[0.0] * (self.most_sums)]), flat(self.offsets, np.int32),
-            flat(self.sees, bool), flat(self.longs, np.int64),
+            flat(self.sees, np.uint8), flat(self.longs, np.int64),
             tuple((*tiles, tiles[-1])[:3]), tuple((*squares, squares[-1])[:4]), x, y, dy, self.parameters,
             self.constants, self.read_again, _table(self.found["address"]), _table(self.found["gradient"]),
             self.buffers, self.called,

@@ -60,7 +60,7 @@ def _numbers(floats: Array, place: int, count: int) -> Array:
 
 
 @kernel(
-    r="flat int64 (_)", floats="out flat (F)", offsets="flat int32 (I)", sees="flat bool (S)",
+    r="flat int64 (_)", floats="out flat (F)", offsets="flat int32 (I)", sees="flat uint8 (S)",
     longs="flat int64 (T)",
 )  # fmt: skip
 def _products(
@@ -329,7 +329,7 @@ def _gradient(r: Array, piece: int, floats: Array) -> None:
 
 @kernel(
     program="flat int64 (P, 44)", waits="flat bool (P)", floats="out flat (F)",
-    doubles="out flat float64 (D)", offsets="flat int32 (I)", sees="flat bool (S)", longs="flat int64 (T)",
+    doubles="out flat float64 (D)", offsets="flat int32 (I)", sees="flat uint8 (S)", longs="flat int64 (T)",
     counters="out flat int64 (2 * P + 1)",
 )  # fmt: skip
 def walk_numba(

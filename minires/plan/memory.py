@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from minires.backend import Array
+from minires.backend import Array, simd
+from minires.plan.trace import Traced
 
 ALIGNED = 16  # numbers: a line of the cache
 
@@ -53,6 +54,13 @@ class Memory:
                 self.free.remove(other)
                 size += other[1]
         self.free.append((at, size))
+
+
+def zeros_of(traced: Traced) -> int:
+    """The numbers of the longest row that lies outside a picture, or of the sums of all 16 of Winograd's."""
+    reads = [read.shape[-1] for step in traced.steps for read in step.reads.values()]
+    writes = [step.writes.shape[-1] for step in traced.steps]
+    return max([*reads, 16 * (max(writes, default=0) + simd.width(simd.shapes()[0], np.float32))])
 
 
 def flat(arrays: list[Array], dtype: Any) -> Array:

@@ -17,8 +17,9 @@ from minires import backend
 from minires.backend import Array, simd, tile_products
 from minires.backend.tile_products import Part, Sizes, rows_of
 from minires.nn.module import Module
-from minires.ops.conv2d import indirect, joined_groups, places
-from minires.plan.memory import ALIGNED, Memory, flat
+from minires.ops.conv2d import choose, indirect, joined_groups, places, winograd
+from minires.ops.window import Window
+from minires.plan.memory import ALIGNED, Memory, flat, zeros_of
 from minires.plan.trace import Step, Traced, Value, watch, window_of
 from minires.plan.walk import COLUMNS, Do
 
@@ -52,8 +53,8 @@ class _Writer:
         self.sees: list[Array] = []
         self.tables: dict[int, tuple[int, int, int, Any]] = {}  # by id of the places, which are kept
         self.threads = backend.threads()
-        self.taps, self.widest = 1, 1
-        self.memory.add(_zeros(traced))  # at the very beginning, where the kernels look for zeros
+        self.taps, self.widest, self.room = 1, 1, 0
+        self.memory.add(zeros_of(traced))  # at the very beginning, where the kernels look for zeros
 
     def program(self) -> Program:
         traced = self.traced
@@ -72,6 +73,10 @@ class _Writer:
 
     def _laid_out(self) -> Program:
         traced, memory = self.traced, self.memory
+        room, numbers = memory.add(self.threads * self.room), self.room
+        for line in self.lines:
+            if line[0] == Do.WINOGRAD:
+                line[25:27] = room, numbers
         floats = np.zeros(memory.size + self.widest, self.dtype)
         for at, array in memory.constants:
             floats[at : at + array.size] = array
@@ -109,12 +114,35 @@ class _Writer:
         w = joined_groups.join(np, w, groups, left)
         depth, outputs = w.shape[2], w.shape[-1] // left
         tile = simd.shape(outputs, self.dtype)
+        if choose.is_planned_winograd(shape, w.shape, win, left):
+            self._winograd(step, w, win, tile)
+            return
         if indirect.is_joined(shape[-1], win, left):
             x, shape, win, depth = self._bordered(x, shape, win)
         parts = places.forward(shape[0], tuple(shape[1:]), w.shape[-1], win, depth, len(tile[0]))
         added = self._at(step.reads["add"].value) if "add" in step.reads else -1
         y, relu = self._at(step.writes), bool(step.options.get("relu"))
         self._products(tile, parts, indirect.sizes(depth, outputs, left), x, w, b, added, y, relu)
+
+    def _winograd(self, step: Step, w: Array, win: Window, tile: simd.Shape) -> None:
+        read, outputs, relu = step.reads["x"], w.shape[-1], bool(step.options.get("relu"))
+        n, *picture = read.shape
+        depth = picture[-1]
+        cut = winograd.cut(win, n, depth, outputs, self.dtype, self.threads)
+        u = self.memory.keep(winograd.panels(tile, np.ascontiguousarray(w), depth, outputs, turned=False))
+        bias = self.memory.keep(step.constants["b"]) if "b" in step.constants else -1
+        added = self._at(step.reads["add"].value) if "add" in step.reads else -1
+        begin = np.cumsum([sum(a.size for a in self.offsets), cut.blocks.size, cut.table.size])
+        self.offsets += [cut.blocks.reshape(-1), cut.table, cut.out]
+        sees = sum(a.size for a in self.sees)
+        self.sees.append(cut.sees)
+        self.room = max(self.room, cut.room)
+        blocks, table, out = begin
+        self._line(
+            Do.WINOGRAD, min(self.threads, len(cut.blocks)), simd.shapes().index(tile), self._at(read.value),
+            u, bias, added, self._at(step.writes), relu, blocks, len(cut.blocks), table, out, cut.table.size,
+            sees, cut.sees.size, *picture, *win.out, outputs, win.top, win.left, simd.width(tile, self.dtype),
+        )  # fmt: skip
 
     def _linear(self, step: Step) -> None:
         w, read = step.constants["w"], step.reads["x"]
@@ -243,12 +271,6 @@ class _Writer:
         count = math.prod(step.writes.shape)
         x, y = self._at(step.reads["x"].value), self._at(step.writes)
         self._line(Do.SIGMOID, self._pieces(count, count), x, y, count)
-
-
-def _zeros(traced: Traced) -> int:
-    """The numbers of the longest row that lies outside a picture, or of a row of a tile."""
-    depths = [read.shape[-1] for step in traced.steps for read in step.reads.values()]
-    return max(*depths, 1, simd.width(simd.shapes()[0], np.float32))
 
 
 def write(folded: Module, x: Array) -> Program:

@@ -21,20 +21,22 @@ from minires.backend.kernels import sched_yield
 from minires.backend.simd import Shape, Size
 from minires.backend.tile_products import products_numba
 from minires.ops.batch_norm.numba_kernels import normalize_numba
+from minires.ops.conv2d.winograd_kernels import convolve_numba
 
 
 class Do(IntEnum):
     """What a line asks for. ``minires.plan.program`` writes the rest of it, in this order."""
 
     PRODUCTS = 0  # convolution or dense layer: see _products
-    COPY = 1  # (n, h, w, c) numbers from one place to another, each with strides of its own
-    MAX_POOL = 2
-    AVG_POOL = 3
-    GLOBAL_AVG = 4
-    NORMALIZE = 5  # batch norm with constants
-    ADD = 6  # relu(a + b), each of them where asked
-    GATE = 7  # each channel of each picture times a number
-    SIGMOID = 8
+    WINOGRAD = 1  # convolution by Winograd's way
+    COPY = 2  # (n, h, w, c) numbers from one place to another, each with strides of its own
+    MAX_POOL = 3
+    AVG_POOL = 4
+    GLOBAL_AVG = 5
+    NORMALIZE = 6  # batch norm with constants
+    ADD = 7  # relu(a + b), each of them where asked
+    GATE = 8  # each channel of each picture times a number
+    SIGMOID = 9
 
 
 COLUMNS = 32  # numbers in a line
@@ -64,6 +66,26 @@ def _products(
         every[: r[11]], sees[r[12] : r[12] + r[11] * r[13]].reshape(r[11], r[13]), floats, nothing,
         r[14] != 0, False, r[15], r[16], r[17], r[18], r[19], r[20], r[21], 0, 0, 0, r[22], start, stop,
         first, last,
+    )  # fmt: skip
+
+
+@kernel(
+    r="flat int64 (_)", floats="out flat (F)", offsets="flat int32 (I)", sees="flat uint8 (S)",
+    every="flat int64 (T)",
+)  # fmt: skip
+def _winograd(
+    r: Array, piece: int, floats: Array, offsets: Array, sees: Array, every: Array, rows: Size, columns: Size
+) -> None:  # fmt: skip
+    """2: tile, x, u, bias or -1, added or -1, y, relu; 9: blocks, how many, table, out, their length, sees,
+    tiles; 16: h, w, c, out h, w, c, top, left, width; 25: room, its numbers."""
+    nothing = floats[:0]
+    convolve_numba(
+        rows, columns, floats[r[3] :], floats[r[4] :], floats[r[5] : r[5] + r[21]] if r[5] >= 0 else nothing,
+        floats[r[6] :] if r[6] >= 0 else nothing, floats[r[7] :], r[8] != 0,
+        offsets[r[9] : r[9] + 4 * r[10]].reshape(r[10], 4), offsets[r[11] : r[11] + r[13]],
+        offsets[r[12] : r[12] + r[13]], every[:1], sees[r[14] : r[14] + r[15]], floats,
+        floats[r[25] + piece * r[26] : r[25] + (piece + 1) * r[26]], r[16], r[17], r[18], r[19], r[20], r[21],
+        r[22], r[23], r[24], r[10] * piece // r[1], r[10] * (piece + 1) // r[1],
     )  # fmt: skip
 
 
@@ -210,16 +232,23 @@ def walk_numba(
                 else:
                     _products(r, piece, floats, offsets, sees, every, tiles[2][0], tiles[2][1])
             elif what == 1:
+                if r[2] == 0:
+                    _winograd(r, piece, floats, offsets, sees, every, tiles[0][0], tiles[0][1])
+                elif r[2] == 1:
+                    _winograd(r, piece, floats, offsets, sees, every, tiles[1][0], tiles[1][1])
+                else:
+                    _winograd(r, piece, floats, offsets, sees, every, tiles[2][0], tiles[2][1])
+            elif what == 2:
                 _copy(r, piece, floats)
-            elif what == 2 or what == 3:
-                _pool(r, piece, floats, what == 2)
-            elif what == 4:
-                _global_avg(r, piece, floats, sums)
+            elif what == 3 or what == 4:
+                _pool(r, piece, floats, what == 3)
             elif what == 5:
-                _normalize(r, piece, floats)
+                _global_avg(r, piece, floats, sums)
             elif what == 6:
-                add_numba(r, piece, floats)
+                _normalize(r, piece, floats)
             elif what == 7:
+                add_numba(r, piece, floats)
+            elif what == 8:
                 _gate(r, piece, floats)
             else:
                 _sigmoid(r, piece, floats)

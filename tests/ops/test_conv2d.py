@@ -69,24 +69,23 @@ def three_threads():
 
 
 @pytest.mark.parametrize("small", [False, True], ids=["as they are", "cut small"])
-@pytest.mark.parametrize("channels", [1, 99], ids=["Winograd", "indirect"])
+@pytest.mark.parametrize("worth", [True, False], ids=["Winograd", "indirect"])
 @pytest.mark.parametrize("joined", [1, 4, 64], ids=["groups apart", "few groups joined", "groups joined"])
 @pytest.mark.parametrize("pictures", [1, 7])
-def test_small_blocks_on_three_threads(monkeypatch, three_threads, pictures, joined, channels, small):
+def test_small_blocks_on_three_threads(monkeypatch, three_threads, pictures, joined, worth, small):
     """The sizes at which the fast path cuts its work are far above those of the cases: bring them down."""
     monkeypatch.setattr(joined_groups, "MOST", joined)
-    monkeypatch.setattr(choose, "_WINOGRAD_CHANNELS", channels)
-    monkeypatch.setattr(choose, "_WINOGRAD_TILES", 0)
-    monkeypatch.setattr(choose, "_WINOGRAD_SIDE", 0)
+    monkeypatch.setattr(choose, "_is_worth", lambda *given: worth)
     if small:  # tables and blocks are kept: none of those below must be found by another test
         monkeypatch.setattr(winograd, "_BLOCK", 256)
+        monkeypatch.setattr(winograd, "SUMMED", 1)
         monkeypatch.setattr(tile_products, "PANELS", 1)
         monkeypatch.setattr(tile_products, "GRAIN", 1)
         monkeypatch.setattr(tile_sums, "GRAIN", 1)
         monkeypatch.setattr(tile_sums, "PLACES", 5)
         monkeypatch.setattr(tile_sums, "_SUMMED", 4)
         monkeypatch.setattr(places, "_PLACES", 24)
-        for kept in (places.forward, places.backward, places.blocks, tile_sums.rows_of):
+        for kept in (places.forward, places.backward, places.blocks, tile_sums.rows_of, winograd.cut):
             monkeypatch.setattr(kept.__module__ + "." + kept.__name__, kept.__wrapped__)
     for case in cases.all_cases()["conv2d"]:
         arrays = case.arrays()

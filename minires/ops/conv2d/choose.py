@@ -12,6 +12,7 @@ Small groups are joined before. The rules were found by measuring layers of netw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,10 +24,22 @@ from minires.ops.window import Window
 Shape = tuple[int, ...]
 Rule = Callable[[Shape, Shape, Window, int], str]  # from the shapes of x and w, groups joined
 
-_WINOGRAD_CHANNELS = 96  # with fewer, the transforms take longer than the products they save
-_WINOGRAD_SIDE = 12  # places; on smaller pictures ``indirect`` has less to do, as it leaves out the border
-_WINOGRAD_TILES = 1.5  # times as many tiles as channels, or its kernel is more to read than it saves
+_PRODUCTS = 1_700_000  # in each of the 16; with fewer, starting takes longer than what is saved
+_LESS = 0.95  # of the time of ``indirect``
 _JOINED_CHANNELS_CUDA = 64  # a GPU multiplies so fast that wider groups are worth their zeros
+
+
+class _Costs(NamedTuple):
+    """Of Winograd's way, in units of what ``indirect`` takes for a channel: its products, what its transforms
+    take for all, and the fewest tiles, so that the kernel's transform pays."""
+
+    products: float
+    transforms: float
+    tiles: int
+
+
+_Y, _DW = _Costs(1.1, 20, 128), _Costs(1.45, 7, 384)
+_PLANNED = _Costs(1.1, 20, 32)  # where the kernel's transform is made once for all
 
 
 class Way(NamedTuple):
@@ -56,21 +69,42 @@ def is_fast(like: Array, x: Shape, w: Shape) -> bool:
     return 0 not in (*x, *w) and (cuda.usable(like) or backend.fast(like))
 
 
-def _is_winograd(win: Window, x: Shape, w: Shape, groups: int) -> bool:
-    """Whether Winograd's way was measured to be faster: 3x3, stride 1, one group, many channels, large
-    pictures."""
-    tiles = x[0] * ((win.out[0] + 1) // 2) * ((win.out[1] + 1) // 2)
+def _is_winograd(win: Window, x: Shape, w: Shape, groups: int, costs: _Costs) -> bool:
+    """Whether Winograd's way can be taken, and is worth it."""
     fits = win.size == (3, 3) and win.stride == (1, 1) and win.is_dense and max(win.top, win.left) < 3
-    is_large = min(win.out) >= _WINOGRAD_SIDE and tiles >= _WINOGRAD_TILES * max(w[2:])
-    return fits and groups == 1 and min(w[2:]) >= _WINOGRAD_CHANNELS and is_large
+    return fits and groups == 1 and _is_worth(win, x, w, costs)
+
+
+def _is_worth(win: Window, x: Shape, w: Shape, costs: _Costs) -> bool:
+    """Whether Winograd's way was measured to be faster: it does not leave out the border of small pictures,
+    and the fewer channels there are, the more its transforms count."""
+    tiles = math.prod((places + 1) // 2 for places in win.out)
+    seen = _seen(win.out[0], x[1], win.top) * _seen(win.out[1], x[2], win.left)
+    time = costs.products * 16 * tiles / max(1, seen) + costs.transforms / min(w[2:])
+    many = x[0] * tiles
+    return time < _LESS and many >= costs.tiles and many * math.prod(w[2:]) >= _PRODUCTS
+
+
+def _seen(places: int, size: int, before: int) -> int:
+    """How many pixels lie under three of a window at all places of a line, without its border."""
+    return sum(max(0, min(places, size + before - k) - max(0, before - k)) for k in range(3))
 
 
 def _to_y(x: Shape, w: Shape, win: Window, groups: int) -> str:
-    return "winograd" if _is_winograd(win, x, w, groups) else "indirect"
+    return "winograd" if _is_winograd(win, x, w, groups, _Y) else "indirect"
 
 
 def _to_dx(x: Shape, w: Shape, win: Window, groups: int) -> str:
-    return "winograd" if adjoint.exists(win) and _is_winograd(win, x, w, groups) else "indirect"
+    return "winograd" if adjoint.exists(win) and _is_winograd(win, x, w, groups, _Y) else "indirect"
+
+
+def _to_dw(x: Shape, w: Shape, win: Window, groups: int) -> str:
+    return "winograd" if _is_winograd(win, x, w, groups, _DW) else "indirect"
+
+
+def is_planned_winograd(x: Shape, w: Shape, win: Window, groups: int) -> bool:
+    """Whether a plan of inference takes Winograd's way to y, with a kernel that was transformed before."""
+    return _is_winograd(win, x, w, groups, _PLANNED)
 
 
 def _way(rule: Rule, like: Array, x: Shape, w: Shape, win: Window, groups: int) -> Way:
@@ -85,7 +119,7 @@ def ways(like: Array, x: Shape, w: Shape, win: Window, groups: int) -> Ways:
     """The ways on arrays such as ``like``, from the shapes of x and w."""
     if not is_fast(like, x, w):
         return Ways(*[Way("reference", groups)] * 3)
-    return Ways(*[_way(rule, like, x, w, win, groups) for rule in (_to_y, _to_dx, _to_y)])
+    return Ways(*[_way(rule, like, x, w, win, groups) for rule in (_to_y, _to_dx, _to_dw)])
 
 
 # ---------------------------------------------------------------------------------------- going that way
@@ -107,6 +141,6 @@ def backward_x(dy: Array, w: Array, shape: Shape, win: Window, groups: int) -> A
 
 def backward_w(dy: Array, x: Array, shape: Shape, win: Window, groups: int) -> Array:
     """dw of ``shape`` (KH, KW, C/G, O)."""
-    name, left = _way(_to_y, dy, x.shape, shape, win, groups)
+    name, left = _way(_to_dw, dy, x.shape, shape, win, groups)
     dw = _FILES[name].backward_w(dy, x, joined_groups.joined_shape(shape, groups, left), win, left)
     return joined_groups.part(backend.array_module(dw), dw, groups, left)

@@ -42,8 +42,8 @@ MOST = 2**31 - 1  # numbers in a picture, as offsets are counted
 def forward(
     pictures: int, picture: tuple[int, ...], outputs: int, win: Window, depth: int, rows: int
 ) -> tuple[Part, ...]:
-    """The places of the output (OH, OW, outputs), which look at a picture (H, W, C) and read ``depth`` numbers
-    for each tap; tiles have ``rows``."""
+    """The places of the output (OH, OW, outputs), which look at a picture (H, W, C) and read ``depth``
+    numbers for each tap; tiles have ``rows``."""
     offsets = _under(win, picture)
     taps, places = offsets.shape
     phase = _Phase(offsets, np.arange(places) * outputs, np.arange(taps))

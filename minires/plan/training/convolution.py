@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from minires.backend import simd, tile_products, tile_sums
-from minires.backend.tile_products import Part, Sizes
-from minires.ops.conv2d import indirect, joined_groups, places
+import numpy as np
+
+from minires.backend import simd, tile_sums
+from minires.backend.tile_products import Sizes
+from minires.ops.conv2d import adjoint, choose, indirect, joined_groups, places
 from minires.ops.window import Window
-from minires.plan.trace import Read, Step, window_of
+from minires.plan.trace import Step, window_of
 from minires.plan.training.lines import Place
-from minires.plan.training.values import Values
+from minires.plan.training.products import Weights
 from minires.plan.training.walk import Do
+from minires.plan.training.winograd import Winograds
 from minires.tensor import Tensor
 
 
-class Convolutions(Values):
+class Convolutions(Winograds):
     """Writes the lines of convolutions."""
 
     def __init__(self, *given: Any) -> None:
@@ -25,54 +28,56 @@ class Convolutions(Values):
         self.joined: dict[Step, int] = {}  # the kernels of joined groups
         self.borders: dict[Step, int] = {}  # pictures with their border
 
+    def _ways(self, step: Step) -> choose.Ways:
+        win = window_of(step.options, step.reads["x"].shape)
+        shapes = step.reads["x"].shape, step.tensors["w"].shape
+        return choose.ways(np.empty(0, self.dtype), *shapes, win, step.options["groups"])
+
+    def _weights(self, step: Step, sizes: Sizes) -> Weights:
+        w = step.tensors["w"]
+        if step in self.joined:
+            return Weights(self.joined[step], math.prod(w.shape[:2]) * math.prod(sizes[:3]))
+        return Weights(0, w.size, w)
+
     def _conv2d(self, step: Step) -> None:
         read, w, groups = step.reads["x"], step.tensors["w"], step.options["groups"]
         win, shape, x = window_of(step.options, read.shape), read.shape, self._at(read)
         n, outputs_all = shape[0], w.shape[-1]
         left = joined_groups.left(groups, w.shape, joined_groups.MOST)
         depth, outputs = w.shape[2] * groups // left, outputs_all // left
+        if left < groups:
+            self.joined[step] = self._join(w, groups, left)
+        y, b, relu = self.where[step.writes].at, step.tensors.get("b"), bool(step.options.get("relu"))
+        if self._ways(step).forward.name == "winograd":
+            weights = self._weights(step, indirect.sizes(depth, outputs, left))
+            self._winograd(win, x, shape, weights, y, outputs, bias=b, relu=relu)
+            return
         tile = simd.shape(outputs, self.dtype)
         if indirect.is_joined(shape[-1], win, left):
             x, shape, win, depth = self._bordered(step, x, shape, win)
         parts = places.forward(n, tuple(shape[1:]), outputs_all, win, depth, len(tile[0]))
-        sizes, size = indirect.sizes(depth, outputs, left), math.prod(step.writes.shape)
-        bias = -1
-        if "b" in step.tensors:
-            bias = self._padded(step.tensors["b"], left, outputs, simd.width(tile, self.dtype))
-        if left < groups:
-            self.joined[step] = self._join(w, groups, left)
-        y, relu = (self.where[step.writes].at, size), bool(step.options.get("relu"))
-        self._products(tile, parts, sizes, (x, math.prod(shape)), (step, w), bias, -1, y, relu=relu)
+        sizes, out = indirect.sizes(depth, outputs, left), (y, math.prod(step.writes.shape))
+        bias = -1 if b is None else self._padded(b, left, outputs, simd.width(tile, self.dtype))
+        weights = self._weights(step, sizes)
+        self._products(tile, parts, sizes, (x, math.prod(shape)), weights, bias, -1, out, relu=relu)
 
     def _conv2d_back(self, step: Step) -> None:
-        read, w, groups = step.reads["x"], step.tensors["w"], step.options["groups"]
-        win, shape, x = window_of(step.options, read.shape), read.shape, self._at_or_none(read)
-        dy, count = self.gradients[step.writes], math.prod(step.writes.shape)
+        read, w, count = step.reads["x"], step.tensors["w"], math.prod(step.writes.shape)
+        dy, b = self.gradients[step.writes], step.tensors.get("b")
         if step.options.get("relu"):
             masked = self._new(count)
             pieces = self._pieces(count, count)
             self._line(Do.PASS, pieces, dy.at, self.where[step.writes].at, masked.at, count)
             dy = masked
-        left = joined_groups.left(groups, w.shape, joined_groups.MOST)
-        b = step.tensors.get("b")
+        pieces = self._pieces(count, count // w.shape[-1])
         if b is not None and b.requires_grad:
-            pieces = self._pieces(count, count // w.shape[-1])
             sums = self._sums(pieces * w.shape[-1])
             self._line(Do.COLUMNS, pieces, dy.at, count // w.shape[-1], w.shape[-1], sums, waits=False)
         if w.requires_grad:
-            self._weights_back(step, x, dy.at, left, win)
+            self._weights_back(step, dy.at)
         if read.value in self.needs:
-            outputs, depth = w.shape[2] * groups // left, w.shape[-1] // left
-            tile = simd.shape(outputs, self.dtype)
-            parts = places.backward(shape[0], tuple(shape[1:]), w.shape[-1], win, depth, len(tile[0]))
-            sizes = indirect.sizes(depth, outputs, left, turned=True)
             self.read_again.append(w)
-
-            def give(at: int, added: int) -> None:
-                dx = at, math.prod(shape)
-                self._products(tile, parts, sizes, (dy.at, count), (step, w), -1, added, dx, turned=True)
-
-            self._grows(read.value, give)
+            self._grows(read.value, lambda at, added: self._pictures_back(step, dy.at, at, added))
         self._wait()
         if b is not None and b.requires_grad:
             line = self._line(Do.COLUMNS_END, 1, 0, pieces, w.shape[-1], 0)
@@ -80,8 +85,20 @@ class Convolutions(Values):
         if step.options.get("relu"):
             self._drop(dy)
 
-    def _at_or_none(self, read: Read) -> int:
-        return self.where[read.value].at if read.value in self.where else -1
+    def _pictures_back(self, step: Step, dy: int, at: int, added: int) -> None:
+        """dx."""
+        w, groups, shape = step.tensors["w"], step.options["groups"], step.reads["x"].shape
+        win, left = window_of(step.options, shape), joined_groups.left(groups, w.shape, joined_groups.MOST)
+        outputs, depth = w.shape[2] * groups // left, w.shape[-1] // left
+        sizes, tile = indirect.sizes(depth, outputs, left, turned=True), simd.shape(outputs, self.dtype)
+        weights, dy_shape = self._weights(step, sizes), step.writes.shape
+        if self._ways(step).backward_x.name == "winograd":
+            win = adjoint.window(win, shape)
+            self._winograd(win, dy, dy_shape, weights, at, outputs, added=added, turned=True)
+            return
+        parts = places.backward(shape[0], tuple(shape[1:]), w.shape[-1], win, depth, len(tile[0]))
+        x, dx = (dy, math.prod(dy_shape)), (at, math.prod(shape))
+        self._products(tile, parts, sizes, x, weights, -1, added, dx, turned=True)
 
     def _bordered(
         self, step: Step, x: int, shape: tuple[int, ...], win: Window
@@ -119,42 +136,27 @@ class Convolutions(Values):
             self._of(line, 2, w, skipped=i * each)
         return at
 
-    def _products(
-        self, tile: simd.Shape, parts: Sequence[Part], sizes: Sizes, x: tuple[int, int],
-        w: tuple[Step, Tensor], bias: int, added: int, y: tuple[int, int], *, relu: bool = False,
-        turned: bool = False,
-    ) -> None:  # fmt: skip
-        width, (step, weights) = simd.width(tile, self.dtype), w
-        panels, kind = sizes.groups * -(-sizes.outputs // width), simd.shapes().index(tile)
-        threads = tile_products.share(parts, sizes)
-        joined = self.joined.get(step)
-        w_size = (
-            weights.size
-            if joined is None
-            else sizes.groups * sizes.depth * sizes.outputs * math.prod(weights.shape[:2])
-        )
-        by_panel = w_size > x[1] and panels >= threads
-        self.most_panels = max(self.most_panels, panels * width)
-        for place, at, to, times, x_step, y_step in parts:
-            tiles, taps = place.sees.shape[1], len(place.taps)
-            long = taps * sizes.depth * width
-            room = min(max(tile_products.PANELS, long), panels * long)
-            total = panels if by_panel else times * tiles
-            pieces = min(threads, total)
-            line = self._line(
-                Do.PRODUCTS, pieces, kind, x[0] + at, x[1] - at, 0 if joined is None else joined, w_size,
-                bias, added if added < 0 else added + to, y[0] + to, y[1] - to, *self._table(place), relu,
-                turned, place.many, x_step, y_step, sizes.depth, sizes.outputs, sizes.x_group, sizes.y_group,
-                sizes.w_group, sizes.tap, sizes.row, width, times * tiles, panels, by_panel,
-                self._room("panels", room), room, waits=False,
-            )  # fmt: skip
-            if joined is None:
-                self._of(line, 5, weights)
-        self._wait()
+    def _weights_back(self, step: Step, dy: int) -> None:
+        """dw."""
+        read, w, groups = step.reads["x"], step.tensors["w"], step.options["groups"]
+        left = joined_groups.left(groups, w.shape, joined_groups.MOST)
+        joined = self._new(w.size * groups // left) if left < groups else None
+        if self._ways(step).backward_w.name == "winograd":
+            win, x = window_of(step.options, read.shape), self._at(read)
+            gives = partial(self._gives, w=w, joined=joined)
+            self._correlate(win, x, read.shape, dy, w.shape[-1], gives)
+        else:
+            self._sums_back(step, dy, left, joined)
+        if joined is not None:
+            self._wait()
+            self._part(w, groups, left, joined.at)
+            self._wait()
+            self._drop(joined)
 
-    def _weights_back(self, step: Step, x: int, dy: int, left: int, win: Window) -> None:
+    def _sums_back(self, step: Step, dy: int, left: int, joined: Place | None) -> None:
         """dw, for which sums of some blocks are taken by themselves: see ``tile_sums.sums_over_places``."""
         (n, *picture), w, groups = step.reads["x"].shape, step.tensors["w"], step.options["groups"]
+        win, x = window_of(step.options, step.reads["x"].shape), self._at(step.reads["x"])
         depth, outputs_all = w.shape[2] * groups // left, w.shape[-1]
         seen: Place | None = None
         if indirect.is_joined(picture[-1], win, left):
@@ -175,7 +177,6 @@ class Convolutions(Values):
         sizes = indirect.sizes(depth, outputs_all // left, left)
         task = tile_sums.task(blocks, sizes, self.dtype)
         size, count = math.prod(win.size) * depth * outputs_all, math.prod(step.writes.shape)
-        joined = self._new(size) if left < groups else None
         parts = len(task.lists) if task.by_list else len(task.lists) > 1
         totals = self._new(parts * size) if parts else None
         x_room, y_room = task.x_room(sizes, picture[-1]), task.y_room(sizes, outputs_all)
@@ -205,10 +206,7 @@ class Convolutions(Values):
             pieces = self._pieces(size * len(task.lists), size)
             line = self._line(Do.TOTAL, pieces, totals.at, len(task.lists), 0, size, 0)
             self._gives(line, 4, w, joined)
-        if joined is not None:
-            self._wait()
-            self._part(w, groups, left, joined.at)
-        for place in (seen, joined, totals):
+        for place in (seen, totals):
             if place is not None:
                 self._wait()
                 self._drop(place)

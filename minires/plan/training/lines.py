@@ -64,6 +64,8 @@ class Program:
 # Of each line, where its room belongs, which, and where it belongs how far that of the next thread is.
 _ROOMS = {
     Do.PRODUCTS: ((34, "panels", 36),), Do.SUMS: ((36, "x", 38), (39, "y", 41)),
+    Do.PANELS: ((13, "turn", 14),), Do.WINOGRAD: ((27, "winograd", 28),),
+    Do.CORRELATE: ((23, "winograd", 24),),
     Do.MOMENTS: ((8, "shift", 0),), Do.NORMALIZE: ((14, "scale", 0),), Do.SLOPES: ((16, "shift", 0),),
 }  # fmt: skip
 
@@ -83,6 +85,7 @@ class Lines:
         self.sees: list[Array] = []
         self.longs: list[Array] = []
         self.tables: dict[int, tuple[Any, tuple[int, ...]]] = {}  # by id of the arrays, which are kept
+        self.kept: dict[bytes, int] = {}
         self.parameters: list[Tensor] = []  # that are learned
         self.constants: list[Tensor] = []  # these and others that lines read
         self.read_again: list[Tensor] = []
@@ -112,6 +115,8 @@ class Lines:
             if line[0] == Do.PRODUCTS and line[7] < 0:
                 line[7] = nothing
         self.floats = np.zeros(self.memory.size + 64, self.dtype)
+        for at, array in self.memory.constants:
+            self.floats[at : at + array.size] = array
         tiles, squares = simd.shapes(), simd.squares()
         lines = np.array(self.lines, np.int64).reshape(-1, COLUMNS)
         for number, column, array in self.buffers:
@@ -127,6 +132,13 @@ class Lines:
 
     def _new(self, size: int) -> Place:
         return Place(*self.memory.take(size))
+
+    def _constant(self, array: Array) -> int:
+        """Where numbers that stay the same are, each once."""
+        key = array.tobytes()
+        if key not in self.kept:
+            self.kept[key] = self.memory.keep(array)
+        return self.kept[key]
 
     def _drop(self, place: Place) -> None:
         place.users -= 1

@@ -2,8 +2,8 @@
 
 The steps are gone through once forward and once backward, as on the tape, and each writes its lines. A value
 keeps its place as long as a line needs it, and so does a gradient; what several steps give to the gradient of
-one value is added by the kernels that compute it. What no line knows (a pool, the last layers, a convolution
-by Winograd's way) is *called*: the operation itself, on a little tape of its own.
+one value is added by the kernels that compute it. What no line knows (a pool, the last layers) is *called*:
+the operation itself, on a little tape of its own.
 """
 
 from __future__ import annotations
@@ -26,10 +26,6 @@ from minires.tensor import Tensor
 
 # What is called, with its inputs by name and its options.
 _CALLS: dict[str, Callable[..., Tensor]] = {
-    "conv2d": lambda x, o: ops.conv2d(
-        x["x"], x["w"], x.get("b"), stride=o["stride"], padding=o["padding"], dilation=o["dilation"],
-        groups=o["groups"], relu=bool(o.get("relu")),
-    ),
     "linear": lambda x, o: ops.linear(x["x"], x["w"], x.get("b")),
     "max_pool2d": lambda x, o: ops.max_pool2d(x["x"], **o),
     "avg_pool2d": lambda x, o: ops.avg_pool2d(x["x"], **o),

@@ -6,12 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from minires.backend import simd
 from minires.errors import ConfigError
-from minires.ops.conv2d import choose
-from minires.plan.trace import Read, Step, Traced, Value, leading, window_of
+from minires.plan.memory import zeros_of
+from minires.plan.trace import Read, Step, Traced, Value, leading
 from minires.plan.training.lines import Lines, Place
 from minires.plan.training.walk import Do
 from minires.tensor import Tensor
@@ -21,9 +18,7 @@ class Values(Lines):
     """Lines about values and their gradients."""
 
     def __init__(self, traced: Traced, dtype: Any) -> None:
-        depths = [read.shape[-1] for step in traced.steps for read in step.reads.values()]
-        outputs = [step.writes.shape[-1] for step in traced.steps]
-        super().__init__(dtype, max([*depths, *outputs, simd.width(simd.shapes()[0], np.float32)]))
+        super().__init__(dtype, zeros_of(traced))
         self.traced, self.where = traced, dict[Value, Place]()
         self.gradients: dict[Value, Place] = {}
         self.leading = leading(traced.steps, traced.output)
@@ -143,9 +138,4 @@ class Values(Lines):
         return own
 
     def _is_called(self, step: Step) -> bool:
-        if step.op == "conv2d":
-            x, w = step.reads["x"].shape, step.tensors["w"].shape
-            win, like = window_of(step.options, x), np.empty(0, self.dtype)
-            ways = choose.ways(like, x, w, win, step.options["groups"])
-            return any(way.name != "indirect" for way in ways)
-        return step.op not in ("batch_norm", "relu", "add", "copy", "pad_channels")
+        return step.op not in ("conv2d", "batch_norm", "relu", "add", "copy", "pad_channels")

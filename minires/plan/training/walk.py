@@ -25,6 +25,7 @@ from minires.ops.batch_norm.numba_kernels import (
     moments_numba,
     normalize_numba,
 )
+from minires.ops.conv2d.winograd_kernels import EIGHT, ONE, convolve_numba, correlate_numba, panels_numba
 from minires.plan.walk import add_numba
 
 
@@ -45,6 +46,9 @@ class Do(IntEnum):
     SLOPES = 11  # the sums of its backward, of some rows
     SLOPES_END = 12  # dgamma, dbeta, and what dx needs
     GRADIENT = 13  # dx and dadd
+    PANELS = 14  # the kernel of a convolution by Winograd's way
+    WINOGRAD = 15  # ... its y or dx
+    CORRELATE = 16  # ... the sums of its dw
 
 
 COLUMNS = 44  # numbers in a line
@@ -327,6 +331,57 @@ def _gradient(r: Array, piece: int, floats: Array) -> None:
     )  # fmt: skip
 
 
+@kernel(r="flat int64 (_)", floats="out flat (F)")
+def _panels(r: Array, piece: int, me: int, floats: Array) -> None:
+    """2: w, its size, g, u, its size; 7: turned, depth, outputs, width, lanes, units; 13: room, from one
+    thread's to the next's, its size."""
+    room = r[13] + me * r[14]
+    panels_numba(
+        EIGHT, ONE, _numbers(floats, r[2], r[3]), floats[r[4] : r[4] + 144], floats,
+        floats[r[5] : r[5] + r[6]], floats[room : room + r[15]], r[7] != 0, r[8], r[9], r[10], r[11],
+        r[12] * piece // r[1], r[12] * (piece + 1) // r[1],
+    )  # fmt: skip
+
+
+@kernel(
+    r="flat int64 (_)", floats="out flat (F)", offsets="flat int32 (I)", sees="flat uint8 (S)",
+    longs="flat int64 (T)",
+)  # fmt: skip
+def _winograd(
+    r: Array, piece: int, me: int, floats: Array, offsets: Array, sees: Array, longs: Array, rows: Size,
+    columns: Size,
+) -> None:  # fmt: skip
+    """2: tile, x, its size, u, bias or -1, added or -1, y, its size, relu; 11: blocks, how many, table, out,
+    their length, sees, tiles; 18: h, w, c, out h, w, c, top, left, width; 27: room, from one thread's to the
+    next's, its size."""
+    nothing, room = floats[:0], r[27] + me * r[28]
+    convolve_numba(
+        rows, columns, floats[r[3] : r[3] + r[4]], floats[r[5] :],
+        _numbers(floats, r[6], r[23]) if r[6] >= 0 else nothing,
+        floats[r[7] : r[7] + r[9]] if r[7] >= 0 else nothing, floats[r[8] : r[8] + r[9]], r[10] != 0,
+        offsets[r[11] : r[11] + 4 * r[12]].reshape(r[12], 4), offsets[r[13] : r[13] + r[15]],
+        offsets[r[14] : r[14] + r[15]], longs[:1], sees[r[16] : r[16] + r[17]], floats,
+        floats[room : room + r[29]], r[18], r[19], r[20], r[21], r[22], r[23], r[24], r[25], r[26],
+        r[12] * piece // r[1], r[12] * (piece + 1) // r[1],
+    )  # fmt: skip
+
+
+@kernel(r="flat int64 (_)", floats="out flat (F)", offsets="flat int32 (I)", longs="flat int64 (T)")
+def _correlate(
+    r: Array, piece: int, me: int, floats: Array, offsets: Array, longs: Array, height: Size, columns: Size
+) -> None:
+    """2: tile, x, its size, dy, its size, sums, those of a piece; 9: blocks, how many, rows, starts, runs;
+    14: h, w, c, out h, w, c, top, left, width; 23: room, from one thread's to the next's, its size."""
+    room, many, to = r[23] + me * r[24], r[10], r[7] + piece * r[8]
+    correlate_numba(
+        height, columns, floats[r[3] : r[3] + r[4]], floats[r[5] : r[5] + r[6]], floats[to : to + r[8]],
+        offsets[r[9] : r[9] + 4 * many].reshape(many, 4), longs[r[11] : r[11] + 4 * many].reshape(many, 4),
+        offsets[r[12] : r[12] + 2].reshape(1, 2), offsets[r[13] : r[13] + 3 * many].reshape(many, 3, 1),
+        floats, floats[room : room + r[25]], r[14], r[15], r[16], r[17], r[18], r[19], r[20], r[21], r[22],
+        many * piece // r[1], many * (piece + 1) // r[1],
+    )  # fmt: skip
+
+
 @kernel(
     program="flat int64 (P, 44)", waits="flat bool (P)", floats="out flat (F)",
     doubles="out flat float64 (D)", offsets="flat int32 (I)", sees="flat uint8 (S)", longs="flat int64 (T)",
@@ -383,8 +438,25 @@ def walk_numba(
                 _slopes(r, piece, me, floats, doubles)
             elif what == 12:
                 _slopes_end(r, floats, doubles)
-            else:
+            elif what == 13:
                 _gradient(r, piece, floats)
+            elif what == 14:
+                _panels(r, piece, me, floats)
+            elif what == 15:
+                if r[2] == 0:
+                    _winograd(r, piece, me, floats, offsets, sees, longs, tiles[0][0], tiles[0][1])
+                elif r[2] == 1:
+                    _winograd(r, piece, me, floats, offsets, sees, longs, tiles[1][0], tiles[1][1])
+                else:
+                    _winograd(r, piece, me, floats, offsets, sees, longs, tiles[2][0], tiles[2][1])
+            elif r[2] == 0:
+                _correlate(r, piece, me, floats, offsets, longs, squares[0][0], squares[0][1])
+            elif r[2] == 1:
+                _correlate(r, piece, me, floats, offsets, longs, squares[1][0], squares[1][1])
+            elif r[2] == 2:
+                _correlate(r, piece, me, floats, offsets, longs, squares[2][0], squares[2][1])
+            else:
+                _correlate(r, piece, me, floats, offsets, longs, squares[3][0], squares[3][1])
             fetch_add(counters, 2 * i + 1, 1)
         if waits[i]:
             while waited <= i:

@@ -12,7 +12,6 @@ from plan.own import Own
 import minires
 from minires import Tensor, backend, models, nn, ops
 from minires.errors import ConfigError, ShapeError
-from minires.ops.conv2d import choose
 from minires.ops.dense_buffer import DenseBuffer
 from minires.plan import planned
 from minires.train import predict
@@ -103,15 +102,9 @@ def threads(request):
     backend.set_threads(before)
 
 
-@pytest.fixture
-def no_winograd(monkeypatch):
-    """The plan knows one way, and is compared to the bit."""
-    monkeypatch.setattr(choose, "_is_worth", lambda *given: False)
-
-
 @pytest.mark.parametrize("n", [1, 5])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_plan_gives_what_the_folded_model_gives(threads, no_winograd, name, n):
+def test_a_plan_gives_what_the_folded_model_gives(threads, ways, name, n):
     model = shake(MODELS[name]())
     x = pictures(n, 9, 11, 3)
     plan, expected = minires.compile(model, x.shape), folded(model, x)
@@ -278,7 +271,7 @@ def a_part_is_added(m, x):
 
 
 @pytest.mark.parametrize("function", [unread, appended_last, with_room, a_part_is_added])
-def test_histories_and_what_nobody_reads(no_winograd, function):
+def test_histories_and_what_nobody_reads(ways, function):
     layers = {"a": conv(3, 8), "b": conv(8, 16), "c": conv(11, 9), "n": nn.BatchNorm2d(8)}
     model, x = shake(Own(function, **layers)), pictures(2, 6, 6, 3)
     expected = folded(model, x)

@@ -168,7 +168,7 @@ def compare(make, shape, *, dtype=np.float32, same=True, rounds=3, bound=1e-5):
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("name", [name for name, (_, same) in MODELS.items() if same is not None])
-def test_it_gives_what_the_model_gives(name, threads):
+def test_it_gives_what_the_model_gives(name, threads, ways):
     make, same = MODELS[name]
     before = backend.threads()
     backend.set_threads(threads)

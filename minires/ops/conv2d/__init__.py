@@ -26,7 +26,7 @@ This is the idea. What is fast stands in files beside this one; ``way`` says whi
     choose.py           which way is taken, and why
     indirect.py         on the CPU: no columns, sums in the processor's registers
     places.py           ... where a table says what lies under the window
-    winograd.py         ... 3x3 with fewer multiplications
+    winograd.py         ... 3x3 with fewer multiplications, and winograd_kernels.py
     cuda_columns.py     im2col on a GPU
     adjoint.py          the convolution that goes from dy to dx
     joined_groups.py    several small groups taken as one

@@ -40,7 +40,7 @@ import numpy as np
 from minires import backend
 from minires.backend import Array, simd
 from minires.ops.conv2d import adjoint
-from minires.ops.conv2d.winograd_kernels import EIGHT, ONE, convolve_numba, correlate_numba, panels_numba
+from minires.ops.conv2d import winograd_kernels as kernels
 from minires.ops.window import Window
 
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
@@ -108,7 +108,10 @@ def panels(tile: simd.Shape, w: Array, channels: int, outputs: int, *, turned: b
 
     def chunk(start: int, stop: int) -> None:
         room = np.empty(16 * lanes * lanes, w.dtype)
-        panels_numba(EIGHT, ONE, w, g, zeros, u, room, turned, channels, outputs, width, lanes, start, stop)
+        kernels.panels_numba(
+            kernels.EIGHT, kernels.ONE, w, g, zeros, u, room, turned, channels, outputs, width, lanes, start,
+            stop,
+        )  # fmt: skip
 
     backend.parallel_for(chunk, units(channels, outputs, width, lanes))
     return u
@@ -153,7 +156,7 @@ def _convolve(
     x, flat = x.reshape(-1), y.reshape(-1)
 
     def chunk(start: int, stop: int) -> None:
-        convolve_numba(
+        kernels.convolve_numba(
             *tile, x, u, b, none, flat, relu, made.blocks, made.table, made.out, taps, made.sees, zeros,
             np.empty(made.room, x.dtype), *picture, *win.out, outputs, win.top, win.left, width, start, stop,
         )  # fmt: skip
@@ -171,7 +174,7 @@ def backward_w(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups:
     x, dy, zeros = x.reshape(-1), dy.reshape(-1), np.zeros(width, x.dtype)
 
     def chunk(part: int, start: int, stop: int) -> None:
-        correlate_numba(
+        kernels.correlate_numba(
             *tile, x, dy, totals[part], made.blocks, made.rows, made.starts, made.runs, zeros,
             np.empty(made.room, x.dtype), *picture, *win.out, outputs, win.top, win.left, width, start, stop,
         )  # fmt: skip

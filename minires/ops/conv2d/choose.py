@@ -30,16 +30,16 @@ _JOINED_CHANNELS_CUDA = 64  # a GPU multiplies so fast that wider groups are wor
 
 
 class _Costs(NamedTuple):
-    """Of Winograd's way, in units of what ``indirect`` takes for a channel: its products, what its transforms
-    take for all, and the fewest tiles, so that the kernel's transform pays."""
+    """Of Winograd's way, in units of what ``indirect`` takes for all pixels under the window: the products,
+    the transforms where there is one channel, and the kernel's transform where there is one tile."""
 
     products: float
     transforms: float
-    tiles: int
+    kernel: float
 
 
-_Y, _DW = _Costs(1.1, 20, 128), _Costs(1.45, 7, 384)
-_PLANNED = _Costs(1.1, 20, 32)  # where the kernel's transform is made once for all
+_Y, _DW = _Costs(1.1, 20, 25), _Costs(1.45, 7, 75)
+_PLANNED = _Costs(1.1, 20, 10)  # where the kernel's transform is made once for all
 
 
 class Way(NamedTuple):
@@ -80,9 +80,9 @@ def _is_worth(win: Window, x: Shape, w: Shape, costs: _Costs) -> bool:
     and the fewer channels there are, the more its transforms count."""
     tiles = math.prod((places + 1) // 2 for places in win.out)
     seen = _seen(win.out[0], x[1], win.top) * _seen(win.out[1], x[2], win.left)
-    time = costs.products * 16 * tiles / max(1, seen) + costs.transforms / min(w[2:])
     many = x[0] * tiles
-    return time < _LESS and many >= costs.tiles and many * math.prod(w[2:]) >= _PRODUCTS
+    time = costs.products * 16 * tiles / max(1, seen) + costs.transforms / min(w[2:]) + costs.kernel / many
+    return time < _LESS and many * math.prod(w[2:]) >= _PRODUCTS
 
 
 def _seen(places: int, size: int, before: int) -> int:

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from minires.backend.overloads import overload
+
 Array = Any
 MARK = 1 << 62
 
@@ -59,6 +61,7 @@ def set_up() -> None:
 
         return like(like, types.int64, types.int64), build
 
-    extending.overload(numbers_at)(
-        lambda like, address, count: lambda like, address, count: _numbers_at(like, address, count)
+    overload(
+        numbers_at,
+        lambda like, address, count: lambda like, address, count: _numbers_at(like, address, count),
     )

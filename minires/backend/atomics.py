@@ -13,6 +13,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from minires.backend.overloads import overload
+
 Array = Any
 
 
@@ -51,5 +53,5 @@ def set_up() -> None:
 
         return types.int64(counters, types.int64), build
 
-    extending.overload(fetch_add)(lambda counters, i, n: lambda counters, i, n: _fetch_add(counters, i, n))
-    extending.overload(look)(lambda counters, i: lambda counters, i: _look(counters, i))
+    overload(fetch_add, lambda counters, i, n: lambda counters, i, n: _fetch_add(counters, i, n))
+    overload(look, lambda counters, i: lambda counters, i: _look(counters, i))

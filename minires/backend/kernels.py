@@ -20,7 +20,7 @@ from pathlib import Path
 from types import CellType, FunctionType, ModuleType
 from typing import Any, overload
 
-from minires.backend import addresses, arguments, atomics, simd
+from minires.backend import addresses, arguments, atomics, overloads, simd
 from minires.backend.arrays import Array, is_numpy
 from minires.errors import truth
 from minires.settings import Block, F, Settings
@@ -140,7 +140,7 @@ def _called(function: Any) -> dict[str, Any]:
 
 def _files(function: Any) -> Iterator[str]:
     """The files that the code of a kernel comes from, beside its own."""
-    yield from (simd.__file__, atomics.__file__, addresses.__file__)
+    yield from (simd.__file__, atomics.__file__, addresses.__file__, overloads.__file__)
     for other in _called(function).values():
         inner = getattr(other, "__wrapped__", None)  # sched_yield has none
         if inner is not None:

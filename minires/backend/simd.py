@@ -42,6 +42,8 @@ from typing import Any
 
 import numpy as np
 
+from minires.backend.overloads import overload
+
 Array = Any
 Size = tuple[int, ...]  # zeros, as many as there are rows or vectors
 Shape = tuple[Size, Size]  # rows and columns
@@ -419,9 +421,6 @@ def set_up() -> None:
 
         byte = ir.IntType(8).as_pointer()
         return types.void(x, at), build
-
-    def overload(function: Callable[..., Any], typed: Callable[..., Any]) -> None:
-        extending.overload(function, inline="never")(typed)
 
     overload(spread, lambda rows, columns, b, o: lambda rows, columns, b, o: _spread(rows, columns, b, o))
     overload(beside, lambda rows, x, at, step: lambda rows, x, at, step: _beside(rows, x, at, step))

@@ -22,9 +22,10 @@ one more turns a block of numbers, so that a matrix can be read by columns as fa
 
     turn(x, at, step, y, to, leap)                  y[to + k*leap + n] = x[at + n*step + k], n and k < lanes
 
-And one has a line of the cache read that is needed soon, so that nobody waits for it:
+And two have lines of the cache read that are needed soon, so that nobody waits for them:
 
     fetch(x, at)                                    the 64 bytes around x[at]
+    expect(columns, lines, o)                       all that a tile is about to add or store at lines[r][o]
 
 The arrays are flat (one axis, no gaps) and of one type. No index is checked: all must lie inside. Here the
 functions stand as plain NumPy code, which is what they mean; in a kernel Numba compiles each to the vector
@@ -166,6 +167,10 @@ def fetch(x: Array, at: int) -> None:
     pass  # it changes nothing but the time
 
 
+def expect(columns: Size, lines: Lines, o: int) -> None:
+    pass
+
+
 def set_up() -> None:
     """Tell Numba how to compile these functions. Called once, before the first kernel is compiled."""
     ir: Any = importlib.import_module("llvmlite.ir")
@@ -232,6 +237,13 @@ def set_up() -> None:
         name = f"llvm.masked.{what}.v{kind.count}f{bits}.p0"
         function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, given), name)
         return builder.call(function, arguments)
+
+    def prefetch(builder: Any, at: Any) -> None:
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, index, index, index])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        how = [index(0), index(2), index(1)]  # to read, often, data
+        builder.call(function, [builder.bitcast(at, byte), *how])
 
     @intrinsic
     def _spread(_: Any, rows: Any, columns: Any, b: Any, o: Any) -> Any:
@@ -413,14 +425,22 @@ def set_up() -> None:
     @intrinsic
     def _fetch(_: Any, x: Any, at: Any) -> Any:
         def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            start = builder.bitcast(pointer(context, builder, signature.args[0], *arguments), byte)
-            kind = ir.FunctionType(ir.VoidType(), [byte, index, index, index])
-            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-            builder.call(function, [start, index(0), index(2), index(1)])  # to read, often, data
+            prefetch(builder, pointer(context, builder, signature.args[0], *arguments))
             return context.get_dummy_value()
 
-        byte = ir.IntType(8).as_pointer()
         return types.void(x, at), build
+
+    @intrinsic
+    def _expect(_: Any, columns: Any, lines: Any, o: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            kind = signature.args[1]
+            for r in range(kind.rows):
+                start = builder.gep(builder.extract_value(arguments[1], r), [arguments[2]], inbounds=True)
+                for j in range(signature.args[0].count):
+                    prefetch(builder, place(builder, kind.dtype, start, j * lanes(str(kind.dtype))))
+            return context.get_dummy_value()
+
+        return types.void(columns, lines, o), build
 
     overload(spread, lambda rows, columns, b, o: lambda rows, columns, b, o: _spread(rows, columns, b, o))
     overload(beside, lambda rows, x, at, step: lambda rows, x, at, step: _beside(rows, x, at, step))
@@ -453,3 +473,4 @@ def set_up() -> None:
         lambda x, at, step, y, to, leap: lambda x, at, step, y, to, leap: _turn(x, at, step, y, to, leap),
     )
     overload(fetch, lambda x, at: lambda x, at: _fetch(x, at))
+    overload(expect, lambda columns, lines, o: lambda columns, lines, o: _expect(columns, lines, o))

@@ -25,7 +25,7 @@ import numpy as np
 from minires.backend import parallel, simd, thread_pool
 from minires.backend.arrays import Array
 from minires.backend.kernels import kernel
-from minires.backend.simd import Size, fetch, listed, multiply_add, plus, rectify, spread, store, turn
+from minires.backend.simd import Size, expect, listed, multiply_add, plus, rectify, spread, store, turn
 
 PANELS = 1 << 17  # numbers that a thread packs at a time: half a megabyte of its cache
 _SUMMED = 512  # products that are summed by themselves, as one long sum of float32 rounds more
@@ -132,7 +132,6 @@ def products_numba(
     is_packed = packed.size > 0
     is_direct = not is_packed and not turned and outputs % width == 0 and stop - start <= 2
     together = max(1, _SUMMED // depth)  # taps
-    line = width // len(columns)  # numbers that are fetched at a time
     fit, step, kernels = max(1, room.size // max(1, long)), width, room
     if is_packed or is_direct:
         fit = max(1, last - first)
@@ -160,12 +159,9 @@ def products_numba(
                     if q == tiles:
                         time, q = time + 1, 0
                     m, at, to = q * height, time * x_step + group * x_group, time * y_step + group * y_group
-                    for r in range(min(height, count - m)):  # where y lies is needed when the sums are done
-                        row_at = to + out[m + r] + n
-                        for i in range(0, min(width, outputs - n), line):
-                            fetch(y, row_at + i)
-                            if added.size:
-                                fetch(added, row_at + i)
+                    expect(columns, listed(rows, y, to, out, m, zeros), n)
+                    if added.size:
+                        expect(columns, listed(rows, added, to, out, m, zeros), n)
                     t0 = k0 = 0
                     while t0 < taps.size:  # what is summed by itself: some taps, or a part of one
                         t1, k1 = min(t0 + together, taps.size), min(k0 + _SUMMED, depth)

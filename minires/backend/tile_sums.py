@@ -26,7 +26,7 @@ import numpy as np
 from minires.backend import parallel, simd, thread_pool
 from minires.backend.arrays import Array
 from minires.backend.kernels import kernel
-from minires.backend.simd import Size, add, beside, fetch, multiply_add, spread, store
+from minires.backend.simd import Size, add, beside, expect, fetch, multiply_add, spread, store
 from minires.backend.tile_products import GRAIN, Sizes
 
 PLACES = 256  # in a block
@@ -109,9 +109,7 @@ def sums_numba(
                         k = (unit - here) * high
                         for t in range(max(0, start - unit * taps), min(taps, stop - unit * taps)):
                             target = t * tap + k * row + group * w_group + n
-                            for r in range(min(high, depth - k)):
-                                for i in range(0, min(width, outputs - n), line):
-                                    fetch(dw, target + r * row + i)
+                            expect(columns, beside(height, dw, target, row), 0)
                             tile = spread(height, columns, zeros, 0)
                             x_unit, y_unit = x_here + group * x_group + k, y_here + group * y_group + n
                             for e in range(starts[block, t], starts[block, t + 1]):

@@ -262,10 +262,13 @@ class _Writer:
     _relu = _add
 
     def _mul(self, step: Step) -> None:
-        x, gate = sorted(step.reads.values(), key=lambda read: read.shape[1:3], reverse=True)
+        factors = [read for name, read in step.reads.items() if name != "add"]
+        x, gate = sorted(factors, key=lambda read: read.shape[1:3], reverse=True)
         n, h, w, c = x.shape
+        added = self._at(step.reads["add"].value) if "add" in step.reads else -1
         where = self._at(x.value), self._at(gate.value), self._at(step.writes)
-        self._line(Do.GATE, self._pieces(n * h * w * c, n * h * w), *where, n, h * w, c)
+        pieces, relu = self._pieces(n * h * w * c, n * h * w), bool(step.options.get("relu"))
+        self._line(Do.GATE, pieces, *where, n, h * w, c, added, relu)
 
     def _sigmoid(self, step: Step) -> None:
         count = math.prod(step.writes.shape)

@@ -260,8 +260,8 @@ def _moves(step: Step) -> bool:
 
 
 def _joined(steps: list[Step], output: Read) -> list[Step]:
-    """Convolutions and dense layers with the addition and the ReLU behind them, where nobody else reads what
-    lies between. The sums come where the addition stood, as what is added is there then."""
+    """Convolutions, gates and dense layers with the addition and the ReLU behind them, where nobody else
+    reads what lies between. The sums come where the addition stood, as what is added is there then."""
     uses = Counter(id(read.value) for step in steps for read in step.reads.values())
     uses[id(output.value)] += 1
     joined: dict[int, Step] = {}  # by the value that is written; a history has several writers
@@ -283,4 +283,4 @@ def _takes(step: Step, others: dict[str, Read]) -> bool:
     """Whether an addition of ``others`` and a ReLU can be done by a step."""
     if step.options.get("relu") or (others and "add" in step.reads):
         return False
-    return step.op == "conv2d" or (step.op == "linear" and not others)
+    return step.op in ("conv2d", "mul") or (step.op == "linear" and not others)

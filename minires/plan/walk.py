@@ -35,7 +35,7 @@ class Do(IntEnum):
     GLOBAL_AVG = 5
     NORMALIZE = 6  # batch norm with constants
     ADD = 7  # relu(a + b), each of them where asked
-    GATE = 8  # each channel of each picture times a number
+    GATE = 8  # each channel of each picture times a number, plus what is added
     SIGMOID = 9
 
 
@@ -188,14 +188,21 @@ def add_numba(r: Array, piece: int, floats: Array) -> None:
 
 
 @kernel(r="flat int64 (_)", floats="out flat (F)")
-def _gate(r: Array, piece: int, floats: Array) -> None:
-    """2: x, gate, y, n, places, c."""
-    rows, places, c = r[5] * r[6], r[6], r[7]
+def gate_numba(r: Array, piece: int, floats: Array) -> None:
+    """2: x, gate, y, n, places, c, added or -1, relu."""
+    rows, places, c, zero = r[5] * r[6], r[6], r[7], floats.dtype.type(0)
     for m in range(rows * piece // r[1], rows * (piece + 1) // r[1]):
         x, y = floats[r[2] + m * c : r[2] + (m + 1) * c], floats[r[4] + m * c : r[4] + (m + 1) * c]
         gate = floats[r[3] + m // places * c : r[3] + (m // places + 1) * c]
-        for channel in range(c):
-            y[channel] = x[channel] * gate[channel]
+        if r[8] >= 0:
+            added = floats[r[8] + m * c : r[8] + (m + 1) * c]
+            for channel in range(c):
+                value = x[channel] * gate[channel] + added[channel]
+                y[channel] = zero if r[9] and value < zero else value  # NaN stays NaN
+        else:
+            for channel in range(c):
+                value = x[channel] * gate[channel]
+                y[channel] = zero if r[9] and value < zero else value
 
 
 @kernel(r="flat int64 (_)", floats="out flat (F)")
@@ -249,7 +256,7 @@ def walk_numba(
             elif what == 7:
                 add_numba(r, piece, floats)
             elif what == 8:
-                _gate(r, piece, floats)
+                gate_numba(r, piece, floats)
             else:
                 _sigmoid(r, piece, floats)
             fetch_add(counters, 2 * i + 1, 1)

@@ -116,6 +116,32 @@ MODELS = {
     ),
     "means": (lambda: nn.Sequential(conv(3, 6), nn.AvgPool2d(2), norm(6), nn.GlobalAvgPool2d()), True),
     "a gate": (lambda: Own(gated, a=conv(3, 8), b=nn.Linear(8, 8)), True),
+    "gates, one used twice": (
+        lambda: Own(
+            lambda m, x: ops.relu(
+                (y := m.a(x)) * (g := m.b(ops.global_avg_pool2d(y)).reshape(-1, 1, 1, 8)) * g, add=y
+            ),
+            a=conv(3, 8), b=nn.Linear(8, 8),
+        ),
+        True,
+    ),
+    "gated pictures": (
+        lambda: Own(
+            lambda m, x: m.a(x * ops.sigmoid(m.b(ops.global_avg_pool2d(x))).reshape(-1, 1, 1, 3)),
+            a=conv(3, 8), b=nn.Linear(3, 3),
+        ),
+        True,
+    ),
+    "a value times itself": (
+        lambda: Own(lambda m, x: (y := ops.avg_pool2d(m.a(x), (9, 11))) * y, a=conv(3, 8)), True,
+    ),
+    "means of what is read again": (
+        lambda: Own(
+            lambda m, x: ops.global_avg_pool2d(y := m.a(x)) + ops.global_avg_pool2d(m.b(y)), a=conv(3, 8),
+            b=conv(8, 8),
+        ),
+        True,
+    ),
     "channels of zeros": (
         lambda: Own(
             lambda m, x: m.n(m.b(y := m.a(x)), add=ops.pad_channels(y, 9, stride=2)), a=conv(3, 5),

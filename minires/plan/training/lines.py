@@ -100,7 +100,7 @@ class Lines:
         sums = len(self.doubles)
         for line in self.lines:  # the room for sums is behind the numbers, as nobody knew how many these are
             columns = {Do.COLUMNS: 5, Do.COLUMNS_END: 2, Do.MOMENTS: 7, Do.MOMENTS_END: 2}
-            columns |= {Do.SLOPES: 15, Do.SLOPES_END: 2}
+            columns |= {Do.SLOPES: 15, Do.SLOPES_END: 2, Do.GATE_BACK: 12}
             if line[0] in columns:
                 line[columns[Do(line[0])]] += sums
         # Room for each thread, as far apart for each line, as threads may be at different ones.

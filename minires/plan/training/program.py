@@ -17,7 +17,7 @@ import numpy as np
 
 from minires import backend, ops
 from minires.errors import ConfigError
-from minires.plan.trace import Step, Traced
+from minires.plan.trace import Read, Step, Traced
 from minires.plan.training.batch_norm import BatchNorms
 from minires.plan.training.convolution import Convolutions
 from minires.plan.training.lines import Place, Program
@@ -33,7 +33,6 @@ _CALLS: dict[str, Callable[..., Tensor]] = {
     "dropout": lambda x, o: ops.dropout(x["x"], o["rate"], rng=o["rng"]),
     "pad": lambda x, o: ops.pad(x["x"], **o),
     "sigmoid": lambda x, o: ops.sigmoid(x["x"]),
-    "mul": lambda x, o: ops.mul(*x.values()),
 }  # fmt: skip
 
 
@@ -69,7 +68,7 @@ class Writer(Convolutions, BatchNorms):
         for number, step in enumerate(steps):
             if step.writes not in self.where and step.op != "pad_channels":
                 self._place(step.writes)
-            if self._is_called(step):
+            if step.op in _CALLS:
                 self._call(number, step)
             else:
                 getattr(self, f"_{step.op}")(step)
@@ -83,10 +82,11 @@ class Writer(Convolutions, BatchNorms):
         for number, step in reversed(list(enumerate(steps))):
             back = 2 * len(steps) - 1 - number
             if step in self.leading and step.writes in self.gradients and step.writes in self.needs:
-                if self._is_called(step):
+                lines = getattr(self, f"_{step.op}_back", None)
+                if lines is None:
                     self._call_back(number, step)
                 else:
-                    getattr(self, f"_{step.op}_back")(step)
+                    lines(step)
                 if number == first[step.writes]:  # of the parts of a history all others came before
                     self._drop(self.gradients.pop(step.writes))
             self._release([*(read.value for read in step.reads.values()), step.writes], last, back)
@@ -98,7 +98,8 @@ class Writer(Convolutions, BatchNorms):
     def _call(self, number: int, step: Step) -> None:
         self._end_lines()
         places = {name: (self._at(read), read.shape) for name, read in step.reads.items()}
-        y, call, learns = self.where[step.writes].at, _Called(), step.writes in self.needs
+        y, call = self.where[step.writes].at, _Called()
+        learns = step.writes in self.needs and not hasattr(self, f"_{step.op}_back")
         self.calls[number] = call
         learned = {name: tensor.requires_grad for name, tensor in step.tensors.items()}
         function, options = _CALLS[step.op], step.options
@@ -109,7 +110,9 @@ class Writer(Convolutions, BatchNorms):
 
         def forward() -> None:
             call.inputs = {
-                name: Tensor(self._view(*places[name]), requires_grad=step.reads[name].value in self.needs)
+                name: Tensor(
+                    self._view(*places[name]), requires_grad=learns and step.reads[name].value in self.needs
+                )
                 if name in places
                 else Tensor(step.tensors[name].data, requires_grad=learned[name])
                 for name in (*step.reads, *step.tensors)
@@ -172,6 +175,46 @@ class Writer(Convolutions, BatchNorms):
         self._line(Do.PASS, self._pieces(count, count), dy.at, self.where[step.writes].at, masked.at, count)
         self._share_all(step, masked)
         self._drop(masked)
+
+    def _mul(self, step: Step) -> None:
+        x, gate = _gated(step)
+        n, h, w, c = x.shape
+        where = self._at(x), self._at(gate), self.where[step.writes].at
+        self._line(Do.GATE, self._pieces(n * h * w * c, n * h * w), *where, n, h * w, c, -1)
+
+    def _mul_back(self, step: Step) -> None:
+        """dx and dgate, in one go where both are asked for, and are not those of one value."""
+        x, gate = _gated(step)
+        if x.value not in self.needs or gate.value not in self.needs or x.value is gate.value:
+            if x.value in self.needs:
+                self._grows(x.value, lambda at, added: self._gate_back(step, (at, added), (-1, -1)))
+            if gate.value in self.needs:
+                self._grows(gate.value, lambda at, added: self._gate_back(step, (-1, -1), (at, added)))
+            return
+
+        def give(*dx: int) -> None:
+            self._grows(gate.value, lambda *dgate: self._gate_back(step, dx, dgate))
+
+        self._grows(x.value, give)
+
+    def _gate_back(self, step: Step, dx: tuple[int, ...], dgate: tuple[int, ...]) -> None:
+        """dx and dgate: where each belongs, and what is added to it, or -1."""
+        x, gate = _gated(step)
+        n, h, w, c = x.shape
+        pieces, where = self._pieces(n * h * w * c, n), (self._at(x), self._at(gate))
+        dy, sums = self.gradients[step.writes].at, self._sums(pieces * c)
+        self._line(Do.GATE_BACK, pieces, dy, *where, n, h * w, c, *dx, *dgate, sums)
+
+    def _global_avg_pool2d_back(self, step: Step) -> None:
+        read, dy = step.reads["x"], self.gradients[step.writes].at
+        n, h, w, c = read.shape
+
+        def give(at: int, added: int) -> None:
+            pieces = self._pieces(n * h * w * c, n * h * w)
+            self._line(Do.GLOBAL_AVG_BACK, pieces, dy, at, n, h * w, c, added)
+
+        if read.value in self.needs:
+            self._grows(read.value, give)
 
     def _pad_channels(self, step: Step) -> None:
         """Its zeros stay: the place is nobody else's."""
@@ -239,3 +282,8 @@ class Writer(Convolutions, BatchNorms):
 def _padded(step: Step) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The shapes before and after channels were added."""
     return step.reads["x"].shape, step.writes.shape
+
+
+def _gated(step: Step) -> list[Read]:
+    """The pictures and the gate of a product."""
+    return sorted(step.reads.values(), key=lambda read: read.shape[1:3], reverse=True)

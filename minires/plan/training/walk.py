@@ -26,7 +26,7 @@ from minires.ops.batch_norm.numba_kernels import (
     normalize_numba,
 )
 from minires.ops.conv2d.winograd_kernels import EIGHT, ONE, convolve_numba, correlate_numba, panels_numba
-from minires.plan.walk import add_numba
+from minires.plan.walk import add_numba, gate_numba
 
 
 class Do(IntEnum):
@@ -49,6 +49,9 @@ class Do(IntEnum):
     PANELS = 14  # the kernel of a convolution by Winograd's way
     WINOGRAD = 15  # ... its y or dx
     CORRELATE = 16  # ... the sums of its dw
+    GATE = 17  # each channel of each picture times a number
+    GATE_BACK = 18  # dx and dgate
+    GLOBAL_AVG_BACK = 19  # of global average pooling
 
 
 COLUMNS = 44  # numbers in a line
@@ -331,6 +334,50 @@ def _gradient(r: Array, piece: int, floats: Array) -> None:
     )  # fmt: skip
 
 
+@kernel(r="flat int64 (_)", floats="out flat (F)", doubles="out flat float64 (D)")
+def _gate_back(r: Array, piece: int, floats: Array, doubles: Array) -> None:
+    """2: dy, x, gate, n, places, c; 8: dx, what is added, dgate, what is added, or -1 for each; 12: sums."""
+    places, c = r[6], r[7]
+    sums = doubles[r[12] + piece * c : r[12] + (piece + 1) * c]
+    for n in range(r[5] * piece // r[1], r[5] * (piece + 1) // r[1]):
+        gate = floats[r[4] + n * c : r[4] + (n + 1) * c]
+        sums[:] = 0
+        for m in range(n * places, (n + 1) * places):
+            dy = floats[r[2] + m * c : r[2] + (m + 1) * c]
+            if r[8] >= 0:
+                dx = floats[r[8] + m * c : r[8] + (m + 1) * c]
+                if r[9] >= 0:
+                    added = floats[r[9] + m * c : r[9] + (m + 1) * c]
+                    for k in range(c):
+                        dx[k] = added[k] + dy[k] * gate[k]
+                else:
+                    for k in range(c):
+                        dx[k] = dy[k] * gate[k]
+            if r[10] >= 0:
+                x = floats[r[3] + m * c : r[3] + (m + 1) * c]
+                for k in range(c):
+                    sums[k] += np.float64(dy[k] * x[k])
+        if r[10] >= 0:
+            dgate = floats[r[10] + n * c : r[10] + (n + 1) * c]
+            for k in range(c):
+                dgate[k] = sums[k] if r[11] < 0 else floats[r[11] + n * c + k] + floats.dtype.type(sums[k])
+
+
+@kernel(r="flat int64 (_)", floats="out flat (F)")
+def _global_avg_back(r: Array, piece: int, floats: Array) -> None:
+    """2: dy, dx, n, places, c, added or -1."""
+    places, c, many = r[5], r[6], floats.dtype.type(r[5])
+    for m in range(r[4] * places * piece // r[1], r[4] * places * (piece + 1) // r[1]):
+        dy, dx = floats[r[2] + m // places * c :], floats[r[3] + m * c : r[3] + (m + 1) * c]
+        if r[7] >= 0:
+            added = floats[r[7] + m * c : r[7] + (m + 1) * c]
+            for k in range(c):
+                dx[k] = added[k] + dy[k] / many
+        else:
+            for k in range(c):
+                dx[k] = dy[k] / many
+
+
 @kernel(r="flat int64 (_)", floats="out flat (F)")
 def _panels(r: Array, piece: int, me: int, floats: Array) -> None:
     """2: w, its size, g, u, its size; 7: turned, depth, outputs, width, lanes, units; 13: room, from one
@@ -449,6 +496,12 @@ def walk_numba(
                     _winograd(r, piece, me, floats, offsets, sees, longs, tiles[1][0], tiles[1][1])
                 else:
                     _winograd(r, piece, me, floats, offsets, sees, longs, tiles[2][0], tiles[2][1])
+            elif what == 17:
+                gate_numba(r, piece, floats)
+            elif what == 18:
+                _gate_back(r, piece, floats, doubles)
+            elif what == 19:
+                _global_avg_back(r, piece, floats)
             elif r[2] == 0:
                 _correlate(r, piece, me, floats, offsets, longs, squares[0][0], squares[0][1])
             elif r[2] == 1:

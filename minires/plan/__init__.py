@@ -35,6 +35,7 @@ from minires.nn.fuse import fuse
 from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.plan import program
+from minires.plan.trace import at_a_time, watch
 from minires.plan.training import TrainingPlan as TrainingPlan
 from minires.plan.training import make
 from minires.plan.walk import walk_numba
@@ -65,7 +66,7 @@ class Plan:
 
     def __init__(self, folded: Module, x: Array) -> None:
         self.shape, self.dtype = x.shape, x.dtype
-        self._program, self._lock = program.write(folded, x), threading.Lock()
+        self._program, self._lock = program.write(at_a_time(watch(folded, x)), x.dtype), threading.Lock()
         _plans.add(self)
 
     def __call__(self, x: Any) -> Array:
@@ -81,15 +82,19 @@ class Plan:
                 f"{x.shape} of {x.dtype}; minires.compile makes one for these"
             )
         run = self._program
+        y, few = np.empty((len(x), *run.y_shape[1:]), self.dtype), run.y_shape[0]
         with self._lock:
-            pixels = run.floats[run.x].reshape(self.shape)
-            pixels[: len(x)] = x
-            pixels[len(x) :] = 0
-            counters = np.zeros(2 * len(run.lines), np.int64)
-            arrays = (run.lines, run.floats, run.offsets, run.sees, run.every, run.sums, counters)
-            walk = functools.partial(walk_numba, *arrays, run.tiles)
-            backend.parallel_calls([walk] * backend.threads())
-            y: Array = run.floats[run.y].reshape(run.y_shape)[: len(x)].copy()
+            pixels = run.floats[run.x].reshape(few, *self.shape[1:])
+            scores = run.floats[run.y].reshape(run.y_shape)
+            for first in range(0, len(x), few):
+                some = x[first : first + few]
+                pixels[: len(some)] = some
+                pixels[len(some) :] = 0
+                counters = np.zeros(2 * len(run.lines), np.int64)
+                arrays = (run.lines, run.floats, run.offsets, run.sees, run.every, run.sums, counters)
+                walk = functools.partial(walk_numba, *arrays, run.tiles)
+                backend.parallel_calls([walk] * backend.threads())
+                y[first : first + few] = scores[: len(some)]
         return y
 
     def __getstate__(self) -> Never:

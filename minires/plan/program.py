@@ -7,6 +7,7 @@ border of zeros, and then the values, which share their memory as soon as nobody
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +17,10 @@ import numpy as np
 from minires import backend
 from minires.backend import Array, simd, tile_products
 from minires.backend.tile_products import Part, Sizes, rows_of
-from minires.nn.module import Module
 from minires.ops.conv2d import choose, indirect, joined_groups, places, winograd
 from minires.ops.window import Window
 from minires.plan.memory import ALIGNED, Memory, flat, zeros_of
-from minires.plan.trace import Step, Traced, Value, watch, window_of
+from minires.plan.trace import Step, Traced, Value, window_of
 from minires.plan.walk import COLUMNS, Do
 
 _PIECE = 1 << 16  # numbers that are worth a piece of their own
@@ -53,30 +53,48 @@ class _Writer:
         self.sees: list[Array] = []
         self.tables: dict[int, tuple[int, int, int, Any]] = {}  # by id of the places, which are kept
         self.threads = backend.threads()
-        self.taps, self.widest, self.room = 1, 1, 0
+        self.taps, self.widest, self.room, self.columns = 1, 1, 0, 0
         self.memory.add(zeros_of(traced))  # at the very beginning, where the kernels look for zeros
 
     def program(self) -> Program:
         traced = self.traced
         last = {value: number for number, step in enumerate(traced.steps) for value in step.values}
         last |= {traced.output.value: len(traced.steps)}
+        self.histories = self._straight()
         self._place(traced.input)
         self.input = self._at(traced.input)
         for number, step in enumerate(traced.steps):
-            if step.writes not in self.where:
-                self._place(step.writes)
-            getattr(self, f"_{step.op}")(step)
+            target = self.histories[step.writes].writes if step.writes in self.histories else step.writes
+            if target not in self.where:
+                self._place(target)
+            if step not in self.histories.values():
+                getattr(self, f"_{step.op}")(step)
             for value in step.values:
-                if last[value] == number:
+                if last[value] == number and value in self.where:
                     self.memory.give_back(*self.where.pop(value))
         return self._laid_out()
+
+    def _straight(self) -> dict[Value, Step]:
+        """What convolutions write straight to where it would be copied to, and that copy."""
+        uses = Counter(read.value for step in self.traced.steps for read in step.reads.values())
+        uses[self.traced.output.value] += 1
+        makers = {step.writes: step for step in self.traced.steps if step.op == "conv2d"}
+        return {
+            step.reads["x"].value: step
+            for step in self.traced.steps
+            if step.op == "copy" and uses[value := step.reads["x"].value] == 1 and value in makers
+            and not (makers[value].reads.keys() - {"x"} or self._is_winograd(makers[value]))
+        }  # fmt: skip
 
     def _laid_out(self) -> Program:
         traced, memory = self.traced, self.memory
         room, numbers = memory.add(self.threads * self.room), self.room
+        columns = memory.add(self.threads * self.columns)
         for line in self.lines:
             if line[0] == Do.WINOGRAD:
                 line[25:27] = room, numbers
+            elif line[0] == Do.AVG_POOL:
+                line[19] = columns
         floats = np.zeros(memory.size + self.widest, self.dtype)
         for at, array in memory.constants:
             floats[at : at + array.size] = array
@@ -106,6 +124,13 @@ class _Writer:
 
     # ------------------------------------------------------------------------------- convolutions
 
+    @staticmethod
+    def _is_winograd(step: Step) -> bool:
+        w, x, groups = step.constants["w"].shape, step.reads["x"].shape, step.options["groups"]
+        left = joined_groups.left(groups, w, joined_groups.MOST)
+        joined = joined_groups.joined_shape(w, groups, left)
+        return choose.is_planned_winograd(x, joined, window_of(step.options, x), left)
+
     def _conv2d(self, step: Step) -> None:
         w, b = step.constants["w"], step.constants.get("b")
         read, groups = step.reads["x"], step.options["groups"]
@@ -114,14 +139,18 @@ class _Writer:
         w = joined_groups.join(np, w, groups, left)
         depth, outputs = w.shape[2], w.shape[-1] // left
         tile = simd.shape(outputs, self.dtype)
-        if choose.is_planned_winograd(shape, w.shape, win, left):
+        if self._is_winograd(step):
             self._winograd(step, w, win, tile)
             return
         if indirect.is_joined(shape[-1], win, left):
             x, shape, win, depth = self._bordered(x, shape, win)
-        parts = places.forward(shape[0], tuple(shape[1:]), w.shape[-1], win, depth, len(tile[0]))
         added = self._at(step.reads["add"].value) if "add" in step.reads else -1
-        y, relu = self._at(step.writes), bool(step.options.get("relu"))
+        row, copy, relu = w.shape[-1], self.histories.get(step.writes), bool(step.options.get("relu"))
+        if copy is None:
+            y = self._at(step.writes)
+        else:
+            y, row = self._at(copy.writes) + copy.at, copy.writes.shape[-1]
+        parts = places.forward(shape[0], tuple(shape[1:]), row, win, depth, len(tile[0]))
         self._products(tile, parts, indirect.sizes(depth, outputs, left), x, w, b, added, y, relu)
 
     def _winograd(self, step: Step, w: Array, win: Window, tile: simd.Shape) -> None:
@@ -222,6 +251,7 @@ class _Writer:
         read, win = step.reads["x"], window_of(step.options, step.reads["x"].shape)
         n, h, w, c = read.shape
         pieces = self._pieces(math.prod(step.writes.shape) * math.prod(win.size), n * win.out[0])
+        self.columns = max(self.columns, c)
         self._line(
             do, pieces, self._at(read.value), self._at(step.writes), n, h, w, c, *win.out, *win.size,
             *win.stride, *win.dilation, win.top, win.left, bool(step.options.get("count_padding")),
@@ -276,9 +306,6 @@ class _Writer:
         self._line(Do.SIGMOID, self._pieces(count, count), x, y, count)
 
 
-def write(folded: Module, x: Array) -> Program:
-    """Write the program of a model, its batch norms folded, for pictures such as x.
-
-    Raises: as :func:`minires.plan.trace.watch`.
-    """
-    return _Writer(watch(folded, x), x.dtype).program()
+def write(traced: Traced, dtype: Any) -> Program:
+    """Write the program of a model that was watched with its batch norms folded."""
+    return _Writer(traced, dtype).program()

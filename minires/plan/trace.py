@@ -136,6 +136,25 @@ def window_of(options: Mapping[str, Any], x: Shape) -> Window:
     return window("a plan", (x[1], x[2]), *asked)
 
 
+_CACHE = 1 << 22  # numbers that the caches of a processor hold, about
+
+
+def at_a_time(traced: Traced) -> Traced:
+    """The steps for some of the pictures only, where the values of all would not stay in the caches from one
+    step to the next, and the weights, which each time are read anew, are few."""
+    n = traced.input.shape[0]
+    values = [sum(math.prod(value.shape) for value in step.values) for step in traced.steps]
+    weights = sum(array.size for step in traced.steps for array in step.constants.values())
+    written = sum(math.prod(step.writes.shape) for step in traced.steps)
+    least = max(1, _CACHE * n // max([*values, 1]), -(-4 * weights * n // max(1, written)))
+    # As few pictures as possible are computed for nothing.
+    few = min([*range(least, min(2 * least, n)), n], key=lambda some: -(-n // some) * some)
+    try:
+        return traced if few >= n else traced.of(few)
+    except ConfigError:  # pictures meet
+        return traced
+
+
 class _Tracer:
     """Writes a step for each call."""
 

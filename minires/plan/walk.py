@@ -104,7 +104,8 @@ def _copy(r: Array, piece: int, floats: Array) -> None:
 
 @kernel(r="flat int64 (_)", floats="out flat (F)")
 def _pool(r: Array, piece: int, floats: Array, is_max: bool) -> None:
-    """2: x, y, n, h, w, c; 8: out h, w, size, stride, dilation, top, left, whether the border is counted."""
+    """2: x, y, n, h, w, c; 8: out h, w, size, stride, dilation, top, left, whether the border is counted;
+    19: room for c sums of a piece, of a column of the window."""
     h, w, c, oh, ow, kh, kw = r[5], r[6], r[7], r[8], r[9], r[10], r[11]
     zero = floats.dtype.type(0)
     lines = r[4] * oh
@@ -134,17 +135,21 @@ def _pool(r: Array, piece: int, floats: Array, is_max: bool) -> None:
                                 target[channel] = value if value > best or np.isnan(value) else best
             else:
                 count = floats.dtype.type(kh * kw if r[18] else seen_h * seen_w)
+                column = floats[r[19] + piece * c : r[19] + (piece + 1) * c]
+                for b in range(kw):
+                    x = j * r[13] + b * r[15] - r[17]
+                    column[:] = zero
+                    for a in range(kh):
+                        y = i * r[12] + a * r[14] - r[16]
+                        if 0 <= y < h and 0 <= x < w:
+                            at = r[2] + ((n * h + y) * w + x) * c
+                            pixel = floats[at : at + c]
+                            for channel in range(c):
+                                column[channel] += pixel[channel]
+                    for channel in range(c):
+                        target[channel] += column[channel]
                 for channel in range(c):
-                    total = zero
-                    for b in range(kw):
-                        x = j * r[13] + b * r[15] - r[17]
-                        column = zero
-                        for a in range(kh):
-                            y = i * r[12] + a * r[14] - r[16]
-                            if 0 <= y < h and 0 <= x < w:
-                                column += floats[r[2] + ((n * h + y) * w + x) * c + channel]
-                        total += column
-                    target[channel] = total / count
+                    target[channel] = target[channel] / count
 
 
 @kernel(r="flat int64 (_)", floats="out flat (F)", sums="out flat float64 (D)")

@@ -1,5 +1,6 @@
 """Plans: the same numbers as the folded model, from one array, on any number of threads."""
 
+import dataclasses
 import os
 import pickle
 import threading
@@ -10,10 +11,11 @@ from oracle import shake
 from plan.own import Own
 
 import minires
+import minires.plan as plan_module
 from minires import Tensor, backend, models, nn, ops
 from minires.errors import ConfigError, ShapeError
 from minires.ops.dense_buffer import DenseBuffer
-from minires.plan import planned
+from minires.plan import planned, trace
 from minires.train import predict
 
 pytestmark = pytest.mark.skipif(not backend.HAS_NUMBA, reason="a plan needs Numba")
@@ -154,6 +156,29 @@ def test_fewer_pictures_and_no_trace_of_others():
     )
     whole[...] = 0  # a result is the caller's own
     assert plan(x).any() and np.array_equal(plan(Tensor(x)), plan(x))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_some_pictures_at_a_time(monkeypatch, ways, name):
+    """Of 5 pictures 2, 2 and 1: each has what it has among all."""
+    model = shake(MODELS[name]())
+    x = pictures(5, 9, 11, 3)
+    whole = minires.compile(model, x.shape)(x)
+    monkeypatch.setattr(plan_module, "at_a_time", lambda traced: traced.of(2))
+    some = minires.compile(model, x.shape)
+    assert len(some) == 5 and np.array_equal(some(x), whole) and np.array_equal(some(x[1:4]), whole[1:4])
+
+
+@pytest.mark.parametrize(
+    ("cache", "weighs", "few"), [(1, True, 4), (5 * 2 * 9 * 11 * 8, False, 7), (1 << 30, True, 28)]
+)
+def test_how_many_pictures_at_a_time(monkeypatch, cache, weighs, few):
+    """As many as the caches hold, but so many that weights count for little, and none for nothing."""
+    traced = trace.watch(nn.Sequential(conv(3, 8), conv(8, 8), conv(8, 8)), pictures(28, 9, 11, 3))
+    monkeypatch.setattr(trace, "_CACHE", cache)
+    if not weighs:
+        traced = dataclasses.replace(traced, steps=[dataclasses.replace(s, tensors={}) for s in traced.steps])
+    assert trace.at_a_time(traced).input.shape[0] == few
 
 
 def test_many_threads_call_one_plan():

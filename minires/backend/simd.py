@@ -18,7 +18,12 @@ does not keep sums in registers over an outer loop. These functions do that, on 
 
 ``rows`` and ``columns`` are tuples, of as many zeros as the tile has rows, and vectors in a row: compiled
 code is made for one size of tile, and the type of a tuple says how long it is. ``shape`` chooses them. And
-one more turns a block of numbers, so that a matrix can be read by columns as fast as by rows:
+a tile of one vector can meet groups of G numbers: what it adds is, for each k < G, number k of every group:
+
+    tile = multiply_groups(tile, lines, o, group, b, p, step)
+                                    row r grows by lines[r][o + n // G * G + k] * b[p + k*step + n], n < L
+
+One function turns a block of numbers, so that a matrix can be read by columns as fast as by rows:
 
     turn(x, at, step, y, to, leap)                  y[to + k*leap + n] = x[at + n*step + k], n and k < lanes
 
@@ -134,6 +139,14 @@ def listed(rows: Size, x: Array, at: int, table: Array, t: int, zeros: Array) ->
 
 def multiply_add(tile: Array, lines: Lines, k: int, b: Array, o: int) -> Array:
     return tile + np.array([line[k] for line in lines])[:, None] * b[o : o + tile.shape[1]]
+
+
+def multiply_groups(tile: Array, lines: Lines, o: int, group: Size, b: Array, p: int, step: int) -> Array:
+    wide, many = tile.shape[1], len(group)
+    numbers = np.array([line[o : o + wide] for line in lines]).reshape(len(lines), -1, many)
+    for k in range(many):
+        tile = tile + np.repeat(numbers[..., k], many, axis=1) * b[p + k * step : p + k * step + wide]
+    return tile
 
 
 def plus(tile: Array, lines: Lines, o: int, width: int) -> Array:
@@ -321,6 +334,32 @@ def set_up() -> None:
         return tile(tile, lines, k, b, o), build
 
     @intrinsic
+    def _multiply_groups(_: Any, tile: Any, lines: Any, o: Any, group: Any, b: Any, p: Any, step: Any) -> Any:
+        many = group.count
+
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            kind, (sums, lines, o, _, b, p, step) = signature.return_type, arguments
+            numbers = vector(kind.dtype)
+            name = f"llvm.fma.v{numbers.count}f{kind.dtype.bitwidth}"
+            fma = builder.module.declare_intrinsic(name, (), ir.FunctionType(numbers, [numbers] * 3))
+            start, none = pointer(context, builder, signature.args[4], b, p), ir.Constant(numbers, None)
+            factors, wide = [], numbers.count
+            for _ in range(many):
+                factors.append(builder.load(place(builder, kind.dtype, start, 0), align=align(kind.dtype)))
+                start = builder.gep(start, [step])
+            for r in range(kind.rows):
+                line = builder.gep(builder.extract_value(lines, r), [o], inbounds=True)
+                x = builder.load(place(builder, kind.dtype, line, 0), align=align(kind.dtype))
+                for k in range(many):
+                    of_group = [(i // many * many + k) % wide for i in range(wide)]
+                    own = builder.shuffle_vector(x, none, ir.Constant(ir.VectorType(index, wide), of_group))
+                    total = builder.call(fma, [own, factors[k], builder.extract_value(sums, r)])
+                    sums = builder.insert_value(sums, total, r)
+            return sums
+
+        return tile(tile, lines, o, group, b, p, step), build
+
+    @intrinsic
     def _plus(_: Any, tile: Any, lines: Any, o: Any, width: Any) -> Any:
         def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             kind, (sums, lines, o, width) = signature.return_type, arguments
@@ -453,6 +492,12 @@ def set_up() -> None:
     overload(
         multiply_add,
         lambda tile, lines, k, b, o: lambda tile, lines, k, b, o: _multiply_add(tile, lines, k, b, o),
+    )
+    overload(
+        multiply_groups,
+        lambda tile, lines, o, group, b, p, step: (
+            lambda tile, lines, o, group, b, p, step: _multiply_groups(tile, lines, o, group, b, p, step)
+        ),
     )
     overload(plus, lambda tile, lines, o, width: lambda tile, lines, o, width: _plus(tile, lines, o, width))
     overload(rectify, lambda tile: lambda tile: _rectify(tile))

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from minires import backend
-from minires.backend import Array, simd, tile_products
+from minires.backend import Array, simd, tile_groups, tile_products
 from minires.backend.tile_products import Part, Sizes, rows_of
-from minires.ops.conv2d import choose, indirect, joined_groups, places, winograd
+from minires.ops.conv2d import choose, indirect, joined_groups, narrow, places, winograd
 from minires.ops.window import Window
 from minires.plan.memory import ALIGNED, Memory, flat, zeros_of
 from minires.plan.trace import Step, Traced, Value, window_of
@@ -135,6 +135,9 @@ class _Writer:
         w, b = step.constants["w"], step.constants.get("b")
         read, groups = step.reads["x"], step.options["groups"]
         win, x, shape = window_of(step.options, read.shape), self._at(read.value), read.shape
+        if narrow.fits(w.shape, groups, self.dtype):
+            self._groups(step, w, win)
+            return
         left = joined_groups.left(groups, w.shape, joined_groups.MOST)
         w = joined_groups.join(np, w, groups, left)
         depth, outputs = w.shape[2], w.shape[-1] // left
@@ -145,13 +148,35 @@ class _Writer:
         if indirect.is_joined(shape[-1], win, left):
             x, shape, win, depth = self._bordered(x, shape, win)
         added = self._at(step.reads["add"].value) if "add" in step.reads else -1
-        row, copy, relu = w.shape[-1], self.histories.get(step.writes), bool(step.options.get("relu"))
-        if copy is None:
-            y = self._at(step.writes)
-        else:
-            y, row = self._at(copy.writes) + copy.at, copy.writes.shape[-1]
+        (y, row), relu = self._target(step), bool(step.options.get("relu"))
         parts = places.forward(shape[0], tuple(shape[1:]), row, win, depth, len(tile[0]))
         self._products(tile, parts, indirect.sizes(depth, outputs, left), x, w, b, added, y, relu)
+
+    def _target(self, step: Step) -> tuple[int, int]:
+        """Where a convolution writes to, and how far apart its pixels are."""
+        copy = self.histories.get(step.writes)
+        if copy is None:
+            return self._at(step.writes), step.writes.shape[-1]
+        return self._at(copy.writes) + copy.at, copy.writes.shape[-1]
+
+    def _groups(self, step: Step, w: Array, win: Window) -> None:
+        read, (y, row), relu = step.reads["x"], self._target(step), bool(step.options.get("relu"))
+        n, *picture = read.shape
+        group, channels = w.shape[2:]
+        parts = places.forward(n, tuple(picture), row, win, 0, len(tile_groups.shape()[0]))
+        kernel = self.memory.keep(np.ascontiguousarray(w))
+        bias = self.memory.keep(step.constants["b"]) if "b" in step.constants else 0  # zeros
+        added = self._at(step.reads["add"].value) if "add" in step.reads else -1
+        pieces = tile_groups.share(parts, group, channels)
+        for place, at, to, times, x_step, y_step in parts:
+            table, long, out, sees = self._table(place)
+            taps, tiles = place.sees.shape
+            self.taps = max(self.taps, taps)
+            self._line(
+                Do.GROUPS, pieces, group, self._at(read.value) + at, kernel, bias,
+                added if added < 0 else added + to, y + to, table, long, out, taps, sees, tiles, relu,
+                place.many, x_step, y_step, channels, simd.lanes(self.dtype), times * tiles,
+            )  # fmt: skip
 
     def _winograd(self, step: Step, w: Array, win: Window, tile: simd.Shape) -> None:
         read, outputs, relu = step.reads["x"], w.shape[-1], bool(step.options.get("relu"))

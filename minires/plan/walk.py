@@ -19,6 +19,7 @@ from minires.backend import Array, kernel
 from minires.backend.atomics import fetch_add, look
 from minires.backend.kernels import sched_yield
 from minires.backend.simd import Shape, Size
+from minires.backend.tile_groups import GROUPS, group_products_numba
 from minires.backend.tile_products import products_numba
 from minires.ops.batch_norm.numba_kernels import normalize_numba
 from minires.ops.conv2d.winograd_kernels import convolve_numba
@@ -37,6 +38,7 @@ class Do(IntEnum):
     ADD = 7  # relu(a + b), each of them where asked
     GATE = 8  # each channel of each picture times a number, plus what is added
     SIGMOID = 9
+    GROUPS = 10  # convolution of narrow groups
 
 
 COLUMNS = 32  # numbers in a line
@@ -86,6 +88,24 @@ def _winograd(
         offsets[r[12] : r[12] + r[13]], every[:1], sees[r[14] : r[14] + r[15]], floats,
         floats[r[25] + piece * r[26] : r[25] + (piece + 1) * r[26]], r[16], r[17], r[18], r[19], r[20], r[21],
         r[22], r[23], r[24], r[10] * piece // r[1], r[10] * (piece + 1) // r[1],
+    )  # fmt: skip
+
+
+@kernel(
+    r="flat int64 (_)", floats="out flat (F)", offsets="flat int32 (I)", sees="flat uint8 (S)",
+    every="flat int64 (T)",
+)  # fmt: skip
+def _groups(
+    r: Array, piece: int, floats: Array, offsets: Array, sees: Array, every: Array, tile: Shape, group: Size
+) -> None:  # fmt: skip
+    """2: channels of a group, x, w, bias, added or -1, y; 8: table, its length, out, taps, sees, tiles;
+    14: relu, places, x step, y step, channels, lanes, all tiles."""
+    group_products_numba(
+        tile[0], tile[1], group, floats[r[3] :], floats[r[4] :], floats[r[5] :],
+        floats[r[6] :] if r[6] >= 0 else floats[:0], floats[r[7] :],
+        offsets[r[8] : r[8] + r[11] * r[9]].reshape(r[11], r[9]), offsets[r[10] :], every[: r[11]],
+        sees[r[12] : r[12] + r[11] * r[13]].reshape(r[11], r[13]), floats, r[14] != 0, r[15], r[16], r[17],
+        r[18], r[19], r[20] * piece // r[1], r[20] * (piece + 1) // r[1],
     )  # fmt: skip
 
 
@@ -262,8 +282,16 @@ def walk_numba(
                 add_numba(r, piece, floats)
             elif what == 8:
                 gate_numba(r, piece, floats)
-            else:
+            elif what == 9:
                 _sigmoid(r, piece, floats)
+            elif r[2] == 1:
+                _groups(r, piece, floats, offsets, sees, every, tiles[2], GROUPS[0])
+            elif r[2] == 2:
+                _groups(r, piece, floats, offsets, sees, every, tiles[2], GROUPS[1])
+            elif r[2] == 4:
+                _groups(r, piece, floats, offsets, sees, every, tiles[2], GROUPS[2])
+            else:
+                _groups(r, piece, floats, offsets, sees, every, tiles[2], GROUPS[3])
             fetch_add(counters, 2 * i + 1, 1)
         spins = 0
         while look(counters, 2 * i + 1) < r[1]:

@@ -9,7 +9,19 @@ import pytest
 
 from minires import backend
 from minires.backend import simd
-from minires.backend.simd import add, beside, listed, multiply_add, plus, rectify, spread, store, turn
+from minires.backend.simd import (
+    add,
+    beside,
+    expect,
+    listed,
+    multiply_add,
+    multiply_groups,
+    plus,
+    rectify,
+    spread,
+    store,
+    turn,
+)  # fmt: skip
 
 pytestmark = pytest.mark.skipif(not backend.HAS_NUMBA, reason="Numba is not installed")
 
@@ -48,6 +60,34 @@ def test_compiled_tiles_are_the_plain_code(dtype, shape, width):
         np.testing.assert_allclose(one, other, rtol=limit, atol=limit)
     assert np.isnan(ours[2][66 : 66 + width]).all()
     assert (ours[2][:width] >= 0).all()
+
+
+def _with_groups(rows, column, group, x, b, y):
+    tile = spread(rows, column, b, 1)
+    expect(column, beside(rows, y, 0, 50), 0)
+    tile = multiply_groups(tile, beside(rows, x, 3, 21), 2, group, b, 5, 40)
+    store(tile, beside(rows, y, 0, 50), 0, len(rows), 16)
+
+
+_with_groups_numba = backend.kernel(_with_groups)
+
+
+@pytest.mark.parametrize("many", [1, 2, 4, 8])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_groups_meet_their_own(dtype, many):
+    if many > simd.lanes(dtype):
+        pytest.skip("a vector has no room for a group")
+    rng, shape = np.random.default_rng(0), simd.shapes()[-1]
+    x, b = rng.standard_normal((2, 1000)).astype(dtype)
+    ours, plain = np.zeros((2, 1000), dtype)
+    _with_groups_numba(*shape, (0,) * many, x, b, ours)
+    _with_groups(*shape, (0,) * many, x, b, plain)
+    limit = 5e-6 if dtype == np.float32 else 1e-14
+    np.testing.assert_allclose(ours, plain, rtol=limit, atol=limit)
+    lanes = simd.lanes(dtype)  # and by hand, of row 1
+    right = [b[1 + n] + sum(x[3 + 21 + 2 + n // many * many + k] * b[5 + 40 * k + n] for k in range(many))
+             for n in range(lanes)]  # fmt: skip
+    np.testing.assert_allclose(ours[50 : 50 + lanes], right, rtol=limit, atol=limit)
 
 
 def _with_a_turn(x, y):

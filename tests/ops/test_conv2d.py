@@ -7,7 +7,7 @@ import opcheck
 import pytest
 
 from minires import Tensor, backend, reference
-from minires.backend import tile_products, tile_sums
+from minires.backend import simd, tile_products, tile_sums
 from minires.errors import ShapeError
 from minires.ops import cases
 from minires.ops import conv2d as module
@@ -184,7 +184,8 @@ def taken(monkeypatch):
     for product in products:
         spy(module, f"_{product}", "reference", product)
         for name, file in choose._FILES.items():
-            spy(file, product, name, product)
+            if hasattr(file, product):
+                spy(file, product, name, product)
     return ran
 
 
@@ -222,8 +223,41 @@ def test_the_way_that_is_faster_is_taken_and_told(three_threads, taken, ways, x,
 @pytest.mark.skipif(not backend.HAS_NUMBA, reason="without Numba no groups are joined")
 @pytest.mark.parametrize(("groups", "left"), [(1, 1), (4, 1), (32, 8), (31, 31)])
 def test_groups_that_are_joined_are_told(taken, groups, left):
-    told = run_and_ask((32, 16, 16, 4 * groups), (3, 3, 4, 4 * groups), {"padding": 1, "groups": groups})
+    """Of groups with as many outputs as inputs only dw is for joined groups; these have fewer outputs."""
+    told = run_and_ask((32, 16, 16, 4 * groups), (3, 3, 4, 3 * groups), {"padding": 1, "groups": groups})
     assert taken == told and {found.groups for found in told.values()} == {left}
+
+
+@pytest.mark.parametrize("worth", [True, False], ids=["Winograd", "indirect"])
+@pytest.mark.parametrize("groups", [1, 16], ids=["one group", "depthwise"])
+def test_arrays_with_gaps(monkeypatch, groups, worth):
+    monkeypatch.setattr(choose, "_is_worth", lambda *given: worth)
+    rng = np.random.default_rng(0)
+    shapes = (2, 6, 5, 32), (3, 3, 16 // groups, 32), (32,)
+    x, w, b = (rng.standard_normal(shape)[..., ::2] for shape in shapes)
+    found, expected = [], []
+    for arrays, results in (((x, w, b), found), ((x.copy(), w.copy(), b.copy()), expected)):
+        leaves = [Tensor(array, requires_grad=True) for array in arrays]
+        y = conv2d(*leaves, padding=1, groups=groups)
+        y.backward(np.ones(y.shape))
+        results += [y.data, *(leaf.grad for leaf in leaves)]
+    assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.skipif(not backend.HAS_NUMBA, reason="without Numba there is one way")
+@pytest.mark.parametrize(
+    ("group", "channels", "names"),
+    [(1, 64, "narrow narrow indirect"), (4, 64, "narrow narrow indirect"), (8, 64, "narrow narrow indirect"),
+     (16, 64, "indirect indirect indirect"), (3, 48, "indirect indirect indirect"),
+     (4, 36, "indirect indirect indirect")],
+)  # fmt: skip
+def test_narrow_groups_have_tiles_of_their_own(monkeypatch, taken, group, channels, names):
+    monkeypatch.setattr(choose, "_is_worth", lambda *given: False)
+    if channels == 36 and simd.lanes(np.float32) == 4:
+        names = "narrow narrow indirect"
+    groups = channels // group
+    told = run_and_ask((2, 6, 6, channels), (3, 3, group, channels), {"padding": 1, "groups": groups})
+    assert taken == told and [found.name for found in told.values()] == names.split()
 
 
 @opcheck.of("conv2d")

@@ -73,6 +73,11 @@ MODELS = {
             ops.avg_pool2d(x, 3, stride=1, padding=1), (2, 3), padding=1, count_padding=True
         )
     ),
+    "narrow groups": lambda: Own(
+        lambda m, x: ops.relu(m.d(m.c(y := m.b(m.a(x)))), add=m.e(y)), a=conv(3, 32),
+        b=conv(32, 32, groups=32, stride=2, relu=True), c=conv(32, 32, 5, groups=8),
+        d=conv(32, 32, groups=4, bias=False), e=conv(32, 32, groups=16),
+    ),
     "gate": lambda: Own(gated, a=conv(3, 6), b=nn.Linear(6, 6)),
     "more channels": lambda: Own(
         lambda m, x: ops.pad_channels(ops.pad_channels(m.a(x), 9, stride=2), 20, both=True), a=conv(3, 4)

@@ -116,6 +116,14 @@ MODELS = {
     ),
     "means": (lambda: nn.Sequential(conv(3, 6), nn.AvgPool2d(2), norm(6), nn.GlobalAvgPool2d()), True),
     "a gate": (lambda: Own(gated, a=conv(3, 8), b=nn.Linear(8, 8)), True),
+    "narrow groups": (
+        lambda: Own(
+            lambda m, x: ops.relu(m.d(m.c(y := m.b(m.a(x)))), add=m.e(y)), a=conv(3, 32),
+            b=conv(32, 32, groups=32, stride=2, relu=True), c=conv(32, 32, 5, groups=8),
+            d=conv(32, 32, groups=4, bias=False), e=conv(32, 32, groups=16),
+        ),
+        True,
+    ),
     "gates, one used twice": (
         lambda: Own(
             lambda m, x: ops.relu(

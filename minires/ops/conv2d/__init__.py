@@ -26,6 +26,7 @@ This is the idea. What is fast stands in files beside this one; ``way`` says whi
     choose.py           which way is taken, and why
     indirect.py         on the CPU: no columns, sums in the processor's registers
     places.py           ... where a table says what lies under the window
+    narrow.py           ... for groups of few channels
     winograd.py         ... 3x3 with fewer multiplications, and winograd_kernels.py
     cuda_columns.py     im2col on a GPU
     adjoint.py          the convolution that goes from dy to dx
@@ -248,7 +249,7 @@ def way(
     >>> found.forward.name, found.backward_x.name, found.backward_w.name
     ('winograd', 'winograd', 'winograd')
     >>> way((32, 56, 56, 128), (3, 3, 4, 128), padding=1, groups=32).forward
-    Way(name='indirect', groups=8)
+    Way(name='narrow', groups=32)
     """
     win, groups = arguments.window(x_shape, w_shape, stride, padding, dilation, groups), int(groups)
     like = backend.to_device(np.empty(0, np.float32), device)

@@ -49,6 +49,10 @@ def cases() -> Iterator[Case]:
         ("2x3, dilated, 2 groups of 16", (2, 6, 14, 4), (2, 3, 2, 32), {"dilation": (2, 3), "groups": 2}),
         ("1x1, dilated", (2, 4, 3, 3), (1, 1, 3, 4), {"dilation": 2}),
         ("depthwise, dilated", (2, 6, 5, 3), (3, 3, 1, 6), {"padding": 3, "dilation": 3, "groups": 3}),
+        ("3x3, depthwise, 16 channels", (2, 5, 4, 16), (3, 3, 1, 16), {"padding": 1, "groups": 16}),
+        ("3x3, 16 channels, 8 groups", (2, 6, 5, 16), (3, 3, 2, 16), {"stride": 2, "groups": 8}),
+        ("2x3, 4 groups of 4", (1, 6, 7, 16), (2, 3, 4, 16), {"dilation": 2, "padding": 2, "groups": 4}),
+        ("3x3, 16 channels, 2 groups", (5, 7, 7, 16), (3, 3, 8, 16), {"padding": (0, 1), "groups": 2}),
     ]  # fmt: skip
     for i, (name, x, w, options) in enumerate(table):
         bias = {"b": w[-1:]} if i % 2 == 0 else {}

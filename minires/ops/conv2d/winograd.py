@@ -150,7 +150,7 @@ def _convolve(
     y, none = np.empty((n, *win.out, outputs), x.dtype), np.empty(0, x.dtype)
     tile = simd.shape(outputs, x.dtype)
     u = panels(tile, w, picture[-1], outputs, turned=turned)
-    width, b = simd.width(tile, x.dtype), none if b is None else b
+    width, b = simd.width(tile, x.dtype), none if b is None else np.ascontiguousarray(b)
     made = cut(win, n, picture[-1], outputs, x.dtype, backend.threads())
     zeros, taps = np.zeros(zeros_of(picture[-1], outputs, width), x.dtype), np.zeros(1, np.int64)
     x, flat = x.reshape(-1), y.reshape(-1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from minires.backend import simd, tile_sums
-from minires.backend.tile_products import Sizes
+from minires.backend import simd, tile_groups, tile_sums
+from minires.backend.tile_products import Part, Sizes
 from minires.ops.conv2d import adjoint, choose, indirect, joined_groups, places
 from minires.ops.window import Window
 from minires.plan.trace import Step, window_of
@@ -43,11 +44,17 @@ class Convolutions(Winograds):
         read, w, groups = step.reads["x"], step.tensors["w"], step.options["groups"]
         win, shape, x = window_of(step.options, read.shape), read.shape, self._at(read)
         n, outputs_all = shape[0], w.shape[-1]
+        y, b, relu = self.where[step.writes].at, step.tensors.get("b"), bool(step.options.get("relu"))
         left = joined_groups.left(groups, w.shape, joined_groups.MOST)
+        if self._ways(step).forward.name == "narrow":
+            parts = places.forward(n, tuple(shape[1:]), outputs_all, win, 0, len(tile_groups.shape()[0]))
+            out = y, math.prod(step.writes.shape)
+            pixels, weights = (x, math.prod(shape)), Weights(0, w.size, w)
+            self._groups(parts, pixels, weights, out, w.shape[2:], bias=b, relu=relu)
+            return
         depth, outputs = w.shape[2] * groups // left, outputs_all // left
         if left < groups:
             self.joined[step] = self._join(w, groups, left)
-        y, b, relu = self.where[step.writes].at, step.tensors.get("b"), bool(step.options.get("relu"))
         if self._ways(step).forward.name == "winograd":
             weights = self._weights(step, indirect.sizes(depth, outputs, left))
             self._winograd(win, x, shape, weights, y, outputs, bias=b, relu=relu)
@@ -89,6 +96,13 @@ class Convolutions(Winograds):
         """dx."""
         w, groups, shape = step.tensors["w"], step.options["groups"], step.reads["x"].shape
         win, left = window_of(step.options, shape), joined_groups.left(groups, w.shape, joined_groups.MOST)
+        if self._ways(step).backward_x.name == "narrow":
+            rows, turned = len(tile_groups.shape()[0]), self._turned(w)
+            parts = places.backward(shape[0], tuple(shape[1:]), w.shape[-1], win, 0, rows)
+            x, dx = (dy, math.prod(step.writes.shape)), (at, math.prod(shape))
+            self._groups(parts, x, Weights(turned.at, w.size), dx, w.shape[2:], added=added)
+            self._drop(turned)
+            return
         outputs, depth = w.shape[2] * groups // left, w.shape[-1] // left
         sizes, tile = indirect.sizes(depth, outputs, left, turned=True), simd.shape(outputs, self.dtype)
         weights, dy_shape = self._weights(step, sizes), step.writes.shape
@@ -99,6 +113,39 @@ class Convolutions(Winograds):
         parts = places.backward(shape[0], tuple(shape[1:]), w.shape[-1], win, depth, len(tile[0]))
         x, dx = (dy, math.prod(dy_shape)), (at, math.prod(shape))
         self._products(tile, parts, sizes, x, weights, -1, added, dx, turned=True)
+
+    def _groups(
+        self, parts: Sequence[Part], x: tuple[int, int], w: Weights, y: tuple[int, int],
+        group: tuple[int, ...], *, bias: Tensor | None = None, added: int = -1, relu: bool = False,
+    ) -> None:  # fmt: skip
+        """Groups of so many channels, of so many in all. x, y: where each lies, and its size."""
+        many, channels = group
+        pieces = tile_groups.share(parts, many, channels)
+        for place, at, to, times, x_step, y_step in parts:
+            line = self._line(
+                Do.GROUPS, pieces, many, x[0] + at, x[1] - at, w.at, w.size, self.zeros,
+                added if added < 0 else added + to, y[0] + to, y[1] - to, *self._table(place), relu,
+                place.many, x_step, y_step, channels, simd.lanes(self.dtype), times * place.sees.shape[1],
+                waits=False,
+            )  # fmt: skip
+            if w.tensor is not None:
+                self._of(line, 5, w.tensor)
+            if bias is not None:
+                self._of(line, 7, bias)
+        self._wait()
+
+    def _turned(self, w: Tensor) -> Place:
+        """A kernel of narrow groups (KH, KW, G, C), inputs and outputs of each group changed places."""
+        kh, kw, group, channels = w.shape
+        place, size = self._new(w.size), group * channels
+        for k in range(group):
+            # (tap, n, group, one): number n of the outputs of each group meets number k of its inputs
+            line = self._line(
+                Do.COPY, 1, 0, size, 1, group, place.at + k, size, channels, group, kh * kw, group,
+                channels // group, 1, waits=k == group - 1,
+            )  # fmt: skip
+            self._of(line, 2, w, skipped=k * channels)
+        return place
 
     def _bordered(
         self, step: Step, x: int, shape: tuple[int, ...], win: Window

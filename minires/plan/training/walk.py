@@ -13,19 +13,25 @@ from enum import IntEnum
 import numpy as np
 
 from minires.backend import Array, kernel
-from minires.backend.addresses import MARK, numbers_at
 from minires.backend.atomics import fetch_add, look
 from minires.backend.kernels import sched_yield
-from minires.backend.simd import Shape, Size
-from minires.backend.tile_products import products_numba
-from minires.backend.tile_sums import sums_numba
+from minires.backend.simd import Shape
+from minires.backend.tile_groups import GROUPS
 from minires.ops.batch_norm.numba_kernels import (
     gradient_numba,
     gradient_sums_numba,
     moments_numba,
     normalize_numba,
 )
-from minires.ops.conv2d.winograd_kernels import EIGHT, ONE, convolve_numba, correlate_numba, panels_numba
+from minires.plan.training.convolution_walk import (
+    correlate_line,
+    groups_line,
+    numbers_of,
+    panels_line,
+    products_line,
+    sums_line,
+    winograd_line,
+)
 from minires.plan.walk import add_numba, gate_numba
 
 
@@ -52,88 +58,19 @@ class Do(IntEnum):
     GATE = 17  # each channel of each picture times a number
     GATE_BACK = 18  # dx and dgate
     GLOBAL_AVG_BACK = 19  # of global average pooling
+    GROUPS = 20  # a convolution of narrow groups, or its dx
 
 
 COLUMNS = 44  # numbers in a line
 _SPINS = 4000  # looks at a counter before a thread gives way to others
 
 
-@kernel(floats="out flat (F)")
-def _numbers(floats: Array, place: int, count: int) -> Array:
-    """``count`` numbers at an offset or an address."""
-    if place >= MARK:
-        return numbers_at(floats, place - MARK, count)
-    return floats[place : place + count]
-
-
-@kernel(
-    r="flat int64 (_)", floats="out flat (F)", offsets="flat int32 (I)", sees="flat uint8 (S)",
-    longs="flat int64 (T)",
-)  # fmt: skip
-def _products(
-    r: Array,
-    piece: int,
-    me: int,
-    floats: Array,
-    offsets: Array,
-    sees: Array,
-    longs: Array,
-    rows: Size,
-    columns: Size,
-) -> None:
-    """2: tile, x, its size, w, its size, bias, added or -1, y, its size; 11: table, its length, out, taps,
-    where they stand, sees, tiles; 18: relu, turned, places, x step, y step; 23: depth, outputs, x group,
-    y group, w group, tap, row; 30: width, all tiles, all panels, whether panels are shared out; 34: room, its
-    size, from one thread's to the next's."""
-    total = r[32] if r[33] else r[31]
-    start, stop = total * piece // r[1], total * (piece + 1) // r[1]
-    first, last = 0, r[32]
-    if r[33]:
-        first, last, start, stop = start, stop, 0, r[31]
-    nothing = floats[:0]
-    added = _numbers(floats, r[8], r[10]) if r[8] >= 0 else nothing
-    table = offsets[r[11] : r[11] + r[14] * r[12]].reshape(r[14], r[12])
-    products_numba(
-        rows, columns, _numbers(floats, r[3], r[4]), _numbers(floats, r[5], r[6]), nothing,
-        _numbers(floats, r[7], r[32] * r[30]), added, _numbers(floats, r[9], r[10]), table, offsets[r[13] :],
-        longs[r[15] : r[15] + r[14]], sees[r[16] : r[16] + r[14] * r[17]].reshape(r[14], r[17]), floats,
-        floats[r[34] + me * r[36] : r[34] + me * r[36] + r[35]], r[18] != 0, r[19] != 0, r[20], r[21],
-        r[22], r[23], r[24], r[25], r[26], r[27], r[28], r[29], r[30], start, stop, first, last,
-    )  # fmt: skip
-
-
-@kernel(r="flat int64 (_)", floats="out flat (F)", offsets="flat int32 (I)", longs="flat int64 (T)")
-def _sums(
-    r: Array, piece: int, me: int, floats: Array, offsets: Array, longs: Array, height: Size, columns: Size
-) -> None:
-    """2: tile, x, its size, dy, its size, dw, its size, whether it is new; 10: rows, blocks, starts, taps,
-    runs, how many; 16: x apart, y apart, x, y, times, x step, y step, x row, y row; 25: depth, outputs,
-    x group, y group, w group, tap, row; 32: width, units, panels, whether panels are shared out; 36: room for
-    x, its size, from one thread's to the next's; 39: for y."""
-    total = r[34] if r[35] else r[33]
-    start, stop = total * piece // r[1], total * (piece + 1) // r[1]
-    first, last = 0, r[34]
-    if r[35]:
-        first, last, start, stop = start, stop, 0, r[33]
-    if start == stop or first == last:
-        return
-    sums_numba(
-        height, columns, _numbers(floats, r[3], r[4]), _numbers(floats, r[5], r[6]),
-        _numbers(floats, r[7], r[8]), r[9] != 0, longs[r[10] : r[10] + 4 * r[11]].reshape(r[11], 4),
-        offsets[r[12] : r[12] + r[11] * (r[13] + 1)].reshape(r[11], r[13] + 1),
-        offsets[r[14] : r[14] + 3 * r[15]].reshape(3, r[15]), floats,
-        floats[r[36] + me * r[38] : r[36] + me * r[38] + r[37]],
-        floats[r[39] + me * r[41] : r[39] + me * r[41] + r[40]], r[16], r[17], r[18], r[19], r[20], r[21],
-        r[22], r[23], r[24], r[25], r[26], r[27], r[28], r[29], r[30], r[31], r[32], start, stop, first, last,
-    )  # fmt: skip
-
-
 @kernel(r="flat int64 (_)", floats="out flat (F)")
 def _copy(r: Array, piece: int, floats: Array) -> None:
     """2: x, its strides of n, h, w; 6: y, its strides; 10: n, h, w, c; 14: whether y grows."""
     lines, c = r[10] * r[11], r[13]
-    x = _numbers(floats, r[2], (r[10] - 1) * r[3] + (r[11] - 1) * r[4] + (r[12] - 1) * r[5] + c)
-    y = _numbers(floats, r[6], (r[10] - 1) * r[7] + (r[11] - 1) * r[8] + (r[12] - 1) * r[9] + c)
+    x = numbers_of(floats, r[2], (r[10] - 1) * r[3] + (r[11] - 1) * r[4] + (r[12] - 1) * r[5] + c)
+    y = numbers_of(floats, r[6], (r[10] - 1) * r[7] + (r[11] - 1) * r[8] + (r[12] - 1) * r[9] + c)
     for line in range(lines * piece // r[1], lines * (piece + 1) // r[1]):
         n, i = line // r[11], line % r[11]
         for j in range(r[12]):
@@ -161,7 +98,7 @@ def _pass(r: Array, piece: int, floats: Array) -> None:
 def _total(r: Array, piece: int, floats: Array) -> None:
     """2: x, how many arrays, y, count, whether y grows."""
     first, last = r[5] * piece // r[1], r[5] * (piece + 1) // r[1]
-    y = _numbers(floats, r[4], r[5])[first:last]
+    y = numbers_of(floats, r[4], r[5])[first:last]
     for number in range(r[3]):
         x = floats[r[2] + number * r[5] + first : r[2] + number * r[5] + last]
         for i in range(last - first):
@@ -192,7 +129,7 @@ def _columns(r: Array, piece: int, floats: Array, doubles: Array) -> None:
 @kernel(r="flat int64 (_)", floats="out flat (F)", doubles="out flat float64 (D)")
 def _columns_end(r: Array, floats: Array, doubles: Array) -> None:
     """2: sums, parts, c, y."""
-    y = _numbers(floats, r[5], r[4])
+    y = numbers_of(floats, r[5], r[4])
     for k in range(r[4]):
         total = 0.0
         for part in range(r[3]):
@@ -204,8 +141,8 @@ def _columns_end(r: Array, floats: Array, doubles: Array) -> None:
 def _tiled(floats: Array, source: int, c: int, times: int, to: int) -> Array:
     """The numbers of c channels as often as rows are taken as one, in a room at ``to``."""
     if times == 1:
-        return _numbers(floats, source, c)
-    numbers, tiled = _numbers(floats, source, c), floats[to : to + times * c]
+        return numbers_of(floats, source, c)
+    numbers, tiled = numbers_of(floats, source, c), floats[to : to + times * c]
     for i in range(times):
         for k in range(c):
             tiled[i * c + k] = numbers[k]
@@ -245,11 +182,11 @@ def _moments_end(r: Array, floats: Array, doubles: Array) -> None:
         var[k] = 0.0 if spread < 0 else spread  # NaN stays NaN
     kept, replaced, factor = kind(doubles[r[12]]), kind(doubles[r[12] + 1]), kind(doubles[r[12] + 2])
     if r[10] >= 0:
-        running = _numbers(floats, r[10], c)
+        running = numbers_of(floats, r[10], c)
         for k in range(c):
             running[k] = running[k] * kept + replaced * mean[k]
     if r[11] >= 0:
-        running = _numbers(floats, r[11], c)
+        running = numbers_of(floats, r[11], c)
         for k in range(c):
             running[k] = running[k] * kept + replaced * (var[k] * factor)
 
@@ -261,11 +198,11 @@ def _normalize(r: Array, piece: int, me: int, floats: Array, doubles: Array) -> 
     m, c, kind = r[5], r[6], floats.dtype.type
     x, y = floats[r[2] : r[2] + m * r[3]].reshape(m, r[3]), floats[r[4] : r[4] + m * c].reshape(m, c)
     added = floats[r[11] : r[11] + m * c].reshape(m, c) if r[11] >= 0 else floats[:0].reshape(0, c)
-    scale, gamma, var = floats[r[14] + me * c :], _numbers(floats, r[9], c), floats[r[8] :]
+    scale, gamma, var = floats[r[14] + me * c :], numbers_of(floats, r[9], c), floats[r[8] :]
     for k in range(c):
         scale[k] = gamma[k] * (kind(1) / np.sqrt(var[k] + kind(doubles[r[13]])))
     normalize_numba(
-        x, scale[:c], floats[r[7] : r[7] + c], _numbers(floats, r[10], c), added, r[12] != 0, y,
+        x, scale[:c], floats[r[7] : r[7] + c], numbers_of(floats, r[10], c), added, r[12] != 0, y,
         m * piece // r[1], m * (piece + 1) // r[1],
     )  # fmt: skip
 
@@ -280,7 +217,7 @@ def _slopes(r: Array, piece: int, me: int, floats: Array, doubles: Array) -> Non
     total, products = doubles[at : at + c], doubles[at + c : at + 2 * c]
     total[:] = 0
     products[:] = 0
-    gamma, var, scale = _numbers(floats, r[11], r[7]), floats[r[10] :], floats[room : room + r[7]]
+    gamma, var, scale = numbers_of(floats, r[11], r[7]), floats[r[10] :], floats[room : room + r[7]]
     for k in range(r[7]):
         scale[k] = gamma[k] * (kind(1) / np.sqrt(var[k] + kind(doubles[r[14]])))
     y = floats[r[5] : r[5] + m * c].reshape(m, c) if r[5] >= 0 else floats[:0].reshape(0, c)
@@ -298,10 +235,10 @@ def _slopes_end(r: Array, floats: Array, doubles: Array) -> None:
     """2: sums, parts, channels, rows taken as one, rows; 7: var, gamma, eps among the doubles; 10: dgamma or
     -1, dbeta or -1, scale, slope, offset."""
     c, wide, kind = r[4], r[4] * r[5], floats.dtype.type
-    var, gamma = floats[r[7] :], _numbers(floats, r[8], c)
+    var, gamma = floats[r[7] :], numbers_of(floats, r[8], c)
     scale, slope, offset = floats[r[12] :], floats[r[13] :], floats[r[14] :]
-    dgammas = _numbers(floats, r[10], c) if r[10] >= 0 else scale  # written over at once
-    dbetas = _numbers(floats, r[11], c) if r[11] >= 0 else scale
+    dgammas = numbers_of(floats, r[10], c) if r[10] >= 0 else scale  # written over at once
+    dbetas = numbers_of(floats, r[11], c) if r[11] >= 0 else scale
     for k in range(c):
         dbeta = products = 0.0
         for part in range(r[3]):
@@ -328,7 +265,7 @@ def _gradient(r: Array, piece: int, floats: Array) -> None:
     dadd = floats[r[17] : r[17] + m * c].reshape(m, c) if r[17] >= 0 else none
     gradient_numba(
         floats[r[2] : r[2] + m * c].reshape(m, c), floats[r[3] : r[3] + m * r[4]].reshape(m, r[4]), y,
-        floats[r[8] : r[8] + c], floats[r[9] : r[9] + c], _numbers(floats, r[10], c), r[11] != 0,
+        floats[r[8] : r[8] + c], floats[r[9] : r[9] + c], numbers_of(floats, r[10], c), r[11] != 0,
         floats[r[12] : r[12] + c], floats[r[13] : r[13] + c], r[16] != 0, dx, dadd,
         m * piece // r[1], m * (piece + 1) // r[1],
     )  # fmt: skip
@@ -378,57 +315,6 @@ def _global_avg_back(r: Array, piece: int, floats: Array) -> None:
                 dx[k] = dy[k] / many
 
 
-@kernel(r="flat int64 (_)", floats="out flat (F)")
-def _panels(r: Array, piece: int, me: int, floats: Array) -> None:
-    """2: w, its size, g, u, its size; 7: turned, depth, outputs, width, lanes, units; 13: room, from one
-    thread's to the next's, its size."""
-    room = r[13] + me * r[14]
-    panels_numba(
-        EIGHT, ONE, _numbers(floats, r[2], r[3]), floats[r[4] : r[4] + 144], floats,
-        floats[r[5] : r[5] + r[6]], floats[room : room + r[15]], r[7] != 0, r[8], r[9], r[10], r[11],
-        r[12] * piece // r[1], r[12] * (piece + 1) // r[1],
-    )  # fmt: skip
-
-
-@kernel(
-    r="flat int64 (_)", floats="out flat (F)", offsets="flat int32 (I)", sees="flat uint8 (S)",
-    longs="flat int64 (T)",
-)  # fmt: skip
-def _winograd(
-    r: Array, piece: int, me: int, floats: Array, offsets: Array, sees: Array, longs: Array, rows: Size,
-    columns: Size,
-) -> None:  # fmt: skip
-    """2: tile, x, its size, u, bias or -1, added or -1, y, its size, relu; 11: blocks, how many, table, out,
-    their length, sees, tiles; 18: h, w, c, out h, w, c, top, left, width; 27: room, from one thread's to the
-    next's, its size."""
-    nothing, room = floats[:0], r[27] + me * r[28]
-    convolve_numba(
-        rows, columns, floats[r[3] : r[3] + r[4]], floats[r[5] :],
-        _numbers(floats, r[6], r[23]) if r[6] >= 0 else nothing,
-        floats[r[7] : r[7] + r[9]] if r[7] >= 0 else nothing, floats[r[8] : r[8] + r[9]], r[10] != 0,
-        offsets[r[11] : r[11] + 4 * r[12]].reshape(r[12], 4), offsets[r[13] : r[13] + r[15]],
-        offsets[r[14] : r[14] + r[15]], longs[:1], sees[r[16] : r[16] + r[17]], floats,
-        floats[room : room + r[29]], r[18], r[19], r[20], r[21], r[22], r[23], r[24], r[25], r[26],
-        r[12] * piece // r[1], r[12] * (piece + 1) // r[1],
-    )  # fmt: skip
-
-
-@kernel(r="flat int64 (_)", floats="out flat (F)", offsets="flat int32 (I)", longs="flat int64 (T)")
-def _correlate(
-    r: Array, piece: int, me: int, floats: Array, offsets: Array, longs: Array, height: Size, columns: Size
-) -> None:
-    """2: tile, x, its size, dy, its size, sums, those of a piece; 9: blocks, how many, rows, starts, runs;
-    14: h, w, c, out h, w, c, top, left, width; 23: room, from one thread's to the next's, its size."""
-    room, many, to = r[23] + me * r[24], r[10], r[7] + piece * r[8]
-    correlate_numba(
-        height, columns, floats[r[3] : r[3] + r[4]], floats[r[5] : r[5] + r[6]], floats[to : to + r[8]],
-        offsets[r[9] : r[9] + 4 * many].reshape(many, 4), longs[r[11] : r[11] + 4 * many].reshape(many, 4),
-        offsets[r[12] : r[12] + 2].reshape(1, 2), offsets[r[13] : r[13] + 3 * many].reshape(many, 3, 1),
-        floats, floats[room : room + r[25]], r[14], r[15], r[16], r[17], r[18], r[19], r[20], r[21], r[22],
-        many * piece // r[1], many * (piece + 1) // r[1],
-    )  # fmt: skip
-
-
 @kernel(
     program="flat int64 (P, 44)", waits="flat bool (P)", floats="out flat (F)",
     doubles="out flat float64 (D)", offsets="flat int32 (I)", sees="flat uint8 (S)", longs="flat int64 (T)",
@@ -449,20 +335,20 @@ def walk_numba(
             what = r[0]
             if what == 0:
                 if r[2] == 0:
-                    _products(r, piece, me, floats, offsets, sees, longs, tiles[0][0], tiles[0][1])
+                    products_line(r, piece, me, floats, offsets, sees, longs, tiles[0][0], tiles[0][1])
                 elif r[2] == 1:
-                    _products(r, piece, me, floats, offsets, sees, longs, tiles[1][0], tiles[1][1])
+                    products_line(r, piece, me, floats, offsets, sees, longs, tiles[1][0], tiles[1][1])
                 else:
-                    _products(r, piece, me, floats, offsets, sees, longs, tiles[2][0], tiles[2][1])
+                    products_line(r, piece, me, floats, offsets, sees, longs, tiles[2][0], tiles[2][1])
             elif what == 1:
                 if r[2] == 0:
-                    _sums(r, piece, me, floats, offsets, longs, squares[0][0], squares[0][1])
+                    sums_line(r, piece, me, floats, offsets, longs, squares[0][0], squares[0][1])
                 elif r[2] == 1:
-                    _sums(r, piece, me, floats, offsets, longs, squares[1][0], squares[1][1])
+                    sums_line(r, piece, me, floats, offsets, longs, squares[1][0], squares[1][1])
                 elif r[2] == 2:
-                    _sums(r, piece, me, floats, offsets, longs, squares[2][0], squares[2][1])
+                    sums_line(r, piece, me, floats, offsets, longs, squares[2][0], squares[2][1])
                 else:
-                    _sums(r, piece, me, floats, offsets, longs, squares[3][0], squares[3][1])
+                    sums_line(r, piece, me, floats, offsets, longs, squares[3][0], squares[3][1])
             elif what == 2:
                 _copy(r, piece, floats)
             elif what == 3:
@@ -488,28 +374,37 @@ def walk_numba(
             elif what == 13:
                 _gradient(r, piece, floats)
             elif what == 14:
-                _panels(r, piece, me, floats)
+                panels_line(r, piece, me, floats)
             elif what == 15:
                 if r[2] == 0:
-                    _winograd(r, piece, me, floats, offsets, sees, longs, tiles[0][0], tiles[0][1])
+                    winograd_line(r, piece, me, floats, offsets, sees, longs, tiles[0][0], tiles[0][1])
                 elif r[2] == 1:
-                    _winograd(r, piece, me, floats, offsets, sees, longs, tiles[1][0], tiles[1][1])
+                    winograd_line(r, piece, me, floats, offsets, sees, longs, tiles[1][0], tiles[1][1])
                 else:
-                    _winograd(r, piece, me, floats, offsets, sees, longs, tiles[2][0], tiles[2][1])
+                    winograd_line(r, piece, me, floats, offsets, sees, longs, tiles[2][0], tiles[2][1])
             elif what == 17:
                 gate_numba(r, piece, floats)
             elif what == 18:
                 _gate_back(r, piece, floats, doubles)
             elif what == 19:
                 _global_avg_back(r, piece, floats)
+            elif what == 20:
+                if r[2] == 1:
+                    groups_line(r, piece, floats, offsets, sees, longs, tiles[2], GROUPS[0])
+                elif r[2] == 2:
+                    groups_line(r, piece, floats, offsets, sees, longs, tiles[2], GROUPS[1])
+                elif r[2] == 4:
+                    groups_line(r, piece, floats, offsets, sees, longs, tiles[2], GROUPS[2])
+                else:
+                    groups_line(r, piece, floats, offsets, sees, longs, tiles[2], GROUPS[3])
             elif r[2] == 0:
-                _correlate(r, piece, me, floats, offsets, longs, squares[0][0], squares[0][1])
+                correlate_line(r, piece, me, floats, offsets, longs, squares[0][0], squares[0][1])
             elif r[2] == 1:
-                _correlate(r, piece, me, floats, offsets, longs, squares[1][0], squares[1][1])
+                correlate_line(r, piece, me, floats, offsets, longs, squares[1][0], squares[1][1])
             elif r[2] == 2:
-                _correlate(r, piece, me, floats, offsets, longs, squares[2][0], squares[2][1])
+                correlate_line(r, piece, me, floats, offsets, longs, squares[2][0], squares[2][1])
             else:
-                _correlate(r, piece, me, floats, offsets, longs, squares[3][0], squares[3][1])
+                correlate_line(r, piece, me, floats, offsets, longs, squares[3][0], squares[3][1])
             fetch_add(counters, 2 * i + 1, 1)
         if waits[i]:
             while waited <= i:

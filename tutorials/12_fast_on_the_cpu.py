@@ -441,11 +441,12 @@ print("fewer products by a factor of", saving)
 # No way is the best for all
 # --------------------------
 #
-# minires has two: tiles that read through a table (``conv2d/indirect.py``), and Winograd
-# (``conv2d/winograd.py``). Winograd's transforms move each number a few more times, which pays if it meets
-# many channels. The kernel becomes larger, 16 numbers for 9, which pays if there are many places to use it
-# for. Windows that are not 3x3, and strides, are for the tiles alone. Which way is taken is decided in
-# ``conv2d/choose.py``, by rules that come from measurements like the next picture. ``conv2d.way`` tells it.
+# minires has three: tiles that read through a table (``conv2d/indirect.py``), Winograd
+# (``conv2d/winograd.py``), and tiles for groups of few channels (``conv2d/narrow.py``). Winograd's transforms
+# move each number a few more times, which pays if it meets many channels. The kernel becomes larger, 16
+# numbers for 9, which pays if there are many places to use it for. Windows that are not 3x3, and strides,
+# are for the tiles alone. Which way is taken is decided in ``conv2d/choose.py``, by rules that come from
+# measurements like the next picture. ``conv2d.way`` tells it.
 
 layers = {  # (N, H, W, C), (KH, KW, C, O), stride, padding
     "3x3, 16 -> 16\n32x32": ((32, 32, 32, 16), (3, 3, 16, 16), 1, 1),

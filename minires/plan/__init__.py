@@ -136,7 +136,8 @@ def compile(
     shows. The weights are copied: who changes the model makes a new plan. The model is left as it was.
 
     Batch norms are folded, so results differ from the model's by rounding; from those of
-    ``minires.fuse(model)`` only where that takes Winograd's way, or means are added up in another order.
+    ``minires.fuse(model)`` only where one takes Winograd's way and the other does not, or means are added up
+    in another order. What each picture gives hangs on no other.
 
     A plan of training gives, from just so many pictures, a tensor on the tape, whose ``backward()`` leaves
     the gradients of the model's parameters; these it reads and moves as the model itself would, bit for bit

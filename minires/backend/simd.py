@@ -22,6 +22,8 @@ a tile of one vector can meet groups of G numbers: what it adds is, for each k <
 
     tile = multiply_groups(tile, lines, o, group, b, p, step)
                                     row r grows by lines[r][o + n // G * G + k] * b[p + k*step + n], n < L
+    tile = multiply_each(tile, lines, o, group, b, p)
+                                    row r*G + k grows by lines[r][o + n // G * G + k] * b[p + n]
 
 One function turns a block of numbers, so that a matrix can be read by columns as fast as by rows:
 
@@ -149,6 +151,13 @@ def multiply_groups(tile: Array, lines: Lines, o: int, group: Size, b: Array, p:
     return tile
 
 
+def multiply_each(tile: Array, lines: Lines, o: int, group: Size, b: Array, p: int) -> Array:
+    wide, many = tile.shape[1], len(group)
+    numbers = np.array([line[o : o + wide] for line in lines]).reshape(len(lines), -1, many)
+    own = np.repeat(numbers, many, axis=1).reshape(len(lines), wide, many)
+    return tile + own.swapaxes(1, 2).reshape(len(tile), wide) * b[p : p + wide]
+
+
 def plus(tile: Array, lines: Lines, o: int, width: int) -> Array:
     added = tile.copy()
     for row, line in zip(added, lines, strict=True):
@@ -258,6 +267,20 @@ def set_up() -> None:
         how = [index(0), index(2), index(1)]  # to read, often, data
         builder.call(function, [builder.bitcast(at, byte), *how])
 
+    def multiply(builder: Any, kind: Any, a: Any, b: Any, total: Any) -> Any:
+        """total + a * b, rounded once."""
+        numbers = vector(kind.dtype)
+        name = f"llvm.fma.v{numbers.count}f{kind.dtype.bitwidth}"
+        fma = builder.module.declare_intrinsic(name, (), ir.FunctionType(numbers, [numbers] * 3))
+        return builder.call(fma, [a, b, total])
+
+    def own_of_group(builder: Any, x: Any, k: int, many: int) -> Any:
+        """Each number of a vector replaced by number k of its group."""
+        wide = x.type.count
+        picked = [(n // many * many + k) % wide for n in range(wide)]
+        mask = ir.Constant(ir.VectorType(index, wide), picked)
+        return builder.shuffle_vector(x, ir.Constant(x.type, None), mask)
+
     @intrinsic
     def _spread(_: Any, rows: Any, columns: Any, b: Any, o: Any) -> Any:
         result = Tile(b.dtype, rows.count, columns.count)
@@ -315,8 +338,6 @@ def set_up() -> None:
         def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             kind, (sums, lines, k, b, o) = signature.return_type, arguments
             numbers = vector(kind.dtype)
-            name = f"llvm.fma.v{numbers.count}f{kind.dtype.bitwidth}"
-            fma = builder.module.declare_intrinsic(name, (), ir.FunctionType(numbers, [numbers] * 3))
             start = pointer(context, builder, signature.args[3], b, o)
             row = [
                 builder.load(place(builder, kind.dtype, start, j * numbers.count), align=align(kind.dtype))
@@ -327,7 +348,7 @@ def set_up() -> None:
                 factors = broadcast(builder, numbers, factor)
                 for j in range(kind.columns):
                     at = r * kind.columns + j
-                    total = builder.call(fma, [factors, row[j], builder.extract_value(sums, at)])
+                    total = multiply(builder, kind, factors, row[j], builder.extract_value(sums, at))
                     sums = builder.insert_value(sums, total, at)
             return sums
 
@@ -339,11 +360,7 @@ def set_up() -> None:
 
         def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             kind, (sums, lines, o, _, b, p, step) = signature.return_type, arguments
-            numbers = vector(kind.dtype)
-            name = f"llvm.fma.v{numbers.count}f{kind.dtype.bitwidth}"
-            fma = builder.module.declare_intrinsic(name, (), ir.FunctionType(numbers, [numbers] * 3))
-            start, none = pointer(context, builder, signature.args[4], b, p), ir.Constant(numbers, None)
-            factors, wide = [], numbers.count
+            start, factors = pointer(context, builder, signature.args[4], b, p), []
             for _ in range(many):
                 factors.append(builder.load(place(builder, kind.dtype, start, 0), align=align(kind.dtype)))
                 start = builder.gep(start, [step])
@@ -351,13 +368,32 @@ def set_up() -> None:
                 line = builder.gep(builder.extract_value(lines, r), [o], inbounds=True)
                 x = builder.load(place(builder, kind.dtype, line, 0), align=align(kind.dtype))
                 for k in range(many):
-                    of_group = [(i // many * many + k) % wide for i in range(wide)]
-                    own = builder.shuffle_vector(x, none, ir.Constant(ir.VectorType(index, wide), of_group))
-                    total = builder.call(fma, [own, factors[k], builder.extract_value(sums, r)])
+                    numbers = own_of_group(builder, x, k, many)
+                    total = multiply(builder, kind, numbers, factors[k], builder.extract_value(sums, r))
                     sums = builder.insert_value(sums, total, r)
             return sums
 
         return tile(tile, lines, o, group, b, p, step), build
+
+    @intrinsic
+    def _multiply_each(_: Any, tile: Any, lines: Any, o: Any, group: Any, b: Any, p: Any) -> Any:
+        many = group.count
+
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            kind, (sums, lines, o, _, b, p) = signature.return_type, arguments
+            start = pointer(context, builder, signature.args[4], b, p)
+            factors = builder.load(place(builder, kind.dtype, start, 0), align=align(kind.dtype))
+            for r in range(kind.rows // many):
+                line = builder.gep(builder.extract_value(lines, r), [o], inbounds=True)
+                x = builder.load(place(builder, kind.dtype, line, 0), align=align(kind.dtype))
+                for k in range(many):
+                    at = r * many + k
+                    numbers = own_of_group(builder, x, k, many)
+                    total = multiply(builder, kind, numbers, factors, builder.extract_value(sums, at))
+                    sums = builder.insert_value(sums, total, at)
+            return sums
+
+        return tile(tile, lines, o, group, b, p), build
 
     @intrinsic
     def _plus(_: Any, tile: Any, lines: Any, o: Any, width: Any) -> Any:
@@ -497,6 +533,12 @@ def set_up() -> None:
         multiply_groups,
         lambda tile, lines, o, group, b, p, step: (
             lambda tile, lines, o, group, b, p, step: _multiply_groups(tile, lines, o, group, b, p, step)
+        ),
+    )
+    overload(
+        multiply_each,
+        lambda tile, lines, o, group, b, p: (
+            lambda tile, lines, o, group, b, p: _multiply_each(tile, lines, o, group, b, p)
         ),
     )
     overload(plus, lambda tile, lines, o, width: lambda tile, lines, o, width: _plus(tile, lines, o, width))

@@ -223,7 +223,7 @@ def test_the_way_that_is_faster_is_taken_and_told(three_threads, taken, ways, x,
 @pytest.mark.skipif(not backend.HAS_NUMBA, reason="without Numba no groups are joined")
 @pytest.mark.parametrize(("groups", "left"), [(1, 1), (4, 1), (32, 8), (31, 31)])
 def test_groups_that_are_joined_are_told(taken, groups, left):
-    """Of groups with as many outputs as inputs only dw is for joined groups; these have fewer outputs."""
+    """Those with as many outputs as inputs are not joined; these have fewer outputs."""
     told = run_and_ask((32, 16, 16, 4 * groups), (3, 3, 4, 3 * groups), {"padding": 1, "groups": groups})
     assert taken == told and {found.groups for found in told.values()} == {left}
 
@@ -247,14 +247,14 @@ def test_arrays_with_gaps(monkeypatch, groups, worth):
 @pytest.mark.skipif(not backend.HAS_NUMBA, reason="without Numba there is one way")
 @pytest.mark.parametrize(
     ("group", "channels", "names"),
-    [(1, 64, "narrow narrow indirect"), (4, 64, "narrow narrow indirect"), (8, 64, "narrow narrow indirect"),
+    [(1, 64, "narrow narrow narrow"), (4, 64, "narrow narrow narrow"), (8, 64, "narrow narrow narrow"),
      (16, 64, "indirect indirect indirect"), (3, 48, "indirect indirect indirect"),
      (4, 36, "indirect indirect indirect")],
 )  # fmt: skip
 def test_narrow_groups_have_tiles_of_their_own(monkeypatch, taken, group, channels, names):
     monkeypatch.setattr(choose, "_is_worth", lambda *given: False)
     if channels == 36 and simd.lanes(np.float32) == 4:
-        names = "narrow narrow indirect"
+        names = "narrow narrow narrow"
     groups = channels // group
     told = run_and_ask((2, 6, 6, channels), (3, 3, group, channels), {"padding": 1, "groups": groups})
     assert taken == told and [found.name for found in told.values()] == names.split()

@@ -1,10 +1,10 @@
 """Which way a convolution is computed, and why.
 
-A way is a file of this folder with functions forward, backward_x and backward_w, for y, dx and dw. On a GPU
-it is ``cuda_columns`` always. On the CPU there are three, and each product takes its own:
+A way is a file of this folder with three functions, forward, backward_x and backward_w, for y, dx and dw. On
+a GPU it is ``cuda_columns`` always. On the CPU there are three, and each product takes its own:
 
     indirect    sums in registers, over what lies under the window: any convolution
-    narrow      groups of 1, 2, 4 or 8 channels, y and dx of them: no product is with a zero
+    narrow      groups of 1, 2, 4 or 8 channels: no product is with a zero
     winograd    3x3 on pictures that are large enough: 2.25 times fewer multiplications, but each number is
                 moved more often
 
@@ -114,7 +114,7 @@ def _way(rule: Rule, like: Array, x: Shape, w: Shape, win: Window, groups: int) 
     """The way by a rule, on arrays such as ``like``: x and w are shapes."""
     if cuda.usable(like):
         return Way("cuda_columns", joined_groups.left(groups, w, _JOINED_CHANNELS_CUDA))
-    if rule is not _to_dw and narrow.fits(w, groups, like.dtype):
+    if narrow.fits(w, groups, like.dtype):
         return Way("narrow", groups)
     left = joined_groups.left(groups, w, joined_groups.MOST)
     return Way(rule(x, joined_groups.joined_shape(w, groups, left), win, left), left)

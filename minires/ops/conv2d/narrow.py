@@ -1,6 +1,6 @@
 """Convolution of narrow groups on the CPU, depthwise above all, by tiles of ``minires.backend.tile_groups``.
 
-Only for groups that have as many outputs as inputs. dw is for ``indirect``, with groups joined.
+Only for groups that have as many outputs as inputs.
 """
 
 from __future__ import annotations
@@ -33,6 +33,15 @@ def backward_x(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups:
     parts = places.backward(shape[0], tuple(shape[1:]), w.shape[3], win, 0, len(tile_groups.shape()[0]))
     tile_groups.group_products(dy, turned(w, groups), dx, parts, w.shape[2], w.shape[3])
     return dx
+
+
+def backward_w(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
+    """dw of ``shape`` (KH, KW, C/G, C)."""
+    n, *picture = x.shape
+    dw = np.empty(shape, x.dtype)
+    parts = places.by_place(n, tuple(picture), shape[3], win, len(tile_groups.sums_shape(shape[2])[2]))
+    tile_groups.group_sums(x, dy, dw, parts, shape[2], shape[3])
+    return dw
 
 
 def turned(w: Array, groups: int) -> Array:

@@ -68,6 +68,20 @@ def backward(
     return _parts(pictures, phases, oh * ow * outputs, h * w * c, rows, depth)
 
 
+@functools.lru_cache(maxsize=256)
+def by_place(
+    pictures: int, picture: tuple[int, ...], outputs: int, win: Window, taps: int
+) -> tuple[Part, ...]:
+    """As ``forward``, with a line for each place and a column for each tap, of these so many at a time."""
+    found = []
+    for part in forward(pictures, picture, outputs, win, 0, 1):
+        many, seen = part.places.many, part.places.table
+        table = np.full((many, -(-len(seen) // taps) * taps), -1, np.int32)
+        table[:, : len(seen)] = seen[:, :many].T
+        found.append(part._replace(places=part.places._replace(table=table)))
+    return tuple(found)
+
+
 class _Phase(NamedTuple):
     """Of one picture: offsets (taps, places), where each place lies in the output, and the taps' numbers."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from minires.backend import simd, tile_groups, tile_sums
-from minires.backend.tile_products import Part, Sizes
+from minires.backend.tile_products import Part, Places, Sizes
 from minires.ops.conv2d import adjoint, choose, indirect, joined_groups, places
 from minires.ops.window import Window
 from minires.plan.trace import Step, window_of
@@ -134,6 +134,31 @@ class Convolutions(Winograds):
                 self._of(line, 7, bias)
         self._wait()
 
+    def _group_sums(self, step: Step, dy: int) -> None:
+        """dw of narrow groups."""
+        (n, *picture), w, x = step.reads["x"].shape, step.tensors["w"], self._at(step.reads["x"])
+        (kh, kw, group, channels), win = w.shape, window_of(step.options, step.reads["x"].shape)
+        rows, lanes = len(tile_groups.sums_shape(group)[2]), simd.lanes(self.dtype)
+        parts = places.by_place(n, tuple(picture), channels, win, rows)
+        units, summed = -(-kh * kw // rows) * (channels // lanes), tile_groups.together(parts)
+        pieces = min(units, tile_groups.share(parts, group, channels))
+        size, count = n * math.prod(picture), math.prod(step.writes.shape)
+        for number, (place, at, to, *steps) in enumerate(parts):
+            table, out = self._table_by_place(place)
+            line = self._line(
+                Do.GROUP_SUMS, pieces, group, x + at, size - at, dy + to, count - to, 0, w.size, number == 0,
+                table, *place.table.shape, out, *steps, kh * kw, channels, lanes, summed, units,
+            )  # fmt: skip
+            self._of(line, 7, w, "gradient")
+
+    def _table_by_place(self, place: Places) -> tuple[int, ...]:
+        def write() -> tuple[int, ...]:
+            table = sum(a.size for a in self.offsets)
+            self.offsets += [place.table.reshape(-1), place.out]
+            return table, table + place.table.size
+
+        return self._once(place, write)
+
     def _turned(self, w: Tensor) -> Place:
         """A kernel of narrow groups (KH, KW, G, C), inputs and outputs of each group changed places."""
         kh, kw, group, channels = w.shape
@@ -186,6 +211,9 @@ class Convolutions(Winograds):
     def _weights_back(self, step: Step, dy: int) -> None:
         """dw."""
         read, w, groups = step.reads["x"], step.tensors["w"], step.options["groups"]
+        if self._ways(step).backward_w.name == "narrow":
+            self._group_sums(step, dy)
+            return
         left = joined_groups.left(groups, w.shape, joined_groups.MOST)
         joined = self._new(w.size * groups // left) if left < groups else None
         if self._ways(step).backward_w.name == "winograd":

@@ -8,7 +8,7 @@ from __future__ import annotations
 from minires.backend import Array, kernel
 from minires.backend.addresses import MARK, numbers_at
 from minires.backend.simd import Shape, Size
-from minires.backend.tile_groups import group_products_numba
+from minires.backend.tile_groups import group_products_numba, group_sums_numba
 from minires.backend.tile_products import products_numba
 from minires.backend.tile_sums import sums_numba
 from minires.ops.conv2d.winograd_kernels import EIGHT, ONE, convolve_numba, correlate_numba, panels_numba
@@ -102,6 +102,21 @@ def groups_line(
         offsets[r[13] :], longs[r[15] : r[15] + r[14]],
         sees[r[16] : r[16] + r[14] * r[17]].reshape(r[14], r[17]), floats, r[18] != 0, r[19], r[20], r[21],
         r[22], r[23], r[24] * piece // r[1], r[24] * (piece + 1) // r[1],
+    )  # fmt: skip
+
+
+@kernel(r="flat int64 (_)", floats="out flat (F)", offsets="flat int32 (I)")
+def group_sums_line(
+    r: Array, piece: int, floats: Array, offsets: Array, height: Size, column: Size, rows: Size, group: Size
+) -> None:
+    """2: channels of a group, x, its size, dy, its size, dw, its size, whether it is new; 10: table, places,
+    taps in it, out, times, x step, y step; 17: taps, channels, lanes, places that are summed, units."""
+    group_sums_numba(
+        height, column, rows, group, floats[r[3] : r[3] + r[4]], floats[r[5] : r[5] + r[6]],
+        numbers_of(floats, r[7], r[8]), r[9] != 0,
+        offsets[r[10] : r[10] + r[11] * r[12]].reshape(r[11], r[12]), offsets[r[13] :],
+        floats, r[14], r[15], r[16], r[17], r[18], r[19], r[20], r[21] * piece // r[1],
+        r[21] * (piece + 1) // r[1],
     )  # fmt: skip
 
 

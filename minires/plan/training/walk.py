@@ -16,7 +16,7 @@ from minires.backend import Array, kernel
 from minires.backend.atomics import fetch_add, look
 from minires.backend.kernels import sched_yield
 from minires.backend.simd import Shape
-from minires.backend.tile_groups import GROUPS
+from minires.backend.tile_groups import GROUPS, sums_shape
 from minires.ops.batch_norm.numba_kernels import (
     gradient_numba,
     gradient_sums_numba,
@@ -25,6 +25,7 @@ from minires.ops.batch_norm.numba_kernels import (
 )
 from minires.plan.training.convolution_walk import (
     correlate_line,
+    group_sums_line,
     groups_line,
     numbers_of,
     panels_line,
@@ -59,9 +60,11 @@ class Do(IntEnum):
     GATE_BACK = 18  # dx and dgate
     GLOBAL_AVG_BACK = 19  # of global average pooling
     GROUPS = 20  # a convolution of narrow groups, or its dx
+    GROUP_SUMS = 21  # ... its dw
 
 
 COLUMNS = 44  # numbers in a line
+SUMS = tuple(sums_shape(len(group)) for group in GROUPS)
 _SPINS = 4000  # looks at a counter before a thread gives way to others
 
 
@@ -397,6 +400,15 @@ def walk_numba(
                     groups_line(r, piece, floats, offsets, sees, longs, tiles[2], GROUPS[2])
                 else:
                     groups_line(r, piece, floats, offsets, sees, longs, tiles[2], GROUPS[3])
+            elif what == 21:
+                if r[2] == 1:
+                    group_sums_line(r, piece, floats, offsets, SUMS[0][0], SUMS[0][1], SUMS[0][2], GROUPS[0])
+                elif r[2] == 2:
+                    group_sums_line(r, piece, floats, offsets, SUMS[1][0], SUMS[1][1], SUMS[1][2], GROUPS[1])
+                elif r[2] == 4:
+                    group_sums_line(r, piece, floats, offsets, SUMS[2][0], SUMS[2][1], SUMS[2][2], GROUPS[2])
+                else:
+                    group_sums_line(r, piece, floats, offsets, SUMS[3][0], SUMS[3][1], SUMS[3][2], GROUPS[3])
             elif r[2] == 0:
                 correlate_line(r, piece, me, floats, offsets, longs, squares[0][0], squares[0][1])
             elif r[2] == 1:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from minires.backend import Array, simd
+from minires.ops.conv2d import winograd
 from minires.plan.trace import Traced
 
 ALIGNED = 16  # numbers: a line of the cache
@@ -57,10 +58,13 @@ class Memory:
 
 
 def zeros_of(traced: Traced) -> int:
-    """The numbers of the longest row that lies outside a picture, or of the sums of all 16 of Winograd's."""
-    reads = [read.shape[-1] for step in traced.steps for read in step.reads.values()]
-    writes = [step.writes.shape[-1] for step in traced.steps]
-    return max([*reads, 16 * (max(writes, default=0) + simd.width(simd.shapes()[0], np.float32))])
+    """The numbers of the longest row that lies outside a picture, or of the sums of all 16 products by
+    Winograd's way, to y or to dx."""
+    rows = [read.shape[-1] for step in traced.steps for read in step.reads.values()]
+    convolutions = [step for step in traced.steps if step.op == "conv2d"]
+    widths = [max(step.reads["x"].shape[-1], step.tensors["w"].shape[-1]) for step in convolutions]
+    widest = simd.width(simd.shapes()[0], np.float32)
+    return max([*rows, *(winograd.zeros_of(wide, wide, widest) for wide in widths), widest])
 
 
 def flat(arrays: list[Array], dtype: Any) -> Array:

@@ -83,6 +83,7 @@ class _Writer:
             step.reads["x"].value: step
             for step in self.traced.steps
             if step.op == "copy" and uses[value := step.reads["x"].value] == 1 and value in makers
+            and step.reads["x"].shape == (*value.shape[:3], makers[value].constants["w"].shape[-1])
             and not (makers[value].reads.keys() - {"x"} or self._is_winograd(makers[value]))
         }  # fmt: skip
 
@@ -127,6 +128,8 @@ class _Writer:
     @staticmethod
     def _is_winograd(step: Step) -> bool:
         w, x, groups = step.constants["w"].shape, step.reads["x"].shape, step.options["groups"]
+        if narrow.fits(w, groups, step.constants["w"].dtype):
+            return False
         left = joined_groups.left(groups, w, joined_groups.MOST)
         joined = joined_groups.joined_shape(w, groups, left)
         return choose.is_planned_winograd(x, joined, window_of(step.options, x), left)
@@ -156,7 +159,7 @@ class _Writer:
         """Where a convolution writes to, and how far apart its pixels are."""
         copy = self.histories.get(step.writes)
         if copy is None:
-            return self._at(step.writes), step.writes.shape[-1]
+            return self._at(step.writes), step.constants["w"].shape[-1]
         return self._at(copy.writes) + copy.at, copy.writes.shape[-1]
 
     def _groups(self, step: Step, w: Array, win: Window) -> None:

@@ -78,6 +78,18 @@ MODELS = {
         b=conv(32, 32, groups=32, stride=2, relu=True), c=conv(32, 32, 5, groups=8),
         d=conv(32, 32, groups=4, bias=False), e=conv(32, 32, groups=16),
     ),
+    "a ReLU behind a reshape": lambda: nn.Sequential(conv(3, 6), nn.Flatten(), nn.ReLU(), nn.Linear(594, 4)),
+    "an addition behind a reshape": lambda: Own(
+        lambda m, x: m.a(x).reshape(len(x), -1) + m.b(m.a(x)).reshape(len(x), -1), a=conv(3, 32),
+        b=conv(32, 32, groups=8),
+    ),
+    "more channels by a reshape": lambda: Own(
+        lambda m, x: m.b(m.a(x).reshape(len(x), 3, 11, 72)), a=conv(3, 24), b=conv(72, 4)
+    ),
+    "side by side behind a reshape": lambda: Own(
+        lambda m, x: ops.concat([m.a(x).reshape(len(x), 3, 33, 8), x.reshape(len(x), 3, 33, 3)], axis=-1),
+        a=conv(3, 8),
+    ),
     "gate": lambda: Own(gated, a=conv(3, 6), b=nn.Linear(6, 6)),
     "more channels": lambda: Own(
         lambda m, x: ops.pad_channels(ops.pad_channels(m.a(x), 9, stride=2), 20, both=True), a=conv(3, 4)

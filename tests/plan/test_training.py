@@ -14,10 +14,12 @@ from plan.own import Own
 import minires
 from minires import Tensor, backend, models, nn, ops
 from minires.errors import ConfigError, MiniresError, ShapeError
+from minires.ops.conv2d import choose
 from minires.ops.cross_entropy import cross_entropy
 from minires.ops.dense_buffer import DenseBuffer
 from minires.optim import SGD, Adam
-from minires.plan import TrainingPlan
+from minires.plan import TrainingPlan, training
+from minires.plan.training.walk import Do
 
 pytestmark = pytest.mark.skipif(not backend.HAS_NUMBA, reason="a plan needs Numba")
 
@@ -116,6 +118,9 @@ MODELS = {
     ),
     "means": (lambda: nn.Sequential(conv(3, 6), nn.AvgPool2d(2), norm(6), nn.GlobalAvgPool2d()), True),
     "a gate": (lambda: Own(gated, a=conv(3, 8), b=nn.Linear(8, 8)), True),
+    "more channels by a reshape": (
+        lambda: Own(lambda m, x: m.b(m.a(x).reshape(len(x), 3, 3, 88)), a=conv(3, 8), b=conv(88, 4)), True,
+    ),
     "narrow groups": (
         lambda: Own(
             lambda m, x: ops.relu(m.d(m.c(y := m.b(m.a(x)))), add=m.e(y)), a=conv(3, 32),
@@ -389,3 +394,14 @@ def test_it_is_neither_pickled_nor_copied():
     for act in (pickle.dumps, copy.deepcopy):
         with pytest.raises(MiniresError, match="neither pickled nor copied"):
             act(plan)
+
+
+def test_what_is_held_against_the_model_takes_the_ways_of_all_pictures(monkeypatch):
+    """Of two pictures, where it would take others."""
+    plans = []
+    monkeypatch.setattr(choose, "_is_worth", lambda win, x, w, costs: x[0] > 2)
+    monkeypatch.setattr(training, "_check", lambda model, plan, x: plans.append(plan))
+    plans.append(minires.compile(conv(3, 8), (5, 9, 11, 3), training=True))
+    assert [len(plan) for plan in plans] == [2, 5]
+    for plan in plans:
+        assert {Do.WINOGRAD, Do.CORRELATE} <= set(plan._program.lines[:, 0])

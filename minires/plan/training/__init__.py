@@ -72,10 +72,13 @@ class TrainingPlan:
     MiniresError from backward() if another call came between.
     """
 
-    def __init__(self, model: Module, traced: Traced, dtype: Any, *, exact: bool = False) -> None:
+    def __init__(
+        self, model: Module, traced: Traced, dtype: Any, *, exact: bool = False, pictures: int | None = None
+    ) -> None:
         self.shape, self.dtype = traced.input.shape, np.dtype(dtype)
         dropouts = {path: part.rng for path, part in model.named_modules() if isinstance(part, Dropout)}
-        self._program = Writer(traced, self.dtype, dropouts, exact=exact).program()
+        pictures = self.shape[0] if pictures is None else pictures
+        self._program = Writer(traced, self.dtype, dropouts, exact=exact, pictures=pictures).program()
         self.y_shape, self._lock, self._ticket = traced.output.shape, threading.Lock(), 0
         if not self._program.parameters:
             raise ConfigError("compile: the model has no parameter that is trained; leave out training=True")
@@ -245,7 +248,7 @@ def make(model: Module, shape: tuple[int, ...], dtype: Any) -> TrainingPlan:
     try:
         with with_settings(recording=True, fused=True), set_apart(learned):
             traced = watch(model, x, training=True)
-            _check(model, TrainingPlan(model, traced, dtype, exact=True), others)
+            _check(model, TrainingPlan(model, traced, dtype, exact=True, pictures=shape[0]), others)
     finally:
         for array, before in buffers:
             array[...] = before

@@ -13,7 +13,7 @@ from minires.backend import simd, tile_groups, tile_sums
 from minires.backend.tile_products import Part, Places, Sizes
 from minires.ops.conv2d import adjoint, choose, indirect, joined_groups, places
 from minires.ops.window import Window
-from minires.plan.trace import Step, window_of
+from minires.plan.trace import Step, Traced, window_of
 from minires.plan.training.lines import Place
 from minires.plan.training.products import Weights
 from minires.plan.training.walk import Do
@@ -24,15 +24,16 @@ from minires.tensor import Tensor
 class Convolutions(Winograds):
     """Writes the lines of convolutions."""
 
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
+    def __init__(self, traced: Traced, dtype: Any, pictures: int) -> None:
+        super().__init__(traced, dtype)
+        self.pictures = pictures
         self.joined: dict[Step, int] = {}  # the kernels of joined groups
         self.borders: dict[Step, int] = {}  # pictures with their border
 
     def _ways(self, step: Step) -> choose.Ways:
-        win = window_of(step.options, step.reads["x"].shape)
-        shapes = step.reads["x"].shape, step.tensors["w"].shape
-        return choose.ways(np.empty(0, self.dtype), *shapes, win, step.options["groups"])
+        (_, *picture), w = step.reads["x"].shape, step.tensors["w"].shape
+        win, like = window_of(step.options, step.reads["x"].shape), np.empty(0, self.dtype)
+        return choose.ways(like, (self.pictures, *picture), w, win, step.options["groups"])
 
     def _weights(self, step: Step, sizes: Sizes) -> Weights:
         w = step.tensors["w"]

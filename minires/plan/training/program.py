@@ -48,12 +48,14 @@ class Writer(Convolutions, BatchNorms):
     """Writes the program of a training step.
 
     exact: the statistics of a history are added up anew for each batch norm, as the model does.
+    pictures: convolutions take the ways that are the fastest for so many.
     """
 
     def __init__(
-        self, traced: Traced, dtype: Any, generators: Mapping[str, np.random.Generator], *, exact: bool
-    ) -> None:
-        super().__init__(traced, dtype)
+        self, traced: Traced, dtype: Any, generators: Mapping[str, np.random.Generator], *, exact: bool,
+        pictures: int,
+    ) -> None:  # fmt: skip
+        super().__init__(traced, dtype, pictures)
         self.generators, self.exact = generators, exact
         self.calls: dict[int, _Called] = {}
 

@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.backend import Array, simd
-from minires.ops.conv2d import winograd
-from minires.plan.trace import Traced
+from minires.backend import Array
 
 ALIGNED = 16  # numbers: a line of the cache
 
@@ -55,16 +53,6 @@ class Memory:
                 self.free.remove(other)
                 size += other[1]
         self.free.append((at, size))
-
-
-def zeros_of(traced: Traced) -> int:
-    """The numbers of the longest row that lies outside a picture, or of the sums of all 16 products by
-    Winograd's way, to y or to dx."""
-    rows = [read.shape[-1] for step in traced.steps for read in step.reads.values()]
-    convolutions = [step for step in traced.steps if step.op == "conv2d"]
-    widths = [max(step.reads["x"].shape[-1], step.tensors["w"].shape[-1]) for step in convolutions]
-    widest = simd.width(simd.shapes()[0], np.float32)
-    return max([*rows, *(winograd.zeros_of(wide, wide, widest) for wide in widths), widest])
 
 
 def flat(arrays: list[Array], dtype: Any) -> Array:

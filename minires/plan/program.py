@@ -19,8 +19,8 @@ from minires.backend import Array, simd, tile_groups, tile_products
 from minires.backend.tile_products import Part, Sizes, rows_of
 from minires.ops.conv2d import choose, indirect, joined_groups, narrow, places, winograd
 from minires.ops.window import Window
-from minires.plan.memory import ALIGNED, Memory, flat, zeros_of
-from minires.plan.trace import Step, Traced, Value, window_of
+from minires.plan.memory import ALIGNED, Memory, flat
+from minires.plan.trace import Step, Traced, Value, window_of, zeros_of
 from minires.plan.walk import COLUMNS, Do
 
 _PIECE = 1 << 16  # numbers that are worth a piece of their own

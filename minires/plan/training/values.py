@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from minires.errors import ConfigError
-from minires.plan.memory import zeros_of
-from minires.plan.trace import Read, Step, Traced, Value, leading
+from minires.plan.trace import Read, Step, Traced, Value, leading, zeros_of
 from minires.plan.training.lines import Lines, Place
 from minires.plan.training.walk import Do
 from minires.tensor import Tensor

@@ -146,7 +146,7 @@ class _Writer:
         depth, outputs = w.shape[2], w.shape[-1] // left
         tile = simd.shape(outputs, self.dtype)
         if self._is_winograd(step):
-            self._winograd(step, w, win, tile)
+            self._winograd(step, w, win)
             return
         if indirect.is_joined(shape[-1], win, left):
             x, shape, win, depth = self._bordered(x, shape, win)
@@ -181,12 +181,12 @@ class _Writer:
                 place.many, x_step, y_step, channels, simd.lanes(self.dtype), times * tiles,
             )  # fmt: skip
 
-    def _winograd(self, step: Step, w: Array, win: Window, tile: simd.Shape) -> None:
+    def _winograd(self, step: Step, w: Array, win: Window) -> None:
         read, outputs, relu = step.reads["x"], w.shape[-1], bool(step.options.get("relu"))
         n, *picture = read.shape
         depth = picture[-1]
         cut = winograd.cut(win, n, depth, outputs, self.dtype, self.threads)
-        u = self.memory.keep(winograd.panels(tile, np.ascontiguousarray(w), depth, outputs, turned=False))
+        u = self.memory.keep(winograd.panels(np.ascontiguousarray(w), depth, outputs, turned=False))
         bias = self.memory.keep(step.constants["b"]) if "b" in step.constants else -1
         added = self._at(step.reads["add"].value) if "add" in step.reads else -1
         begin = np.cumsum([sum(a.size for a in self.offsets), cut.blocks.size, cut.table.size])
@@ -196,9 +196,10 @@ class _Writer:
         self.room = max(self.room, cut.room)
         blocks, table, out = begin
         self._line(
-            Do.WINOGRAD, min(self.threads, len(cut.blocks)), simd.shapes().index(tile), self._at(read.value),
+            Do.WINOGRAD, min(self.threads, len(cut.blocks)), 0, self._at(read.value),
             u, bias, added, self._at(step.writes), relu, blocks, len(cut.blocks), table, out, cut.table.size,
-            sees, cut.sees.size, *picture, *win.out, outputs, win.top, win.left, simd.width(tile, self.dtype),
+            sees, cut.sees.size, *picture, *win.out, outputs, win.top, win.left,
+            simd.width(winograd.tile(), self.dtype),
         )  # fmt: skip
 
     def _linear(self, step: Step) -> None:

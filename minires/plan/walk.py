@@ -78,7 +78,7 @@ def _products(
 def _winograd(
     r: Array, piece: int, floats: Array, offsets: Array, sees: Array, every: Array, rows: Size, columns: Size
 ) -> None:  # fmt: skip
-    """2: tile, x, u, bias or -1, added or -1, y, relu; 9: blocks, how many, table, out, their length, sees,
+    """3: x, u, bias or -1, added or -1, y, relu; 9: blocks, how many, table, out, their length, sees,
     tiles; 16: h, w, c, out h, w, c, top, left, width; 25: room, its numbers."""
     nothing = floats[:0]
     convolve_numba(
@@ -264,12 +264,7 @@ def walk_numba(
                 else:
                     _products(r, piece, floats, offsets, sees, every, tiles[2][0], tiles[2][1])
             elif what == 1:
-                if r[2] == 0:
-                    _winograd(r, piece, floats, offsets, sees, every, tiles[0][0], tiles[0][1])
-                elif r[2] == 1:
-                    _winograd(r, piece, floats, offsets, sees, every, tiles[1][0], tiles[1][1])
-                else:
-                    _winograd(r, piece, floats, offsets, sees, every, tiles[2][0], tiles[2][1])
+                _winograd(r, piece, floats, offsets, sees, every, tiles[0][0], tiles[0][1])
             elif what == 2:
                 _copy(r, piece, floats)
             elif what == 3 or what == 4:

@@ -17,8 +17,10 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from minires import backend
-from minires.backend import Array, cuda
+from minires.backend import Array, cuda, simd
 from minires.ops.conv2d import adjoint, cuda_columns, indirect, joined_groups, narrow, winograd
 from minires.ops.window import Window
 
@@ -83,8 +85,10 @@ def _is_worth(win: Window, x: Shape, w: Shape, costs: _Costs) -> bool:
     and the fewer channels there are, the more its transforms count."""
     tiles = math.prod((places + 1) // 2 for places in win.out)
     seen = _seen(win.out[0], x[1], win.top) * _seen(win.out[1], x[2], win.left)
-    many = x[0] * tiles
-    time = costs.products * 16 * tiles / max(1, seen) + costs.transforms / min(w[2:]) + costs.kernel / many
+    width, many = simd.width(winograd.tile(), np.float32), x[0] * tiles
+    padded = max(-(-wide // width) * width / wide for wide in w[2:])  # its only tile is wide
+    time = costs.products * padded * 16 * tiles / max(1, seen)
+    time += costs.transforms / min(w[2:]) + costs.kernel / many
     return time < _LESS and many * math.prod(w[2:]) >= _PRODUCTS
 
 

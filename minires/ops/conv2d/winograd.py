@@ -51,6 +51,16 @@ _BLOCK = 2 << 20  # bytes of v and of the products in one block
 SUMMED = 256  # tiles in a block of dw, at least: for each block the sums are read and written once
 
 
+def tile() -> simd.Shape:
+    """The one tile of its products: each more is compiled for seconds."""
+    return simd.shapes()[0]
+
+
+def square() -> simd.Shape:
+    """The one tile of its sums over places."""
+    return simd.square(256, 256, np.float32)
+
+
 class Cut(NamedTuple):
     """How pictures are cut into tiles of 2x2 outputs, and into blocks of about _BLOCK bytes: of a few
     pictures, or, where these are large or fewer than threads, of some lines of one.
@@ -87,7 +97,7 @@ def cut(
     blocks = np.array([(*one, *line) for one in some for line in lines], np.int32)
     deep = blocks[:, 3] - blocks[:, 2]
     many = (blocks[:, 1] - blocks[:, 0]) * deep * across
-    most, high = int(many.max()), len(simd.shape(outputs, dtype)[0])
+    most, high = int(many.max()), len(tile()[0])
     room = 16 * most * (channels + outputs) + 128
     room += 4 * (across + 1) * max((int(deep.max()) + 2) * channels, 2 * outputs)
     index = np.minimum(np.arange(-(-most // high) * high + simd.MOST_ROWS), most - 1).astype(np.int32)
@@ -100,10 +110,10 @@ def cut(
     )  # fmt: skip
 
 
-def panels(tile: simd.Shape, w: Array, channels: int, outputs: int, *, turned: bool) -> Array:
+def panels(w: Array, channels: int, outputs: int, *, turned: bool) -> Array:
     """u of w (3, 3, C, O) for tiles of sums, or, turned, of the kernel of the way back (3, 3, O, C): a kernel
     of so many ``channels`` and ``outputs``."""
-    width, lanes = simd.width(tile, w.dtype), simd.lanes(w.dtype)
+    width, lanes = simd.width(tile(), w.dtype), simd.lanes(w.dtype)
     u = np.empty(16 * -(-outputs // width) * channels * width, w.dtype)
     g, zeros, w = transform(w.dtype, turned=turned), np.zeros(lanes, w.dtype), w.reshape(-1)
 
@@ -149,16 +159,15 @@ def _convolve(
     """A^T (v @ u) A of x (N, H, W, C)."""
     n, *picture = x.shape
     y, none = np.empty((n, *win.out, outputs), x.dtype), np.empty(0, x.dtype)
-    tile = simd.shape(outputs, x.dtype)
-    u = panels(tile, w, picture[-1], outputs, turned=turned)
-    width, b = simd.width(tile, x.dtype), none if b is None else np.ascontiguousarray(b)
+    u = panels(w, picture[-1], outputs, turned=turned)
+    width, b = simd.width(tile(), x.dtype), none if b is None else np.ascontiguousarray(b)
     made = cut(win, n, picture[-1], outputs, x.dtype, backend.threads())
     zeros, taps = np.zeros(zeros_of(picture[-1], outputs, width), x.dtype), np.zeros(1, np.int64)
     x, flat = x.reshape(-1), y.reshape(-1)
 
     def chunk(start: int, stop: int) -> None:
         kernels.convolve_numba(
-            *tile, x, u, b, none, flat, relu, made.blocks, made.table, made.out, taps, made.sees, zeros,
+            *tile(), x, u, b, none, flat, relu, made.blocks, made.table, made.out, taps, made.sees, zeros,
             np.empty(made.room, x.dtype), *picture, *win.out, outputs, win.top, win.left, width, start, stop,
         )  # fmt: skip
 
@@ -170,13 +179,13 @@ def backward_w(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups:
     """dw of ``shape`` (3, 3, C, O)."""
     (n, *picture), (_, _, depth, outputs) = x.shape, shape
     made = cut(win, n, depth, outputs, x.dtype, backend.threads(), SUMMED)
-    tile = simd.square(outputs, depth, x.dtype)
-    width, totals = simd.width(tile, x.dtype), np.empty((len(made.parts), 16 * depth * outputs), x.dtype)
+    width = simd.width(square(), x.dtype)
+    totals = np.empty((len(made.parts), 16 * depth * outputs), x.dtype)
     x, dy, zeros = x.reshape(-1), dy.reshape(-1), np.zeros(width, x.dtype)
 
     def chunk(part: int, start: int, stop: int) -> None:
         kernels.correlate_numba(
-            *tile, x, dy, totals[part], made.blocks, made.rows, made.starts, made.runs, zeros,
+            *square(), x, dy, totals[part], made.blocks, made.rows, made.starts, made.runs, zeros,
             np.empty(made.room, x.dtype), *picture, *win.out, outputs, win.top, win.left, width, start, stop,
         )  # fmt: skip
 

@@ -140,7 +140,7 @@ def winograd_line(
     r: Array, piece: int, me: int, floats: Array, offsets: Array, sees: Array, longs: Array, rows: Size,
     columns: Size,
 ) -> None:  # fmt: skip
-    """2: tile, x, its size, u, bias or -1, added or -1, y, its size, relu; 11: blocks, how many, table, out,
+    """3: x, its size, u, bias or -1, added or -1, y, its size, relu; 11: blocks, how many, table, out,
     their length, sees, tiles; 18: h, w, c, out h, w, c, top, left, width; 27: room, from one thread's to the
     next's, its size."""
     nothing, room = floats[:0], r[27] + me * r[28]
@@ -159,7 +159,7 @@ def winograd_line(
 def correlate_line(
     r: Array, piece: int, me: int, floats: Array, offsets: Array, longs: Array, height: Size, columns: Size
 ) -> None:
-    """2: tile, x, its size, dy, its size, sums, those of a piece; 9: blocks, how many, rows, starts, runs;
+    """3: x, its size, dy, its size, sums, those of a piece; 9: blocks, how many, rows, starts, runs;
     14: h, w, c, out h, w, c, top, left, width; 23: room, from one thread's to the next's, its size."""
     room, many, to = r[23] + me * r[24], r[10], r[7] + piece * r[8]
     correlate_numba(

@@ -12,7 +12,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from minires.backend import Array, kernel
+from minires.backend import Array, kernel, simd
 from minires.backend.atomics import fetch_add, look
 from minires.backend.kernels import sched_yield
 from minires.backend.simd import Shape
@@ -23,6 +23,7 @@ from minires.ops.batch_norm.numba_kernels import (
     moments_numba,
     normalize_numba,
 )
+from minires.ops.conv2d.winograd import square
 from minires.plan.training.convolution_walk import (
     correlate_line,
     group_sums_line,
@@ -64,6 +65,7 @@ class Do(IntEnum):
 
 
 COLUMNS = 44  # numbers in a line
+SQUARE = simd.squares().index(square())
 SUMS = tuple(sums_shape(len(group)) for group in GROUPS)
 _SPINS = 4000  # looks at a counter before a thread gives way to others
 
@@ -379,12 +381,9 @@ def walk_numba(
             elif what == 14:
                 panels_line(r, piece, me, floats)
             elif what == 15:
-                if r[2] == 0:
-                    winograd_line(r, piece, me, floats, offsets, sees, longs, tiles[0][0], tiles[0][1])
-                elif r[2] == 1:
-                    winograd_line(r, piece, me, floats, offsets, sees, longs, tiles[1][0], tiles[1][1])
-                else:
-                    winograd_line(r, piece, me, floats, offsets, sees, longs, tiles[2][0], tiles[2][1])
+                winograd_line(r, piece, me, floats, offsets, sees, longs, tiles[0][0], tiles[0][1])
+            elif what == 16:
+                correlate_line(r, piece, me, floats, offsets, longs, squares[SQUARE][0], squares[SQUARE][1])
             elif what == 17:
                 gate_numba(r, piece, floats)
             elif what == 18:
@@ -400,23 +399,14 @@ def walk_numba(
                     groups_line(r, piece, floats, offsets, sees, longs, tiles[2], GROUPS[2])
                 else:
                     groups_line(r, piece, floats, offsets, sees, longs, tiles[2], GROUPS[3])
-            elif what == 21:
-                if r[2] == 1:
-                    group_sums_line(r, piece, floats, offsets, SUMS[0][0], SUMS[0][1], SUMS[0][2], GROUPS[0])
-                elif r[2] == 2:
-                    group_sums_line(r, piece, floats, offsets, SUMS[1][0], SUMS[1][1], SUMS[1][2], GROUPS[1])
-                elif r[2] == 4:
-                    group_sums_line(r, piece, floats, offsets, SUMS[2][0], SUMS[2][1], SUMS[2][2], GROUPS[2])
-                else:
-                    group_sums_line(r, piece, floats, offsets, SUMS[3][0], SUMS[3][1], SUMS[3][2], GROUPS[3])
-            elif r[2] == 0:
-                correlate_line(r, piece, me, floats, offsets, longs, squares[0][0], squares[0][1])
             elif r[2] == 1:
-                correlate_line(r, piece, me, floats, offsets, longs, squares[1][0], squares[1][1])
+                group_sums_line(r, piece, floats, offsets, SUMS[0][0], SUMS[0][1], SUMS[0][2], GROUPS[0])
             elif r[2] == 2:
-                correlate_line(r, piece, me, floats, offsets, longs, squares[2][0], squares[2][1])
+                group_sums_line(r, piece, floats, offsets, SUMS[1][0], SUMS[1][1], SUMS[1][2], GROUPS[1])
+            elif r[2] == 4:
+                group_sums_line(r, piece, floats, offsets, SUMS[2][0], SUMS[2][1], SUMS[2][2], GROUPS[2])
             else:
-                correlate_line(r, piece, me, floats, offsets, longs, squares[3][0], squares[3][1])
+                group_sums_line(r, piece, floats, offsets, SUMS[3][0], SUMS[3][1], SUMS[3][2], GROUPS[3])
             fetch_add(counters, 2 * i + 1, 1)
         if waits[i]:
             while waited <= i:

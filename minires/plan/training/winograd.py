@@ -27,13 +27,12 @@ class Winograds(Products):
     ) -> None:  # fmt: skip
         """y of pictures (N, H, W, C), or, turned, dx of dy."""
         n, *shape = picture
-        depth, tile = shape[-1], simd.shape(outputs, self.dtype)
-        width = simd.width(tile, self.dtype)
+        depth, width = shape[-1], simd.width(winograd.tile(), self.dtype)
         cut = winograd.cut(win, n, depth, outputs, self.dtype, self.threads)
         u = self._panels(w, depth, outputs, width, turned)
         table, out, sees = self._tiles_of(cut)
         line = self._line(
-            Do.WINOGRAD, len(cut.blocks), simd.shapes().index(tile), x, math.prod(picture), u.at, -1, added,
+            Do.WINOGRAD, len(cut.blocks), 0, x, math.prod(picture), u.at, -1, added,
             y, n * math.prod(win.out) * outputs, relu, self._blocks_of(cut)[0], len(cut.blocks), table, out,
             cut.table.size, sees, cut.sees.size, *shape, *win.out, outputs, win.top, win.left, width,
             self._room("winograd", cut.room), 0, cut.room,
@@ -63,14 +62,13 @@ class Winograds(Products):
         n, *shape = picture
         depth = shape[-1]
         cut = winograd.cut(win, n, depth, outputs, self.dtype, self.threads, winograd.SUMMED)
-        tile = simd.square(outputs, depth, self.dtype)
         parts, size, (blocks, starts, runs, rows) = len(cut.parts), depth * outputs, self._blocks_of(cut)
         totals = self._new(parts * 16 * size)
         self._line(
-            Do.CORRELATE, parts, simd.squares().index(tile), x, math.prod(picture), dy,
+            Do.CORRELATE, parts, 0, x, math.prod(picture), dy,
             n * math.prod(win.out) * outputs, totals.at, 16 * size, blocks, len(cut.blocks), rows, starts,
-            runs, *shape, *win.out, outputs, win.top, win.left, simd.width(tile, self.dtype),
-            self._room("winograd", cut.room), 0, cut.room,
+            runs, *shape, *win.out, outputs, win.top, win.left,
+            simd.width(winograd.square(), self.dtype), self._room("winograd", cut.room), 0, cut.room,
         )  # fmt: skip
         # G^T s G of all parts: a product of two matrices.
         back, tile = winograd.back(cut, self.dtype), simd.shape(size, self.dtype)

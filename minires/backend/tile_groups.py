@@ -37,7 +37,7 @@ from minires.backend.simd import (
     spread,
     store,
 )  # fmt: skip
-from minires.backend.tile_products import GRAIN, Part
+from minires.backend.tile_products import GRAIN, Part, seen_by
 
 GROUPS = ((0,), (0,) * 2, (0,) * 4, (0,) * 8)  # channels of a group, as many as zeros
 
@@ -178,5 +178,4 @@ def shape() -> simd.Shape:
 
 def share(parts: Sequence[Part], group: int, channels: int) -> int:
     """How many threads the work is worth."""
-    seen = sum(part.times * part.places.many * len(part.places.taps) for part in parts)
-    return max(1, min(thread_pool.threads(), 4 * seen * group * channels // GRAIN))
+    return max(1, min(thread_pool.threads(), 4 * seen_by(parts) * group * channels // GRAIN))

@@ -276,9 +276,13 @@ def pack(tile: simd.Shape, w: Array, sizes: Sizes, *, taps: int = 1, turned: boo
 
 def share(parts: Sequence[Part], sizes: Sizes) -> int:
     """How many threads the work is worth."""
-    seen = sum(part.times * part.places.many * len(part.places.taps) for part in parts)
-    macs = seen * sizes.depth * sizes.outputs * sizes.groups
+    macs = seen_by(parts) * sizes.depth * sizes.outputs * sizes.groups
     return max(1, min(thread_pool.threads(), macs // GRAIN))
+
+
+def seen_by(parts: Sequence[Part]) -> int:
+    """How many rows of numbers all places look at by all taps."""
+    return sum(part.times * part.places.many * len(part.places.taps) for part in parts)
 
 
 def padded_bias(b: Array | None, sizes: Sizes, panels: int, width: int, dtype: Any) -> Array:

@@ -30,6 +30,13 @@ class Memory:
         self.constants.append((at, array.reshape(-1)))
         return at
 
+    def numbers(self, behind: int, dtype: Any) -> Array:
+        """The array itself, with its constants, and so many zeros behind."""
+        found = np.zeros(self.size + behind, dtype)
+        for at, array in self.constants:
+            found[at : at + array.size] = array
+        return found
+
     def take(self, size: int) -> tuple[int, int]:
         """A place for a value: the smallest that is free and large enough, or a new one."""
         size = -(-size // ALIGNED) * ALIGNED

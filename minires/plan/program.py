@@ -96,9 +96,7 @@ class _Writer:
                 line[25:27] = room, numbers
             elif line[0] == Do.AVG_POOL:
                 line[19] = columns
-        floats = np.zeros(memory.size + self.widest, self.dtype)
-        for at, array in memory.constants:
-            floats[at : at + array.size] = array
+        floats = memory.numbers(self.widest, self.dtype)
         x, y = self.input, self._at(traced.output.value)
         tiles = simd.shapes()
         return Program(
@@ -143,11 +141,11 @@ class _Writer:
             return
         left = joined_groups.left(groups, w.shape, joined_groups.MOST)
         w = joined_groups.join(np, w, groups, left)
-        depth, outputs = w.shape[2], w.shape[-1] // left
-        tile = simd.shape(outputs, self.dtype)
         if self._is_winograd(step):
             self._winograd(step, w, win)
             return
+        depth, outputs = w.shape[2], w.shape[-1] // left
+        tile = simd.shape(outputs, self.dtype)
         if indirect.is_joined(shape[-1], win, left):
             x, shape, win, depth = self._bordered(x, shape, win)
         added = self._at(step.reads["add"].value) if "add" in step.reads else -1

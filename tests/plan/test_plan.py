@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 from oracle import shake
-from plan.own import Own
+from plan.own import Own, dense, gated
 
 import minires
 import minires.plan as plan_module
@@ -23,19 +23,6 @@ pytestmark = pytest.mark.skipif(not backend.HAS_NUMBA, reason="a plan needs Numb
 
 def conv(c, o, kernel=3, **options):
     return nn.Conv2d(c, o, kernel, **{"padding": kernel // 2, **options})
-
-
-def gated(m, x):
-    y = m.a(x)
-    gate = ops.sigmoid(m.b(ops.global_avg_pool2d(y)))
-    return ops.relu(y * gate.reshape(len(gate), 1, 1, -1), add=y)
-
-
-def dense(m, x):
-    history = DenseBuffer(m.a(x), 20)
-    history.append(m.b(m.n(history.latest)))
-    pooled = ops.avg_pool2d(history.latest, 2)
-    return ops.global_avg_pool2d(m.n2(history.latest)) + ops.global_avg_pool2d(pooled)
 
 
 MODELS = {

@@ -9,14 +9,13 @@ import threading
 
 import numpy as np
 import pytest
-from plan.own import Own
+from plan.own import Own, dense, gated
 
 import minires
 from minires import Tensor, backend, models, nn, ops
 from minires.errors import ConfigError, MiniresError, ShapeError
 from minires.ops.conv2d import choose
 from minires.ops.cross_entropy import cross_entropy
-from minires.ops.dense_buffer import DenseBuffer
 from minires.optim import SGD, Adam
 from minires.plan import TrainingPlan, training
 from minires.plan.training.walk import Do
@@ -30,19 +29,6 @@ def conv(c, o, kernel=3, **options):
 
 def norm(c, **options):
     return nn.BatchNorm2d(c, **options)
-
-
-def gated(m, x):
-    y = m.a(x)
-    gate = ops.sigmoid(m.b(ops.global_avg_pool2d(y)))
-    return ops.relu(y * gate.reshape(len(gate), 1, 1, -1), add=y)
-
-
-def dense(m, x):
-    history = DenseBuffer(m.a(x), 20)
-    history.append(m.b(m.n(history.latest)))
-    pooled = ops.avg_pool2d(history.latest, 2)
-    return ops.global_avg_pool2d(m.n2(history.latest)) + ops.global_avg_pool2d(pooled)
 
 
 # Name: a model of pictures (9, 11, 3), and whether it gives the same bits; else it rounds otherwise.

@@ -114,9 +114,7 @@ class Lines:
                     line[step] = apart[name]
             if line[0] == Do.PRODUCTS and line[7] < 0:
                 line[7] = nothing
-        self.floats = np.zeros(self.memory.size + 64, self.dtype)
-        for at, array in self.memory.constants:
-            self.floats[at : at + array.size] = array
+        self.floats = self.memory.numbers(64, self.dtype)
         tiles, squares = simd.shapes(), simd.squares()
         lines = np.array(self.lines, np.int64).reshape(-1, COLUMNS)
         for number, column, array in self.buffers:

@@ -112,7 +112,7 @@ def test_a_private_name_of_another_is_noticed(text):
 
 def test_only_arrays_and_kernels_and_what_these_compile_import_cupy_and_numba():
     users = {m for m in FILES if ONLY_BACKEND & {i.split(".")[0] for i in imports(m)}}
-    compiled = ("addresses", "arrays", "atomics", "kernels", "overloads", "simd")
+    compiled = ("addresses", "arrays", "atomics", "kernels", "overloads", "simd", "simd_compiled")
     assert users == {f"minires.backend.{name}" for name in compiled}
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import CellType, FunctionType, ModuleType
 from typing import Any, overload
 
-from minires.backend import addresses, arguments, atomics, overloads, simd
+from minires.backend import addresses, arguments, atomics, overloads, simd, simd_compiled
 from minires.backend.arrays import Array, is_numpy
 from minires.errors import truth
 from minires.settings import Block, F, Settings
@@ -109,7 +109,7 @@ def numba() -> ModuleType:
     _compiling.append(importlib.import_module("numba.core.compiler_lock").global_compiler_lock)
     global _in_use
     _in_use = True
-    simd.set_up()
+    simd_compiled.set_up()
     atomics.set_up()
     addresses.set_up()
     return importlib.import_module("numba")
@@ -140,7 +140,7 @@ def _called(function: Any) -> dict[str, Any]:
 
 def _files(function: Any) -> Iterator[str]:
     """The files that the code of a kernel comes from, beside its own."""
-    yield from (simd.__file__, atomics.__file__, addresses.__file__, overloads.__file__)
+    yield from (str(one.__file__) for one in (simd, simd_compiled, atomics, addresses, overloads))
     for other in _called(function).values():
         inner = getattr(other, "__wrapped__", None)  # sched_yield has none
         if inner is not None:

@@ -14,13 +14,15 @@ from typing import Any
 
 
 def overload(function: Callable[..., Any], typed: Callable[..., Any]) -> None:
-    """In a kernel Numba compiles ``typed(*types)`` where ``function`` is called, under that name."""
+    """In a kernel Numba compiles ``typed(*types)`` where ``function`` is called, under that name,
+    unless it is None."""
     extending: Any = importlib.import_module("numba.extending")
 
     @functools.wraps(typed)
-    def named(*types: Any) -> Callable[..., Any]:
-        implementation: Callable[..., Any] = typed(*types)
-        implementation.__name__ = implementation.__qualname__ = function.__name__
+    def named(*types: Any) -> Callable[..., Any] | None:
+        implementation: Callable[..., Any] | None = typed(*types)
+        if implementation is not None:
+            implementation.__name__ = implementation.__qualname__ = function.__name__
         return implementation
 
     extending.overload(function, inline="never")(named)

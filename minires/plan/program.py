@@ -93,7 +93,7 @@ class _Writer:
         columns = memory.add(self.threads * self.columns)
         for line in self.lines:
             if line[0] == Do.WINOGRAD:
-                line[25:27] = room, numbers
+                line[21:23] = room, numbers
             elif line[0] == Do.AVG_POOL:
                 line[19] = columns
         floats = memory.numbers(self.widest, self.dtype)
@@ -181,23 +181,20 @@ class _Writer:
 
     def _winograd(self, step: Step, w: Array, win: Window) -> None:
         read, outputs, relu = step.reads["x"], w.shape[-1], bool(step.options.get("relu"))
-        n, *picture = read.shape
+        picture = read.shape[1:]
         depth = picture[-1]
-        cut = winograd.cut(win, n, depth, outputs, self.dtype, self.threads)
+        cut = winograd.cut(win, read.shape, outputs, self.dtype, self.threads)
         u = self.memory.keep(winograd.panels(np.ascontiguousarray(w), depth, outputs, turned=False))
         bias = self.memory.keep(step.constants["b"]) if "b" in step.constants else -1
         added = self._at(step.reads["add"].value) if "add" in step.reads else -1
-        begin = np.cumsum([sum(a.size for a in self.offsets), cut.blocks.size, cut.table.size])
-        self.offsets += [cut.blocks.reshape(-1), cut.table, cut.out]
-        sees = sum(a.size for a in self.sees)
-        self.sees.append(cut.sees)
+        blocks = sum(a.size for a in self.offsets)
+        self.offsets += [cut.blocks.reshape(-1), cut.lines]
         self.room = max(self.room, cut.room)
-        blocks, table, out = begin
+        tile = simd.shape(outputs, self.dtype)
         self._line(
-            Do.WINOGRAD, min(self.threads, len(cut.blocks)), 0, self._at(read.value),
-            u, bias, added, self._at(step.writes), relu, blocks, len(cut.blocks), table, out, cut.table.size,
-            sees, cut.sees.size, *picture, *win.out, outputs, win.top, win.left,
-            simd.width(winograd.tile(), self.dtype),
+            Do.WINOGRAD, min(self.threads, len(cut.blocks)), simd.shapes().index(tile), self._at(read.value),
+            u, bias, added, self._at(step.writes), relu, blocks, len(cut.blocks), blocks + cut.blocks.size,
+            cut.lines.size, *picture, *win.out, outputs, win.left, simd.width(tile, self.dtype),
         )  # fmt: skip
 
     def _linear(self, step: Step) -> None:

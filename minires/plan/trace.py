@@ -23,7 +23,6 @@ from minires.errors import ConfigError
 from minires.modes import settings
 from minires.nn.module import Module
 from minires.nn.restored import modes
-from minires.ops.conv2d import winograd
 from minires.ops.window import Window, window
 from minires.tensor import Call, Tensor, no_grad, watching
 
@@ -159,13 +158,13 @@ def at_a_time(traced: Traced) -> Traced:
 
 
 def zeros_of(traced: Traced) -> int:
-    """The numbers of the longest row that lies outside a picture, or of the sums of all 16 products by
-    Winograd's way, to y or to dx."""
-    rows = [read.shape[-1] for step in traced.steps for read in step.reads.values()]
-    convolutions = [step for step in traced.steps if step.op == "conv2d"]
-    widths = [max(step.reads["x"].shape[-1], step.tensors["w"].shape[-1]) for step in convolutions]
-    widest = simd.width(simd.shapes()[0], np.float32)
-    return max([*rows, *(winograd.zeros_of(wide, wide, widest) for wide in widths), widest])
+    """The numbers of the longest row that lies outside a picture, or line of one by Winograd's way."""
+    rows = [simd.width(simd.shapes()[0], np.float32)]
+    for step in traced.steps:
+        rows += [read.shape[-1] for read in step.reads.values()]
+        if step.op == "conv2d":
+            rows += [math.prod(shape[2:]) for shape in (step.reads["x"].shape, step.writes.shape)]
+    return max(rows)
 
 
 class _Tracer:

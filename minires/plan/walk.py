@@ -71,23 +71,17 @@ def _products(
     )  # fmt: skip
 
 
-@kernel(
-    r="flat int64 (_)", floats="out flat (F)", offsets="flat int32 (I)", sees="flat uint8 (S)",
-    every="flat int64 (T)",
-)  # fmt: skip
-def _winograd(
-    r: Array, piece: int, floats: Array, offsets: Array, sees: Array, every: Array, rows: Size, columns: Size
-) -> None:  # fmt: skip
-    """3: x, u, bias or -1, added or -1, y, relu; 9: blocks, how many, table, out, their length, sees,
-    tiles; 16: h, w, c, out h, w, c, top, left, width; 25: room, its numbers."""
+@kernel(r="flat int64 (_)", floats="out flat (F)", offsets="flat int32 (I)")
+def _winograd(r: Array, piece: int, floats: Array, offsets: Array, rows: Size, columns: Size) -> None:
+    """2: tile, x, u, bias or -1, added or -1, y, relu; 9: blocks, how many, lines, how many; 13: h, w, c,
+    out h, w, c, left, width; 21: room, its numbers."""
     nothing = floats[:0]
     convolve_numba(
-        rows, columns, floats[r[3] :], floats[r[4] :], floats[r[5] : r[5] + r[21]] if r[5] >= 0 else nothing,
+        rows, columns, floats[r[3] :], floats[r[4] :], floats[r[5] : r[5] + r[18]] if r[5] >= 0 else nothing,
         floats[r[6] :] if r[6] >= 0 else nothing, floats[r[7] :], r[8] != 0,
-        offsets[r[9] : r[9] + 4 * r[10]].reshape(r[10], 4), offsets[r[11] : r[11] + r[13]],
-        offsets[r[12] : r[12] + r[13]], every[:1], sees[r[14] : r[14] + r[15]], floats,
-        floats[r[25] + piece * r[26] : r[25] + (piece + 1) * r[26]], r[16], r[17], r[18], r[19], r[20], r[21],
-        r[22], r[23], r[24], r[10] * piece // r[1], r[10] * (piece + 1) // r[1],
+        offsets[r[9] : r[9] + 4 * r[10]].reshape(r[10], 4), offsets[r[11] : r[11] + r[12]], floats,
+        floats[r[21] + piece * r[22] : r[21] + (piece + 1) * r[22]], r[13], r[14], r[15], r[16], r[17],
+        r[18], r[19], r[20], r[10] * piece // r[1], r[10] * (piece + 1) // r[1],
     )  # fmt: skip
 
 
@@ -264,7 +258,12 @@ def walk_numba(
                 else:
                     _products(r, piece, floats, offsets, sees, every, tiles[2][0], tiles[2][1])
             elif what == 1:
-                _winograd(r, piece, floats, offsets, sees, every, tiles[0][0], tiles[0][1])
+                if r[2] == 0:
+                    _winograd(r, piece, floats, offsets, tiles[0][0], tiles[0][1])
+                elif r[2] == 1:
+                    _winograd(r, piece, floats, offsets, tiles[1][0], tiles[1][1])
+                else:
+                    _winograd(r, piece, floats, offsets, tiles[2][0], tiles[2][1])
             elif what == 2:
                 _copy(r, piece, floats)
             elif what == 3 or what == 4:

@@ -13,7 +13,7 @@ from minires import backend
 from minires.backend import simd, tile_products, tile_sums
 from minires.backend.arguments import checker
 from minires.errors import MiniresError
-from minires.ops.conv2d import places, winograd, winograd_kernels
+from minires.ops.conv2d import places, winograd, winograd_kernels, winograd_transforms
 from minires.ops.max_pool2d import numba_kernels as max_pool
 from minires.ops.window import window
 
@@ -181,20 +181,21 @@ BEYOND = [  # in products
     {"width": 2 * WIDE}, {"columns": ()}, {"start": -1}, {"start": TILES + 1}, {"stop": 2 * TILES},
     {"first": -1}, {"first": 2}, {"last": 2}, {"last": 2, "b": TWICE, "packed": W},
 ]  # fmt: skip
-# The same window on two pictures (4, 5, 5), by Winograd's way.
+# The same window on two pictures (4, 5, WIDE), by Winograd's way.
 PLANE = window("conv2d", (4, 5), (3, 3), 1, 1)
-CUT = winograd.cut(PLANE, 2, 5, WIDE, np.dtype(F), 1)
-WINO_TILE, WINO_SQUARE = winograd.tile(), winograd.square()
-WINO_WIDE, SQUARE_WIDE = simd.width(WINO_TILE, F), simd.width(WINO_SQUARE, F)
-WINO_ZEROS, ROOM = np.zeros(winograd.zeros_of(5, WIDE, WINO_WIDE), F), np.zeros(CUT.room, F)
-FLAT_X, FLAT_Y = np.ones(200, F), np.zeros(40 * WIDE, F)
-U, TOTALS = np.zeros(80 * WINO_WIDE, F), np.zeros(80 * WIDE, F)
+CUT = winograd.cut(PLANE, (2, 4, 5, WIDE), WIDE, np.dtype(F), 1)
+WINO_TILE, WINO_SQUARE = simd.shape(WIDE, F), winograd.square()
+SQUARE_WIDE = simd.width(WINO_SQUARE, F)
+WINO_ZEROS, ROOM = np.zeros(5 * WIDE, F), np.zeros(CUT.room, F)
+FLAT_X, FLAT_Y = np.ones(40 * WIDE, F), np.zeros(40 * WIDE, F)
+PANELS, U, TOTALS = np.zeros(80 * WIDE, F), np.zeros(16 * WIDE**2, F), np.zeros(16 * WIDE**2, F)
 BLOCK = [  # in both kernels of Winograd's way
     {"x": FLAT_X[1:]}, {"blocks": CUT.blocks + 1}, {"blocks": CUT.blocks[:, ::-1].copy()},
-    {"room": ROOM[:-400]}, {"h": 5}, {"w": 6}, {"channels": 6}, {"channels": 0}, {"high": 5}, {"wide": 6},
-    {"outputs": WINO_WIDE + 1}, {"outputs": 0}, {"top": -1}, {"left": -1}, {"width": 0}, {"start": -1},
-    {"stop": len(CUT.blocks) + 1},
-    {"zeros": WINO_ZEROS[: WIDE - 1]}, {"start": 1, "stop": 0},
+    {"room": ROOM[: -20 * WIDE]}, {"h": 5}, {"w": 6}, {"channels": 2 * WIDE}, {"channels": WIDE - 1},
+    {"channels": 0}, {"high": 5}, {"wide": 6}, {"outputs": 2 * WIDE}, {"outputs": WIDE - 1}, {"outputs": 0},
+    {"left": -1}, {"width": 0}, {"start": -1}, {"stop": len(CUT.blocks) + 1}, {"lines": CUT.lines[1:]},
+    {"lines": CUT.lines + 1}, {"h": 3}, {"blocks": CUT.blocks - 1}, {"zeros": WINO_ZEROS[1:]},
+    {"start": 1, "stop": 0},
 ]  # fmt: skip
 SMALL, WINNERS = np.ones((2, 4, 4, 4), F), np.zeros((2, 4, 4, 4), np.int32)
 CALLS = {
@@ -241,12 +242,12 @@ CALLS = {
          {"start": UNITS + 1}, {"stop": UNITS + 9}, {"first": -1}, {"first": 2}, {"last": 2}],
     ),
     "Winograd's kernel": (
-        winograd_kernels.panels_numba,
-        {"eight": winograd_kernels.EIGHT, "one": winograd_kernels.ONE, "w": np.ones(45 * WIDE, F),
-         "g": winograd.transform(np.dtype(F), turned=False), "zeros": ZEROS, "u": TOTALS,
+        winograd_transforms.panels_numba,
+        {"eight": winograd_transforms.EIGHT, "one": winograd_transforms.ONE, "w": np.ones(45 * WIDE, F),
+         "g": winograd.transform(np.dtype(F), turned=False), "zeros": ZEROS, "u": PANELS,
          "room": np.zeros(16 * WIDE**2, F), "turned": False, "depth": 5, "outputs": WIDE, "width": WIDE,
          "lanes": WIDE, "start": 0, "stop": 1},
-        [{"w": W[1:]}, {"g": W[:143].copy()}, {"u": TOTALS[1:]}, {"room": U[:1]},
+        [{"w": W[1:]}, {"g": W[:143].copy()}, {"u": PANELS[1:]}, {"room": U[:1]},
          {"zeros": ZEROS[: WIDE - 1]}, {"depth": 0}, {"depth": 6}, {"outputs": 0}, {"outputs": WIDE + 1},
          {"width": WIDE + 1}, {"lanes": 0},
          {"start": -1}, {"stop": 2}, {"start": 1, "stop": 0}],
@@ -254,23 +255,18 @@ CALLS = {
     "Winograd's convolution": (
         winograd_kernels.convolve_numba,
         {"rows": WINO_TILE[0], "columns": WINO_TILE[1], "x": FLAT_X, "u": U, "b": NONE, "added": NONE,
-         "y": FLAT_Y, "relu": False, "blocks": CUT.blocks, "table": CUT.table, "out": CUT.out,
-         "taps": TAPS[:1],
-         "sees": CUT.sees, "zeros": WINO_ZEROS, "room": ROOM, "h": 4, "w": 5, "channels": 5, "high": 4,
-         "wide": 5, "outputs": WIDE, "top": 1, "left": 1, "width": WINO_WIDE, "start": 0,
-         "stop": len(CUT.blocks)},
-        [*BLOCK, {"u": U[1:]}, {"y": FLAT_Y[1:]}, {"b": NONE, "added": FLAT_Y[1:]}, {"b": ZEROS[: WIDE - 1]},
-         {"table": CUT.table[:1]}, {"out": CUT.out[1:]}, {"sees": CUT.sees[1:]}, {"zeros": WINO_ZEROS[1:]}],
+         "y": FLAT_Y, "relu": False, "blocks": CUT.blocks, "lines": CUT.lines, "zeros": WINO_ZEROS,
+         "room": ROOM, "h": 4, "w": 5, "channels": WIDE, "high": 4, "wide": 5, "outputs": WIDE, "left": 1,
+         "width": WIDE, "start": 0, "stop": len(CUT.blocks)},
+        [*BLOCK, {"u": U[1:]}, {"y": FLAT_Y[1:]}, {"b": NONE, "added": FLAT_Y[1:]}, {"b": ZEROS[: WIDE - 1]}],
     ),
     "Winograd's sums": (
         winograd_kernels.correlate_numba,
-        {"height": WINO_SQUARE[0], "columns": WINO_SQUARE[1], "x": FLAT_X, "dy": FLAT_Y, "totals": TOTALS,
-         "blocks": CUT.blocks,
-         "rows": CUT.rows, "starts": CUT.starts, "runs": CUT.runs, "zeros": WINO_ZEROS, "room": ROOM, "h": 4,
-         "w": 5, "channels": 5, "high": 4, "wide": 5, "outputs": WIDE, "top": 1, "left": 1,
-         "width": SQUARE_WIDE, "start": 0, "stop": len(CUT.blocks)},
-        [*BLOCK, {"dy": FLAT_Y[1:]}, {"totals": TOTALS[1:]}, {"rows": CUT.rows + 1}, {"runs": CUT.runs + 1},
-         {"starts": CUT.starts[:, :1].copy()}],
+        {"rows": WINO_SQUARE[0], "columns": WINO_SQUARE[1], "x": FLAT_X, "dy": FLAT_Y, "totals": TOTALS,
+         "blocks": CUT.blocks, "lines": CUT.lines, "zeros": WINO_ZEROS, "room": ROOM, "h": 4, "w": 5,
+         "channels": WIDE, "high": 4, "wide": 5, "outputs": WIDE, "left": 1, "width": SQUARE_WIDE,
+         "start": 0, "stop": len(CUT.blocks)},
+        [*BLOCK, {"dy": FLAT_Y[1:]}, {"totals": TOTALS[1:]}],
     ),
     "max pool": (
         max_pool._forward_numba,

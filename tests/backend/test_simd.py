@@ -17,10 +17,12 @@ from minires.backend.simd import (
     multiply_add,
     multiply_groups,
     plus,
+    read,
     rectify,
     spread,
     store,
     turn,
+    write,
 )  # fmt: skip
 
 pytestmark = pytest.mark.skipif(not backend.HAS_NUMBA, reason="Numba is not installed")
@@ -88,6 +90,26 @@ def test_groups_meet_their_own(dtype, many):
     right = [b[1 + n] + sum(x[3 + 21 + 2 + n // many * many + k] * b[5 + 40 * k + n] for k in range(many))
              for n in range(lanes)]  # fmt: skip
     np.testing.assert_allclose(ours[50 : 50 + lanes], right, rtol=limit, atol=limit)
+
+
+def _with_vectors(three, two, x, y):
+    a, b, c = read(beside(three, x, 3, 30), 2)
+    write((a - b, a + b - c), beside(two, y, 1, 100), 4)
+
+
+_with_vectors_numba = backend.kernel(_with_vectors)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_vectors_are_added_up(dtype):
+    x = np.random.default_rng(0).standard_normal(400).astype(dtype)
+    ours, plain = np.zeros((2, 400), dtype)
+    _with_vectors_numba((0,) * 3, (0,) * 2, x, ours)
+    _with_vectors((0,) * 3, (0,) * 2, x, plain)
+    assert np.array_equal(ours, plain)
+    lanes, places = simd.lanes(dtype), np.flatnonzero(ours)
+    assert places.tolist() == [*range(5, 5 + lanes), *range(105, 105 + lanes)]
+    assert ours[5] == x[5] - x[35] and ours[105] == x[5] + x[35] - x[65]
 
 
 def _with_a_turn(x, y):

@@ -78,7 +78,7 @@ def test_small_blocks_on_three_threads(monkeypatch, three_threads, pictures, joi
     monkeypatch.setattr(choose, "_is_worth", lambda *given: worth)
     if small:  # tables and blocks are kept: none of those below must be found by another test
         monkeypatch.setattr(winograd, "_BLOCK", 256)
-        monkeypatch.setattr(winograd, "SUMMED", 1)
+        monkeypatch.setattr(winograd, "_LEAST", 1)
         monkeypatch.setattr(tile_products, "PANELS", 1)
         monkeypatch.setattr(tile_products, "GRAIN", 1)
         monkeypatch.setattr(tile_sums, "GRAIN", 1)
@@ -201,7 +201,9 @@ def run_and_ask(x, w, options):
 @pytest.mark.parametrize(
     ("ways", "x", "w", "options"),
     [
-        ("indirect indirect indirect", (128, 32, 32, 16), (3, 3, 16, 16), {"padding": 1}),
+        ("winograd winograd indirect", (128, 32, 32, 16), (3, 3, 16, 16), {"padding": 1}),
+        ("indirect indirect indirect", (8, 32, 32, 16), (3, 3, 16, 16), {"padding": 1}),
+        ("indirect indirect indirect", (8, 56, 56, 120), (3, 3, 120, 128), {"padding": 1}),
         ("indirect indirect indirect", (8, 56, 56, 64), (3, 3, 64, 64), {"padding": 1, "stride": 2}),
         ("winograd winograd winograd", (2, 56, 56, 128), (3, 3, 128, 128), {"padding": 1}),
         ("indirect indirect indirect", (2, 56, 56, 128), (3, 3, 128, 128), {"padding": 2, "dilation": 2}),

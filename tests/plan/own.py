@@ -25,7 +25,7 @@ def gated(m, x):
 
 
 def dense(m, x):
-    history = DenseBuffer(m.a(x), 20)
+    history = DenseBuffer(m.a(x), 32)
     history.append(m.b(m.n(history.latest)))
     pooled = ops.avg_pool2d(history.latest, 2)
     return ops.global_avg_pool2d(m.n2(history.latest)) + ops.global_avg_pool2d(pooled)

@@ -36,13 +36,13 @@ MODELS = {
         conv(3, 5), nn.Flatten(), nn.Linear(5 * 9 * 11, 30), nn.ReLU(), nn.Linear(30, 4)
     ),
     "residual": lambda: Own(
-        lambda m, x: ops.relu(m.b(m.a(x)), add=m.c(x)), a=conv(3, 8), b=conv(8, 8), c=conv(3, 8, 1)
+        lambda m, x: ops.relu(m.b(m.a(x)), add=m.c(x)), a=conv(3, 16), b=conv(16, 16), c=conv(3, 16, 1)
     ),
     "added, then ReLU": lambda: Own(
-        lambda m, x: ops.relu(m.b(m.a(x)) + m.a(x)), a=conv(3, 8), b=conv(8, 8)
+        lambda m, x: ops.relu(m.b(m.a(x)) + m.a(x)), a=conv(3, 16), b=conv(16, 16)
     ),
     "read twice": lambda: Own(
-        lambda m, x: ops.relu(m.a(x)) + m.b(ops.relu(m.a(x))), a=conv(3, 8), b=conv(8, 8)
+        lambda m, x: ops.relu(m.a(x)) + m.b(ops.relu(m.a(x))), a=conv(3, 16), b=conv(16, 16)
     ),
     "its input again": lambda: Own(lambda m, x: x + m.a(x), a=conv(3, 3)),
     "batch norms": lambda: Own(
@@ -50,10 +50,10 @@ MODELS = {
     ),
     "a batch norm of numbers": lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm2d(297), nn.Linear(297, 4)),
     "folded": lambda: nn.Sequential(
-        conv(3, 8, bias=False), nn.BatchNorm2d(8, relu=True), nn.Dropout(0.5), conv(8, 4)
+        conv(3, 16, bias=False), nn.BatchNorm2d(16, relu=True), nn.Dropout(0.5), conv(16, 4)
     ),
     "maxima": lambda: nn.Sequential(
-        conv(3, 8), nn.MaxPool2d(3, stride=2, padding=1), nn.MaxPool2d(2, padding="ceil")
+        conv(3, 16), nn.MaxPool2d(3, stride=2, padding=1), nn.MaxPool2d(2, padding="ceil")
     ),
     "averages": lambda: Own(
         lambda m, x: ops.avg_pool2d(
@@ -74,8 +74,8 @@ MODELS = {
         lambda m, x: m.b(m.a(x).reshape(len(x), 3, 11, 72)), a=conv(3, 24), b=conv(72, 4)
     ),
     "side by side behind a reshape": lambda: Own(
-        lambda m, x: ops.concat([m.a(x).reshape(len(x), 3, 33, 8), x.reshape(len(x), 3, 33, 3)], axis=-1),
-        a=conv(3, 8),
+        lambda m, x: ops.concat([m.a(x).reshape(len(x), 3, 33, 16), x.reshape(len(x), 3, 33, 3)], axis=-1),
+        a=conv(3, 16),
     ),
     "gate": lambda: Own(gated, a=conv(3, 6), b=nn.Linear(6, 6)),
     "more channels": lambda: Own(
@@ -86,7 +86,7 @@ MODELS = {
         a=conv(3, 4), b=conv(3, 6), c=conv(13, 5),
     ),
     "history": lambda: Own(
-        dense, a=conv(3, 8), b=conv(8, 12), n=nn.BatchNorm2d(8, relu=True), n2=nn.BatchNorm2d(20)
+        dense, a=conv(3, 16), b=conv(16, 16), n=nn.BatchNorm2d(16, relu=True), n2=nn.BatchNorm2d(32)
     ),
 }  # fmt: skip
 
@@ -232,15 +232,15 @@ def test_the_weights_are_those_of_then_and_the_model_stays_as_it_was():
 
 
 def test_values_share_their_memory():
-    layers = [conv(8, 8) for _ in range(12)]
-    model = nn.Sequential(conv(3, 8), *layers)
+    layers = [conv(16, 16) for _ in range(12)]
+    model = nn.Sequential(conv(3, 16), *layers)
     deep = minires.compile(model, (4, 32, 32, 3)).nbytes
-    shallow = minires.compile(nn.Sequential(conv(3, 8), *layers[:2]), (4, 32, 32, 3)).nbytes
+    shallow = minires.compile(nn.Sequential(conv(3, 16), *layers[:2]), (4, 32, 32, 3)).nbytes
     assert deep - shallow < 4 * 32 * 32 * 8 * 4, "ten more layers take no more memory than one value"
 
 
 def test_predict_takes_a_plan_and_makes_one_for_many_pictures():
-    model = shake(nn.Sequential(conv(3, 8, relu=True), nn.GlobalAvgPool2d(), nn.Linear(8, 5)))
+    model = shake(nn.Sequential(conv(3, 16, relu=True), nn.GlobalAvgPool2d(), nn.Linear(16, 5)))
     images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
 
     def normalize(pixels):
@@ -282,7 +282,7 @@ def unread(m, x):
 
 
 def appended_last(m, x):
-    history = DenseBuffer(m.a(x), 14)
+    history = DenseBuffer(m.a(x), 22)
     y = m.c(history.append(x))
     history.append(x)  # behind all that is read
     return ops.sigmoid(y) + y
@@ -293,7 +293,7 @@ def with_room(m, x):
 
 
 def a_part_is_added(m, x):
-    history = DenseBuffer(m.a(x), 16)
+    history = DenseBuffer(m.a(x), 24)
     first = history.latest
     history.append(x)
     return m.n(m.a(x), add=first)
@@ -301,7 +301,7 @@ def a_part_is_added(m, x):
 
 @pytest.mark.parametrize("function", [unread, appended_last, with_room, a_part_is_added])
 def test_histories_and_what_nobody_reads(ways, function):
-    layers = {"a": conv(3, 8), "b": conv(8, 16), "c": conv(11, 9), "n": nn.BatchNorm2d(8)}
+    layers = {"a": conv(3, 16), "b": conv(16, 16), "c": conv(19, 9), "n": nn.BatchNorm2d(16)}
     model, x = shake(Own(function, **layers)), pictures(2, 6, 6, 3)
     expected = folded(model, x)
     assert np.allclose(minires.compile(model, x.shape)(x), expected, rtol=1e-6, atol=1e-6)

@@ -54,29 +54,29 @@ MODELS = {
     ),
     "residual": (
         lambda: Own(
-            lambda m, x: m.n(m.b(m.a(x)), add=m.c(x)), a=conv(3, 8), b=conv(8, 8), c=conv(3, 8, 1),
-            n=norm(8, relu=True),
+            lambda m, x: m.n(m.b(m.a(x)), add=m.c(x)), a=conv(3, 16), b=conv(16, 16), c=conv(3, 16, 1),
+            n=norm(16, relu=True),
         ),
         True,
     ),
     "a block, twice": (
         lambda: Own(
-            lambda m, x: m.n(m.b(y := m.n(m.b(z := m.a(x)), add=z)), add=y), a=conv(3, 8), b=conv(8, 8),
-            n=norm(8),
+            lambda m, x: m.n(m.b(y := m.n(m.b(z := m.a(x)), add=z)), add=y), a=conv(3, 16), b=conv(16, 16),
+            n=norm(16),
         ),
         None,  # two layers share parameters
     ),
     "read three times": (
         lambda: Own(
-            lambda m, x: m.c(y := m.n(m.a(x))) + m.b(ops.relu(y)) + y, a=conv(3, 8), b=conv(8, 8),
-            c=conv(8, 8, 1, stride=1), n=norm(8, relu=True),
+            lambda m, x: m.c(y := m.n(m.a(x))) + m.b(ops.relu(y)) + y, a=conv(3, 16), b=conv(16, 16),
+            c=conv(16, 16, 1, stride=1), n=norm(16, relu=True),
         ),
         True,
     ),
     "two strided readers": (
         lambda: Own(
-            lambda m, x: m.b(y := m.a(x)) + m.c(y), a=conv(3, 8), b=conv(8, 6, 1, stride=2),
-            c=conv(8, 6, 1, stride=2),
+            lambda m, x: m.b(y := m.a(x)) + m.c(y), a=conv(3, 16), b=conv(16, 6, 1, stride=2),
+            c=conv(16, 6, 1, stride=2),
         ),
         True,
     ),
@@ -103,9 +103,9 @@ MODELS = {
         lambda: nn.Sequential(conv(3, 6), nn.MaxPool2d(3, stride=2, padding=1), norm(6), conv(6, 6)), True,
     ),
     "means": (lambda: nn.Sequential(conv(3, 6), nn.AvgPool2d(2), norm(6), nn.GlobalAvgPool2d()), True),
-    "a gate": (lambda: Own(gated, a=conv(3, 8), b=nn.Linear(8, 8)), True),
+    "a gate": (lambda: Own(gated, a=conv(3, 16), b=nn.Linear(16, 16)), True),
     "more channels by a reshape": (
-        lambda: Own(lambda m, x: m.b(m.a(x).reshape(len(x), 3, 3, 88)), a=conv(3, 8), b=conv(88, 4)), True,
+        lambda: Own(lambda m, x: m.b(m.a(x).reshape(len(x), 3, 3, 176)), a=conv(3, 16), b=conv(176, 4)), True,
     ),
     "narrow groups": (
         lambda: Own(
@@ -118,26 +118,26 @@ MODELS = {
     "gates, one used twice": (
         lambda: Own(
             lambda m, x: ops.relu(
-                (y := m.a(x)) * (g := m.b(ops.global_avg_pool2d(y)).reshape(-1, 1, 1, 8)) * g, add=y
+                (y := m.a(x)) * (g := m.b(ops.global_avg_pool2d(y)).reshape(-1, 1, 1, 16)) * g, add=y
             ),
-            a=conv(3, 8), b=nn.Linear(8, 8),
+            a=conv(3, 16), b=nn.Linear(16, 16),
         ),
         True,
     ),
     "gated pictures": (
         lambda: Own(
             lambda m, x: m.a(x * ops.sigmoid(m.b(ops.global_avg_pool2d(x))).reshape(-1, 1, 1, 3)),
-            a=conv(3, 8), b=nn.Linear(3, 3),
+            a=conv(3, 16), b=nn.Linear(3, 3),
         ),
         True,
     ),
     "a value times itself": (
-        lambda: Own(lambda m, x: (y := ops.avg_pool2d(m.a(x), (9, 11))) * y, a=conv(3, 8)), True,
+        lambda: Own(lambda m, x: (y := ops.avg_pool2d(m.a(x), (9, 11))) * y, a=conv(3, 16)), True,
     ),
     "means of what is read again": (
         lambda: Own(
-            lambda m, x: ops.global_avg_pool2d(y := m.a(x)) + ops.global_avg_pool2d(m.b(y)), a=conv(3, 8),
-            b=conv(8, 8),
+            lambda m, x: ops.global_avg_pool2d(y := m.a(x)) + ops.global_avg_pool2d(m.b(y)), a=conv(3, 16),
+            b=conv(16, 16),
         ),
         True,
     ),
@@ -148,10 +148,12 @@ MODELS = {
         ),
         True,
     ),
-    "a history": (lambda: Own(dense, a=conv(3, 8), b=conv(8, 12), n=norm(8), n2=norm(20, relu=True)), False),
+    "a history": (
+        lambda: Own(dense, a=conv(3, 16), b=conv(16, 16), n=norm(16), n2=norm(32, relu=True)), False,
+    ),
     "joined channels": (
         lambda: Own(
-            lambda m, x: m.n(ops.concat([m.a(x), m.b(x)], axis=-1)), a=conv(3, 8), b=conv(3, 5), n=norm(13)
+            lambda m, x: m.n(ops.concat([m.a(x), m.b(x)], axis=-1)), a=conv(3, 16), b=conv(3, 5), n=norm(21)
         ),
         False,
     ),
@@ -387,7 +389,7 @@ def test_what_is_held_against_the_model_takes_the_ways_of_all_pictures(monkeypat
     plans = []
     monkeypatch.setattr(choose, "_is_worth", lambda win, x, w, costs: x[0] > 2)
     monkeypatch.setattr(training, "_check", lambda model, plan, x: plans.append(plan))
-    plans.append(minires.compile(conv(3, 8), (5, 9, 11, 3), training=True))
+    plans.append(minires.compile(conv(16, 16), (5, 9, 11, 16), training=True))
     assert [len(plan) for plan in plans] == [2, 5]
     for plan in plans:
         assert {Do.WINOGRAD, Do.CORRELATE} <= set(plan._program.lines[:, 0])

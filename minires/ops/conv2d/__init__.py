@@ -27,7 +27,7 @@ This is the idea. What is fast stands in files beside this one; ``way`` says whi
     indirect.py         on the CPU: no columns, sums in the processor's registers
     places.py           ... where a table says what lies under the window
     narrow.py           ... for groups of few channels
-    winograd.py         ... 3x3 with fewer multiplications, and winograd_kernels.py
+    winograd.py         ... 3x3 with fewer multiplications, winograd_transforms.py, winograd_kernels.py
     cuda_columns.py     im2col on a GPU
     adjoint.py          the convolution that goes from dy to dx
     joined_groups.py    several small groups taken as one

@@ -41,8 +41,8 @@ class _Costs(NamedTuple):
     kernel: float
 
 
-_Y, _DW = _Costs(1.1, 20, 25), _Costs(1.45, 7, 75)
-_PLANNED = _Costs(1.1, 20, 10)  # where the kernel's transform is made once for all
+_Y, _DW = _Costs(1.15, 5.5, 25), _Costs(1.3, 9, 75)
+_PLANNED = _Costs(1.15, 5.5, 10)  # where the kernel's transform is made once for all
 
 
 class Way(NamedTuple):
@@ -77,7 +77,8 @@ def is_fast(like: Array, x: Shape, w: Shape) -> bool:
 def _is_winograd(win: Window, x: Shape, w: Shape, groups: int, costs: _Costs) -> bool:
     """Whether Winograd's way can be taken, and is worth it."""
     fits = win.size == (3, 3) and win.stride == (1, 1) and win.is_dense and max(win.top, win.left) < 3
-    return fits and groups == 1 and _is_worth(win, x, w, costs)
+    whole = all(channels % simd.lanes(np.float32) == 0 for channels in w[2:])  # vectors
+    return fits and whole and groups == 1 and _is_worth(win, x, w, costs)
 
 
 def _is_worth(win: Window, x: Shape, w: Shape, costs: _Costs) -> bool:
@@ -85,9 +86,7 @@ def _is_worth(win: Window, x: Shape, w: Shape, costs: _Costs) -> bool:
     and the fewer channels there are, the more its transforms count."""
     tiles = math.prod((places + 1) // 2 for places in win.out)
     seen = _seen(win.out[0], x[1], win.top) * _seen(win.out[1], x[2], win.left)
-    width, many = simd.width(winograd.tile(), np.float32), x[0] * tiles
-    padded = max(-(-wide // width) * width / wide for wide in w[2:])  # its only tile is wide
-    time = costs.products * padded * 16 * tiles / max(1, seen)
+    many, time = x[0] * tiles, costs.products * 16 * tiles / max(1, seen)
     time += costs.transforms / min(w[2:]) + costs.kernel / many
     return time < _LESS and many * math.prod(w[2:]) >= _PRODUCTS
 

@@ -24,8 +24,8 @@ in networks' shapes), dw up to three times as far (1e-6) where many tiles are su
 thread sums a dw of its own, so that its last bits hang on how many threads there are.
 
 Each thread takes some of the pictures, a few at a time, so that their tiles stay in its cache. The kernels
-are in ``winograd_kernels.py``; the products are those of tiles of another kind, of sums in registers
-(``minires.backend.tile_products``).
+are in ``winograd_transforms.py`` and ``winograd_kernels.py``. They take channels and outputs by whole vectors
+(``minires.backend.simd``): of both there must be a multiple of a vector's.
 
 Source: Winograd 1980, Arithmetic complexity of computations; Lavin and Gray 2015, Fast algorithms for
 convolutional neural networks, arXiv:1509.09308.
@@ -42,23 +42,19 @@ from minires import backend
 from minires.backend import Array, simd
 from minires.ops.conv2d import adjoint
 from minires.ops.conv2d import winograd_kernels as kernels
+from minires.ops.conv2d import winograd_transforms as transforms
 from minires.ops.window import Window
 
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 _G_TWICE = np.kron(G, G)  # along both axes: (16, 9)
 _G_FLIPPED = np.kron(G[:, ::-1], G[:, ::-1])  # of the kernel turned by 180 degrees
-_BLOCK = 2 << 20  # bytes of v and of the products in one block
-SUMMED = 256  # tiles in a block of dw, at least: for each block the sums are read and written once
-
-
-def tile() -> simd.Shape:
-    """The one tile of its products: each more is compiled for seconds."""
-    return simd.shapes()[0]
+_BLOCK = 1 << 19  # bytes of v and of the products in one block
+_LEAST = 96  # tiles in a block where there are so many: for each block the kernel is read, or the sums
 
 
 def square() -> simd.Shape:
-    """The one tile of its sums over places."""
-    return simd.square(256, 256, np.float32)
+    """The one tile of its sums: half of the registers hold them."""
+    return (0,) * (simd.processor()[1] // 4), (0,) * 2
 
 
 class Cut(NamedTuple):
@@ -68,28 +64,21 @@ class Cut(NamedTuple):
     blocks (N, 4): the first and the last picture, the first and the last line of tiles.
     parts: of the blocks, one for each thread that sums.
     room: the numbers that a thread needs for a block.
-    table, out, sees: where the tiles of a block lie, for ``products``.
-    rows, starts, runs: the same of each block, for ``sums_over_places``.
+    lines: where the four lines of each line of tiles begin in a picture, -1 outside.
     """
 
     blocks: Array
     parts: list[tuple[int, int]]
     room: int
-    table: Array
-    out: Array
-    sees: Array
-    rows: Array
-    starts: Array
-    runs: Array
+    lines: Array
 
 
 @functools.lru_cache(maxsize=64)
-def cut(
-    win: Window, pictures: int, channels: int, outputs: int, dtype: np.dtype, threads: int, least: int = 1
-) -> Cut:
-    """For a convolution of so many pictures; its blocks have ``least`` tiles where there are so many."""
+def cut(win: Window, shape: tuple[int, ...], outputs: int, dtype: np.dtype, threads: int) -> Cut:
+    """For a convolution of pictures (N, H, W, C)."""
+    pictures, high, wide, channels = shape
     down, across = (win.out[0] + 1) // 2, (win.out[1] + 1) // 2
-    tiles = max(least, _BLOCK // (16 * (channels + outputs) * dtype.itemsize))
+    tiles = max(_LEAST, _BLOCK // (16 * (channels + outputs) * dtype.itemsize))
     strips = min(down, max(-(-down * across // tiles), -(-threads // pictures)))
     groups = -(-round(pictures * down * across / tiles) // threads) * threads  # as much for each thread
     some = backend.split(0, pictures, pictures if strips > 1 else min(pictures, max(threads, groups)))
@@ -97,31 +86,25 @@ def cut(
     blocks = np.array([(*one, *line) for one in some for line in lines], np.int32)
     deep = blocks[:, 3] - blocks[:, 2]
     many = (blocks[:, 1] - blocks[:, 0]) * deep * across
-    most, high = int(many.max()), len(tile()[0])
-    room = 16 * most * (channels + outputs) + 128
-    room += 4 * (across + 1) * max((int(deep.max()) + 2) * channels, 2 * outputs)
-    index = np.minimum(np.arange(-(-most // high) * high + simd.MOST_ROWS), most - 1).astype(np.int32)
-    none = np.zeros_like(many)
-    return Cut(
-        blocks, backend.split(0, len(blocks), min(threads, len(blocks))), room,
-        index * np.int32(channels), index * np.int32(outputs), np.ones(-(-most // high), np.uint8),
-        np.stack([none, many, none, many], 1).astype(np.int64), np.array([[0, 1]], np.int32),
-        np.stack([none, none, many], 1).astype(np.int32)[..., None],
-    )  # fmt: skip
+    line = (2 * np.arange(down)[:, None] + np.arange(4) - win.top).reshape(-1)
+    begins = np.where((line >= 0) & (line < high), line * wide * channels, -1).astype(np.int32)
+    room = 16 * (int(many.max()) * (channels + outputs) + 2 * simd.lanes(dtype))
+    room += simd.MOST_ROWS * (channels + outputs)  # rows of sums may reach beyond
+    return Cut(blocks, backend.split(0, len(blocks), min(threads, len(blocks))), room, begins)
 
 
 def panels(w: Array, channels: int, outputs: int, *, turned: bool) -> Array:
-    """u of w (3, 3, C, O) for tiles of sums, or, turned, of the kernel of the way back (3, 3, O, C): a kernel
-    of so many ``channels`` and ``outputs``."""
-    width, lanes = simd.width(tile(), w.dtype), simd.lanes(w.dtype)
+    """u of w (3, 3, C, O) for tiles of products, or, turned, of the kernel of the way back (3, 3, O, C): a
+    kernel of so many ``channels`` and ``outputs``."""
+    width, lanes = simd.width(simd.shape(outputs, w.dtype), w.dtype), simd.lanes(w.dtype)
     u = np.empty(16 * -(-outputs // width) * channels * width, w.dtype)
     g, zeros, w = transform(w.dtype, turned=turned), np.zeros(lanes, w.dtype), w.reshape(-1)
 
     def chunk(start: int, stop: int) -> None:
         room = np.empty(16 * lanes * lanes, w.dtype)
-        kernels.panels_numba(
-            kernels.EIGHT, kernels.ONE, w, g, zeros, u, room, turned, channels, outputs, width, lanes, start,
-            stop,
+        transforms.panels_numba(
+            transforms.EIGHT, transforms.ONE, w, g, zeros, u, room, turned, channels, outputs, width, lanes,
+            start, stop,
         )  # fmt: skip
 
     backend.parallel_for(chunk, units(channels, outputs, width, lanes))
@@ -131,11 +114,6 @@ def panels(w: Array, channels: int, outputs: int, *, turned: bool) -> Array:
 def transform(dtype: np.dtype, *, turned: bool) -> Array:
     """G along both axes, flat, of (16, 9), for a kernel or for the one turned by 180 degrees."""
     return (_G_FLIPPED if turned else _G_TWICE).astype(dtype).reshape(-1)
-
-
-def zeros_of(channels: int, outputs: int, width: int) -> int:
-    """How many zeros ``convolve_numba`` needs."""
-    return max(16 * -(-outputs // width) * width, channels)
 
 
 def units(channels: int, outputs: int, width: int, lanes: int) -> int:
@@ -160,15 +138,16 @@ def _convolve(
     n, *picture = x.shape
     y, none = np.empty((n, *win.out, outputs), x.dtype), np.empty(0, x.dtype)
     u = panels(w, picture[-1], outputs, turned=turned)
-    width, b = simd.width(tile(), x.dtype), none if b is None else np.ascontiguousarray(b)
-    made = cut(win, n, picture[-1], outputs, x.dtype, backend.threads())
-    zeros, taps = np.zeros(zeros_of(picture[-1], outputs, width), x.dtype), np.zeros(1, np.int64)
+    tile, b = simd.shape(outputs, x.dtype), none if b is None else np.ascontiguousarray(b)
+    made = cut(win, x.shape, outputs, x.dtype, backend.threads())
+    width = simd.width(tile, x.dtype)
+    zeros = np.zeros(max(width, picture[1] * picture[2]), x.dtype)
     x, flat = x.reshape(-1), y.reshape(-1)
 
     def chunk(start: int, stop: int) -> None:
         kernels.convolve_numba(
-            *tile(), x, u, b, none, flat, relu, made.blocks, made.table, made.out, taps, made.sees, zeros,
-            np.empty(made.room, x.dtype), *picture, *win.out, outputs, win.top, win.left, width, start, stop,
+            *tile, x, u, b, none, flat, relu, made.blocks, made.lines, zeros, np.empty(made.room, x.dtype),
+            *picture, *win.out, outputs, win.left, width, start, stop,
         )  # fmt: skip
 
     backend.parallel_for(chunk, len(made.blocks))
@@ -177,16 +156,17 @@ def _convolve(
 
 def backward_w(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
     """dw of ``shape`` (3, 3, C, O)."""
-    (n, *picture), (_, _, depth, outputs) = x.shape, shape
-    made = cut(win, n, depth, outputs, x.dtype, backend.threads(), SUMMED)
+    (_, *picture), (_, _, depth, outputs) = x.shape, shape
+    made = cut(win, x.shape, outputs, x.dtype, backend.threads())
     width = simd.width(square(), x.dtype)
     totals = np.empty((len(made.parts), 16 * depth * outputs), x.dtype)
-    x, dy, zeros = x.reshape(-1), dy.reshape(-1), np.zeros(width, x.dtype)
+    zeros = np.zeros(max(width, picture[1] * depth), x.dtype)
+    x, dy = x.reshape(-1), dy.reshape(-1)
 
     def chunk(part: int, start: int, stop: int) -> None:
         kernels.correlate_numba(
-            *square(), x, dy, totals[part], made.blocks, made.rows, made.starts, made.runs, zeros,
-            np.empty(made.room, x.dtype), *picture, *win.out, outputs, win.top, win.left, width, start, stop,
+            *square(), x, dy, totals[part], made.blocks, made.lines, zeros, np.empty(made.room, x.dtype),
+            *picture, *win.out, outputs, win.left, width, start, stop,
         )  # fmt: skip
 
     backend.parallel_calls([functools.partial(chunk, i, *part) for i, part in enumerate(made.parts)])

@@ -11,7 +11,8 @@ from minires.backend.simd import Shape, Size
 from minires.backend.tile_groups import group_products_numba, group_sums_numba
 from minires.backend.tile_products import products_numba
 from minires.backend.tile_sums import sums_numba
-from minires.ops.conv2d.winograd_kernels import EIGHT, ONE, convolve_numba, correlate_numba, panels_numba
+from minires.ops.conv2d.winograd_kernels import convolve_numba, correlate_numba
+from minires.ops.conv2d.winograd_transforms import EIGHT, ONE, panels_numba
 
 
 @kernel(floats="out flat (F)")
@@ -132,40 +133,33 @@ def panels_line(r: Array, piece: int, me: int, floats: Array) -> None:
     )  # fmt: skip
 
 
-@kernel(
-    r="flat int64 (_)", floats="out flat (F)", offsets="flat int32 (I)", sees="flat uint8 (S)",
-    longs="flat int64 (T)",
-)  # fmt: skip
+@kernel(r="flat int64 (_)", floats="out flat (F)", offsets="flat int32 (I)")
 def winograd_line(
-    r: Array, piece: int, me: int, floats: Array, offsets: Array, sees: Array, longs: Array, rows: Size,
-    columns: Size,
-) -> None:  # fmt: skip
-    """3: x, its size, u, bias or -1, added or -1, y, its size, relu; 11: blocks, how many, table, out,
-    their length, sees, tiles; 18: h, w, c, out h, w, c, top, left, width; 27: room, from one thread's to the
-    next's, its size."""
-    nothing, room = floats[:0], r[27] + me * r[28]
+    r: Array, piece: int, me: int, floats: Array, offsets: Array, rows: Size, columns: Size
+) -> None:
+    """2: tile, x, its size, u, bias or -1, added or -1, y, its size, relu; 11: blocks, how many, lines, how
+    many; 15: h, w, c, out h, w, c, left, width; 23: room, from one thread's to the next's, its size."""
+    nothing, room = floats[:0], r[23] + me * r[24]
     convolve_numba(
         rows, columns, floats[r[3] : r[3] + r[4]], floats[r[5] :],
-        numbers_of(floats, r[6], r[23]) if r[6] >= 0 else nothing,
+        numbers_of(floats, r[6], r[20]) if r[6] >= 0 else nothing,
         floats[r[7] : r[7] + r[9]] if r[7] >= 0 else nothing, floats[r[8] : r[8] + r[9]], r[10] != 0,
-        offsets[r[11] : r[11] + 4 * r[12]].reshape(r[12], 4), offsets[r[13] : r[13] + r[15]],
-        offsets[r[14] : r[14] + r[15]], longs[:1], sees[r[16] : r[16] + r[17]], floats,
-        floats[room : room + r[29]], r[18], r[19], r[20], r[21], r[22], r[23], r[24], r[25], r[26],
+        offsets[r[11] : r[11] + 4 * r[12]].reshape(r[12], 4), offsets[r[13] : r[13] + r[14]], floats,
+        floats[room : room + r[25]], r[15], r[16], r[17], r[18], r[19], r[20], r[21], r[22],
         r[12] * piece // r[1], r[12] * (piece + 1) // r[1],
     )  # fmt: skip
 
 
-@kernel(r="flat int64 (_)", floats="out flat (F)", offsets="flat int32 (I)", longs="flat int64 (T)")
+@kernel(r="flat int64 (_)", floats="out flat (F)", offsets="flat int32 (I)")
 def correlate_line(
-    r: Array, piece: int, me: int, floats: Array, offsets: Array, longs: Array, height: Size, columns: Size
+    r: Array, piece: int, me: int, floats: Array, offsets: Array, rows: Size, columns: Size
 ) -> None:
-    """3: x, its size, dy, its size, sums, those of a piece; 9: blocks, how many, rows, starts, runs;
-    14: h, w, c, out h, w, c, top, left, width; 23: room, from one thread's to the next's, its size."""
-    room, many, to = r[23] + me * r[24], r[10], r[7] + piece * r[8]
+    """3: x, its size, dy, its size, sums, those of a piece; 9: blocks, how many, lines, how many; 13: h, w,
+    c, out h, w, c, left, width; 21: room, from one thread's to the next's, its size."""
+    room, many, to = r[21] + me * r[22], r[10], r[7] + piece * r[8]
     correlate_numba(
-        height, columns, floats[r[3] : r[3] + r[4]], floats[r[5] : r[5] + r[6]], floats[to : to + r[8]],
-        offsets[r[9] : r[9] + 4 * many].reshape(many, 4), longs[r[11] : r[11] + 4 * many].reshape(many, 4),
-        offsets[r[12] : r[12] + 2].reshape(1, 2), offsets[r[13] : r[13] + 3 * many].reshape(many, 3, 1),
-        floats, floats[room : room + r[25]], r[14], r[15], r[16], r[17], r[18], r[19], r[20], r[21], r[22],
+        rows, columns, floats[r[3] : r[3] + r[4]], floats[r[5] : r[5] + r[6]], floats[to : to + r[8]],
+        offsets[r[9] : r[9] + 4 * many].reshape(many, 4), offsets[r[11] : r[11] + r[12]], floats,
+        floats[room : room + r[23]], r[13], r[14], r[15], r[16], r[17], r[18], r[19], r[20],
         many * piece // r[1], many * (piece + 1) // r[1],
     )  # fmt: skip

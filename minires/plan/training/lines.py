@@ -64,8 +64,8 @@ class Program:
 # Of each line, where its room belongs, which, and where it belongs how far that of the next thread is.
 _ROOMS = {
     Do.PRODUCTS: ((34, "panels", 36),), Do.SUMS: ((36, "x", 38), (39, "y", 41)),
-    Do.PANELS: ((13, "turn", 14),), Do.WINOGRAD: ((27, "winograd", 28),),
-    Do.CORRELATE: ((23, "winograd", 24),),
+    Do.PANELS: ((13, "turn", 14),), Do.WINOGRAD: ((23, "winograd", 24),),
+    Do.CORRELATE: ((21, "winograd", 22),),
     Do.MOMENTS: ((8, "shift", 0),), Do.NORMALIZE: ((14, "scale", 0),), Do.SLOPES: ((16, "shift", 0),),
 }  # fmt: skip
 

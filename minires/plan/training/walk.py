@@ -12,7 +12,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from minires.backend import Array, kernel, simd
+from minires.backend import Array, kernel
 from minires.backend.atomics import fetch_add, look
 from minires.backend.kernels import sched_yield
 from minires.backend.simd import Shape
@@ -65,7 +65,7 @@ class Do(IntEnum):
 
 
 COLUMNS = 44  # numbers in a line
-SQUARE = simd.squares().index(square())
+SQUARE = square()
 SUMS = tuple(sums_shape(len(group)) for group in GROUPS)
 _SPINS = 4000  # looks at a counter before a thread gives way to others
 
@@ -381,9 +381,14 @@ def walk_numba(
             elif what == 14:
                 panels_line(r, piece, me, floats)
             elif what == 15:
-                winograd_line(r, piece, me, floats, offsets, sees, longs, tiles[0][0], tiles[0][1])
+                if r[2] == 0:
+                    winograd_line(r, piece, me, floats, offsets, tiles[0][0], tiles[0][1])
+                elif r[2] == 1:
+                    winograd_line(r, piece, me, floats, offsets, tiles[1][0], tiles[1][1])
+                else:
+                    winograd_line(r, piece, me, floats, offsets, tiles[2][0], tiles[2][1])
             elif what == 16:
-                correlate_line(r, piece, me, floats, offsets, longs, squares[SQUARE][0], squares[SQUARE][1])
+                correlate_line(r, piece, me, floats, offsets, SQUARE[0], SQUARE[1])
             elif what == 17:
                 gate_numba(r, piece, floats)
             elif what == 18:

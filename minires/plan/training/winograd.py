@@ -27,15 +27,15 @@ class Winograds(Products):
     ) -> None:  # fmt: skip
         """y of pictures (N, H, W, C), or, turned, dx of dy."""
         n, *shape = picture
-        depth, width = shape[-1], simd.width(winograd.tile(), self.dtype)
-        cut = winograd.cut(win, n, depth, outputs, self.dtype, self.threads)
+        depth, tile = shape[-1], simd.shape(outputs, self.dtype)
+        width = simd.width(tile, self.dtype)
+        cut = winograd.cut(win, picture, outputs, self.dtype, self.threads)
         u = self._panels(w, depth, outputs, width, turned)
-        table, out, sees = self._tiles_of(cut)
+        blocks, lines = self._blocks_of(cut)
         line = self._line(
-            Do.WINOGRAD, len(cut.blocks), 0, x, math.prod(picture), u.at, -1, added,
-            y, n * math.prod(win.out) * outputs, relu, self._blocks_of(cut)[0], len(cut.blocks), table, out,
-            cut.table.size, sees, cut.sees.size, *shape, *win.out, outputs, win.top, win.left, width,
-            self._room("winograd", cut.room), 0, cut.room,
+            Do.WINOGRAD, len(cut.blocks), simd.shapes().index(tile), x, math.prod(picture), u.at, -1, added,
+            y, n * math.prod(win.out) * outputs, relu, blocks, len(cut.blocks), lines, cut.lines.size, *shape,
+            *win.out, outputs, win.left, width, self._room("winograd", cut.room), 0, cut.room,
         )  # fmt: skip
         if bias is not None:
             self._of(line, 6, bias)
@@ -61,13 +61,13 @@ class Winograds(Products):
         """dw, of which ``gives(line, column)`` says where it belongs."""
         n, *shape = picture
         depth = shape[-1]
-        cut = winograd.cut(win, n, depth, outputs, self.dtype, self.threads, winograd.SUMMED)
-        parts, size, (blocks, starts, runs, rows) = len(cut.parts), depth * outputs, self._blocks_of(cut)
+        cut = winograd.cut(win, picture, outputs, self.dtype, self.threads)
+        parts, size = len(cut.parts), depth * outputs
+        blocks, begins = self._blocks_of(cut)
         totals = self._new(parts * 16 * size)
         self._line(
-            Do.CORRELATE, parts, 0, x, math.prod(picture), dy,
-            n * math.prod(win.out) * outputs, totals.at, 16 * size, blocks, len(cut.blocks), rows, starts,
-            runs, *shape, *win.out, outputs, win.top, win.left,
+            Do.CORRELATE, parts, 0, x, math.prod(picture), dy, n * math.prod(win.out) * outputs, totals.at,
+            16 * size, blocks, len(cut.blocks), begins, cut.lines.size, *shape, *win.out, outputs, win.left,
             simd.width(winograd.square(), self.dtype), self._room("winograd", cut.room), 0, cut.room,
         )  # fmt: skip
         # G^T s G of all parts: a product of two matrices.
@@ -81,26 +81,12 @@ class Winograds(Products):
             gives(line, 9)
         self._drop(totals)
 
-    def _tiles_of(self, cut: Cut) -> tuple[int, int, int]:
-        """Where the tables of tiles are, and what they see."""
-
-        def write() -> tuple[int, ...]:
-            table, sees = sum(a.size for a in self.offsets), sum(a.size for a in self.sees)
-            self.offsets += [cut.table, cut.out]
-            self.sees.append(cut.sees)
-            return table, table + cut.table.size, sees
-
-        table, out, sees = self._once(cut.table, write)
-        return table, out, sees
-
     def _blocks_of(self, cut: Cut) -> tuple[int, ...]:
-        """Where blocks are, and where starts, runs and rows of their sums."""
+        """Where blocks and lines are."""
 
         def write() -> tuple[int, ...]:
-            blocks, rows = sum(a.size for a in self.offsets), sum(a.size for a in self.longs)
-            self.offsets += [cut.blocks.reshape(-1), cut.starts.reshape(-1), cut.runs.reshape(-1)]
-            self.longs.append(cut.rows.reshape(-1))
-            starts = blocks + cut.blocks.size
-            return blocks, starts, starts + cut.starts.size, rows
+            blocks = sum(a.size for a in self.offsets)
+            self.offsets += [cut.blocks.reshape(-1), cut.lines]
+            return blocks, blocks + cut.blocks.size
 
         return self._once(cut.blocks, write)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minires.backend import parallel, simd, thread_pool
-from minires.backend.arrays import Array
+from minires.backend.arrays import Array, empty
 from minires.backend.kernels import kernel
 from minires.backend.simd import Size, expect, listed, multiply_add, plus, rectify, spread, store, turn
 
@@ -241,7 +241,7 @@ def products(
     def chunk(number: int) -> None:
         for places, at, to, times, x_step, y_step in parts:
             tiles, long = times * places.sees.shape[1], len(places.taps) * sizes.depth * width
-            room = np.empty(0 if packed.size else min(max(PANELS, long), panels * long), x.dtype)
+            room = empty((0 if packed.size else min(max(PANELS, long), panels * long),), x.dtype)
             total = panels if by_panel else tiles
             mine = total * number // threads, total * (number + 1) // threads
             if mine[0] < mine[1]:
@@ -259,7 +259,7 @@ def pack(tile: simd.Shape, w: Array, sizes: Sizes, *, taps: int = 1, turned: boo
     """All panels of w, for several calls of ``products`` whose places have all ``taps`` of the kernel."""
     width = simd.width(tile, w.dtype)
     panels, long = -(-sizes.outputs // width), taps * sizes.depth * width
-    packed, every, w = np.empty(sizes.groups * panels * long, w.dtype), np.arange(taps), w.reshape(-1)
+    packed, every, w = empty((sizes.groups * panels * long,), w.dtype), np.arange(taps), w.reshape(-1)
 
     def chunk(start: int, stop: int) -> None:
         for panel in range(start, stop):

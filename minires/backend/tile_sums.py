@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minires.backend import parallel, simd, thread_pool
-from minires.backend.arrays import Array
+from minires.backend.arrays import Array, empty
 from minires.backend.kernels import kernel
 from minires.backend.simd import Size, add, beside, expect, fetch, multiply_add, spread, store
 from minires.backend.tile_products import GRAIN, Sizes
@@ -218,7 +218,7 @@ def sums_over_places(
     def run(
         some: Sequence[Blocks], total: Array, onto: bool, start: int, stop: int, first: int, last: int
     ) -> None:
-        x_room, y_room = np.empty(x_long, x.dtype), np.empty(y_long, x.dtype)
+        x_room, y_room = empty((x_long,), x.dtype), empty((y_long,), x.dtype)
         for i, (rows, starts, runs, *at) in enumerate(some):
             sums_numba(
                 *shared.tile, x, dy, total, i == 0 and not onto, rows, starts, runs, zeros, x_room, y_room,
@@ -233,7 +233,7 @@ def sums_over_places(
         return [functools.partial(run, some, total, onto, *part) for part in where]
 
     if shared.by_list:
-        totals = np.empty((len(shared.lists), dw.size), x.dtype)
+        totals = empty((len(shared.lists), dw.size), x.dtype)
         pairs = zip(shared.lists, totals, strict=True)
         parallel.parallel_calls([call for some, total in pairs for call in calls(some, total)])
         dw[...] = 0

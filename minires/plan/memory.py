@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.backend import Array
+from minires.backend import Array, empty
 
 ALIGNED = 16  # numbers: a line of the cache
 
@@ -32,7 +32,8 @@ class Memory:
 
     def numbers(self, behind: int, dtype: Any) -> Array:
         """The array itself, with its constants, and so many zeros behind."""
-        found = np.zeros(self.size + behind, dtype)
+        found = empty((self.size + behind,), dtype)
+        found[:] = 0
         for at, array in self.constants:
             found[at : at + array.size] = array
         return found

@@ -97,11 +97,11 @@ def panels(w: Array, channels: int, outputs: int, *, turned: bool) -> Array:
     """u of w (3, 3, C, O) for tiles of products, or, turned, of the kernel of the way back (3, 3, O, C): a
     kernel of so many ``channels`` and ``outputs``."""
     width, lanes = simd.width(simd.shape(outputs, w.dtype), w.dtype), simd.lanes(w.dtype)
-    u = np.empty(16 * -(-outputs // width) * channels * width, w.dtype)
+    u = backend.empty((16 * -(-outputs // width) * channels * width,), w.dtype)
     g, zeros, w = transform(w.dtype, turned=turned), np.zeros(lanes, w.dtype), w.reshape(-1)
 
     def chunk(start: int, stop: int) -> None:
-        room = np.empty(16 * lanes * lanes, w.dtype)
+        room = backend.empty((16 * lanes * lanes,), w.dtype)
         transforms.panels_numba(
             transforms.EIGHT, transforms.ONE, w, g, zeros, u, room, turned, channels, outputs, width, lanes,
             start, stop,
@@ -136,7 +136,7 @@ def _convolve(
 ) -> Array:
     """A^T (v @ u) A of x (N, H, W, C)."""
     n, *picture = x.shape
-    y, none = np.empty((n, *win.out, outputs), x.dtype), np.empty(0, x.dtype)
+    y, none = backend.empty((n, *win.out, outputs), x.dtype), np.empty(0, x.dtype)
     u = panels(w, picture[-1], outputs, turned=turned)
     tile, b = simd.shape(outputs, x.dtype), none if b is None else np.ascontiguousarray(b)
     made = cut(win, x.shape, outputs, x.dtype, backend.threads())
@@ -145,9 +145,10 @@ def _convolve(
     x, flat = x.reshape(-1), y.reshape(-1)
 
     def chunk(start: int, stop: int) -> None:
+        room = backend.empty((made.room,), x.dtype)
         kernels.convolve_numba(
-            *tile, x, u, b, none, flat, relu, made.blocks, made.lines, zeros, np.empty(made.room, x.dtype),
-            *picture, *win.out, outputs, win.left, width, start, stop,
+            *tile, x, u, b, none, flat, relu, made.blocks, made.lines, zeros, room, *picture, *win.out,
+            outputs, win.left, width, start, stop,
         )  # fmt: skip
 
     backend.parallel_for(chunk, len(made.blocks))
@@ -159,14 +160,15 @@ def backward_w(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups:
     (_, *picture), (_, _, depth, outputs) = x.shape, shape
     made = cut(win, x.shape, outputs, x.dtype, backend.threads())
     width = simd.width(square(), x.dtype)
-    totals = np.empty((len(made.parts), 16 * depth * outputs), x.dtype)
+    totals = backend.empty((len(made.parts), 16 * depth * outputs), x.dtype)
     zeros = np.zeros(max(width, picture[1] * depth), x.dtype)
     x, dy = x.reshape(-1), dy.reshape(-1)
 
     def chunk(part: int, start: int, stop: int) -> None:
+        room = backend.empty((made.room,), x.dtype)
         kernels.correlate_numba(
-            *square(), x, dy, totals[part], made.blocks, made.lines, zeros, np.empty(made.room, x.dtype),
-            *picture, *win.out, outputs, win.left, width, start, stop,
+            *square(), x, dy, totals[part], made.blocks, made.lines, zeros, room, *picture, *win.out, outputs,
+            win.left, width, start, stop,
         )  # fmt: skip
 
     backend.parallel_calls([functools.partial(chunk, i, *part) for i, part in enumerate(made.parts)])

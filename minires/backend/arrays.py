@@ -61,7 +61,7 @@ def is_cupy(array: Array) -> bool:
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Array:
     """``np.empty`` at the beginning of a line of the cache: a vector of 64 bytes that lies in two lines takes
-    twice as long to read, and NumPy's own arrays begin 16 bytes behind one."""
+    twice as long to read, and NumPy's own arrays begin 16 bytes behind one. It is a view: no gradient."""
     count, dtype = math.prod(shape), np.dtype(dtype)
     numbers = np.empty(count + _LINE // dtype.itemsize, dtype)
     first = -numbers.__array_interface__["data"][0] % _LINE // dtype.itemsize

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minires.backend import arrays, cublas, kernels, parallel, simd, tile_products, tile_sums
-from minires.backend.arrays import Array, empty
+from minires.backend.arrays import Array
 from minires.backend.tile_products import Sizes, rows_of
 
 _DEPTH = 1 << 16  # products that are summed by themselves, as one long sum of float32 rounds more
@@ -45,7 +45,7 @@ def _by_tiles(a: Array, b: Array, bias: Array | None) -> Array:
     (m, k), n = a.shape, b.shape[1]
     is_transposed = a.T.flags.c_contiguous and not a.flags.c_contiguous
     if is_transposed and bias is None:  # sums over its rows
-        y, sizes = empty((m, n), a.dtype), Sizes(m, n, 1, 0, 0, 0, m * n, n)
+        y, sizes = np.empty((m, n), a.dtype), Sizes(m, n, 1, 0, 0, 0, m * n, n)
         tile_sums.sums_over_places(a.T, np.ascontiguousarray(b), y, tile_sums.rows_of(k), sizes, m, n)
         return y
     a, turned = np.ascontiguousarray(a), b.T.flags.c_contiguous and not b.flags.c_contiguous
@@ -54,7 +54,7 @@ def _by_tiles(a: Array, b: Array, bias: Array | None) -> Array:
     x, w = a.reshape(-1), w.reshape(-1)
     totals = []
     for first, last in parallel.split(0, k, -(-k // _DEPTH)):
-        totals.append(empty((m, n), a.dtype))
+        totals.append(np.empty((m, n), a.dtype))
         sizes = Sizes(last - first, n, 1, 0, 0, 0, k * n, k if turned else n)
         tile_products.products(
             tile, x[first:], w[first if turned else first * n :], totals[-1], rows, sizes, turned=turned,

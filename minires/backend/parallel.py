@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from minires.backend import arrays, thread_pool
-from minires.backend.arrays import Array, empty
+from minires.backend.arrays import Array
 from minires.errors import MiniresError
 
 
@@ -96,7 +96,7 @@ def add(a: Array, b: Array, out: Array | None = None) -> Array:
     if a.size < 2 * _ADD_GRAIN or not arrays.is_numpy(a):
         xp = arrays.array_module(a, b)
         return xp.asarray(xp.add(a, b, out=out))  # NumPy adds arrays without axes to a scalar
-    out = empty(a.shape, a.dtype) if out is None else out
+    out = np.empty(a.shape, a.dtype) if out is None else out
     parts = (a, b, out)
     if all(part.flags.c_contiguous for part in parts):
         parts = (a.reshape(-1), b.reshape(-1), out.reshape(-1))

@@ -119,7 +119,7 @@ _GRAIN = 1 << 17  # numbers; fewer are not worth a second thread
 
 
 def _run_numba(kernel: Any, slope: float, *arrays: Array) -> Array:
-    result = backend.empty(arrays[0].shape, arrays[0].dtype)
+    result = np.empty(arrays[0].shape, arrays[0].dtype)
     flat = [np.ascontiguousarray(array).reshape(-1) for array in arrays]
     to, narrow = result.reshape(-1), result.dtype.type(slope)
 

@@ -61,7 +61,7 @@ _GRAIN = 1 << 17  # numbers; fewer are not worth a second thread
 
 
 def _forward_numba(x: Array, add: Array | None) -> Array:
-    y = backend.empty(x.shape, x.dtype)
+    y = np.empty(x.shape, x.dtype)
     from_x, to_y = np.ascontiguousarray(x).reshape(-1), y.reshape(-1)
     added = from_x[:0] if add is None else np.ascontiguousarray(add).reshape(-1)
 
@@ -73,7 +73,7 @@ def _forward_numba(x: Array, add: Array | None) -> Array:
 
 
 def _backward_numba(dy: Array, y: Array) -> Array:
-    dx = backend.empty(y.shape, y.dtype)
+    dx = np.empty(y.shape, y.dtype)
     from_dy, from_y, to_dx = np.ascontiguousarray(dy).reshape(-1), y.reshape(-1), dx.reshape(-1)
 
     def chunk(start: int, stop: int) -> None:

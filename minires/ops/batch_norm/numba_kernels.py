@@ -197,7 +197,7 @@ def forward(
     x: Array, gamma: Array, beta: Array, mean: Array, inv: Array, add: Array | None, relu: bool
 ) -> Array:
     """y (M, C)."""
-    wide, y = _wide(x), backend.empty(x.shape, x.dtype)
+    wide, y = _wide(x), np.empty(x.shape, x.dtype)
     scale, added = gamma * inv, _none(x) if add is None else add
 
     def chunk(start: int, stop: int) -> None:
@@ -235,7 +235,7 @@ def backward(
     offset = -scale * dbeta / len(x) if training else np.zeros_like(dbeta)
     slope, offset = slope.astype(x.dtype), offset.astype(x.dtype)
     wide, none = _wide(x), _none(x)
-    dx, dadd = backend.empty(y.shape, y.dtype), backend.empty(y.shape, y.dtype) if need_dadd else none
+    dx, dadd = np.empty_like(y), np.empty_like(y) if need_dadd else none
 
     def chunk(start: int, stop: int) -> None:
         gradient_numba(dy, wide, signs, mean, scale, beta, relu, slope, offset, False, dx, dadd, start, stop)

@@ -66,7 +66,7 @@ def sizes(depth: int, outputs: int, groups: int, *, turned: bool = False) -> Siz
 
 def forward(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups: int) -> Array:
     """conv2d of x (N, H, W, C) with w (KH, KW, C/G, O), with a ReLU behind it where asked."""
-    y = backend.empty((len(x), *win.out, w.shape[-1]), x.dtype)
+    y = np.empty((len(x), *win.out, w.shape[-1]), x.dtype)
     outputs, depth = w.shape[-1] // groups, w.shape[2]
     pictures, *picture = x.shape
     if is_joined(x.shape[-1], win, groups):
@@ -79,7 +79,7 @@ def forward(x: Array, w: Array, b: Array | None, relu: bool, win: Window, groups
 
 def backward_x(dy: Array, w: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
     """dx of ``shape`` (N, H, W, C)."""
-    dx = backend.empty(shape, dy.dtype)
+    dx = np.empty(shape, dy.dtype)
     outputs, depth = w.shape[2], w.shape[-1] // groups
     tile = simd.shape(outputs, dy.dtype)
     parts = places.backward(len(dy), tuple(shape[1:]), w.shape[-1], win, depth, len(tile[0]))
@@ -99,14 +99,14 @@ def beside(win: Window) -> Window:
 
 def _seen(x: Array, win: Window) -> Array:
     """What a 1x1 window sees of the pictures, (N, OH, OW, C)."""
-    seen = backend.empty((len(x), *win.out, x.shape[-1]), x.dtype)
+    seen = np.empty((len(x), *win.out, x.shape[-1]), x.dtype)
     backend.copy(win.at(x, 0, 0), seen)
     return seen
 
 
 def backward_w(dy: Array, x: Array, shape: tuple[int, ...], win: Window, groups: int) -> Array:
     """dw of ``shape`` (KH, KW, C/G, O)."""
-    dw = backend.empty(shape, x.dtype)
+    dw = np.empty(shape, x.dtype)
     outputs, depth = shape[-1] // groups, shape[2]
     if is_gathered(win):
         x, win = _seen(x, win), beside(win)

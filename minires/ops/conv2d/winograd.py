@@ -136,7 +136,7 @@ def _convolve(
 ) -> Array:
     """A^T (v @ u) A of x (N, H, W, C)."""
     n, *picture = x.shape
-    y, none = backend.empty((n, *win.out, outputs), x.dtype), np.empty(0, x.dtype)
+    y, none = np.empty((n, *win.out, outputs), x.dtype), np.empty(0, x.dtype)
     u = panels(w, picture[-1], outputs, turned=turned)
     tile, b = simd.shape(outputs, x.dtype), none if b is None else np.ascontiguousarray(b)
     made = cut(win, x.shape, outputs, x.dtype, backend.threads())

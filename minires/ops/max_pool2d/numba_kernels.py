@@ -76,8 +76,8 @@ def _backward_numba(
 
 def forward(x: Array, win: Window) -> tuple[Array, Array]:
     """y (N, OH, OW, C), and which pixel of the window each number came from."""
-    y = backend.empty((len(x), *win.out, x.shape[-1]), x.dtype)
-    winner = backend.empty(y.shape, np.int32)
+    y = np.empty((len(x), *win.out, x.shape[-1]), x.dtype)
+    winner = np.empty(y.shape, np.int32)
 
     def chunk(start: int, stop: int) -> None:
         part = slice(start, stop)
@@ -90,7 +90,7 @@ def forward(x: Array, win: Window) -> tuple[Array, Array]:
 
 def backward(dy: Array, winner: Array, shape: tuple[int, ...], win: Window) -> Array:
     """dx of ``shape`` (N, H, W, C)."""
-    dx, dy = backend.empty(shape, win.summed(dy.dtype)), np.ascontiguousarray(dy)
+    dx, dy = np.empty(shape, win.summed(dy.dtype)), np.ascontiguousarray(dy)
     rows, columns = (np.arange(k) * apart for k, apart in zip(win.size, win.dilation, strict=True))
     behind = (rows[:, None] * shape[2] + columns).reshape(-1) * shape[3]
 

@@ -17,8 +17,9 @@ Python 3.11 at most:
 minires runs under the interpreter of this program, each peer as a child process (``older_peers.py``) that
 gets the network as a list of layers and waits while the others work. All have the same weights, pictures and
 number of threads, and nothing is timed before logits, loss and gradients agree. Each round runs every engine
-once, in turn: a step that is not counted and one that is, forward, backward and Adam. What counts is the
-ratio of the medians, the smaller the better for minires.
+once, in turn: a step that is not counted and one that is, forward, backward and Adam; minires as the model is
+and as a plan (``minires.compile(..., training=True)``). What counts is the ratio of the medians, the smaller
+the better for minires.
 
 All use OpenBLAS, and all with the kernels that the newest of them, that of minires, finds for this processor:
 the one in NumPy 1.23 does not know processors younger than itself, and would use SSE3 on them.
@@ -50,7 +51,9 @@ from minires.nn.blocks import ResidualBlock
 from minires.nn.module import Module
 from minires.ops.cross_entropy import cross_entropy
 
-OURS = (sys.executable, compare.__file__)
+PROGRAM = (sys.executable, compare.__file__)
+OURS = "minires"
+WAYS = {OURS: "train", "minires, planned": "train, planned"}  # what our peer is asked for
 CHILD = str(Path(__file__).with_name("older_peers.py"))
 BOUNDS = {"training": 1e-3, "loss": 1e-3, "gradient": 5e-2}
 COLUMNS = ("train", "forward", "backward", "optimizer")
@@ -124,13 +127,13 @@ def same_kernels(blas: list[str]) -> tuple[str, ...]:
 
 
 def measure(
-    job: Job, rounds: int, programs: Mapping[str, tuple[str, ...]], ours: tuple[str, ...] = OURS
+    job: Job, rounds: int, programs: Mapping[str, tuple[str, ...]], ours: tuple[str, ...] = PROGRAM
 ) -> dict[str, Any]:
     """Check that the engines agree, then time them in turn; ``programs`` says how each peer is started."""
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)
         prepare(folder, job)
-        peers = [stack.enter_context(Peer("minires", folder, job, ours))]
+        peers = [stack.enter_context(Peer(OURS, folder, job, ours))]
         blas = peers[0].ask("blas")
         for name, program in programs.items():
             peers.append(stack.enter_context(Peer(name, folder, job, (*same_kernels(blas), *program))))
@@ -138,7 +141,7 @@ def measure(
         for peer in peers:
             peer.ask("check")
             found[peer.name] = dict(np.load(folder / f"{peer.name}.npz"))
-        mine = found.pop("minires")
+        mine = found.pop(OURS)
         labels = np.load(folder / "inputs.npz")["labels"]
         mine["loss"] = cross_entropy(minires.Tensor(mine["training"]), labels).data
         agreement = {}
@@ -146,11 +149,12 @@ def measure(
             apart = compare.difference(mine, theirs, ("training", "loss"))
             compare.verify(apart, BOUNDS, name)
             agreement[f"minires against {name}"] = apart
-        times: dict[str, list[Any]] = {peer.name: [] for peer in peers}
+        times: dict[str, list[Any]] = {}
         for number in range(rounds):
             for peer in peers[number % len(peers) :] + peers[: number % len(peers)]:
-                peer.ask("train")
-                times[peer.name].append(peer.ask("train"))
+                for name, way in (WAYS if peer.name == OURS else {peer.name: "train"}).items():
+                    peer.ask(way)
+                    times.setdefault(name, []).append(peer.ask(way))
         versions = {peer.name: peer.ask("versions") for peer in peers[1:]}
     results = {name: compare._row({"train": seconds}) for name, seconds in times.items()}
     how = f"{job.size}x{job.size}, float32, Adam, {job.threads} threads, {rounds} rounds"
@@ -160,13 +164,17 @@ def measure(
         "machine": {**describe(), "blas": blas, "peers": versions},
         "agreement": agreement,
         "results": results,
-        **{f"minires_over_{name}": ratios(results, name) for name in found},
+        **{_ratio_of(way, name): ratios(results, way, name) for way in WAYS for name in found},
     }
 
 
-def ratios(results: dict[str, Any], peer: str) -> dict[str, float]:
+def _ratio_of(way: str, peer: str) -> str:
+    return f"{way.replace(', ', '_')}_over_{peer}"
+
+
+def ratios(results: dict[str, Any], way: str, peer: str) -> dict[str, float]:
     """Our medians over those of a peer; below 1 is better."""
-    ours, theirs = results["minires"], results[peer]
+    ours, theirs = results[way], results[peer]
     return {what: round(ours[what]["median_ms"] / theirs[what]["median_ms"], 3) for what in COLUMNS}
 
 
@@ -178,13 +186,14 @@ def show(report: dict[str, Any]) -> None:
         print(", ".join(f"{what} {version}" for what, version in versions.items()))
     for pair, apart in report["agreement"].items():
         print(f"{pair}: {', '.join(f'{what} {apart[what]:.0e}' for what in BOUNDS)}")
-    print(f"{'ms, median (quartiles)':24}" + "".join(f"{column:>26}" for column in COLUMNS))
+    print(f"{'ms, median (quartiles)':26}" + "".join(f"{column:>26}" for column in COLUMNS))
     for name, row in report["results"].items():
         cells = "".join(f"{compare._cell(row[column]):>26}" for column in COLUMNS)
-        print(f"{name:24}{cells}")
+        print(f"{name:26}{cells}")
     for name in report["machine"]["peers"]:
-        row = report[f"minires_over_{name}"]
-        print(f"{'minires / ' + name:24}" + "".join(f"{row[column]:>26.3f}" for column in COLUMNS))
+        for way in WAYS:
+            row = report[_ratio_of(way, name)]
+            print(f"{way + ' / ' + name:26}" + "".join(f"{row[column]:>26.3f}" for column in COLUMNS))
 
 
 def main() -> None:

@@ -109,10 +109,11 @@ def _beside_peers(reports: list[dict[str, Any]]) -> str:
 def engines() -> str:
     """A training step beside two older engines on NumPy."""
     report = load("older_engines")
-    lines = ["| training step | time | minires / it |", "|---|---|---|"]
+    lines = ["| training step | time | minires / it | planned / it |", "|---|---|---|---|"]
     for name, row in report["results"].items():
-        ratio = "" if name == "minires" else f"**{report[f'minires_over_{name}']['train']:.2f}**"
-        lines.append(f"| {TITLES[name]} | {row['train']['median_ms']:.0f} ms | {ratio} |")
+        ways = ("", "") if name.startswith("minires") else ("minires", "minires_planned")
+        ratios = [way and f"**{report[f'{way}_over_{name}']['train']:.2f}**" for way in ways]
+        lines.append(f"| {TITLES[name]} | {row['train']['median_ms']:.0f} ms | {' | '.join(ratios)} |")
     return "\n".join(lines) + f"\n\n{report['what']}. {_where(report)}\n"
 
 
@@ -140,7 +141,8 @@ def first_run() -> str:
     return "\n".join(lines) + f"\n\n{_where(report)}\n"
 
 
-TITLES = {"minires": "minires", "chainer": "Chainer 7.8.1", "dezero": "DeZero 0.0.13"}
+TITLES = {"minires": "minires", "minires, planned": "minires, planned", "chainer": "Chainer 7.8.1",
+          "dezero": "DeZero 0.0.13"}  # fmt: skip
 FOLDED = "inference, folded"
 PLANNED = "inference, planned"
 TRAIN_PLANNED = "train, planned"

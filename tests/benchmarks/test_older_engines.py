@@ -141,6 +141,8 @@ from pathlib import Path
 import numpy as np
 name, folder, here = sys.argv[2], Path(sys.argv[4]), Path(__file__).parent
 steps = {"minires": 1.0, "chainer": 5.0, "dezero": 4.0}
+def planned():
+    return [0.25, 0.125, 0.125]
 def train():
     with open(here / "turns", "a") as turns: print(name, file=turns)
     steps[name] += 0.5  # seconds
@@ -152,7 +154,7 @@ def check():
     np.savez(folder / f"{name}.npz", **{
         "training": logits, "loss": np.float32(np.log(6)), "d a": wrong * np.ones(3), "d b": np.ones(2)})
 answers = {
-    "train": train, "check": check, "blas": lambda: ["openblas Zen"],
+    "train": train, "train, planned": planned, "check": check, "blas": lambda: ["openblas Zen"],
     "versions": lambda: {name: "1.0", "blas": os.environ["OPENBLAS_CORETYPE"]},
 }
 print(json.dumps("ready"), flush=True)
@@ -181,6 +183,7 @@ def test_everyone_takes_turns_and_the_medians_of_the_counted_steps_make_the_rati
     assert report["results"]["chainer"]["backward"]["median_ms"] == 7000 / 4
     assert report["minires_over_chainer"] == dict.fromkeys(older_engines.COLUMNS, 0.429)
     assert report["minires_over_dezero"] == dict.fromkeys(older_engines.COLUMNS, 0.5)
+    assert report["minires_planned_over_chainer"]["train"] == round(0.5 / 7, 3)
     peers = report["machine"]["peers"]
     assert peers == {name: {name: "1.0", "blas": "Zen"} for name in ("chainer", "dezero")}
     assert report["machine"]["blas"] == ["openblas Zen"]
@@ -188,7 +191,7 @@ def test_everyone_takes_turns_and_the_medians_of_the_counted_steps_make_the_rati
     older_engines.show(report)
     shown = capsys.readouterr().out
     assert "resnet50_signs, batch 2, 64x64, float32, Adam, 1 threads, 3 rounds" in shown
-    assert "minires / dezero" in shown and "dezero 1.0" in shown and "0.429" in shown
+    assert "minires / dezero" in shown and "dezero 1.0" in shown and "0.429" in shown and "0.071" in shown
 
 
 def test_only_openblas_is_told_which_kernels_to_use():

@@ -14,7 +14,8 @@ arrays, and each call is held to that:
     float64    its dtype; ``float`` is float32 or float64, and so it is where none stands, but then the same
                for all
 
-and ``where`` is what else must hold of the arguments.
+and ``where`` is what else must hold of the arguments; in it ``lanes_of(dtype_)`` is how many numbers of their
+type a vector holds.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from minires.backend.simd import lanes
 from minires.errors import MiniresError
 
 Check = Callable[..., None]
@@ -128,7 +130,7 @@ def checker(function: Callable[..., Any], declared: Mapping[str, str], where: st
     def refuse(given: dict[str, Any]) -> None:
         raise MiniresError(f"kernel {function.__name__}: {_wrong(given, arrays, conditions, where)}")
 
-    namespace: dict[str, Any] = {"ndarray": np.ndarray, "FLOATS": _FLOATS, "refuse": refuse}
+    namespace = {"ndarray": np.ndarray, "FLOATS": _FLOATS, "refuse": refuse, "lanes_of": lanes}
     namespace |= _dtypes(arrays)
     exec(text, namespace)
     check: Check = namespace["check"]

@@ -56,7 +56,7 @@ class Blocks(NamedTuple):
 @kernel(
     x="flat (X)", dy="flat (Y)", dw="out flat (W)", rows="flat int64 (B, 4)", starts="flat int32 (B, T)",
     runs="flat int32 (3, E)", zeros="flat (>= width)", x_room="out flat (P)", y_room="out flat (Q)",
-    where="depth > 0 and outputs > 0 and width > 0 and width % len(columns) == 0 and T > 1"
+    where="depth > 0 and outputs > 0 and width == len(columns) * lanes_of(dtype_) > 0 and T > 1"
     " and times > 0 and B > 0 and 0 <= start < stop and 0 <= first < last <= -(-outputs // width)"
     " and min(x_at, y_at, x_step, y_step, x_row, y_row, x_group, y_group, w_group, tap, row) >= 0"
     " and (group := (stop - 1) // ((T - 1) * -(-depth // len(height)))) >= 0"

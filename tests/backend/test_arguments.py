@@ -186,16 +186,18 @@ PLANE = window("conv2d", (4, 5), (3, 3), 1, 1)
 CUT = winograd.cut(PLANE, (2, 4, 5, WIDE), WIDE, np.dtype(F), 1)
 WINO_TILE, WINO_SQUARE = simd.shape(WIDE, F), winograd.square()
 SQUARE_WIDE = simd.width(WINO_SQUARE, F)
-WINO_ZEROS, ROOM = np.zeros(5 * WIDE, F), np.zeros(CUT.room, F)
+WINO_ZEROS, ROOM, TWO_ROOMS = (np.zeros(size, F) for size in (5 * WIDE, CUT.room, 2 * CUT.room))
 FLAT_X, FLAT_Y = np.ones(40 * WIDE, F), np.zeros(40 * WIDE, F)
 PANELS, U, TOTALS = np.zeros(80 * WIDE, F), np.zeros(16 * WIDE**2, F), np.zeros(16 * WIDE**2, F)
 BLOCK = [  # in both kernels of Winograd's way
     {"x": FLAT_X[1:]}, {"blocks": CUT.blocks + 1}, {"blocks": CUT.blocks[:, ::-1].copy()},
     {"room": ROOM[: -20 * WIDE]}, {"h": 5}, {"w": 6}, {"channels": 2 * WIDE}, {"channels": WIDE - 1},
     {"channels": 0}, {"high": 5}, {"wide": 6}, {"outputs": 2 * WIDE}, {"outputs": WIDE - 1}, {"outputs": 0},
-    {"left": -1}, {"width": 0}, {"start": -1}, {"stop": len(CUT.blocks) + 1}, {"lines": CUT.lines[1:]},
-    {"lines": CUT.lines + 1}, {"h": 3}, {"blocks": CUT.blocks - 1}, {"zeros": WINO_ZEROS[1:]},
-    {"start": 1, "stop": 0},
+    {"left": -1}, {"width": 0}, {"width": WIDE // 2}, {"high": 2}, {"start": -1},
+    {"stop": len(CUT.blocks) + 1}, {"lines": CUT.lines[1:]}, {"lines": CUT.lines + 1}, {"h": 3},
+    {"blocks": CUT.blocks - np.array([1, 0, 0, 0], np.int32), "room": TWO_ROOMS},
+    {"blocks": CUT.blocks - np.array([0, 0, 1, 0], np.int32), "room": TWO_ROOMS},
+    {"columns": (0,) * 5}, {"zeros": WINO_ZEROS[1:]}, {"start": 1, "stop": 0},
 ]  # fmt: skip
 SMALL, WINNERS = np.ones((2, 4, 4, 4), F), np.zeros((2, 4, 4, 4), np.int32)
 CALLS = {

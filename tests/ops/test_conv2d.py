@@ -110,27 +110,29 @@ def test_same_pads_as_tensorflow_does(size, stride, sides):
 
 
 @pytest.mark.parametrize(
-    ("x", "w", "groups"),
+    ("file", "x", "w", "groups"),
     [
-        ((2, 4, 3, 600), (1, 1, 600, 20), 1),
-        ((2, 5, 4, 200), (3, 3, 200, 70), 1),
-        ((1, 3, 3, 1030), (3, 3, 515, 6), 2),
+        (indirect, (2, 4, 3, 600), (1, 1, 600, 20), 1),
+        (indirect, (2, 5, 4, 200), (3, 3, 200, 70), 1),
+        (indirect, (1, 3, 3, 1030), (3, 3, 515, 6), 2),
+        (winograd, (2, 5, 4, 528), (3, 3, 528, 48), 1),
+        (winograd, (2, 5, 4, 48), (3, 3, 48, 1040), 1),
     ],
 )
-def test_long_sums_are_taken_in_parts(x, w, groups):
+def test_long_sums_are_taken_in_parts(file, x, w, groups):
     """More products than are summed by themselves, within a tap and over several; bias and ReLU come once."""
     rng = np.random.default_rng(0)
     win = window("conv2d", x[1:3], w[:2], 1, w[0] // 2)
     x, w, b = rng.standard_normal(x), rng.standard_normal(w), 20 * rng.standard_normal(w[-1])
     dy = rng.standard_normal((*x.shape[:3], w.shape[-1]))
     for ours, exact in (
-        (indirect.forward(x, w, b, True, win, groups), module._forward(np, x, w, b, True, win, groups)),
+        (file.forward(x, w, b, True, win, groups), module._forward(np, x, w, b, True, win, groups)),
         (
-            indirect.backward_x(dy, w, x.shape, win, groups),
+            file.backward_x(dy, w, x.shape, win, groups),
             module._backward_x(np, dy, w, x.shape, win, groups),
         ),
         (
-            indirect.backward_w(dy, x, w.shape, win, groups),
+            file.backward_w(dy, x, w.shape, win, groups),
             module._backward_w(np, dy, x, w.shape, win, groups),
         ),
     ):
@@ -138,7 +140,9 @@ def test_long_sums_are_taken_in_parts(x, w, groups):
 
 
 @pytest.mark.parametrize("file", [winograd, indirect], ids=["Winograd", "indirect"])
-@pytest.mark.parametrize("shape", [(8, 32, 16, 16), (4, 15, 64, 64), (32, 8, 256, 256)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(8, 32, 16, 16), (4, 15, 64, 64), (32, 8, 256, 256), (4, 14, 512, 512)], ids=str
+)
 def test_float32_rounds_little(shape, file):
     n, size, c, o = shape
     rng = np.random.default_rng(0)
@@ -203,7 +207,7 @@ def run_and_ask(x, w, options):
     [
         ("winograd winograd indirect", (128, 32, 32, 16), (3, 3, 16, 16), {"padding": 1}),
         ("indirect indirect indirect", (8, 32, 32, 16), (3, 3, 16, 16), {"padding": 1}),
-        ("indirect indirect indirect", (8, 56, 56, 120), (3, 3, 120, 128), {"padding": 1}),
+        ("indirect indirect indirect", (8, 56, 56, 118), (3, 3, 118, 128), {"padding": 1}),
         ("indirect indirect indirect", (8, 56, 56, 64), (3, 3, 64, 64), {"padding": 1, "stride": 2}),
         ("winograd winograd winograd", (2, 56, 56, 128), (3, 3, 128, 128), {"padding": 1}),
         ("indirect indirect indirect", (2, 56, 56, 128), (3, 3, 128, 128), {"padding": 2, "dilation": 2}),

@@ -18,7 +18,7 @@ def cases() -> Iterator[Case]:
         ("3x3, same", (2, 4, 5, 2), (3, 3, 2, 3), {"padding": "same"}),
         ("3x3, many channels, odd picture", (2, 5, 7, 16), (3, 3, 16, 17), {"padding": 1}),
         ("3x3, 16 channels to 48, odd picture", (2, 5, 7, 16), (3, 3, 16, 48), {"padding": 1}),
-        ("3x3, 32 channels to 16, four sides", (3, 3, 4, 32), (3, 3, 32, 16), {"padding": ((1, 2), (2, 0))}),
+        ("3x3, 32 channels to 16, four sides", (3, 3, 4, 32), (3, 3, 32, 16), {"padding": ((4, 2), (3, 0))}),
         ("3x3, many channels, one line", (1, 1, 8, 32), (3, 3, 32, 32), {"padding": 1}),
         ("3x3, many channels, one column", (2, 9, 1, 16), (3, 3, 16, 32), {"padding": (0, 1)}),
         ("3x3, many channels, four sides", (1, 6, 6, 16), (3, 3, 16, 16), {"padding": ((2, 0), (1, 2))}),

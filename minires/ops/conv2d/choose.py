@@ -5,8 +5,8 @@ a GPU it is ``cuda_columns`` always. On the CPU there are three, and each produc
 
     indirect    sums in registers, over what lies under the window: any convolution
     narrow      groups of 1, 2, 4 or 8 channels: no product is with a zero
-    winograd    3x3 on pictures that are large enough: 2.25 times fewer multiplications, but each number is
-                moved more often
+    winograd    3x3, of channels that are whole vectors, on pictures that are large enough: 2.25 times fewer
+                multiplications, but each number is moved more often
 
 Else small groups are joined before. The rules were found by measuring layers of networks on two cores.
 """
@@ -76,7 +76,7 @@ def is_fast(like: Array, x: Shape, w: Shape) -> bool:
 
 def _is_winograd(win: Window, x: Shape, w: Shape, groups: int, costs: _Costs) -> bool:
     """Whether Winograd's way can be taken, and is worth it."""
-    fits = win.size == (3, 3) and win.stride == (1, 1) and win.is_dense and max(win.top, win.left) < 3
+    fits = win.size == (3, 3) and win.stride == (1, 1) and win.is_dense
     whole = all(channels % simd.lanes(np.float32) == 0 for channels in w[2:])  # vectors
     return fits and whole and groups == 1 and _is_worth(win, x, w, costs)
 

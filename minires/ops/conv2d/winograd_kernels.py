@@ -15,7 +15,7 @@ SUMMED = 512  # products that are summed by themselves, as one long sum of float
 
 @kernel(
     v="flat (V)", u="flat (U)", m="out flat (M)", zeros="flat (>= width)",
-    where="min(count, channels, outputs, width) > 0 == width % len(columns) and channels % 4 == 0"
+    where="min(count, channels, outputs) > 0 == channels % 4 and width == len(columns) * lanes_of(dtype_) > 0"
     " and v_apart >= count * channels and V >= 16 * v_apart + len(rows) * channels"
     " and m_apart >= count * outputs and M >= 16 * m_apart + len(rows) * outputs"
     " and 16 * channels * -(-outputs // width) * width <= U",
@@ -52,14 +52,15 @@ def _products_numba(
     x="flat (X)", u="flat (U)", b="maybe flat (_)", added="maybe flat (Y)", y="out flat (Y)",
     blocks="flat int32 (N, 4)", lines="flat int32 (L)", zeros="flat (Z)",
     room="out flat (R)",
-    where="min(channels, outputs, width) > 0 and 0 <= start <= stop <= N and left >= 0"
-    " and (lanes := width // len(columns)) > 0 == channels % lanes == outputs % lanes"
+    where="min(channels, outputs, len(columns)) > 0 == channels % 4 and 0 <= start <= stop <= N and left >= 0"
+    " and width == len(columns) * (lanes := lanes_of(dtype_)) and channels % lanes == 0 == outputs % lanes"
     " and lines.max(initial=0) <= (h - 1) * w * channels and Z >= max(width, w * channels)"
-    " and 4 * int(blocks[:, 3].max(initial=0)) <= L"
+    " and int(blocks[:, 3].max(initial=0)) <= min(L // 4, (high + 1) // 2)"
+    " and blocks[:, ::2].min(initial=0) >= 0"
     " and (last := int(blocks[:, 1].max(initial=0))) * h * w * channels <= X"
     " and last * high * wide * outputs <= Y"
     " and b.size in (0, outputs) and 16 * -(-outputs // width) * width * channels <= U"
-    " and (deep := (blocks[:, 3] - blocks[:, 2])).min(initial=1) > 0 <= blocks[:, 2].min(initial=0)"
+    " and (deep := (blocks[:, 3] - blocks[:, 2])).min(initial=1) > 0"
     " and R >= 16 * (int(((blocks[:, 1] - blocks[:, 0]) * deep).max(initial=0)) * ((wide + 1) // 2)"
     " * (channels + outputs) + 2 * lanes) + len(rows) * (channels + outputs)",
 )  # fmt: skip
@@ -75,7 +76,7 @@ def convolve_numba(
         down = blocks[number, 3] - upper
         count = (last - first) * down * across
         v_apart, m_apart = (count * channels // lanes | 1) * lanes, (count * outputs // lanes | 1) * lanes
-        v, m = room, room[16 * v_apart + len(rows) * channels :]
+        v, m = room, room[16 * v_apart + len(rows) * channels :]  # and rows of products, too
         inputs_numba(
             x, v, lines, zeros, h, w, channels, first, last, left, upper, down, across, lanes, v_apart
         )
@@ -85,7 +86,7 @@ def convolve_numba(
 
 @kernel(
     v="flat (V)", e="flat (E)", totals="out flat (W)", zeros="flat (>= width)",
-    where="min(count, channels, outputs, width) > 0 == width % len(columns)"
+    where="min(count, channels, outputs) > 0 and width == len(columns) * lanes_of(dtype_) > 0"
     " and v_apart >= count * channels and V >= 16 * v_apart + len(rows)"
     " and e_apart >= count * outputs and E >= 16 * e_apart + width and W >= 16 * channels * outputs",
 )  # fmt: skip
@@ -112,15 +113,16 @@ def _sums_numba(
 @kernel(
     x="flat (X)", dy="flat (Y)", totals="out flat (W)", blocks="flat int32 (N, 4)", lines="flat int32 (L)",
     zeros="flat (Z)", room="out flat (R)",
-    where="min(channels, outputs, width) > 0 and 0 <= start <= stop <= N and left >= 0"
-    " and (lanes := width // len(columns)) > 0 == channels % lanes == outputs % lanes"
+    where="min(channels, outputs, len(columns)) > 0 == channels % 4 and 0 <= start <= stop <= N and left >= 0"
+    " and width == len(columns) * (lanes := lanes_of(dtype_)) and channels % lanes == 0 == outputs % lanes"
     " and lines.max(initial=0) <= (h - 1) * w * channels and Z >= max(width, w * channels)"
-    " and 4 * int(blocks[:, 3].max(initial=0)) <= L"
+    " and int(blocks[:, 3].max(initial=0)) <= min(L // 4, (high + 1) // 2)"
+    " and blocks[:, ::2].min(initial=0) >= 0"
     " and (last := int(blocks[:, 1].max(initial=0))) * h * w * channels <= X"
     " and last * high * wide * outputs <= Y and 16 * channels * outputs <= W"
-    " and (deep := (blocks[:, 3] - blocks[:, 2])).min(initial=1) > 0 <= blocks[:, 2].min(initial=0)"
+    " and (deep := (blocks[:, 3] - blocks[:, 2])).min(initial=1) > 0"
     " and R >= 16 * (int(((blocks[:, 1] - blocks[:, 0]) * deep).max(initial=0)) * ((wide + 1) // 2)"
-    " * (channels + outputs) + 2 * lanes) + len(rows) + width",
+    " * (channels + outputs) + 2 * lanes) + 16 * lanes + width",
 )  # fmt: skip
 def correlate_numba(
     rows: Size, columns: Size, x: Array, dy: Array, totals: Array, blocks: Array, lines: Array, zeros: Array,
@@ -134,7 +136,7 @@ def correlate_numba(
         down = blocks[number, 3] - upper
         count = (last - first) * down * across
         v_apart, e_apart = (count * channels // lanes | 1) * lanes, (count * outputs // lanes | 1) * lanes
-        v, e = room, room[16 * v_apart + len(rows) :]
+        v, e = room, room[16 * v_apart + 16 * lanes :]  # rows of sums read beyond v
         inputs_numba(
             x, v, lines, zeros, h, w, channels, first, last, left, upper, down, across, lanes, v_apart
         )

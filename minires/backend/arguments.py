@@ -130,8 +130,8 @@ def checker(function: Callable[..., Any], declared: Mapping[str, str], where: st
     def refuse(given: dict[str, Any]) -> None:
         raise MiniresError(f"kernel {function.__name__}: {_wrong(given, arrays, conditions, where)}")
 
-    namespace = {"ndarray": np.ndarray, "FLOATS": _FLOATS, "refuse": refuse, "lanes_of": lanes}
-    namespace |= _dtypes(arrays)
+    namespace: dict[str, Any] = {"ndarray": np.ndarray, "FLOATS": _FLOATS, "refuse": refuse}
+    namespace |= {"lanes_of": lanes, **_dtypes(arrays)}
     exec(text, namespace)
     check: Check = namespace["check"]
     return check

@@ -110,9 +110,10 @@ def _pack_numba(
     x="flat (X)", w="flat (W)", packed="maybe flat (_)", b="flat (B)", added="maybe flat (Y)",
     y="out flat (Y)", table="flat int32 (T, M)", out="flat int32 (M)", taps="flat int64 (T)",
     sees="flat uint8 (T, Q)", zeros="flat (Z)", room="out flat (R)",
-    where="min(depth, outputs) > 0 and width == len(columns) * lanes_of(dtype_) > 0 and Z >= max(depth, width)"
-    " and M >= max(count, Q * len(rows)) and 0 <= start <= stop and 0 <= first <= last"
-    " and last * width <= B and min(x_step, y_step, x_group, y_group, w_group, tap, row) >= 0"
+    where="min(depth, outputs) > 0 and width == len(columns) * lanes_of(dtype_) > 0"
+    " and Z >= max(depth, width) and M >= max(count, Q * len(rows))"
+    " and 0 <= start <= stop and 0 <= first <= last and last * width <= B"
+    " and min(x_step, y_step, x_group, y_group, w_group, tap, row) >= 0"
     " and (time := max(stop - 1, 0) // Q) >= 0 and (group := max(last - 1, 0) // -(-outputs // width)) >= 0"
     " and time * x_step + group * x_group + depth <= X and time * y_step + group * y_group + outputs <= Y"
     " and (packed.size >= last * T * depth * width if packed.size else R >= T * depth * width"

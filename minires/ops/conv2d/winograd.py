@@ -20,8 +20,8 @@ place of 36. Summed over channels each of the 16 is a matrix product of its own:
     dw = G^T (v^T @ e) G    with e = A dy A^T        the adjoint; dx is a forward pass with the flipped kernel
 
 Rounding: in float32, y and dx come out up to twice as far from the exact result as with im2col (2e-7 to 7e-7
-of its size in networks' shapes), dw up to three times (1e-6) where many tiles are summed. A test holds these. Each
-thread sums a dw of its own, so that its last bits hang on how many threads there are.
+of its size in networks' shapes), dw up to three times (1e-6) where many tiles are summed. A test holds these.
+Each thread sums a dw of its own, so that its last bits hang on how many threads there are.
 
 Each thread takes some of the pictures, a few at a time, so that their tiles stay in its cache. The kernels
 are in ``winograd_transforms.py`` and ``winograd_kernels.py``. They take channels and outputs by whole vectors

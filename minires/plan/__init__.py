@@ -158,6 +158,8 @@ def compile(
     >>> model[2].bias.grad.tolist()
     [8.0, 8.0, 8.0, 8.0]
     """
+    if not isinstance(model, Module):
+        raise ConfigError(f"compile: a plan is made of a model, a Module, not of {model!r}")
     whole = tuple(as_whole(size) for size in shape) if isinstance(shape, tuple | list) else ()
     if len(whole) != 4 or not all(size is not None and size > 0 for size in whole):
         raise ShapeError(f"compile: shape must be (N, H, W, C), each at least 1, not {shape!r}")

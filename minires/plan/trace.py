@@ -9,6 +9,7 @@ in one go are joined: a convolution, the addition of a shortcut and the ReLU beh
 from __future__ import annotations
 
 import math
+import random
 import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ import numpy as np
 from minires.backend import Array, simd
 from minires.errors import ConfigError
 from minires.modes import settings
+from minires.nn.layers import Dropout
 from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.ops.window import Window, window
@@ -110,8 +112,68 @@ class Traced:
 def watch(model: Module, x: Array, *, training: bool = False) -> Traced:
     """The steps of a model for pictures x: in inference mode, or as they are when it trains.
 
-    Raises: ConfigError for an operation that no plan knows, with the layer that it is in.
+    The model runs again with few other pictures: it must do the same with them, and throw no dice of its own.
+
+    Raises: ConfigError for an operation that no plan knows, with the layer that it is in, and for steps that
+    hang on more than the shape of a picture.
     """
+    before = _dice(model)
+    traced = _once(model, x, training)
+    for name, state in _dice(model).items():
+        if before.get(name) != state:
+            raise ConfigError(
+                f"compile: the model draws from {name} when it is called, and a plan would do each time what "
+                "it did once; use minires.nn.Dropout, or the model itself"
+            )
+    few = x[: 2 if training else 1]  # batch norm of one picture says little
+    for other in few, -few, 100 * few:
+        _compare(traced, _once(model, other, training), training)
+    return traced
+
+
+def _dice(model: Module) -> dict[str, str]:
+    """Where the generators of random numbers stand that a model may draw from, by name; not those of its
+    dropouts, which a plan calls."""
+    found = {"numpy.random": str(np.random.get_state()), "random": str(random.getstate())}
+    for path, module in (("", model), *model.named_modules()):
+        for name, value in vars(module).items() if not isinstance(module, Dropout) else ():
+            if isinstance(value, np.random.Generator):
+                found[f"{path}.{name}".strip(".")] = str(value.bit_generator.state)
+            elif isinstance(value, np.random.RandomState):
+                found[f"{path}.{name}".strip(".")] = str(value.get_state())
+            elif isinstance(value, random.Random):
+                found[f"{path}.{name}".strip(".")] = str(value.getstate())
+    return found
+
+
+def _compare(one: Traced, other: Traced, training: bool) -> None:
+    """Raises: ConfigError if the steps are not the same but for the number of pictures."""
+    told = (
+        "compile: the model computes something else for other pictures, or for fewer. What it computes hangs "
+        "on more than its operations say: on an if, or on numbers taken out of a tensor (x.data, len(x))"
+    )
+    if len(one.steps) != len(other.steps):
+        raise ConfigError(f"{told}: {len(one.steps)} steps once, and {len(other.steps)} then")
+    for a, b in zip(one.steps, other.steps, strict=True):
+        place, there = (f"{step.op} in {step.path or 'the model'}" for step in (a, b))
+        if place != there or a.at != b.at or a.tensors.keys() != b.tensors.keys():
+            raise ConfigError(f"{told}: {place} once, and {there} then")
+        if not all(_equal(option, b.options.get(name)) for name, option in a.options.items()):
+            raise ConfigError(f"{told}: {place} with other options")
+        for name, tensor in a.tensors.items():
+            if training and tensor is not b.tensors[name] and not tensor.requires_grad:
+                raise ConfigError(
+                    f"compile: {name} of {place} is a new tensor in each call, and a plan of training would "
+                    "keep the numbers of the first; train the model itself"
+                )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Of numbers, words and tuples of them; an array equals itself alone."""
+    return a is b or (not isinstance(a, np.ndarray) and not isinstance(b, np.ndarray) and bool(a == b))
+
+
+def _once(model: Module, x: Array, training: bool) -> Traced:
     tracer = _Tracer(Tensor(x), training)
     with modes(model, training=training), nullcontext() if training else no_grad(), watching(tracer.see):
         y = model(tracer.x)
@@ -206,8 +268,9 @@ class _Tracer:
         if not known or (call.op == "batch_norm" and call.options["training"] != self.training):
             raise ConfigError(
                 f"no plan knows {call.op!r} as {settings()['path'] or 'the model'} calls it, with "
-                f"{', '.join(f'{name} {x.shape}' for name, x in call.inputs.items())}; use the model itself, "
-                "or minires.fuse(model)"
+                f"{', '.join(f'{name} {x.shape}' for name, x in call.inputs.items())}; use the model itself"
+                f"{'' if self.training else ', or minires.fuse(model)'}. "
+                f"A plan knows {', '.join(sorted(_KNOWN))}, concat and reshape"
             )
         for name, read in reads.items():  # a batch norm alone reads a history as it lies
             if not read.is_whole and (call.op, name) != ("batch_norm", "x"):

@@ -78,7 +78,11 @@ NUMBA = {
 }  # fmt: skip
 # The kernels that a kernel calls in compiled code, where nobody can watch them.
 PARTS = {
-    name: {f"{module.__name__}.{part}" for part in kernel.__wrapped__.__code__.co_names} & NUMBA.keys()
+    name: {
+        f"{part.__module__}.{part.__name__}"
+        for part in map(vars(module).get, kernel.__wrapped__.__code__.co_names)
+        if hasattr(part, "compiled") and hasattr(part, "__name__")
+    } & NUMBA.keys()
     for name, (module, _, kernel) in NUMBA.items()
 }
 

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pickle
+import random
 import threading
 
 import numpy as np
@@ -337,9 +338,16 @@ def test_a_forked_child_uses_a_plan_that_another_thread_was_using():
 def test_what_the_operations_do_not_show_is_refused():
     aside = Own(lambda m, x: ops.conv2d(x, Tensor(m.a.weight.data * x.data.max())), a=conv(3, 4))
     brightness = Own(lambda m, x: m.a(x) if x.data[0, 0, 0, 0] > 1 else m.b(x), a=conv(3, 4), b=conv(3, 4))
-    for model in (aside, brightness):
-        with pytest.raises(ConfigError, match="hangs on more than its operations say"):
-            minires.compile(model, (1, 4, 4, 3))
+    extremes = Own(lambda m, x: m.a(x) if x.data.max() < 50 else m.b(x), a=conv(3, 4), b=conv(3, 4))
+    many = Own(lambda m, x: m.a(x) if len(x) > 4 else m.b(x), a=conv(3, 4), b=conv(3, 4))
+    for model in (aside, brightness, extremes, many):
+        with pytest.raises(ConfigError, match="hangs on more than its operations say|What it computes hangs"):
+            minires.compile(model, (8, 4, 4, 3))
+    dice = Own(lambda m, x: m.a(x) if random.random() < 2 else m.b(x), a=conv(3, 4), b=conv(3, 4))
+    with pytest.raises(ConfigError, match="draws from random"):
+        minires.compile(dice, (1, 4, 4, 3))
+    with pytest.raises(ConfigError, match="made of a model, a Module, not of <function"):
+        minires.compile(lambda x: x, (1, 4, 4, 3))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import functools
 import itertools
 import os
 import pickle
+import random
 import threading
 
 import numpy as np
@@ -32,6 +33,10 @@ def norm(c, **options):
 
 
 # Name: a model of pictures (9, 11, 3), and whether it gives the same bits; else it rounds otherwise.
+def sometimes(m, x):
+    return m.a(x) if m.dice.random() < 2 else x
+
+
 MODELS = {
     "convolution": (lambda: conv(3, 20), True),
     "with ReLU, many channels": (
@@ -335,12 +340,44 @@ def test_other_pictures_are_refused(x, message):
             ),
             "on an if",
         ),
+        (lambda: Own(lambda m, x: m.a(x) if len(x) > 2 else m.b(x), a=conv(3, 3), b=conv(3, 3)), "on an if"),
+        (lambda: Own(lambda m, x: m.a(x) if x.data.mean() > 0 else m.a(m.a(x)), a=conv(3, 3)), "on an if"),
+        (lambda: Own(lambda m, x: m.a(x) if x.data.max() < 50 else m.b(x), a=conv(3, 3), b=conv(3, 3)), "if"),
+        (
+            lambda: Own(lambda m, x: m.a(ops.conv2d(x, Tensor(m.a.weight.data * 2))), a=conv(3, 3)),
+            "w of conv2d in the model is a new tensor in each call",
+        ),
+        (lambda: Own(sometimes, a=conv(3, 3), dice=np.random.default_rng(0)), "draws from dice"),
+        (lambda: Own(sometimes, a=conv(3, 3), dice=np.random.RandomState(0)), "draws from dice"),
+        (lambda: Own(sometimes, a=conv(3, 3), dice=random.Random(0)), "draws from dice"),
+        (lambda: Own(sometimes, a=conv(3, 3), dice=np.random), "draws from numpy.random"),
+        (lambda: nn.Sequential(Own(sometimes, a=conv(3, 3), dice=random)), "draws from random"),
+        (lambda: nn.Sequential(conv(3, 3), norm(3).eval()), "1 is in inference mode"),
+        (lambda: nn.Sequential(conv(3, 3), norm(3)).eval(), "the model is in inference mode"),
     ],
 )
 def test_models_that_are_refused(model, message):
     """With the reason; the model itself still trains."""
     with pytest.raises(ConfigError, match=message):
         minires.compile(model(), (4, 8, 8, 3), training=True)
+
+
+def test_a_model_that_was_changed_is_refused():
+    """A new layer, and a layer that does not train any more."""
+    x = np.ones((2, 9, 9, 3), np.float32)
+    model = Own(lambda m, x: m.n(m.a(x)), a=conv(3, 3), n=norm(3))
+    plan = minires.compile(model, x.shape, training=True)
+    before = model.n.running_mean.copy()
+    for part, name in (model.n, "n"), (model, "the model"):
+        part.eval()
+        with pytest.raises(ConfigError, match=f"{name} is in inference mode"):
+            plan(x)
+        model.train()
+    assert np.array_equal(model.n.running_mean, before)
+    plan(x)
+    model.a = conv(3, 3)
+    with pytest.raises(ConfigError, match="a of the model was changed after this plan was made"):
+        plan(x)
 
 
 def test_a_parameter_of_another_shape_is_refused():

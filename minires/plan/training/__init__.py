@@ -95,7 +95,8 @@ class TrainingPlan:
             for number, tensor in enumerate(self._program.constants)
             if any(tensor is one for one in self._program.read_again)
         }
-        self._settings = [(path, part, _settings(part)) for path, part in model.named_modules()]
+        parts = ("", model), *model.named_modules()
+        self._settings = [(path, part, _settings(part)) for path, part in parts]
         self._buffers = [self._owner(model, array) for _, _, array in self._program.buffers]
         self.threads = backend.threads()
 
@@ -159,6 +160,7 @@ class TrainingPlan:
         run = self._program
         for path, module, before in self._settings:
             now = vars(module)
+            _check_mode(path, module)
             for name, value in before.items():
                 if now.get(name) is not value and not _are_equal(now.get(name), value):
                     raise ConfigError(
@@ -225,6 +227,14 @@ class TrainingPlan:
         )
 
 
+def _check_mode(path: str, module: Module) -> None:
+    if not module.training:
+        raise ConfigError(
+            f"{path or 'the model'} is in inference mode, and a plan of training trains all of it: call "
+            "model.train() before; to keep the statistics of a batch norm, set its frozen = True"
+        )
+
+
 def _settings(module: Module) -> dict[str, Any]:
     """What a module has in its attributes: numbers, parameters, parts; not its mode and its buffers."""
     public = ((name, value) for name, value in vars(module).items() if name[0] != "_" and name != "training")
@@ -241,21 +251,25 @@ def make(model: Module, shape: tuple[int, ...], dtype: Any) -> TrainingPlan:
 
     The model is left as it was. Raises: as :func:`minires.compile`.
     """
-    few, rng = min(2, shape[0]), np.random.default_rng(0)
-    x, others = (rng.standard_normal((few, *shape[1:])).astype(dtype) for _ in range(2))
+    for path, module in ("", model), *model.named_modules():
+        _check_mode(path, module)
+    rng = np.random.default_rng(0)
+    x, others = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
+    few = min(2, shape[0])
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     buffers, chance = [(array, array.copy()) for _, array in model.named_buffers()], model.random_states()
     try:
         with with_settings(recording=True, fused=True), set_apart(learned):
             traced = watch(model, x, training=True)
-            _check(model, TrainingPlan(model, traced, dtype, exact=True, pictures=shape[0]), others)
+            smaller = TrainingPlan(model, traced.of(few), dtype, exact=True, pictures=shape[0])
+            _check(model, smaller, others[:few])
     finally:
         for array, before in buffers:
             array[...] = before
         model.load_random_states(chance)
         gc.collect()  # what is called and the plan that calls it hold each other
         thread_pool.give_memory_back()
-    return TrainingPlan(model, traced.of(shape[0]), dtype)
+    return TrainingPlan(model, traced, dtype)
 
 
 def _check(model: Module, plan: TrainingPlan, x: Array) -> None:
@@ -280,7 +294,7 @@ def _check(model: Module, plan: TrainingPlan, x: Array) -> None:
     if apart[0] > _APART or apart[1] > _GRADIENTS_APART:  # what is not finite says nothing
         raise ConfigError(
             "compile: for other pictures than those it was made with the plan gives other scores or "
-            f"gradients than the model ({apart[0]:.0e} and {apart[1]:.0e} of them). What the model computes "
+            f"gradients than the model (by {apart[0]:.0%} and {apart[1]:.0%}). What the model computes "
             "hangs on more than its operations say: on numbers taken out of a tensor, on an if, or on chance"
         )
 

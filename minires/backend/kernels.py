@@ -82,7 +82,7 @@ def _announce(kept: bool) -> None:
     tell, _tell = _tell, None  # the kernels that follow are no news
     if tell is not None:
         often = "once on this machine" if kept else "at each start, as no folder for them can be written to"
-        tell(f"compiling the kernels, {often}; it takes about ten seconds")
+        tell(f"compiling the kernels, {often}; it takes ten seconds to a minute")
 
 
 _in_use = False

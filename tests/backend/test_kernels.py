@@ -77,7 +77,7 @@ def test_the_first_process_tells_once_that_it_compiles_and_the_second_nothing(tm
         return done.stdout
 
     assert run("first", "told") == (
-        "compiling the kernels, once on this machine; it takes about ten seconds\n"
+        "compiling the kernels, once on this machine; it takes ten seconds to a minute\n"
     )
     assert run("first", "told") == ""
     assert run("second") == "", "a library prints nothing by itself"

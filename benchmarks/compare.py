@@ -6,8 +6,9 @@
 
 The peers are PyTorch in both of its memory layouts; with ``--compiled``, the same by ``torch.compile``, which
 needs a C++ compiler and some minutes; and, for inference, ONNX Runtime with the model as minires exports it.
-The fastest PyTorch counts, and beside it the faster one of the two layouts alone. A peer that is not possible
-on this machine is left out, and the report says why.
+The fastest PyTorch counts, and beside it the faster one of the two layouts alone. PyTorch is needed
+(``pip install torch``); another peer that is not possible on this machine is left out, and the report says
+why (ONNX Runtime: ``pip install onnx onnxruntime``).
 
 Every peer runs in a process of its own (``peers.py``) and waits while the others work, so that no thread of
 one disturbs another. All get the same weights, pictures and number of threads. Each round runs every peer
@@ -27,6 +28,7 @@ The environment's OpenBLAS pins are removed for all. ``--save`` writes the repor
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import subprocess
@@ -100,8 +102,10 @@ class Peer:
         began = time.monotonic()
         alarm = threading.Timer(limit, self.process.kill)
         alarm.start()
-        line = self.process.stdout.readline()
-        alarm.cancel()
+        try:
+            line = self.process.stdout.readline()
+        finally:  # of Ctrl-C, too: a program waits for its threads before it ends
+            alarm.cancel()
         if not line and time.monotonic() - began >= limit:
             raise PeerFailed(f"{self.name} gave no answer in {limit:.0f} s")
         if not line:
@@ -167,6 +171,7 @@ def summary(seconds: list[float]) -> dict[str, Any]:
 
 def measure(job: Job, rounds: int, *, compiled: bool = False) -> dict[str, Any]:
     """Check that the peers agree, then time them in turn."""
+    print(f"{job.name}: kernels and plans are compiled, then all are timed", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)
         prepare(folder, job)
@@ -361,6 +366,8 @@ def main() -> None:
     if options.peer:
         serve(options.peer, options.folder)
         return
+    if importlib.util.find_spec("torch") is None:
+        parser.error("minires is held against PyTorch, which is not installed: pip install torch")
     if options.all and options.json:
         parser.error("--all writes each report to its place in results/speed/; --json is for a single one")
     size = models.entry(options.model).size if options.size is None else options.size

@@ -16,7 +16,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 SPEED = RESULTS / "speed"  # of compare.py, a folder per processor
-PROCESSOR = "amd_26_2"  # the one whose figures come first, and alone into the README
+PROCESSOR = "intel_6_167"  # the one whose figures come first, and alone into the README
 DETAILED = "resnet50_signs_b32"
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -43,9 +43,12 @@ def headline() -> str:
     report = workloads[0]
     ours, planned, theirs = _steps(report)
     ratio = _ratio(report["minires_over_pytorch_best"], BEST_TRAIN)
-    what = f"training step of {_workload(report)}, minires : PyTorch"
+    machine = report["machine"]
+    lines.append(f"| what follows was measured {machine['date']} on | {machine['processor']} |")
+    what = f"training step of {_workload(report)}, minires (as a plan) : PyTorch"
     lines.append(f"| {what} | {min(ours, planned or ours):.0f} : {theirs:.0f} ms, {ratio} |")
-    for part, title in ((BEST_TRAIN, "training step"), (BEST, "inference"), ("memory", "peak memory")):
+    ways = ((BEST_TRAIN, "training step, the faster way,"), (BEST, "inference, the fastest way,"))
+    for part, title in (*ways, ("memory", "peak memory")):
         found = [one["minires_over_pytorch_best"][part] for one in workloads]
         what = f"{title} of {len(found)} workloads, minires : PyTorch"
         lines.append(f"| {what} | **{min(found):.2f}** to **{max(found):.2f}** |")
@@ -78,7 +81,8 @@ def accuracy() -> str:
 def speed() -> str:
     """A line per workload beside its peers, then the parts of the step for the first; for each processor."""
     others = sorted(folder.name for folder in SPEED.iterdir() if folder.name != PROCESSOR)
-    return "\n".join(_beside_peers(_workloads(processor)) for processor in (PROCESSOR, *others))
+    tables = [_workloads(processor) for processor in (PROCESSOR, *others)]
+    return "\n".join(f"**{table[0]['machine']['processor']}**\n\n{_beside_peers(table)}" for table in tables)
 
 
 def _beside_peers(reports: list[dict[str, Any]]) -> str:

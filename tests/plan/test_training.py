@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -360,6 +361,17 @@ def test_models_that_are_refused(model, message):
     """With the reason; the model itself still trains."""
     with pytest.raises(ConfigError, match=message):
         minires.compile(model(), (4, 8, 8, 3), training=True)
+
+
+def test_what_the_check_took_is_given_back():
+    """Before the plan itself is made."""
+    model = nn.Sequential(conv(3, 16), conv(16, 16), conv(16, 16))
+    minires.compile(model, (2, 32, 32, 3), training=True)  # what is imported and compiled once
+    tracemalloc.start()
+    plan = minires.compile(model, (4, 64, 64, 3), training=True)
+    held, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 1.2 * plan.nbytes and most < 1.6 * plan.nbytes
 
 
 def test_a_model_that_was_changed_is_refused():

@@ -261,8 +261,10 @@ def make(model: Module, shape: tuple[int, ...], dtype: Any) -> TrainingPlan:
     try:
         with with_settings(recording=True, fused=True), set_apart(learned):
             traced = watch(model, x, training=True)
-            smaller = TrainingPlan(model, traced.of(few), dtype, exact=True, pictures=shape[0])
-            _check(model, smaller, others[:few])
+            # A plan that nobody keeps: it is large, and is to be gone before the other is made.
+            _check(
+                model, TrainingPlan(model, traced.of(few), dtype, exact=True, pictures=shape[0]), others[:few]
+            )
     finally:
         for array, before in buffers:
             array[...] = before

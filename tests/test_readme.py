@@ -49,7 +49,8 @@ def test_the_figures_are_those_of_the_result_files(page: Path):
 
 
 def test_every_table_stands_in_one_page():
-    tables = [name for text in TEXTS.values() for name in re.findall(r"<!-- results: (\w+) -->\n\|", text)]
+    begin = re.compile(r"<!-- results: (\w+) -->\n(?:\*\*.+\*\*\n\n)?\|")  # the name of a processor, perhaps
+    tables = [name for text in TEXTS.values() for name in begin.findall(text)]
     assert sorted(tables) == sorted(readme.TABLES)
 
 

@@ -12,7 +12,7 @@ import math
 import random
 import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -131,18 +131,27 @@ def watch(model: Module, x: Array, *, training: bool = False) -> Traced:
     return traced
 
 
+def parts(model: Module) -> list[tuple[str, Module]]:
+    """The model itself, and every module inside, with its path."""
+    return [("", model), *model.named_modules()]
+
+
+_STATES: dict[type, Callable[[Any], Any]] = {
+    np.random.Generator: lambda dice: dice.bit_generator.state,
+    np.random.RandomState: lambda dice: dice.get_state(),
+    random.Random: lambda dice: dice.getstate(),
+}
+
+
 def _dice(model: Module) -> dict[str, str]:
     """Where the generators of random numbers stand that a model may draw from, by name; not those of its
     dropouts, which a plan calls."""
     found = {"numpy.random": str(np.random.get_state()), "random": str(random.getstate())}
-    for path, module in (("", model), *model.named_modules()):
+    for path, module in parts(model):
         for name, value in vars(module).items() if not isinstance(module, Dropout) else ():
-            if isinstance(value, np.random.Generator):
-                found[f"{path}.{name}".strip(".")] = str(value.bit_generator.state)
-            elif isinstance(value, np.random.RandomState):
-                found[f"{path}.{name}".strip(".")] = str(value.get_state())
-            elif isinstance(value, random.Random):
-                found[f"{path}.{name}".strip(".")] = str(value.getstate())
+            for kind, state in _STATES.items():
+                if isinstance(value, kind):
+                    found[f"{path}.{name}".strip(".")] = str(state(value))
     return found
 
 

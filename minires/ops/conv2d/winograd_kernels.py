@@ -76,7 +76,7 @@ def convolve_numba(
         down = blocks[number, 3] - upper
         count = (last - first) * down * across
         v_apart, m_apart = (count * channels // lanes | 1) * lanes, (count * outputs // lanes | 1) * lanes
-        v, m = room, room[16 * v_apart + len(rows) * channels :]  # and rows of products, too
+        v, m = room, room[16 * v_apart + len(rows) * channels :]  # rows of products read beyond v
         inputs_numba(
             x, v, lines, zeros, h, w, channels, first, last, left, upper, down, across, lanes, v_apart
         )

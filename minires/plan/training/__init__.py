@@ -35,7 +35,7 @@ from minires.nn.layers import Dropout
 from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.ops.registry import Description, Words, declare
-from minires.plan.trace import Traced, watch
+from minires.plan.trace import Traced, parts, watch
 from minires.plan.training.program import Writer
 from minires.plan.training.walk import walk_numba
 from minires.tensor import Tensor, record, set_apart
@@ -95,8 +95,7 @@ class TrainingPlan:
             for number, tensor in enumerate(self._program.constants)
             if any(tensor is one for one in self._program.read_again)
         }
-        parts = ("", model), *model.named_modules()
-        self._settings = [(path, part, _settings(part)) for path, part in parts]
+        self._settings = [(path, part, _settings(part)) for path, part in parts(model)]
         self._buffers = [self._owner(model, array) for _, _, array in self._program.buffers]
         self.threads = backend.threads()
 
@@ -251,7 +250,7 @@ def make(model: Module, shape: tuple[int, ...], dtype: Any) -> TrainingPlan:
 
     The model is left as it was. Raises: as :func:`minires.compile`.
     """
-    for path, module in ("", model), *model.named_modules():
+    for path, module in parts(model):
         _check_mode(path, module)
     rng = np.random.default_rng(0)
     x, others = (rng.standard_normal(shape).astype(dtype) for _ in range(2))

@@ -47,7 +47,7 @@ class _Writer:
 
     def __init__(self, traced: Traced, dtype: Any) -> None:
         self.traced, self.dtype = traced, np.dtype(dtype)
-        self.memory, self.where = Memory(), dict[Value, tuple[int, int]]()
+        self.memory, self.where = Memory(), dict[Value, int]()
         self.lines: list[list[int]] = []
         self.offsets: list[Array] = []
         self.sees: list[Array] = []
@@ -65,13 +65,13 @@ class _Writer:
         self.input = self._at(traced.input)
         for number, step in enumerate(traced.steps):
             target = self.histories[step.writes].writes if step.writes in self.histories else step.writes
-            if target not in self.where:
+            if target not in self.where and step.op != "pad_channels":
                 self._place(target)
             if step not in self.histories.values():
                 getattr(self, f"_{step.op}")(step)
             for value in step.values:
                 if last[value] == number and value in self.where:
-                    self.memory.give_back(*self.where.pop(value))
+                    self.memory.give_back(self.where.pop(value))
         return self._laid_out()
 
     def _straight(self) -> dict[Value, Step]:
@@ -97,12 +97,12 @@ class _Writer:
             elif line[0] == Do.AVG_POOL:
                 line[19] = columns
         floats = memory.numbers(self.widest, self.dtype)
-        x, y = self.input, self._at(traced.output.value)
+        x, y = (int(memory.real(at)) for at in (self.input, self._at(traced.output.value)))
         tiles = simd.shapes()
         return Program(
-            np.array(self.lines, np.int64).reshape(-1, COLUMNS), floats, flat(self.offsets, np.int32),
-            flat(self.sees, np.uint8),
-            np.arange(self.taps), np.zeros(self.threads * self.widest),
+            memory.real(np.array(self.lines, np.int64).reshape(-1, COLUMNS)), floats,
+            flat(self.offsets, np.int32), flat(self.sees, np.uint8), np.arange(self.taps),
+            np.zeros(self.threads * self.widest),
             slice(x, x + math.prod(traced.input.shape)), slice(y, y + math.prod(traced.output.shape)),
             traced.output.shape, tuple((*tiles, tiles[-1])[:3]),
         )  # fmt: skip
@@ -111,7 +111,7 @@ class _Writer:
         self.where[value] = self.memory.take(math.prod(value.shape))
 
     def _at(self, value: Value) -> int:
-        return self.where[value][0]
+        return self.where[value]
 
     def _line(self, do: Do, pieces: int, *numbers: int) -> None:
         line = [int(do), max(1, pieces), *map(int, numbers)]
@@ -262,9 +262,8 @@ class _Writer:
 
     def _pad_channels(self, step: Step) -> None:
         read, (n, oh, ow, wide) = step.reads["x"], step.writes.shape
-        self.memory.give_back(*self.where[step.writes])  # its zeros stay: the place is nobody else's
-        at = self.memory.add(n * oh * ow * wide)
-        self.where[step.writes] = (at, 0)
+        # Its zeros stay: the place is nobody else's.
+        at = self.where[step.writes] = self.memory.add(n * oh * ow * wide)
         (_, h, w, c), stride = read.shape, step.options["stride"]
         self._line(
             Do.COPY, self._pieces(n * oh * ow * c, n * oh), self._at(read.value), h * w * c, stride * w * c,

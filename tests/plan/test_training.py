@@ -374,6 +374,21 @@ def test_what_the_check_took_is_given_back():
     assert held < 1.2 * plan.nbytes and most < 1.6 * plan.nbytes
 
 
+def test_the_gradient_of_a_dense_layer_has_room_once():
+    """Its operation is called, and brings the gradient: no other room waits for it."""
+    model = nn.Sequential(conv(3, 16), nn.Flatten(), nn.Linear(8 * 8 * 16, 2000))
+    x, size = np.ones((2, 8, 8, 3), np.float32), 8 * 8 * 16 * 2000 * 4
+    plan = minires.compile(model, x.shape, training=True)
+    plan(x).sum().backward()
+    model.zero_grad()
+    y = plan(x).sum()
+    tracemalloc.start()
+    y.backward()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert size < most < 1.5 * size
+
+
 def test_a_model_that_was_changed_is_refused():
     """A new layer, and a layer that does not train any more."""
     x = np.ones((2, 9, 9, 3), np.float32)

@@ -140,16 +140,16 @@ class TrainingPlan:
                     "it, then backward(), then call it again"
                 )
             self._ticket = 0
-            gradients = [np.empty(shape, self.dtype) for shape in self._shapes]
-            addresses = np.array([place_of(gradient) for gradient in gradients], np.int64)
             lines, columns, numbers, skipped = run.gradients.T
-            run.lines[lines, columns] = addresses[numbers] + skipped
+            # What a call will leave gets no room here: it brings its own, and a dense layer's is large.
+            gradients = {one: np.empty(self._shapes[one], self.dtype) for one in set(numbers.tolist())}
+            addresses = {one: place_of(gradient) for one, gradient in gradients.items()}
+            run.lines[lines, columns] = [addresses[one] for one in numbers.tolist()] + skipped
             run.floats[run.dy] = dy.reshape(-1)
             self._run(run.backward)
-            for number, gradient in run.called.items():
-                gradients[number] = gradient
+            gradients.update(run.called)
             run.called.clear()
-        return tuple(gradients)
+        return tuple(gradients[number] for number in range(len(self._shapes)))
 
     def _look_up(self) -> None:
         """Where parameters and running statistics are now: somebody may have given them other arrays.

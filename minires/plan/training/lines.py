@@ -96,7 +96,8 @@ class Lines:
         self.most_sums, self.most_panels = 1, 1
         self.floats: Array | None = None
 
-    def _laid_out(self, forward: list[Any], x: slice, y: slice, dy: slice) -> Program:
+    def _laid_out(self, forward: list[Any], *ends: tuple[int, int]) -> Program:
+        """The program; ``ends`` are the places of x, y and dy, and how long they are."""
         sums = len(self.doubles)
         for line in self.lines:  # the room for sums is behind the numbers, as nobody knew how many these are
             columns = {Do.COLUMNS: 5, Do.COLUMNS_END: 2, Do.MOMENTS: 7, Do.MOMENTS_END: 2}
@@ -116,7 +117,8 @@ class Lines:
                 line[7] = nothing
         self.floats = self.memory.numbers(64, self.dtype)
         tiles, squares = simd.shapes(), simd.squares()
-        lines = np.array(self.lines, np.int64).reshape(-1, COLUMNS)
+        lines = self.memory.real(np.array(self.lines, np.int64).reshape(-1, COLUMNS))
+        x, y, dy = (slice(at := int(self.memory.real(place)), at + size) for place, size in ends)
         for number, column, array in self.buffers:
             lines[number, column] = place_of(array)
         return Program(
@@ -129,7 +131,7 @@ class Lines:
         )  # fmt: skip
 
     def _new(self, size: int) -> Place:
-        return Place(*self.memory.take(size))
+        return Place(self.memory.take(size), size)
 
     def _constant(self, array: Array) -> int:
         """Where numbers that stay the same are, each once."""
@@ -141,14 +143,11 @@ class Lines:
     def _drop(self, place: Place) -> None:
         place.users -= 1
         if place.users == 0:
-            self.memory.give_back(place.at, place.size)
-
-    @staticmethod
-    def _slice(place: Place, size: int) -> slice:
-        return slice(place.at, place.at + size)
+            self.memory.give_back(place.at)
 
     def _view(self, at: int, shape: tuple[int, ...]) -> Array:
         assert self.floats is not None
+        at = int(self.memory.real(at))
         return self.floats[at : at + math.prod(shape)].reshape(shape)
 
     def _room(self, name: str, size: int) -> int:

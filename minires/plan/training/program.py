@@ -76,11 +76,11 @@ class Writer(Convolutions, BatchNorms):
                 getattr(self, f"_{step.op}")(step)
             self._release([*(read.value for read in step.reads.values()), step.writes], last, number)
         output = traced.output.value
-        y = self._slice(self.where[output], math.prod(traced.output.shape))
+        y = self.where[output].at, math.prod(traced.output.shape)
         self._end_lines()
         forward, self.items = self.items, []
         self.gradients[output] = self._new(math.prod(output.shape))
-        dy = self._slice(self.gradients[output], math.prod(output.shape))
+        dy = self.gradients[output].at, math.prod(output.shape)
         for number, step in reversed(list(enumerate(steps))):
             back = 2 * len(steps) - 1 - number
             if step in self.leading and step.writes in self.gradients and step.writes in self.needs:
@@ -93,7 +93,7 @@ class Writer(Convolutions, BatchNorms):
                     self._drop(self.gradients.pop(step.writes))
             self._release([*(read.value for read in step.reads.values()), step.writes], last, back)
         self._end_lines()
-        return self._laid_out(forward, slice(at_input, at_input + math.prod(traced.input.shape)), y, dy)
+        return self._laid_out(forward, (at_input, math.prod(traced.input.shape)), y, dy)
 
     # ------------------------------------------------------------------------------------------- called
 

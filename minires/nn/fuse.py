@@ -138,7 +138,7 @@ def _pairs(model: Module, input: tuple[int, int, int] | None) -> Iterator[tuple[
 def _tensor(result: Any) -> Tensor:
     if isinstance(result, Tensor):
         return result
-    raise ConfigError(f"fuse: the model must return one tensor, not a {type(result).__name__}")
+    raise ConfigError(f"the model must return one tensor, not a {type(result).__name__}")
 
 
 def _scores(model: Module, input: tuple[int, int, int] | None) -> Tensor:
@@ -152,12 +152,10 @@ def _scores(model: Module, input: tuple[int, int, int] | None) -> Tensor:
     for size in sizes:
         picture = Tensor(np.zeros((1, *size), first.weight.dtype)).to(first.weight.device)
         try:
-            with with_settings(recording=True, fused=True):
+            with with_settings(recording=True, fused=True), np.errstate(all="ignore"):  # of zeros
                 return _tensor(model(picture))
         except ShapeError as error:
             last = error
     tried = ", ".join("x".join(map(str, size)) for size in sizes)
-    raise ShapeError(
-        f"fuse: a picture of {tried} does not fit the model. Give the size of one that does, (H, W, C), as "
-        f"input=. The last said: {last}"
-    ) from last
+    hint = " Give the size of one that does, (H, W, C), as input=." if input is None else ""
+    raise ShapeError(f"a picture of {tried} does not fit the model.{hint} The last said: {last}") from last

@@ -35,7 +35,7 @@ from minires.nn.fuse import fuse
 from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.plan import program
-from minires.plan.trace import at_a_time, watch
+from minires.plan.trace import at_a_time, given, watch
 from minires.plan.training import TrainingPlan as TrainingPlan
 from minires.plan.training import make
 from minires.plan.walk import walk_numba
@@ -70,17 +70,7 @@ class Plan:
         _plans.add(self)
 
     def __call__(self, x: Any) -> Array:
-        x = x.data if isinstance(x, Tensor) else np.asarray(x)
-        if (
-            x.dtype != self.dtype
-            or x.ndim != len(self.shape)
-            or x.shape[1:] != self.shape[1:]
-            or len(x) > len(self)
-        ):
-            raise ShapeError(
-                f"this plan was made for pictures {self.shape} of {self.dtype}, or fewer of them, not for "
-                f"{x.shape} of {x.dtype}; minires.compile makes one for these"
-            )
+        x = given(x, self.shape, self.dtype, fewer=True)
         run = self._program
         y, few = np.empty((len(x), *run.y_shape[1:]), self.dtype), run.y_shape[0]
         with self._lock:
@@ -89,19 +79,37 @@ class Plan:
             for first in range(0, len(x), few):
                 some = x[first : first + few]
                 pixels[: len(some)] = some
-                pixels[len(some) :] = 0
-                counters = np.zeros(2 * len(run.lines), np.int64)
-                arrays = (run.lines, run.floats, run.offsets, run.sees, run.every, run.sums, counters)
-                walk = functools.partial(walk_numba, *arrays, run.tiles)
-                backend.parallel_calls([walk] * backend.threads())
+                pixels[len(some) :] = some[-1]
+                for item in run.items:
+                    self._run(item)
                 y[first : first + few] = scores[: len(some)]
         return y
+
+    def _run(self, item: Any) -> None:
+        run = self._program
+        if isinstance(item, program.Called):
+            with no_grad():
+                item(run.floats)
+            return
+        lines = run.lines[slice(*item)]
+        counters = np.zeros(2 * len(lines), np.int64)
+        arrays = lines, run.floats, run.offsets, run.sees, run.every, run.sums, counters
+        walk = functools.partial(walk_numba, *arrays, run.tiles)
+        backend.parallel_calls([walk] * backend.threads())
+
+    def __repr__(self) -> str:
+        return f"<Plan for {self.shape} {self.dtype}, {self.nbytes / 2**20:.0f} MiB>"
 
     def __getstate__(self) -> Never:
         raise MiniresError("a plan is neither pickled nor copied; take the model, and compile that anew")
 
     def __len__(self) -> int:
         return int(self.shape[0])
+
+    @property
+    def calls(self) -> int:
+        """How many operations it calls, as no kernel of plans knows them."""
+        return sum(isinstance(item, program.Called) for item in self._program.items)
 
     @property
     def nbytes(self) -> int:
@@ -131,9 +139,10 @@ def compile(
 ) -> Plan | TrainingPlan:
     """Make a plan of a model in inference mode, or of its training, for pictures of ``shape`` (N, H, W, C).
 
-    The model runs once with pictures of noise, and what it did then is the plan. On other pictures it is held
-    against the model: what hangs on the numbers in a picture (an ``if`` on them) is refused, as far as that
-    shows. The weights are copied: who changes the model makes a new plan. The model is left as it was.
+    The model runs once with pictures of noise, and what it did then is the plan. Operations that no kernel of
+    plans knows are called, one by one (``plan.calls`` of them). On other pictures the plan is held against
+    the model: what hangs on the numbers in a picture (an ``if`` on them) is refused, as far as that shows.
+    The weights are copied: who changes the model makes a new plan. The model is left as it was.
 
     Batch norms are folded, so results differ from the model's by rounding; from those of
     ``minires.fuse(model)`` only where one takes Winograd's way and the other does not, or means are added up
@@ -144,8 +153,9 @@ def compile(
     where both take the same kernels (the statistics of a dense block's history are added up once by a plan,
     and anew for each layer by the model). It is faster by what Python costs: much for small batches.
 
-    Raises: ConfigError for an operation that no plan knows, for what the operations do not show, where Numba
-    is missing, or for a model on a GPU; ShapeError if such pictures do not fit the model.
+    Raises: ConfigError for an operation that does not declare all that a call takes, for what the operations
+    do not show, where Numba is missing, or for a model on a GPU; ShapeError if such pictures do not fit the
+    model.
 
     >>> from minires import nn
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, relu=True), nn.GlobalAvgPool2d(), nn.Linear(8, 4))
@@ -161,8 +171,8 @@ def compile(
     if not isinstance(model, Module):
         raise ConfigError(f"compile: a plan is made of a model, a Module, not of {model!r}")
     whole = tuple(as_whole(size) for size in shape) if isinstance(shape, tuple | list) else ()
-    if len(whole) != 4 or not all(size is not None and size > 0 for size in whole):
-        raise ShapeError(f"compile: shape must be (N, H, W, C), each at least 1, not {shape!r}")
+    if len(whole) < 2 or not all(size is not None and size > 0 for size in whole):
+        raise ShapeError(f"compile: shape must be that of x, (N, H, W, C), each at least 1, not {shape!r}")
     if backend.dtype_of(dtype) not in (np.float32, np.float64):
         raise ConfigError(f"compile: dtype must be 'float32' or 'float64', not {dtype!r}")
     if not backend.fast(np.empty(0)) or sched_yield is None:
@@ -177,6 +187,8 @@ def compile(
     x, others = (rng.standard_normal(whole).astype(dtype) for _ in range(2))  # type: ignore[arg-type]
     plan = Plan(folded, x)
     _check(plan, folded, others)
+    for fewer in {1, len(x) - 1} - {0} if plan.calls else ():  # one that looks at all pictures together?
+        _check(plan, folded, others[:fewer])
     return plan
 
 
@@ -190,5 +202,5 @@ def _check(plan: Plan, folded: Module, x: Array) -> None:
         raise ConfigError(
             "compile: for other pictures than those it was made with the plan gives other scores than the "
             "model. What the model computes hangs on more than its operations say: on numbers taken out of a "
-            "tensor (x.data, x.numpy()), on an if, or on chance"
+            "tensor (x.data, x.numpy()), on an if, on chance, or of a picture on those beside it"
         )

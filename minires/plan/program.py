@@ -1,5 +1,7 @@
 """From steps to a program: where each array lies, and a line for each step.
 
+What no kernel of plans knows is *called*: the operation itself, between the lines before and those behind.
+
 All numbers lie in one array: zeros, the constants (kernels packed in panels, biases, batch norms), what has a
 border of zeros, and then the values, which share their memory as soon as nobody reads them any more.
 """
@@ -8,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,16 +22,44 @@ from minires.backend.tile_products import Part, Sizes, rows_of
 from minires.ops.conv2d import choose, indirect, joined_groups, narrow, places, winograd
 from minires.ops.window import Window
 from minires.plan.memory import ALIGNED, Memory, flat
-from minires.plan.trace import Step, Traced, Value, window_of, zeros_of
+from minires.plan.trace import Shape, Step, Traced, Value, window_of, zeros_of
 from minires.plan.walk import COLUMNS, Do
+from minires.tensor import Tensor
 
 _PIECE = 1 << 16  # numbers that are worth a piece of their own
 
 
 @dataclass
-class Program:
-    """What :func:`minires.plan.walk.walk_numba` walks through, and where input and output lie."""
+class Called:
+    """An operation that is called, and where what it reads and writes lies among the numbers of a plan."""
 
+    function: Callable[..., Tensor]
+    given: Mapping[str, Any]  # its options and constants
+    reads: Mapping[str, tuple[int, Shape]]
+    writes: tuple[int, Shape]
+
+    def placed(self, memory: Memory) -> Called:
+        """The same, once places are known."""
+        reads = {name: (int(memory.real(at)), shape) for name, (at, shape) in self.reads.items()}
+        return replace(self, reads=reads, writes=(int(memory.real(self.writes[0])), self.writes[1]))
+
+    def __call__(self, floats: Array) -> None:
+        reads = {name: Tensor(_view(floats, *place)) for name, place in self.reads.items()}
+        backend.copy(self.function(**reads, **self.given).data, _view(floats, *self.writes))
+
+
+def _view(floats: Array, at: int, shape: Shape) -> Array:
+    return floats[at : at + math.prod(shape)].reshape(shape)
+
+
+@dataclass
+class Program:
+    """What :func:`minires.plan.walk.walk_numba` walks through, and where input and output lie.
+
+    ``items`` are lines first..last, and what is called between them.
+    """
+
+    items: list[tuple[int, int] | Called]
     lines: Array
     floats: Array
     offsets: Array
@@ -49,6 +79,8 @@ class _Writer:
         self.traced, self.dtype = traced, np.dtype(dtype)
         self.memory, self.where = Memory(), dict[Value, int]()
         self.lines: list[list[int]] = []
+        self.items: list[tuple[int, int] | Called] = []
+        self.first_line = 0
         self.offsets: list[Array] = []
         self.sees: list[Array] = []
         self.tables: dict[int, tuple[int, int, int, Any]] = {}  # by id of the places, which are kept
@@ -67,7 +99,9 @@ class _Writer:
             target = self.histories[step.writes].writes if step.writes in self.histories else step.writes
             if target not in self.where and step.op != "pad_channels":
                 self._place(target)
-            if step not in self.histories.values():
+            if not step.known:
+                self._call(step)
+            elif step not in self.histories.values():
                 getattr(self, f"_{step.op}")(step)
             for value in step.values:
                 if last[value] == number and value in self.where:
@@ -87,7 +121,21 @@ class _Writer:
             and not (makers[value].reads.keys() - {"x"} or self._is_winograd(makers[value]))
         }  # fmt: skip
 
+    def _end_lines(self) -> None:
+        if len(self.lines) > self.first_line:
+            self.items.append((self.first_line, len(self.lines)))
+            self.first_line = len(self.lines)
+
+    def _call(self, step: Step) -> None:
+        assert step.function is not None
+        self._end_lines()
+        reads = {name: (self._at(read.value), read.shape) for name, read in step.reads.items()}
+        constants = {name: Tensor(array.copy()) for name, array in step.constants.items()}
+        writes = self._at(step.writes), step.writes.shape
+        self.items.append(Called(step.function, {**constants, **step.options}, reads, writes))
+
     def _laid_out(self) -> Program:
+        self._end_lines()
         traced, memory = self.traced, self.memory
         room, numbers = memory.add(self.threads * self.room), self.room
         columns = memory.add(self.threads * self.columns)
@@ -100,6 +148,7 @@ class _Writer:
         x, y = (int(memory.real(at)) for at in (self.input, self._at(traced.output.value)))
         tiles = simd.shapes()
         return Program(
+            [item.placed(memory) if isinstance(item, Called) else item for item in self.items],
             memory.real(np.array(self.lines, np.int64).reshape(-1, COLUMNS)), floats,
             flat(self.offsets, np.int32), flat(self.sees, np.uint8), np.arange(self.taps),
             np.zeros(self.threads * self.widest),

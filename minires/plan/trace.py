@@ -8,6 +8,7 @@ in one go are joined: a convolution, the addition of a shortcut and the ReLU beh
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
 import weakref
@@ -20,15 +21,37 @@ from typing import Any
 import numpy as np
 
 from minires.backend import Array, simd
-from minires.errors import ConfigError
+from minires.errors import ConfigError, ShapeError
 from minires.modes import settings
 from minires.nn.layers import Dropout
 from minires.nn.module import Module
 from minires.nn.restored import modes
+from minires.ops.registry import describe
 from minires.ops.window import Window, window
 from minires.tensor import Call, Tensor, no_grad, watching
 
 Shape = tuple[int, ...]
+
+
+def given(x: Any, shape: Shape, dtype: Any, *, fewer: bool) -> Array:
+    """The pictures that a plan was called with. Raises: ShapeError if it was not made for such."""
+    x = x.data if isinstance(x, Tensor) else np.asarray(x)
+    if x.dtype != dtype:
+        raise ShapeError(
+            f"this plan computes with {dtype}, not with {x.dtype}: give it x.astype({str(dtype)!r}), scaled "
+            "as the model wants its pictures"
+        )
+    if x.shape[1:] != shape[1:] or len(x) > shape[0] or (len(x) < shape[0] and not fewer):
+        raise ShapeError(
+            f"this plan was made for pictures {shape}{', or fewer of them' if fewer else ''}, not for "
+            f"{x.shape}; minires.compile makes one for these"
+        )
+    return x
+
+
+def row_of(shape: Shape) -> int:
+    """The numbers of a row, those along the last axis."""
+    return shape[-1] if shape else 1
 
 
 @dataclass(eq=False)
@@ -53,13 +76,14 @@ class Read:
     @property
     def row(self) -> int:
         """From one pixel to the next: more numbers than there are channels in the first part of a history."""
-        return self.shape[-1] if self.is_whole else self.value.shape[-1]
+        return row_of(self.shape if self.is_whole else self.value.shape)
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
     """An operation: the values it reads by name, the value it writes, from which channel of it on, in which
-    shape, its constants and its options."""
+    shape, its constants and its options. ``known`` says whether plans have a kernel for it; ``function`` is
+    the operation itself, if a call of it can be made anew from all that it declares."""
 
     op: str
     reads: dict[str, Read]
@@ -68,6 +92,8 @@ class Step:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     path: str = ""
+    known: bool = True
+    function: Callable[..., Tensor] | None = None
 
     @property
     def constants(self) -> dict[str, Array]:
@@ -170,7 +196,7 @@ def _compare(one: Traced, other: Traced, training: bool) -> None:
         if not all(_equal(option, b.options.get(name)) for name, option in a.options.items()):
             raise ConfigError(f"{told}: {place} with other options")
         for name, tensor in a.tensors.items():
-            if training and tensor is not b.tensors[name] and not tensor.requires_grad:
+            if training and not tensor.requires_grad and not _is_same(tensor, b.tensors[name]):
                 raise ConfigError(
                     f"compile: {name} of {place} is a new tensor in each call, and a plan of training would "
                     "keep the numbers of the first; train the model itself"
@@ -178,8 +204,17 @@ def _compare(one: Traced, other: Traced, training: bool) -> None:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    """Of numbers, words and tuples of them; an array equals itself alone."""
+    """Of numbers, words, indices, and tuples of them; an array of other numbers equals itself alone."""
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a is b or (a.dtype == b.dtype and a.dtype.kind in "biu" and np.array_equal(a, b))
     return a is b or (not isinstance(a, np.ndarray) and not isinstance(b, np.ndarray) and bool(a == b))
+
+
+def _is_same(a: Tensor, b: Tensor) -> bool:
+    """Whether a constant is the same tensor in both passes, or the same single number, as in ``x * 0.5``."""
+    return a is b or (a.ndim == b.ndim == 0 and a.dtype == b.dtype and bool(a.data == b.data))
 
 
 def _once(model: Module, x: Array, training: bool) -> Traced:
@@ -232,7 +267,7 @@ def zeros_of(traced: Traced) -> int:
     """The numbers of the longest row that lies outside a picture, or line of one by Winograd's way."""
     rows = [simd.width(simd.shapes()[0], np.float32)]
     for step in traced.steps:
-        rows += [read.shape[-1] for read in step.reads.values()]
+        rows += [row_of(read.shape) for read in step.reads.values()]
         if step.op == "conv2d":
             rows += [math.prod(shape[2:]) for shape in (step.reads["x"].shape, step.writes.shape)]
     return max(rows)
@@ -260,7 +295,7 @@ class _Tracer:
         constants = {name: x for name, x in call.inputs.items() if name not in reads}
         if not reads:  # of constants alone: a constant
             return
-        if call.op in ("reshape", "flatten"):
+        if call.op in ("reshape", "flatten", "squeeze", "expand_dims"):
             read = reads["x"]
             if not read.is_whole:
                 read = Read(self.copied(read), read.shape)
@@ -272,20 +307,24 @@ class _Tracer:
         if call.op == "concat" and not constants and call.options["axis"] % call.y.ndim == call.y.ndim - 1:
             self._concatenate(call, reads)
             return
-        knows = _KNOWN.get(call.op, _only("x") if self.training and call.op in _IN_TRAINING else None)
-        known = knows is not None and knows(reads, constants, call)
-        if not known or (call.op == "batch_norm" and call.options["training"] != self.training):
+        known = call.op in _KNOWN and _KNOWN[call.op](reads, constants, call)
+        function = _function(call)
+        is_dropout = self.training and call.op == "dropout"
+        is_other = call.op == "batch_norm" and call.options["training"] != self.training
+        if is_other or call.y.dtype != self.x.dtype or not (known or function or is_dropout):
             raise ConfigError(
                 f"no plan knows {call.op!r} as {settings()['path'] or 'the model'} calls it, with "
                 f"{', '.join(f'{name} {x.shape}' for name, x in call.inputs.items())}; use the model itself"
-                f"{'' if self.training else ', or minires.fuse(model)'}. "
-                f"A plan knows {', '.join(sorted(_KNOWN))}, concat and reshape"
+                f"{'' if self.training else ', or minires.fuse(model)'}. A plan knows the layers of minires, "
+                f"and calls each operation of x.dtype that is described with minires.operation and gives "
+                f"record() all its arguments, by their names"
             )
         for name, read in reads.items():  # a batch norm alone reads a history as it lies
             if not read.is_whole and (call.op, name) != ("batch_norm", "x"):
                 reads[name] = Read(self.copied(read), read.shape)
         value = Value(call.y.shape)
-        self.steps.append(Step(call.op, reads, value, 0, constants, call.options, settings()["path"]))
+        path = settings()["path"]
+        self.steps.append(Step(call.op, reads, value, 0, constants, call.options, path, known, function))
         self._set(call.y, Read(value, call.y.shape))
 
     def copied(self, read: Read) -> Value:
@@ -311,6 +350,18 @@ class _Tracer:
             at -= read.shape[-1]
             self.steps.append(Step("copy", {"x": read}, value, at))
         self._set(call.y, Read(value, call.y.shape))
+
+
+def _function(call: Call) -> Callable[..., Tensor] | None:
+    """The function of an operation, if inputs and options are all that it needs to do the same once more."""
+    described = describe(call.op)
+    if described.function is None or described.moves:
+        return None
+    try:
+        inspect.signature(described.function).bind(**call.inputs, **call.options)
+    except TypeError:
+        return None
+    return described.function
 
 
 def _is_gate(reads: dict[str, Read], constants: dict[str, Tensor], call: Call) -> bool:
@@ -340,18 +391,17 @@ _KNOWN: dict[str, Any] = {
     "global_avg_pool2d": _only("x"), "pad_channels": _only("x"), "sigmoid": _only("x"), "relu": _same,
     "add": _same, "mul": _is_gate, "batch_norm": _normalizes,
 }  # fmt: skip
-_IN_TRAINING = ("dropout", "pad")  # what plans of training call as it is, and those of inference do not know
 
 
 def leading(steps: list[Step], output: Read, others: Sequence[Step] = ()) -> set[Step]:
     """The steps whose results lead to the output, or to one of the ``others``, and these themselves."""
     found = set(others)
-    channels = {output.value: output.value.shape[-1]}  # that are read; a history may have more behind
+    channels = {output.value: row_of(output.value.shape)}  # that are read; a history may have more behind
     for step in reversed(steps):
         if step in found or step.at < channels.get(step.writes, 0):
             found.add(step)
             for read in step.reads.values():
-                row = read.value.shape[-1] if read.is_whole else read.shape[-1]
+                row = row_of(read.value.shape if read.is_whole else read.shape)
                 channels[read.value] = max(row, channels.get(read.value, 0))
     return found
 
@@ -369,7 +419,7 @@ def _joined(steps: list[Step], output: Read) -> list[Step]:
     uses[id(output.value)] += 1
     joined: dict[int, Step] = {}  # by the value that is written; a history has several writers
     for number, step in enumerate(steps):
-        for name, read in reversed(step.reads.items()) if step.op in ("relu", "add") else ():
+        for name, read in reversed(step.reads.items()) if step.known and step.op in ("relu", "add") else ():
             maker = joined.get(id(read.value))
             added = [step.reads[other] for other in step.reads if other != name]
             others = {"add": added[0]} if added else {}
@@ -384,6 +434,6 @@ def _joined(steps: list[Step], output: Read) -> list[Step]:
 
 def _takes(step: Step, others: dict[str, Read]) -> bool:
     """Whether an addition of ``others`` and a ReLU can be done by a step."""
-    if step.options.get("relu") or (others and "add" in step.reads):
+    if not step.known or step.options.get("relu") or (others and "add" in step.reads):
         return False
     return step.op in ("conv2d", "mul") or (step.op == "linear" and not others)

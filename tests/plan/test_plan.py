@@ -253,14 +253,14 @@ def test_predict_takes_a_plan_and_makes_one_for_many_pictures():
 
 
 def test_what_cannot_be_planned_is_told():
-    odd = Own(lambda m, x: m.a(ops.softmax(x)), a=conv(3, 4))
-    with pytest.raises(
-        ConfigError, match=r"no plan knows 'softmax' as the model calls it, with x \(1, 4, 4, 3\)"
-    ):
+    odd = Own(lambda m, x: m.a(ops.where(True, x, x + 1.0)), a=conv(3, 4))
+    with pytest.raises(ConfigError, match=r"no plan knows 'where' as the model calls it, with a \(1, 4"):
         minires.compile(odd, (1, 4, 4, 3))
     assert planned(odd, (1, 4, 4, 3)) is odd
     model = MODELS["convolution"]()
-    for shape in [(1, 4, 4), (0, 4, 4, 3), 4, (1, 4, 4.5, 3)]:
+    with pytest.raises(ShapeError, match="4x4 does not fit the model. The last said: a: conv2d"):
+        minires.compile(model, (1, 4, 4))
+    for shape in [(1,), (0, 4, 4, 3), 4, (1, 4, 4.5, 3)]:
         with pytest.raises(ShapeError, match="compile: shape must be"):
             minires.compile(model, shape)
     with pytest.raises(ShapeError, match="has 5"):
@@ -351,9 +351,16 @@ def test_what_the_operations_do_not_show_is_refused():
 
 
 @pytest.mark.parametrize(
-    "x", [pictures(3, 4, 4, 3), pictures(2, 4, 5, 3), pictures(4, 4, 3), np.ones((2, 4, 4, 3))]
+    "x", [pictures(3, 4, 4, 3), pictures(2, 4, 5, 3), pictures(4, 4, 3), np.float32(1)]
 )
 def test_pictures_of_another_shape_are_refused(x):
     plan = minires.compile(MODELS["convolution"](), (2, 4, 4, 3))
-    with pytest.raises(ShapeError, match=r"made for pictures \(2, 4, 4, 3\) of float32"):
+    with pytest.raises(ShapeError, match=r"made for pictures \(2, 4, 4, 3\), or fewer of them, not for"):
         plan(x)
+
+
+def test_pictures_of_another_dtype_are_refused():
+    plan = minires.compile(MODELS["convolution"](), (2, 4, 4, 3))
+    assert repr(plan) == "<Plan for (2, 4, 4, 3) float32, 0 MiB>"
+    with pytest.raises(ShapeError, match=r"with float32, not with uint8: give it x\.astype\('float32'\)"):
+        plan(np.ones((2, 4, 4, 3), np.uint8))

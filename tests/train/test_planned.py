@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from train.small_run import CONFIG, small_model, small_splits
 
-from minires import backend, nn
+from minires import backend, nn, ops
 from minires.plan import TrainingPlan
 from minires.tensor import Tensor
 from minires.train import Trainer, planned
@@ -47,12 +47,19 @@ def test_it_gives_the_bits_of_the_model_and_of_a_run_that_was_interrupted(tmp_pa
         assert [row["train_loss"] for row in run.history] == [row["train_loss"] for row in expected.history]
 
 
+class Chosen(nn.Module):
+    """Of an operation that does not say what chooses."""
+
+    def forward(self, x):
+        return ops.where(True, x, x + 1.0)
+
+
 @pytest.mark.parametrize(
     ("steps", "batch", "model"),
     [
         (planned.WORTH - 1, 2, nn.Sequential(nn.GlobalAvgPool2d(), nn.Linear(3, 2))),  # too short
         (planned.WORTH, 3, nn.Sequential(nn.GlobalAvgPool2d(), nn.Linear(3, 2))),  # the last, smaller batch
-        (planned.WORTH, 2, nn.Sequential(nn.GlobalAvgPool2d(), nn.LeakyReLU(), nn.Linear(3, 2))),  # no plan
+        (planned.WORTH, 2, nn.Sequential(nn.GlobalAvgPool2d(), Chosen(), nn.Linear(3, 2))),  # no plan
     ],
 )
 def test_all_else_goes_through_the_model(steps, batch, model):

@@ -35,7 +35,7 @@ from minires.nn.layers import Dropout
 from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.ops.registry import Description, Words, declare
-from minires.plan.trace import Traced, parts, watch
+from minires.plan.trace import Traced, given, parts, watch
 from minires.plan.training.program import Writer
 from minires.plan.training.walk import walk_numba
 from minires.tensor import Tensor, record, set_apart
@@ -111,12 +111,7 @@ class TrainingPlan:
     def __call__(self, x: Any) -> Tensor:
         if isinstance(x, Tensor) and x.requires_grad:
             raise ShapeError("a plan of training gives no gradient for its pictures; train the model itself")
-        x = x.data if isinstance(x, Tensor) else np.asarray(x)
-        if x.dtype != self.dtype or x.shape != self.shape:
-            raise ShapeError(
-                f"this plan was made for pictures {self.shape} of {self.dtype}, not for {x.shape} of "
-                f"{x.dtype}; minires.compile makes one for these"
-            )
+        x = given(x, self.shape, self.dtype, fewer=False)
         run = self._program
         with self._lock:
             self._look_up()
@@ -210,6 +205,9 @@ class TrainingPlan:
             lines = run.lines[first:last], run.waits[first:last]
             walk = functools.partial(walk_numba, *lines, *arrays, run.tiles, run.squares)
             backend.parallel_calls([walk] * self.threads)
+
+    def __repr__(self) -> str:
+        return f"<TrainingPlan for {self.shape} {self.dtype}, {self.nbytes / 2**20:.0f} MiB>"
 
     def __getstate__(self) -> Never:
         raise MiniresError("a plan is neither pickled nor copied; take the model, and compile that anew")

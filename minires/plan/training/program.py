@@ -15,25 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from minires import backend, ops
+from minires import backend
 from minires.errors import ConfigError
+from minires.ops.dropout import dropout
 from minires.plan.trace import Read, Step, Traced
 from minires.plan.training.batch_norm import BatchNorms
 from minires.plan.training.convolution import Convolutions
 from minires.plan.training.lines import Place, Program
 from minires.plan.training.walk import Do
 from minires.tensor import Tensor
-
-# What is called, with its inputs by name and its options.
-_CALLS: dict[str, Callable[..., Tensor]] = {
-    "linear": lambda x, o: ops.linear(x["x"], x["w"], x.get("b")),
-    "max_pool2d": lambda x, o: ops.max_pool2d(x["x"], **o),
-    "avg_pool2d": lambda x, o: ops.avg_pool2d(x["x"], **o),
-    "global_avg_pool2d": lambda x, o: ops.global_avg_pool2d(x["x"]),
-    "dropout": lambda x, o: ops.dropout(x["x"], o["rate"], rng=o["rng"]),
-    "pad": lambda x, o: ops.pad(x["x"], **o),
-    "sigmoid": lambda x, o: ops.sigmoid(x["x"]),
-}  # fmt: skip
 
 
 @dataclass
@@ -70,10 +60,11 @@ class Writer(Convolutions, BatchNorms):
         for number, step in enumerate(steps):
             if step.writes not in self.where and step.op != "pad_channels":
                 self._place(step.writes)
-            if step.op in _CALLS:
+            lines = self._lines_of(step)
+            if lines is None:
                 self._call(number, step)
             else:
-                getattr(self, f"_{step.op}")(step)
+                lines(step)
             self._release([*(read.value for read in step.reads.values()), step.writes], last, number)
         output = traced.output.value
         y = self.where[output].at, math.prod(traced.output.shape)
@@ -84,7 +75,7 @@ class Writer(Convolutions, BatchNorms):
         for number, step in reversed(list(enumerate(steps))):
             back = 2 * len(steps) - 1 - number
             if step in self.leading and step.writes in self.gradients and step.writes in self.needs:
-                lines = getattr(self, f"_{step.op}_back", None)
+                lines = self._lines_of(step, "_back")
                 if lines is None:
                     self._call_back(number, step)
                 else:
@@ -97,15 +88,21 @@ class Writer(Convolutions, BatchNorms):
 
     # ------------------------------------------------------------------------------------------- called
 
+    def _lines_of(self, step: Step, way: str = "") -> Callable[[Step], None] | None:
+        """What writes the lines of a step; None of one that is called."""
+        found: Callable[[Step], None] | None = getattr(self, f"_{step.op}{way}", None) if step.known else None
+        return found
+
     def _call(self, number: int, step: Step) -> None:
         self._end_lines()
         places = {name: (self._at(read), read.shape) for name, read in step.reads.items()}
         y, call = self.where[step.writes].at, _Called()
-        learns = step.writes in self.needs and not hasattr(self, f"_{step.op}_back")
+        learns = step.writes in self.needs and self._lines_of(step, "_back") is None
         self.calls[number] = call
         learned = {name: tensor.requires_grad for name, tensor in step.tensors.items()}
-        function, options = _CALLS[step.op], step.options
-        if step.op == "dropout":
+        function: Callable[..., Tensor] = step.function or dropout
+        options = step.options
+        if step.function is None:
             if step.path not in self.generators:
                 raise ConfigError("no plan of training knows a dropout that is not a layer of its own")
             options = {**options, "rng": self.generators[step.path]}
@@ -119,7 +116,7 @@ class Writer(Convolutions, BatchNorms):
                 else Tensor(step.tensors[name].data, requires_grad=learned[name])
                 for name in (*step.reads, *step.tensors)
             }
-            result = function(call.inputs, options)
+            result = function(**call.inputs, **options)
             backend.copy(result.data, self._view(y, step.writes.shape))
             result.data = self._view(y, step.writes.shape)  # it need not have numbers of its own
             call.y = result if learns else None
@@ -148,7 +145,8 @@ class Writer(Convolutions, BatchNorms):
             call.y.backward(self._view(dy, step.writes.shape))
             for name, (at, added, shape) in targets.items():
                 gradient, target = call.inputs[name].grad, self._view(at, shape)
-                assert gradient is not None
+                if gradient is None:  # it does not hang on it
+                    gradient = np.zeros(shape, self.dtype)
                 if added < 0:
                     backend.copy(gradient, target)
                 else:

@@ -78,6 +78,8 @@ class Values(Lines):
     def _kept(self, step: Step) -> list[Value]:
         """The values that the way back through a step needs."""
         reads = step.reads
+        if not step.known:
+            return [read.value for read in reads.values()]
         relu = bool(step.options.get("relu"))
         if step.op in ("conv2d", "linear"):
             kept = [reads["x"].value] if step.tensors["w"].requires_grad else []

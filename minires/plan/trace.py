@@ -189,12 +189,17 @@ def _compare(one: Traced, other: Traced, training: bool) -> None:
     )
     if len(one.steps) != len(other.steps):
         raise ConfigError(f"{told}: {len(one.steps)} steps once, and {len(other.steps)} then")
+    same = {one.input: other.input}  # the values of one, and what they are in the other
     for a, b in zip(one.steps, other.steps, strict=True):
         place, there = (f"{step.op} in {step.path or 'the model'}" for step in (a, b))
         if place != there or a.at != b.at or a.tensors.keys() != b.tensors.keys():
             raise ConfigError(f"{told}: {place} once, and {there} then")
         if not all(_equal(option, b.options.get(name)) for name, option in a.options.items()):
             raise ConfigError(f"{told}: {place} with other options")
+        read = {name: same.get(read.value) for name, read in a.reads.items()}
+        if read != {name: read.value for name, read in b.reads.items()}:
+            raise ConfigError(f"{told}: {place} of other values")
+        same[a.writes] = b.writes
         for name, tensor in a.tensors.items():
             if training and not tensor.requires_grad and not _is_same(tensor, b.tensors[name]):
                 raise ConfigError(

@@ -38,6 +38,12 @@ def sometimes(m, x):
     return m.a(x) if m.dice.random() < 2 else x
 
 
+def exchanged(m, x):
+    """The same operations, in another order."""
+    y, z = m.a(x), m.b(x)
+    return ops.relu(y) + z if len(x) > 2 else ops.relu(z) + y
+
+
 MODELS = {
     "convolution": (lambda: conv(3, 20), True),
     "with ReLU, many channels": (
@@ -344,6 +350,7 @@ def test_other_pictures_are_refused(x, message):
         ),
         (lambda: Own(lambda m, x: m.a(x) if len(x) > 2 else m.b(x), a=conv(3, 3), b=conv(3, 3)), "on an if"),
         (lambda: Own(lambda m, x: m.a(x) if x.data.mean() > 0 else m.a(m.a(x)), a=conv(3, 3)), "on an if"),
+        (lambda: Own(exchanged, a=conv(3, 3), b=conv(3, 3)), "relu in the model of other values"),
         (lambda: Own(lambda m, x: m.a(x) if x.data.max() < 50 else m.b(x), a=conv(3, 3), b=conv(3, 3)), "if"),
         (
             lambda: Own(lambda m, x: m.a(ops.conv2d(x, Tensor(m.a.weight.data * 2))), a=conv(3, 3)),

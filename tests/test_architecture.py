@@ -248,8 +248,8 @@ def test_such_looks_would_be_found():
 # Folding a batch norm into the convolution before it is about these two operations, and a plan about those
 # that its one compiled function has a line for: what else there is runs as it is.
 ABOUT_SOME_OPERATIONS = {
-    "minires.nn.fuse", "minires.plan.trace", "minires.plan.program", "minires.plan.training.values",
-    "minires.plan.training.batch_norm", "minires.plan.training.program",
+    "minires.nn.fuse", "minires.plan.trace", "minires.plan.steps", "minires.plan.program",
+    "minires.plan.training.values", "minires.plan.training.batch_norm", "minires.plan.training.program",
 }  # fmt: skip
 
 

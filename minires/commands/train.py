@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 # Settings of a run that are options of the same name.
 SETTINGS = (
-    "model", "epochs", "batch_size", "drop_last", "seed", "device", "precision", "size", "train_on", "freeze",
+    "model", "epochs", "batch_size", "drop_last", "plan", "seed", "device", "precision", "size", "train_on",
+    "freeze",
 )  # fmt: skip
 
 
@@ -63,6 +64,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--drop-last", action=argparse.BooleanOptionalAction, default=None,
                         help="leave out the last batch of an epoch if it is smaller, or train on it "
                         "(default: the recipe's)")  # fmt: skip
+    parser.add_argument("--plan", action=argparse.BooleanOptionalAction, default=None,
+                        help="step by a plan of the model (minires.compile), as long runs on the CPU do "
+                        "where one can be made, or always by the model itself")  # fmt: skip
     option("--lr", "X", "the highest learning rate of the schedule", float)
     option("--seed", "N", "of weights, order and augmentation (default: 0)", int)
     option("--size", "N", "resize the pictures to N x N (default: what the model is made for)", int)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from minires.backend.tile_products import Part, Sizes, rows_of
 from minires.ops.conv2d import choose, indirect, joined_groups, narrow, places, winograd
 from minires.ops.window import Window
 from minires.plan.memory import ALIGNED, Memory, flat
-from minires.plan.trace import Shape, Step, Traced, Value, window_of, zeros_of
+from minires.plan.steps import Shape, Step, Traced, Value, called, window_of, zeros_of
 from minires.plan.walk import COLUMNS, Do
 from minires.tensor import Tensor
 
@@ -33,8 +33,8 @@ _PIECE = 1 << 16  # numbers that are worth a piece of their own
 class Called:
     """An operation that is called, and where what it reads and writes lies among the numbers of a plan."""
 
-    function: Callable[..., Tensor]
-    given: Mapping[str, Any]  # its options and constants
+    step: Step
+    constants: Mapping[str, Tensor]
     reads: Mapping[str, tuple[int, Shape]]
     writes: tuple[int, Shape]
 
@@ -45,7 +45,7 @@ class Called:
 
     def __call__(self, floats: Array) -> None:
         reads = {name: Tensor(_view(floats, *place)) for name, place in self.reads.items()}
-        backend.copy(self.function(**reads, **self.given).data, _view(floats, *self.writes))
+        backend.copy(called(self.step, {**reads, **self.constants}).data, _view(floats, *self.writes))
 
 
 def _view(floats: Array, at: int, shape: Shape) -> Array:
@@ -127,12 +127,11 @@ class _Writer:
             self.first_line = len(self.lines)
 
     def _call(self, step: Step) -> None:
-        assert step.function is not None
         self._end_lines()
         reads = {name: (self._at(read.value), read.shape) for name, read in step.reads.items()}
         constants = {name: Tensor(array.copy()) for name, array in step.constants.items()}
         writes = self._at(step.writes), step.writes.shape
-        self.items.append(Called(step.function, {**constants, **step.options}, reads, writes))
+        self.items.append(Called(replace(step, tensors={}), constants, reads, writes))
 
     def _laid_out(self) -> Program:
         self._end_lines()

@@ -1,231 +1,47 @@
 """What a model does with a batch, as a list of steps.
 
 The model runs once while we watch every operation (``minires.tensor.watching``), and each call becomes a
-step: an operation, the values that it reads, the one that it writes, and its constants. A value is an array
-that does not exist yet. Reshaping is no step: the same value has another shape. Then steps that a kernel does
-in one go are joined: a convolution, the addition of a shortcut and the ReLU behind it.
+step. Reshaping is no step: the same value has another shape. Then steps that a kernel does in one go are
+joined: a convolution, the addition of a shortcut and the ReLU behind it.
 """
 
 from __future__ import annotations
 
 import inspect
-import math
-import random
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from minires.backend import Array, simd
-from minires.errors import ConfigError, ShapeError
+from minires.backend import Array
+from minires.errors import ConfigError, MiniresError
 from minires.modes import settings
-from minires.nn.layers import Dropout
 from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.ops.registry import describe
-from minires.ops.window import Window, window
+from minires.plan.steps import RESULT, Read, Step, Traced, Value, leading
 from minires.tensor import Call, Tensor, no_grad, watching
 
-Shape = tuple[int, ...]
 
-
-def given(x: Any, shape: Shape, dtype: Any, *, fewer: bool) -> Array:
-    """The pictures that a plan was called with. Raises: ShapeError if it was not made for such."""
-    x = x.data if isinstance(x, Tensor) else np.asarray(x)
-    if x.dtype != dtype:
-        raise ShapeError(
-            f"this plan computes with {dtype}, not with {x.dtype}: give it x.astype({str(dtype)!r}), scaled "
-            "as the model wants its pictures"
-        )
-    if x.shape[1:] != shape[1:] or len(x) > shape[0] or (len(x) < shape[0] and not fewer):
-        raise ShapeError(
-            f"this plan was made for pictures {shape}{', or fewer of them' if fewer else ''}, not for "
-            f"{x.shape}; minires.compile makes one for these"
-        )
-    return x
-
-
-def row_of(shape: Shape) -> int:
-    """The numbers of a row, those along the last axis."""
-    return shape[-1] if shape else 1
-
-
-@dataclass(eq=False)
-class Value:
-    """An array of a plan."""
-
-    shape: Shape
-
-
-@dataclass(frozen=True)
-class Read:
-    """A value as a step reads it: in a shape of its own, of its first channels only, perhaps."""
-
-    value: Value
-    shape: Shape
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all numbers of the value are read, so that they lie side by side."""
-        return math.prod(self.shape) == math.prod(self.value.shape)
-
-    @property
-    def row(self) -> int:
-        """From one pixel to the next: more numbers than there are channels in the first part of a history."""
-        return row_of(self.shape if self.is_whole else self.value.shape)
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """An operation: the values it reads by name, the value it writes, from which channel of it on, in which
-    shape, its constants and its options. ``known`` says whether plans have a kernel for it; ``function`` is
-    the operation itself, if a call of it can be made anew from all that it declares."""
-
-    op: str
-    reads: dict[str, Read]
-    writes: Value
-    at: int = 0
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
-    path: str = ""
-    known: bool = True
-    function: Callable[..., Tensor] | None = None
-
-    @property
-    def constants(self) -> dict[str, Array]:
-        """The numbers of its constants."""
-        return {name: tensor.data for name, tensor in self.tensors.items()}
-
-    @property
-    def values(self) -> list[Value]:
-        """All that it reads and writes, each once."""
-        return list(dict.fromkeys([*(read.value for read in self.reads.values()), self.writes]))
-
-
-@dataclass(frozen=True)
-class Traced:
-    """The steps from ``input`` to ``output``."""
-
-    steps: list[Step]
-    input: Value
-    output: Read
-
-    def of(self, pictures: int) -> Traced:
-        """The same steps for another number of pictures.
-
-        Raises: ConfigError where a value has not a row for each picture.
-        """
-        before = self.input.shape[0]
-        values = dict.fromkeys([self.input, *(value for step in self.steps for value in step.values)])
-        if any(value.shape[:1] != (before,) for value in values):
-            raise ConfigError("a plan is for a model all of whose values have a row for each picture")
-        found = {value: Value((pictures, *value.shape[1:])) for value in values}
-
-        def moved(read: Read) -> Read:
-            return Read(found[read.value], (read.shape[0] * pictures // before, *read.shape[1:]))
-
-        steps = []
-        for step in self.steps:
-            reads = {name: moved(read) for name, read in step.reads.items()}
-            steps.append(replace(step, reads=reads, writes=found[step.writes]))
-        return Traced(steps, found[self.input], moved(self.output))
-
-
-def watch(model: Module, x: Array, *, training: bool = False) -> Traced:
-    """The steps of a model for pictures x: in inference mode, or as they are when it trains.
-
-    The model runs again with few other pictures: it must do the same with them, and throw no dice of its own.
-
-    Raises: ConfigError for an operation that no plan knows, with the layer that it is in, and for steps that
-    hang on more than the shape of a picture.
-    """
-    before = _dice(model)
-    traced = _once(model, x, training)
-    for name, state in _dice(model).items():
-        if before.get(name) != state:
-            raise ConfigError(
-                f"compile: the model draws from {name} when it is called, and a plan would do each time what "
-                "it did once; use minires.nn.Dropout, or the model itself"
-            )
-    few = x[: 2 if training else 1]  # batch norm of one picture says little
-    for other in few, -few, 100 * few:
-        _compare(traced, _once(model, other, training), training)
-    return traced
-
-
-def parts(model: Module) -> list[tuple[str, Module]]:
-    """The model itself, and every module inside, with its path."""
-    return [("", model), *model.named_modules()]
-
-
-_STATES: dict[type, Callable[[Any], Any]] = {
-    np.random.Generator: lambda dice: dice.bit_generator.state,
-    np.random.RandomState: lambda dice: dice.get_state(),
-    random.Random: lambda dice: dice.getstate(),
-}
-
-
-def _dice(model: Module) -> dict[str, str]:
-    """Where the generators of random numbers stand that a model may draw from, by name; not those of its
-    dropouts, which a plan calls."""
-    found = {"numpy.random": str(np.random.get_state()), "random": str(random.getstate())}
-    for path, module in parts(model):
-        for name, value in vars(module).items() if not isinstance(module, Dropout) else ():
-            for kind, state in _STATES.items():
-                if isinstance(value, kind):
-                    found[f"{path}.{name}".strip(".")] = str(state(value))
-    return found
-
-
-def _compare(one: Traced, other: Traced, training: bool) -> None:
-    """Raises: ConfigError if the steps are not the same but for the number of pictures."""
-    told = (
-        "compile: the model computes something else for other pictures, or for fewer. What it computes hangs "
-        "on more than its operations say: on an if, or on numbers taken out of a tensor (x.data, len(x))"
-    )
-    if len(one.steps) != len(other.steps):
-        raise ConfigError(f"{told}: {len(one.steps)} steps once, and {len(other.steps)} then")
-    same = {one.input: other.input}  # the values of one, and what they are in the other
-    for a, b in zip(one.steps, other.steps, strict=True):
-        place, there = (f"{step.op} in {step.path or 'the model'}" for step in (a, b))
-        if place != there or a.at != b.at or a.tensors.keys() != b.tensors.keys():
-            raise ConfigError(f"{told}: {place} once, and {there} then")
-        if not all(_equal(option, b.options.get(name)) for name, option in a.options.items()):
-            raise ConfigError(f"{told}: {place} with other options")
-        read = {name: same.get(read.value) for name, read in a.reads.items()}
-        if read != {name: read.value for name, read in b.reads.items()}:
-            raise ConfigError(f"{told}: {place} of other values")
-        same[a.writes] = b.writes
-        for name, tensor in a.tensors.items():
-            if training and not tensor.requires_grad and not _is_same(tensor, b.tensors[name]):
-                raise ConfigError(
-                    f"compile: {name} of {place} is a new tensor in each call, and a plan of training would "
-                    "keep the numbers of the first; train the model itself"
-                )
-
-
-def _equal(a: Any, b: Any) -> bool:
-    """Of numbers, words, indices, and tuples of them; an array of other numbers equals itself alone."""
-    if isinstance(a, tuple) and isinstance(b, tuple):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return a is b or (a.dtype == b.dtype and a.dtype.kind in "biu" and np.array_equal(a, b))
-    return a is b or (not isinstance(a, np.ndarray) and not isinstance(b, np.ndarray) and bool(a == b))
-
-
-def _is_same(a: Tensor, b: Tensor) -> bool:
-    """Whether a constant is the same tensor in both passes, or the same single number, as in ``x * 0.5``."""
-    return a is b or (a.ndim == b.ndim == 0 and a.dtype == b.dtype and bool(a.data == b.data))
-
-
-def _once(model: Module, x: Array, training: bool) -> Traced:
+def once(model: Module, x: Array, training: bool) -> Traced:
     tracer = _Tracer(Tensor(x), training)
-    with modes(model, training=training), nullcontext() if training else no_grad(), watching(tracer.see):
-        y = model(tracer.x)
+    with (
+        modes(model, training=training), nullcontext() if training else no_grad(), watching(tracer.see),
+        np.errstate(all="ignore"),
+    ):  # fmt: skip
+        try:
+            y = model(tracer.x)
+        except MiniresError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"compile: the model fails for {len(x)} pictures of noise, "
+                f"{'' if training else 'its batch norms folded, '}with {type(error).__name__}: {error}"
+            ) from error
     if not isinstance(y, Tensor):
         raise ConfigError(f"a plan is for a model that returns one tensor, not a {type(y).__name__}")
     output = tracer.read(y)
@@ -241,41 +57,6 @@ def _once(model: Module, x: Array, training: bool) -> Traced:
     needed = leading(tracer.steps, output, moves)
     steps = [step for step in tracer.steps if step in needed]
     return Traced(steps if training else _joined(steps, output), tracer.input, output)
-
-
-def window_of(options: Mapping[str, Any], x: Shape) -> Window:
-    """The window of a call on pictures of shape x."""
-    asked = (options[name] for name in ("kernel", "stride", "padding", "dilation"))
-    return window("a plan", (x[1], x[2]), *asked)
-
-
-_CACHE = 1 << 22  # numbers that the caches of a processor hold, about
-
-
-def at_a_time(traced: Traced) -> Traced:
-    """The steps for some of the pictures only, where the values of all would not stay in the caches from one
-    step to the next, and the weights, which each time are read anew, are few."""
-    n = traced.input.shape[0]
-    values = [sum(math.prod(value.shape) for value in step.values) for step in traced.steps]
-    weights = sum(array.size for step in traced.steps for array in step.constants.values())
-    written = sum(math.prod(step.writes.shape) for step in traced.steps)
-    least = max(1, _CACHE * n // max([*values, 1]), -(-4 * weights * n // max(1, written)))
-    # As few pictures as possible are computed for nothing.
-    few = min([*range(least, min(2 * least, n)), n], key=lambda some: -(-n // some) * some)
-    try:
-        return traced if few >= n else traced.of(few)
-    except ConfigError:  # pictures meet
-        return traced
-
-
-def zeros_of(traced: Traced) -> int:
-    """The numbers of the longest row that lies outside a picture, or line of one by Winograd's way."""
-    rows = [simd.width(simd.shapes()[0], np.float32)]
-    for step in traced.steps:
-        rows += [row_of(read.shape) for read in step.reads.values()]
-        if step.op == "conv2d":
-            rows += [math.prod(shape[2:]) for shape in (step.reads["x"].shape, step.writes.shape)]
-    return max(rows)
 
 
 class _Tracer:
@@ -312,24 +93,30 @@ class _Tracer:
         if call.op == "concat" and not constants and call.options["axis"] % call.y.ndim == call.y.ndim - 1:
             self._concatenate(call, reads)
             return
+        if self.training and not call.y.requires_grad and any(x.requires_grad for x in call.inputs.values()):
+            raise ConfigError(
+                f"no plan of training knows {call.op!r} as {settings()['path'] or 'the model'} calls it, "
+                "under no_grad(); train the model itself"
+            )
         known = call.op in _KNOWN and _KNOWN[call.op](reads, constants, call)
-        function = _function(call)
-        is_dropout = self.training and call.op == "dropout"
+        known = known or (self.training and call.op == "dropout")
+        function, lacks = function_of(call)
         is_other = call.op == "batch_norm" and call.options["training"] != self.training
-        if is_other or call.y.dtype != self.x.dtype or not (known or function or is_dropout):
+        if is_other or call.y.dtype != self.x.dtype or not (known or function):
             raise ConfigError(
                 f"no plan knows {call.op!r} as {settings()['path'] or 'the model'} calls it, with "
                 f"{', '.join(f'{name} {x.shape}' for name, x in call.inputs.items())}; use the model itself"
-                f"{'' if self.training else ', or minires.fuse(model)'}. A plan knows the layers of minires, "
-                f"and calls each operation of x.dtype that is described with minires.operation and gives "
-                f"record() all its arguments, by their names"
+                f"{'' if self.training else ', or minires.fuse(model)'}. A plan calls what its kernels do "
+                f"not know, but {lacks or f'only what computes with {self.x.dtype}'}"
             )
         for name, read in reads.items():  # a batch norm alone reads a history as it lies
             if not read.is_whole and (call.op, name) != ("batch_norm", "x"):
                 reads[name] = Read(self.copied(read), read.shape)
         value = Value(call.y.shape)
-        path = settings()["path"]
-        self.steps.append(Step(call.op, reads, value, 0, constants, call.options, path, known, function))
+        path, options = settings()["path"], call.options
+        if not known and options.get("shape") == call.y.shape:
+            options = {**options, "shape": RESULT}
+        self.steps.append(Step(call.op, reads, value, 0, constants, options, path, known, function))
         self._set(call.y, Read(value, call.y.shape))
 
     def copied(self, read: Read) -> Value:
@@ -357,16 +144,24 @@ class _Tracer:
         self._set(call.y, Read(value, call.y.shape))
 
 
-def _function(call: Call) -> Callable[..., Tensor] | None:
-    """The function of an operation, if inputs and options are all that it needs to do the same once more."""
+def function_of(call: Call) -> tuple[Callable[..., Tensor] | None, str]:
+    """The function of an operation, if inputs and options are all that it needs to do the same once more; and
+    else why not."""
     described = describe(call.op)
-    if described.function is None or described.moves:
-        return None
+    if described.function is None:
+        return None, f"nothing describes {call.op!r}: see @operation in minires.ops.registry"
+    if described.moves:
+        return None, f"{call.op!r} changes {', '.join(described.moves)}"
+    signature = inspect.signature(described.function)
     try:
-        inspect.signature(described.function).bind(**call.inputs, **call.options)
-    except TypeError:
-        return None
-    return described.function
+        given = signature.bind(**call.inputs, **call.options).arguments
+    except TypeError as error:
+        return None, f"what {call.op!r} records is not what it is called with ({error})"
+    is_ours = described.function.__module__.startswith("minires.")  # a test holds that nothing is lost
+    for name, parameter in signature.parameters.items():
+        if name not in given and parameter.default is not None and not is_ours:
+            return None, f"{call.op!r} does not record its {name}"
+    return described.function, ""
 
 
 def _is_gate(reads: dict[str, Read], constants: dict[str, Tensor], call: Call) -> bool:
@@ -396,19 +191,6 @@ _KNOWN: dict[str, Any] = {
     "global_avg_pool2d": _only("x"), "pad_channels": _only("x"), "sigmoid": _only("x"), "relu": _same,
     "add": _same, "mul": _is_gate, "batch_norm": _normalizes,
 }  # fmt: skip
-
-
-def leading(steps: list[Step], output: Read, others: Sequence[Step] = ()) -> set[Step]:
-    """The steps whose results lead to the output, or to one of the ``others``, and these themselves."""
-    found = set(others)
-    channels = {output.value: row_of(output.value.shape)}  # that are read; a history may have more behind
-    for step in reversed(steps):
-        if step in found or step.at < channels.get(step.writes, 0):
-            found.add(step)
-            for read in step.reads.values():
-                row = row_of(read.value.shape if read.is_whole else read.shape)
-                channels[read.value] = max(row, channels.get(read.value, 0))
-    return found
 
 
 def _moves(step: Step) -> bool:

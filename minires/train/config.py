@@ -60,6 +60,7 @@ class Config:
     precision: str = "fp32"  # or "tf32", products on a GPU; or "bf16", activations while training
     start_from: str | None = None  # a trained model, whose weights are the start
     freeze: list[Any] = field(default_factory=list)  # parts that stay as they are: see minires.train.freeze
+    plan: bool = True  # on the CPU, long runs step by a plan where one can be made: see minires.compile
     checkpoint_every: int = 200  # steps between checkpoints within an epoch; 0: at the end of epochs only
 
     def __post_init__(self) -> None:

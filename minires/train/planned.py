@@ -7,6 +7,8 @@ it was interrupted, so a run that is continued gives the same bits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from minires.errors import ConfigError, ShapeError
 from minires.nn.module import Module
 from minires.plan import TrainingPlan
@@ -17,18 +19,25 @@ WORTH = 200  # steps of a run; fewer do not save the time that the kernels take 
 
 
 class Forward:
-    """Called with pictures, it gives the logits of ``model``, for a run of so many steps and such batches."""
+    """Called with pictures, it gives the logits of ``model``, for a run of so many steps and such batches.
+
+    A model with operations that a plan only calls goes by itself: its plan would not be faster.
+    """
 
     def __init__(self, model: Module, steps: int, batch: int) -> None:
         self.model, self.batch = model, batch
         self.is_wanted = steps >= WORTH
         self.plan: TrainingPlan | None = None
+        self.say: Callable[[str], None] = lambda line: None
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.is_wanted and len(x) == self.batch and x.device == "cpu":
             self.is_wanted = False
             try:
-                self.plan = plan_of(self.model, x.shape, training=True, dtype=x.dtype)
+                plan = plan_of(self.model, x.shape, training=True, dtype=x.dtype)
+                if plan.calls == 0:
+                    self.plan = plan
+                    self.say("each step goes by a plan (minires.compile); plan=False does without")
             except (ConfigError, ShapeError):  # the model itself goes on
                 pass
         if self.plan is not None and x.shape == self.plan.shape and x.dtype == self.plan.dtype:

@@ -37,7 +37,7 @@ from minires.train.interrupt import Interrupted, StopWish
 from minires.train.schedules import Schedule
 
 # Settings that may change when a run is continued.
-FREE = ("device", "checkpoint_every")
+FREE = ("device", "plan", "checkpoint_every")
 RUN_FILES = ("config.json", "metrics.csv", "summary.json", model_file.NAME, "checkpoint-*.safetensors")
 REDRAW = 30.0  # seconds between two drawings of the curves
 
@@ -132,7 +132,7 @@ class Trainer:
         total = config.epochs * len(self.loader)
         self.schedule = Schedule(config.schedule, lr=self.optimizer.lr, total_steps=total)
         self.ema = EMA(model, config.ema) if config.ema else None
-        self._forward = planned.Forward(model, total, config.batch_size)
+        self._forward = planned.Forward(model, total if config.plan else 0, config.batch_size)
 
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
@@ -179,7 +179,7 @@ class Trainer:
             bar_format="{desc} {percentage:3.0f}%|{bar}| {rate_fmt}, {remaining} left{postfix}",
         ) as bar, backend.before_compiling(functools.partial(self._say_beside, bar)), \
                 backend.precision(config.precision):  # fmt: skip
-            self._since = time.perf_counter()
+            self._since, self._forward.say = time.perf_counter(), functools.partial(self._say_beside, bar)
             while self.progress.epoch < config.epochs:
                 self._epoch(stop, bar)
             if stop.wanted:

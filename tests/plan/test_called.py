@@ -154,7 +154,7 @@ def test_an_operation_that_does_not_say_all_is_refused(x):
         return minires.record("hidden_power", a**power, inputs={"x": x}, backward=lambda dy: (dy,))
 
     model = Own(hidden, a=conv(3, 4))
-    with pytest.raises(ConfigError, match=r"no plan knows 'hidden_power' .*minires\.operation"):
+    with pytest.raises(ConfigError, match=r"no plan knows 'hidden_power' .*minires\.ops\.registry"):
         minires.compile(model, x.shape)
     assert planned(model, x.shape) is model
 
@@ -178,7 +178,7 @@ def test_what_is_called_anew_gives_the_same(case):
     with watching(calls.append):
         case(*map(Tensor, case.arrays("float32").values()))
     for call in calls:
-        function = trace._function(call)
+        function, _ = trace.function_of(call)
         if function is not None:
             again = function(**call.inputs, **call.options)
             assert np.array_equal(again.data, call.y.data, equal_nan=True)

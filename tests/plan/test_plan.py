@@ -16,7 +16,7 @@ import minires.plan as plan_module
 from minires import Tensor, backend, models, nn, ops
 from minires.errors import ConfigError, ShapeError
 from minires.ops.dense_buffer import DenseBuffer
-from minires.plan import planned, trace
+from minires.plan import planned, probes, steps
 from minires.train import predict
 
 pytestmark = pytest.mark.skipif(not backend.HAS_NUMBA, reason="a plan needs Numba")
@@ -179,11 +179,11 @@ def test_some_pictures_at_a_time(monkeypatch, ways, name):
 )
 def test_how_many_pictures_at_a_time(monkeypatch, cache, weighs, few):
     """As many as the caches hold, but so many that weights count for little, and none for nothing."""
-    traced = trace.watch(nn.Sequential(conv(3, 8), conv(8, 8), conv(8, 8)), pictures(28, 9, 11, 3))
-    monkeypatch.setattr(trace, "_CACHE", cache)
+    traced = probes.watch(nn.Sequential(conv(3, 8), conv(8, 8), conv(8, 8)), pictures(28, 9, 11, 3))
+    monkeypatch.setattr(steps, "_CACHE", cache)
     if not weighs:
         traced = dataclasses.replace(traced, steps=[dataclasses.replace(s, tensors={}) for s in traced.steps])
-    assert trace.at_a_time(traced).input.shape[0] == few
+    assert steps.at_a_time(traced).input.shape[0] == few
 
 
 def test_many_threads_call_one_plan():
@@ -341,7 +341,7 @@ def test_what_the_operations_do_not_show_is_refused():
     extremes = Own(lambda m, x: m.a(x) if x.data.max() < 50 else m.b(x), a=conv(3, 4), b=conv(3, 4))
     many = Own(lambda m, x: m.a(x) if len(x) > 4 else m.b(x), a=conv(3, 4), b=conv(3, 4))
     for model in (aside, brightness, extremes, many):
-        with pytest.raises(ConfigError, match="hangs on more than its operations say|What it computes hangs"):
+        with pytest.raises(ConfigError, match="has other numbers|What it computes hangs"):
             minires.compile(model, (8, 4, 4, 3))
     dice = Own(lambda m, x: m.a(x) if random.random() < 2 else m.b(x), a=conv(3, 4), b=conv(3, 4))
     with pytest.raises(ConfigError, match="draws from random"):

@@ -1,5 +1,7 @@
 """A run that trains by a plan: the bits of one that does not, and after it was interrupted, too."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from train.small_run import CONFIG, small_model, small_splits
@@ -47,6 +49,19 @@ def test_it_gives_the_bits_of_the_model_and_of_a_run_that_was_interrupted(tmp_pa
         assert [row["train_loss"] for row in run.history] == [row["train_loss"] for row in expected.history]
 
 
+def test_it_says_so_and_can_be_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(planned, "WORTH", 1)
+    for plan in True, False:
+        said, config = [], dataclasses.replace(CONFIG, plan=plan)
+        run = Trainer(
+            config, tmp_path / str(plan), splits=small_splits(), model=small_model(), progress=False,
+            say=said.append,
+        )  # fmt: skip
+        run.run()
+        assert plan == any("each step goes by a plan (minires.compile)" in line for line in said)
+        assert plan == (run._forward.plan is not None)
+
+
 class Chosen(nn.Module):
     """Of an operation that does not say what chooses."""
 
@@ -60,6 +75,7 @@ class Chosen(nn.Module):
         (planned.WORTH - 1, 2, nn.Sequential(nn.GlobalAvgPool2d(), nn.Linear(3, 2))),  # too short
         (planned.WORTH, 3, nn.Sequential(nn.GlobalAvgPool2d(), nn.Linear(3, 2))),  # the last, smaller batch
         (planned.WORTH, 2, nn.Sequential(nn.GlobalAvgPool2d(), Chosen(), nn.Linear(3, 2))),  # no plan
+        (planned.WORTH, 2, nn.Sequential(nn.GlobalAvgPool2d(), nn.Linear(3, 2), nn.LeakyReLU())),  # it calls
     ],
 )
 def test_all_else_goes_through_the_model(steps, batch, model):

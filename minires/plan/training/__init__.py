@@ -35,7 +35,8 @@ from minires.nn.layers import Dropout
 from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.ops.registry import Description, Words, declare
-from minires.plan.trace import Traced, given, parts, watch
+from minires.plan.probes import given, parts, watch
+from minires.plan.steps import Traced
 from minires.plan.training.program import Writer
 from minires.plan.training.walk import walk_numba
 from minires.tensor import Tensor, record, set_apart
@@ -79,6 +80,7 @@ class TrainingPlan:
         dropouts = {path: part.rng for path, part in model.named_modules() if isinstance(part, Dropout)}
         pictures = self.shape[0] if pictures is None else pictures
         self._program = Writer(traced, self.dtype, dropouts, exact=exact, pictures=pictures).program()
+        self._calls = sum(not step.known for step in traced.steps)
         self.y_shape, self._lock, self._ticket = traced.output.shape, threading.Lock(), 0
         if not self._program.parameters:
             raise ConfigError("compile: the model has no parameter that is trained; leave out training=True")
@@ -95,8 +97,9 @@ class TrainingPlan:
             for number, tensor in enumerate(self._program.constants)
             if any(tensor is one for one in self._program.read_again)
         }
-        self._settings = [(path, part, _settings(part)) for path, part in parts(model)]
         self._buffers = [self._owner(model, array) for _, _, array in self._program.buffers]
+        moved = {(id(module), name) for module, name in self._buffers}
+        self._settings = [(path, part, _settings(part, moved)) for path, part in parts(model)]
         self.threads = backend.threads()
 
     @staticmethod
@@ -115,18 +118,19 @@ class TrainingPlan:
         run = self._program
         with self._lock:
             self._look_up()
+            self._ticket = 0  # what the call before left is gone, even if this one fails
             run.floats[run.x].reshape(self.shape)[...] = x
             self._run(run.forward)
             y = run.floats[run.y].reshape(self.y_shape).copy()
             ticket = self._ticket = next(_tickets)
             saved = {name: self._arrays[number] for name, number in self._read.items()}
 
-        def backward(dy: Array) -> tuple[Array, ...]:
+        def backward(dy: Array) -> tuple[Array | None, ...]:
             return self._backward(ticket, dy)
 
         return record("plan", y, inputs=self._inputs, saved=saved, backward=backward)
 
-    def _backward(self, ticket: int, dy: Array) -> tuple[Array, ...]:
+    def _backward(self, ticket: int, dy: Array) -> tuple[Array | None, ...]:
         run = self._program
         with self._lock:
             if ticket != self._ticket:
@@ -144,7 +148,7 @@ class TrainingPlan:
             self._run(run.backward)
             gradients.update(run.called)
             run.called.clear()
-        return tuple(gradients[number] for number in range(len(self._shapes)))
+        return tuple(gradients.get(number) for number in range(len(self._shapes)))
 
     def _look_up(self) -> None:
         """Where parameters and running statistics are now: somebody may have given them other arrays.
@@ -155,8 +159,8 @@ class TrainingPlan:
         for path, module, before in self._settings:
             now = vars(module)
             _check_mode(path, module)
-            for name, value in before.items():
-                if now.get(name) is not value and not _are_equal(now.get(name), value):
+            for name, (value, numbers) in before.items():
+                if not _are_equal(now.get(name), value, numbers):
                     raise ConfigError(
                         f"{name} of {path or 'the model'} was changed after this plan was made; "
                         "minires.compile makes one for the model as it is now"
@@ -206,6 +210,11 @@ class TrainingPlan:
             walk = functools.partial(walk_numba, *lines, *arrays, run.tiles, run.squares)
             backend.parallel_calls([walk] * self.threads)
 
+    @property
+    def calls(self) -> int:
+        """How many operations it calls, as no kernel of plans knows them."""
+        return self._calls
+
     def __repr__(self) -> str:
         return f"<TrainingPlan for {self.shape} {self.dtype}, {self.nbytes / 2**20:.0f} MiB>"
 
@@ -232,15 +241,30 @@ def _check_mode(path: str, module: Module) -> None:
         )
 
 
-def _settings(module: Module) -> dict[str, Any]:
-    """What a module has in its attributes: numbers, parameters, parts; not its mode and its buffers."""
-    public = ((name, value) for name, value in vars(module).items() if name[0] != "_" and name != "training")
-    return {name: value for name, value in public if not isinstance(value, np.ndarray)}
+_NUMBERS = 4096  # of an array that is compared; of a larger one there is but the one
 
 
-def _are_equal(now: Any, before: Any) -> bool:
-    """Of numbers and words; of anything else there is but the one."""
-    return isinstance(now, int | float | str) and isinstance(before, int | float | str) and now == before
+def _settings(module: Module, moved: set[tuple[int, str]]) -> dict[str, tuple[Any, Array | None]]:
+    """What a module has in its attributes, and the numbers of small arrays: parameters, parts, options; not
+    its mode, what is its own affair, and what is ``moved`` (which module, which name) by each step."""
+    found = {}
+    for name, value in vars(module).items():
+        is_its_own = name[0] == "_" and not isinstance(value, _PLAIN)
+        if name != "training" and not is_its_own and (id(module), name) not in moved:
+            is_small = isinstance(value, np.ndarray) and value.size <= _NUMBERS
+            found[name] = value, value.copy() if is_small else None
+    return found
+
+
+_PLAIN = (int, float, str, np.ndarray)
+
+
+def _are_equal(now: Any, before: Any, numbers: Array | None) -> bool:
+    """Of numbers, words and small arrays; of anything else there is but the one."""
+    if numbers is not None:
+        return now is before and np.array_equal(before, numbers, equal_nan=numbers.dtype.kind == "f")
+    is_plain = isinstance(now, int | float | str) and isinstance(before, int | float | str)
+    return now is before or (is_plain and now == before)
 
 
 def make(model: Module, shape: tuple[int, ...], dtype: Any) -> TrainingPlan:
@@ -251,31 +275,59 @@ def make(model: Module, shape: tuple[int, ...], dtype: Any) -> TrainingPlan:
     for path, module in parts(model):
         _check_mode(path, module)
     rng = np.random.default_rng(0)
-    x, others = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
-    few = min(2, shape[0])
+    x, few = rng.standard_normal(shape).astype(dtype), min(2, shape[0])
+    others = [make(size=(few, *shape[1:])).astype(dtype) for make in (rng.standard_normal, rng.random)]
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    buffers, chance = [(array, array.copy()) for _, array in model.named_buffers()], model.random_states()
+    buffers = {name: (array, array.copy()) for name, array in model.named_buffers()}
+    chance, settings = model.random_states(), [(part, _settings(part, set())) for _, part in parts(model)]
     try:
         with with_settings(recording=True, fused=True), set_apart(learned):
             traced = watch(model, x, training=True)
             # A plan that nobody keeps: it is large, and is to be gone before the other is made.
-            _check(
-                model, TrainingPlan(model, traced.of(few), dtype, exact=True, pictures=shape[0]), others[:few]
-            )
+            plan = TrainingPlan(model, traced.of(few), dtype, exact=True, pictures=shape[0])
+            _check_what_it_moves(buffers, settings, plan)
+            for some in others:  # the second as pictures are, from 0 to 1
+                _check(model, plan, some)
+            del plan
     finally:
-        for array, before in buffers:
+        for array, before in buffers.values():
             array[...] = before
+        for part, held in settings:
+            for name, (value, _) in held.items():
+                if isinstance(value, int | float | str):
+                    setattr(part, name, value)
         model.load_random_states(chance)
         gc.collect()  # what is called and the plan that calls it hold each other
         thread_pool.give_memory_back()
     return TrainingPlan(model, traced, dtype)
 
 
+def _check_what_it_moves(buffers: Any, settings: Any, plan: TrainingPlan) -> None:
+    """Raises: ConfigError if the model changed something of its own when it was called, as it counts its
+    calls: a plan would not."""
+    moved = {id(array) for _, _, array in plan._program.buffers}
+    changed = [
+        name for name, (array, before) in buffers.items()
+        if id(array) not in moved and not np.array_equal(array, before, equal_nan=before.dtype.kind == "f")
+    ]  # fmt: skip
+    for part, held in settings:
+        now = vars(part)
+        changed += [
+            f"{name} of a {type(part).__name__}" for name, (value, _) in held.items()
+            if isinstance(value, int | float | str) and now.get(name) != value
+        ]  # fmt: skip
+    if changed:
+        raise ConfigError(
+            f"compile: the model changes {changed[0]} when it is called, and a plan would not; train the "
+            "model itself"
+        )
+
+
 def _check(model: Module, plan: TrainingPlan, x: Array) -> None:
     """Other pictures than those that were traced must give what the model gives, and its gradients."""
     found, chance = [], model.random_states()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with modes(model, training=True):
+    with modes(model, training=True), np.errstate(all="ignore"):
         for forward in model, plan:
             model.load_random_states(chance)
             for parameter in parameters:
@@ -290,7 +342,7 @@ def _check(model: Module, plan: TrainingPlan, x: Array) -> None:
     rounding = 1e4 * float(np.finfo(dy.dtype).eps) * float(np.linalg.norm(dy))  # all there is of a zero
     same = len(right) == len(ours)
     apart = [_apart([expected], [scores]), _apart(right, ours, rounding) if same else math.inf]
-    if apart[0] > _APART or apart[1] > _GRADIENTS_APART:  # what is not finite says nothing
+    if apart[0] > _APART or apart[1] > _GRADIENTS_APART:
         raise ConfigError(
             "compile: for other pictures than those it was made with the plan gives other scores or "
             f"gradients than the model (by {apart[0]:.0%} and {apart[1]:.0%}). What the model computes "
@@ -299,7 +351,13 @@ def _check(model: Module, plan: TrainingPlan, x: Array) -> None:
 
 
 def _apart(right: list[Array], ours: list[Array], least: float = 1e-30) -> float:
-    """The norm of the difference, as a share of the norm, or of ``least`` where that is less."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        apart = math.sqrt(sum(float(np.sum((a - b) ** 2)) for a, b in zip(right, ours, strict=True)))
-        return apart / max(math.sqrt(sum(float(np.sum(a**2)) for a in right)), least)
+    """The norm of the difference, as a share of the norm, or of ``least`` where that is less: of the numbers
+    that are finite, which must be the same."""
+    apart = size = 0.0
+    for a, b in zip(right, ours, strict=True):
+        finite = np.isfinite(a)
+        if not np.array_equal(finite, np.isfinite(b)):
+            return math.inf
+        apart += float(np.sum((a[finite] - b[finite]) ** 2, dtype=np.float64))
+        size += float(np.sum(a[finite] ** 2, dtype=np.float64))
+    return math.sqrt(apart) / max(math.sqrt(size), least)

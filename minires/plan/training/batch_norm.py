@@ -8,7 +8,7 @@ from typing import Any
 from minires.backend import Array
 from minires.errors import ConfigError
 from minires.ops.batch_norm.numba_kernels import sharing
-from minires.plan.trace import Step, Value
+from minires.plan.steps import Step, Value
 from minires.plan.training.lines import Place
 from minires.plan.training.values import Values
 from minires.plan.training.walk import Do

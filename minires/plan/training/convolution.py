@@ -13,7 +13,7 @@ from minires.backend import simd, tile_groups, tile_sums
 from minires.backend.tile_products import Part, Places, Sizes
 from minires.ops.conv2d import adjoint, choose, indirect, joined_groups, places
 from minires.ops.window import Window
-from minires.plan.trace import Step, Traced, window_of
+from minires.plan.steps import Step, Traced, window_of
 from minires.plan.training.lines import Place
 from minires.plan.training.products import Weights
 from minires.plan.training.walk import Do

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from minires import backend
 from minires.errors import ConfigError
 from minires.ops.dropout import dropout
-from minires.plan.trace import Read, Step, Traced
+from minires.plan.steps import Read, Step, Traced, called
 from minires.plan.training.batch_norm import BatchNorms
 from minires.plan.training.convolution import Convolutions
 from minires.plan.training.lines import Place, Program
@@ -100,12 +100,11 @@ class Writer(Convolutions, BatchNorms):
         learns = step.writes in self.needs and self._lines_of(step, "_back") is None
         self.calls[number] = call
         learned = {name: tensor.requires_grad for name, tensor in step.tensors.items()}
-        function: Callable[..., Tensor] = step.function or dropout
-        options = step.options
-        if step.function is None:
+        if step.op == "dropout":
             if step.path not in self.generators:
                 raise ConfigError("no plan of training knows a dropout that is not a layer of its own")
-            options = {**options, "rng": self.generators[step.path]}
+            options = {**step.options, "rng": self.generators[step.path]}
+            step = replace(step, function=dropout, options=options)
 
         def forward() -> None:
             call.inputs = {
@@ -116,7 +115,7 @@ class Writer(Convolutions, BatchNorms):
                 else Tensor(step.tensors[name].data, requires_grad=learned[name])
                 for name in (*step.reads, *step.tensors)
             }
-            result = function(**call.inputs, **options)
+            result = called(step, call.inputs)
             backend.copy(result.data, self._view(y, step.writes.shape))
             result.data = self._view(y, step.writes.shape)  # it need not have numbers of its own
             call.y = result if learns else None
@@ -153,8 +152,8 @@ class Writer(Convolutions, BatchNorms):
                     backend.add(self._view(added, shape), gradient, out=target)
             for name, number in numbers.items():
                 gradient = call.inputs[name].grad
-                assert gradient is not None
-                self.called[number] = gradient
+                if gradient is not None:
+                    self.called[number] = gradient
             call.inputs, call.y = {}, None
 
         self.items.append(backward)

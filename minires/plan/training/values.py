@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from minires.errors import ConfigError
-from minires.plan.trace import Read, Step, Traced, Value, leading, zeros_of
+from minires.plan.steps import Read, Step, Traced, Value, leading, zeros_of
 from minires.plan.training.lines import Lines, Place
 from minires.plan.training.walk import Do
 from minires.tensor import Tensor
@@ -41,11 +41,11 @@ class Values(Lines):
         return needed
 
     def _add_parameter(self, step: Step, name: str, tensor: Tensor) -> None:
-        where = step.path or "the model"
+        where = f"{step.op} in {step.path or 'the model'}"
         if tensor.node is None or tensor.node.op != "leaf":
             raise ConfigError(
-                f"no plan of training knows what {where} does: its {name} is computed from parameters anew "
-                "in each step; train the model itself"
+                f"no plan of training is made where {name} of {where} is computed from parameters anew in "
+                "each step; train the model itself"
             )
         if any(one is tensor for one in self.parameters):
             raise ConfigError(

@@ -9,6 +9,7 @@ A plan asks once:
 
     trace.py      one pass through the model, watched: what is computed from what (steps.py)
     probes.py     more passes: whether that is so for other pictures, too
+    held.py       what a model holds besides, and whether it is so still
     program.py    where each array lies, and what each kernel has to do
     walk.py       one compiled function that does it, on every thread
     training.py   the same for a step of training, forward and backward
@@ -38,6 +39,7 @@ from minires.nn.restored import modes
 from minires.plan import program
 from minires.plan.probes import given, watch
 from minires.plan.steps import at_a_time
+from minires.plan.trace import failing_as
 from minires.plan.training import TrainingPlan as TrainingPlan
 from minires.plan.training import make
 from minires.plan.walk import walk_numba
@@ -186,14 +188,8 @@ def compile(
         _plans.add(step)
         return step
     rng = np.random.default_rng(0)
-    try:
+    with failing_as(ConfigError, "for one picture of zeros"):
         folded = fuse(model, whole[1:])  # type: ignore[arg-type]
-    except MiniresError:
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f"compile: the model fails for one picture of zeros, with {type(error).__name__}: {error}"
-        ) from error
     x, others = (rng.standard_normal(whole).astype(dtype) for _ in range(2))  # type: ignore[arg-type]
     plan = Plan(folded, x)
     _check(plan, folded, others)
@@ -204,12 +200,13 @@ def _check(plan: Plan, folded: Module, x: Array) -> None:
     """Pictures that were not traced must give what the model gives, one alone, too, and each the same
     whatever stands beside it."""
     likely = np.random.default_rng(1).random(x.shape).astype(x.dtype)  # as pictures are: from 0 to 1
-    with np.errstate(all="ignore"), no_grad(), modes(folded, training=False):
-        apart = max(_apart(plan, folded, some) for some in (x, likely, likely[:1]))
+    checked = failing_as(ConfigError, "when a plan of it is checked")
+    with np.errstate(all="ignore"), no_grad(), modes(folded, training=False), checked:
+        same = all(_apart(plan, folded, some) <= _APART for some in (x, likely, likely[:1]))
         middle = len(x) // 2
         changed = np.concatenate([x[:middle], likely[middle : middle + 1], x[middle + 1 :]])
         alone = np.array_equal(plan(likely)[middle], plan(changed)[middle], equal_nan=True)
-    if apart > _APART or not alone:
+    if not (same and alone):
         raise ConfigError(
             "compile: for other pictures than those it was made with the plan gives other scores than the "
             "model. What the model computes hangs on more than its operations say: on numbers taken out of a "
@@ -224,5 +221,5 @@ def _apart(plan: Plan, folded: Module, x: Array) -> float:
     finite = np.isfinite(expected)
     if not np.array_equal(finite, np.isfinite(scores)):
         return np.inf
-    size = float(np.linalg.norm(expected[finite]))
-    return float(np.linalg.norm(scores[finite] - expected[finite])) / max(size, 1e-30)
+    right, ours = (array[finite].astype(np.float64) for array in (expected, scores))
+    return float(np.linalg.norm(ours - right)) / max(float(np.linalg.norm(right)), 1e-30)

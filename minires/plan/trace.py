@@ -10,15 +10,15 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections import Counter
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from minires.backend import Array
-from minires.errors import ConfigError, MiniresError
+from minires.errors import ConfigError, ShapeError
 from minires.modes import settings
 from minires.nn.module import Module
 from minires.nn.restored import modes
@@ -27,21 +27,33 @@ from minires.plan.steps import RESULT, Read, Step, Traced, Value, leading
 from minires.tensor import Call, Tensor, no_grad, watching
 
 
+class Fails(ConfigError):
+    """The model fails by itself."""
+
+
+@contextmanager
+def failing_as(kind: type[ConfigError], when: str) -> Iterator[None]:
+    """What the model raises of its own inside this block is told as an error of this kind."""
+    try:
+        yield
+    except (ConfigError, ShapeError):
+        raise
+    except Exception as error:
+        raise kind(f"compile: the model fails {when}, with {type(error).__name__}: {error}") from error
+
+
 def once(model: Module, x: Array, training: bool) -> Traced:
+    """One pass through a model.
+
+    Raises: ConfigError for what no plan knows; Fails if it is the model that fails.
+    """
     tracer = _Tracer(Tensor(x), training)
     with (
         modes(model, training=training), nullcontext() if training else no_grad(), watching(tracer.see),
         np.errstate(all="ignore"),
+        failing_as(Fails, f"for noise of {x.shape}{'' if training else ', its batch norms folded'}"),
     ):  # fmt: skip
-        try:
-            y = model(tracer.x)
-        except MiniresError:
-            raise
-        except Exception as error:
-            raise ConfigError(
-                f"compile: the model fails for {len(x)} pictures of noise, "
-                f"{'' if training else 'its batch norms folded, '}with {type(error).__name__}: {error}"
-            ) from error
+        y = model(tracer.x)
     if not isinstance(y, Tensor):
         raise ConfigError(f"a plan is for a model that returns one tensor, not a {type(y).__name__}")
     output = tracer.read(y)
@@ -101,8 +113,8 @@ class _Tracer:
         known = call.op in _KNOWN and _KNOWN[call.op](reads, constants, call)
         known = known or (self.training and call.op == "dropout")
         function, lacks = function_of(call)
-        is_other = call.op == "batch_norm" and call.options["training"] != self.training
-        if is_other or call.y.dtype != self.x.dtype or not (known or function):
+        known = known and call.options.get("training", self.training) == self.training
+        if call.y.dtype != self.x.dtype or not (known or function):
             raise ConfigError(
                 f"no plan knows {call.op!r} as {settings()['path'] or 'the model'} calls it, with "
                 f"{', '.join(f'{name} {x.shape}' for name, x in call.inputs.items())}; use the model itself"
@@ -150,7 +162,7 @@ def function_of(call: Call) -> tuple[Callable[..., Tensor] | None, str]:
     described = describe(call.op)
     if described.function is None:
         return None, f"nothing describes {call.op!r}: see @operation in minires.ops.registry"
-    if described.moves:
+    if described.moves and call.options.get("training", True):
         return None, f"{call.op!r} changes {', '.join(described.moves)}"
     signature = inspect.signature(described.function)
     try:

@@ -17,6 +17,8 @@ from minires.tensor import Tensor
 
 WORTH = 200  # steps of a run; fewer do not save the time that the kernels take to compile, once on a machine
 
+_MOST = 5  # plans of a model that is changed again and again
+
 
 class Forward:
     """Called with pictures, it gives the logits of ``model``, for a run of so many steps and such batches.
@@ -28,6 +30,7 @@ class Forward:
         self.model, self.batch = model, batch
         self.is_wanted = steps >= WORTH
         self.plan: TrainingPlan | None = None
+        self.made = 0  # plans, or attempts
         self.say: Callable[[str], None] = lambda line: None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -37,14 +40,16 @@ class Forward:
                 plan = plan_of(self.model, x.shape, training=True, dtype=x.dtype)
                 if plan.calls == 0:
                     self.plan = plan
+                if plan.calls == 0 and not self.made:
                     self.say("each step goes by a plan (minires.compile); plan=False does without")
             except (ConfigError, ShapeError):  # the model itself goes on
                 pass
+            self.made += 1
         if self.plan is not None and x.shape == self.plan.shape and x.dtype == self.plan.dtype:
             try:
                 return self.plan(x)
-            except ConfigError:  # the model was changed meanwhile
-                self.plan, self.is_wanted = None, True
+            except (ConfigError, ShapeError):  # the model was changed meanwhile
+                self.plan, self.is_wanted = None, self.made < _MOST
                 return self(x)
         logits: Tensor = self.model(x)
         return logits

@@ -69,6 +69,19 @@ class Chosen(nn.Module):
         return ops.where(True, x, x + 1.0)
 
 
+def test_a_model_that_is_changed_in_each_step_goes_by_itself():
+    model, x = (
+        nn.Sequential(nn.GlobalAvgPool2d(), nn.Dropout(0.5, seed=1), nn.Linear(3, 2)),
+        np.ones((2, 4, 4, 3)),
+    )
+    said, forward = [], planned.Forward(model, planned.WORTH, 2)
+    forward.say = said.append
+    for step in range(20):
+        model[1].rate = 0.5 - step / 100
+        forward(Tensor(x.astype(np.float32)))
+    assert forward.plan is None and forward.made < 10 and len(said) == 1
+
+
 @pytest.mark.parametrize(
     ("steps", "batch", "model"),
     [

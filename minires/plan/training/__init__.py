@@ -35,8 +35,10 @@ from minires.nn.layers import Dropout
 from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.ops.registry import Description, Words, declare
+from minires.plan.held import Held, Restorable
 from minires.plan.probes import given, parts, watch
 from minires.plan.steps import Traced
+from minires.plan.trace import failing_as
 from minires.plan.training.program import Writer
 from minires.plan.training.walk import walk_numba
 from minires.tensor import Tensor, record, set_apart
@@ -98,8 +100,8 @@ class TrainingPlan:
             if any(tensor is one for one in self._program.read_again)
         }
         self._buffers = [self._owner(model, array) for _, _, array in self._program.buffers]
-        moved = {(id(module), name) for module, name in self._buffers}
-        self._settings = [(path, part, _settings(part, moved)) for path, part in parts(model)]
+        self.moved = {(id(module), name) for module, name in self._buffers}
+        self._parts, self._held = parts(model), Held(model, self.moved)
         self.threads = backend.threads()
 
     @staticmethod
@@ -156,15 +158,13 @@ class TrainingPlan:
         Raises: ConfigError, ShapeError for what else was changed.
         """
         run = self._program
-        for path, module, before in self._settings:
-            now = vars(module)
+        for path, module in self._parts:
             _check_mode(path, module)
-            for name, (value, numbers) in before.items():
-                if not _are_equal(now.get(name), value, numbers):
-                    raise ConfigError(
-                        f"{name} of {path or 'the model'} was changed after this plan was made; "
-                        "minires.compile makes one for the model as it is now"
-                    )
+        if changed := self._held.changed():
+            raise ConfigError(
+                f"{changed[0]} was changed after this plan was made; minires.compile makes one for the model "
+                "as it is now"
+            )
         if any(tensor.requires_grad for tensor in self._still):
             raise ConfigError(
                 "a parameter is trained now that was not when this plan was made; minires.compile makes one "
@@ -241,32 +241,6 @@ def _check_mode(path: str, module: Module) -> None:
         )
 
 
-_NUMBERS = 4096  # of an array that is compared; of a larger one there is but the one
-
-
-def _settings(module: Module, moved: set[tuple[int, str]]) -> dict[str, tuple[Any, Array | None]]:
-    """What a module has in its attributes, and the numbers of small arrays: parameters, parts, options; not
-    its mode, what is its own affair, and what is ``moved`` (which module, which name) by each step."""
-    found = {}
-    for name, value in vars(module).items():
-        is_its_own = name[0] == "_" and not isinstance(value, _PLAIN)
-        if name != "training" and not is_its_own and (id(module), name) not in moved:
-            is_small = isinstance(value, np.ndarray) and value.size <= _NUMBERS
-            found[name] = value, value.copy() if is_small else None
-    return found
-
-
-_PLAIN = (int, float, str, np.ndarray)
-
-
-def _are_equal(now: Any, before: Any, numbers: Array | None) -> bool:
-    """Of numbers, words and small arrays; of anything else there is but the one."""
-    if numbers is not None:
-        return now is before and np.array_equal(before, numbers, equal_nan=numbers.dtype.kind == "f")
-    is_plain = isinstance(now, int | float | str) and isinstance(before, int | float | str)
-    return now is before or (is_plain and now == before)
-
-
 def make(model: Module, shape: tuple[int, ...], dtype: Any) -> TrainingPlan:
     """A plan for batches of a shape; it is held against the model with a batch of two pictures.
 
@@ -278,49 +252,27 @@ def make(model: Module, shape: tuple[int, ...], dtype: Any) -> TrainingPlan:
     x, few = rng.standard_normal(shape).astype(dtype), min(2, shape[0])
     others = [make(size=(few, *shape[1:])).astype(dtype) for make in (rng.standard_normal, rng.random)]
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    buffers = {name: (array, array.copy()) for name, array in model.named_buffers()}
-    chance, settings = model.random_states(), [(part, _settings(part, set())) for _, part in parts(model)]
+    chance, held = model.random_states(), Restorable(model)
     try:
         with with_settings(recording=True, fused=True), set_apart(learned):
             traced = watch(model, x, training=True)
             # A plan that nobody keeps: it is large, and is to be gone before the other is made.
             plan = TrainingPlan(model, traced.of(few), dtype, exact=True, pictures=shape[0])
-            _check_what_it_moves(buffers, settings, plan)
-            for some in others:  # the second as pictures are, from 0 to 1
-                _check(model, plan, some)
+            if changed := held.changed(plan.moved, new=True):
+                raise ConfigError(
+                    f"compile: the model changes {changed[0]} when it is called, and a plan would not; train "
+                    "the model itself"
+                )
+            with failing_as(ConfigError, "when a plan of it is checked"):
+                for some in others:  # the second as pictures are, from 0 to 1
+                    _check(model, plan, some)
             del plan
     finally:
-        for array, before in buffers.values():
-            array[...] = before
-        for part, held in settings:
-            for name, (value, _) in held.items():
-                if isinstance(value, int | float | str):
-                    setattr(part, name, value)
+        held.restore()
         model.load_random_states(chance)
         gc.collect()  # what is called and the plan that calls it hold each other
         thread_pool.give_memory_back()
     return TrainingPlan(model, traced, dtype)
-
-
-def _check_what_it_moves(buffers: Any, settings: Any, plan: TrainingPlan) -> None:
-    """Raises: ConfigError if the model changed something of its own when it was called, as it counts its
-    calls: a plan would not."""
-    moved = {id(array) for _, _, array in plan._program.buffers}
-    changed = [
-        name for name, (array, before) in buffers.items()
-        if id(array) not in moved and not np.array_equal(array, before, equal_nan=before.dtype.kind == "f")
-    ]  # fmt: skip
-    for part, held in settings:
-        now = vars(part)
-        changed += [
-            f"{name} of a {type(part).__name__}" for name, (value, _) in held.items()
-            if isinstance(value, int | float | str) and now.get(name) != value
-        ]  # fmt: skip
-    if changed:
-        raise ConfigError(
-            f"compile: the model changes {changed[0]} when it is called, and a plan would not; train the "
-            "model itself"
-        )
 
 
 def _check(model: Module, plan: TrainingPlan, x: Array) -> None:

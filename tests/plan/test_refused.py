@@ -7,7 +7,7 @@ from plan.own import Own
 import minires
 from minires import Tensor, backend, nn, ops
 from minires.errors import ConfigError, DataError, MiniresError
-from minires.ops.registry import Formula, operation
+from minires.ops.registry import OPERATIONS, Formula, operation
 from minires.plan import planned
 
 pytestmark = pytest.mark.skipif(not backend.HAS_NUMBA, reason="a plan needs Numba")
@@ -19,7 +19,13 @@ def conv(c, o, kernel=3, **options):
     return nn.Conv2d(c, o, kernel, **{"padding": kernel // 2, "rng": np.random.default_rng(c + o), **options})
 
 
-@operation(arithmetic=Formula("y = x; dx = dy"), unchecked="a test's own", role="box")
+@pytest.fixture(autouse=True, scope="module")
+def described_here():
+    operation(arithmetic=Formula("y = x; dx = dy"), unchecked="a test's own")(divided_in_plans)
+    yield
+    del OPERATIONS["divided_in_plans"]
+
+
 def divided_in_plans(x, eps=1e-3):
     """It does not record eps."""
     a = x.data
@@ -162,7 +168,7 @@ def test_a_constant_array_is_one():
     assert np.array_equal(plan(x).data, model(Tensor(x)).data)
 
 
-def test_a_gradient_that_is_none_stays_none():
+def test_a_gradient_that_is_none_stays_none(registries_as_before):
     def scaled_in_plans(x, w):
         b = w.data
         return minires.record(
@@ -290,7 +296,7 @@ def test_a_model_need_not_take_black_and_bright_pictures(kind, training):
     assert np.allclose(plan(x), model(Tensor(x)).data, atol=1e-6)
 
 
-def test_a_model_that_fails_when_it_is_checked_goes_on_by_itself():
+def test_a_model_that_fails_when_it_is_checked_goes_on_by_itself(registries_as_before):
     def one(x):
         def backward(dy):
             if dy.min() < 0:

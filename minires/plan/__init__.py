@@ -37,8 +37,8 @@ from minires.nn.fuse import fuse
 from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.plan import program
-from minires.plan.probes import given, watch
-from minires.plan.steps import at_a_time
+from minires.plan.probes import apart, watch
+from minires.plan.steps import at_a_time, given
 from minires.plan.trace import failing_as
 from minires.plan.training import TrainingPlan as TrainingPlan
 from minires.plan.training import make
@@ -202,24 +202,14 @@ def _check(plan: Plan, folded: Module, x: Array) -> None:
     likely = np.random.default_rng(1).random(x.shape).astype(x.dtype)  # as pictures are: from 0 to 1
     checked = failing_as(ConfigError, "when a plan of it is checked")
     with np.errstate(all="ignore"), no_grad(), modes(folded, training=False), checked:
-        same = all(_apart(plan, folded, some) <= _APART for some in (x, likely, likely[:1]))
+        scores = [(folded(Tensor(some)).data, plan(some)) for some in (x, likely, likely[:1])]
+        same = all(apart([right], [ours]) <= _APART for right, ours in scores)
         middle = len(x) // 2
         changed = np.concatenate([x[:middle], likely[middle : middle + 1], x[middle + 1 :]])
-        alone = np.array_equal(plan(likely)[middle], plan(changed)[middle], equal_nan=True)
+        alone = np.array_equal(scores[1][1][middle], plan(changed)[middle], equal_nan=True)
     if not (same and alone):
         raise ConfigError(
             "compile: for other pictures than those it was made with the plan gives other scores than the "
             "model. What the model computes hangs on more than its operations say: on numbers taken out of a "
             "tensor (x.data, x.numpy()), on an if, on chance, or of a picture on those beside it"
         )
-
-
-def _apart(plan: Plan, folded: Module, x: Array) -> float:
-    """The norm of the difference from the model's scores, as a share of theirs; of those that are finite,
-    which must be the same."""
-    expected, scores = folded(Tensor(x)).data, plan(x)
-    finite = np.isfinite(expected)
-    if not np.array_equal(finite, np.isfinite(scores)):
-        return np.inf
-    right, ours = (array[finite].astype(np.float64) for array in (expected, scores))
-    return float(np.linalg.norm(ours - right)) / max(float(np.linalg.norm(right)), 1e-30)

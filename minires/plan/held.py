@@ -16,6 +16,11 @@ _NOTHING = object()
 Place = tuple[int, str]  # a module, by its id, and an attribute
 
 
+def parts(model: Module) -> list[tuple[str, Module]]:
+    """The model itself, and every module inside, with its path."""
+    return [("", model), *model.named_modules()]
+
+
 class _Same:
     """Equals itself alone."""
 
@@ -55,11 +60,10 @@ class Held:
     False
     """
 
-    def __init__(self, model: Module, moved: Collection[Place] = ()) -> None:
+    def __init__(self, model: Module) -> None:
         self._parts = []
-        for path, part in [("", model), *model.named_modules()]:
-            own = [(name, value) for name, value in _attributes(part) if (id(part), name) not in moved]
-            values = {name: frozen(value) for name, value in own}
+        for path, part in parts(model):
+            values = {name: frozen(value) for name, value in _attributes(part)}
             self._parts.append((path or "the model", part, dict(vars(part)), values))
 
     def changed(self, moved: Collection[Place] = (), *, new: bool = False) -> list[str]:

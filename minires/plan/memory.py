@@ -67,11 +67,17 @@ class Memory:
             found[at : at + array.size] = array
         return found
 
-    def real(self, at: Any) -> Any:
-        """Where the place is that was promised: of a number, or of all that an array has."""
+    def real(self, at: int) -> int:
+        """Where the place is that was promised."""
         assert self.places is not None, "they are not laid out"
-        promised = np.maximum(at, 0) >> _APART  # -1 is no place
-        return np.where(promised > 0, self.places[promised] + at - (promised << _APART), at)
+        promised = max(at, 0) >> _APART  # -1 is no place
+        return int(self.places[promised]) + at - (promised << _APART)
+
+    def all_real(self, numbers: Array) -> Array:
+        """The same of all places that an array has; its other numbers stay."""
+        assert self.places is not None, "they are not laid out"
+        promised = np.maximum(numbers, 0) >> _APART
+        return self.places[promised] + numbers - (promised << _APART)
 
 
 def _whole(size: int) -> int:

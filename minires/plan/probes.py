@@ -6,6 +6,7 @@ and, if it trains, with other weights: it must do the same, and throw no dice.
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -16,29 +17,13 @@ from typing import Any
 import numpy as np
 
 from minires.backend import Array
-from minires.errors import ConfigError, ShapeError
+from minires.errors import ConfigError
 from minires.nn.layers import Dropout
 from minires.nn.module import Module
-from minires.plan.held import frozen
-from minires.plan.steps import Shape, Traced
+from minires.plan.held import frozen, parts
+from minires.plan.steps import Traced
 from minires.plan.trace import Fails, once
 from minires.tensor import Tensor
-
-
-def given(x: Any, shape: Shape, dtype: Any, *, fewer: bool) -> Array:
-    """The pictures that a plan was called with. Raises: ShapeError if it was not made for such."""
-    x = x.data if isinstance(x, Tensor) else np.asarray(x, dtype if isinstance(x, list | tuple) else None)
-    if x.dtype != dtype:
-        raise ShapeError(
-            f"this plan computes with {dtype}, not with {x.dtype}: give it x.astype({str(dtype)!r}), scaled "
-            "as the model wants its pictures"
-        )
-    if x.shape[1:] != shape[1:] or len(x) > shape[0] or (len(x) < shape[0] and not fewer):
-        raise ShapeError(
-            f"this plan was made for pictures {shape}{', or fewer of them' if fewer else ''}, not for "
-            f"{x.shape}; minires.compile makes one for these"
-        )
-    return x
 
 
 def watch(model: Module, x: Array, *, training: bool = False) -> Traced:
@@ -62,11 +47,11 @@ def watch(model: Module, x: Array, *, training: bool = False) -> Traced:
     fewer = once(model, few, training)
     for other in -few, few / 100, 100 * few, 100 * abs(few), 0 * few:
         with suppress(Fails):  # it need not take black pictures, or such that are far too bright
-            _compare(traced, once(model, other.astype(x.dtype), training), training)
+            _compare(traced, once(model, other.astype(x.dtype), training))
     if training:
         with _other_weights(model):
-            _compare(traced, once(model, few, training), training)
-    _compare(traced, fewer, training)
+            _compare(traced, once(model, few, training))
+    _compare(traced, fewer)
     return replace(traced, meeting=_meeting(traced, fewer))
 
 
@@ -98,11 +83,6 @@ def _other_weights(model: Module) -> Iterator[None]:
             parameter.data = numbers
 
 
-def parts(model: Module) -> list[tuple[str, Module]]:
-    """The model itself, and every module inside, with its path."""
-    return [("", model), *model.named_modules()]
-
-
 _STATES: dict[type, Callable[[Any], Any]] = {
     np.random.Generator: lambda dice: dice.bit_generator.state,
     np.random.RandomState: lambda dice: dice.get_state(),
@@ -127,7 +107,7 @@ def _dice(model: Module) -> dict[str, str]:
     return found
 
 
-def _compare(one: Traced, other: Traced, training: bool) -> None:
+def _compare(one: Traced, other: Traced) -> None:
     """Raises: ConfigError if the steps are not the same but for the number of pictures."""
     told = (
         "compile: the model computes something else for other pictures, or for fewer. What it computes hangs "
@@ -168,3 +148,17 @@ def _is_same(a: Tensor, b: Tensor) -> bool:
     """Whether a constant has the same numbers in both passes, as in ``x * 0.5`` or ``x - self.mean``."""
     both_learn = a.requires_grad and b.requires_grad  # computed from parameters: told elsewhere
     return both_learn or (a.dtype == b.dtype and np.array_equal(a.data, b.data, equal_nan=True))
+
+
+def apart(right: list[Array], ours: list[Array], least: float = 1e-30) -> float:
+    """The norm of the difference, as a share of the norm, or of ``least`` where that is less: of the numbers
+    that are finite, which must be the same."""
+    difference = size = 0.0
+    for a, b in zip(right, ours, strict=True):
+        finite = np.isfinite(a)
+        if not np.array_equal(finite, np.isfinite(b)):
+            return math.inf
+        a, b = a[finite].astype(np.float64), b[finite].astype(np.float64)
+        difference += float(np.sum((a - b) ** 2))
+        size += float(np.sum(a**2))
+    return math.sqrt(difference) / max(math.sqrt(size), least)

@@ -40,8 +40,8 @@ class Called:
 
     def placed(self, memory: Memory) -> Called:
         """The same, once places are known."""
-        reads = {name: (int(memory.real(at)), shape) for name, (at, shape) in self.reads.items()}
-        return replace(self, reads=reads, writes=(int(memory.real(self.writes[0])), self.writes[1]))
+        reads = {name: (memory.real(at), shape) for name, (at, shape) in self.reads.items()}
+        return replace(self, reads=reads, writes=(memory.real(self.writes[0]), self.writes[1]))
 
     def __call__(self, floats: Array) -> None:
         reads = {name: Tensor(_view(floats, *place)) for name, place in self.reads.items()}
@@ -144,11 +144,11 @@ class _Writer:
             elif line[0] == Do.AVG_POOL:
                 line[19] = columns
         floats = memory.numbers(self.widest, self.dtype)
-        x, y = (int(memory.real(at)) for at in (self.input, self._at(traced.output.value)))
+        x, y = (memory.real(at) for at in (self.input, self._at(traced.output.value)))
         tiles = simd.shapes()
         return Program(
             [item.placed(memory) if isinstance(item, Called) else item for item in self.items],
-            memory.real(np.array(self.lines, np.int64).reshape(-1, COLUMNS)), floats,
+            memory.all_real(np.array(self.lines, np.int64).reshape(-1, COLUMNS)), floats,
             flat(self.offsets, np.int32), flat(self.sees, np.uint8), np.arange(self.taps),
             np.zeros(self.threads * self.widest),
             slice(x, x + math.prod(traced.input.shape)), slice(y, y + math.prod(traced.output.shape)),

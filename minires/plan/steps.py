@@ -14,13 +14,29 @@ from typing import Any
 import numpy as np
 
 from minires.backend import Array, simd
-from minires.errors import ConfigError
+from minires.errors import ConfigError, ShapeError
 from minires.modes import with_settings
 from minires.ops.window import Window, window
 from minires.tensor import Tensor
 
 Shape = tuple[int, ...]
 RESULT = object()  # in the options of a step: the shape of what it writes
+
+
+def given(x: Any, shape: Shape, dtype: Any, *, fewer: bool) -> Array:
+    """The pictures that a plan was called with. Raises: ShapeError if it was not made for such."""
+    x = x.data if isinstance(x, Tensor) else np.asarray(x, dtype if isinstance(x, list | tuple) else None)
+    if x.dtype != dtype:
+        raise ShapeError(
+            f"this plan computes with {dtype}, not with {x.dtype}: give it x.astype({str(dtype)!r}), scaled "
+            "as the model wants its pictures"
+        )
+    if x.shape[1:] != shape[1:] or len(x) > shape[0] or (len(x) < shape[0] and not fewer):
+        raise ShapeError(
+            f"this plan was made for pictures {shape}{', or fewer of them' if fewer else ''}, not for "
+            f"{x.shape}; minires.compile makes one for these"
+        )
+    return x
 
 
 def row_of(shape: Shape) -> int:

@@ -49,5 +49,6 @@ def test_places_that_were_promised_are_found():
     memory.give_back(first)
     second = memory.take(30)
     assert memory.numbers(3, np.float32).size == memory.size + 3 == 2 * ALIGNED + ALIGNED + 3
-    found = memory.real(np.array([[first + 7, -1], [second, stays]]))
+    found = memory.all_real(np.array([[first + 7, -1], [second, stays]]))
     assert found.tolist() == [[ALIGNED + 7, -1], [ALIGNED, stays]]
+    assert [memory.real(at) for at in (first + 7, -1, second, stays)] == [ALIGNED + 7, -1, ALIGNED, stays]

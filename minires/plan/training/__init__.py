@@ -35,9 +35,9 @@ from minires.nn.layers import Dropout
 from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.ops.registry import Description, Words, declare
-from minires.plan.held import Held, Restorable
-from minires.plan.probes import given, parts, watch
-from minires.plan.steps import Traced
+from minires.plan.held import Held, Restorable, parts
+from minires.plan.probes import apart, watch
+from minires.plan.steps import Traced, given
 from minires.plan.trace import failing_as
 from minires.plan.training.program import Writer
 from minires.plan.training.walk import walk_numba
@@ -101,7 +101,7 @@ class TrainingPlan:
         }
         self._buffers = [self._owner(model, array) for _, _, array in self._program.buffers]
         self.moved = {(id(module), name) for module, name in self._buffers}
-        self._parts, self._held = parts(model), Held(model, self.moved)
+        self._parts, self._held = parts(model), Held(model)
         self.threads = backend.threads()
 
     @staticmethod
@@ -160,7 +160,7 @@ class TrainingPlan:
         run = self._program
         for path, module in self._parts:
             _check_mode(path, module)
-        if changed := self._held.changed():
+        if changed := self._held.changed(self.moved):
             raise ConfigError(
                 f"{changed[0]} was changed after this plan was made; minires.compile makes one for the model "
                 "as it is now"
@@ -293,23 +293,10 @@ def _check(model: Module, plan: TrainingPlan, x: Array) -> None:
     (expected, *right), (scores, *ours) = found
     rounding = 1e4 * float(np.finfo(dy.dtype).eps) * float(np.linalg.norm(dy))  # all there is of a zero
     same = len(right) == len(ours)
-    apart = [_apart([expected], [scores]), _apart(right, ours, rounding) if same else math.inf]
-    if apart[0] > _APART or apart[1] > _GRADIENTS_APART:
+    off = [apart([expected], [scores]), apart(right, ours, rounding) if same else math.inf]
+    if not (off[0] <= _APART and off[1] <= _GRADIENTS_APART):
         raise ConfigError(
             "compile: for other pictures than those it was made with the plan gives other scores or "
-            f"gradients than the model (by {apart[0]:.0%} and {apart[1]:.0%}). What the model computes "
+            f"gradients than the model (by {off[0]:.0%} and {off[1]:.0%}). What the model computes "
             "hangs on more than its operations say: on numbers taken out of a tensor, on an if, or on chance"
         )
-
-
-def _apart(right: list[Array], ours: list[Array], least: float = 1e-30) -> float:
-    """The norm of the difference, as a share of the norm, or of ``least`` where that is less: of the numbers
-    that are finite, which must be the same."""
-    apart = size = 0.0
-    for a, b in zip(right, ours, strict=True):
-        finite = np.isfinite(a)
-        if not np.array_equal(finite, np.isfinite(b)):
-            return math.inf
-        apart += float(np.sum((a[finite] - b[finite]) ** 2, dtype=np.float64))
-        size += float(np.sum(a[finite] ** 2, dtype=np.float64))
-    return math.sqrt(apart) / max(math.sqrt(size), least)

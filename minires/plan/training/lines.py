@@ -117,8 +117,8 @@ class Lines:
                 line[7] = nothing
         self.floats = self.memory.numbers(64, self.dtype)
         tiles, squares = simd.shapes(), simd.squares()
-        lines = self.memory.real(np.array(self.lines, np.int64).reshape(-1, COLUMNS))
-        x, y, dy = (slice(at := int(self.memory.real(place)), at + size) for place, size in ends)
+        lines = self.memory.all_real(np.array(self.lines, np.int64).reshape(-1, COLUMNS))
+        x, y, dy = (slice(at := self.memory.real(place), at + size) for place, size in ends)
         for number, column, array in self.buffers:
             lines[number, column] = place_of(array)
         return Program(
@@ -147,7 +147,7 @@ class Lines:
 
     def _view(self, at: int, shape: tuple[int, ...]) -> Array:
         assert self.floats is not None
-        at = int(self.memory.real(at))
+        at = self.memory.real(at)
         return self.floats[at : at + math.prod(shape)].reshape(shape)
 
     def _room(self, name: str, size: int) -> int:

@@ -82,6 +82,11 @@ MODELS = {
     "scores": lambda: nn.Sequential(
         conv(3, 8), nn.GlobalAvgPool2d(), nn.Linear(8, 5), Own(lambda m, x: ops.log_softmax(x))
     ),
+    "twice as high": lambda: Own(lambda m, x: m.b(ops.repeat(m.a(x), 2, axis=1)), a=conv(3, 6), b=conv(6, 4)),
+    "a broadcast mean": lambda: Own(
+        lambda m, x: m.a(x) + ops.broadcast_to(x.mean(axis=(1, 2, 3), keepdims=True), x.shape), a=conv(3, 3)
+    ),
+    "dense over pixels": lambda: Own(lambda m, x: ops.tanh(m.l(m.a(x))), a=conv(3, 6), l=nn.Linear(6, 5)),
     "twice the same": lambda: Own(lambda m, x: (y := m.a(x)) * y * y, a=conv(3, 8)),
     "an axis more": lambda: Own(
         lambda m, x: ops.squeeze(ops.expand_dims(ops.tanh(m.a(x)), 1), 1) + 1.0, a=conv(3, 8)

@@ -37,6 +37,12 @@ def scaled_above(limit):
     return lambda m, x: m.a(x * (1 / 255)) if x.data.max() > limit else m.a(x)
 
 
+def dark_but_not_black(m, x):
+    if not x.data.any():
+        raise ValueError("a black picture")
+    return scaled_above(0.5)(m, x)
+
+
 def bright(m, x):
     return m.a(ops.sqrt(x)) * (2.0 if x.data.mean() > 3 else 1.0)
 
@@ -78,6 +84,7 @@ BOTH = {
         f"an if above {limit}": (later(scaled_above(limit)), "on an if|of other values")
         for limit in (0.5, 1, 2, 4, 100)
     },
+    "an if, and no black pictures": (later(dark_but_not_black), "on an if|of other values|for one picture"),
     "brightness": (later(bright), "b of mul in the model has other numbers for other pictures"),
     "the dice of a file": (later(skipped), "draws from RNG"),
     "an option that is not recorded": (

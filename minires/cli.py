@@ -6,6 +6,7 @@ Exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import re
@@ -13,11 +14,10 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
 from minires.commands import COMMANDS, FAILED, Command
-from minires.errors import ConfigError, MiniresError, UnknownName
+from minires.errors import ConfigError, MiniresError, UnknownName, closest, harmless
 from minires.version import __version__
 
 WRONG_USE, INTERRUPTED = 2, 130
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [str(one) for one in (sys.argv[1:] if arguments is None else arguments)]
     options = argparse.Namespace(debug=False, imports=(), own={}, given=given)
     try:
-        with _plain_warnings(options):
+        with _plain_warnings(options), contextlib.redirect_stdout(_Harmless(sys.stdout)):
             _parser().parse_args(arguments, options)
             status: int = options.run(options)
             sys.stdout.flush()
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         own = isinstance(error, UnknownName) and not options.imports
         hint = ". For one of your own, name the module that registers it: minires --import MODULE ..."
-        message = in_options(_message(error), options.own, options.given)
+        message = harmless(in_options(_message(error), options.own, options.given))
         print(f"minires: error: {message}{hint if own else ''}", file=sys.stderr)
         return WRONG_USE if isinstance(error, ConfigError) else FAILED
 
@@ -93,12 +93,26 @@ def in_options(text: str, own: Mapping[str, Sequence[str]], given: Iterable[str]
     return text
 
 
-@contextmanager
+class _Harmless:
+    """A stream for a terminal on which names from files cannot do anything: see ``harmless``."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(harmless(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
 def _plain_warnings(options: argparse.Namespace) -> Iterator[None]:
     """Warnings as one line each, without the place in the source."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        print(f"minires: warning: {in_options(str(message), options.own, options.given)}", file=sys.stderr)
+        text = harmless(in_options(str(message), options.own, options.given))
+        print(f"minires: warning: {text}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -172,4 +186,14 @@ class _CommandParser(argparse.ArgumentParser):
                 text = "print the result as JSON, for programs"
                 self.add_argument("--json", action="store_true", help=text)
             self.set_defaults(own={one.dest: one.option_strings for one in self._actions})
-        return super().parse_known_args(args, namespace)
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            first = next((one.partition("=")[0] for one in rest if one.startswith("--")), None)
+            known = [name for action in self._actions for name in action.option_strings]
+            near = closest(first, known, count=1) if first else []
+            wrong = f"there is no option {first}" if first else f"too many arguments: {' '.join(rest)}"
+            self.error(wrong + "".join(f"; did you mean {one}?" for one in near))
+        return found, rest
+
+    def error(self, message: str) -> NoReturn:
+        super().error(harmless(message))

@@ -69,7 +69,8 @@ def test_a_known_name_that_begins_with_what_was_given_is_the_nearest():
     ("given", "meant"),
     [
         ("ResNet50", "resnet50"), ("resnet-50", "resnet50"), ("vgg16bn", "vgg16_bn"),
-        ("seresnet50", "se_resnet50"), ("resnet50_v2", "resnet50v2_keras"), ("resnet20", "resnet20_cifar"), ("resnet1001", "resnet101"),
+        ("seresnet50", "se_resnet50"), ("resnet50_v2", "resnet50v2_keras"),
+        ("resnet20", "resnet20_cifar"), ("resnet1001", "resnet101"),
     ],
 )  # fmt: skip
 def test_a_name_is_known_again_without_its_signs_and_capitals(given, meant):

@@ -18,6 +18,7 @@ from minires.data.loader import Loader
 from minires.data.pictures import decode
 from minires.data.registry import Entry
 from minires.data.search_path import cache, roots
+from minires.data.sources import Picture, pictures_at
 from minires.errors import ConfigError, DataError, UnknownName, as_seed, whole
 from minires.registry import Registry
 
@@ -28,6 +29,7 @@ __all__ = [
     "Entry",
     "Loader",
     "Normalize",
+    "Picture",
     "Splits",
     "augment",
     "build",
@@ -38,6 +40,7 @@ __all__ = [
     "find",
     "load",
     "names",
+    "pictures_at",
     "prepare",
     "register",
 ]

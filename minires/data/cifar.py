@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minires.data import folder
+from minires.data import archives, folder
 from minires.data.dataset import Dataset, Splits
 from minires.data.fetch import check_counts, copy_files, staging
 from minires.data.pictures import resize
@@ -49,9 +49,9 @@ def read(path: Path, *, size: int | None = None, seed: int = 0) -> Splits:
         )
     if (found / TEST_FILE).is_file():
         return _read_binary(found, size=size, seed=seed)
-    archives = zips(found)
-    entries = [entry for path in archives for entry in folder.in_zip(path)]
-    where = ", ".join(str(path) for path in archives)
+    found_zips = zips(found)
+    entries = [entry for path in found_zips for entry in archives.in_zip(path)]
+    where = ", ".join(str(path) for path in found_zips)
     splits = folder.split_up(entries, size=size, seed=seed, name="cifar10", where=where, train_share=0.9)
     if splits.train.classes != CLASSES:
         raise DataError(f"{where}: not the classes of CIFAR-10: {', '.join(splits.train.classes)}")

@@ -11,18 +11,15 @@ Files of a zip are read in memory and never unpacked, so a member's path can do 
 
 from __future__ import annotations
 
-import os
-import zipfile
-import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from minires.data.dataset import Dataset, Splits
 from minires.data.pictures import decode_all, listing
+from minires.data.sources import entries as entries_at
+from minires.data.sources import pictures_of
+from minires.data.tree import Entry
 from minires.errors import DataError
 
 SPLIT_NAMES = {
@@ -34,19 +31,6 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
-# Files that commonly lie beside pictures. Any other file in a class folder is taken for a picture, and
-# named in the error if it is none: a format that cannot be read is never skipped silently.
-NOT_PICTURES = {".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".html", ".ini", ".db"}
-MAX_DEPTH = 8
-MAX_MEMBER_BYTES = 256 * 2**20
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file or folder of the tree: its path inside, and how to read it (None for a folder)."""
-
-    parts: tuple[str, ...]
-    read: Callable[[], bytes] | None
 
 
 def read(path: Path, *, size: int | None = None, seed: int = 0) -> Splits:
@@ -57,9 +41,8 @@ def read(path: Path, *, size: int | None = None, seed: int = 0) -> Splits:
     Raises: DataError naming an empty set, a class folder with no picture, pictures outside any class
     folder, every unreadable picture, a damaged zip, or classes that only the test part has.
     """
-    entries = in_zip(path) if path.is_file() else on_disk(path)
     return split_up(
-        entries,
+        entries_at(path),
         size=size,
         seed=seed,
         name=path.stem if path.is_file() else path.resolve().name,
@@ -110,73 +93,9 @@ def split_up(
     return Splits(train, other["val"], other["test"], source)
 
 
-def on_disk(root: Path) -> list[Entry]:
-    """List the files and folders below ``root``, sorted, hidden ones left out.
-
-    Raises: DataError when ``root`` is no folder or cannot be listed.
-    """
-    if not root.is_dir():
-        raise DataError(f"{root}: not a folder and not a zip of picture folders")
-    found: list[Entry] = []
-
-    def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename}: cannot list this folder: {error.strerror}") from error
-
-    for folder, below, files in os.walk(root, followlinks=True, onerror=refuse):
-        parts = Path(folder).relative_to(root).parts
-        if len(parts) > MAX_DEPTH:
-            raise DataError(f"{folder}: folders are nested more than {MAX_DEPTH} deep (a link in a circle?)")
-        below[:] = [name for name in below if not _hidden(name)]
-        found += [Entry((*parts, name), None) for name in below]
-        visible = [name for name in files if not _hidden(name)]
-        found += [Entry((*parts, name), (Path(folder) / name).read_bytes) for name in visible]
-    return sorted(found, key=lambda entry: entry.parts)
-
-
-def in_zip(path: Path) -> list[Entry]:
-    """List the files and folders in a zip, sorted, hidden ones left out.
-
-    Raises: DataError when it is no zip, is damaged or has a member whose path leads outside.
-    """
-    try:
-        archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot read this zip: {error}") from error
-    found = []
-    for info in archive.infolist():
-        parts = safe_parts(info.filename, where=str(path))
-        if not any(map(_hidden, parts)):
-            found.append(Entry(parts, None if info.is_dir() else partial(_member, archive, info)))
-    return sorted(found, key=lambda entry: entry.parts)
-
-
-def safe_parts(member: str, *, where: str) -> tuple[str, ...]:
-    """Return the parts of a zip member's path.
-
-    Raises: DataError when the path is absolute or leads out of the archive.
-    """
-    parts = PurePosixPath(member).parts
-    if not parts or member.startswith("/") or ".." in parts or "\\" in member or ":" in parts[0]:
-        raise DataError(f"{where}: member {member!r} has a path that leads outside the archive; refused")
-    return parts
-
-
-def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    if info.file_size > MAX_MEMBER_BYTES:
-        raise DataError(f"{info.filename}: {info.file_size:,} bytes, the limit is {MAX_MEMBER_BYTES:,}")
-    try:
-        return archive.read(info)
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
-        raise DataError(f"{info.filename}: damaged in the zip or encrypted: {error}") from error
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
-
-
 def _classes_by_part(entries: list[Entry], where: str) -> dict[str, dict[str, list[Entry]]]:
     """Sort pictures into {part: {class: entries}}; the only part is "" where there are no split folders."""
-    entries = [e for e in entries if e.read is None or Path(e.parts[-1]).suffix.lower() not in NOT_PICTURES]
+    entries = pictures_of(entries, where)
     depth = 0
     while True:  # step into folders that stand around the whole set
         tops = {e.parts[depth] for e in entries if len(e.parts) > depth}

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from minires.data.archives import name_in_zip, safe_parts
 from minires.data.dataset import Dataset, Splits
 from minires.data.fetch import check_counts, copy_files, fetch_file, make_folder, staging
-from minires.data.folder import safe_parts
 from minires.data.pictures import decode_all, listing, resize
 from minires.data.registry import Entry
 from minires.data.search_path import cache
@@ -236,7 +236,7 @@ def _unpack(archive: Path, target: Path, *, where: str) -> None:
 
 def _place(info: zipfile.ZipInfo, where: str) -> tuple[str, str] | None:
     """Return (part, file name) of a member that is a picture of SIGNS, else None."""
-    *above, name = safe_parts(info.filename, where=where)
+    *above, name = safe_parts(name_in_zip(info), where=where) or ("",)
     if info.is_dir() or not above or above[-1] not in (TRAIN, VAL, TEST):
         return None
     hidden = name.startswith(".") or "__MACOSX" in above

@@ -104,7 +104,7 @@ def test_the_real_test_half():
     found = data.find("cifar10")
     if found is None or not (found / "cifar10_jpeg_test.zip").is_file():
         pytest.skip("needs cifar10/cifar10_jpeg_test.zip below MINIRES_DATA")
-    entries = cifar.folder.in_zip(found / "cifar10_jpeg_test.zip")
+    entries = cifar.archives.in_zip(found / "cifar10_jpeg_test.zip")
     assert len(entries) == 10_000
     assert sorted({entry.parts[1] for entry in entries}) == list(cifar.CLASSES)
     assert data.decode(entries[4321].read()).shape == (32, 32, 3)

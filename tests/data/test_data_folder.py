@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import minires.data as data
-from minires.data import folder
+from minires.data import archives
 from minires.errors import DataError
 
 TWO = {"a": 5, "b": 5}
@@ -160,7 +160,7 @@ def test_a_damaged_zip_is_named(tmp_path):
 
 
 def test_a_member_of_absurd_size_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "MAX_MEMBER_BYTES", 1000)
+    monkeypatch.setattr(archives, "MAX_FILE_BYTES", 1000)
     files = tree(TWO) | {"a/huge.png": bytes(2000)}
     with pytest.raises(DataError, match="a/huge.png: 2,000 bytes, the limit is 1,000"):
         data.load(pack(tmp_path / "set.zip", files))
@@ -172,7 +172,7 @@ def test_linked_class_folders_are_followed_and_circles_refused(tmp_path):
     (root / "b").symlink_to(tmp_path / "elsewhere" / "b")
     assert data.load(root).train.classes == ("a", "b")
     (root / "a" / "again").symlink_to(root)
-    with pytest.raises(DataError, match="nested more than 8 deep"):
+    with pytest.raises(DataError, match="a/again: this link leads in a circle"):
         data.load(root)
 
 

@@ -435,7 +435,7 @@ def trained():
         pytest.skip("needs cifar10/cifar10_jpeg_test.zip and weights/resnet20-12fca82f.th at MINIRES_DATA")
     saved = torch.load(weights, weights_only=True, map_location="cpu")["state_dict"]
     state = {name.removeprefix("module."): value for name, value in saved.items()}
-    entries = cifar.folder.in_zip(found / "cifar10_jpeg_test.zip")[::5]
+    entries = cifar.archives.in_zip(found / "cifar10_jpeg_test.zip")[::5]
     labels = np.array([cifar.CLASSES.index(entry.parts[1]) for entry in entries])
     pictures = np.stack([data.decode(entry.read()) for entry in entries]).astype(np.float32) / 255
     mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])

@@ -454,7 +454,7 @@ def resnet20():
     weights = next((place for place in places if place.is_file()), None)
     if found is None or not (found / "cifar10_jpeg_test.zip").is_file() or weights is None:
         pytest.skip("needs cifar10/cifar10_jpeg_test.zip and weights/resnet20-12fca82f.th at MINIRES_DATA")
-    entries = cifar.folder.in_zip(found / "cifar10_jpeg_test.zip")[::20]
+    entries = cifar.archives.in_zip(found / "cifar10_jpeg_test.zip")[::20]
     labels = np.array([cifar.CLASSES.index(entry.parts[1]) for entry in entries])
     return weights, np.stack([data.decode(entry.read()) for entry in entries]), labels
 

@@ -150,7 +150,7 @@ def _dataset(
     chosen = [(k, e) for k, label in enumerate(classes) for e in by_class.get(label, [])]
     names = tuple("/".join(e.parts) for _, e in chosen)
     images = decode_all(
-        ((n, e.read) for n, (_, e) in zip(names, chosen, strict=True) if e.read), size=size, where=where
+        [(n, e.read) for n, (_, e) in zip(names, chosen, strict=True) if e.read], size=size, where=where
     )
     labels = np.array([k for k, _ in chosen], dtype=np.int64)
     return Dataset(images, labels, classes, names, name)

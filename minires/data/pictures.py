@@ -1,20 +1,41 @@
-"""One picture file to one RGB array, whatever its mode; a picture that cannot be read is named."""
+"""One picture file to one RGB array, whatever its mode; a picture that cannot be read is named.
+
+    format    JPEG, PNG, BMP, GIF, WebP, TIFF, PPM; AVIF where Pillow has it (11.3)
+    numbers   1, 2, 4, 8 or 16 bits; grey, colour, palette, CMYK; transparent ones are laid over white
+    turned    as EXIF says
+    large     up to 64 million pixels. A larger JPEG is read at a half, a quarter or an eighth of its size
+              where it is to be resized anyway: up to 256 million pixels, half of that if progressive
+    several   of an animation the first picture
+
+A set may take half of the machine's memory, and without a size no picture of it more than 16 million pixels.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
+import os
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL.JpegImagePlugin import JpegImageFile
 
+from minires.data.contents import describe
+from minires.data.tree import read_file
 from minires.errors import ConfigError, DataError
 
 # Formats whose readers are plain decoders. EPS is left out on purpose: reading it starts Ghostscript.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+with warnings.catch_warnings(action="ignore"):  # an older Pillow does not know the name
+    FORMATS += ("AVIF",) if features.check("avif") else ()
 MAX_PIXELS = 64_000_000
+REDUCED, REDUCED_PROGRESSIVE = 4, 2  # so many times the pixels, of a JPEG that is read at a smaller size
+MAX_PIXELS_UNSIZED = 16_000_000
+MAX_SCANS = 500  # of a progressive JPEG; each goes over the whole picture
+SHARE = 0.5  # of the memory
 MAX_NAMED = 10
 
 
@@ -33,20 +54,27 @@ def decode(source: Path | bytes, *, name: str | None = None, size: int | None = 
     if size is not None and size < 1:
         raise ConfigError(f"picture size must be at least 1, got {size}")
     try:
-        file = io.BytesIO(source if isinstance(source, bytes) else source.read_bytes())
-        with Image.open(file, formats=FORMATS) as image:
+        content = source if isinstance(source, bytes) else read_file(source, name="")
+    except DataError as error:
+        raise DataError(f"{name}: cannot read this picture{error.message}") from error
+    try:
+        with _open(content) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
+            if size is not None and width * height > MAX_PIXELS:
+                _reduce(image, size)
+            if image.width * image.height > MAX_PIXELS:
+                smaller = "give a size, or " if isinstance(image, JpegImageFile) and size is None else ""
                 raise DataError(
                     f"{name}: {width} x {height} pixels are more than the limit of {MAX_PIXELS:,}; "
-                    "make the picture smaller first"
+                    f"{smaller}make the picture smaller first"
                 )
+            _mend_transparency(image)
             image.load()
             rgb = _to_rgb(ImageOps.exif_transpose(image))
     except DataError:
         raise
     except Exception as error:  # broken files make Pillow raise nearly any kind of exception
-        raise DataError(f"{name}: cannot read this picture: {_cause(error)}") from error
+        raise DataError(f"{name}: cannot read this picture: {_cause(error, content)}") from error
     if size is not None:
         rgb = _square(rgb, size)
     return np.array(rgb, dtype=np.uint8)
@@ -65,35 +93,72 @@ def resize(images: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
 
 
 def decode_all(
-    files: Iterable[tuple[str, Callable[[], bytes]]], *, size: int | None, where: str
+    files: Sequence[tuple[str, Callable[[], bytes]]], *, size: int | None, where: str
 ) -> NDArray[np.uint8]:
     """Decode many pictures, given as (name, function that returns the bytes), into one array.
 
     Shapes: (N, H, W, 3), all pictures of one size.
     Raises: DataError that names every unreadable picture (the first ten and the count), or two pictures
-    of different sizes when no ``size`` was given; nothing is left out silently.
+    of different sizes when no ``size`` was given, or says that all together take too much memory, before
+    they do; nothing is left out silently.
     """
-    images: list[NDArray[np.uint8]] = []
+    images: NDArray[np.uint8] | None = None
     broken: list[str] = []
     first = ""
-    for name, read in files:
+    if size is not None:
+        _check_memory(len(files), size, size, where=where, resized=True)
+    for place, (name, read) in enumerate(files):
         try:
             image = decode(read(), name=name, size=size)
         except (DataError, OSError) as error:
             broken.append(str(error))
             continue
-        first = first or name
-        if not broken and images and image.shape != images[0].shape:
+        if broken:
+            continue
+        if images is None:
+            first = name
+            _check_memory(len(files), *image.shape[:2], where=where, resized=size is not None)
+            images = np.empty((len(files), *image.shape), np.uint8)
+        if image.shape != images.shape[1:]:
             raise DataError(
                 f"{where}: pictures differ in size: {first} is {_size(images[0])}, {name} is {_size(image)}; "
                 "give a size, such as size=64, to which all are resized"
             )
-        images.append(image)
+        images[place] = image
     if broken:
         raise DataError(listing(f"{where}: {len(broken)} unreadable pictures; mend or remove them", broken))
-    if not images:
+    if images is None:
         raise DataError(f"{where}: no picture found")
-    return np.stack(images)
+    return images
+
+
+def memory() -> int:
+    """How many bytes of memory the machine has for this process: all, or what its container was given."""
+    found = []
+    if hasattr(os, "sysconf"):
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            found.append(int(Path(limit).read_text()))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return min(found, default=8 * 2**30)
+
+
+def _check_memory(count: int, height: int, width: int, *, where: str, resized: bool) -> None:
+    """Raise DataError if so many pictures of this size are more than a set may take."""
+    smaller = "give a smaller size, or fewer pictures" if resized else "give a size, such as size=64"
+    if not resized and height * width > MAX_PIXELS_UNSIZED:
+        raise DataError(
+            f"{where}: pictures of {width} x {height} pixels are more than the limit of "
+            f"{MAX_PIXELS_UNSIZED:,} without a size; {smaller}, to which all are resized"
+        )
+    needed, most = count * height * width * 3, int(SHARE * memory())
+    if needed > most:
+        raise DataError(
+            f"{where}: {count:,} pictures of {width} x {height} take {needed / 2**20:,.0f} MB of memory, the "
+            f"limit is {most / 2**20:,.0f} MB, half of what there is; {smaller}"
+        )
 
 
 def listing(head: str, lines: list[str]) -> str:
@@ -103,13 +168,47 @@ def listing(head: str, lines: list[str]) -> str:
     return f"{head}:{shown}{more}"
 
 
+def _open(content: bytes) -> Image.Image:
+    """The picture, not read yet. A large JPEG is opened, too, which ``Image.open`` would refuse."""
+    if content.startswith(b"\xff\xd8\xff"):
+        if (scans := content.count(b"\xff\xda")) > MAX_SCANS:
+            raise ValueError(f"it is drawn in {scans:,} scans, the limit is {MAX_SCANS}")
+        try:
+            return JpegImageFile(io.BytesIO(content))
+        except SyntaxError as error:
+            raise UnidentifiedImageError(str(error)) from error
+    return Image.open(io.BytesIO(content), formats=FORMATS)
+
+
+def _reduce(image: Image.Image, size: int) -> None:
+    """Have a JPEG read at a fraction of its size, not below twice ``size``, if that makes it small enough."""
+    if isinstance(image, JpegImageFile):
+        times = REDUCED_PROGRESSIVE if image.info.get("progressive") else REDUCED  # that is read whole first
+        if image.width * image.height <= times * MAX_PIXELS:
+            image.draft(None, (2 * size, 2 * size))
+
+
+def _mend_transparency(image: Image.Image) -> None:
+    """Bring the colour that a PNG calls transparent to the 8 bits to which Pillow brings the pixels."""
+    transparent = image.info.get("transparency")
+    tile = getattr(image, "tile", None)
+    raw = str(tile[0][3]) if tile else ""  # such as "L;2"
+    if isinstance(transparent, int) and raw in ("L;2", "L;4"):
+        image.info["transparency"] = transparent * 255 // (2 ** int(raw[-1]) - 1)
+    if isinstance(transparent, tuple) and raw == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert any of Pillow's modes to RGB."""
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):  # 16-bit greyscale
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
             raise ValueError(f"integer pixels from {grey.min()} to {grey.max()} do not fit into 16 bits")
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+        shown = ((grey + 128) // 257).astype(np.uint8)
+        if (transparent := image.info.get("transparency")) is not None:  # one grey, laid over white
+            shown[grey == transparent] = 255
+        return Image.fromarray(shown).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating point pixels have no agreed range; save the picture with 8 or 16 bits")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
@@ -132,12 +231,12 @@ def _size(image: NDArray[np.uint8]) -> str:
     return f"{image.shape[1]} x {image.shape[0]}"
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: Exception, content: bytes) -> str:
     """Say in plain words why Pillow gave up."""
     if isinstance(error, UnidentifiedImageError):
-        return f"not a picture in a known format ({', '.join(FORMATS)}), or damaged"
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
+        known = f"not a picture in a known format ({', '.join(FORMATS)}), or damaged"
+        what = describe(content)
+        return f"this is {what}" if what and content else what or known
     if isinstance(error, Image.DecompressionBombError):
         return f"it has more than {MAX_PIXELS:,} pixels; make it smaller first"
     return str(error) or type(error).__name__

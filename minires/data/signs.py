@@ -116,7 +116,7 @@ def _read_folder(root: Path, part: str, size: int | None) -> Dataset:
     if odd:
         raise DataError(listing(f"{root}: {len(odd)} file names do not begin with a label 0..5", odd))
     images = decode_all(
-        ((n, p.read_bytes) for n, p in zip(names, paths, strict=True)), size=size, where=str(root)
+        [(n, p.read_bytes) for n, p in zip(names, paths, strict=True)], size=size, where=str(root)
     )
     labels = np.array([int(p.name[0]) for p in paths], dtype=np.int64)
     return Dataset(images, labels, CLASSES, names, "signs")

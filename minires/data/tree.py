@@ -79,7 +79,7 @@ def read_file(path: Path, *, name: str | None = None) -> bytes:
 
     Raises: DataError for anything else; a pipe or a device is never opened.
     """
-    name = name or str(path)
+    name = str(path) if name is None else name
     if path.is_symlink() and not path.exists():
         raise DataError(f"{name}: a link to {os.readlink(path)}, which is not there")
     try:

@@ -1,10 +1,14 @@
 """One picture file to RGB: every mode converted or named in an error."""
 
 import io
+import os
+import struct
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from minires.data import pictures
 from minires.data.pictures import decode, decode_all, resize
@@ -156,3 +160,118 @@ def test_pictures_of_two_sizes_need_a_size():
     assert decode_all(files, size=6, where="set").shape == (2, 6, 6, 3)
     with pytest.raises(DataError, match="set: no picture found"):
         decode_all([], size=None, where="set")
+
+
+def raw_png(depth, kind, width, rows, transparent):
+    """A PNG of one row, as its bytes are; ``kind`` 0 is grey, 2 colour; ``transparent`` its tRNS chunk."""
+
+    def chunk(name, content):
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    head = struct.pack(">IIBBBBB", width, 1, depth, kind, 0, 0, 0)
+    parts = [(b"IHDR", head), (b"tRNS", transparent), (b"IDAT", zlib.compress(b"\0" + rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize(
+    "depth, kind, rows, transparent, right",
+    [
+        (1, 0, b"\x80", b"\0\1", [255, 0]),
+        (1, 0, b"\x80", b"\0\0", [255, 255]),
+        (2, 0, b"\x10", b"\0\1", [0, 255]),
+        (4, 0, b"\x12", b"\0\2", [17, 255]),
+        (8, 0, b"\x01\x02", b"\0\2", [1, 255]),
+        (16, 0, b"\x01\x01\x80\x00", b"\x80\x00", [1, 255]),
+        (16, 0, b"\x01\x01\x80\x00", b"\x80\x01", [1, 128]),
+        (8, 2, b"\1\1\1\2\2\2", b"\0\2\0\2\0\2", [1, 255]),
+        (16, 2, b"\1\0\1\0\1\0\2\0\2\0\2\0", b"\2\0\2\0\2\0", [1, 255]),
+    ],
+)
+def test_the_transparent_colour_of_a_png_is_white_at_every_depth(depth, kind, rows, transparent, right):
+    assert decode(raw_png(depth, kind, 2, rows, transparent))[0].tolist() == [[v] * 3 for v in right]
+
+
+def test_avif_is_read_where_pillow_has_it():
+    if not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    pixels = np.full((20, 30, 3), [200, 100, 50], np.uint8)
+    assert np.abs(decode(encoded(Image.fromarray(pixels), "AVIF", quality=95)).astype(int) - pixels).max() < 6
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "the file is empty"),
+        (b"\0" * 99, "only zeros"),
+        (b"\n<!DOCTYPE HTML><p>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "Git LFS pointer.*git lfs pull"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC picture.*save it as JPEG"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0", "a film"),
+        (b"<?xml version='1.0'?><svg>", "an SVG drawing"),
+        (b"%PDF-1.4", "a PDF"),
+    ],
+)
+def test_what_is_called_a_picture_and_is_none_is_said(content, words):
+    with pytest.raises(DataError, match=f"^x.jpg: cannot read this picture: .*{words}"):
+        decode(content, name="x.jpg")
+
+
+@pytest.mark.parametrize("make, words", [(os.mkfifo, "pipe"), (os.mkdir, "folder")])
+def test_what_is_no_file_is_not_opened(tmp_path, make, words):
+    make(tmp_path / "x.jpg")
+    with pytest.raises(DataError, match=f"x.jpg: cannot read this picture: this is a {words}"):
+        decode(tmp_path / "x.jpg")
+    with pytest.raises(DataError, match="this is a device"):
+        decode(Path("/dev/zero"))
+
+
+def test_a_jpeg_beyond_the_limit_is_read_smaller_where_it_is_resized(monkeypatch):
+    rows = np.linspace(0, 255, 400).astype(np.uint8)
+    picture = Image.fromarray(np.repeat(np.repeat(rows[:, None, None], 300, 1), 3, 2))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = decode(encoded(picture, "JPEG", exif=exif), size=16)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 60_000)
+    reduced = decode(encoded(picture, "JPEG", exif=exif), size=16)
+    assert np.abs(reduced.astype(int) - whole).max() < 4 and whole[0, 0, 0] > whole[0, -1, 0] + 100
+    with pytest.raises(DataError, match="300 pixels are more than the limit of 60,000; give a size, or make"):
+        decode(encoded(Image.new("RGB", (400, 300)), "JPEG"))
+    with pytest.raises(DataError, match="limit of 60,000; make the picture smaller"):
+        decode(encoded(picture), size=16)
+    assert decode(encoded(picture, "JPEG", progressive=True), size=16).shape == (16, 16, 3)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 40_000)  # beyond twice, but not four times
+    assert decode(encoded(picture, "JPEG"), size=16).shape == (16, 16, 3)
+    with pytest.raises(DataError, match="more than the limit of 40,000"):
+        decode(encoded(picture, "JPEG", progressive=True), size=16)
+
+
+def test_a_phones_picture_of_108_megapixels_is_read():
+    picture = encoded(Image.new("L", (12000, 9000), 77), "JPEG", quality=50)
+    assert np.abs(decode(picture, size=8).astype(int) - 77).max() < 3
+
+
+def test_a_jpeg_of_too_many_scans_is_refused():
+    with pytest.raises(DataError, match="drawn in 60[0-9] scans"):
+        decode(encoded(Image.new("L", (8, 8)), "JPEG") + b"\xff\xda" * 600)
+
+
+def test_what_takes_too_much_memory_is_refused_before_it_is_read(monkeypatch):
+    one = encoded(Image.fromarray(noise(100, 100)))
+    read = []
+    files = [(f"{i}.png", lambda i=i: read.append(i) or one) for i in range(1000)]
+    monkeypatch.setattr(pictures, "memory", lambda: 40_000_000)
+    with pytest.raises(
+        DataError, match=r"1,000 pictures of 100 x 100 take 29 MB .*limit is 19 MB.*give a size"
+    ):
+        decode_all(files, size=None, where="set")
+    assert read == [0]
+    with pytest.raises(DataError, match="of 99 x 99 take 28 MB .*smaller size"):
+        decode_all(files, size=99, where="set")
+    assert read == [0]
+    monkeypatch.setattr(pictures, "MAX_PIXELS_UNSIZED", 9_999)
+    with pytest.raises(DataError, match="100 x 100 pixels are more than the limit of 9,999 without a size"):
+        decode_all(files[:2], size=None, where="set")
+    assert decode_all(files[:2], size=4, where="set").shape == (2, 4, 4, 3)
+    assert pictures.memory() > 0

@@ -26,8 +26,9 @@ def png(value=0, side=4):
 
 FILES = {"b/2.png": png(2), "a/deep/er/1.png": png(1), "0.png": png(0)}
 SYSTEM = {
-    ".DS_Store": b"x", "__MACOSX/a/._1.png": b"x", "a/Thumbs.db": b"x", "b/@eaDir/2.png/S.jpg": b"x", 
-    "readme.txt": b"x", "LICENSE": b"x", "b/desktop.ini": b"x", ".Trashes/x.png": b"x", "lost+found/x.png": b"x",
+    ".DS_Store": b"x", "__MACOSX/a/._1.png": b"x", "a/Thumbs.db": b"x", "b/@eaDir/2.png/S.jpg": b"x",
+    "readme.txt": b"x", "LICENSE": b"x", "b/desktop.ini": b"x", ".Trashes/x.png": b"x",
+    "lost+found/x.png": b"x",
 }  # fmt: skip
 
 

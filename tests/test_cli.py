@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -600,6 +602,89 @@ def test_predict_names_pictures_of_any_size_and_mode(
         assert line.split() == [one["picture"], one["label"], f"{100 * one['probability']:.1f}%"]
 
 
+def test_evaluate_takes_any_pictures_with_labels(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of them, whatever the order of the classes, where one is missing; or the part that is there."""
+    make_pictures(place / "more", each=4)
+    (place / "more" / "red").rename(place / "more" / "Red")
+    shutil.rmtree(place / "more" / "blue")
+    with tarfile.open("more.tar.gz", "w:gz") as archive:
+        archive.add("more")
+    shutil.make_archive("zipped", "zip", "more")
+    for path in ("more", "more.tar.gz", "zipped.zip"):
+        status, out, err = call(capsys, "evaluate", run, "--data", path, "--json")
+        got = json.loads(out)
+        assert status == 0 and (got["total"], got["split"]) == (8, "all") and got["accuracy"] > 0.8, path
+    Path("parts/Test_Set").mkdir(parents=True)
+    for name in ("Red", "green"):
+        shutil.copytree(f"more/{name}", f"parts/Test_Set/{name}")
+    got = json.loads(call(capsys, "evaluate", run, "--data", "parts", "--json")[1])
+    assert (got["total"], got["split"]) == (8, "test")
+    shutil.copytree("more", "parts/val")
+    shutil.copytree("more", "parts/train")
+    os.remove("parts/train/Red/0.png")
+    for split, total in (("test", 8), ("val", 8), ("train", 7), ("all", 23)):
+        got = json.loads(call(capsys, "evaluate", run, "--data", "parts", "--split", split, "--json")[1])
+        assert (got["total"], got["split"]) == (total, split)
+    shutil.rmtree("parts/Test_Set")
+    line = refused(capsys, 1, "evaluate", run, "--data", "parts")
+    assert "which part? There are train and val: try --split val" in line
+    line = refused(capsys, 1, "evaluate", run, "--data", "more/Red")
+    assert "the pictures have no labels" in line and "`minires predict` says what is on them" in line
+    pictures = run.parent / "colours"
+    status, out, err = call(capsys, "evaluate", run, "--data", pictures)
+    assert "of 30 right" in out and "was trained on some of these pictures" in err
+    status, out, err = call(capsys, "evaluate", run)
+    assert "of 6 right" in out and "was trained on" not in err
+
+
+def test_predict_takes_folders_and_archives_and_writes_a_table(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_pictures(place / "more", each=2)
+    os.rename("more/blue", "more/unknown")
+    shutil.copy("more/red/0.png", "more/red/=1+1.png")
+    status, out, _ = call(capsys, "predict", run, "more", "--csv", "t.csv")
+    assert status == 0 and out.splitlines()[-1] == "5 of 5 right, by the folders that they stand in"
+    assert [line.split()[:2] for line in out.splitlines()[:2]] == [
+        ["more/green/0.png", "green"], ["more/green/1.png", "green"],
+    ]  # fmt: skip
+    with open("t.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["picture", "label", "true", "probability", "blue", "green", "red"]
+    assert [row["true"] for row in rows] == ["green"] * 2 + ["red"] * 3 + [""] * 2
+    assert rows[4]["picture"] == "more/red/=1+1.png" and rows[5]["label"] == "blue"
+    for row in rows:
+        assert sum(float(row[label]) for label in COLOURS) == pytest.approx(1, abs=1e-5)
+        assert row["probability"] == row[row["label"]] == max(row[label] for label in COLOURS)
+    shutil.make_archive("flat", "gztar", "more/red")
+    (place / "=here").mkdir()
+    shutil.copy("more/red/0.png", "=here/0.png")
+    files = ("flat.tar.gz", "=here", "more/red/1.png")
+    found = json.loads(call(capsys, "predict", run, *files, "--json", "--csv", "t.csv")[1])["predictions"]
+    assert [one["picture"] for one in found] == [
+        "flat.tar.gz/0.png", "flat.tar.gz/1.png", "flat.tar.gz/=1+1.png", "=here/0.png", "more/red/1.png",
+    ]  # fmt: skip
+    assert "true" not in found[0]
+    table = Path("t.csv").read_text().splitlines()
+    assert table[0] == "picture,label,probability,blue,green,red" and table[4].startswith("'=here/0.png,red,")
+
+
+def test_a_table_is_written_whole_or_not_at_all(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_pictures(place / "more", each=1)
+    for name in ("a", "b"):
+        Path(f"more/{name}.jpg").write_bytes(b"<html>")
+    line = call(capsys, "predict", run, "more", "--csv", "t.csv")[2]
+    assert "2 unreadable pictures" in line and "more/a.jpg: cannot read this picture: this is a web" in line
+    assert not Path("t.csv").exists()
+    assert "there is no folder no" in refused(capsys, 2, "predict", run, "more", "--csv", "no/t.csv")
+    (place / "empty").mkdir()
+    assert "empty: no picture found" in refused(capsys, 1, "predict", run, "empty")
+
+
 def test_predict_refuses_a_missing_or_broken_picture(
     run: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -672,6 +757,19 @@ def test_the_loss_of_a_trace_is_for_the_label_of_the_picture_or_for_the_one_give
     for more in ((), ("--label", "green"), ("--image", run.parent / "colours/red/0.png")):
         assert call(capsys, "trace", run, "--html", "page.html", *more)[0] == 0
     assert backwards.test.labels[0] == 2 and labels == [2, 1, None]
+
+
+def test_a_trace_takes_the_first_picture_of_a_folder_or_of_a_data_set(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_pictures(place / "more", each=2)
+    alone = Path(shutil.copy(run / "model.safetensors", place / "alone.safetensors"))
+    assert "use --data" in refused(capsys, 2, "trace", alone)
+    got = json.loads(call(capsys, "trace", alone, "--data", "more", "--html", "a.html", "--json")[1])
+    assert (got["picture"], got["label"], got["html"]) == ("blue/0.png", "blue", "a.html")
+    status, text, _ = call(capsys, "trace", alone, "--image", "more/green", "--html", "a.html")
+    assert status == 0 and "The picture: more/green/0.png" in text
+    assert call(capsys, "trace", alone, "--image", "more", "--data", "more")[0] == 2
 
 
 def test_a_fresh_model_is_traced_with_a_picture(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -819,13 +917,21 @@ def test_data_lists_where_each_set_is(place: Path, capsys: pytest.CaptureFixture
 
 def test_data_shows_what_a_folder_holds(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_pictures(place / "colours")
-    assert "differ in size" in refused(capsys, 1, "data", "colours")
-    status, out, _ = call(capsys, "data", "colours", "--size", "20")
-    assert status == 0 and "20 wide, 20 high" in out
+    status, out, err = call(capsys, "data", "colours")
+    assert status == 0 and "from 40 wide, 36 high to 40 wide, 45 high" in out
+    status, sized, _ = call(capsys, "data", "colours", "--size", "20")
+    assert status == 0 and "20 wide, 20 high" in sized and sized.splitlines()[1:] == out.splitlines()[1:]
     assert out.splitlines()[-1].split() == ["all", "19", "5", "6"]
     got = json.loads(call(capsys, "data", "colours", "--size", "20", "--json")[1])
     assert (got["train"], got["val"], got["test"]) == (19, 5, 6) and got["classes"] == list(COLOURS)
     assert sum(got["per_class"]["train"]) == 19 and got["size"] == [20, 20]
+    assert "minires: warning: few pictures: 19 to train 3 classes" in err
+    assert got["warnings"][0].startswith("few pictures: 19") and got["twins"] == []
+    shutil.copy("colours/red/0.png", "colours/blue/again.png")
+    got = json.loads(call(capsys, "data", "colours", "--json")[1])
+    (twins,) = got["twins"]
+    assert {twins["one"]["picture"], twins["other"]["picture"]} == {"red/0.png", "blue/again.png"}
+    assert not twins["nearly"] and got["size"] is None and got["smallest"] == [36, 40]
 
 
 def test_data_prepares_and_downloads(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from typing import TYPE_CHECKING
 
 from minires.commands.loading import print_json, searched
@@ -10,7 +11,7 @@ from minires.commands.registry import Command
 from minires.errors import ConfigError
 
 if TYPE_CHECKING:
-    from minires.data import Splits
+    from minires.data import Survey
 
 TEXT = """\
 Show where the data sets are, or what one holds. They are looked for in MINIRES_DATA, ./data and the user's
@@ -18,7 +19,11 @@ cache, where --from and --download put them.
 
   minires data
   minires data signs --download
-  minires data signs --from Downloads/signs.zip"""
+  minires data signs --from Downloads/signs.zip
+  minires data photos/
+
+Of a path the pictures are counted, of any size, and what is doubtful is said: few pictures, uneven classes,
+pictures that are there twice in different parts, or nearly."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--download", action="store_true", help=f"fetch the public copy ({fetched} only) and verify it"
     )
-    parser.add_argument("--size", type=int, metavar="N", help="resize the pictures to N x N")
+    parser.add_argument("--size", type=int, metavar="N", help="as if resized to N x N")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -53,7 +58,11 @@ def run(options: argparse.Namespace) -> int:
         report = data.download(options.name)
     if report and not options.json:
         print(report)
-    _show(data.load(options.name, size=options.size), report, as_json=options.json)
+    found = data.survey(options.name, size=options.size)
+    _show(found, report, options.size, as_json=options.json)
+    if not options.json:
+        for warning in found.warnings:
+            warnings.warn(warning, stacklevel=2)
     return 0
 
 
@@ -75,28 +84,31 @@ def _list(*, as_json: bool) -> None:
     for name, place in places.items():
         where = place or ("made when used, needs no file" if name in made else "not found")
         print(f"{name:<{width}}  {where}\n{'':<{width}}  {data.entry(name).title}")
-    print(f"\nSearched: {', '.join(map(str, searched()))}. A picture folder or zip is used by its path.")
+    print(f"\nSearched: {', '.join(map(str, searched()))}. A picture folder, zip or tar is used by its path.")
 
 
-def _show(splits: Splits, report: str | None, *, as_json: bool) -> None:
-    """What a data set holds: how many pictures of each class in each part."""
-    classes = splits.train.classes
-    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
-    _, high, wide, _ = splits.train.images.shape
-    counts = {name: [int((part.labels == k).sum()) for k in range(len(classes))]
-              for name, part in parts.items()}  # fmt: skip
+def _show(found: Survey, report: str | None, size: int | None, *, as_json: bool) -> None:
+    """What a data set holds: how many pictures of each class in each part, and how large they are."""
+    sums = {name: sum(of_part) for name, of_part in found.counts.items()}
+    smallest, largest = ((size, size),) * 2 if size else (found.smallest, found.largest)
     if as_json:
+        pairs = [{"nearly": twin.nearly, **{key: dict(zip(("part", "class", "picture"), one, strict=True))
+                  for key, one in (("one", twin.one), ("other", twin.other))}} for twin in found.twins]
         print_json({
-            "name": splits.train.name, "source": splits.source, "report": report, "size": [high, wide],
-            "classes": classes, **{name: len(part) for name, part in parts.items()}, "per_class": counts,
+            "name": found.name, "source": found.source, "report": report,
+            "size": smallest if smallest == largest else None, "smallest": smallest, "largest": largest,
+            "classes": found.classes, **sums, "per_class": found.counts, "warnings": found.warnings,
+            "twins": pairs,
         })  # fmt: skip
         return
-    print(f"{splits.source}: pictures {wide} wide, {high} high")
-    width = max(len("class"), *map(len, classes))
-    print(f"{'class':<{width}}" + "".join(f"{name:>8}" for name in parts))
-    for k, label in enumerate(classes):
-        print(f"{label:<{width}}" + "".join(f"{counts[name][k]:>8}" for name in parts))
-    print(f"{'all':<{width}}" + "".join(f"{len(part):>8}" for part in parts.values()))
+    one_size = f"{smallest[1]} wide, {smallest[0]} high"
+    sizes = one_size if smallest == largest else f"from {one_size} to {largest[1]} wide, {largest[0]} high"
+    print(f"{found.source}: pictures {sizes}")
+    width = max(len("class"), *map(len, found.classes))
+    print(f"{'class':<{width}}" + "".join(f"{name:>8}" for name in sums))
+    for k, label in enumerate(found.classes):
+        print(f"{label:<{width}}" + "".join(f"{of_part[k]:>8}" for of_part in found.counts.values()))
+    print(f"{'all':<{width}}" + "".join(f"{count:>8}" for count in sums.values()))
 
 
 COMMAND = Command("show, prepare or download a data set", TEXT, run, add_options)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 
-from minires.commands.loading import data_of_run, load_trained, print_json, run_options, speaker
+from minires.commands.loading import load_trained, print_json, run_options, speaker
+from minires.commands.pictures import labelled, trained_on
 from minires.commands.registry import Command
-from minires.errors import DataError
 
 TEXT = """\
 Test a trained model: how many pictures it gets right, and the mean cross-entropy.
 
   minires evaluate runs/signs-default-1
-  minires evaluate runs/signs-default-1 --data hands --split val"""
+  minires evaluate runs/signs-default-1 --data photos.zip
+  minires evaluate runs/signs-default-1 --data hands --split val
+
+The pictures stand in folders that are named like the classes, in a folder, a zip or a tar (.tar, .tar.gz,
+.tgz, .tar.xz, .tar.bz2). Without folders for train, val and test all of them are used; else those of test, or
+of the only part. A class may be missing, and the order of the classes does not matter."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -21,30 +27,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", metavar="NAME", help="a data set or path (default: what the run was trained on)"
     )
-    parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: test")
+    parser.add_argument("--split", choices=("train", "val", "test", "all"), help="default: see above")
 
 
 def run(options: argparse.Namespace) -> int:
-    from minires import backend, data, train
+    from minires import backend, train
 
     trained, side = load_trained(options)
-    splits = data.load(options.data or data_of_run(options.model), size=side)
-    dataset = getattr(splits, options.split)
-    if dataset.classes != trained.classes:
-        raise DataError(
-            f"{options.model} knows the classes {', '.join(trained.classes)}, but {splits.source} has "
-            f"{', '.join(dataset.classes)}; choose a data set with the same classes"
+    part = labelled(options.model, options.data, options.split, trained, side)
+    dataset = part.pictures
+    if part.split == "all" and trained_on(options.model, options.data):
+        warnings.warn(
+            f"{options.model} was trained on some of these pictures; without --data and --split it is tested "
+            "on the others",
+            stacklevel=2,
         )
     with backend.before_compiling(speaker(sys.stderr)):
         result = train.evaluate(trained.model, dataset, trained.normalize)
     correct = round(result.accuracy * len(dataset))
     if options.json:
         print_json({
-            "model": trained.name, "data": dataset.name, "source": splits.source, "split": options.split,
+            "model": trained.name, "data": dataset.name, "source": part.source, "split": part.split,
             "correct": correct, "total": len(dataset), "accuracy": result.accuracy, "loss": result.loss,
         })  # fmt: skip
         return 0
-    print(f"{trained.name} on {splits.source}, {options.split} pictures:")
+    print(f"{trained.name} on {part.source}, {part.split} pictures:")
     print(f"{correct} of {len(dataset)} right, accuracy {100 * result.accuracy:.2f}%, loss {result.loss:.4f}")
     return 0
 

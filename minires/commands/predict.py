@@ -3,51 +3,130 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from minires.commands.loading import load_trained, print_json, run_options, speaker
+from minires.commands.pictures import Shown, pictures_of
 from minires.commands.registry import Command
-from minires.errors import ConfigError
+from minires.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from minires.train import Trained
 
 TEXT = """\
 Say what is on each picture. The largest centred square of a picture is used, resized to what the model knows.
 
-  minires predict runs/signs-default-1 hand.jpg other.png"""
+  minires predict runs/signs-default-1 hand.jpg other.png
+  minires predict runs/signs-default-1 photos/ more.zip --csv table.csv
+
+A folder, a zip or a tar stands for all pictures in it. Where they stand in folders named like the classes,
+the true label is shown, too."""
+AT_ONCE = 2**27  # bytes of decoded pictures
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     run_options(parser)
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files of any size")
+    parser.add_argument(
+        "pictures", nargs="+", metavar="PICTURE", help="picture files of any size, folders, zips, tars"
+    )
     parser.add_argument(
         "--top", type=int, default=3, metavar="K", help="show the K likeliest labels (default: 3)"
+    )
+    parser.add_argument(
+        "--csv", metavar="FILE", help="write a table, too: picture, label, probability, that of each class"
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    import numpy as np
-
-    from minires import backend, data, train
+    from minires import backend
+    from minires.data.parts import matching
 
     if options.top < 1:
         raise ConfigError(f"--top is {options.top}; it must be at least 1")
+    if options.csv is not None and not Path(options.csv).parent.is_dir():
+        raise ConfigError(f"--csv {options.csv}: there is no folder {Path(options.csv).parent}")
     trained, side = load_trained(options)
-    images = np.stack([data.decode(Path(name), size=side) for name in options.pictures])
+    pictures = pictures_of(options.pictures)
+    known = matching({folder for one in pictures for folder in one.folders}, trained.classes)
+    truths = [next((known[name] for name in one.folders[::-1] if name in known), None) for one in pictures]
     with backend.before_compiling(speaker(sys.stderr)):
-        results = train.predict(trained.model, images, trained.normalize)
+        results = _predicted(pictures, trained, side)
     found = []
-    for name, probabilities in zip(options.pictures, results, strict=True):
+    for one, truth, probabilities in zip(pictures, truths, results, strict=True):
         order = probabilities.argsort()[::-1][: options.top]
         best = [{"label": trained.classes[k], "probability": float(probabilities[k])} for k in order]
-        found.append({"picture": name, **best[0], "top": best})
+        labelled = {"true": truth} if any(truths) else {}
+        found.append({"picture": one.name, **best[0], **labelled, "top": best})
+    if options.csv is not None:
+        _write_table(Path(options.csv), found, trained.classes, results)
     if options.json:
         print_json({"model": trained.name, "classes": trained.classes, "predictions": found})
         return 0
-    width = max(map(len, options.pictures))
-    for one in found:
-        guesses = [f"{guess['label']} {100 * guess['probability']:5.1f}%" for guess in one["top"]]
-        print(f"{one['picture']:<{width}}  {'   '.join(guesses)}")
+    width = max(len(one.name) for one in pictures)
+    for guessed in found:
+        guesses = [f"{guess['label']} {100 * guess['probability']:5.1f}%" for guess in guessed["top"]]
+        wrong = guessed.get("true") not in (None, guessed["label"])
+        true = f"   (it is {guessed['true']})" if wrong else ""
+        print(f"{guessed['picture']:<{width}}  {'   '.join(guesses)}{true}")
+    if told := [one for one in found if one.get("true") is not None]:
+        right = sum(one["label"] == one["true"] for one in told)
+        print(f"{right} of {len(told)} right, by the folders that they stand in")
     return 0
+
+
+def _predicted(pictures: list[Shown], trained: Trained, side: int) -> NDArray[np.float64]:
+    """The probabilities of all pictures; so many are decoded at a time as need little memory."""
+    import numpy as np
+
+    from minires import train
+    from minires.data.pictures import listing
+
+    broken: list[str] = []
+    results = []
+    step = max(1, AT_ONCE // (3 * side * side))
+    for start in range(0, len(pictures), step):
+        images = []
+        for one in pictures[start : start + step]:
+            try:
+                images.append(one.decode(size=side))
+            except DataError as error:
+                broken.append(str(error))
+        if not broken:
+            results.append(train.predict(trained.model, np.stack(images), trained.normalize))
+    if len(broken) == 1:
+        raise DataError(broken[0])
+    if broken:
+        raise DataError(listing(f"{len(broken)} unreadable pictures; mend or remove them", broken))
+    return np.concatenate(results)
+
+
+def _write_table(
+    path: Path, found: list[dict[str, Any]], classes: tuple[str, ...], results: NDArray[np.float64]
+) -> None:
+    """A row for each picture; the file is there whole or not at all."""
+    from minires.files import atomic_write
+
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    true = ["true"] if "true" in found[0] else []
+    table.writerow(["picture", "label", *true, "probability", *map(_plain, classes)])
+    for one, probabilities in zip(found, results, strict=True):
+        words = [_plain(one[name] or "") for name in ("picture", "label", *true)]
+        table.writerow([*words, f"{one['probability']:.6f}", *(f"{p:.6f}" for p in probabilities)])
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode("utf-8", "backslashreplace"))
+
+
+def _plain(text: str) -> str:
+    """A name that no spreadsheet takes for a formula."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
 COMMAND = Command("say what is on pictures, with probabilities", TEXT, run, add_options)

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minires.commands.loading import data_of_run, load_square, print_json, speaker
+from minires.commands.loading import load_square, print_json, speaker
+from minires.commands.pictures import labelled, pictures_of
 from minires.commands.registry import Command
 from minires.errors import ConfigError
 
@@ -22,6 +23,7 @@ first kernel: every step with its values and gradients. The page is one file and
 
   minires trace runs/signs-default-1
   minires trace runs/signs-default-1 --image hand.jpg --label 3 --html hand.html
+  minires trace runs/signs-default-1 --data photos.zip
   minires trace resnet50 --image hand.jpg         fresh weights, not trained
 
 Without --label the loss is for the label of the test picture, or else for the model's own guess; where that
@@ -32,8 +34,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="RUN", help="a run folder, a model.safetensors file, or a model's name"
     )
-    parser.add_argument(
-        "--image", metavar="FILE", help="the picture (default: the first test picture of the run)"
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--image", metavar="FILE",
+        help="the picture, or the first in a folder, zip or tar (default: the first test picture of the run)",
+    )  # fmt: skip
+    which.add_argument(
+        "--data", metavar="NAME", help="a data set or path, as for evaluate: its first picture and label"
     )
     parser.add_argument("--label", metavar="NAME", help="what is on it (default: see above)")
     parser.add_argument(
@@ -47,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     from minires.debug.trace_page import trace
 
     trained, side = _trained_or_fresh(options.model)
-    seen, label = _picture_to_trace(options, trained, side)
+    seen, label, picture = _picture_to_trace(options, trained, side)
     with backend.before_compiling(speaker(sys.stderr)):
         probabilities = train.predict(trained.model, seen[None], trained.normalize)[0]
     second, best = map(int, probabilities.argsort()[-2:]) if len(probabilities) > 1 else (0, 0)
@@ -64,10 +71,11 @@ def run(options: argparse.Namespace) -> int:
     noise = sure and taken == best
     size = Path(out).stat().st_size
     if options.json:
-        print_json({"model": trained.name, "html": out, "bytes": size, "guess": guess,
+        print_json({"model": trained.name, "picture": picture, "html": out, "bytes": size, "guess": guess,
                      "probability": float(probabilities.max()), "chosen": chosen, "noise": noise,
                      "label": trained.classes[taken]})  # fmt: skip
         return 0
+    print(f"The picture: {picture}")
     print(f"The model's guess: {guess}, {100 * probabilities.max():.1f}%")
     if chosen:
         second_guess = f"the loss is as if {trained.classes[taken]} were right, its second guess"
@@ -99,24 +107,25 @@ def _trained_or_fresh(model: str) -> tuple[Trained, int]:
     return train.Trained(fresh, model, {}, classes, centred, (entry.size,) * 2, "none"), entry.size
 
 
-def _picture_to_trace(options: argparse.Namespace, trained: Trained, side: int) -> tuple[Any, int | None]:
-    """The picture of --image with the label of --label; or the first test picture of the run and its own."""
-    from minires import data
-
+def _picture_to_trace(
+    options: argparse.Namespace, trained: Trained, side: int
+) -> tuple[Any, int | None, str]:
+    """The picture of --image, or the first of --data or of the run's test pictures; the label of --label, or
+    that which the data set knows; the picture's name."""
     label = None
     if options.label is not None:
         if options.label not in trained.classes:
             raise ConfigError(f"--label {options.label}: the model knows {', '.join(trained.classes)}")
         label = trained.classes.index(options.label)
     if options.image is not None:
-        return data.decode(Path(options.image), size=side), label
-    if not Path(options.model).exists():
+        first = pictures_of([options.image])[0]
+        return first.decode(size=side), label, first.name
+    if options.data is None and not Path(options.model).exists():
         raise ConfigError(
-            "which picture? --image FILE (a run has test pictures of its own, a fresh model none)"
+            "which picture? --image FILE, or --data (a run has test pictures of its own, a fresh model none)"
         )
-    test = data.load(data_of_run(options.model), size=side).test
-    known = tuple(test.classes) == tuple(trained.classes)
-    return test.images[0], int(test.labels[0]) if label is None and known else label
+    known = labelled(options.model, options.data, None, trained, side).pictures
+    return known.images[0], int(known.labels[0]) if label is None else label, known.names[0]
 
 
 COMMAND = Command("step through one picture, forward and backward, in a page", TEXT, run, add_options)

@@ -1,4 +1,4 @@
-"""Data sets: ``load("signs")``, ``load("hands")``, ``load("cifar10")``, or any picture folder or zip.
+"""Data sets: ``load("signs")``, ``load("hands")``, ``load("cifar10")``, or any picture folder, zip or tar.
 
 A data set of your own gets a name with :func:`register`, and is then loaded and trained on by it.
 """
@@ -11,15 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from minires.data import augment, cifar, folder, hands, signs
+from minires.data import augment, cifar, hands, signs
+from minires.data.at_path import Tree, is_tree
 from minires.data.augment import Compose, Normalize, build
-from minires.data.dataset import Dataset, Splits
+from minires.data.counts import Looker, Survey, summed_up
+from minires.data.dataset import Dataset, Part, Splits
 from minires.data.loader import Loader
 from minires.data.pictures import decode
 from minires.data.registry import Entry
 from minires.data.search_path import cache, roots
 from minires.data.sources import Picture, pictures_at
-from minires.errors import ConfigError, DataError, UnknownName, as_seed, whole
+from minires.errors import ConfigError, DataError, UnknownName, as_seed, one_of, whole
 from minires.registry import Registry
 
 __all__ = [
@@ -29,8 +31,10 @@ __all__ = [
     "Entry",
     "Loader",
     "Normalize",
+    "Part",
     "Picture",
     "Splits",
+    "Survey",
     "augment",
     "build",
     "cache",
@@ -39,10 +43,12 @@ __all__ = [
     "entry",
     "find",
     "load",
+    "load_part",
     "names",
     "pictures_at",
     "prepare",
     "register",
+    "survey",
 ]
 
 SETS: Registry[Entry] = Registry(
@@ -134,7 +140,7 @@ def find(name: str) -> Path | None:
 
 
 def load(name_or_path: str | os.PathLike[str], *, size: int | None = None, seed: int = 0) -> Splits:
-    """Load a data set by name, or from a path: a picture folder or zip, SIGNS or CIFAR-10 in any form.
+    """Load a data set by name, or from a path: a picture folder, zip or tar, SIGNS or CIFAR-10 in any form.
 
     ``size`` resizes the pictures to squares; ``seed`` chooses the validation pictures where the set itself
     does not. A known name is never taken for a path; write ``./signs`` for a folder of that name.
@@ -143,7 +149,7 @@ def load(name_or_path: str | os.PathLike[str], *, size: int | None = None, seed:
     not complete or not readable.
     """
     if not isinstance(name_or_path, str | os.PathLike):
-        raise ConfigError(f"a data set is named, or is the path of a folder or zip; not {name_or_path!r}")
+        raise ConfigError(f"a data set is named, or is the path of a folder or archive; not {name_or_path!r}")
     name = os.fspath(name_or_path)
     size = None if size is None else whole("size", size)
     seed = as_seed(seed)
@@ -159,14 +165,126 @@ def load(name_or_path: str | os.PathLike[str], *, size: int | None = None, seed:
     for known in reversed(SETS.values()):  # a user's own before ours
         if known.locate is not None and (found := known.locate(path)):
             return known.read(found, **options)
+    return _tree(path).splits(**options)
+
+
+def load_part(
+    name_or_path: str | os.PathLike[str], split: str | None = None, *, size: int | None = None, seed: int = 0
+) -> Part:
+    """Load pictures with labels, to test a model on them: a data set by name, or whatever is at a path.
+
+    At a path all pictures are taken where there are no folders for parts, and else those of test, or of the
+    only part; ``split`` asks for train, val, test or all. A part that is not there is split off as ``load``
+    does. Which classes occur, and in which order, is that of the folders: see ``Dataset.with_classes``.
+
+    Raises: DataError as ``load``, for pictures without labels, and if none of several parts is chosen.
+
+    >>> from pathlib import Path
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> root = Path(tempfile.mkdtemp())
+    >>> for name in ("dog", "cat"):
+    ...     (root / "test" / name).mkdir(parents=True)
+    ...     Image.new("RGB", (8, 8)).save(root / "test" / name / "1.png")
+    >>> part = load_part(root, size=8)
+    >>> part.split, part.pictures.names
+    ('test', ('test/cat/1.png', 'test/dog/1.png'))
+    >>> part.pictures.with_classes(("dog", "cat", "cow")).labels
+    array([1, 0])
+    """
+    if split is not None:
+        one_of("split", split, ("train", "val", "test", "all"))
+    name = os.fspath(name_or_path)
+    size = None if size is None else whole("size", size)
+    parts = {} if name in SETS else _parts(name, size)
+    if split is None and parts:
+        if len(parts) > 1 and "test" not in parts:
+            there = " and ".join(parts)
+            raise DataError(f"{name}: which part? There are {there}: try split={[*parts][-1]!r}")
+        split = "test" if "test" in parts else next(iter(parts)) or "all"
+    if split == "all" and parts:
+        held = [read() for read in parts.values()]
+    elif split in parts:
+        held = [parts[split]()]
+    else:
+        splits = load(name, size=size, seed=seed)
+        split = split or "test"
+        held = [splits.train, splits.val, splits.test] if split == "all" else [getattr(splits, split)]
+        return Part(_joined(held), split, splits.source)
+    return Part(_joined(held), split, f"{held[0].name} (pictures at {name})")
+
+
+def survey(name_or_path: str | os.PathLike[str], *, size: int | None = None, seed: int = 0) -> Survey:
+    """Count the pictures of a data set by part and class, and look for what is doubtful in it.
+
+    The parts are those that ``load`` gives; of pictures at a path that has no train part, those that are
+    there. The pictures may be of any size, and are not kept.
+
+    Raises: DataError, as ``load``.
+
+    >>> survey("hands").counts["test"]
+    [20, 20, 20, 20, 20, 20]
+    """
+    name, path, looker = os.fspath(name_or_path), Path(name_or_path), Looker()
+    if name in SETS or (_located(path) and not (is_tree(path) and _tree(path).of_signs)):
+        splits = load(name, size=size, seed=seed)
+        for part in (splits.train, splits.val, splits.test):
+            looker.add(part)
+        return _survey_of(splits, looker)
+    tree = _tree(path)
+    there = tree.parts(size=size, decode=looker.decode)
+    needed = {"train", "test"} if tree.of_signs else {"train"}
+    if "" in there or needed <= there.keys():
+        return _survey_of(tree.splits(size=size, seed=seed, decode=looker.decode), looker)
+    parts = {part: read() for part, read in there.items()}
+    return summed_up(_of_one_list(parts), looker, tree.source)
+
+
+def _survey_of(splits: Splits, looker: Looker) -> Survey:
+    return summed_up({"train": splits.train, "val": splits.val, "test": splits.test}, looker, splits.source)
+
+
+def _parts(name: str, size: int | None) -> dict[str, Callable[[], Dataset]]:
+    """The labelled parts at a path as they stand; none for a user's own set, which only ``load`` reads."""
+    path = Path(name)
+    for known in reversed(SETS.values()):
+        if known.parts is not None and (found := known.parts(path, size=size)):
+            return found
+        if known.locate is not None and known.locate(path):
+            return {}
+    return _tree(path).parts(size=size)
+
+
+def _located(path: Path) -> bool:
+    return any(known.locate is not None and known.locate(path) for known in SETS.values())
+
+
+def _tree(path: Path) -> Tree:
+    """The files at the path of a set that is no known one."""
     for known in SETS.values():
         if known.refuse is not None:
             known.refuse(path)
-    if path.exists():
-        return folder.read(path, size=size, seed=seed)
-    if len(path.parts) == 1 and not path.suffix:
-        raise UnknownName(f"{SETS.unknown(name)}, or the path of a picture folder or zip")
-    raise DataError(f"{path}: no such file or folder")
+    if not os.path.lexists(path):
+        if len(path.parts) == 1 and not path.suffix:
+            raise UnknownName(f"{SETS.unknown(str(path))}, or the path of a picture folder, zip or tar")
+        raise DataError(f"{path}: no such file or folder")
+    return Tree.at(path)
+
+
+def _of_one_list(parts: dict[str, Dataset]) -> dict[str, Dataset]:
+    """Several parts with the classes of all; a class may be missing in some."""
+    held = [*parts.values()]
+    classes = held[0].classes
+    if any(part.classes != classes for part in held):
+        classes = tuple(sorted({label for part in held for label in part.classes}))
+    return {name: part.with_classes(classes) for name, part in parts.items()}
+
+
+def _joined(parts: list[Dataset]) -> Dataset:
+    first, *others = _of_one_list({str(place): part for place, part in enumerate(parts)}).values()
+    for part in others:
+        first = first.join(part)
+    return first
 
 
 def download(name: str, **options: Any) -> str:

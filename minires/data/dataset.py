@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minires.data.parts import matching
 from minires.errors import DataError, ShapeError, as_seed, number
 
 
@@ -70,6 +72,24 @@ class Dataset:
             names=tuple(self.names[i] for i in chosen),
         )
 
+    def with_classes(self, classes: tuple[str, ...]) -> Dataset:
+        """Return this set with its labels numbered as in ``classes``: names are matched, not places.
+
+        A name may differ in case, or in how an accented letter is composed. Classes of which this set has no
+        picture need no match.
+
+        Raises: DataError that names the classes which are not among ``classes``.
+        """
+        known = matching(self.classes, classes)
+        used = [label for k, label in enumerate(self.classes) if (self.labels == k).any()]
+        if unknown := [label for label in used if label not in known]:
+            raise DataError(
+                f"data set '{self.name}' has {_few(unknown)} among its classes, which are not among "
+                f"{_few(classes)}; choose pictures of the same classes"
+            )
+        places = [classes.index(known[label]) if label in known else -1 for label in self.classes]
+        return replace(self, labels=np.array(places, dtype=np.int64)[self.labels], classes=tuple(classes))
+
     def split(self, fraction: float, *, seed: int) -> tuple[Dataset, Dataset]:
         """Split in two, class by class: the first part gets ``fraction`` of every class.
 
@@ -117,6 +137,22 @@ class Dataset:
             labels=np.concatenate([self.labels, other.labels]),
             names=self.names + other.names,
         )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f", ... ({len(names)} in all)" if len(names) > 10 else "")
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Pictures to test a model on, which part of a data set they are, and where they came from.
+
+    ``split`` is train, val, test, or all.
+    """
+
+    pictures: Dataset
+    split: str
+    source: str
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from minires.data.contents import describe
 from minires.data.tree import read_file
+from minires.data.twins import Look
 from minires.errors import ConfigError, DataError
 
 # Formats whose readers are plain decoders. EPS is left out on purpose: reading it starts Ghostscript.
@@ -37,6 +38,7 @@ MAX_PIXELS_UNSIZED = 16_000_000
 MAX_SCANS = 500  # of a progressive JPEG; each goes over the whole picture
 SHARE = 0.5  # of the memory
 MAX_NAMED = 10
+Decode = Callable[..., NDArray[np.uint8]]  # such as decode_all
 
 
 def decode(source: Path | bytes, *, name: str | None = None, size: int | None = None) -> NDArray[np.uint8]:
@@ -78,6 +80,27 @@ def decode(source: Path | bytes, *, name: str | None = None, size: int | None = 
     if size is not None:
         rgb = _square(rgb, size)
     return np.array(rgb, dtype=np.uint8)
+
+
+def look(content: bytes, *, name: str) -> tuple[tuple[int, int], Look]:
+    """The height and width of a picture, and what tells its twins. A JPEG is read at a fraction of its size.
+
+    Raises: DataError, as ``decode``.
+    """
+    try:
+        with _open(content) as image:
+            original = image.size
+            if isinstance(image, JpegImageFile):
+                image.draft(None, (128, 128))
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{original[0]} x {original[1]} pixels are more than {MAX_PIXELS:,}")
+            _mend_transparency(image)
+            image.load()
+            turned = ImageOps.exif_transpose(image)
+            wide, high = sorted(original, reverse=turned.width > turned.height)
+            return (high, wide), Look.at(_to_rgb(turned), content)
+    except Exception as error:  # as in decode
+        raise DataError(f"{name}: cannot read this picture: {_cause(error, content)}") from error
 
 
 def resize(images: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from minires.data.dataset import Splits
+from minires.data.dataset import Dataset, Splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +18,10 @@ class Entry:
     ``read(size=, seed=)`` makes it. Both return the three parts.
 
     ``title`` says in a line what it is; ``how`` how to get its files; ``refuse`` raises DataError for files
-    that must not be read; ``prepare`` brings files at hand into the cache, and ``download`` those on the
-    network, and both report in a line; ``stand_in`` is the set that is used where this one is not found.
+    that must not be read; ``parts(path, size=)`` gives the labelled parts that are at a path, each to be read
+    by a call, where a set can be there in part; ``prepare`` brings files at hand into the cache, and
+    ``download`` those on the network, and both report in a line; ``stand_in`` is the set that is used where
+    this one is not found.
     """
 
     read: Callable[..., Splits]
@@ -27,6 +29,7 @@ class Entry:
     title: str = ""
     how: str = ""
     refuse: Callable[[Path], None] | None = None
+    parts: Callable[..., dict[str, Callable[[], Dataset]]] | None = None
     prepare: Callable[[Path], str] | None = None
     download: Callable[..., str] | None = None
     stand_in: str = ""

@@ -3,30 +3,43 @@
 Two public forms are read: the picture folders of Stanford's CS230 examples (``64x64_SIGNS/train_signs``,
 ``val_signs``, ``test_signs`` with 864 + 216 + 120 JPEGs, the label is the first character of the file
 name) and the two HDF5 files of the Coursera course (``train_signs.h5``, ``test_signs.h5``).
+
+The folders are found in a zip or tar, too, and below others (the raw ``SIGNS dataset/train_signs``). Other
+HDF5 files of the same form are read like these two, with the classes that they name themselves: the
+course's ``train_catvnoncat.h5`` and ``test_catvnoncat.h5`` have ``list_classes`` non-cat and cat.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import shutil
 import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minires.data import registry, tree
 from minires.data.archives import name_in_zip, safe_parts
 from minires.data.dataset import Dataset, Splits
 from minires.data.fetch import check_counts, copy_files, fetch_file, make_folder, staging
-from minires.data.pictures import decode_all, listing, resize
-from minires.data.registry import Entry
+from minires.data.pictures import Decode, decode_all, listing, resize
 from minires.data.search_path import cache
+from minires.data.tree import Entry
 from minires.errors import DataError
 from minires.files import atomic_write
 
 CLASSES = ("0", "1", "2", "3", "4", "5")
 FOLDER = "64x64_SIGNS"
 TRAIN, VAL, TEST = "train_signs", "val_signs", "test_signs"
+FOLDERS = {"train": TRAIN, "val": VAL, "test": TEST}
+LABELLED = re.compile("[0-5]_")
 # SHA-256 over the contents of the known public copy of the picture folders, see `digest`.
 KNOWN = "75bdba965d71642dda699839af00dca07e7f29bf032a26ff1c415655b5d1e37d"
 
@@ -45,11 +58,9 @@ def locate(path: Path) -> Path | None:
     if path.is_file() and path.suffix in HDF5:
         return path
     for folder in (path / FOLDER, path):
-        if (folder / TRAIN).is_dir() and (folder / TEST).is_dir():
+        if (folder / TRAIN).is_dir() and (folder / TEST).is_dir() and not _has_classes(folder / TRAIN):
             return folder
-    if (path / f"{TRAIN}.h5").is_file() and (path / f"{TEST}.h5").is_file():
-        return path
-    return None
+    return path if len(_h5_pairs(path)) == 1 else None
 
 
 def read(path: Path, *, size: int | None = None, seed: int = 0) -> Splits:
@@ -57,83 +68,192 @@ def read(path: Path, *, size: int | None = None, seed: int = 0) -> Splits:
 
     Where there is no val part (HDF5), a fifth of the training pictures is split off by ``seed``: 864 + 216.
 
-    Raises: DataError when something is missing, unreadable or labelled outside 0..5.
+    Raises: DataError when something is missing, unreadable or labelled outside 0..5, or outside the classes
+    that the HDF5 file names.
     """
     if path.is_file():
-        return _read_h5(
-            path.with_name(path.name.replace("test", "train")),
-            path.with_name(path.name.replace("train", "test")),
-            size=size,
-            seed=seed,
-        )
+        return _read_h5(*_h5_halves(path), size=size, seed=seed)
     found = locate(path)
     if found is None:
         raise DataError(
-            f"{path}: no SIGNS here: expected the folders {TRAIN}/ and {TEST}/ with .jpg files, or the "
+            f"{path}: no SIGNS here: expected the folders {TRAIN}/ and {TEST}/ with pictures, or the "
             f"files {TRAIN}.h5 and {TEST}.h5"
         )
     if (found / TRAIN).is_dir():
-        return _read_folders(found, size=size, seed=seed)
-    return _read_h5(found / f"{TRAIN}.h5", found / f"{TEST}.h5", size=size, seed=seed)
+        return read_entries(_entries(found), size=size, seed=seed, where=str(found))
+    return _read_h5(*_h5_pairs(found)[0], size=size, seed=seed)
+
+
+def parts(path: Path, *, size: int | None = None) -> dict[str, Callable[[], Dataset]]:
+    """The parts of SIGNS at ``path`` as they stand, each to be read by a call; none if it is not SIGNS.
+
+    One HDF5 file without its sister, or a folder with one of them, is one part.
+    """
+    if (found := locate(path)) is not None and (found / TRAIN).is_dir():
+        return entry_parts(_entries(found), size=size, where=str(found))
+    files = [path] if found == path and path.is_file() else _h5_in(path)
+    halves = _h5_halves(files[0]) if files else ()
+    if len({*files, *halves}) > 2:  # several sets
+        return {}
+    there = [(half, file) for half, file in zip(("train", "test"), halves, strict=False) if file.is_file()]
+    return {half: partial(_read_h5_half, file, half, size) for half, file in there}
+
+
+def inside(entries: list[Entry]) -> list[Entry] | None:
+    """The pictures of SIGNS in a tree of files, with paths from its folders on; None if it is another set."""
+    held = [e for e in entries if e.read is not None and not tree.not_picture(e.parts[-1])]
+    around = {e.parts[:-2] for e in held}
+    folders = {e.parts[-2] for e in held if len(e.parts) > 1}
+    if len(around) != 1 or not folders or not folders <= {TRAIN, VAL, TEST}:
+        return None
+    if not all(LABELLED.match(e.parts[-1]) for e in held):
+        return None
+    return [Entry(e.parts[-2:], e.read) for e in held]
+
+
+def read_entries(
+    entries: list[Entry], *, size: int | None, seed: int, where: str, decode: Decode = decode_all
+) -> Splits:
+    """Read SIGNS from the pictures in its folders, ``train_signs/0_x.jpg``. Raises: as ``read``."""
+    found = entry_parts(entries, size=size, where=where, decode=decode)
+    if missing := [name for part, name in FOLDERS.items() if part not in found and part != "val"]:
+        raise DataError(f"{where}: no folder {' and '.join(missing)}: `minires evaluate` can use the rest")
+    train, test = found["train"](), found["test"]()
+    if "val" in found:
+        val = found["val"]()
+    else:
+        train, val = train.split(0.8, seed=seed)
+    known = "the known public copy" if _digest(entries) == KNOWN else "not the known public copy"
+    return Splits(train, val, test, f"signs (picture folders at {where}, {known})")
+
+
+def entry_parts(
+    entries: list[Entry], *, size: int | None, where: str, decode: Decode = decode_all
+) -> dict[str, Callable[[], Dataset]]:
+    """The parts of SIGNS among these pictures, each to be read by a call."""
+    there = {e.parts[0] for e in entries}
+    return {
+        part: partial(_read_folder, [e for e in entries if e.parts[0] == name], name, size, where, decode)
+        for part, name in FOLDERS.items()
+        if name in there
+    }
 
 
 def pictures(root: Path) -> list[Path]:
-    """List the JPEGs of the three folders in the order of their names' bytes."""
-    found = [p for part in (TRAIN, VAL, TEST) for p in (root / part).glob("*.jpg")]
+    """List the pictures of the three folders in the order of their names' bytes; what is one by its name is
+    told as for any folder."""
+    found = [p for part in (TRAIN, VAL, TEST) for p in (root / part).glob("*")]
+    left_out = (tree.hidden, tree.not_picture, tree.is_archive)
     return sorted(
-        (p for p in found if not p.name.startswith(".")),
-        key=lambda p: p.relative_to(root).as_posix().encode(),
+        (p for p in found if not p.is_dir() and not any(no(p.name) for no in left_out)),
+        key=lambda p: os.fsencode(p.relative_to(root)),
     )
 
 
 def digest(root: Path) -> str:
     """Return the SHA-256 over names and contents: for each picture its path, a zero byte, and the SHA-256 of
     its bytes, in the order of the paths. Other files in the folder do not matter."""
+    return _digest(_entries(root))
+
+
+def _digest(entries: list[Entry]) -> str:
     total = hashlib.sha256()
-    for path in pictures(root):
-        total.update(path.relative_to(root).as_posix().encode() + b"\0")
-        total.update(hashlib.sha256(path.read_bytes()).digest())
+    for entry in sorted(entries, key=lambda entry: entry.name.encode()):
+        if entry.read is not None:
+            total.update(entry.name.encode() + b"\0")
+            total.update(hashlib.sha256(entry.read()).digest())
     return total.hexdigest()
 
 
-def _read_folders(root: Path, *, size: int | None, seed: int) -> Splits:
-    train = _read_folder(root, TRAIN, size)
-    test = _read_folder(root, TEST, size)
-    if (root / VAL).is_dir():
-        val = _read_folder(root, VAL, size)
-    else:
-        train, val = train.split(0.8, seed=seed)
-    known = "the known public copy" if digest(root) == KNOWN else "not the known public copy"
-    return Splits(train, val, test, f"signs (picture folders at {root}, {known})")
+def _has_classes(folder: Path) -> bool:
+    """Whether a folder holds folders, and no files: the classes of a set of another kind."""
+    held = [p for p in folder.iterdir() if not tree.hidden(p.name)]
+    return bool(held) and all(p.is_dir() for p in held)
 
 
-def _read_folder(root: Path, part: str, size: int | None) -> Dataset:
-    paths = [p for p in pictures(root) if p.parent.name == part]
-    names = tuple(p.relative_to(root).as_posix() for p in paths)
-    if not paths:
-        raise DataError(f"{root / part}: no .jpg picture in this folder")
-    odd = [name for name, p in zip(names, paths, strict=True) if p.name[0] not in CLASSES]
+def _entries(root: Path) -> list[Entry]:
+    named = [((p.parent.name, tree.writable(p.name)), p) for p in pictures(root)]
+    held = [Entry(parts, partial(tree.read_file, path, name="/".join(parts))) for parts, path in named]
+    return held + [Entry((part,), None) for part in (TRAIN, VAL, TEST) if (root / part).is_dir()]
+
+
+def _read_folder(entries: list[Entry], part: str, size: int | None, where: str, decode: Decode) -> Dataset:
+    held = [e for e in entries if e.read is not None]
+    names = tuple(e.name for e in held)
+    if not held:
+        raise DataError(f"{where}/{part}: no picture in this folder")
+    odd = [e.name for e in held if e.parts[-1][0] not in CLASSES]
     if odd:
-        raise DataError(listing(f"{root}: {len(odd)} file names do not begin with a label 0..5", odd))
-    images = decode_all(
-        [(n, p.read_bytes) for n, p in zip(names, paths, strict=True)], size=size, where=str(root)
-    )
-    labels = np.array([int(p.name[0]) for p in paths], dtype=np.int64)
+        raise DataError(listing(f"{where}: {len(odd)} file names do not begin with a label 0..5", odd))
+    images = decode([(e.name, e.read) for e in held if e.read], size=size, where=where)
+    labels = np.array([int(e.parts[-1][0]) for e in held], dtype=np.int64)
     return Dataset(images, labels, CLASSES, names, "signs")
+
+
+def _h5_in(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("*") if p.suffix in HDF5) if folder.is_dir() else []
+
+
+def _h5_pairs(folder: Path) -> list[tuple[Path, Path]]:
+    """The pairs of HDF5 files, train and test, in a folder; that of SIGNS alone if it is there."""
+    files = _h5_in(folder)
+    pairs = [(p, _h5_halves(p)[1]) for p in files if _h5_halves(p)[0] == p]
+    found = [pair for pair in pairs if pair[1] in files and pair[1] != pair[0]]
+    return [pair for pair in found if pair[0].name == f"{TRAIN}.h5"] or found
+
+
+def _h5_halves(path: Path) -> tuple[Path, Path]:
+    """The HDF5 files with the training and the test pictures, of which ``path`` is one, or both."""
+    train = re.sub(r"(?<![a-z])test", "train", path.name, count=1, flags=re.IGNORECASE)
+    test = re.sub(r"(?<![a-z])train", "test", path.name, count=1, flags=re.IGNORECASE)
+    return path.with_name(train), path.with_name(test)
 
 
 def _read_h5(train_path: Path, test_path: Path, *, size: int | None, seed: int) -> Splits:
     whole = _read_h5_half(train_path, "train", size)
     test = _read_h5_half(test_path, "test", size)
-    train, val = whole.split(0.8, seed=seed)
-    return Splits(train, val, test, f"signs (HDF5 files {train_path} and {test_path.name})")
+    classes = max(whole.classes, test.classes, key=len)
+    if not classes[: len(whole.classes)] == whole.classes or not classes[: len(test.classes)] == test.classes:
+        raise DataError(
+            f"{train_path} names the classes {', '.join(whole.classes)}, {test_path.name} "
+            f"{', '.join(test.classes)}"
+        )
+    train, val = replace(whole, classes=classes).split(0.8, seed=seed)
+    source = f"{whole.name} (HDF5 files {train_path} and {test_path.name})"
+    return Splits(train, val, replace(test, classes=classes), source)
 
 
 def _read_h5_half(path: Path, half: str, size: int | None) -> Dataset:
-    import h5py  # costs a tenth of a second, and only this form needs it
-
     if not path.is_file():
         raise DataError(f"{path}: no such file; the HDF5 form of SIGNS needs both {TRAIN}.h5 and {TEST}.h5")
+    images, labels, named = _h5_contents(path, half)
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+        raise DataError(
+            f"{path}: {half}_set_x must be uint8 (N, H, W, 3), it is {images.dtype} {images.shape}"
+        )
+    if labels.dtype.kind not in "iu" or labels.size != len(images):  # some copies store (1, N)
+        raise DataError(
+            f"{path}: {half}_set_y must hold {len(images)} integer labels, it is {labels.dtype} "
+            f"{labels.shape}"
+        )
+    flat: NDArray[np.int64] = labels.reshape(-1).astype(np.int64)
+    names = tuple(f"{path.name}[{i}]" for i in range(len(images)))
+    name = re.sub(r"(?i)(?<![a-z])(train|test)[_ -]?|[_ -](train|test)$", "", path.stem) or path.stem
+    if named is not None:
+        classes = tuple(named)
+        if not classes or len({*classes}) < len(classes):
+            raise DataError(f"{path}: list_classes must name each class once, it is {list(classes)}")
+    elif name == "signs":
+        classes = CLASSES
+    else:
+        classes = tuple(map(str, range(int(flat.max(initial=0)) + 1)))
+    return Dataset(resize(images, size), flat, classes, names, name)
+
+
+def _h5_contents(path: Path, half: str) -> tuple[NDArray[Any], NDArray[Any], list[str] | None]:
+    """The pictures and labels of a file as they stand in it, and the names of its classes if it has them."""
+    import h5py  # costs a tenth of a second, and only this form needs it
+
     keys = (f"{half}_set_x", f"{half}_set_y")
     try:
         with h5py.File(path, "r") as file:
@@ -143,17 +263,17 @@ def _read_h5_half(path: Path, half: str, size: int | None) -> Dataset:
                     f"(N, 64, 64, 3) and {keys[1]} (N,), it has: {', '.join(sorted(file)) or 'nothing'}"
                 )
             images, labels = file[keys[0]][()], np.asarray(file[keys[1]][()])
+            listed = file.get("list_classes")
+            named = np.asarray(listed[()]).reshape(-1).tolist() if isinstance(listed, h5py.Dataset) else None
     except OSError as error:
         raise DataError(f"{path}: cannot read this HDF5 file: {error}") from error
-    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
-        raise DataError(f"{path}: {keys[0]} must be uint8 (N, H, W, 3), it is {images.dtype} {images.shape}")
-    if labels.dtype.kind not in "iu" or labels.size != len(images):  # some copies store (1, N)
-        raise DataError(
-            f"{path}: {keys[1]} must hold {len(images)} integer labels, it is {labels.dtype} {labels.shape}"
-        )
-    flat: NDArray[np.int64] = labels.reshape(-1).astype(np.int64)
-    names = tuple(f"{path.name}[{i}]" for i in range(len(images)))
-    return Dataset(resize(images, size), flat, CLASSES, names, "signs")
+    if named is not None:
+        if not all(isinstance(one, bytes | str | int) for one in named):
+            raise DataError(f"{path}: list_classes must be names, it is {named[:3]}")
+        named = [
+            one.decode("utf-8", "backslashreplace") if isinstance(one, bytes) else str(one) for one in named
+        ]
+    return images, labels, named
 
 
 def download(*, url: str = URL, timeout: float = 30.0) -> str:
@@ -243,9 +363,10 @@ def _place(info: zipfile.ZipInfo, where: str) -> tuple[str, str] | None:
     return None if hidden or not name.endswith(".jpg") else (above[-1], name)
 
 
-ENTRY = Entry(
+ENTRY = registry.Entry(
     read=read,
     locate=locate,
+    parts=parts,
     title="photographs of hands that show 0 to 5, 64x64",
     how="get it with `minires data signs --download`, or use --data hands, which needs no download",
     prepare=prepare,

@@ -141,7 +141,7 @@ def test_odd_picture_folders_are_refused(tmp_path):
     for path in (tmp_path / "val_signs").iterdir():
         path.unlink()
     (train / "5_IMG.jpg").unlink()
-    with pytest.raises(DataError, match="val_signs: no .jpg picture"):
+    with pytest.raises(DataError, match="val_signs: no picture in this folder"):
         data.load(tmp_path)
 
 

@@ -1,0 +1,52 @@
+"""A data set at a path that is no registered one: SIGNS in a tree of files, or folders of any classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from minires.data import archives, folder, signs, sources
+from minires.data.dataset import Dataset, Splits
+from minires.data.pictures import Decode, decode_all
+from minires.data.tree import Entry
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The files of a folder, zip or tar, as a data set."""
+
+    name: str
+    where: str
+    files: list[Entry]
+    of_signs: list[Entry] | None  # the pictures, where they are those of SIGNS
+
+    @classmethod
+    def at(cls, path: Path) -> Tree:
+        """List the files. Raises: DataError if ``path`` is no folder, zip or tar, or cannot be read."""
+        files = sources.entries(path)
+        name = path.resolve().name if path.is_dir() else path.stem.removesuffix(".tar")
+        return cls(name, str(path), files, signs.inside(files))
+
+    @property
+    def source(self) -> str:
+        return f"{'signs' if self.of_signs else self.name} (picture folders at {self.where})"
+
+    def splits(self, *, size: int | None, seed: int, decode: Decode = decode_all) -> Splits:
+        """Train, val and test; what is not there is split off. Raises: DataError, as ``folder.split_up``."""
+        if self.of_signs is not None:
+            return signs.read_entries(self.of_signs, size=size, seed=seed, where=self.where, decode=decode)
+        return folder.split_up(
+            self.files, size=size, seed=seed, name=self.name, where=self.where, decode=decode
+        )
+
+    def parts(self, *, size: int | None, decode: Decode = decode_all) -> dict[str, Callable[[], Dataset]]:
+        """The labelled parts that are there, each to be read by a call. Raises: as ``folder.parts``."""
+        if self.of_signs is not None:
+            return signs.entry_parts(self.of_signs, size=size, where=self.where, decode=decode)
+        return folder.parts(self.files, size=size, name=self.name, where=self.where, decode=decode)
+
+
+def is_tree(path: Path) -> bool:
+    """Whether there is a folder, a zip or a tar."""
+    return path.is_dir() or (path.is_file() and archives.kind(path) != "")

@@ -222,8 +222,18 @@ def survey(name_or_path: str | os.PathLike[str], *, size: int | None = None, see
 
     Raises: DataError, as ``load``.
 
-    >>> survey("hands").counts["test"]
-    [20, 20, 20, 20, 20, 20]
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> root = Path(tempfile.mkdtemp())
+    >>> for name in ("cat", "dog"):
+    ...     (root / name).mkdir()
+    ...     for i in range(10):
+    ...         Image.new("RGB", (30 + i, 20), (9 * i, len(name), 0)).save(root / name / f"{i}.png")
+    >>> found = survey(root)
+    >>> found.counts, found.largest
+    ({'train': [7, 6], 'val': [1, 2], 'test': [2, 2]}, (20, 39))
+    >>> found.warnings[0]
+    'few pictures: 13 to train 2 classes; a network learns them by heart'
     """
     name, path, looker = os.fspath(name_or_path), Path(name_or_path), Looker()
     if name in SETS or (_located(path) and not (is_tree(path) and _tree(path).of_signs)):

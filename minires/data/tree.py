@@ -18,6 +18,7 @@ NOT_PICTURES = {
     ".ini", ".db", ".log", ".py", ".ipynb", ".sh", ".url", ".md5", ".sha1", ".sha256",
 }  # fmt: skip
 NOT_PICTURE_NAMES = {"readme", "license", "licence", "copying", "notice", "authors", "citation", "changelog"}
+USUAL = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".heic", ".avif"}
 ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar"}
 # What systems and storage devices put beside the files of a user, in lower case.
 SYSTEM = {
@@ -65,10 +66,13 @@ def on_disk(root: Path) -> list[Entry]:
                 continue
             inside = (*parts, writable(one.name))
             if _is_folder(one):
+                before = len(found)
                 found.append(Entry(inside, None))
                 walk(folder / one.name, inside, above)
-            else:
-                found.append(Entry(inside, partial(read_file, folder / one.name, name="/".join(inside))))
+                if len(found) > before + 1 or PurePath(one.name).suffix.lower() not in USUAL:
+                    continue  # and else an empty folder that is called like a picture
+                found.pop()
+            found.append(Entry(inside, partial(read_file, folder / one.name, name="/".join(inside))))
 
     walk(root, (), frozenset())
     return sorted(found, key=lambda entry: entry.parts)

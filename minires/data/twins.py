@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 BITS = 6  # of 64 that may differ
-LEVELS = 4.0  # of 255, by which the thumbnails may differ in the mean
+LEVELS = 3.0  # of 255, by which the grey of the thumbnails may differ in the mean
+LEVELS_OF_COLOUR = 8.0  # JPEG keeps it less well
 MOST = 50_000  # pictures that are compared each with each
 ENOUGH = 1_000
 _ROWS = 512
@@ -32,7 +33,7 @@ class Look:
 
     @classmethod
     def at(cls, picture: Image.Image, content: bytes) -> Look:
-        small = picture.resize((64, 64), Image.Resampling.BOX, reducing_gap=2.0)
+        small = picture.resize((64, 64), Image.Resampling.BILINEAR, reducing_gap=3.0)
         grey = np.asarray(small.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
         bits = np.where(np.diff(grey, axis=1) > 0, 1, -1).reshape(-1)
         thumbnail = np.asarray(small.resize((16, 16), Image.Resampling.BOX), dtype=np.uint8)
@@ -71,8 +72,10 @@ def nearly(looks: Sequence[Look]) -> list[tuple[int, int]]:
         agreeing = bits[start : start + _ROWS] @ bits.T  # 64 less two for each bit that differs
         for one, agrees in enumerate(agreeing, start):
             after = one + 1 + np.flatnonzero(agrees[one + 1 :] >= 64 - 2 * BITS)
-            levels = np.abs(thumbnails[after].astype(np.int16) - thumbnails[one]).mean(axis=(1, 2, 3))
-            found += [(int(places[one]), int(places[other])) for other in after[levels <= LEVELS]]
+            apart = thumbnails[after].astype(np.int16) - thumbnails[one]
+            grey, colour = np.abs(apart.mean(axis=3)).mean(axis=(1, 2)), np.abs(apart).mean(axis=(1, 2, 3))
+            alike = after[(grey <= LEVELS) & (colour <= LEVELS_OF_COLOUR)]
+            found += [(int(places[one]), int(places[other])) for other in alike]
             if len(found) >= ENOUGH:
                 return found[:ENOUGH]
     return found

@@ -127,6 +127,92 @@ def test_a_missing_or_damaged_hdf5_half_is_named(tmp_path):
         signs.read(tmp_path)
 
 
+def write_cats(root, classes, *, test=True, top=1):
+    """The course's other set, of two classes, in the same form."""
+    root.mkdir(parents=True, exist_ok=True)
+    for half, n in (("train", 20), ("test", 6))[: 2 if test else 1]:
+        with h5py.File(root / f"{half}_catvnoncat.h5", "w") as file:
+            labels = np.arange(n) % (top + 1)
+            file[f"{half}_set_x"] = (100 * labels[:, None, None, None] + np.zeros((n, 8, 8, 3))).astype(
+                np.uint8
+            )
+            file[f"{half}_set_y"] = labels
+            if classes is not None:
+                file["list_classes"] = classes
+    return root
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        np.array([b"non-cat", b"cat"], "S7"),
+        np.array(["non-cat", "cat"], object),
+        np.array([b"non-cat", b"cat"])[None],
+    ],
+)
+def test_an_hdf5_file_names_its_classes(tmp_path, classes):
+    write_cats(tmp_path, classes)
+    for path in (tmp_path, tmp_path / "train_catvnoncat.h5", tmp_path / "test_catvnoncat.h5"):
+        splits = data.load(path)
+        assert [len(p) for p in (splits.train, splits.val, splits.test)] == [16, 4, 6]
+        assert splits.train.classes == splits.test.classes == ("non-cat", "cat")
+        assert splits.train.name == "catvnoncat" and splits.source.startswith("catvnoncat (HDF5 files")
+    assert (splits.test.images[:, 0, 0, 0] == 100 * splits.test.labels).all()
+
+
+def test_an_hdf5_file_without_names_of_classes_has_numbers(tmp_path):
+    assert data.load(write_cats(tmp_path / "a", None, top=7)).test.classes == tuple("01234567")
+    assert data.load(write_cats(tmp_path / "b", None)).train.classes == ("0", "1")
+    assert data.load(write_h5(tmp_path / "c", list_classes=None)).train.classes == tuple("012345")
+
+
+@pytest.mark.parametrize(
+    "classes, message",
+    [
+        (np.array([b"cat"]), r"label 1 of train_catvnoncat.h5\[1\] is outside 0\.\.0"),
+        (np.array([b"cat", b"cat"]), "must name each class once"),
+        (np.zeros((0,), "S1"), "must name each class once"),
+        (np.array([0.5, 1.5]), "list_classes must be names"),
+    ],
+)
+def test_a_list_of_classes_that_does_not_fit_is_refused(tmp_path, classes, message):
+    with pytest.raises(DataError, match=message):
+        data.load(write_cats(tmp_path, classes))
+
+
+def test_halves_that_name_different_classes_are_refused(tmp_path):
+    write_cats(tmp_path, np.array([b"non-cat", b"cat"]))
+    with h5py.File(tmp_path / "test_catvnoncat.h5", "a") as file:
+        del file["list_classes"]
+        file["list_classes"] = np.array([b"cat", b"non-cat"])
+    with pytest.raises(DataError, match="names the classes non-cat, cat, test_catvnoncat.h5 cat, non-cat"):
+        data.load(tmp_path)
+
+
+def test_one_half_alone_is_a_part_to_test_on(tmp_path):
+    write_cats(tmp_path, np.array([b"non-cat", b"cat"]), test=False)
+    for path in (tmp_path, tmp_path / "train_catvnoncat.h5"):
+        part = data.load_part(path)
+        assert (part.split, len(part.pictures), part.pictures.classes) == ("train", 20, ("non-cat", "cat"))
+    write_cats(tmp_path, np.array([b"non-cat", b"cat"]))
+    assert data.load_part(tmp_path).split == "test" and len(data.load_part(tmp_path).pictures) == 6
+    assert len(data.load_part(tmp_path, "all").pictures) == 26
+    with pytest.raises(DataError, match="test_x.h5: no such file"):
+        data.load((tmp_path / "train_catvnoncat.h5").rename(tmp_path / "train_x.h5"))
+
+
+def test_pictures_of_any_kind_are_read_from_the_folders(tmp_path):
+    write_folders(tmp_path, (("train", 10), ("test", 2)))
+    Image.new("RGB", (8, 8), (120, 0, 0)).save(tmp_path / "test_signs" / "3_more.png")
+    (tmp_path / "test_signs" / "Thumbs.db").write_bytes(b"x")
+    (tmp_path / "test_signs" / "notes.txt").write_bytes(b"x")
+    splits = data.load(tmp_path)
+    assert len(splits.test) == 13 and "test_signs/3_more.png" in splits.test.names
+    os.mkfifo(tmp_path / "train_signs" / "0_pipe.jpg")
+    with pytest.raises(DataError, match="train_signs/0_pipe.jpg: this is a pipe"):
+        data.load(tmp_path)
+
+
 def test_odd_picture_folders_are_refused(tmp_path):
     write_folders(tmp_path)
     train = tmp_path / "train_signs"

@@ -83,7 +83,7 @@ def in_zip(path: Path) -> list[Entry]:
     listed = _Listed(path)
     unfolded = 0
     for info in members:
-        name = name_in_zip(info)
+        name = _name_in_zip(info)
         folder = name.endswith("/")
         if not (parts := listed.parts(name)):
             continue
@@ -141,7 +141,7 @@ def _in_tar(path: Path, size: int) -> list[Entry]:
         for member in archive:
             if not (parts := listed.parts(member.name)):
                 continue
-            linked = safe_parts(member.linkname, where=str(path)) if member.islnk() else ()
+            linked = _safe_parts(member.linkname, where=str(path)) if member.islnk() else ()
             if (target := listed.found.get(linked)) and target.read:  # two names of one file
                 listed.add(parts, target.read)
             elif member.isdir():
@@ -167,7 +167,7 @@ def _in_tar(path: Path, size: int) -> list[Entry]:
     return listed.entries()
 
 
-def safe_parts(member: str, *, where: str) -> tuple[str, ...]:
+def _safe_parts(member: str, *, where: str) -> tuple[str, ...]:
     """Return the parts of the path of an archive's member; none for the archive's own folder.
 
     Raises: DataError when the path is absolute or leads out of the archive.
@@ -193,7 +193,7 @@ class _Listed:
         self._count += 1
         if self._count > MAX_MEMBERS:
             raise DataError(f"{self.path}: more than {MAX_MEMBERS:,} files, which is the limit")
-        return tuple(map(writable, safe_parts(name, where=str(self.path))))
+        return tuple(map(writable, _safe_parts(name, where=str(self.path))))
 
     def add(self, parts: tuple[str, ...], read: Callable[[], bytes] | None, *, special: bool = False) -> None:
         if any(map(hidden, parts)):
@@ -283,7 +283,7 @@ def _check_size(path: Path, size: int, unfolded: int) -> None:
         )
 
 
-def name_in_zip(info: zipfile.ZipInfo) -> str:
+def _name_in_zip(info: zipfile.ZipInfo) -> str:
     """The name of a member with ``/`` between folders, as Windows' own tools do not always write it.
 
     A name that is not marked as UTF-8 is one all the same, or the GB 2312 of a Chinese Windows, where its

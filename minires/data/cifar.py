@@ -24,6 +24,7 @@ BINARY = "cifar-10-batches-bin"
 TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 TEST_FILE = "test_batch.bin"
 RECORD = 1 + 3 * 32 * 32
+PACKED = "cifar-10-binary.tar.gz"
 PICKLES = ("cifar-10-batches-py", "cifar-10-python.tar.gz", "data_batch_1")
 
 
@@ -59,11 +60,14 @@ def read(path: Path, *, size: int | None = None, seed: int = 0) -> Splits:
 
 
 def refuse_pickles(path: Path) -> None:
-    """Raise DataError when ``path`` holds CIFAR-10 in its pickled form."""
+    """Raise DataError when ``path`` is or holds CIFAR-10 in its pickled form, or its packed binary form."""
+    if path.name == PACKED and path.is_file():
+        raise DataError(f"{path}: unpack this archive of CIFAR-10, and give the folder {BINARY}")
     for name in PICKLES:
-        if (path / name).exists():
+        found = path if path.name == name else path / name
+        if found.exists():
             raise DataError(
-                f"{path / name}: this is the Python version of CIFAR-10, made of pickles, which can run any "
+                f"{found}: this is the Python version of CIFAR-10, made of pickles, which can run any "
                 "code when read; get the binary version, cifar-10-binary.tar.gz, and unpack it here"
             )
 

@@ -15,7 +15,6 @@ import hashlib
 import os
 import re
 import shutil
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -25,8 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minires.data import registry, tree
-from minires.data.archives import name_in_zip, safe_parts
+from minires.data import registry, sources, tree
 from minires.data.dataset import Dataset, Splits
 from minires.data.fetch import check_counts, copy_files, fetch_file, make_folder, staging
 from minires.data.pictures import Decode, decode_all, listing, resize
@@ -296,7 +294,7 @@ def download(*, url: str = URL, timeout: float = 30.0) -> str:
 def prepare(source: Path) -> str:
     """Verify SIGNS at ``source``, copy it into the cache, and return a report of one line.
 
-    It comes as a folder or zip with ``64x64_SIGNS`` or its three folders inside, which must be the known
+    It comes as a folder, zip or tar with ``64x64_SIGNS`` or its three folders inside, which must be the known
     public copy, or as a folder with both HDF5 files.
 
     Raises: DataError when the source is not complete, not readable or not the known copy; nothing is left
@@ -337,30 +335,22 @@ def _verify(root: Path, *, where: str) -> None:
 
 
 def _unpack(archive: Path, target: Path, *, where: str) -> None:
-    """Write the pictures of SIGNS in a zip below ``target``; names are checked, all else is left out."""
+    """Write the pictures of SIGNS in a zip or tar below ``target``; all else is left out."""
     try:
-        with zipfile.ZipFile(archive) as opened:
-            for info in opened.infolist():
-                place = _place(info, where)
-                if place is None:
-                    continue
-                if info.file_size > MAX_PICTURE_BYTES:
-                    raise DataError(f"{where}: {info.filename}: {info.file_size:,} bytes, no such picture")
-                (target / place[0]).mkdir(parents=True, exist_ok=True)
-                (target / place[0] / place[1]).write_bytes(opened.read(info))
-    except (zipfile.BadZipFile, RuntimeError, EOFError) as error:
-        raise DataError(f"{where}: not a zip, or damaged: {error}; fetch it again") from error
+        for entry in sources.entries(archive):
+            *above, name = entry.parts
+            if entry.read is None or not above or above[-1] not in (TRAIN, VAL, TEST) or name[-4:] != ".jpg":
+                continue
+            content = entry.read()
+            if len(content) > MAX_PICTURE_BYTES:
+                raise DataError(f"{entry.name}: {len(content):,} bytes, no such picture")
+            (target / above[-1]).mkdir(parents=True, exist_ok=True)
+            (target / above[-1] / name).write_bytes(content)
+    except DataError as error:
+        cause = error.message.removeprefix(f"{archive}: ")
+        raise DataError(f"{where}: not an archive of SIGNS, or damaged: {cause}") from error
     if not target.is_dir():
-        raise DataError(f"{where}: no {'/'.join(INSIDE)}/train_signs/*.jpg in this zip")
-
-
-def _place(info: zipfile.ZipInfo, where: str) -> tuple[str, str] | None:
-    """Return (part, file name) of a member that is a picture of SIGNS, else None."""
-    *above, name = safe_parts(name_in_zip(info), where=where) or ("",)
-    if info.is_dir() or not above or above[-1] not in (TRAIN, VAL, TEST):
-        return None
-    hidden = name.startswith(".") or "__MACOSX" in above
-    return None if hidden or not name.endswith(".jpg") else (above[-1], name)
+        raise DataError(f"{where}: no {'/'.join(INSIDE)}/train_signs/*.jpg in this archive")
 
 
 ENTRY = registry.Entry(

@@ -629,7 +629,7 @@ def test_evaluate_takes_any_pictures_with_labels(
         assert (got["total"], got["split"]) == (total, split)
     shutil.rmtree("parts/Test_Set")
     line = refused(capsys, 1, "evaluate", run, "--data", "parts")
-    assert "which part? There are train and val: try --split val" in line
+    assert "which part? There are train and val with labels: try --split val" in line
     line = refused(capsys, 1, "evaluate", run, "--data", "more/Red")
     assert "the pictures have no labels" in line and "`minires predict` says what is on them" in line
     pictures = run.parent / "colours"

@@ -148,9 +148,7 @@ def load(name_or_path: str | os.PathLike[str], *, size: int | None = None, seed:
     Raises: ConfigError for a name that is neither known nor a path; DataError when the set is not found,
     not complete or not readable.
     """
-    if not isinstance(name_or_path, str | os.PathLike):
-        raise ConfigError(f"a data set is named, or is the path of a folder or archive; not {name_or_path!r}")
-    name = os.fspath(name_or_path)
+    name = _text(name_or_path)
     size = None if size is None else whole("size", size)
     seed = as_seed(seed)
     options: dict[str, Any] = {"size": size, "seed": seed}
@@ -194,14 +192,17 @@ def load_part(
     """
     if split is not None:
         one_of("split", split, ("train", "val", "test", "all"))
-    name = os.fspath(name_or_path)
+    name = _text(name_or_path)
     size = None if size is None else whole("size", size)
     parts = {} if name in SETS else _parts(name, size)
     if split is None and parts:
         if len(parts) > 1 and "test" not in parts:
-            there = " and ".join(parts)
-            raise DataError(f"{name}: which part? There are {there}: try split={[*parts][-1]!r}")
+            raise DataError(
+                f"{name}: which part? There are {' and '.join(parts)} with labels: try split={[*parts][-1]!r}"
+            )
         split = "test" if "test" in parts else next(iter(parts)) or "all"
+    if parts and split not in parts and not {"", "train", "all"} & {*parts, split}:
+        raise DataError(f"{name}: there is no part {split}; there is {' and '.join(parts)}")
     if split == "all" and parts:
         held = [read() for read in parts.values()]
     elif split in parts:
@@ -235,7 +236,8 @@ def survey(name_or_path: str | os.PathLike[str], *, size: int | None = None, see
     >>> found.warnings[0]
     'few pictures: 13 to train 2 classes; a network learns them by heart'
     """
-    name, path, looker = os.fspath(name_or_path), Path(name_or_path), Looker()
+    name, looker = _text(name_or_path), Looker()
+    path = Path(name)
     if name in SETS or (_located(path) and not (is_tree(path) and _tree(path).of_signs)):
         splits = load(name, size=size, seed=seed)
         for part in (splits.train, splits.val, splits.test):
@@ -252,6 +254,12 @@ def survey(name_or_path: str | os.PathLike[str], *, size: int | None = None, see
 
 def _survey_of(splits: Splits, looker: Looker) -> Survey:
     return summed_up({"train": splits.train, "val": splits.val, "test": splits.test}, looker, splits.source)
+
+
+def _text(name_or_path: object) -> str:
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise ConfigError(f"a data set is named, or is the path of a folder or archive; not {name_or_path!r}")
+    return os.fspath(name_or_path)
 
 
 def _parts(name: str, size: int | None) -> dict[str, Callable[[], Dataset]]:

@@ -16,7 +16,7 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 
-from minires.data.parts import PARTS, UNLABELLED, part_of, parts_of, says_nothing
+from minires.data.parts import PARTS, UNLABELLED, mixed, part_of, parts_of, says_nothing
 from minires.data.pictures import listing
 from minires.data.sources import pictures_of
 from minires.data.tree import Entry
@@ -60,6 +60,11 @@ def layout(entries: list[Entry], where: str) -> Layout:
                 "folders or train/val/test folders"
             )
         return _parted(entries, known, depth, where)
+    if mixed(tops):
+        raise DataError(
+            f"{where}: {', '.join(sorted(tops)[:6])} are named for parts and classes at once; make folders "
+            "in folders of them: train/A, train/B, test/A, test/B"
+        )
     if _inside_out(tops, depth):
         return _turned(pictures, depth, where)
     _refuse_alike(tops, depth, where)
@@ -122,8 +127,8 @@ def _inside_out(tops: dict[str, list[Entry]], depth: int) -> bool:
     """Whether each folder holds parts, and these are several: cat/train/1.jpg, cat/test/2.jpg."""
     below = {e.parts[depth + 1] for held in tops.values() for e in held if len(e.parts) > depth + 2}
     known = parts_of(below)
-    deep = all(len(e.parts) > depth + 2 for held in tops.values() for e in held)
-    return deep and known.keys() == below and len({*known.values()} & {*PARTS}) > 1
+    right_below = all(len(e.parts) == depth + 3 for held in tops.values() for e in held)
+    return right_below and known.keys() == below and len({*known.values()} & {*PARTS}) > 1
 
 
 def _turned(pictures: list[Entry], depth: int, where: str) -> Layout:

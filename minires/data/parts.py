@@ -79,7 +79,19 @@ def parts_of(names: Iterable[str]) -> dict[str, str]:
 
 def says_nothing(name: str) -> bool:
     """Whether a folder's name is neither a class nor a part: ``images``, ``data``, ``unknown``."""
-    return all(word in _SAYING_NOTHING or word == "unknown" for word in words_of(name))
+    words = words_of(name)
+    return bool(words) and all(word in _SAYING_NOTHING or word == "unknown" for word in words)
+
+
+def mixed(names: Collection[str]) -> bool:
+    """Whether all names have a part and something else in them, of several parts: a class for each part.
+
+    >>> mixed(["trainA", "trainB", "testA", "testB"]), mixed(["cat", "dog"]), mixed(["train", "test"])
+    (True, False, False)
+    """
+    found = [{_word(word) for word in words_of(name)} for name in names]
+    parts = {part for words in found for part in words if part in PARTS}
+    return len(parts) > 1 and all(words & {*PARTS} and None in words for words in found)
 
 
 def words_of(name: str) -> list[str]:

@@ -63,7 +63,7 @@ def decode(source: Path | bytes, *, name: str | None = None, size: int | None = 
         with _open(content) as image:
             width, height = image.size
             if size is not None and width * height > MAX_PIXELS:
-                _reduce(image, size)
+                _reduce(image, 2 * size)
             if image.width * image.height > MAX_PIXELS:
                 smaller = "give a size, or " if isinstance(image, JpegImageFile) and size is None else ""
                 raise DataError(
@@ -90,8 +90,7 @@ def look(content: bytes, *, name: str) -> tuple[tuple[int, int], Look]:
     try:
         with _open(content) as image:
             original = image.size
-            if isinstance(image, JpegImageFile):
-                image.draft(None, (128, 128))
+            _reduce(image, 128)
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{original[0]} x {original[1]} pixels are more than {MAX_PIXELS:,}")
             _mend_transparency(image)
@@ -203,12 +202,12 @@ def _open(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content), formats=FORMATS)
 
 
-def _reduce(image: Image.Image, size: int) -> None:
-    """Have a JPEG read at a fraction of its size, not below twice ``size``, if that makes it small enough."""
+def _reduce(image: Image.Image, least: int) -> None:
+    """Have a JPEG read at a fraction of its size, not below ``least``, if that makes it small enough."""
     if isinstance(image, JpegImageFile):
         times = REDUCED_PROGRESSIVE if image.info.get("progressive") else REDUCED  # that is read whole first
         if image.width * image.height <= times * MAX_PIXELS:
-            image.draft(None, (2 * size, 2 * size))
+            image.draft(None, (least, least))
 
 
 def _mend_transparency(image: Image.Image) -> None:

@@ -16,14 +16,16 @@ from minires.limits import regular_file
 NOT_PICTURES = {
     ".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".htm",
     ".ini", ".db", ".log", ".py", ".ipynb", ".sh", ".url", ".md5", ".sha1", ".sha256",
+    ".xmp", ".aae", ".identifier",
 }  # fmt: skip
 NOT_PICTURE_NAMES = {"readme", "license", "licence", "copying", "notice", "authors", "citation", "changelog"}
 USUAL = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".heic", ".avif"}
-ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar"}
+ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".lzma", ".zst", ".7z", ".rar"}
 # What systems and storage devices put beside the files of a user, in lower case.
 SYSTEM = {
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "@__thumb", "@recycle",
     "#recycle", "$recycle.bin", "recycler", "system volume information", "lost+found", "__pycache__",
+    "@synoeastream", "#snapshot", "network trash folder", "temporary items", "zbthumbnail.info",
 }  # fmt: skip
 MAX_DEPTH = 64
 MAX_FILE_BYTES = 256 * 2**20

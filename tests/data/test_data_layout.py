@@ -148,6 +148,42 @@ def test_parts_within_classes_are_parts(tmp_path):
     assert splits.test.labels.tolist() == [0, 1, 1]
 
 
+def test_names_of_parts_and_classes_at_once_are_refused(tmp_path):
+    write(tmp_path, "trainA", "trainB", "testA", "testB")
+    with pytest.raises(
+        DataError, match="testA, testB, trainA, trainB are named for parts and classes at once"
+    ):
+        data.load(tmp_path)
+
+
+def test_sets_beside_each_other_are_no_classes(tmp_path):
+    write(
+        tmp_path,
+        *(f"{one}/{part}/{label}" for one in ("s1", "s2") for part in ("train", "test") for label in "ab"),
+    )
+    with pytest.raises(DataError, match=r"s1 and s2 hold folders of the same names \(test, train\)"):
+        data.load(tmp_path)
+
+
+def test_one_class_with_a_number_for_a_name_is_one_to_be_tested(tmp_path):
+    write(tmp_path, "test/0")
+    assert data.load_part(tmp_path).pictures.classes == ("0",)
+
+
+def test_lists_beside_folders_of_pictures_do_not_matter(tmp_path):
+    write(tmp_path, "images/train/a", "images/train/b", "images/val/a*1")
+    for name in (
+        "labels/train/0.txt",
+        "labels/val/0.txt",
+        "images/train/a/0.png:Zone.Identifier",
+        "classes.txt",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("0 0.5 0.5 1 1")
+    splits = data.load(tmp_path)
+    assert splits.train.classes == ("a", "b") and sizes(splits) == [8, 1, 2]
+
+
 def test_a_class_may_be_called_train(tmp_path):
     write(tmp_path, "bus", "car", "train")
     assert data.load(tmp_path).train.classes == ("bus", "car", "train")
@@ -247,6 +283,10 @@ def test_a_part_is_chosen_and_its_classes_are_numbered_as_asked(tmp_path):
         part.pictures.with_classes(("cat",))
     with pytest.raises(DataError, match="no labels"):
         data.load_part(tmp_path / "dog")
+    write(tmp_path / "parts", "test/dog*1", "val/dog*2")
+    with pytest.raises(DataError, match="there is no part train; there is val and test"):
+        data.load_part(tmp_path / "parts", "train")
+    assert len(data.load_part(tmp_path / "parts", "all").pictures) == 3
     one = write(tmp_path / "one", "only")
     assert data.load_part(one).pictures.classes == ("only",)
 

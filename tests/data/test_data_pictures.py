@@ -252,6 +252,14 @@ def test_a_phones_picture_of_108_megapixels_is_read():
     assert np.abs(decode(picture, size=8).astype(int) - 77).max() < 3
 
 
+def test_a_look_at_a_picture_is_bounded_as_well(monkeypatch):
+    picture = Image.fromarray(noise(400, 300))
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 50_000)
+    assert pictures.look(encoded(picture, "JPEG"), name="x")[0] == (400, 300)
+    with pytest.raises(DataError, match="x: cannot read this picture: 300 x 400 pixels are more than 50,000"):
+        pictures.look(encoded(picture, "JPEG", progressive=True), name="x")
+
+
 def test_a_jpeg_of_too_many_scans_is_refused():
     with pytest.raises(DataError, match="drawn in 60[0-9] scans"):
         decode(encoded(Image.new("L", (8, 8)), "JPEG") + b"\xff\xda" * 600)

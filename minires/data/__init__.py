@@ -201,7 +201,7 @@ def load_part(
                 f"{name}: which part? There are {' and '.join(parts)} with labels: try split={[*parts][-1]!r}"
             )
         split = "test" if "test" in parts else next(iter(parts)) or "all"
-    if parts and split not in parts and not {"", "train", "all"} & {*parts, split}:
+    if parts and split != "all" and split not in parts and not {"", "train"} & parts.keys():
         raise DataError(f"{name}: there is no part {split}; there is {' and '.join(parts)}")
     if split == "all" and parts:
         held = [read() for read in parts.values()]

@@ -84,6 +84,7 @@ def test_twins_in_different_parts_are_named(tmp_path):
     save(tmp_path / "test/cat/same.png", photo(1, side=20))  # train/cat/0.png
     save(tmp_path / "test/dog/smaller.jpg", photo(9, side=64).resize((33, 33)), "JPEG", quality=60)
     save(tmp_path / "train/cat/within.png", photo(2, side=21))  # nothing is wrong with train/cat/1.png
+    save(tmp_path / "train/cat/nearly.png", photo(4, side=90))  # train/cat/3.png: the same part and class
     found = data.survey(tmp_path).twins
     assert [(t.one, t.other, t.nearly) for t in found] == [
         (("train", "cat", "train/cat/0.png"), ("test", "cat", "test/cat/same.png"), False),

@@ -165,6 +165,11 @@ def test_sets_beside_each_other_are_no_classes(tmp_path):
         data.load(tmp_path)
 
 
+def test_a_class_may_have_a_name_that_says_nothing(tmp_path):
+    write(tmp_path, "train/photo", "train/drawing", "test/photo*3")
+    assert data.load(tmp_path).test.labels.tolist() == [1, 1, 1]
+
+
 def test_one_class_with_a_number_for_a_name_is_one_to_be_tested(tmp_path):
     write(tmp_path, "test/0")
     assert data.load_part(tmp_path).pictures.classes == ("0",)

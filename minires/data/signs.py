@@ -91,6 +91,8 @@ def parts(path: Path, *, size: int | None = None) -> dict[str, Callable[[], Data
         return entry_parts(_entries(found), size=size, where=str(found))
     files = [path] if found == path and path.is_file() else _h5_in(path)
     halves = _h5_halves(files[0]) if files else ()
+    if files != [path] and len({*halves}) < 2:  # of neither half by its name
+        return {}
     if len({*files, *halves}) > 2:  # several sets
         return {}
     there = [(half, file) for half, file in zip(("train", "test"), halves, strict=False) if file.is_file()]
@@ -189,7 +191,13 @@ def _read_folder(entries: list[Entry], part: str, size: int | None, where: str, 
 
 
 def _h5_in(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("*") if p.suffix in HDF5) if folder.is_dir() else []
+    """The HDF5 files in a folder that may be a set: those of SIGNS, others only where no folder is beside."""
+    if not folder.is_dir():
+        return []
+    visible = [p for p in folder.iterdir() if not tree.hidden(p.name)]
+    files = sorted(p for p in visible if p.suffix in HDF5)
+    signs = [p for p in files if p.stem in (TRAIN, TEST)]
+    return files if files and not any(p.is_dir() for p in visible) else signs
 
 
 def _h5_pairs(folder: Path) -> list[tuple[Path, Path]]:
@@ -210,15 +218,22 @@ def _h5_halves(path: Path) -> tuple[Path, Path]:
 def _read_h5(train_path: Path, test_path: Path, *, size: int | None, seed: int) -> Splits:
     whole = _read_h5_half(train_path, "train", size)
     test = _read_h5_half(test_path, "test", size)
-    classes = max(whole.classes, test.classes, key=len)
-    if not classes[: len(whole.classes)] == whole.classes or not classes[: len(test.classes)] == test.classes:
-        raise DataError(
-            f"{train_path} names the classes {', '.join(whole.classes)}, {test_path.name} "
-            f"{', '.join(test.classes)}"
-        )
+    classes = max(whole.classes, test.classes, key=lambda names: (not _numbers(names), len(names)))
+    for half in (whole, test):
+        count = len(half.classes)
+        same = half.classes == classes[:count] or _numbers(half.classes)
+        if not same or count > len(classes):
+            raise DataError(
+                f"{train_path} names the classes {', '.join(whole.classes)}, {test_path.name} "
+                f"{', '.join(test.classes)}"
+            )
     train, val = replace(whole, classes=classes).split(0.8, seed=seed)
     source = f"{whole.name} (HDF5 files {train_path} and {test_path.name})"
     return Splits(train, val, replace(test, classes=classes), source)
+
+
+def _numbers(classes: tuple[str, ...]) -> bool:
+    return classes == tuple(map(str, range(len(classes))))
 
 
 def _read_h5_half(path: Path, half: str, size: int | None) -> Dataset:

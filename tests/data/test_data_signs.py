@@ -189,6 +189,29 @@ def test_halves_that_name_different_classes_are_refused(tmp_path):
         data.load(tmp_path)
 
 
+@pytest.mark.parametrize("half", ["train", "test"])
+def test_the_names_of_one_half_are_those_of_the_other(tmp_path, half):
+    write_cats(tmp_path, np.array([b"non-cat", b"cat"]))
+    with h5py.File(tmp_path / f"{half}_catvnoncat.h5", "a") as file:
+        del file["list_classes"]
+    splits = data.load(tmp_path)
+    assert splits.train.classes == splits.val.classes == splits.test.classes == ("non-cat", "cat")
+
+
+def test_hdf5_files_beside_folders_of_pictures_are_no_set(tmp_path):
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for i in range(5):
+            Image.new("RGB", (8, 8), (i, len(label), 0)).save(tmp_path / label / f"{i}.png")
+    write_cats(tmp_path, None)
+    (tmp_path / "weights.h5").write_bytes(b"x")
+    with pytest.raises(DataError, match="3 pictures outside any class folder.*weights.h5|outside any class"):
+        data.load_part(tmp_path)
+    for path in tmp_path.glob("*.h5"):
+        path.unlink()
+    assert data.load_part(tmp_path).pictures.classes == ("a", "b")
+
+
 def test_one_half_alone_is_a_part_to_test_on(tmp_path):
     write_cats(tmp_path, np.array([b"non-cat", b"cat"]), test=False)
     for path in (tmp_path, tmp_path / "train_catvnoncat.h5"):

@@ -249,8 +249,15 @@ class _Slices:
         self._file, self._lock = file, threading.Lock()
 
     def append(self, content: bytes) -> int:
-        place = self._file.seek(0, 2)
-        self._file.write(content)
+        try:
+            place = self._file.seek(0, 2)
+            self._file.write(content)
+            self._file.flush()
+        except OSError as error:
+            raise DataError(
+                f"cannot keep the pictures of a compressed tar in {tempfile.gettempdir()}: {error.strerror}; "
+                "set TMPDIR to a folder with more room, or unpack the tar"
+            ) from error
         return place
 
     def read(self, place: int, size: int) -> bytes:

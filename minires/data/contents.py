@@ -30,13 +30,9 @@ BRANDS = {
 def describe(content: bytes) -> str:
     """What ``content`` is, or "" if its first bytes say nothing; "" for a picture in a format that is read.
 
-    >>> describe(b"")
-    'the file is empty'
     >>> describe(b"<!DOCTYPE html><title>404</title>")
     'a web page, not a picture; was the download refused?'
     """
-    if not content:
-        return "the file is empty"
     for beginning, words in BEGINNINGS:
         if content.startswith(beginning):
             return words

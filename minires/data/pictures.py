@@ -257,8 +257,9 @@ def _cause(error: Exception, content: bytes) -> str:
     """Say in plain words why Pillow gave up."""
     if isinstance(error, UnidentifiedImageError):
         known = f"not a picture in a known format ({', '.join(FORMATS)}), or damaged"
-        what = describe(content)
-        return f"this is {what}" if what and content else what or known
+        if not content:
+            return f"the file is empty, {known}"
+        return f"this is {what}" if (what := describe(content)) else known
     if isinstance(error, Image.DecompressionBombError):
         return f"it has more than {MAX_PIXELS:,} pixels; make it smaller first"
     return str(error) or type(error).__name__

@@ -72,7 +72,9 @@ def entries(path: Path) -> list[Entry]:
         return tree.on_disk(path)
     kind = archives.kind(path)
     if not kind:
-        raise DataError(f"{path}: not a folder, a zip or a tar of picture folders")
+        raise DataError(
+            f"{path}: not a folder, a zip or a tar of picture folders; `minires predict` takes one picture"
+        )
     return archives.in_zip(path) if kind == "zip" else archives.in_tar(path)
 
 

@@ -277,6 +277,15 @@ def test_what_unfolds_to_far_more_than_pictures_do_is_refused(tmp_path, monkeypa
             data.pictures_at(path)
 
 
+def test_a_full_disk_is_not_taken_for_a_damaged_tar(tmp_path, monkeypatch):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    path = tarred(tmp_path / "a.tar.gz", FILES, "w:gz")
+    monkeypatch.setattr(archives.tempfile, "TemporaryFile", lambda: open("/dev/full", "r+b", buffering=0))
+    with pytest.raises(DataError, match="cannot keep the pictures .*No space left on device; set TMPDIR"):
+        data.pictures_at(path)
+
+
 def test_a_large_member_is_refused_when_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MAX_FILE_BYTES", 1000)
     for mode in ("w", "w:gz"):

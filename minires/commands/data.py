@@ -92,8 +92,15 @@ def _show(found: Survey, report: str | None, size: int | None, *, as_json: bool)
     sums = {name: sum(of_part) for name, of_part in found.counts.items()}
     smallest, largest = ((size, size),) * 2 if size else (found.smallest, found.largest)
     if as_json:
-        pairs = [{"nearly": twin.nearly, **{key: dict(zip(("part", "class", "picture"), one, strict=True))
-                  for key, one in (("one", twin.one), ("other", twin.other))}} for twin in found.twins]
+        keys = ("part", "class", "picture")
+        pairs = [
+            {
+                "nearly": twin.nearly,
+                "one": dict(zip(keys, twin.one, strict=True)),
+                "other": dict(zip(keys, twin.other, strict=True)),
+            }
+            for twin in found.twins
+        ]
         print_json({
             "name": found.name, "source": found.source, "report": report,
             "size": smallest if smallest == largest else None, "smallest": smallest, "largest": largest,

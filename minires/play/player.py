@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from minires import backend
-from minires.data import decode
 from minires.debug.cam import activation_maps, overlay
 from minires.debug.trace_page import trace_html
 from minires.errors import ConfigError, DataError, MiniresError
 from minires.plan import planned
+from minires.play.decoder import Decoder
 from minires.train import load_model, predict
 
 KEPT = 8  # pictures, as the network saw them, that can be asked about again
@@ -42,13 +42,19 @@ class Player:
             raise ConfigError(f"{run} learnt from pictures {high} high and {wide} wide; they must be square")
         self.trained.model.to(backend.choose_device(device))
         self._scores = planned(self.trained.model, (1, high, wide, 3))  # the maps are the model's own
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # one question at a time; pictures are decoded meanwhile
+        self._decoder = Decoder()
         self._pictures: dict[str, NDArray[np.uint8]] = {}  # oldest first
         self._numbers = itertools.count(1)
 
     def warm_up(self) -> None:
         """Answer once about a black picture, so that kernels are compiled before the first real one."""
-        self._answer(np.zeros((*self.trained.size, 3), np.uint8))
+        black = np.zeros((*self.trained.size, 3), np.uint8)
+        self._answer(self._decoder.decode(_png(black), name="a black picture", size=len(black)))
+
+    def close(self) -> None:
+        """End the process that decodes pictures."""
+        self._decoder.close()
 
     def about(self) -> dict[str, Any]:
         """What the model is and which classes it knows."""
@@ -65,8 +71,8 @@ class Player:
 
         Raises: DataError if it cannot be read.
         """
+        seen = self._decoder.decode(source, name="the file sent", size=self.trained.size[0])
         with self._lock:
-            seen = decode(source, name="the file sent", size=self.trained.size[0])
             answer = self._answer(seen)
             name = str(next(self._numbers))
             self._pictures[name] = seen
@@ -120,6 +126,10 @@ class Player:
 
 
 def _data_url(picture: NDArray[np.uint8]) -> str:
+    return f"data:image/png;base64,{base64.b64encode(_png(picture)).decode()}"
+
+
+def _png(picture: NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return file.getvalue()

@@ -190,26 +190,24 @@ async def _head(reader: asyncio.StreamReader) -> tuple[bytes, bytes] | None:
 
     Raises: Refusal if it does not come as a whole, or is too long.
     """
-    head = bytearray()
+    head, end = bytearray(), None
+    refusal = Refusal(HTTPStatus.BAD_REQUEST, "short", "the head of this request is not complete")
     try:
         async with asyncio.timeout(PATIENCE):
-            while (end := END.search(head, max(0, len(head) - CHUNK - 3))) is None:
-                if len(head) > LONGEST_HEAD:
-                    message = f"the head of this request has more than {LONGEST_HEAD:,} bytes"
-                    raise Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "request", message)
-                if not (chunk := await reader.read(CHUNK)):
-                    break
+            while len(head) <= LONGEST_HEAD and end is None and (chunk := await reader.read(CHUNK)):
                 head += chunk
+                end = END.search(head, max(0, len(head) - len(chunk) - 3))
     except TimeoutError:
         message = f"the request did not arrive within {PATIENCE:g} seconds"
         refusal = Refusal(HTTPStatus.REQUEST_TIMEOUT, "slow", message)
-    else:
-        if end is not None:
-            return bytes(head[: end.end()]), bytes(head[end.end() :])
-        refusal = Refusal(HTTPStatus.BAD_REQUEST, "short", "the head of this request is not complete")
-    if head:
+    if not head:
+        return None
+    if (end.end() if end else len(head)) > LONGEST_HEAD:
+        message = f"the head of this request has more than {LONGEST_HEAD:,} bytes"
+        raise Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "request", message)
+    if end is None:
         raise refusal
-    return None
+    return bytes(head[: end.end()]), bytes(head[end.end() :])
 
 
 async def _throw_away(reader: asyncio.StreamReader) -> None:

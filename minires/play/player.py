@@ -20,30 +20,40 @@ from minires.debug.trace_page import trace_html
 from minires.errors import ConfigError, DataError, MiniresError
 from minires.plan import planned
 from minires.play.decoder import Decoder
+from minires.play.gallery import Gallery
 from minires.train import load_model, predict
 
 KEPT = 8  # pictures, as the network saw them, that can be asked about again
+THUMBNAIL = 128  # pixels of a side
 
 
 class Player:
     """A trained model that is asked from many threads and answers one question at a time.
 
-    ``run`` is a run folder or a model.safetensors file. Nothing is written to disk; the last eight pictures
-    are kept in memory.
+    ``run`` is a run folder or a model.safetensors file; ``data`` a folder, zip, tar or picture file whose
+    pictures can be asked about by their numbers. Nothing is written to disk; the last eight pictures are kept
+    in memory.
 
     Raises: CheckpointError if ``run`` is no trained model; ConfigError if it learnt from pictures that are
-    not square, or there is no such device.
+    not square, or there is no such device; DataError if there are no pictures at ``data``.
     """
 
-    def __init__(self, run: str | os.PathLike[str], *, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        run: str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        data: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.trained = load_model(run)
         high, wide = self.trained.size
         if high != wide:
             raise ConfigError(f"{run} learnt from pictures {high} high and {wide} wide; they must be square")
+        self.gallery = Gallery(data, self.trained.classes) if data is not None else None
         self.trained.model.to(backend.choose_device(device))
         self._scores = planned(self.trained.model, (1, high, wide, 3))  # the maps are the model's own
         self._lock = threading.Lock()  # one question at a time; pictures are decoded meanwhile
-        self._decoder = Decoder()
+        self._decoder, self._thumbnails = Decoder(), Decoder()  # the second starts when it is needed
         self._pictures: dict[str, NDArray[np.uint8]] = {}  # oldest first
         self._numbers = itertools.count(1)
 
@@ -53,15 +63,17 @@ class Player:
         self._answer(self._decoder.decode(_png(black), name="a black picture", size=len(black)))
 
     def close(self) -> None:
-        """End the process that decodes pictures."""
+        """End the processes that decode pictures."""
         self._decoder.close()
+        self._thumbnails.close()
 
     def about(self) -> dict[str, Any]:
         """What the model is and which classes it knows."""
-        trained = self.trained
+        trained, gallery = self.trained, self.gallery
         return {
             "model": trained.name, "dataset": trained.dataset, "classes": list(trained.classes),
             "side": trained.size[0],
+            "pictures": {"source": gallery.source, "count": len(gallery)} if gallery else None,
         }  # fmt: skip
 
     def guess(self, source: bytes) -> dict[str, Any]:
@@ -71,7 +83,31 @@ class Player:
 
         Raises: DataError if it cannot be read.
         """
-        seen = self._decoder.decode(source, name="the file sent", size=self.trained.size[0])
+        return self._guess(source, "the file sent")
+
+    def pictures(self, start: int) -> dict[str, Any]:
+        """Some of the pictures that can be asked about by number. Raises: DataError."""
+        return self._gallery().page(start)
+
+    def thumbnail(self, index: int) -> bytes:
+        """A small PNG of such a picture: the middle of it, as the network sees it. Raises: DataError."""
+        gallery = self._gallery()
+        source, name = gallery.read(index), gallery.name(index)
+        return _png(self._thumbnails.decode(source, name=name, size=THUMBNAIL))
+
+    def guess_at(self, index: int) -> dict[str, Any]:
+        """What :meth:`guess` says of such a picture, and the class its folder says. Raises: DataError."""
+        gallery = self._gallery()
+        answer = self._guess(gallery.read(index), gallery.name(index))
+        return {**answer, "name": gallery.name(index), "class": gallery.label(index)}
+
+    def _gallery(self) -> Gallery:
+        if self.gallery is None:
+            raise DataError("no pictures were given; start it as `minires play RUN --data FOLDER`")
+        return self.gallery
+
+    def _guess(self, source: bytes, called: str) -> dict[str, Any]:
+        seen = self._decoder.decode(source, name=called, size=self.trained.size[0])
         with self._lock:
             answer = self._answer(seen)
             name = str(next(self._numbers))

@@ -33,6 +33,7 @@ TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 def serve(
     run: str | os.PathLike[str],
     *,
+    data: str | os.PathLike[str] | None = None,
     port: int = 0,
     device: str = "cpu",
     open_browser: bool = True,
@@ -40,10 +41,12 @@ def serve(
 ) -> None:
     """Serve the page for the trained model ``run`` until Ctrl-C; ``port`` 0 takes a free one.
 
+    With ``data``, a folder, zip, tar or picture file, the page shows the pictures that are there.
+
     Raises: CheckpointError if ``run`` is no trained model; ConfigError if its pictures are not square, or the
-    port or the device cannot be used.
+    port or the device cannot be used; DataError if there are no pictures at ``data``.
     """
-    player = Player(run, device=device)
+    player = Player(run, device=device, data=data)
     with backend.before_compiling(say):
         player.warm_up()
     with Server(player, port) as server:
@@ -134,19 +137,33 @@ class Server:
             return in_json(player.guess(content))
 
         def maps(content: bytes) -> Answer:
-            picture, label = request.asked("picture"), request.asked("label")
-            return in_json(player.maps(picture, whole("label", label)))
+            return in_json(player.maps(request.asked("picture"), number("label")))
 
         def trace(content: bytes) -> Answer:
             # That page is one file with scripts and styles in it, and says itself what it may do.
             policy = {"Content-Security-Policy": "frame-ancestors 'none'"}
             return Answer(player.trace(request.asked("picture")), "text/html", headers=policy)
 
+        def number(name: str) -> int:
+            return whole(name, request.asked(name))
+
+        def pictures(content: bytes) -> Answer:
+            return in_json(player.pictures(number("from")))
+
+        def picture(content: bytes) -> Answer:
+            return Answer(player.thumbnail(number("index")), "image/png")
+
+        def guess_at(content: bytes) -> Answer:
+            return in_json(player.guess_at(number("index")))
+
         addresses = {
             **{name: ("GET", Task(page, quick=True)) for name in self.files},
             "about": ("GET", Task(about, quick=True)),
             "guess": ("POST", Task(guess, most=LARGEST)),
             "maps": ("GET", Task(maps)),
+            "pictures": ("GET", Task(pictures, quick=True)),
+            "picture": ("GET", Task(picture)),
+            "guess_at": ("POST", Task(guess_at)),
             "trace": ("GET", Task(trace, heavy=True)),
         }
         if name not in addresses:

@@ -157,7 +157,8 @@ def test_the_trace_of_the_picture_is_a_page_of_its_own(server):
 
 def test_the_page_says_what_the_model_is(server):
     assert ask(server, "GET", "about") == (
-        200, {"model": "resnet20_cifar", "dataset": "hands", "classes": list("012345"), "side": 32},
+        200, {"model": "resnet20_cifar", "dataset": "hands", "classes": list("012345"), "side": 32,
+              "pictures": None},
     )  # fmt: skip
 
 
@@ -532,6 +533,70 @@ def test_what_is_no_request_is_survived(server, request_line):
         connection.shutdown(socket.SHUT_WR)
         answer = b"".join(iter(lambda: connection.recv(4096), b""))
     assert not request_line or b'"error"' in answer
+
+
+@pytest.mark.parametrize(
+    "lines, status, says",
+    [
+        ("GET http://127.0.0.1/ HTTP/1.1", 400, "must begin with /"),  # whose Host would count?
+        ("GET * HTTP/1.1", 400, "must begin with /"),
+        ("GET /a#b HTTP/1.1", 400, "have no #"),
+        ("GET /a b HTTP/1.1", 400, "first line"),
+        ("GET  /a HTTP/1.1", 400, "first line"),
+        ("G\0T /a HTTP/1.1", 400, "first line"),
+        ("GET /\0 HTTP/1.1", 400, "first line"),
+        ("GET /é HTTP/1.1", 400, "first line"),
+        ("GET /a", 400, "first line"),
+        ("GET /a HTTP/2.0", 505, "only HTTP 1"),
+        ("GET /a HTTP/1.1\r\nX: a\r\n folded", 400, "not NAME: VALUE: ' folded'"),
+        ("GET /a HTTP/1.1\r\nContent-Length : 3", 400, "not NAME: VALUE"),
+        ("GET /a HTTP/1.1\r\nX: a\0b", 400, "not NAME: VALUE"),
+        ("GET /a HTTP/1.1\r\nX: a\rY: b", 400, "not NAME: VALUE"),
+        ("GET /a HTTP/1.1\nX: a", 400, "first line"),
+        ("GET /a HTTP/1.1\n\nX: a", 400, "first line"),
+        ("GET /a HTTP/1.1\r\n: a", 400, "not NAME: VALUE"),
+        ("POST /a HTTP/1.1\r\nContent-Length: 3\r\ncontent-length: 4", 400, "content-length twice"),
+        ("POST /a HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 3", 400, "Content-Length twice"),
+        ("GET /a HTTP/1.1\r\nHost: a\r\nHost: b", 400, "Host twice"),
+        ("GET /a HTTP/1.1\r\nOrigin: a\r\nOrigin: b", 400, "Origin twice"),
+        ("GET /a HTTP/1.1\r\nX: " + "a" * 70_000, 431, "more than 65,536 bytes"),
+        ("GET /" + "a" * 70_000 + " HTTP/1.1", 431, "more than 65,536 bytes"),
+    ],
+)
+def test_what_could_be_read_in_two_ways_is_refused(server, lines, status, says):
+    refused(raw(server, f"{lines}\r\n\r\n".encode()), status, "request", says)
+
+
+def test_a_second_request_on_a_connection_is_not_answered(server):
+    with connect(server) as connection:
+        connection.sendall(head(server, "GET", "about") * 2)
+        connection.shutdown(socket.SHUT_WR)  # half closed: the answer comes all the same
+        content = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert content.count(b"HTTP/1.1 ") == 1 and b"Connection: close" in content
+
+
+def test_what_follows_a_picture_is_no_part_of_it_and_no_request(server):
+    picture = a_picture()
+    request = head(server, "POST", "guess", f"Content-Length: {len(picture)}") + picture
+    status, answer = raw(server, request + head(server, "GET", "about"))
+    assert status == 200 and "probabilities" in answer
+
+
+def test_a_head_is_answered_without_content_and_a_promise_is_given_where_asked(server):
+    with connect(server) as connection:
+        connection.sendall(head(server, "HEAD", "about"))
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 405 ") and answer.endswith(b"\r\n\r\n")
+    picture = a_picture()
+    lines = (f"Content-Length: {len(picture)}", "Expect: 100-continue")
+    with connect(server) as connection:
+        connection.sendall(head(server, "POST", "guess", *lines))
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(picture)
+        assert received(connection)[0] == 200
+    refused(
+        raw(server, head(server, "POST", "guess", "Content-Length: 30000000", lines[1])), 413, "large", ""
+    )
 
 
 def test_our_own_mistake_is_said_and_the_server_lives_on(server, monkeypatch, capfd):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import socket
+import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -238,6 +239,19 @@ def _answered(task: Task, content: bytes) -> Answer:
         traceback.print_exc()
         message = f"minires made a mistake: {type(error).__name__}: {error}"
         return refused(Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "mistake", message))
+
+
+def more_descriptors() -> None:
+    """Let this process have as many connections open as it may need, where the system has such a limit."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4 * CONNECTIONS if most == resource.RLIM_INFINITY else min(4 * CONNECTIONS, most)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 class Workers:

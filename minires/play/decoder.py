@@ -1,14 +1,15 @@
-"""Pictures of others, decoded in a process of its own, so that the page outlives whatever is in them.
+"""Pictures of others, decoded in processes of their own, so that the page outlives whatever is in them.
 
-A picture file can be made so that decoding it takes hours, or that the library in C crashes. The other
-process is ended after ten seconds with one picture, and the next picture gets a new one; it may take three
-gigabytes of memory (where the system can be asked to see to it). It lives on from picture to picture, because
-its start takes half a second.
+A picture file can be made so that decoding it takes hours, or that the library in C crashes. A process is
+ended after ten seconds with one picture, and the next picture gets a new one; it may take three gigabytes of
+memory (where the system can be asked to see to it). It lives on from picture to picture, because its start
+takes half a second.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import struct
 import subprocess
@@ -38,11 +39,13 @@ work()
 
 
 class Decoder:
-    """Decodes one picture at a time, for as many threads as ask."""
+    """Decodes ``count`` pictures at a time, for as many threads as ask; who asks beyond waits."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+    def __init__(self, count: int) -> None:
+        self._all = [_Apart() for _ in range(count)]
+        self._free: queue.LifoQueue[_Apart] = queue.LifoQueue()
+        for one in self._all:
+            self._free.put(one)
 
     def decode(self, source: bytes, *, name: str, size: int) -> NDArray[np.uint8]:
         """The picture as :func:`minires.data.decode` gives it.
@@ -50,7 +53,32 @@ class Decoder:
         Shapes: (size, size, 3).
         Raises: DataError as that function does, and if it takes too long or crashes.
         """
+        one = self._free.get()
+        try:
+            return one.decode(source, name=name, size=size)
+        finally:
+            self._free.put(one)
+
+    def close(self) -> None:
+        """End the processes, in the middle of a picture if need be."""
+        for one in self._all:
+            one.close()
+
+
+class _Apart:
+    """A process that decodes, and is started when it is needed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
+
+    def decode(self, source: bytes, *, name: str, size: int) -> NDArray[np.uint8]:
         with self._lock:
+            if self._closed:
+                raise DataError(f"{name}: the page has ended")
+            if self._process is not None and self._process.poll() is not None:
+                self._end()  # it has died between two pictures
             late = threading.Event()
             process = self._process = self._process or _started()
             assert process.stdin is not None and process.stdout is not None
@@ -67,7 +95,7 @@ class Decoder:
                 process.stdin.write(source)
                 process.stdin.flush()
                 good, length = _TOLD.unpack(_exactly(process.stdout, _TOLD.size))
-                if length > 3 * size * size and length > 65_536:
+                if (length != 3 * size * size) if good else (length > 65_536):
                     raise EOFError("it sends what no decoder sends")
                 content = _exactly(process.stdout, length)
             except (OSError, EOFError) as error:
@@ -84,7 +112,7 @@ class Decoder:
         return np.frombuffer(content, np.uint8).reshape(size, size, 3)
 
     def close(self) -> None:
-        """End the process, in the middle of a picture if need be."""
+        self._closed = True
         if self._process is not None:
             self._process.kill()
         with self._lock:

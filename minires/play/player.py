@@ -53,7 +53,7 @@ class Player:
         self.trained.model.to(backend.choose_device(device))
         self._scores = planned(self.trained.model, (1, high, wide, 3))  # the maps are the model's own
         self._lock = threading.Lock()  # one question at a time; pictures are decoded meanwhile
-        self._decoder, self._thumbnails = Decoder(), Decoder()  # the second starts when it is needed
+        self._decoder, self._thumbnails = Decoder(2), Decoder(1)
         self._pictures: dict[str, NDArray[np.uint8]] = {}  # oldest first
         self._numbers = itertools.count(1)
 

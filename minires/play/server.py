@@ -22,7 +22,7 @@ from pathlib import Path
 
 from minires import backend
 from minires.errors import ConfigError
-from minires.play.connections import Connections, Task
+from minires.play.connections import Connections, Task, more_descriptors
 from minires.play.messages import Answer, Refusal, Request, in_json, whole
 from minires.play.player import Player
 
@@ -49,6 +49,7 @@ def serve(
     player = Player(run, device=device, data=data)
     with backend.before_compiling(say):
         player.warm_up()
+    more_descriptors()
     with Server(player, port) as server:
         try:
             say(f"{player.trained.name} from {run} waits for pictures at {server.url}")

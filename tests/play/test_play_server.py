@@ -25,7 +25,7 @@ import pytest
 from PIL import Image
 from play.trained import a_picture, encoded
 
-from minires import CheckpointError, ConfigError, data, train
+from minires import CheckpointError, ConfigError, DataError, data, train
 from minires.debug.cam import activation_maps, overlay
 from minires.play import connections, decoder
 from minires.play import server as serving
@@ -443,19 +443,45 @@ def test_a_picture_that_takes_for_ever_is_given_up_and_others_are_decoded(server
     assert ask(server, "POST", "guess", a_picture())[0] == 200
 
 
-def test_when_the_process_that_decodes_dies_the_next_picture_gets_a_new_one(server):
-    decoding = server.player._decoder
+def test_when_a_process_that_decodes_dies_the_next_picture_gets_a_new_one(server):
     assert ask(server, "POST", "guess", a_picture())[0] == 200
-    decoding._process.kill()
-    refused(ask(server, "POST", "guess", a_picture()), 422, "picture", "gave up")
+    for one in server.player._decoder._all:
+        if one._process is not None:
+            one._process.kill()
+            one._process.wait()
     assert ask(server, "POST", "guess", a_picture())[0] == 200
+    answers: list[Any] = []
+    slow = many_scans()
+    asking = threading.Thread(target=lambda: answers.append(ask(server, "POST", "guess", slow)))
+    asking.start()
+    time.sleep(0.5)
+    for one in server.player._decoder._all:
+        if one._process is not None:
+            one._process.kill()
+    asking.join()
+    refused(answers[0], 422, "picture", "the library that decodes it gave up")
+    assert ask(server, "POST", "guess", a_picture())[0] == 200
+
+
+def test_what_the_process_that_decodes_says_is_not_believed(server, monkeypatch):
+    pretends = "import sys; sys.stdout.write('.' + chr(1) + chr(9) * 8 + 'x'); sys.stdout.flush()"
+    monkeypatch.setattr(decoder, "_PROGRAM", pretends)
+    one = decoder.Decoder(1)
+    with pytest.raises(
+        DataError, match="hand: cannot read this picture: the library that decodes it gave up"
+    ):
+        one.decode(a_picture(), name="hand", size=32)
+    monkeypatch.setattr(decoder, "_PROGRAM", "raise SystemExit(3)")
+    with pytest.raises(DataError, match=r"process that decodes pictures does not start \(status 3\)"):
+        one.decode(a_picture(), name="hand", size=32)
+    one.close()
 
 
 def many_scans() -> bytes:
     """A JPEG of some kilobytes in which one scan of a progressive picture is repeated: hours of decoding."""
-    picture = encoded(Image.new("L", (7000, 7000)), "JPEG", progressive=True, quality=1)
+    picture = encoded(Image.new("L", (6000, 6000)), "JPEG", progressive=True, quality=1)
     scans = [one.start() for one in re.finditer(rb"\xff\xda", picture)]
-    return picture[: scans[1]] + picture[scans[1] : scans[2]] * 200 + picture[scans[1] :]
+    return picture[: scans[1]] + picture[scans[1] : scans[2]] * 1000 + picture[scans[1] :]
 
 
 # --------------------------------------------------------------------------------------------- bad requests

@@ -8,6 +8,7 @@ takes half a second.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -81,6 +82,8 @@ class _Apart:
                 self._end()  # it has died between two pictures
             late = threading.Event()
             process = self._process = self._process or _started()
+            if self._closed:  # meanwhile
+                process.kill()
             assert process.stdin is not None and process.stdout is not None
 
             def end() -> None:
@@ -121,13 +124,7 @@ class _Apart:
     def _end(self) -> None:
         if self._process is not None:
             process, self._process = self._process, None
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                try:
-                    pipe.close()  # type: ignore[union-attr]
-                except OSError:
-                    pass  # what was not sent before the end
+            _finish(process)
 
 
 def _started() -> subprocess.Popen[bytes]:
@@ -146,9 +143,17 @@ def _started() -> subprocess.Popen[bytes]:
     ready = process.stdout.read(1)
     watch.cancel()
     if not ready:
-        process.wait()
+        _finish(process)
         raise DataError(f"the process that decodes pictures does not start (status {process.returncode})")
     return process
+
+
+def _finish(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):  # what was not sent before the end
+            pipe.close()  # type: ignore[union-attr]
 
 
 def _exactly(source: IO[bytes], count: int) -> bytes:

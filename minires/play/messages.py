@@ -34,7 +34,7 @@ JSON = "application/json"
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _FIRST = re.compile(rf"({_TOKEN}) ([!-~]+) HTTP/(\d)\.(\d)")
-_LINE = re.compile(rf"({_TOKEN}):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*")
+_LINE = re.compile(rf"({_TOKEN}):([^\x00-\x08\x0a-\x1f\x7f]*)")  # no two parts that could share a space
 _ONCE = ("host", "content-length", "transfer-encoding", "origin")
 
 
@@ -103,7 +103,7 @@ def parse(head: bytes) -> Request:
         name = pair[1].lower()
         if name in headers and name in _ONCE:
             raise _improper(f"it has the header {pair[1][:40]} twice")
-        headers[name] = pair[2]
+        headers[name] = pair[2].strip(" \t")
     path, _, query = target.partition("?")
     return Request(method, path, query, headers)
 

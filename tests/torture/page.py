@@ -300,7 +300,10 @@ def garbage(page: Page, rng: random.Random, held: ExitStack, tally: Tally) -> No
     for number in range(60):
         kinds = [
             rng.randbytes(rng.randrange(1, 3000)) + b"\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00" * 50,
-            b"\r\n" * 100, b"\n" * 3, b"\0" * 70_000, b"GET " * 30_000, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            b"\r\n" * 100, b"\n" * 3, b"\0" * 70_000, b"GET " * 30_000,
+            b"GET / HTTP/1.1\r\nA:" + b" \t" * 30_000 + b"\0\r\n\r\n",
+            b"GET / HTTP/1.1\r\nA:" + b" " * 60_000 + b"a\r\n\r\n",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         ]  # fmt: skip
         with page.connect() as connection:
             connection.sendall(kinds[number % len(kinds)])
@@ -588,15 +591,19 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def end(page: Page) -> list[str]:
-    """Press Ctrl-C, and look at what was printed."""
+    """Press Ctrl-C in the middle of a picture, and look at what was printed and what is left."""
+    threading.Thread(target=page.exchange, args=(page.post(poison()),), daemon=True).start()
+    time.sleep(1)
+    started = children(page.process.pid)
     page.process.send_signal(signal.SIGINT)
     try:
         page.process.wait(10)
     except subprocess.TimeoutExpired:
         page.process.kill()
         return ["Ctrl-C did not end it within ten seconds"]
-    time.sleep(0.2)
-    return [] if page.said == ["Stopped.\n"] else [f"it printed {''.join(page.said)[:2000]!r}"]
+    time.sleep(0.5)
+    fell = [f"the process {child} is left" for child in started if Path(f"/proc/{child}").exists()]
+    return fell + ([] if page.said == ["Stopped.\n"] else [f"it printed {''.join(page.said)[:2000]!r}"])
 
 
 def torture(seconds: float, seed: int, only: str, say: Callable[[str], None]) -> dict[str, Any]:

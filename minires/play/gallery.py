@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from minires.data import pictures_at
+from minires.data.parts import fold
 from minires.errors import DataError
 
 PAGE = 24  # pictures that are told at a time
@@ -16,7 +18,8 @@ PAGE = 24  # pictures that are told at a time
 class Gallery:
     """The pictures at ``path``; each is read when it is asked for, and not before.
 
-    Where a folder above a picture has the name of one of ``classes``, that is its class.
+    Where a folder above a picture has the name of one of ``classes``, that is its class; case does not count
+    where it leaves no doubt.
 
     Raises: DataError if nothing is there, or no picture is.
     """
@@ -24,8 +27,9 @@ class Gallery:
     def __init__(self, path: str | os.PathLike[str], classes: Sequence[str]) -> None:
         self.source = Path(path).resolve().name or str(path)
         self._pictures = pictures_at(path)
-        self._classes = {name.casefold(): name for name in reversed(classes)}
-        self._classes |= {name: name for name in classes}  # as it is written goes before
+        self._classes = frozenset(classes)
+        alike = Counter(map(fold, classes))
+        self._folded = {fold(name): name for name in classes if alike[fold(name)] == 1}
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -50,7 +54,7 @@ class Gallery:
     def label(self, index: int) -> str | None:
         """The class that a folder above the picture says, the nearest one first. Raises: DataError."""
         folders = self.name(index).split("/")[-2::-1]
-        found = (self._classes.get(name) or self._classes.get(name.casefold()) for name in folders)
+        found = (name if name in self._classes else self._folded.get(fold(name)) for name in folders)
         return next(filter(None, found), None)
 
     def read(self, index: int) -> bytes:

@@ -145,6 +145,8 @@ def test_the_nearest_folder_with_the_name_of_a_class_says_it(tmp_path):
     assert labels == {
         "cat/dog/1.png": "dog", "dog/cat/x/2.png": "cat", "DOG/3.png": "dog", "cats/4.png": None,
     }  # fmt: skip
+    found = Gallery(tmp_path, ["cat", "dog", "Dog"])  # which of the two would DOG be?
+    assert [found.label(k) for k in range(len(found)) if found.name(k).startswith("DOG")] == [None]
 
 
 def test_the_command_hands_the_path_on_and_names_what_is_not_there(run, tmp_path, monkeypatch, capsys):

@@ -6,7 +6,7 @@
 
 A small model is trained and shown by a real process. Every attack is made at least once, then again with
 other random numbers until the time is over; meanwhile some connections are as slow as they can be, and a
-picture is decoded that would take hours. What must hold:
+picture is decoded that takes far longer than it may. What must hold:
 
     an honest request, for the page's words and for a guess, is answered within two seconds: while idle, slow
     and broken connections stay open, and after each attack

@@ -12,11 +12,15 @@ Open a page in the browser in which you drop, draw or photograph pictures, and s
 them for, and which places of a picture made it think so. Only this machine can reach the page; Ctrl-C ends
 it.
 
-  minires play runs/signs-default-1"""
+  minires play runs/signs-default-1
+  minires play runs/signs-default-1 --data photos"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     run_options(parser)
+    parser.add_argument(
+        "--data", metavar="PATH", help="show these pictures, too: a folder, a zip, a tar or one picture"
+    )
     parser.add_argument("--port", type=int, default=0, metavar="N", help="the port (default: a free one)")
     parser.add_argument("--no-browser", dest="browser", action="store_false", help="only print the address")
 
@@ -24,7 +28,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from minires.play import serve
 
-    serve(options.model, port=options.port, device=options.device, open_browser=options.browser)
+    serve(
+        options.model, data=options.data, port=options.port, device=options.device,
+        open_browser=options.browser,
+    )  # fmt: skip
     return 0
 
 

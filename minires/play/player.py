@@ -15,47 +15,65 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from minires import backend
-from minires.data import decode
 from minires.debug.cam import activation_maps, overlay
 from minires.debug.trace_page import trace_html
 from minires.errors import ConfigError, DataError, MiniresError
 from minires.plan import planned
+from minires.play.decoder import Decoder
+from minires.play.gallery import Gallery
 from minires.train import load_model, predict
 
 KEPT = 8  # pictures, as the network saw them, that can be asked about again
+THUMBNAIL = 128  # pixels of a side
 
 
 class Player:
     """A trained model that is asked from many threads and answers one question at a time.
 
-    ``run`` is a run folder or a model.safetensors file. Nothing is written to disk; the last eight pictures
-    are kept in memory.
+    ``run`` is a run folder or a model.safetensors file; ``data`` a folder, zip, tar or picture file whose
+    pictures can be asked about by their numbers. Nothing is written to disk; the last eight pictures are kept
+    in memory.
 
     Raises: CheckpointError if ``run`` is no trained model; ConfigError if it learnt from pictures that are
-    not square, or there is no such device.
+    not square, or there is no such device; DataError if there are no pictures at ``data``.
     """
 
-    def __init__(self, run: str | os.PathLike[str], *, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        run: str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        data: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.trained = load_model(run)
         high, wide = self.trained.size
         if high != wide:
             raise ConfigError(f"{run} learnt from pictures {high} high and {wide} wide; they must be square")
+        self.gallery = Gallery(data, self.trained.classes) if data is not None else None
         self.trained.model.to(backend.choose_device(device))
         self._scores = planned(self.trained.model, (1, high, wide, 3))  # the maps are the model's own
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # one question at a time; pictures are decoded meanwhile
+        self._decoder, self._thumbnails = Decoder(2), Decoder(1)
         self._pictures: dict[str, NDArray[np.uint8]] = {}  # oldest first
         self._numbers = itertools.count(1)
 
     def warm_up(self) -> None:
         """Answer once about a black picture, so that kernels are compiled before the first real one."""
-        self._answer(np.zeros((*self.trained.size, 3), np.uint8))
+        black = np.zeros((*self.trained.size, 3), np.uint8)
+        self._answer(self._decoder.decode(_png(black), name="a black picture", size=len(black)))
+
+    def close(self) -> None:
+        """End the processes that decode pictures."""
+        self._decoder.close()
+        self._thumbnails.close()
 
     def about(self) -> dict[str, Any]:
         """What the model is and which classes it knows."""
-        trained = self.trained
+        trained, gallery = self.trained, self.gallery
         return {
             "model": trained.name, "dataset": trained.dataset, "classes": list(trained.classes),
             "side": trained.size[0],
+            "pictures": {"source": gallery.source, "count": len(gallery)} if gallery else None,
         }  # fmt: skip
 
     def guess(self, source: bytes) -> dict[str, Any]:
@@ -65,8 +83,32 @@ class Player:
 
         Raises: DataError if it cannot be read.
         """
+        return self._guess(source, "the file sent")
+
+    def pictures(self, start: int) -> dict[str, Any]:
+        """Some of the pictures that can be asked about by number. Raises: DataError."""
+        return self._gallery().page(start)
+
+    def thumbnail(self, index: int) -> bytes:
+        """A small PNG of such a picture: the middle of it, as the network sees it. Raises: DataError."""
+        gallery = self._gallery()
+        source, name = gallery.read(index), gallery.name(index)
+        return _png(self._thumbnails.decode(source, name=name, size=THUMBNAIL))
+
+    def guess_at(self, index: int) -> dict[str, Any]:
+        """What :meth:`guess` says of such a picture, and the class its folder says. Raises: DataError."""
+        gallery = self._gallery()
+        answer = self._guess(gallery.read(index), gallery.name(index))
+        return {**answer, "name": gallery.name(index), "class": gallery.label(index)}
+
+    def _gallery(self) -> Gallery:
+        if self.gallery is None:
+            raise DataError("no pictures were given; start it as `minires play RUN --data FOLDER`")
+        return self.gallery
+
+    def _guess(self, source: bytes, called: str) -> dict[str, Any]:
+        seen = self._decoder.decode(source, name=called, size=self.trained.size[0])
         with self._lock:
-            seen = decode(source, name="the file sent", size=self.trained.size[0])
             answer = self._answer(seen)
             name = str(next(self._numbers))
             self._pictures[name] = seen
@@ -120,6 +162,10 @@ class Player:
 
 
 def _data_url(picture: NDArray[np.uint8]) -> str:
+    return f"data:image/png;base64,{base64.b64encode(_png(picture)).decode()}"
+
+
+def _png(picture: NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return file.getvalue()

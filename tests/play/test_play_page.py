@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -254,6 +255,91 @@ def test_it_reads_well_on_a_phone_in_the_dark_and_in_chinese(browser, server, tm
     screenshot(page, "play-phone-chinese", tmp_path)
     page.click("#language")
     assert page.text_content("#answer-title") == "Its guess" and not errors
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Thirty pictures in class folders, one of them broken, one with a name that could be markup."""
+    folder = tmp_path / "photos"
+    for number in range(30):
+        path = folder / str(number % 3) / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(Image.new("RGB", (40, 30), (number * 8, 90, 200 - number * 6))))
+    (folder / "0/00.png").write_bytes(b"no picture")
+    (folder / "2/29.png").rename(folder / "a&lt;29.png")
+    return folder
+
+
+def test_the_pictures_of_a_folder_are_shown_and_a_click_asks(browser, run, photos, tmp_path):
+    with Server(Player(run, data=photos)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page, errors, requests = opened(browser, server, **DESKTOP)
+        page.wait_for_selector("#pictures:not([hidden])")
+        assert page.text_content("#pictures-title") == "Pictures of photos: 1 to 24 of 30"
+        page.wait_for_selector("#strip .broken")
+        assert page.locator("#strip .broken img").get_attribute("alt") == "Picture 0/00.png cannot be read"
+        assert errors and all("422" in error for error in errors)  # which the browser itself logs
+        errors.clear()
+        assert page.locator("#strip li").count() == 24
+        assert len([one for one in requests if "picture?index=" in one]) <= 24
+        third = page.locator("#strip button").nth(2)
+        assert third.locator("img").get_attribute("alt") == "Picture 0/06.png"
+        assert third.locator(".name").text_content() == "0"
+
+        page.wait_for_load_state("networkidle")
+        before = len(requests)
+        page.locator("#strip button").nth(1).focus()
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("Enter")  # the third, by keyboard
+        answered(page, 1)
+        assert third.get_attribute("aria-pressed") == "true"
+        seen = data.decode(photos / "0/06.png", size=32)
+        assert np.array_equal(server.player._pictures["1"], seen)
+        label = page.text_content("#guess").split(",")[0]
+        same = "Its folder says the same." if label == "0" else "Its folder says “0”."
+        assert page.text_content("#truth") == same
+        assert not [one for one in requests[before:] if "picture?index=" in one]  # none is fetched anew
+        screenshot(page, "play-strip", tmp_path)
+
+        page.click("#later")
+        page.wait_for_selector("#pictures-title:has-text('25 to 30 of 30')")
+        assert page.is_disabled("#later")
+        last = page.locator("#strip button").last
+        assert last.get_attribute("title") == last.text_content() == "a&lt;29.png"  # text, and no markup
+        last.click()
+        answered(page, 2)
+        assert page.is_hidden("#truth")  # no folder says what it is
+        page.click("#language")
+        assert page.text_content("#pictures-title") == "photos 中的图片：第 25 至 30 张，共 30 张"
+        assert last.locator("img").get_attribute("alt") == "图片 a&lt;29.png"
+        for number, first in (("7", 7), ("1000", 30), ("-3", 1)):
+            page.fill("#number", number)
+            page.keyboard.press("Enter")
+            page.wait_for_selector(f"#pictures-title:has-text('第 {first} 至')")
+        page.click("#later")
+        page.wait_for_selector("#pictures-title:has-text('第 25 至')")
+        page.click("#earlier")
+        page.wait_for_selector("#pictures-title:has-text('第 1 至')")
+        page.wait_for_selector("#strip .broken")
+        errors.clear()
+        choose(page, a_picture())  # a file of one's own, as ever
+        answered(page, 3)
+        assert page.locator("#strip [aria-pressed=true]").count() == 0
+        assert not errors
+        server.shutdown()
+
+
+def test_the_strip_fits_on_a_phone(browser, run, photos, tmp_path):
+    with Server(Player(run, data=photos / "1")) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page, errors, _ = opened(browser, server, **PHONE)
+        page.wait_for_selector("#strip li")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375
+        assert page.is_hidden("#turn")  # ten pictures are one page
+        page.wait_for_load_state("networkidle")
+        screenshot(page, "play-strip-phone", tmp_path)
+        assert not errors
+        server.shutdown()
 
 
 def test_names_of_classes_are_text_and_many_are_folded(browser, tmp_path, run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import io
 import json
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,9 @@ import pytest
 from PIL import Image
 from play.trained import a_picture, encoded
 
-from minires import CheckpointError, ConfigError, data, train
+from minires import CheckpointError, ConfigError, DataError, data, train
 from minires.debug.cam import activation_maps, overlay
+from minires.play import connections, decoder
 from minires.play import server as serving
 from minires.play.player import KEPT, Player
 from minires.play.server import LARGEST, Server
@@ -78,9 +80,26 @@ def raw(server: Server, request: bytes) -> tuple[int, Any]:
     """The answer to bytes as they are."""
     with socket.create_connection(("127.0.0.1", server.server_port), timeout=30) as connection:
         connection.sendall(request)
-        response = http.client.HTTPResponse(connection)
-        response.begin()
-        return response.status, json.loads(response.read())
+        return received(connection)
+
+
+def head(server: Server, method: str, name: str, *lines: str) -> bytes:
+    """The head of a proper request."""
+    first = f"{method} /{server.token}/{name} HTTP/1.1"
+    return "\r\n".join([first, f"Host: 127.0.0.1:{server.server_port}", *lines, "", ""]).encode()
+
+
+def received(connection: socket.socket) -> tuple[int, Any]:
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    return response.status, json.loads(response.read())
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def refused(answer: tuple[int, Any], status: int, code: str, says: str) -> None:
@@ -138,7 +157,8 @@ def test_the_trace_of_the_picture_is_a_page_of_its_own(server):
 
 def test_the_page_says_what_the_model_is(server):
     assert ask(server, "GET", "about") == (
-        200, {"model": "resnet20_cifar", "dataset": "hands", "classes": list("012345"), "side": 32},
+        200, {"model": "resnet20_cifar", "dataset": "hands", "classes": list("012345"), "side": 32,
+              "pictures": None},
     )  # fmt: skip
 
 
@@ -225,7 +245,7 @@ def bomb(side: int) -> bytes:
 
 
 BAD = {
-    "nothing": (lambda: b"", "not a picture in a known format"),
+    "nothing": (lambda: b"", "the file is empty"),
     "text": (lambda: b"#!/bin/sh\necho hello\n" * 50, "not a picture in a known format"),
     "PostScript": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n", "not a picture in a known format"),
     "truncated": (lambda: a_picture()[:-700], "(?i)truncated"),
@@ -257,7 +277,7 @@ def test_a_file_that_is_too_large_is_refused_unread(server):
     start = time.monotonic()
     answer = raw(server, f"{head}Content-Length: {LARGEST + 1}\r\n\r\n".encode())  # and nothing follows
     refused(answer, 413, "large", r"20,000,001 bytes, more than the 20,000,000")
-    assert time.monotonic() - start < serving.PATIENCE / 2
+    assert time.monotonic() - start < connections.PATIENCE / 2
     refused(
         raw(server, f"{head}Content-Length: {10**18}\r\n\r\n".encode()),
         413,
@@ -287,7 +307,7 @@ def test_the_length_must_be_known(server, headers, status, code, says):
 
 
 def test_what_arrives_too_slowly_or_not_at_all_is_given_up(server, monkeypatch):
-    monkeypatch.setattr(serving, "PATIENCE", 0.6)
+    monkeypatch.setattr(connections, "PATIENCE", 0.6)
     head = (
         f"POST /{server.token}/guess HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\nContent-Length: 500"
     )
@@ -303,7 +323,11 @@ def test_what_arrives_too_slowly_or_not_at_all_is_given_up(server, monkeypatch):
         )
     with socket.create_connection(("127.0.0.1", server.server_port), timeout=30) as connection:
         connection.sendall(b"GET / HT")
-        assert connection.recv(100) == b""
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        refused((response.status, json.loads(response.read())), 408, "slow", "the request did not arrive")
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=30) as connection:
+        assert connection.recv(100) == b""  # who sends nothing gets nothing
     with socket.create_connection(("127.0.0.1", server.server_port), timeout=30) as connection:
         connection.sendall(f"{head}\r\n\r\nhello".encode())
         connection.shutdown(socket.SHUT_WR)
@@ -312,21 +336,152 @@ def test_what_arrives_too_slowly_or_not_at_all_is_given_up(server, monkeypatch):
         refused((response.status, json.loads(response.read())), 400, "short", "only 5 of 500 bytes arrived")
 
 
-def test_idle_connections_are_limited(server):
-    connections = [
-        socket.create_connection(("127.0.0.1", server.server_port), timeout=30)
-        for _ in range(serving.CONNECTIONS + 4)
-    ]
-    try:
-        for connection in connections[serving.CONNECTIONS :]:
-            try:
-                assert connection.recv(1) == b""  # hung up on at once
-            except ConnectionResetError:
-                pass
-    finally:
-        for connection in connections:
-            connection.close()
-    time.sleep(0.2)
+def connect(server: Server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.server_port), timeout=30)
+
+
+def test_connections_that_send_nothing_cost_no_request_anything(server):
+    """A browser opens some before it needs them; these make room, the oldest first."""
+    with contextlib.ExitStack() as opened:
+        idle = [opened.enter_context(connect(server)) for _ in range(connections.CONNECTIONS)]
+        start = time.monotonic()
+        for _ in range(4):
+            assert ask(server, "GET", "about")[0] == 200
+        assert time.monotonic() - start < connections.PATIENCE / 4
+        assert idle[0].recv(1) == b""
+        idle[-1].settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            idle[-1].recv(1)
+        idle[-1].settimeout(30)
+        idle[-1].sendall(head(server, "GET", "about"))  # one that waited until it was needed
+        assert received(idle[-1])[0] == 200
+
+
+def test_two_hundred_requests_at_once_are_all_answered(server):
+    with contextlib.ExitStack() as opened:
+        asking = [opened.enter_context(connect(server)) for _ in range(200)]
+        for number, connection in enumerate(asking):
+            body = a_picture()
+            request = head(server, "POST", "guess", f"Content-Length: {len(body)}") + body
+            connection.sendall(request if number % 4 == 0 else head(server, "GET", "about"))
+        assert [received(one)[0] for one in asking] == [200] * 200
+
+
+def test_beyond_what_may_wait_a_request_is_told_to_come_again(server, monkeypatch):
+    monkeypatch.setattr(connections, "WORKING", 2)
+    going = threading.Event()
+    monkeypatch.setattr(server.player, "maps", lambda picture, label: {"waited": going.wait(20)})
+    with contextlib.ExitStack() as opened:
+        waiting = [opened.enter_context(connect(server)) for _ in range(2)]
+        for one in waiting:
+            one.sendall(head(server, "GET", "maps?picture=1&label=0"))
+        until(lambda: ask(server, "GET", "maps?picture=1&label=0")[0] == 503)
+        status, headers, content = exchange(server, "GET", f"/{server.token}/maps?picture=1&label=0")
+        refused((status, json.loads(content)), 503, "busy", "2 requests wait already; try again in a moment")
+        assert headers["Retry-After"] == "2"
+        assert ask(server, "GET", "about")[0] == 200  # what needs no work is answered
+        going.set()
+        assert [received(one)[0] for one in waiting] == [200, 200]
+
+
+def test_beyond_all_connections_a_newcomer_is_told_so(server, monkeypatch):
+    going, begun = threading.Event(), threading.Semaphore(0)
+
+    def maps(picture: str, label: int) -> dict[str, bool]:
+        begun.release()
+        return {"waited": going.wait(20)}
+
+    monkeypatch.setattr(server.player, "maps", maps)
+    with contextlib.ExitStack() as opened:
+        waiting = [opened.enter_context(connect(server)) for _ in range(2)]
+        for one in waiting:
+            one.sendall(head(server, "GET", "maps?picture=1&label=0"))
+        assert begun.acquire(timeout=10) and begun.acquire(timeout=10)
+        monkeypatch.setattr(connections, "CONNECTIONS", 2)
+        refused(ask(server, "GET", "about"), 503, "busy", "2 connections are open")
+        going.set()
+        assert [received(one)[0] for one in waiting] == [200, 200]
+
+
+def test_only_some_large_uploads_are_in_memory_at_once(server, monkeypatch):
+    monkeypatch.setattr(connections, "SMALL", 100_000)
+    monkeypatch.setattr(connections, "WAIT", 0.5)
+    request = head(server, "POST", "guess", "Content-Length: 200000")
+    with contextlib.ExitStack() as opened:
+        coming = [opened.enter_context(connect(server)) for _ in range(connections.LARGE)]
+        for one in coming:
+            one.sendall(request)
+        time.sleep(0.2)
+        refused(raw(server, request), 503, "busy", "other large pictures are being sent")
+        assert ask(server, "POST", "guess", a_picture())[0] == 200  # for a small one there is room
+        for one in coming:
+            one.sendall(bytes(200_000))
+        assert [received(one)[0] for one in coming] == [422] * connections.LARGE
+    assert raw(server, request + bytes(200_000))[0] == 422
+
+
+def test_an_answer_that_nobody_fetches_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(connections, "PATIENCE", 0.5)
+    monkeypatch.setattr(server.player, "trace", lambda picture: bytes(30_000_000))
+    with contextlib.ExitStack() as opened:
+        for _ in range(connections.HEAVY):
+            opened.enter_context(connect(server)).sendall(head(server, "GET", "trace?picture=1"))
+        time.sleep(0.2)
+        monkeypatch.setattr(connections, "PATIENCE", 20.0)
+        status, _, content = exchange(server, "GET", f"/{server.token}/trace?picture=1")
+        assert status == 200 and len(content) == 30_000_000  # in its turn
+
+
+def test_a_picture_that_takes_for_ever_is_given_up_and_others_are_decoded(server, monkeypatch):
+    assert ask(server, "POST", "guess", a_picture())[0] == 200  # the other process has started
+    monkeypatch.setattr(decoder, "SECONDS", 0.3)
+    start = time.monotonic()
+    answer = ask(server, "POST", "guess", many_scans())
+    refused(answer, 422, "picture", "takes more than 0.3 seconds, and was stopped")
+    assert time.monotonic() - start < 5
+    monkeypatch.setattr(decoder, "SECONDS", 10.0)
+    assert ask(server, "POST", "guess", a_picture())[0] == 200
+
+
+def test_when_a_process_that_decodes_dies_the_next_picture_gets_a_new_one(server):
+    assert ask(server, "POST", "guess", a_picture())[0] == 200
+    for one in server.player._decoder._all:
+        if one._process is not None:
+            one._process.kill()
+            one._process.wait()
+    assert ask(server, "POST", "guess", a_picture())[0] == 200
+    answers: list[Any] = []
+    slow = many_scans()
+    asking = threading.Thread(target=lambda: answers.append(ask(server, "POST", "guess", slow)))
+    asking.start()
+    time.sleep(0.5)
+    for one in server.player._decoder._all:
+        if one._process is not None:
+            one._process.kill()
+    asking.join()
+    refused(answers[0], 422, "picture", "the library that decodes it gave up")
+    assert ask(server, "POST", "guess", a_picture())[0] == 200
+
+
+def test_what_the_process_that_decodes_says_is_not_believed(server, monkeypatch):
+    pretends = "import sys; sys.stdout.write('.' + chr(1) + chr(9) * 8 + 'x'); sys.stdout.flush()"
+    monkeypatch.setattr(decoder, "_PROGRAM", pretends)
+    one = decoder.Decoder(1)
+    with pytest.raises(
+        DataError, match="hand: cannot read this picture: the library that decodes it gave up"
+    ):
+        one.decode(a_picture(), name="hand", size=32)
+    monkeypatch.setattr(decoder, "_PROGRAM", "raise SystemExit(3)")
+    with pytest.raises(DataError, match=r"process that decodes pictures does not start \(status 3\)"):
+        one.decode(a_picture(), name="hand", size=32)
+    one.close()
+
+
+def many_scans() -> bytes:
+    """A JPEG in which a scan of a progressive picture is repeated as often as it may be: long to decode."""
+    picture = encoded(Image.new("L", (7000, 7000)), "JPEG", progressive=True, quality=1)
+    scans = [one.start() for one in re.finditer(rb"\xff\xda", picture)]
+    return picture[: scans[1]] + picture[scans[1] : scans[2]] * 450 + picture[scans[1] :]
 
 
 # --------------------------------------------------------------------------------------------- bad requests
@@ -404,6 +559,70 @@ def test_what_is_no_request_is_survived(server, request_line):
         connection.shutdown(socket.SHUT_WR)
         answer = b"".join(iter(lambda: connection.recv(4096), b""))
     assert not request_line or b'"error"' in answer
+
+
+@pytest.mark.parametrize(
+    "lines, status, says",
+    [
+        ("GET http://127.0.0.1/ HTTP/1.1", 400, "must begin with /"),  # whose Host would count?
+        ("GET * HTTP/1.1", 400, "must begin with /"),
+        ("GET /a#b HTTP/1.1", 400, "have no #"),
+        ("GET /a b HTTP/1.1", 400, "first line"),
+        ("GET  /a HTTP/1.1", 400, "first line"),
+        ("G\0T /a HTTP/1.1", 400, "first line"),
+        ("GET /\0 HTTP/1.1", 400, "first line"),
+        ("GET /é HTTP/1.1", 400, "first line"),
+        ("GET /a", 400, "first line"),
+        ("GET /a HTTP/2.0", 505, "only HTTP 1"),
+        ("GET /a HTTP/1.1\r\nX: a\r\n folded", 400, "not NAME: VALUE: ' folded'"),
+        ("GET /a HTTP/1.1\r\nContent-Length : 3", 400, "not NAME: VALUE"),
+        ("GET /a HTTP/1.1\r\nX: a\0b", 400, "not NAME: VALUE"),
+        ("GET /a HTTP/1.1\r\nX: a\rY: b", 400, "not NAME: VALUE"),
+        ("GET /a HTTP/1.1\nX: a", 400, "first line"),
+        ("GET /a HTTP/1.1\n\nX: a", 400, "first line"),
+        ("GET /a HTTP/1.1\r\n: a", 400, "not NAME: VALUE"),
+        ("POST /a HTTP/1.1\r\nContent-Length: 3\r\ncontent-length: 4", 400, "content-length twice"),
+        ("POST /a HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 3", 400, "Content-Length twice"),
+        ("GET /a HTTP/1.1\r\nHost: a\r\nHost: b", 400, "Host twice"),
+        ("GET /a HTTP/1.1\r\nOrigin: a\r\nOrigin: b", 400, "Origin twice"),
+        ("GET /a HTTP/1.1\r\nX: " + "a" * 70_000, 431, "more than 65,536 bytes"),
+        ("GET /" + "a" * 70_000 + " HTTP/1.1", 431, "more than 65,536 bytes"),
+    ],
+)
+def test_what_could_be_read_in_two_ways_is_refused(server, lines, status, says):
+    refused(raw(server, f"{lines}\r\n\r\n".encode()), status, "request", says)
+
+
+def test_a_second_request_on_a_connection_is_not_answered(server):
+    with connect(server) as connection:
+        connection.sendall(head(server, "GET", "about") * 2)
+        connection.shutdown(socket.SHUT_WR)  # half closed: the answer comes all the same
+        content = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert content.count(b"HTTP/1.1 ") == 1 and b"Connection: close" in content
+
+
+def test_what_follows_a_picture_is_no_part_of_it_and_no_request(server):
+    picture = a_picture()
+    request = head(server, "POST", "guess", f"Content-Length: {len(picture)}") + picture
+    status, answer = raw(server, request + head(server, "GET", "about"))
+    assert status == 200 and "probabilities" in answer
+
+
+def test_a_head_is_answered_without_content_and_a_promise_is_given_where_asked(server):
+    with connect(server) as connection:
+        connection.sendall(head(server, "HEAD", "about"))
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 405 ") and answer.endswith(b"\r\n\r\n")
+    picture = a_picture()
+    lines = (f"Content-Length: {len(picture)}", "Expect: 100-continue")
+    with connect(server) as connection:
+        connection.sendall(head(server, "POST", "guess", *lines))
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(picture)
+        assert received(connection)[0] == 200
+    refused(
+        raw(server, head(server, "POST", "guess", "Content-Length: 30000000", lines[1])), 413, "large", ""
+    )
 
 
 def test_our_own_mistake_is_said_and_the_server_lives_on(server, monkeypatch, capfd):

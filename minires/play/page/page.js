@@ -1,13 +1,15 @@
 import { camera } from "./camera.js";
+import { find } from "./dom.js";
 import { drawing } from "./draw.js";
 import { show } from "./show.js";
 import { changeLanguage, putWords } from "./words.js";
 
 const LARGEST = 20e6; // bytes; the server refuses more
-const find = (id) => document.getElementById(id);
 
 const state = {
   about: null, // what the model is
+  list: null, // of some of the pictures that were found
+  chosen: null, // the one that was asked about
   answer: null, // to the last picture
   maps: null, // of the class that is looked at
   stage: 0, // of which the map is shown large
@@ -15,7 +17,7 @@ const state = {
   working: false,
   problem: null, // {key, values} for say()
 };
-const choose = { label: chooseLabel, stage: chooseStage };
+const choose = { label: chooseLabel, stage: chooseStage, picture: choosePicture };
 let latest = 0; // the number of the last question: answers to older ones are not shown
 
 function update(changes) {
@@ -50,16 +52,40 @@ async function ask(address, options, use) {
   }
 }
 
+function answered(answer, chosen) {
+  const last = answer.maps.stages.length - 1;
+  return { answer, chosen, maps: answer.maps, stage: last, problem: null };
+}
+
 function guess(picture) {
   if (picture.size > LARGEST) {
     latest += 1;
     update({ working: false, problem: { key: "large", values: { size: (picture.size / 1e6).toFixed(1) } } });
     return;
   }
-  ask("guess", { method: "POST", body: picture }, (answer) => {
-    const last = answer.maps.stages.length - 1;
-    return { answer, maps: answer.maps, stage: last, problem: null };
-  });
+  ask("guess", { method: "POST", body: picture }, (answer) => answered(answer, null));
+}
+
+function choosePicture(index) {
+  update({ chosen: index });
+  ask(`guess_at?index=${index}`, { method: "POST" }, (answer) => answered(answer, index));
+}
+
+/** Show the pictures from this one on, as far as there are any. */
+async function turnTo(from) {
+  const last = state.about.pictures.count - 1;
+  try {
+    update({ list: await fetched(`pictures?from=${Math.min(Math.max(from, 0), last)}`), problem: null });
+  } catch (problem) {
+    update({ problem });
+  }
+}
+
+function turning() {
+  const page = (step) => () => turnTo(state.list.from + step * state.list.page);
+  find("earlier").addEventListener("click", page(-1));
+  find("later").addEventListener("click", page(1));
+  find("number").addEventListener("change", () => turnTo((Math.trunc(find("number").valueAsNumber) || 1) - 1));
 }
 
 function chooseLabel(label) {
@@ -131,6 +157,8 @@ function theme() {
 
 putWords();
 byFile();
+turning();
+byArrows(find("strip"), () => {});
 drawing(guess);
 const { stop } = camera(guess, (key) => update({ problem: { key } }));
 tabs(stop);
@@ -142,4 +170,7 @@ find("language").addEventListener("click", () => {
   changeLanguage();
   update({});
 });
-fetched("about").then((about) => update({ about }), (problem) => update({ problem }));
+fetched("about").then((about) => {
+  update({ about });
+  if (about.pictures) turnTo(0);
+}, (problem) => update({ problem }));

@@ -1,26 +1,20 @@
+import { find, make, refill } from "./dom.js";
+import { showStrip } from "./strip.js";
 import { say } from "./words.js";
 
 const FIRST = 10; // classes that are shown before "show all"
-const find = (id) => document.getElementById(id);
-
-/** An element with attributes and children; text is always put in as text. */
-function make(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
 
 const percent = (share) => `${(100 * share).toFixed(1)}%`;
 const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
 
-/** Show what the state says. `choose.label(k)` and `choose.stage(i)` are called when a person picks one. */
+/** Show what the state says. `choose.label(k)`, `.stage(i)`, `.picture(i)` are called when a person picks one. */
 export function show(state, choose) {
   if (state.about) {
     const { model, dataset, classes } = state.about;
     find("model").textContent = say("about", { model, dataset, count: classes.length });
   }
   find("canvas").setAttribute("aria-label", say("canvas"));
+  showStrip(state, choose.picture);
   showProblem(state.problem);
   find("answer").hidden = !state.working && !state.answer;
   for (const id of ["maps", "shares"]) find(id).hidden = !state.answer;
@@ -43,6 +37,11 @@ function showGuess(state, choose) {
   if (!state.working) {
     const values = { label: about.classes[best], percent: percent(answer.probabilities[best]) };
     find("guess").textContent = say("guess", values);
+  }
+  find("truth").hidden = !answer.class;
+  if (answer.class) {
+    const key = answer.class === about.classes[best] ? "truthSame" : "truthOther";
+    find("truth").textContent = say(key, { label: answer.class });
   }
   find("seen").src = answer.seen;
   find("seen").alt = find("seen-caption").textContent = say("seen", { side: about.side });
@@ -112,12 +111,4 @@ function showShares(state) {
     "tr", { class: "total" }, make("th", { scope: "row" }, say("total")), make("td"),
     make("td", { class: "figure" }, signed(maps.score)),
   ));
-}
-
-/** Replace the children, and leave the focus on the one that had it. */
-function refill(id, children) {
-  const buttons = () => [...find(id).querySelectorAll("button")];
-  const focused = buttons().indexOf(document.activeElement);
-  find(id).replaceChildren(...children);
-  if (focused >= 0) buttons()[focused]?.focus();
 }

@@ -3,6 +3,11 @@ const WORDS = {
   en: {
     theme: "Dark / light",
     about: "{model}, trained on {dataset}, {count} classes",
+    picturesTitle: "Pictures of {source}: {first} to {last} of {count}",
+    picturesHint: "Choose one to show it to the network. Under it stands the class that its folder says, or its name.",
+    pictureAlt: "Picture {name}", pictureBroken: "Picture {name} cannot be read",
+    earlier: "Earlier", later: "Later", number: "From number",
+    truthSame: "Its folder says the same.", truthOther: "Its folder says “{label}”.",
     ask: "Show it a picture",
     tabFile: "Picture file", tabDraw: "Draw", tabCamera: "Camera",
     drop: "Drop a picture here, or choose one",
@@ -40,6 +45,11 @@ const WORDS = {
   zh: {
     theme: "深色 / 浅色",
     about: "{model}，在 {dataset} 上训练，{count} 个类别",
+    picturesTitle: "{source} 中的图片：第 {first} 至 {last} 张，共 {count} 张",
+    picturesHint: "选择一张给网络看。图片下方是它所在文件夹的类别，或文件名。",
+    pictureAlt: "图片 {name}", pictureBroken: "图片 {name} 无法读取",
+    earlier: "上一页", later: "下一页", number: "从第几张开始",
+    truthSame: "所在文件夹的类别与此一致。", truthOther: "所在文件夹的类别是“{label}”。",
     ask: "给它看一张图片",
     tabFile: "图片文件", tabDraw: "手绘", tabCamera: "摄像头",
     drop: "把图片拖到这里，或点击选择",

@@ -19,6 +19,7 @@ from minires.errors import CheckpointError
 
 # What h5py raises where a file is not what it should be.
 DAMAGED = (OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError, MemoryError, AttributeError)
+MOST_TEXTS = 100_000
 FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF}
 
 
@@ -56,7 +57,8 @@ def array(group: h5py.Group, path: str, *, kinds: str, most: int) -> np.ndarray:
     if found.external or found.is_virtual:
         raise CheckpointError(f"the numbers of {found.name!r} are in another file; these are not read")
     if found.dtype.kind not in kinds or found.shape is None:
-        wanted = " or ".join({"f": "floating-point", "i": "whole", "u": "positive whole"}[k] for k in kinds)
+        words = {"f": "floating-point", "i": "whole"}
+        wanted = " or ".join(words[kind] for kind in kinds if kind in words)
         raise CheckpointError(f"{found.name!r} has the type {found.dtype}, not {wanted} numbers")
     needed = math.prod(found.shape) * found.dtype.itemsize
     if needed > most:
@@ -69,3 +71,19 @@ def array(group: h5py.Group, path: str, *, kinds: str, most: int) -> np.ndarray:
     if stored < needed and not filters or needed and not stored:  # a filter may compress
         raise CheckpointError(f"{found.name!r} {found.shape} needs {needed} bytes, the file has {stored}")
     return np.asarray(found[()])
+
+
+def texts(group: h5py.Group, path: str) -> list[str]:
+    """The names at ``path``: text, or whole numbers written out; bytes that are no UTF-8 as escapes.
+
+    Raises: CheckpointError if there are none, more than MOST_TEXTS, or they are of another kind.
+    """
+    found = member(group, path)
+    if isinstance(found, h5py.Dataset) and found.dtype.kind in "iu":
+        return [str(one) for one in array(group, path, kinds="iu", most=8 * MOST_TEXTS).reshape(-1).tolist()]
+    if not isinstance(found, h5py.Dataset) or h5py.check_string_dtype(found.dtype) is None:
+        raise CheckpointError(f"{found.name!r} must be names, it is {getattr(found, 'dtype', 'a group')}")
+    if found.external or found.is_virtual or found.shape is None or math.prod(found.shape) > MOST_TEXTS:
+        raise CheckpointError(f"{found.name!r} must be at most {MOST_TEXTS:,} names in this file itself")
+    names = np.ravel(found[()]).tolist()
+    return [one.decode("utf-8", "backslashreplace") if isinstance(one, bytes) else str(one) for one in names]

@@ -101,8 +101,16 @@ def h5(tmp_path):
         layout = h5py.VirtualLayout((3,), "f8")
         layout[:] = h5py.VirtualSource("other.h5", "x", (3,))
         file.create_virtual_dataset("virtual", layout)
+        file["names"], file["numbered"] = np.array([b"cat", b"\xff", "手".encode()]), [3, 4]
     with h5py.File(tmp_path / "a.h5", "r") as file:
         yield file
+
+
+def test_names_are_text_or_numbers(h5):
+    assert hdf5.texts(h5, "names") == ["cat", "\\xff", "手"] and hdf5.texts(h5, "numbered") == ["3", "4"]
+    for path in ("g", "g/x", "soft", "outside", "nothing"):
+        with pytest.raises(CheckpointError, match="must be names|link to elsewhere"):
+            hdf5.texts(h5, path)
 
 
 def test_arrays_that_stand_in_the_file_are_read(h5):

@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minires import limits
 from minires.data import registry, sources, tree
 from minires.data.dataset import Dataset, Splits
 from minires.data.fetch import check_counts, copy_files, fetch_file, make_folder, staging
 from minires.data.pictures import Decode, decode_all, listing, resize
 from minires.data.search_path import cache
 from minires.data.tree import Entry
-from minires.errors import DataError
+from minires.errors import CheckpointError, DataError
 from minires.files import atomic_write
 
 CLASSES = ("0", "1", "2", "3", "4", "5")
@@ -239,7 +240,8 @@ def _numbers(classes: tuple[str, ...]) -> bool:
 def _read_h5_half(path: Path, half: str, size: int | None) -> Dataset:
     if not path.is_file():
         raise DataError(f"{path}: no such file; the HDF5 form of SIGNS needs both {TRAIN}.h5 and {TEST}.h5")
-    images, labels, named = _h5_contents(path, half)
+    arrays, named = limits.apart(h5_contents, path, half, error=DataError)
+    images, labels = arrays[f"{half}_set_x"], arrays[f"{half}_set_y"]
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
         raise DataError(
             f"{path}: {half}_set_x must be uint8 (N, H, W, 3), it is {images.dtype} {images.shape}"
@@ -263,30 +265,32 @@ def _read_h5_half(path: Path, half: str, size: int | None) -> Dataset:
     return Dataset(resize(images, size), flat, classes, names, name)
 
 
-def _h5_contents(path: Path, half: str) -> tuple[NDArray[Any], NDArray[Any], list[str] | None]:
-    """The pictures and labels of a file as they stand in it, and the names of its classes if it has them."""
+def h5_contents(path: str, half: str) -> tuple[dict[str, NDArray[Any]], list[str] | None]:
+    """The pictures and labels of an HDF5 file as they stand in it, and the names of its classes if any.
+
+    It is to be read in a process of its own: see :func:`minires.limits.apart`.
+
+    Raises: DataError if they are not there, are links or too many, or the file is damaged.
+    """
     import h5py  # costs a tenth of a second, and only this form needs it
 
-    keys = (f"{half}_set_x", f"{half}_set_y")
+    from minires import hdf5
+
+    most, keys = limits.unfolded(os.path.getsize(path)), (f"{half}_set_x", f"{half}_set_y")
     try:
         with h5py.File(path, "r") as file:
-            if missing := [key for key in keys if not isinstance(file.get(key), h5py.Dataset)]:
+            if missing := [key for key in keys if key not in file]:
                 raise DataError(
                     f"{path}: no data set {' and '.join(missing)} in this HDF5 file; expected {keys[0]} "
                     f"(N, 64, 64, 3) and {keys[1]} (N,), it has: {', '.join(sorted(file)) or 'nothing'}"
                 )
-            images, labels = file[keys[0]][()], np.asarray(file[keys[1]][()])
-            listed = file.get("list_classes")
-            named = np.asarray(listed[()]).reshape(-1).tolist() if isinstance(listed, h5py.Dataset) else None
-    except OSError as error:
+            arrays = {key: hdf5.array(file, key, kinds="iuf", most=most) for key in keys}
+            named = hdf5.texts(file, "list_classes") if "list_classes" in file else None
+    except CheckpointError as error:
+        raise DataError(f"{path}: {error}") from error
+    except hdf5.DAMAGED as error:
         raise DataError(f"{path}: cannot read this HDF5 file: {error}") from error
-    if named is not None:
-        if not all(isinstance(one, bytes | str | int) for one in named):
-            raise DataError(f"{path}: list_classes must be names, it is {named[:3]}")
-        named = [
-            one.decode("utf-8", "backslashreplace") if isinstance(one, bytes) else str(one) for one in named
-        ]
-    return images, labels, named
+    return arrays, named
 
 
 def download(*, url: str = URL, timeout: float = 30.0) -> str:

@@ -114,6 +114,35 @@ def test_odd_hdf5_is_refused(tmp_path, changes, message):
         data.load(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["link", "outside", "elsewhere", "virtual", "nothing stored", "text"])
+def test_pictures_that_do_not_stand_in_the_hdf5_file_itself_are_refused(tmp_path, kind):
+    write_h5(tmp_path)
+    shape, name = (12, 8, 8, 3), "test_set_x"
+    with h5py.File(tmp_path / "test_signs.h5", "a") as file:
+        real = file[name][()]
+        del file[name]
+        with h5py.File(tmp_path / "other.h5", "w") as other:
+            other["x"] = real
+        if kind == "link":
+            file["real"], file[name] = real, h5py.SoftLink("/real")
+        elif kind == "outside":
+            file[name] = h5py.ExternalLink("other.h5", "/x")
+        elif kind == "elsewhere":
+            (tmp_path / "raw").write_bytes(real.tobytes())
+            file.create_dataset(name, shape, "u1", external=[("raw", 0, real.nbytes)])
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout(shape, "u1")
+            layout[:] = h5py.VirtualSource("other.h5", "x", shape)
+            file.create_virtual_dataset(name, layout)
+        elif kind == "text":
+            file[name] = "pictures"
+        else:
+            file.create_dataset(name, (12, 8000, 8000, 3), "u1", chunks=(1, 80, 80, 3))
+    said = "is a link|are in another file|the limit is|has the type object"
+    with pytest.raises(DataError, match=rf"test_signs\.h5: .*{name}.* ({said})"):
+        data.load(tmp_path)
+
+
 def test_a_missing_or_damaged_hdf5_half_is_named(tmp_path):
     write_h5(tmp_path)
     content = (tmp_path / "train_signs.h5").read_bytes()
@@ -172,7 +201,7 @@ def test_an_hdf5_file_without_names_of_classes_has_numbers(tmp_path):
         (np.array([b"cat"]), r"label 1 of train_catvnoncat.h5\[1\] is outside 0\.\.0"),
         (np.array([b"cat", b"cat"]), "must name each class once"),
         (np.zeros((0,), "S1"), "must name each class once"),
-        (np.array([0.5, 1.5]), "list_classes must be names"),
+        (np.array([0.5, 1.5]), "list_classes' must be names, it is float64"),
     ],
 )
 def test_a_list_of_classes_that_does_not_fit_is_refused(tmp_path, classes, message):

@@ -11,6 +11,8 @@ from typing import IO, Any
 
 from minires.errors import ConfigError, MiniresError
 
+PAGE = (".html", ".htm")  # endings of a page that browsers show
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[Any]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from minires.commands.loading import data_of_run, load_square, print_json, speaker
 from minires.commands.registry import Command
 from minires.errors import ConfigError
+from minires.files import PAGE, with_ending
 
 if TYPE_CHECKING:
     from minires.train import Trained
@@ -46,6 +47,8 @@ def run(options: argparse.Namespace) -> int:
     from minires.debug.recording import ABOUT_ZERO
     from minires.debug.trace_page import trace
 
+    if options.html is not None:
+        with_ending("--html", options.html, PAGE, "a page")
     trained, side = _trained_or_fresh(options.model)
     seen, label = _picture_to_trace(options, trained, side)
     with backend.before_compiling(speaker(sys.stderr)):

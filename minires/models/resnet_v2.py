@@ -256,10 +256,10 @@ def resnet_v2(
 
     ``kind`` is "basic" or "bottleneck"; ``order``, ``shortcut``, ``gating`` and its numbers are those of
     :class:`ResidualUnit`. ``stem``: "imagenet" or "cifar", both with batch norm and ReLU after the
-    convolution; "bare", which has neither (resnetv2 of timm), or "keras", which pads with zeros before its max
-    pool besides. ``stride_in``: a stage is halved in the "first" unit of the next one, or in its own "last"
-    unit, whose shortcut takes every second place then. ``stride_on`` and ``bias``: as in :func:`minires.nn.blocks.bottleneck` and
-    :class:`ResidualUnit`.
+    convolution; "bare", which has neither (resnetv2 of timm), or "keras", which pads with zeros before its
+    max pool besides. ``stride_in``: a stage is halved in the "first" unit of the next one, or in its own
+    "last" unit, whose shortcut takes every second place then. ``stride_on`` and ``bias``: as in
+    :func:`minires.nn.blocks.bottleneck` and :class:`ResidualUnit`.
 
     The first and the last unit, and changes of shape. conv1 is followed by batch norm and ReLU in every
     order, as in the original network. In "relu_only" and "full" these are the activation that the very first

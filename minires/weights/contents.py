@@ -27,11 +27,11 @@ HDF5 = b"\x89HDF\r\n\x1a\n"
 _SHOWN = 5  # names of an archive in a message
 
 _STARTS = {  # other kinds, by their first bytes
-    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: fetch that with `git lfs pull`, or "
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`, or "
     "by the download button of the page",
     b"GGUF": "a GGUF file of llama.cpp",
-    b"\x93NUMPY": "one array of NumPy's without a name; write all with numpy.savez, by the names of the state "
-    "dict",
+    b"\x93NUMPY": "one array of NumPy's without a name; write all with numpy.savez, by the names of the "
+    "state dict",
     b"\x1f\x8b": "packed by gzip; unpack it first",
     b"BZh": "packed by bzip2; unpack it first",
     b"\xfd7zXZ": "packed by xz; unpack it first",
@@ -93,7 +93,7 @@ def _kind_of_zip(path: Path) -> str:
     if "model.weights.h5" in leaves:
         return "keras"
     if "constants.pkl" in leaves and ("code" in folders or "data.pkl" in leaves):
-        what = "a program of TorchScript (torch.jit.save); load it with torch.jit.load and save its state_dict()"
+        what = "a program of TorchScript; load it with torch.jit.load and save its state_dict()"
     elif {"serialized_exported_program.json", "archive_format"} & leaves or "archive_version" in leaves:
         what = "a program of torch.export; load it with torch.export.load and save its state_dict"
     elif "data.pkl" in leaves:
@@ -130,14 +130,16 @@ def _words(start: bytes, size: int) -> str:
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<")):
         return "a page of the web, not the file itself; open it in a browser to see what it says"
     if start[257:262] == b"ustar":
-        return "a tar archive; unpack it, and give the file of weights (PyTorch before 0.2 wrote such files: "\
+        return (
+            "a tar archive; unpack it, and give the file of weights (PyTorch before 0.2 wrote such files: "
             "save it again with a newer one)"
+        )
     if start[4:8] == b"TFL3":
         return "a file of TensorFlow Lite"
     if re.match(rb"\x08[\x01-\x14][\x12\x1a\x22\x3a]", start):
-        return "a file of ONNX or TensorFlow, a program with its weights; save the model's state_dict() instead"
+        return "a file of ONNX or TensorFlow, a program with its weights; save a state_dict() instead"
     if re.match(rb"\n.?.?[\n\x12]", start, re.DOTALL) and b"\x00" not in start[:2]:
-        return "a file of TensorFlow or Caffe; save the weights of the model as .keras or .safetensors instead"
+        return "a file of TensorFlow or Caffe; save the model as .keras, or its weights as .safetensors"
     if text.startswith((b"{", b"[")):
         return "JSON, which holds no weights"
     if all(byte >= 32 or byte in b"\t\r\n\f" for byte in start[:256]):

@@ -261,7 +261,7 @@ def names_of(source: str, model: Module) -> dict[str, str]:
 
 
 def places_of(source: str, model: Module) -> dict[str, tuple[str, bool]]:
-    """As :func:`names_of`, with whether the parameter is there one of a convolution, and here of a dense layer."""
+    """As :func:`names_of`, with whether there it is a convolution's, where we have a dense layer."""
     SOURCES.find(source)
     paths = [name for name, _ in model.named_parameters()] + [name for name, _ in model.named_buffers()]
     layers = list(dict.fromkeys(path.rpartition(".")[0] for path in paths))

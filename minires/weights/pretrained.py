@@ -1,6 +1,6 @@
 """The door for weights that others trained: files of PyTorch's and of Keras's, told apart by what is in them.
 
-    report = import_weights("resnet50-0676ba61.pth", "resnet50", "model.safetensors")
+report = import_weights("resnet50-0676ba61.pth", "resnet50", "model.safetensors")
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ def load_pretrained(
 
     ``source`` says whose names the file has, one of :data:`minires.weights.SOURCES`; without it they are
     recognised. ``head=False`` leaves out the last dense layer, for fine-tuning with classes of one's own.
-    ``container`` is as in :func:`minires.weights.read`. The model must have been built with the options of :func:`~minires.weights.sources.variant_for`, as names and
-    shapes do not show them.
+    ``container`` is as in :func:`minires.weights.read`. The model must have been built with the options of
+    :func:`~minires.weights.sources.variant_for`, as names and shapes do not show them.
 
     Raises: CheckpointError if the file cannot be read, its names are of no known source, or tensors are
-    missing, unmatched, of another shape, or hold what no weights can be; ConfigError if the source has no such
-    network, or ``source``, ``container`` or ``head=False`` are given for a file of Keras's.
+    missing, unmatched, of another shape, or hold what no weights can be; ConfigError if the source has no
+    such network, or ``source``, ``container`` or ``head=False`` are given for a file of Keras's.
     """
     if not _is_keras(path):
         return torch.load(model, path, source=source, head=head, container=container)
     if source is not None or container is not None or not head:
         raise ConfigError(
-            f"{os.fspath(path)} is a file of Keras's: it is loaded whole, without source= and container=. For "
-            "other classes import it with `minires import-weights`, then start from that"
+            f"{os.fspath(path)} is a file of Keras's: it is loaded whole, without source= and container=. "
+            "For other classes import it with `minires import-weights`, then start from that"
         )
     return keras.load(model, in_folder(Path(path)))
 
@@ -67,8 +67,8 @@ def import_weights(
     :func:`load_pretrained`, and ``variant`` are options of the model on top of those that the source has.
 
     Units: mean and deviation of pixels scaled to 0..1.
-    Raises: as :func:`load_pretrained`; ConfigError if ``source``, ``container`` or ``variant`` are given for a
-    file of Keras's, or ``out`` does not end in .safetensors; MiniresError if it cannot be written.
+    Raises: as :func:`load_pretrained`; ConfigError if ``source``, ``container`` or ``variant`` are given for
+    a file of Keras's, or ``out`` does not end in .safetensors; MiniresError if it cannot be written.
     """
     with_ending("out", out, ".safetensors", "a model of minires")
     if not _is_keras(src):
@@ -77,8 +77,8 @@ def import_weights(
         )
     if source or variant or container:
         raise ConfigError(
-            f"{os.fspath(src)} is a file of Keras's, of which source and options are known: leave out source, "
-            "container and variant"
+            f"{os.fspath(src)} is a file of Keras's, of which source and options are known: leave out "
+            "source, container and variant"
         )
     return keras.import_model(in_folder(Path(src)), name, out, classes=classes)
 

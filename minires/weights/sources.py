@@ -2,7 +2,7 @@
 
     akamaster     akamaster/pytorch_resnet_cifar10
     torchvision   pytorch/vision; timm has the same names where nothing else is said
-    timm          huggingface/pytorch-image-models: SE-ResNet, SE-ResNeXt; the dense layers of its VGG; resnetv2
+    timm          huggingface/pytorch-image-models: SE-ResNet, SE-ResNeXt, resnetv2; dense layers of VGG
     huggingface   ResNetForImageClassification of huggingface/transformers
     cadene        Cadene/pretrained-models.pytorch: SENet as released by its authors; in timm "legacy_"
     pytorchcv     osmr/imgclsmob
@@ -27,9 +27,10 @@ from minires.registry import Registry
 class Source:
     """Somebody's files of weights.
 
-    A file is of this source if one of ``marks`` begins a name in it, and all of ``needs`` do. ``variants`` says which of our models it
-    has (a pattern for the name), and the options with which they are the same. ``small_pictures`` is how it
-    prepares the pictures of CIFAR-10. ``is_written`` says whether we write its files, too.
+    A file is of this source if one of ``marks`` begins a name in it, and all of ``needs`` do. ``variants``
+    says which of our models it has (a pattern for the name), and the options with which they are the same.
+    ``small_pictures`` is how it prepares the pictures of CIFAR-10. ``is_written`` says whether we write its
+    files, too.
     """
 
     marks: tuple[str, ...]
@@ -89,7 +90,7 @@ SOURCES: Registry[Source] = Registry("source", {
         is_written=True,
     ),
     "huggingface": Source(
-        marks=("resnet.embedder.", "resnet.encoder.stages.", "embedder.embedder.", "encoder.stages.0.layers."),
+        marks=("resnet.embedder.", "resnet.encoder.stages.", "embedder.embedder."),
         variants={"resnet(18|34)": {}, "resnet(50|101|152)": {"stride_on": "3x3"}},
     ),
     "akamaster": Source(
@@ -153,7 +154,9 @@ _CALLED = {
     r"(?:tv_)?(vgg\d\d(?:_bn)?|densenet\d{3})": r"\1",
 }
 # With these names it is one of the many relatives of the networks here; with others it may be anything.
-_FAMILIES = re.compile(r"(\w*_)?(se|sk|eca|gc|cs|rs|wide_)*_?(resne[xs]t|vgg|densenet|senet)(v2|blur|aa|rs)?_?\d+\w*")
+_FAMILIES = re.compile(
+    r"(\w*_)?(se|sk|eca|gc|cs|rs|wide_)*_?(resne[xs]t|vgg|densenet|senet)(v2|blur|aa|rs)?_?\d+\w*"
+)
 # Networks whose files have the same names and shapes as ours, and that compute something else.
 _LOOK_ALIKE = re.compile(r"resnet(?:blur|aa)\d+\w*?(?=[-_.]|$)")
 

@@ -30,5 +30,6 @@ def check_values(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray])
     if found:
         more = f"; and {len(found) - 1} more tensors like that" if len(found) > 1 else ""
         raise CheckpointError(
-            f"{os.fspath(path)} holds numbers that no trained network has: {found[0]}{more}. Nothing was loaded"
+            f"{os.fspath(path)} holds numbers that no trained network has: {found[0]}{more}. "
+            "Nothing was loaded"
         )

@@ -14,7 +14,9 @@ import numpy as np
 import oracle
 import pytest
 
-from minires import data, models
+from weights.in_this_process import in_this_process
+
+from minires import data, limits, models
 from minires.data import cifar
 from minires.errors import CheckpointError, ConfigError, MiniresError
 from minires.tensor import Tensor, no_grad
@@ -22,6 +24,14 @@ from minires.train import load_model, predict
 from minires.weights import import_weights, load_pretrained, names_of, read, recognise, variant_for
 
 torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(autouse=True)
+def _pickles_in_this_process(monkeypatch):
+    """Another process takes two seconds to import PyTorch; test_torch_files.py has that."""
+    monkeypatch.setattr(limits, "apart", in_this_process)
+
+
 nn, F = torch.nn, torch.nn.functional
 
 # ------------------------------------------------------------------------------- others' networks, in PyTorch
@@ -581,22 +591,12 @@ def test_older_torchvision_files_of_densenet(tmp_path):
     assert distance(ours, theirs, 64) <= 1e-4
 
 
-@pytest.mark.parametrize("container", [None, "state_dict", "model", "model_state_dict"])
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_containers_and_prefixes(container, prefix, tmp_path):
-    state = {f"{prefix}fc.weight": torch.ones(2, 3), f"{prefix}bn.weight": torch.ones(2).half()}
-    found = read(saved(tmp_path, {container: state, "epoch": 1} if container else state))
-    assert {name: (array.shape, str(array.dtype)) for name, array in found.items()} == {
-        "fc.weight": ((2, 3), "float32"), "bn.weight": ((2,), "float32"),
-    }  # fmt: skip
-
-
 def test_safetensors_need_no_pytorch(tmp_path, monkeypatch):
     from safetensors.torch import save_file
 
     state = small_state()
     save_file(state, tmp_path / "weights.safetensors")
-    save_file({"a": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "half.safetensors")
+    save_file({"a.weight": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "half.safetensors")
     path = saved(tmp_path, state)
     monkeypatch.setitem(sys.modules, "torch", None)
     model = small_model()
@@ -604,8 +604,7 @@ def test_safetensors_need_no_pytorch(tmp_path, monkeypatch):
     np.testing.assert_array_equal(model.state_dict()["fc.weight"], state["fc.weight"].numpy().T)
     with pytest.raises(ConfigError, match=r"reading it needs PyTorch: pip install torch;"):
         read(path)
-    with pytest.raises(CheckpointError, match=r"1 of its 1 tensors .* such as a \(BF16\)"):
-        read(tmp_path / "half.safetensors")
+    assert read(tmp_path / "half.safetensors")["a.weight"].tolist() == [1.0, 1.0]
 
 
 class Unsafe:
@@ -621,24 +620,14 @@ class Unsafe:
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(CheckpointError, match="no such file"):
         read(tmp_path / "none.pth")
-    with pytest.raises(CheckpointError, match="must end in one of .pth"):
-        read(tmp_path / "weights.h5")
-    whole = saved(tmp_path, small_state()).read_bytes()
-    for name, content in (("half.pth", whole[: len(whole) // 2]), ("text.pt", b"hello"), ("no.th", b"")):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(CheckpointError, match=f"{name} is damaged or no file of PyTorch's"):
-            read(tmp_path / name)
-    (tmp_path / "x.safetensors").write_bytes(whole)
-    with pytest.raises(CheckpointError, match="damaged or not a safetensors file"):
-        read(tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match="holds a (posix|nt).mkdir, which is no tensor"):
         read(saved(tmp_path, {"a": Unsafe(tmp_path / "made")}))
     assert not (tmp_path / "made").exists()
     with pytest.raises(CheckpointError, match="holds a Tensor, not a state dict"):
         read(saved(tmp_path, torch.ones(3)))
     with pytest.raises(CheckpointError, match=r"1 of its 2 entries are none: epoch \(int\)"):
-        read(saved(tmp_path, {"a": torch.ones(3), "epoch": 1}))
-    with pytest.raises(CheckpointError, match="no tensor in it"):
+        read(saved(tmp_path, {"a.weight": torch.ones(3), "epoch": 1}))
+    with pytest.raises(CheckpointError, match="there is no tensor in it"):
         read(saved(tmp_path, {}))
 
 

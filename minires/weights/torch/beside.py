@@ -1,4 +1,4 @@
-"""What the files beside weights say of them: config.json and preprocessor_config.json of Hugging Face and timm.
+"""What the files beside weights say of them: what Hugging Face and timm write there.
 
     config.json of transformers    layer_type, downsample_in_bottleneck, hidden_act, id2label, ...
     config.json of timm            architecture, model_args, label_names, pretrained_cfg (mean, std)
@@ -19,7 +19,7 @@ from typing import Any
 
 from minires.data import Normalize
 from minires.errors import CheckpointError, MiniresError
-from minires.weights.class_names import KEYS, names_in
+from minires.weights.classes import KEYS, names_in
 
 CALLED = re.compile(r"(pytorch_)?model[-.\w]*\.(safetensors|bin)(\.index\.json)?")
 LONGEST = 10_000_000  # bytes
@@ -67,7 +67,9 @@ def _json(path: Path) -> Mapping[str, Any]:
             return {}
         return _mapping(json.loads(path.read_bytes()))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}, which belongs to the weights beside it, cannot be read: {error}") from error
+        raise CheckpointError(
+            f"{path}, which belongs to the weights beside it, cannot be read: {error}"
+        ) from error
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -101,6 +103,8 @@ def _normalize(mean: Any, std: Any) -> Normalize | None:
     if not all(isinstance(one, Sequence) and len(one) == 3 for one in (mean, std)):
         return None
     try:
-        return Normalize(tuple(map(float, mean)), tuple(map(float, std)))
+        return Normalize(
+            (float(mean[0]), float(mean[1]), float(mean[2])), (float(std[0]), float(std[1]), float(std[2]))
+        )
     except (TypeError, ValueError, MiniresError):
         return None

@@ -2,8 +2,8 @@
 
 A checkpoint of a run holds its state dict one or more levels down (``state_dict``, ``model``), often beside
 that of a moving average (``state_dict_ema``). And a model that was inside something has its name before each
-tensor: ``model.`` of Lightning, ``backbone.``; ``module.`` of DataParallel and ``_orig_mod.`` of torch.compile
-stand wherever a part was wrapped.
+tensor: ``model.`` of Lightning, ``backbone.``; ``module.`` of DataParallel and ``_orig_mod.`` of
+torch.compile stand wherever a part was wrapped.
 """
 
 from __future__ import annotations

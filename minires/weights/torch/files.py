@@ -90,9 +90,11 @@ def find(path: str | os.PathLike[str], *, container: str | None = None) -> Found
         )
     if not arrays and not odd:
         raise CheckpointError(f"{path}: there is no tensor in it")
-    notes = [] if len(files) == 1 else [f"read from {len(files)} files, {files[0].name} and those that follow"]
+    notes = (
+        [] if len(files) == 1 else [f"read from {len(files)} files, {files[0].name} and those that follow"]
+    )
     inside, more_notes = _inside(path, [*arrays, *odd], said, container)
-    for name, old in inside.items():
+    for old in inside.values():
         if old in odd:
             raise CheckpointError(
                 f"{path}: {old} is {odd[old]}, and weights are floating-point numbers, of 16, 32 or 64 bits"
@@ -229,7 +231,7 @@ def _npy(content: bytes) -> np.ndarray[Any, Any]:
     shape, _, dtype = heads[version](file)
     if dtype.hasobject or int(np.prod(shape, dtype=object)) * dtype.itemsize != len(content) - file.tell():
         raise ValueError(f"an array {shape} of {dtype} in {len(content):,} bytes")
-    return np.load(io.BytesIO(content), allow_pickle=False)
+    return np.asarray(np.load(io.BytesIO(content), allow_pickle=False))
 
 
 READERS: dict[str, Callable[[Path, str | None], tuple[Arrays, dict[str, Any]]]] = {

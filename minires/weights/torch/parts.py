@@ -34,7 +34,9 @@ def in_folder(path: Path) -> Path:
         if len(revisions) == 1:
             return in_folder(revisions[0])
         names = ", ".join(one.name for one in revisions[:SHOWN])
-        raise CheckpointError(f"{path} holds {len(revisions)} versions of a model; give the folder of one: {names}")
+        raise CheckpointError(
+            f"{path} holds {len(revisions)} versions of a model; give the folder of one: {names}"
+        )
     for name in USUAL:
         if (path / name).is_file():
             return path / name
@@ -72,7 +74,8 @@ def of_one_model(path: Path) -> tuple[list[Path], list[str]]:
 
 def _of_index(index: Path) -> tuple[list[Path], list[str]]:
     weight_map = _weight_map(index)
-    return _all_there(index, [index.with_name(name) for name in sorted(set(weight_map.values()))]), list(weight_map)
+    files = [index.with_name(name) for name in sorted(set(weight_map.values()))]
+    return _all_there(index, files), list(weight_map)
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -90,7 +93,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 def _all_there(path: Path, files: list[Path]) -> list[Path]:
     if missing := [file.name for file in files if not file.is_file()]:
         raise CheckpointError(
-            f"{path} belongs to a model in {len(files)} files, of which {len(missing)} are not in its folder: "
-            f"{', '.join(missing[:SHOWN])}"
+            f"{path} belongs to a model in {len(files)} files, of which {len(missing)} are not in its "
+            f"folder: {', '.join(missing[:SHOWN])}"
         )
     return files

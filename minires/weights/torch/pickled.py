@@ -20,7 +20,7 @@ import torch
 
 from minires.errors import CheckpointError
 from minires.limits import unfolded
-from minires.weights.class_names import KEYS, names_in
+from minires.weights.classes import KEYS, names_in
 from minires.weights.torch.containers import state_dict_in
 
 PIECE = 1 << 20  # bytes
@@ -103,9 +103,7 @@ def _refused(path: str, message: str, kind: str) -> str:
     # Its message tells the user to switch the safe loader off; ours names what was refused.
     refused = re.search(r"GLOBAL ([\w.]+)", message)
     if refused is None:
-        return (
-            f"{path} is damaged or no file of PyTorch's: its safe loader cannot read it ({kind})"
-        )
+        return f"{path} is damaged or no file of PyTorch's: its safe loader cannot read it ({kind})"
     name = refused[1]
     if name.startswith("numpy"):
         return (

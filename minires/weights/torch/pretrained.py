@@ -31,7 +31,7 @@ from minires.errors import CheckpointError, ConfigError
 from minires.nn.layers import BatchNorm2d, Conv2d, Flatten, Linear
 from minires.nn.module import Module
 from minires.train import Trained, save_model
-from minires.weights.class_names import unlike
+from minires.weights.classes import distinct
 from minires.weights.name_tables import modern, places_of
 from minires.weights.report import Report
 from minires.weights.sources import SOURCES, known_as, look_alike, recognise, variant_for
@@ -66,8 +66,8 @@ def import_model(
 
     The model is built with the options of :func:`~minires.weights.sources.variant_for`, then those that a
     config.json beside the file states; those in ``variant`` go before both. Without ``classes`` the names are
-    those that the file, or the config.json, has; else the ten of CIFAR-10 for as many outputs of a network for
-    pictures of 32x32; else "0", "1", ... Pictures are to be scaled as the source does it.
+    those that the file, or the config.json, has; else the ten of CIFAR-10 for as many outputs of a network
+    for pictures of 32x32; else "0", "1", ... Pictures are to be scaled as the source does it.
 
     Raises: as :func:`minires.weights.import_weights`.
     """
@@ -79,7 +79,8 @@ def import_model(
     if against := [option for option, value in stated.items() if options[option] != value]:
         option = against[0]
         raise ConfigError(
-            f"the config.json beside {weights.path} states {option}={stated[option]!r}, not {options[option]!r}"
+            f"the config.json beside {weights.path} states {option}={stated[option]!r}, "
+            f"not {options[option]!r}"
         )
     small = entry.size == 32
     # All weights come from the file, so none need to be drawn.
@@ -146,7 +147,8 @@ def _check_stride(model: Module, weights: _Weights) -> None:
         here = "1x1" if first[0].stride in (2, (2, 2)) else "3x3"
         if here != wanted:
             raise CheckpointError(
-                f"the config.json beside {weights.path} states stride_on={wanted!r}, and the model has {here!r}"
+                f"the config.json beside {weights.path} states stride_on={wanted!r}, and the model has "
+                f"{here!r}"
             )
 
 
@@ -167,7 +169,7 @@ def _classes(
             raise ConfigError(
                 f"{len(given)} classes were given, and the last layer of {weights.path} has {outputs} outputs"
             )
-        return unlike(given, "classes"), []
+        return distinct(given, "classes"), []
     places = [
         (weights.beside.classes, "the config.json beside the file"),
         (weights.said.get("classes"), f"{weights.said.get('classes_from')} in the file"),
@@ -179,7 +181,7 @@ def _classes(
                     f"{weights.path}: {where} names {len(names)} classes, and the last layer has {outputs} "
                     "outputs; give their names by --class-names"
                 )
-            found = unlike(names, where)
+            found = distinct(names, where)
             return found, [f"the names of the {outputs} classes are from {where}"]
     if len(usual) == outputs:
         return tuple(usual), []
@@ -236,7 +238,7 @@ def _hint(model: Module, arrays: files.Arrays) -> str:
             "timm), or it holds no buffers; the models here have batch norms"
         )
     if {"conv1.0.weight", "stem.conv1.weight"} & arrays.keys():
-        return "The file has a stem of three convolutions, as the ...d, ...c and ...t of timm have; none here has"
+        return "The file has a stem of three convolutions, as the ...d, ...c and ...t of timm; none here has"
     if any(".conv" in name and name.endswith(("weight_g", "weight_v", "original0")) for name in arrays):
         return "The file has weights as length and direction (weight_norm); take that off before saving"
     if "weight_orig" in " ".join(arrays):

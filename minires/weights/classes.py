@@ -30,7 +30,7 @@ def class_names(text: str) -> tuple[str, ...]:
     """
     path = Path(text)
     if "," in text and not path.is_file():
-        return unlike(text.split(","), "--class-names")
+        return distinct(text.split(","), "--class-names")
     if not path.exists():
         raise ConfigError(f"--class-names {text}: no such file, and a list needs at least two names: cat,dog")
     if regular_file(path, ConfigError) > LONGEST:
@@ -49,12 +49,12 @@ def class_names(text: str) -> tuple[str, ...]:
                 f"--class-names {text}: this JSON holds no names; it may be a list, or an object like "
                 '{"0": "cat", "1": "dog"}'
             )
-        return unlike(found, f"--class-names {text}")
-    return unlike(content.rstrip().splitlines(), f"--class-names {text}")
+        return distinct(found, f"--class-names {text}")
+    return distinct(content.rstrip().splitlines(), f"--class-names {text}")
 
 
 def names_in(value: Any, *, inside: bool = False) -> list[str] | None:
-    """The names that a list, {0: name} or {name: 0} holds, in the order of the outputs; None if it holds none.
+    """The names that a list, {0: name} or {name: 0} holds, in the order of the outputs, or None.
 
     With ``inside`` they may be under one of the usual keys, too.
 
@@ -78,13 +78,13 @@ def names_in(value: Any, *, inside: bool = False) -> list[str] | None:
     return list(value) if all(isinstance(one, str) for one in value) else None
 
 
-def unlike(names: Sequence[str], where: str | os.PathLike[str]) -> tuple[str, ...]:
+def distinct(names: Sequence[str], where: str | os.PathLike[str]) -> tuple[str, ...]:
     """The names without space around them; of those that stand twice, the later ones with their number:
     ImageNet has two cranes, a bird and a machine.
 
     Raises: ConfigError, with the number, if one has no letters.
 
-    >>> unlike(["crane", "dog ", "crane"], "labels.txt")
+    >>> distinct(["crane", "dog ", "crane"], "labels.txt")
     ('crane', 'dog', 'crane (2)')
     """
     stripped = [name.strip() for name in names]

@@ -65,6 +65,8 @@ def names_in(value: Any, *, inside: bool = False) -> list[str] | None:
         if inside and (key := next((key for key in KEYS if key in value), None)):
             return names_in(value[key])
         if value and all(isinstance(one, int) and not isinstance(one, bool) for one in value.values()):
+            if len(set(value.values())) < len(value):
+                return None
             value = {number: name for name, number in value.items()}
         try:
             numbered = {int(number): name for number, name in value.items()}

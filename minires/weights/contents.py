@@ -142,7 +142,7 @@ def _words(start: bytes, size: int) -> str:
         return "a file of TensorFlow or Caffe; save the model as .keras, or its weights as .safetensors"
     if text.startswith((b"{", b"[")):
         return "JSON, which holds no weights"
-    if all(byte >= 32 or byte in b"\t\r\n\f" for byte in start[:256]):
-        shown = start[:30].decode("utf-8", "replace").splitlines()[0]
-        return f"text ({shown!r}...), which holds no weights"
+    shown = start[:256].decode("utf-8", "ignore")
+    if len(shown.encode()) > len(start[:256]) - 4 and all(one.isprintable() or one.isspace() for one in shown):
+        return f"text ({shown[:30].splitlines()[0]!r}...), which holds no weights"
     return f"{size:,} bytes of no kind known here (the first are {start[:8].hex(' ')}), or damaged"

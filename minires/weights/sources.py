@@ -155,7 +155,7 @@ _CALLED = {
 }
 # With these names it is one of the many relatives of the networks here; with others it may be anything.
 _FAMILIES = re.compile(
-    r"(\w*_)?(se|sk|eca|gc|cs|rs|wide_)*_?(resne[xs]t|vgg|densenet|senet)(v2|blur|aa|rs)?_?\d+\w*"
+    r"(\w*_)?(se|sk|eca|gc|cs|rs|wide_)*_?(resne[xs]?t|vgg|densenet|senet)(v2|blur|aa|rs)?_?\d+\w*"
 )
 # Networks whose files have the same names and shapes as ours, and that compute something else.
 _LOOK_ALIKE = re.compile(r"resnet(?:blur|aa)\d+\w*?(?=[-_.]|$)")

@@ -89,8 +89,9 @@ def _check_zip(path: str, most: int) -> None:
 def _load(path: str) -> Any:
     try:
         # What programs save of their options: a bare object with attributes.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # An open file, because for a name that ends in .safetensors it would expect such a file.
+        with torch.serialization.safe_globals([argparse.Namespace]), open(path, "rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # whatever its unpickler met: RuntimeError, EOFError, KeyError, ...

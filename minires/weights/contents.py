@@ -143,6 +143,7 @@ def _words(start: bytes, size: int) -> str:
     if text.startswith((b"{", b"[")):
         return "JSON, which holds no weights"
     shown = start[:256].decode("utf-8", "ignore")
-    if len(shown.encode()) > len(start[:256]) - 4 and all(one.isprintable() or one.isspace() for one in shown):
+    readable = all(one.isprintable() or one.isspace() for one in shown)
+    if readable and len(shown.encode()) > len(start[:256]) - 4:
         return f"text ({shown[:30].splitlines()[0]!r}...), which holds no weights"
     return f"{size:,} bytes of no kind known here (the first are {start[:8].hex(' ')}), or damaged"

@@ -79,7 +79,9 @@ def on_meta(source: str, ours: str, classes: int) -> Any:
 
 def digest(shapes: Iterable[tuple[str, Iterable[int]]]) -> list[Any]:
     """How many tensors there are, and a digest of their names and shapes."""
-    lines = sorted(f"{name} {list(shape)}" for name, shape in shapes if not name.endswith("num_batches_tracked"))
+    lines = sorted(
+        f"{name} {list(shape)}" for name, shape in shapes if not name.endswith("num_batches_tracked")
+    )
     return [len(lines), hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]]
 
 

@@ -5,6 +5,7 @@ names of their layers, from their published code.
 """
 
 import os
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,6 @@ from types import SimpleNamespace
 import numpy as np
 import oracle
 import pytest
-
 from weights.in_this_process import in_this_process
 
 from minires import data, limits, models
@@ -130,6 +130,71 @@ class Residual(nn.Module):
         for stage in range(1, self.stages + 1):
             x = getattr(self, f"layer{stage}")(x)
         return getattr(self, self.head)(x.mean((2, 3)))
+
+
+class HuggingFace(Residual):
+    """torchvision's ResNet under the names of transformers."""
+
+    def state_dict(self):
+        rules = {
+            r"^conv1": "resnet.embedder.embedder.convolution",
+            r"^bn1": "resnet.embedder.embedder.normalization",
+            r"^fc": "classifier.1", r"downsample\.0": "shortcut.convolution",
+            r"downsample\.1": "shortcut.normalization",
+        }  # fmt: skip
+        found = {}
+        for name, tensor in super().state_dict().items():
+            for pattern, there in rules.items():
+                name = re.sub(pattern, there, name)
+            if layer := re.match(r"layer(\d)\.(\d+)\.(.*)", name):
+                stage, block, rest = layer.groups()
+                if part := re.match(r"(conv|bn)(\d)(.*)", rest):
+                    kind = {"conv": "convolution", "bn": "normalization"}[part[1]]
+                    rest = f"layer.{int(part[2]) - 1}.{kind}{part[3]}"
+                name = f"resnet.encoder.stages.{int(stage) - 1}.layers.{block}.{rest}"
+            found[name] = tensor
+        return found
+
+
+class PreActivation(nn.Module):
+    """The resnetv2 of timm: basic or with bottlenecks, a stem without batch norm, a convolution as head."""
+
+    def __init__(self, repeats, widths, *, basic, classes=10):
+        super().__init__()
+        channels = widths[0]
+        self.stem = nn.Module()
+        self.stem.conv = nn.Conv2d(3, channels, 7, 2, 3, bias=False)
+        self.stages = nn.ModuleList()
+        for stage, (n, count) in enumerate(zip(widths, repeats, strict=True)):
+            self.stages.append(nn.Module())
+            self.stages[-1].blocks = nn.ModuleList()
+            for i in range(count):
+                stride, block = 2 if stage and i == 0 else 1, nn.Module()
+                table = [(n, 3, stride), (n, 3, 1)] if basic else [(n, 1, 1), (n, 3, stride), (4 * n, 1, 1)]
+                inputs = channels
+                for k, (out, kernel, step) in enumerate(table, 1):
+                    block.add_module(f"norm{k}", nn.BatchNorm2d(inputs))
+                    conv = nn.Conv2d(inputs, out, kernel, step, kernel // 2, bias=False)
+                    block.add_module(f"conv{k}", conv)
+                    inputs = out
+                if i == 0 and (stride > 1 or channels != inputs):
+                    block.downsample = nn.Module()
+                    block.downsample.conv = nn.Conv2d(channels, inputs, 1, stride, bias=False)
+                channels = inputs
+                self.stages[-1].blocks.append(block)
+        self.norm, self.head = nn.BatchNorm2d(channels), nn.Module()
+        self.head.fc = nn.Conv2d(channels, classes, 1)
+
+    def forward(self, x):
+        x = F.max_pool2d(self.stem.conv(x), 3, 2, 1)
+        for block in (block for stage in self.stages for block in stage.blocks):
+            y = F.relu(block.norm1(x))
+            shortcut = block.downsample.conv(y) if hasattr(block, "downsample") else x
+            y = block.conv2(F.relu(block.norm2(block.conv1(y))))
+            if hasattr(block, "conv3"):
+                y = block.conv3(F.relu(block.norm3(y)))
+            x = y + shortcut
+        return self.head.fc(F.relu(self.norm(x)).mean((2, 3), keepdim=True)).flatten(1)
 
 
 class VGG(nn.Module):
@@ -261,6 +326,14 @@ SMALL_NETWORKS = {
         "densenet121", {"blocks": (2, 3, 1, 2), "growth": 8}, "torchvision",
         partial(DenseNet, (2, 3, 1, 2), 8, 16), 64,
     ),
+    "huggingface resnet18": (
+        "resnet18", SMALL, "huggingface", partial(HuggingFace, "torchvision", **SMALL, kind="basic"), 49
+    ),
+    "huggingface resnet50": (
+        "resnet50", SMALL, "huggingface", partial(HuggingFace, "torchvision", **SMALL), 49
+    ),
+    "timm resnetv2_18": ("preresnet18", SMALL, "timm", partial(PreActivation, **SMALL, basic=True), 49),
+    "timm resnetv2_50": ("preresnet50", SMALL, "timm", partial(PreActivation, **SMALL, basic=False), 49),
     "timm se_resnet50": ("se_resnet50", SMALL, "timm", partial(Residual, "timm", **SMALL), 49),
     "cadene se_resnet50": (
         "se_resnet50", SMALL, "cadene", partial(Residual, "cadene", **SMALL, kind="v1"), 56

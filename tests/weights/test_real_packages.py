@@ -30,7 +30,8 @@ ALL = [(source, ours) for source, networks in real.NETWORKS.items() for ours in 
 SMALL_ENOUGH = [  # one of each family, to compute with
     ("torchvision", "resnet18"), ("torchvision", "resnet50"), ("torchvision", "resnext50_32x4d"),
     ("torchvision", "vgg11"), ("torchvision", "vgg11_bn"), ("torchvision", "densenet121"),
-    ("timm", "resnet18"), ("timm", "resnet50"), ("timm", "vgg11"), ("timm", "vgg13_bn"), ("timm", "densenet121"),
+    ("timm", "resnet18"), ("timm", "resnet50"), ("timm", "vgg11"), ("timm", "vgg13_bn"),
+    ("timm", "densenet121"),
     ("timm", "se_resnet50"), ("timm", "se_resnext50_32x4d"), ("timm", "preresnet18"), ("timm", "preresnet50"),
     ("timm", "resnext50_32x4d"), ("cadene", "se_resnet50"), ("cadene", "se_resnext50_32x4d"),
     ("huggingface", "resnet18"), ("huggingface", "resnet50"),
@@ -101,7 +102,9 @@ def test_what_the_real_package_saves_comes_in_with_the_same_outputs(source, name
     monkeypatch.setattr(limits, "apart", in_this_process)
     theirs = shaken(real.make(source, name, 7))
     torch.save({"state_dict": theirs.state_dict(), "epoch": 1}, tmp_path / "w")
-    import_weights(tmp_path / "w", name, tmp_path / "ours.safetensors", source="timm" if source == "timm" else None)
+    import_weights(
+        tmp_path / "w", name, tmp_path / "ours.safetensors", source="timm" if source == "timm" else None
+    )
     trained = load_model(tmp_path / "ours.safetensors")
     size = 224 if name.startswith("vgg") else 64
     assert len(trained.classes) == 7 and difference(trained.model, theirs, size) <= 1e-5
@@ -131,7 +134,9 @@ def test_a_folder_of_hugging_face_comes_with_its_options_classes_and_shards(in_b
         downsample_in_bottleneck=in_bottleneck, id2label={0: "cat", 1: "dog", 2: "eel"},
     ))  # fmt: skip
     theirs.save_pretrained(tmp_path / "hub", max_shard_size="100kB")
-    (tmp_path / "hub" / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.4, 0.3], "image_std": [1, 1, 1]}')
+    (tmp_path / "hub" / "preprocessor_config.json").write_text(
+        '{"image_mean": [0.5, 0.4, 0.3], "image_std": [1, 1, 1]}'
+    )
     variant = {"repeats": (1, 2, 2, 1), "widths": (8, 16, 24, 32)}
     report = import_weights(tmp_path / "hub", "resnet50", tmp_path / "ours.safetensors", variant=variant)
     trained = load_model(tmp_path / "ours.safetensors")
@@ -154,6 +159,8 @@ def test_the_repository_of_akamaster_takes_what_is_exported(tmp_path):
         counters = {key: t for key, t in theirs.state_dict().items() if key.endswith("num_batches_tracked")}
         theirs.load_state_dict({**state, **counters}, strict=True)
         assert difference(ours, theirs, 32) <= 1e-5
-        torch.save({"state_dict": {f"module.{k}": t for k, t in theirs.state_dict().items()}}, tmp_path / "w.th")
+        torch.save(
+            {"state_dict": {f"module.{k}": t for k, t in theirs.state_dict().items()}}, tmp_path / "w.th"
+        )
         import_weights(tmp_path / "w.th", name, tmp_path / "ours.safetensors")
         assert difference(load_model(tmp_path / "ours.safetensors").model, theirs, 32) <= 1e-5

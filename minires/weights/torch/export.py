@@ -31,6 +31,12 @@ from minires.weights.torch.pretrained import behind_flatten
 WRITTEN = [name for name, source in SOURCES.items() if source.is_written]
 PICKLES = (".pth", ".pt", ".bin")
 EPS = 1e-5  # of every batch norm there
+# Options that a shape shows, or that matter in training alone; eps is looked up in the model.
+SHOWN = {
+    "repeats", "widths", "blocks", "growth", "init_channels", "theta", "hidden", "width", "cardinality",
+    "size", "reduction", "classes", "initializer", "last_gamma", "dropout", "convention", "bn_momentum",
+    "bn_eps", "rng",
+}  # fmt: skip
 
 
 def export_torch(model: Module | Trained, path: str | os.PathLike[str], source: str = "torchvision") -> int:
@@ -96,16 +102,16 @@ def _pickled(tensors: dict[str, np.ndarray], path: str | os.PathLike[str]) -> by
 
 def _check_options(trained: Trained, source: str) -> None:
     """Refuse a model that the network of ``source`` would compute otherwise, with the same weights."""
-    usual: dict[str, Any] = {
-        name: one.default
-        for name, one in inspect.signature(models.entry(trained.name).make).parameters.items()
-    }
-    here = {**usual, **models.entry(trained.name).preset, **trained.variant}
-    for option, wanted in variant_for(source, trained.name).items():
-        if here.get(option) != wanted:
+    entry = models.entry(trained.name)
+    parameters = inspect.signature(entry.make).parameters
+    usual: dict[str, Any] = {name: one.default for name, one in parameters.items()}
+    usual |= entry.preset
+    here, there = {**usual, **trained.variant}, {**usual, **variant_for(source, trained.name)}
+    for option, wanted in there.items():
+        if option not in SHOWN and here[option] != wanted:
             raise ConfigError(
-                f"this {trained.name} has {option}={here.get(option)!r}, that of {source} has {wanted!r}: it "
-                "would take the weights and give other outputs. Train one with "
+                f"this {trained.name} has {option}={here[option]!r}, that of {source} {wanted!r}: it would "
+                "take the weights and give other outputs. Train one with "
                 f"--variant {option}={wanted} for it; --onnx writes any model"
             )
 

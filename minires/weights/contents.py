@@ -14,7 +14,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 from minires.errors import CheckpointError
@@ -23,6 +25,11 @@ from minires.limits import LONGEST_HEAD, regular_file
 READ = "a file of torch.save, .safetensors, .npz, or a .keras, .weights.h5 or .h5 of Keras"
 # The first number that torch.save pickled, 0x1950a86a20f9469cfc6c, before there was a zip.
 TORCH_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
+# What zipfile raises where a zip is not what it should be.
+DAMAGED_ZIP = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, LookupError, RuntimeError,
+    OverflowError,
+)  # fmt: skip
 HDF5 = b"\x89HDF\r\n\x1a\n"
 _SHOWN = 5  # names of an archive in a message
 
@@ -83,7 +90,7 @@ def _kind_of_zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except DAMAGED_ZIP as error:
         raise CheckpointError(
             f"{path} is damaged: it begins as a zip, and its list of contents cannot be read ({error}); "
             "is the download complete?"
@@ -145,5 +152,5 @@ def _words(start: bytes, size: int) -> str:
     shown = start[:256].decode("utf-8", "ignore")
     readable = all(one.isprintable() or one.isspace() for one in shown)
     if readable and len(shown.encode()) > len(start[:256]) - 4:
-        return f"text ({shown[:30].splitlines()[0]!r}...), which holds no weights"
+        return f"text ({' '.join(shown.split())[:30]!r}...), which holds no weights"
     return f"{size:,} bytes of no kind known here (the first are {start[:8].hex(' ')}), or damaged"

@@ -9,6 +9,8 @@ import numpy as np
 
 from minires.errors import CheckpointError
 
+# The whole numbers in a state dict, which are no weights: of a batch norm, and of a moving average.
+COUNTERS = ("num_batches_tracked", "n_averaged")
 VARIANCES = ("running_var", "moving_variance")
 
 

@@ -627,6 +627,31 @@ def test_a_head_of_other_classes_is_left_out_only_on_demand(tmp_path):
     load_pretrained(model, saved(tmp_path, state), head=False)  # a file without a head
 
 
+def test_a_last_layer_of_several_parts_is_named_and_can_be_left_out(tmp_path):
+    state, model = small_state(classes=7), small_model(classes=3)
+    state["fc.1.weight"], state["fc.1.bias"] = state.pop("fc.weight"), state.pop("fc.bias")
+    path = saved(tmp_path, state)
+    with pytest.raises(CheckpointError, match=r"fc.1.weight \(7, 256\)(?s:.*)All but the last layer"):
+        load_pretrained(model, path)
+    assert load_pretrained(model, path, head=False).left_out == ("fc.weight", "fc.bias")
+    state["bn9.weight"] = torch.ones(3)
+    with pytest.raises(CheckpointError, match="1 unmatched: bn9.weight"):
+        load_pretrained(model, saved(tmp_path, state), head=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: {n: t for n, t in state.items() if "running" not in n}, "its norms are group norms"),
+        (lambda state: {n.replace("conv1.weight", "conv1.0.weight") if n[:5] == "conv1" else n: t
+                        for n, t in state.items()}, "a stem of three convolutions"),
+    ],
+)  # fmt: skip
+def test_relatives_of_the_networks_are_called_by_their_names(change, words, tmp_path):
+    with pytest.raises(CheckpointError, match=words):
+        load_pretrained(small_model(), saved(tmp_path, change(small_state())))
+
+
 def test_half_a_model_is_never_written(tmp_path):
     state = small_state()
     del state["bn1.weight"]

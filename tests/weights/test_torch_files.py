@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from weights.in_this_process import in_this_process
 
 from minires import limits
-from minires.errors import CheckpointError, ConfigError
+from minires.errors import CheckpointError, ConfigError, MiniresError
 from minires.weights import read
 from minires.weights.contents import kind_of
 from minires.weights.torch.files import find
@@ -157,6 +157,9 @@ def test_a_prefix_of_all_names_goes(before, tmp_path):
 def test_wrapped_parts_inside_a_model_are_unwrapped(tmp_path):
     names = ["conv1._orig_mod.weight", "layer1._orig_mod.0.module.conv1.weight", "fc.weight"]
     save_file(dict(zip(names, STATE.values(), strict=True)), tmp_path / "w")
+    same(read(tmp_path / "w"))
+    averaged = {**prefixed("module."), "n_averaged": np.ones((), np.int64)}
+    save_file(averaged, tmp_path / "w")  # of torch.optim.swa_utils
     same(read(tmp_path / "w"))
     save_file({"a.module.weight": STATE["fc.weight"], "a.weight": STATE["fc.weight"]}, tmp_path / "w")
     with pytest.raises(CheckpointError, match="two tensors with one name, a.weight"):
@@ -448,6 +451,34 @@ def test_a_damaged_safetensors_file(tmp_path):
     (tmp_path / "w").write_bytes(struct.pack("<Q", 1 << 60) + whole[8:])
     with pytest.raises(CheckpointError, match="no kind known here"):
         read(tmp_path / "w")
+
+
+@pytest.mark.parametrize("kind", ["zip", "pickle", "safetensors", "npz", "index"])
+def test_whatever_is_wrong_in_a_file_is_said_in_words(kind, tmp_path, torch, direct):
+    state = {name: torch.tensor(array) for name, array in STATE.items()}
+    path = tmp_path / "w"
+    if kind in ("zip", "pickle"):
+        torch.save({"state_dict": state}, path, _use_new_zipfile_serialization=kind == "zip")
+    elif kind == "npz":
+        np.savez(tmp_path / "w.npz", **STATE)
+        path = tmp_path / "w.npz"
+    elif kind == "safetensors":
+        save_file(STATE, path)
+    else:
+        path.write_text(json.dumps({"weight_map": {"fc.weight": "model-00001-of-00002.safetensors"}}))
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(100):
+        content = bytearray(whole)
+        for place in rng.integers(0, rng.choice([100, len(whole)]), rng.choice([1, 3])):
+            content[min(place, len(whole) - 1)] = rng.integers(256)
+        path.write_bytes(content[: rng.integers(len(whole)) if rng.random() < 0.3 else len(whole)])
+        try:
+            found = read(path)
+        except MiniresError as error:
+            assert path.name in str(error)
+        else:
+            for name in found.keys() & STATE.keys():
+                assert kind in ("pickle", "safetensors") or (found[name] == STATE[name]).all()
 
 
 def test_pickles_are_opened_in_a_process_of_its_own(tmp_path, torch):

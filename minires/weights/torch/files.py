@@ -18,7 +18,6 @@ import io
 import json
 import os
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,16 +28,15 @@ from safetensors import SafetensorError, safe_open
 
 from minires import limits
 from minires.errors import CheckpointError, ConfigError
-from minires.weights.contents import kind_of
+from minires.weights.contents import DAMAGED_ZIP, kind_of
 from minires.weights.name_tables import modern
 from minires.weights.sources import recognise
 from minires.weights.torch import parts
 from minires.weights.torch.containers import without_prefix
-from minires.weights.values import check_values
+from minires.weights.values import COUNTERS, check_values
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 FLOATS = ("F16", "BF16", "F32", "F64")
-COUNTER = "num_batches_tracked"  # of batch norm: the one whole number in a state dict
 SHOWN = 3
 
 
@@ -83,7 +81,7 @@ def find(path: str | os.PathLike[str], *, container: str | None = None) -> Found
         odd |= about.pop("odd", {})
         said = about
     missing = sorted(name for name in expected if name not in arrays and name not in odd)
-    if missing := [name for name in missing if not name.endswith(COUNTER)]:
+    if missing := [name for name in missing if not name.endswith(COUNTERS)]:
         raise CheckpointError(
             f"{path}: its index names {len(missing)} tensors that are in none of its {len(files)} files, "
             f"such as {missing[0]}"
@@ -170,9 +168,9 @@ def _read_safetensors(path: Path, container: str | None) -> tuple[Arrays, dict[s
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
     found = {name: (plain | halves)[name] for name in types if name in plain or name in halves}
-    odd = {name: kind for name, kind in types.items() if kind not in FLOATS and not name.endswith(COUNTER)}
+    odd = {name: kind for name, kind in types.items() if kind not in FLOATS and not name.endswith(COUNTERS)}
     named = [[f"metadata {key}", text] for key, text in metadata.items() if key in ("architecture", "arch")]
-    counters = [name for name in found if name.endswith(COUNTER)]
+    counters = [name for name in found if name.endswith(COUNTERS)]
     return {n: a for n, a in found.items() if n not in counters}, {"odd": odd, "named": named}
 
 
@@ -207,16 +205,15 @@ def _read_npz(path: Path, container: str | None) -> tuple[Arrays, dict[str, Any]
                 with archive.open(one) as file:
                     array = _npy(file.read())
                 name = one.filename.removesuffix(".npy")
-                if name.endswith(COUNTER):
+                if name.endswith(COUNTERS):
                     continue
                 if array.dtype.kind == "f":
                     arrays[name] = np.asarray(array, np.float32)
                 else:
                     odd[name] = str(array.dtype)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError,
-            NotImplementedError, RuntimeError, MemoryError) as error:  # fmt: skip
-        if isinstance(error, CheckpointError):
-            raise
+    except CheckpointError:
+        raise
+    except (*DAMAGED_ZIP, TypeError, SyntaxError, MemoryError) as error:
         raise CheckpointError(f"{path} is damaged, or holds what is no plain array: {error}") from error
     return arrays, {"odd": odd}
 

@@ -10,7 +10,6 @@ import argparse
 import os
 import re
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -21,11 +20,12 @@ import torch
 from minires.errors import CheckpointError
 from minires.limits import unfolded
 from minires.weights.classes import KEYS, names_in
+from minires.weights.contents import DAMAGED_ZIP
 from minires.weights.torch.containers import state_dict_in
+from minires.weights.values import COUNTERS
 
 PIECE = 1 << 20  # bytes
 NAMED = ("arch", "architecture", "model_name", "model", "backbone", "encoder_name", "encoder")
-COUNTER = "num_batches_tracked"  # of batch norm: the one whole number in a state dict
 
 
 def read(path: str, container: str | None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -47,7 +47,7 @@ def read(path: str, container: str | None) -> tuple[dict[str, np.ndarray], dict[
     odd: dict[str, str] = {}
     arrays: dict[str, np.ndarray] = {}
     for name, tensor in state.items():
-        if str(name).endswith(COUNTER):
+        if str(name).endswith(COUNTERS):
             continue
         if kind := odd_kind(tensor):
             odd[str(name)] = kind
@@ -79,7 +79,9 @@ def _check_zip(path: str, most: int) -> None:
                 with archive.open(one) as file:  # raises at the end, if the checksum is another
                     while file.read(PIECE):
                         pass
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except CheckpointError:
+        raise
+    except DAMAGED_ZIP as error:
         raise CheckpointError(
             f"{path} is damaged: {error}. Download or copy it again; or, if it was written with "
             "torch.serialization.set_crc32_options(False), which leaves out the checksums, write it with them"

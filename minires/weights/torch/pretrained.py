@@ -194,7 +194,8 @@ def _load(model: Module, weights: _Weights, *, head: bool) -> Report:
     there = places_of(weights.source, model)
     targets: dict[str, Any] = {name: parameter.data for name, parameter in model.named_parameters()}
     targets.update(model.named_buffers())
-    left_out = [] if head else _last_dense(model)
+    last = _last_dense(model)
+    left_out = [] if head else last
     flattened = behind_flatten(model)
     rest = dict(weights.arrays)
     state, missing, misshapen = {}, [], []
@@ -212,14 +213,20 @@ def _load(model: Module, weights: _Weights, *, head: bool) -> Report:
                     f"{theirs} is {array.shape}, in our layout {state[name].shape}, "
                     f"but {name} is {target.shape}"
                 )
-    unmatched = [f"{name} {array.shape}" for name, array in rest.items()]
+    # The file's own last layer may have several parts, fc.1 after a dropout.
+    in_head = tuple(f"{there[name][0].rpartition('.')[0]}." for name in last)
+    unmatched = [
+        f"{name} {array.shape}" for name, array in rest.items() if head or not name.startswith(in_head)
+    ]
     if missing or misshapen or unmatched:
         problems = {"missing": missing, "unmatched": unmatched, "of another shape": misshapen}
         hint = _hint(model, weights.arrays)
+        if all(line.startswith(in_head) for which in problems.values() for line in which):
+            hint = "All but the last layer fits: load_pretrained(..., head=False) in Python takes the rest"
         raise CheckpointError(
             f"{weights.path} has the names of {weights.source} but does not fit the model; nothing was loaded"
             + "".join(_few(what, which) for what, which in problems.items() if which)
-            + (f"\n  {hint}" if hint else "")
+            + "".join(f"\n  {line}" for line in (*weights.notes, hint) if line)
         )
     model.load_state_dict(state)
     loaded = [array for name, array in state.items() if name not in left_out]

@@ -454,6 +454,7 @@ def test_a_damaged_safetensors_file(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["zip", "pickle", "safetensors", "npz", "index"])
+@pytest.mark.filterwarnings("ignore")
 def test_whatever_is_wrong_in_a_file_is_said_in_words(kind, tmp_path, torch, direct):
     state = {name: torch.tensor(array) for name, array in STATE.items()}
     path = tmp_path / "w"

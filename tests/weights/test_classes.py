@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from minires.cli import main
 from minires.data import cifar
@@ -11,7 +12,7 @@ from minires.errors import CheckpointError, ConfigError
 from minires.models import build
 from minires.tensor import Tensor
 from minires.train import load_model
-from minires.weights import class_names, import_weights, variant_for
+from minires.weights import class_names, import_weights, load_pretrained, names_of, variant_for
 from minires.weights.classes import names_in
 from minires.weights.torch.export import export_torch
 
@@ -116,6 +117,33 @@ def test_a_config_that_says_another_network_is_believed(architecture, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"architecture": architecture}))
     with pytest.raises(CheckpointError, match=f"says '{architecture}', which is (no network here|our )"):
         import_weights(tmp_path, "resnet18", tmp_path / "ours.safetensors", variant=small)
+
+
+@pytest.mark.parametrize(("in_bottleneck", "stride_on"), [(True, "1x1"), (False, "3x3"), (None, "3x3")])
+def test_options_of_a_config_of_hugging_face_are_taken(in_bottleneck, stride_on, tmp_path):
+    small = {"repeats": (1, 1, 1, 1), "widths": (4, 4, 4, 4)}
+    model = build("resnet50", classes=3, initializer="zeros", **small)
+    there = names_of("huggingface", model)
+    order = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
+    state = {there[n]: a.transpose(order[a.ndim]).copy() for n, a in model.state_dict().items()}
+    save_file(state, tmp_path / "model.safetensors")
+    config = {"model_type": "resnet", "layer_type": "bottleneck", "id2label": {"0": "a", "1": "b", "2": "c"}}
+    if in_bottleneck is not None:
+        config["downsample_in_bottleneck"] = in_bottleneck
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    out = tmp_path / "ours.safetensors"
+    import_weights(tmp_path, "resnet50", out, variant=small)
+    assert load_model(out).variant["stride_on"] == stride_on and load_model(out).classes == ("a", "b", "c")
+    other = "3x3" if stride_on == "1x1" else "1x1"
+    with pytest.raises(ConfigError, match=f"states stride_on='{stride_on}', not '{other}'"):
+        import_weights(tmp_path, "resnet50", out, variant={**small, "stride_on": other})
+    load_pretrained(build("resnet50", classes=3, stride_on=stride_on, **small), tmp_path)
+    with pytest.raises(CheckpointError, match=f"states stride_on='{stride_on}', and the model has '{other}'"):
+        load_pretrained(build("resnet50", classes=3, stride_on=other, **small), tmp_path)
+    for key, value in {"downsample_in_first_stage": True, "hidden_act": "gelu"}.items():
+        (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+        with pytest.raises(CheckpointError, match=f"{key} is {value!r}; the models here have"):
+            import_weights(tmp_path, "resnet50", out, variant=small)
 
 
 @pytest.mark.parametrize(("key", "value"), [("act_layer", "silu"), ("in_chans", 1), ("global_pool", "max")])

@@ -214,7 +214,7 @@ def test_weights_are_found_in_the_one_entry_that_holds_them(container, tmp_path,
 @pytest.mark.parametrize(
     "ema", ["state_dict_ema", "model_ema", "ema", "ema_state_dict", "teacher", "model_swa"]
 )
-@pytest.mark.parametrize("model", ["state_dict", "model", "net"])
+@pytest.mark.parametrize("model", ["state_dict", "model", "net", "mine"])
 def test_of_two_containers_the_model_is_taken(model, ema, tmp_path, torch, direct):
     state = {name: torch.tensor(array) for name, array in STATE.items()}
     twice = {name: 2 * tensor for name, tensor in state.items()}

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import socket
 import struct
 import sys
 import tarfile
@@ -103,11 +102,10 @@ def test_what_holds_no_weights_is_called_by_its_name(kind, ending, tmp_path):
         read(path)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes have names on POSIX systems")
 def test_what_is_no_file_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.pth")
-    with socket.socket(socket.AF_UNIX) as one:
-        one.bind(str(tmp_path / "socket"))
-    for name, words in {"pipe.pth": "a pipe", "socket": "a socket", "none.pth": "no such file"}.items():
+    for name, words in {"pipe.pth": "a pipe", "none.pth": "no such file"}.items():
         with pytest.raises(CheckpointError, match=words):
             read(tmp_path / name)
 
@@ -404,14 +402,10 @@ def test_what_unfolds_to_more_than_it_may_is_not_read(tmp_path, torch, direct, m
     with zipfile.ZipFile(tmp_path / "plain") as old, zipfile.ZipFile(tmp_path / "packed", "w", 8) as new:
         for name in old.namelist():
             new.writestr(name, old.read(name))
-    with pytest.raises(
-        CheckpointError, match=r"packed unfolds to 4,\d{3},\d{3} bytes; a file of its"
-    ):
+    with pytest.raises(CheckpointError, match=r"packed unfolds to 4,\d{3},\d{3} bytes; a file of its"):
         read(tmp_path / "packed")
     torch.save({"fc.weight": torch.zeros(1).expand(10_000, 10_000)}, tmp_path / "expanded")
-    with pytest.raises(
-        CheckpointError, match=r"its tensors unfold to more .* fc.weight \(10000, 10000\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"its tensors unfold to more .* fc.weight \(10000, 10000\)"):
         read(tmp_path / "expanded")
     np.savez_compressed(tmp_path / "w.npz", **{"fc.weight": np.zeros(1_000_000)})
     with pytest.raises(CheckpointError, match="w.npz unfolds to 8,000,"):
@@ -499,9 +493,7 @@ def test_pickles_are_opened_in_a_process_of_its_own(tmp_path, torch):
 def test_without_pytorch_a_pickle_is_refused_with_the_way_out(tmp_path, torch, monkeypatch):
     torch.save({"fc.weight": torch.ones(3)}, tmp_path / "w")
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(
-        ConfigError, match="needs PyTorch: pip install torch; a .safetensors file"
-    ):
+    with pytest.raises(ConfigError, match="needs PyTorch: pip install torch; a .safetensors file"):
         read(tmp_path / "w")
 
 
@@ -526,9 +518,7 @@ def test_the_parts_of_a_model_are_put_together(stem, ending, tmp_path):
     (tmp_path / f"{stem}{ending}.index.json").unlink()
     assert read(tmp_path / files["fc.weight"]).keys() == STATE.keys()  # their names tell how many there are
     (tmp_path / files["conv1.weight"]).unlink()
-    with pytest.raises(
-        CheckpointError, match=f"of which 1 are not in its folder: {stem}-00001-of"
-    ):
+    with pytest.raises(CheckpointError, match=f"of which 1 are not in its folder: {stem}-00001-of"):
         read(tmp_path / files["fc.weight"])
 
 
@@ -536,15 +526,11 @@ def test_an_index_that_does_not_fit_its_parts(tmp_path):
     files = sharded(tmp_path)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {**files, "bn1.weight": files["fc.weight"]}}))
-    with pytest.raises(
-        CheckpointError, match="names 1 tensors that are in none .*, such as bn1.weight"
-    ):
+    with pytest.raises(CheckpointError, match="names 1 tensors that are in none .*, such as bn1.weight"):
         read(tmp_path)
     for place in ("../model.safetensors", "/etc/passwd", "a\\b", "..", 3):
         index.write_text(json.dumps({"weight_map": {**files, "bn1.weight": place}}))
-        with pytest.raises(
-            CheckpointError, match="bn1.weight is said to be in .* no name of a file"
-        ):
+        with pytest.raises(CheckpointError, match="bn1.weight is said to be in .* no name of a file"):
             read(index)
 
 

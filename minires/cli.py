@@ -170,9 +170,7 @@ class _CommandParser(argparse.ArgumentParser):
 
     def __init__(self, *, command: Command, **options: Any) -> None:
         as_written = argparse.RawDescriptionHelpFormatter
-        super().__init__(
-            description=command.text, allow_abbrev=False, formatter_class=as_written, **options
-        )
+        super().__init__(description=command.text, allow_abbrev=False, formatter_class=as_written, **options)
         self._command: Command | None = command
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:

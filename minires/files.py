@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from minires.errors import MiniresError
+from minires.errors import ConfigError, MiniresError
+
+PAGE = (".html", ".htm")  # endings of a page that browsers show
 
 
 @contextmanager
@@ -41,6 +43,27 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[Any]]:
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def with_ending(option: str, path: str | os.PathLike[str], endings: str | tuple[str, ...], what: str) -> str:
+    """The ending of a file to be written, in small letters: programs believe it, so it must fit the content.
+
+    Raises: ConfigError unless it is one of ``endings``.
+
+    >>> with_ending("out", "model.SVG", ".svg", "a drawing")
+    '.svg'
+    >>> with_ending("out", "model.png", (".svg", ".svgz"), "a drawing")
+    Traceback (most recent call last):
+    ...
+    minires.errors.ConfigError: out is model.png, but a drawing is written as .svg or .svgz
+    """
+    endings = (endings,) if isinstance(endings, str) else endings
+    ending = Path(path).suffix.lower()
+    if ending not in endings:
+        *first, last = endings
+        wanted = f"{', '.join(first)} or {last}" if first else last
+        raise ConfigError(f"{option} is {os.fspath(path)}, but {what} is written as {wanted}")
+    return ending
 
 
 def _umask() -> int:

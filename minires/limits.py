@@ -69,20 +69,26 @@ class _Unbelievable(Exception):
 
 
 def apart(
-    read: Reader, path: str | os.PathLike[str], *arguments: Any, error: type[MiniresError] = MiniresError
+    read: Reader | str,
+    path: str | os.PathLike[str],
+    *arguments: Any,
+    error: type[MiniresError] = MiniresError,
 ) -> tuple[Arrays, Any]:
     """What ``read(path, *arguments)`` returns, arrays by name and anything that JSON can hold, read in a
     process of its own under the limits above.
 
-    ``read`` is a function of a module, so that the other process can import it; arguments are what JSON can
-    hold. A MiniresError that it raises is raised here.
+    ``read`` is a function of a module, so that the other process can import it, or its name "module:function"
+    where the module imports what shall not be imported here; arguments are what JSON can hold. A MiniresError
+    that it raises is raised here.
 
     Raises: ``error`` if the file is none, if the limits are not enough, or if the reading crashes.
     """
     size = regular_file(path, error)
     seconds = SECONDS + size / BYTES_PER_SECOND
+    name = read if isinstance(read, str) else f"{read.__module__}:{read.__qualname__}"
+    module, _, function = name.partition(":")
     order = {
-        "path": sys.path, "module": read.__module__, "function": read.__qualname__,
+        "path": sys.path, "module": module, "function": function,
         "arguments": [os.fspath(path), *arguments], "memory": 2 * unfolded(size),
     }  # fmt: skip
     with subprocess.Popen(

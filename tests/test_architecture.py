@@ -24,8 +24,9 @@ INDEPENDENT = {
 }  # fmt: skip
 ONLY_BACKEND = {"cupy", "numba", "llvmlite", "ml_dtypes"}
 NEVER = {"torch", "torchvision", "tensorflow", "keras", "jax", "sklearn", "scipy", "autograd", "pickle"}
-# Weight files that torch.save wrote are pickles, which PyTorch's own safe loader opens, and nothing else.
-READERS = {("minires.weights.torch.files", "torch")}
+# Weight files that torch.save wrote are pickles, which PyTorch's own safe loader opens, and nothing else; and
+# torch.save writes them.
+READERS = {("minires.weights.torch.pickled", "torch"), ("minires.weights.torch.export", "torch")}
 
 
 def test_every_room_has_its_floor():

@@ -433,7 +433,8 @@ def test_weights_go_out_under_other_names_and_come_in_again(
     model = models.build("resnet20_cifar", pad="both", seed=3)
     names = tuple(map(str, range(10)))
     normalize = data.Normalize.none()
-    save_model("mine.safetensors", Trained(model, "resnet20_cifar", {}, names, normalize, (32, 32), "none"))
+    mine = Trained(model, "resnet20_cifar", {"pad": "both"}, names, normalize, (32, 32), "none")
+    save_model("mine.safetensors", mine)
     arguments = ("export", "mine.safetensors", "--torch", "theirs.safetensors", "--names", "akamaster")
     status, out, _ = call(capsys, *arguments)
     assert status == 0 and out == "theirs.safetensors: mine.safetensors for PyTorch\n"
@@ -442,15 +443,16 @@ def test_weights_go_out_under_other_names_and_come_in_again(
     )
     assert status == 0 and json.loads(out) == {
         "model": "resnet20_cifar", "source": "akamaster", "tensors": 97, "numbers": 271_098,
-        "out": "resnet20_cifar.safetensors",
+        "out": "resnet20_cifar.safetensors", "notes": [],
     }  # fmt: skip
     trained = load_model("resnet20_cifar.safetensors")
     assert trained.variant == {"pad": "both"} and trained.classes[:2] == ("airplane", "automobile")
     state = trained.model.state_dict()
     assert all(np.array_equal(array, state[name]) for name, array in model.state_dict().items())
-    wrong = ("import-weights", "theirs.safetensors", "--model", "resnet32_cifar", "--out", "no")
+    wrong = ("import-weights", "theirs.safetensors", "--model", "resnet32_cifar", "--out", "no.safetensors")
     status, _, said = call(capsys, *wrong)
-    assert status == 1 and "does not fit the model; nothing was loaded" in said and not Path("no").exists()
+    assert status == 1 and "does not fit the model; nothing was loaded" in said
+    assert not Path("no.safetensors").exists()
     assert "export to what?" in refused(capsys, 2, "export", "mine.safetensors")
 
 

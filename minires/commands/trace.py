@@ -12,6 +12,7 @@ from minires.commands.loading import load_square, print_json, speaker
 from minires.commands.pictures import labelled, pictures_of
 from minires.commands.registry import Command
 from minires.errors import ConfigError
+from minires.files import PAGE, with_ending
 
 if TYPE_CHECKING:
     from minires.train import Trained
@@ -53,6 +54,8 @@ def run(options: argparse.Namespace) -> int:
     from minires.debug.recording import ABOUT_ZERO
     from minires.debug.trace_page import trace
 
+    if options.html is not None:
+        with_ending("--html", options.html, PAGE, "a page")
     trained, side = _trained_or_fresh(options.model)
     seen, label, picture = _picture_to_trace(options, trained, side)
     with backend.before_compiling(speaker(sys.stderr)):

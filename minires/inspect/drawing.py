@@ -15,7 +15,7 @@ from typing import TypeGuard
 from xml.sax.saxutils import escape
 
 from minires.errors import MiniresError
-from minires.files import atomic_write
+from minires.files import atomic_write, with_ending
 from minires.inspect.graph import Chain, Fork, Run, Stage, Step, stages
 from minires.inspect.summary import Shape, Summary
 from minires.nn.module import Module
@@ -92,8 +92,9 @@ def plot(model: Module, input: Shape, out: str | os.PathLike[str], *, name: str 
 
     Shapes: input (H, W, C), without the batch axis.
     Raises: ShapeError if such a picture does not fit the model; MiniresError if nothing leads from it to the
-    result, or the file cannot be written.
+    result, or the file cannot be written; ConfigError if ``out`` does not end in .svg.
     """
+    with_ending("out", out, ".svg", "a drawing")
     summary, found = stages(model, input)
     name = name or type(model).__name__
     drawing = _svg(_page(name, summary, found), name)
@@ -108,8 +109,9 @@ def plot_tape(result: Tensor, out: str | os.PathLike[str]) -> None:
     leaves that it uses (parameters). It is for small models: the picture grows by a box per operation.
 
     Raises: MiniresError if no gradient flows to ``result``, it is a leaf, its tape was freed by a backward
-    pass, or the file cannot be written.
+    pass, or the file cannot be written; ConfigError if ``out`` does not end in .svg.
     """
+    with_ending("out", out, ".svg", "a drawing")
     if result.node is None or result.node.op == "leaf":
         why = "no gradient flows to this tensor" if result.node is None else "this tensor is a leaf"
         raise MiniresError(f"there is no tape to draw: {why}. Give the result of a forward pass, a loss say")

@@ -256,16 +256,17 @@ def resnet_v2(
 
     ``kind`` is "basic" or "bottleneck"; ``order``, ``shortcut``, ``gating`` and its numbers are those of
     :class:`ResidualUnit`. ``stem``: "imagenet" or "cifar", both with batch norm and ReLU after the
-    convolution, or "keras", which has neither and pads with zeros before its max pool. ``stride_in``: a stage
-    is halved in the "first" unit of the next one, or in its own "last" unit, whose shortcut takes every
-    second place then. ``stride_on`` and ``bias``: as in :func:`minires.nn.blocks.bottleneck` and
-    :class:`ResidualUnit`.
+    convolution; "bare", which has neither (resnetv2 of timm), or "keras", which pads with zeros before its
+    max pool besides. ``stride_in``: a stage is halved in the "first" unit of the next one, or in its own
+    "last" unit, whose shortcut takes every second place then. ``stride_on`` and ``bias``: as in
+    :func:`minires.nn.blocks.bottleneck` and :class:`ResidualUnit`.
 
     The first and the last unit, and changes of shape. conv1 is followed by batch norm and ReLU in every
     order, as in the original network. In "relu_only" and "full" these are the activation that the very first
-    unit would begin with, so it has none of its own (the Keras stem has no activation; there it keeps it);
-    and what a further unit would begin with follows the last addition. In the first unit of each stage the
-    activation stands before the split, so that projections, and option A, see the activated input.
+    unit would begin with, so it has none of its own (the stems bare and keras have no activation; there it
+    keeps it); and what a further unit would begin with follows the last addition. In the first unit of each
+    stage the activation stands before the split, so that projections, and option A, see the activated input;
+    with the bare stem that is so only where there is a projection.
 
     Shapes: pictures (N, H, W, 3) -> logits (N, classes).
     Raises: ConfigError if an option is none of those named.
@@ -273,7 +274,7 @@ def resnet_v2(
     """
     check_stages(widths, repeats)
     one_of("kind", kind, ("basic", "bottleneck"))
-    one_of("stem", stem, (*stem_and_head.STEMS, "keras"))
+    one_of("stem", stem, (*stem_and_head.STEMS, "bare", "keras"))
     one_of("stride_on", stride_on, ("1x1", "3x3"))
     one_of("stride_in", stride_in, ("first", "last"))
     one_of("bias", bias, (False, True))
@@ -281,11 +282,11 @@ def resnet_v2(
     options: dict[str, Any] = {"initializer": initializer, "norm": norm, "rng": rng}
     channels = widths[0]
     layers: dict[str, Module]
-    if stem == "keras":
+    if stem in ("bare", "keras"):
         layers = {
             "conv1": Conv2d(3, channels, 7, stride=2, padding=3, bias=bias, initializer=initializer, rng=rng),
-            "pad1": Pad2d(1),
-            "pool1": MaxPool2d(3, stride=2),
+            **({"pad1": Pad2d(1)} if stem == "keras" else {}),
+            "pool1": MaxPool2d(3, stride=2, padding=0 if stem == "keras" else 1),
         }
     else:
         layers = stem_and_head.stem(stem, channels, **options)
@@ -301,12 +302,14 @@ def resnet_v2(
         else:
             branch = bottleneck(width, stride=stride, stride_on=stride_on)
         first = block == "a"
-        activated = first and stage == 2 and stem != "keras"
+        activated = first and stage == 2 and stem not in ("bare", "keras")
+        # timm, which has the bare stem, activates before the split where there is a projection.
+        splits = first and (stem != "bare" or stride != 1 or branch[-1].channels != inputs)
         # A last unit changes the size alone, which takes no weights: option A without new channels.
         subsamples = shortcut == "B" and not first
         return ResidualUnit(
             inputs, branch, stage=stage, block=block, order=order,
-            starts="outside" if activated else "split" if first else "branch",
+            starts="outside" if activated else "split" if splits else "branch",
             shortcut="A" if subsamples else shortcut, gating=gating, scale=scale, gate_bias=gate_bias,
             dropout=dropout, bias=bias, **options,
         )  # fmt: skip

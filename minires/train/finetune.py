@@ -9,36 +9,61 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from minires.errors import CheckpointError, ConfigError, nearest
-from minires.nn.layers import BatchNorm2d, Linear
+from minires.nn.layers import BatchNorm2d, Conv2d, Linear
 from minires.nn.module import Module, Parameter
 from minires.train.model_file import load_model
 
 
-def start_from(model: Module, path: str | os.PathLike[str]) -> list[str]:
+def start_from(
+    model: Module, path: str | os.PathLike[str], *, classes: Sequence[str] | None = None
+) -> list[str]:
     """Copy the weights of a trained model (a ``model.safetensors`` or a run folder) into ``model``.
 
-    The last dense layer keeps its new weights where it has another number of classes. Returns the names of
-    what was not copied.
+    ``classes`` are the names of the classes that ``model`` is to tell apart, in the order of its outputs. If
+    the trained model knows the same ones, its last layer is taken over, its outputs put into this order; if
+    it knows others, as many or not, the last layer keeps its new weights. Without ``classes`` only their
+    number counts. Returns the names of what was not copied.
 
     Raises: CheckpointError if the file cannot be read or its model is another one; nothing is changed then.
-    ConfigError for what is no path.
+    ConfigError for what is no path, or if ``classes`` are not as many as the outputs.
     """
     trained = load_model(path)
     state, own = trained.model.state_dict(), model.state_dict()
-    heads = [name for name, part in model.named_modules() if isinstance(part, Linear)][-1:]
-    head = {name for name in own if any(name.startswith(f"{layer}.") for layer in heads)}
-    new = sorted(name for name in head if name in state and state[name].shape != own[name].shape)
+    layers = list(model.named_modules())
+    heads = [name for name, part in layers if isinstance(part, Linear)][-1:]
+    heads = heads or [  # a 1x1 convolution, and a mean over all places
+        name for name, part in layers
+        if isinstance(part, Conv2d) and part.weight.shape[-1] in (len(trained.classes), len(classes or ()))
+    ][-1:]  # fmt: skip
+    head = [name for name in own if any(name.startswith(f"{layer}.") for layer in heads)]
+    new: Sequence[str] = [name for name in head if name in state and state[name].shape != own[name].shape]
+    if classes is not None and not new:
+        new = _put_in_order(state, head, trained.classes, tuple(classes))
     if new:  # a head is new as a whole
-        new = sorted(head)
         state |= {name: own[name] for name in head}
     try:
         model.load_state_dict(state)
     except CheckpointError as error:
         raise CheckpointError(f"{path} holds a {trained.name}: {error}") from error
-    return new
+    return sorted(head) if new else []
+
+
+def _put_in_order(
+    state: dict[str, Any], head: Sequence[str], there: Sequence[str], here: Sequence[str]
+) -> Sequence[str]:
+    """Put the outputs of the last layer into the order of ``here``; what must be new if that cannot be."""
+    outputs = {state[name].shape[-1] for name in head if name in state}
+    if outputs and outputs != {len(here)}:
+        raise ConfigError(f"{len(here)} classes for a last layer with {max(outputs)} outputs")
+    if sorted(there) != sorted(here) or len(set(here)) < len(here):
+        return head
+    order = [there.index(name) for name in here]
+    state |= {name: state[name][..., order] for name in head if name in state}
+    return []
 
 
 def freeze(model: Module, parts: Iterable[str]) -> int:
@@ -58,7 +83,7 @@ def freeze(model: Module, parts: Iterable[str]) -> int:
     (False, True)
     """
     if isinstance(parts, str) or not isinstance(parts, Iterable):
-        raise ConfigError(f"what to freeze is a list of parts, [\"conv1\", \"res2*\"], not {parts!r}")
+        raise ConfigError(f'what to freeze is a list of parts, ["conv1", "res2*"], not {parts!r}')
     modules = dict(model.named_modules())
     chosen: dict[int, Module] = {}
     for part in parts:

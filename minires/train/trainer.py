@@ -117,7 +117,7 @@ class Trainer:
             classes = len(self.train_set.classes)
             model = models.build(config.model, classes=classes, seed=config.seed, **self.variant)
         if config.start_from and not resume:
-            new = finetune.start_from(model, config.start_from)
+            new = finetune.start_from(model, config.start_from, classes=self.train_set.classes)
             say(f"starting from {config.start_from}; new: {', '.join(new) or 'nothing'}")
         finetune.freeze(model, config.freeze)
         self.device = backend.choose_device(config.device)

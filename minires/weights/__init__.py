@@ -1,5 +1,6 @@
 """Weights that others trained: read from files of PyTorch's and Keras's and brought into our models."""
 
+from minires.weights.classes import class_names
 from minires.weights.name_tables import names_of
 from minires.weights.pretrained import import_weights, load_pretrained
 from minires.weights.report import Report
@@ -7,5 +8,6 @@ from minires.weights.sources import SOURCES, recognise, variant_for
 from minires.weights.torch.files import read
 
 __all__ = [
-    "SOURCES", "Report", "import_weights", "load_pretrained", "names_of", "read", "recognise", "variant_for",
+    "SOURCES", "Report", "class_names", "import_weights", "load_pretrained", "names_of", "read", "recognise",
+    "variant_for",
 ]  # fmt: skip

@@ -7,7 +7,11 @@ unit=3, n=3. A table gives every kind the name that one source has for it, with 
     unit    the block in its stage, the layer in its dense block, the convolution in its VGG block: from 1
     index   the same from 0; in a VGG the number of the layer, ReLUs and pools counted too
     n       the convolution in its branch, or batch norm after it: from 1
+    before  the stage from 0, and m the convolution from 0, as Hugging Face and timm's newer networks count
     stem    pytorchcv: ".conv" where the network begins as for ImageNet, with a pool; nothing for CIFAR
+
+A name that ends in " as convolution" is that of a 1x1 convolution where we have a dense layer, or, behind a
+flatten, of one as large as the picture.
 
 The sources are listed in :mod:`minires.weights.sources`.
 """
@@ -23,6 +27,8 @@ from minires.errors import ConfigError
 from minires.nn.module import Module
 from minires.weights.sources import SOURCES
 
+CONVOLUTION = " as convolution"
+
 Table = Mapping[str, str]
 Place = tuple[str, dict[str, Any]]  # the kind of a layer, and where it stands
 
@@ -37,15 +43,18 @@ _LAYERS = {
 _TORCHVISION = {"conv1": "conv1", "bn_conv1": "bn1", "fc": "fc", **_LAYERS}
 _CADENE = {
     "conv1": "layer0.conv1", "bn_conv1": "layer0.bn1", "fc": "last_linear", **_LAYERS,
-    "se.reduce": "layer{stage}.{index}.se_module.fc1", "se.expand": "layer{stage}.{index}.se_module.fc2",
+    "se.reduce": f"layer{{stage}}.{{index}}.se_module.fc1{CONVOLUTION}",
+    "se.expand": f"layer{{stage}}.{{index}}.se_module.fc2{CONVOLUTION}",
 }  # fmt: skip
 _UNIT = "features.stage{stage}.unit{unit}"
 _PYTORCHCV = {
     "conv1": "features.init_block{stem}.conv", "bn_conv1": "features.init_block{stem}.bn", "fc": "output",
     "res_branch2": f"{_UNIT}.body.conv{{n}}.conv", "bn_branch2": f"{_UNIT}.body.conv{{n}}.bn",
     "res_branch1": f"{_UNIT}.identity_conv.conv", "bn_branch1": f"{_UNIT}.identity_conv.bn",
-    "se.reduce": f"{_UNIT}.se.conv1", "se.expand": f"{_UNIT}.se.conv2",
+    "se.reduce": f"{_UNIT}.se.conv1{CONVOLUTION}", "se.expand": f"{_UNIT}.se.conv2{CONVOLUTION}",
 }  # fmt: skip
+_HF_LAYER = "resnet.encoder.stages.{before}.layers.{index}"
+_TIMM_BLOCK = "stages.{before}.blocks.{index}"
 RESIDUAL: dict[str, Table] = {
     "akamaster": {
         "conv1": "conv1", "bn_conv1": "bn1", "fc": "linear",
@@ -54,7 +63,16 @@ RESIDUAL: dict[str, Table] = {
     "torchvision": _TORCHVISION,
     "timm": {
         **_TORCHVISION,
-        "se.reduce": "layer{stage}.{index}.se.fc1", "se.expand": "layer{stage}.{index}.se.fc2",
+        "se.reduce": f"layer{{stage}}.{{index}}.se.fc1{CONVOLUTION}",
+        "se.expand": f"layer{{stage}}.{{index}}.se.fc2{CONVOLUTION}",
+    },
+    "huggingface": {
+        "conv1": "resnet.embedder.embedder.convolution", "bn_conv1": "resnet.embedder.embedder.normalization",
+        "fc": "classifier.1",
+        "res_branch2": f"{_HF_LAYER}.layer.{{m}}.convolution",
+        "bn_branch2": f"{_HF_LAYER}.layer.{{m}}.normalization",
+        "res_branch1": f"{_HF_LAYER}.shortcut.convolution",
+        "bn_branch1": f"{_HF_LAYER}.shortcut.normalization",
     },
     "cadene": _CADENE,
     "pytorchcv": _PYTORCHCV,
@@ -78,6 +96,11 @@ PREACTIVATION: dict[str, Table] = {
         "conv1": "features.init_block", "bn_conv1": "features.stage1.unit1.body.conv1.bn",
         "post_bn": "features.post_activ.bn", "res_branch1": f"{_UNIT}.identity_conv",
     },
+    "timm": {  # its resnetv2: a stem without batch norm
+        "conv1": "stem.conv", "post_bn": "norm", "fc": f"head.fc{CONVOLUTION}",
+        "res_branch2": f"{_TIMM_BLOCK}.conv{{n}}", "bn_branch2": f"{_TIMM_BLOCK}.norm{{n}}",
+        "res_branch1": f"{_TIMM_BLOCK}.downsample.conv",
+    },
 }  # fmt: skip
 
 # ---------------------------------------------------------------------------------- VGG, DenseNet, Inception
@@ -85,7 +108,10 @@ PREACTIVATION: dict[str, Table] = {
 _VGG = {"conv": "features.{index}", "bn": "features.{index}"}
 VGG: dict[str, Table] = {
     "torchvision": {**_VGG, "fc6": "classifier.0", "fc7": "classifier.3", "fc8": "classifier.6"},
-    "timm": {**_VGG, "fc6": "pre_logits.fc1", "fc7": "pre_logits.fc2", "fc8": "head.fc"},
+    "timm": {
+        **_VGG,
+        "fc6": f"pre_logits.fc1{CONVOLUTION}", "fc7": f"pre_logits.fc2{CONVOLUTION}", "fc8": "head.fc",
+    },
     "pytorchcv": {
         "conv": f"{_UNIT}.conv", "bn": f"{_UNIT}.bn",
         "fc6": "output.fc1.fc", "fc7": "output.fc2.fc", "fc8": "output.fc3",
@@ -146,7 +172,8 @@ def _residual(layers: Sequence[str]) -> Iterable[Place]:
         index = seen.index(block)
         n = "abcdef".index(letter) + 1 if letter else 0
         kind = f"se.{dense}" if part == "se" else f"{what}_{part}"
-        yield kind, {"stage": int(stage) - 1, "unit": index + 1, "index": index, "n": n}
+        place = {"stage": int(stage) - 1, "unit": index + 1, "index": index, "n": n}
+        yield kind, {**place, "before": int(stage) - 2, "m": n - 1}
 
 
 def _vgg(layers: Sequence[str]) -> Iterable[Place]:
@@ -230,6 +257,11 @@ def names_of(source: str, model: Module) -> dict[str, str]:
 
     Raises: ConfigError if the source is unknown or has no such network, with the layer it lacks.
     """
+    return {ours: name for ours, (name, _) in places_of(source, model).items()}
+
+
+def places_of(source: str, model: Module) -> dict[str, tuple[str, bool]]:
+    """As :func:`names_of`, with whether there it is a convolution's, where we have a dense layer."""
     SOURCES.find(source)
     paths = [name for name, _ in model.named_parameters()] + [name for name, _ in model.named_buffers()]
     layers = list(dict.fromkeys(path.rpartition(".")[0] for path in paths))
@@ -248,10 +280,17 @@ def names_of(source: str, model: Module) -> dict[str, str]:
     found = {}
     for path in paths:
         layer, _, leaf = path.rpartition(".")
-        found[path] = f"{there[layer]}.{leaves.get(leaf, leaf)}"
+        name, convolution = there[layer].removesuffix(CONVOLUTION), there[layer].endswith(CONVOLUTION)
+        found[path] = f"{name}.{leaves.get(leaf, leaf)}", convolution
     return found
 
 
 def modern(name: str) -> str:
-    """``denselayer1.norm.1``, as torchvision's older DenseNet files have it -> ``denselayer1.norm1``."""
-    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=\d)", r"\1", name)
+    """A name as newer files have it: ``denselayer1.norm.1`` of torchvision's older DenseNets is
+    ``denselayer1.norm1``; what Hugging Face saves without a head lacks ``resnet.``
+
+    >>> modern("features.denseblock1.denselayer1.norm.1.weight"), modern("encoder.stages.0.layers.0")
+    ('features.denseblock1.denselayer1.norm1.weight', 'resnet.encoder.stages.0.layers.0')
+    """
+    name = re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=\d)", r"\1", name)
+    return re.sub(r"^(?=embedder\.embedder\.|encoder\.stages\.\d+\.layers\.)", "resnet.", name)

@@ -1,6 +1,6 @@
-"""The door for weights that others trained: files of PyTorch's and of Keras's, told apart by their suffix.
+"""The door for weights that others trained: files of PyTorch's and of Keras's, told apart by what is in them.
 
-    report = import_weights("resnet50-0676ba61.pth", "resnet50", "model.safetensors")
+report = import_weights("resnet50-0676ba61.pth", "resnet50", "model.safetensors")
 """
 
 from __future__ import annotations
@@ -11,35 +11,42 @@ from pathlib import Path
 from typing import Any
 
 from minires.errors import ConfigError
+from minires.files import with_ending
 from minires.nn.module import Module
-from minires.weights.keras import files as keras_files
+from minires.weights.contents import kind_of
 from minires.weights.keras import pretrained as keras
 from minires.weights.report import Report
 from minires.weights.torch import pretrained as torch
+from minires.weights.torch.parts import in_folder
 
 
 def load_pretrained(
-    model: Module, path: str | os.PathLike[str], *, source: str | None = None, head: bool = True
+    model: Module,
+    path: str | os.PathLike[str],
+    *,
+    source: str | None = None,
+    head: bool = True,
+    container: str | None = None,
 ) -> Report:
     """Set the weights of ``model`` from a file of PyTorch's or Keras's, all or, if one does not fit, none.
 
     ``source`` says whose names the file has, one of :data:`minires.weights.SOURCES`; without it they are
-    recognised. ``head=False`` leaves out the last dense layer, for fine-tuning with classes of one's own. The
-    model must have been built with the options of :func:`~minires.weights.sources.variant_for`, as names and
-    shapes do not show them.
+    recognised. ``head=False`` leaves out the last dense layer, for fine-tuning with classes of one's own.
+    ``container`` is as in :func:`minires.weights.read`. The model must have been built with the options of
+    :func:`~minires.weights.sources.variant_for`, as names and shapes do not show them.
 
     Raises: CheckpointError if the file cannot be read, its names are of no known source, or tensors are
-    missing, unmatched or of another shape; ConfigError if the source has no such network, or ``source`` or
-    ``head=False`` are given for a file of Keras's.
+    missing, unmatched, of another shape, or hold what no weights can be; ConfigError if the source has no
+    such network, or ``source``, ``container`` or ``head=False`` are given for a file of Keras's.
     """
     if not _is_keras(path):
-        return torch.load(model, path, source=source, head=head)
-    if source is not None or not head:
+        return torch.load(model, path, source=source, head=head, container=container)
+    if source is not None or container is not None or not head:
         raise ConfigError(
-            f"{os.fspath(path)} is a file of Keras's: it is loaded whole and without source=. For other "
-            "classes import it with `minires import-weights`, then start from that"
+            f"{os.fspath(path)} is a file of Keras's: it is loaded whole, without source= and container=. "
+            "For other classes import it with `minires import-weights`, then start from that"
         )
-    return keras.load(model, path)
+    return keras.load(model, in_folder(Path(path)))
 
 
 def import_weights(
@@ -50,26 +57,31 @@ def import_weights(
     source: str | None = None,
     classes: Sequence[str] | None = None,
     variant: Mapping[str, Any] | None = None,
+    container: str | None = None,
 ) -> Report:
     """Write the model ``name`` with the weights of somebody's file as our own ``model.safetensors``.
 
-    ``classes`` are the names of the classes, in the order of the outputs: by default those of CIFAR-10 for
-    networks of PyTorch's that are for it, else "0", "1", ... For a file of PyTorch's ``source`` is as in
+    ``classes`` are the names of the classes, in the order of the outputs: by default those that the file or a
+    config.json of Hugging Face beside it has, then those of CIFAR-10 for networks of PyTorch's that are for
+    it, else "0", "1", ... For a file of PyTorch's ``source`` and ``container`` are as in
     :func:`load_pretrained`, and ``variant`` are options of the model on top of those that the source has.
 
     Units: mean and deviation of pixels scaled to 0..1.
-    Raises: as :func:`load_pretrained`; ConfigError if ``source`` or ``variant`` are given for a file of
-    Keras's; MiniresError if ``out`` cannot be written.
+    Raises: as :func:`load_pretrained`; ConfigError if ``source``, ``container`` or ``variant`` are given for
+    a file of Keras's, or ``out`` does not end in .safetensors; MiniresError if it cannot be written.
     """
+    with_ending("out", out, ".safetensors", "a model of minires")
     if not _is_keras(src):
-        return torch.import_model(src, name, out, source=source, classes=classes, variant=variant)
-    if source or variant:
-        raise ConfigError(
-            f"{os.fspath(src)} is a file of Keras's, of which source and options are known: leave out source "
-            "and variant"
+        return torch.import_model(
+            src, name, out, source=source, classes=classes, variant=variant, container=container
         )
-    return keras.import_model(src, name, out, classes=classes)
+    if source or variant or container:
+        raise ConfigError(
+            f"{os.fspath(src)} is a file of Keras's, of which source and options are known: leave out "
+            "source, container and variant"
+        )
+    return keras.import_model(in_folder(Path(src)), name, out, classes=classes)
 
 
 def _is_keras(path: str | os.PathLike[str]) -> bool:
-    return Path(path).suffix in keras_files.SUFFIXES
+    return kind_of(in_folder(Path(path))) == "keras"

@@ -2,7 +2,8 @@
 
     akamaster     akamaster/pytorch_resnet_cifar10
     torchvision   pytorch/vision; timm has the same names where nothing else is said
-    timm          huggingface/pytorch-image-models: SE-ResNet, SE-ResNeXt; the dense layers of its VGG
+    timm          huggingface/pytorch-image-models: SE-ResNet, SE-ResNeXt, resnetv2; dense layers of VGG
+    huggingface   ResNetForImageClassification of huggingface/transformers
     cadene        Cadene/pretrained-models.pytorch: SENet as released by its authors; in timm "legacy_"
     pytorchcv     osmr/imgclsmob
 
@@ -26,14 +27,15 @@ from minires.registry import Registry
 class Source:
     """Somebody's files of weights.
 
-    A file is of this source if one of ``marks`` begins a name in it. ``variants`` says which of our models it
-    has (a pattern for the name), and the options with which they are the same. ``small_pictures`` is how it
-    prepares the pictures of CIFAR-10. ``is_written`` says whether we write its files, too: its dense layers
-    are dense layers.
+    A file is of this source if one of ``marks`` begins a name in it, and all of ``needs`` do. ``variants``
+    says which of our models it has (a pattern for the name), and the options with which they are the same.
+    ``small_pictures`` is how it prepares the pictures of CIFAR-10. ``is_written`` says whether we write its
+    files, too.
     """
 
     marks: tuple[str, ...]
     variants: Mapping[str, Mapping[str, Any]]
+    needs: tuple[str, ...] = ()
     small_pictures: Normalize = Normalize.imagenet()
     is_written: bool = False
 
@@ -43,6 +45,7 @@ _TORCHVISION: dict[str, dict[str, Any]] = {
     "resnet(18|34)": {},
     "resnet(50|101|152)": {"stride_on": "3x3"},
     "resnext(50_32x4d|101_32x4d|101_32x8d|101_64x4d)": {},
+    "resnext50_1x64d": {},  # their resnet50; with width=128 their wide_resnet50_2
     "densenet(121|161|169|201)": {},
 }
 
@@ -77,16 +80,22 @@ SOURCES: Registry[Source] = Registry("source", {
         },
     ),
     "timm": Source(
-        marks=("layer1.0.se.", "pre_logits."),
+        marks=("layer1.0.se.", "pre_logits.", "stages.0.blocks.0."),
         variants={
             **_TORCHVISION,
             "se_resnet(50|101|152)": {"stride_on": "3x3"},
             "se_resnext(50|101)_32x4d": {},
+            "preresnet(18|34|50|101|152)": {"stem": "bare"},
         },
         is_written=True,
     ),
+    "huggingface": Source(
+        marks=("resnet.embedder.", "resnet.encoder.stages.", "embedder.embedder."),
+        variants={"resnet(18|34)": {}, "resnet(50|101|152)": {"stride_on": "3x3"}},
+    ),
     "akamaster": Source(
         marks=("linear.",),
+        needs=("layer1.",),
         variants={"resnet(20|32|44|56|110|1202)_cifar": {"pad": "both"}},
         is_written=True,
     ),
@@ -123,6 +132,56 @@ def recognise(names: Iterable[str]) -> str | None:
     """
     names = list(names)
     for source, one in SOURCES.items():
-        if any(name.startswith(one.marks) for name in names):
+        if any(name.startswith(one.marks) for name in names) and all(
+            any(name.startswith(need) for name in names) for need in one.needs
+        ):
             return source
     return None
+
+
+# ------------------------------------------------------------------------------ what a file calls itself
+
+# What torchvision, timm and Hugging Face call networks that are ours; the first pattern that fits.
+_CALLED = {
+    r"(?:tv_|ssl_|swsl_)?(resnet(?:18|34|50|101|152)|resnext(?:50|101)_\d+x\d+d)": r"\1",
+    r"gluon_(resnet(?:18|34|50|101|152))_v1b": r"\1",
+    r"gluon_(resnext\d+_\d+x\d+d)": r"\1",
+    r"(resnet(?:20|32|44|56|110|1202))": r"\1_cifar",
+    r"(?:legacy_)?se_?(resnet(?:50|101|152)|resnext(?:50|101)_32x4d)": r"se_\1",
+    r"(?:legacy_)?senet154": "senet154",
+    r"resnetv2_(18|34|50|101|152)": r"preresnet\1",
+    r"wide_resnet50_2": "resnext50_1x64d",
+    r"(?:tv_)?(vgg\d\d(?:_bn)?|densenet\d{3})": r"\1",
+}
+# With these names it is one of the many relatives of the networks here; with others it may be anything.
+_FAMILIES = re.compile(
+    r"(\w*_)?(se|sk|eca|gc|cs|rs|wide_)*_?(resne[xs]?t|vgg|densenet|senet)(v2|blur|aa|rs)?_?\d+\w*"
+)
+# Networks whose files have the same names and shapes as ours, and that compute something else.
+_LOOK_ALIKE = re.compile(r"resnet(?:blur|aa)\d+\w*?(?=[-_.]|$)")
+
+
+def known_as(architecture: str) -> str | None:
+    """Our name for what others call a network; None if it is a relative that is not here; "" if that name
+    tells nothing.
+
+    >>> known_as("timm/seresnet50.a1_in1k"), known_as("resnetblur50"), known_as("MyNet")
+    ('se_resnet50', None, '')
+    """
+    name = architecture.rpartition("/")[2].partition(".")[0].lower().replace("-", "")
+    if name in models.MODELS:
+        return name
+    for pattern, ours in _CALLED.items():
+        if found := re.fullmatch(pattern, name):
+            return found.expand(ours)
+    return None if _FAMILIES.fullmatch(name) else ""
+
+
+def look_alike(file: str) -> str | None:
+    """The network that the name of a file says and that cannot be told from ours by what is in it.
+
+    >>> look_alike("resnetblur50-84f4748f.pth"), look_alike("resnet50-0676ba61.pth")
+    ('resnetblur50', None)
+    """
+    found = _LOOK_ALIKE.search(file.lower())
+    return found[0] if found else None

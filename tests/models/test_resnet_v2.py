@@ -515,7 +515,7 @@ def test_the_stride_in_the_last_unit_is_subsampling_before_the_next(size):
         ({"gating": "dropout", "dropout": 1.0}, "from 0 to below 1, not 1.0"),
         ({"gating": "exclusive", "gate_bias": "low"}, "gate_bias must be a number, not 'low'"),
         ({"kind": "wide"}, "kind must be one of 'basic', 'bottleneck', not 'wide'"),
-        ({"stem": "patch"}, "stem must be one of 'imagenet', 'cifar', 'keras', not 'patch'"),
+        ({"stem": "patch"}, "stem must be one of 'imagenet', 'cifar', 'bare', 'keras', not 'patch'"),
         ({"stride_in": "middle"}, "stride_in must be one of 'first', 'last', not 'middle'"),
         ({"kind": "bottleneck", "stride_on": "5x5"}, "stride_on must be .*'1x1'.*'3x3', not '5x5'"),
         ({"repeats": (1, 1)}, "repeats must give each of the 3 stages at least one block"),

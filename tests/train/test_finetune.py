@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import oracle
 import pytest
 from train.small_run import CONFIG, small_splits, stripes
 
-from minires import models
+from minires import models, nn
 from minires.data import Dataset, Normalize, Splits
 from minires.errors import CheckpointError, ConfigError
 from minires.models import build
@@ -48,6 +49,54 @@ def test_with_other_classes_the_head_is_new_and_nothing_else(tmp_path):
     after = model.state_dict()
     for name, array in after.items():
         assert np.array_equal(array, before[name] if name.startswith("fc.") else state[name]), name
+
+
+@pytest.mark.parametrize("classes", [tuple("abcdefghij"), tuple("012345678x")])
+def test_with_as_many_other_classes_the_head_is_new(tmp_path, classes):
+    state = saved(tmp_path / "model.safetensors")
+    model = small()
+    before = model.state_dict()
+    assert start_from(model, tmp_path / "model.safetensors", classes=classes) == ["fc.bias", "fc.weight"]
+    for name, array in model.state_dict().items():
+        assert np.array_equal(array, before[name] if name.startswith("fc.") else state[name]), name
+
+
+def test_with_the_same_classes_in_another_order_the_outputs_are_put_into_it(tmp_path):
+    theirs = oracle.shake(small(seed=7))
+    path = tmp_path / "model.safetensors"
+    save_model(path, Trained(theirs, "resnet20_cifar", {}, tuple("0123456789"), PLAIN, (32, 32), "none"))
+    classes = tuple("3102987654")
+    model = small()
+    assert start_from(model, path, classes=classes) == []
+    x = Tensor(np.random.default_rng(0).random((2, 32, 32, 3), np.float32))
+    ours, expected = model.eval()(x).numpy(), theirs.eval()(x).numpy()
+    assert np.ptp(expected) > 0.1
+    for place, name in enumerate(classes):
+        np.testing.assert_allclose(ours[:, place], expected[:, int(name)], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConfigError, match="3 classes for a last layer with 10 outputs"):
+        start_from(model, path, classes=("0", "1", "2"))
+
+
+def test_a_last_layer_that_is_a_convolution_is_new_too(tmp_path, monkeypatch):
+    class Net(nn.Module):
+        def __init__(self, *, classes, rng=None):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.scores = nn.Conv2d(4, classes, 1)
+
+        def forward(self, x):
+            return self.scores(self.conv(x)).mean(axis=(1, 2))
+
+    monkeypatch.setitem(models.MODELS, "net", models.Entry(Net, size=12, classes=3))
+    path = tmp_path / "model.safetensors"
+    save_model(path, Trained(build("net", seed=7), "net", {}, ("a", "b", "c"), PLAIN, (12, 12), "none"))
+    assert start_from(build("net"), path, classes=("x", "y", "z")) == ["scores.bias", "scores.weight"]
+    more = build("net", classes=5)
+    assert start_from(more, path, classes=tuple("vwxyz")) == ["scores.bias", "scores.weight"]
+    model = build("net")
+    assert start_from(model, path, classes=("c", "a", "b")) == []
+    theirs = load_model(path).model.scores.weight.data
+    assert np.array_equal(model.scores.weight.data, theirs[..., [2, 0, 1]])
 
 
 def test_another_model_changes_nothing(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import h5py
 import numpy as np
 import pytest
 
@@ -53,11 +54,16 @@ def variant_of(kind):
     return {key: value for key, value in variant_for(kind).items() if key != "name"}
 
 
+def keras_file(path):
+    with h5py.File(path, "w"):
+        return path
+
+
 def test_a_head_cannot_be_left_out(tmp_path):
     with pytest.raises(ConfigError, match="any.h5 is a file of Keras's: it is loaded whole"):
-        load_pretrained(build("resnet20_cifar"), tmp_path / "any.h5", head=False)
+        load_pretrained(build("resnet20_cifar"), keras_file(tmp_path / "any.h5"), head=False)
 
 
 def test_a_network_that_keras_has_not(tmp_path):
     with pytest.raises(ConfigError, match="Keras has no network that is our resnet18; it has vgg16, vgg19,"):
-        import_weights(tmp_path / "any.h5", "resnet18", tmp_path / "out.safetensors")
+        import_weights(keras_file(tmp_path / "any.h5"), "resnet18", tmp_path / "out.safetensors")

@@ -23,7 +23,7 @@ from minires.backend import Array
 from minires.debug.recording import Recording, record_passes
 from minires.debug.trace_page import pack
 from minires.errors import ConfigError, ShapeError
-from minires.files import atomic_write
+from minires.files import PAGE, atomic_write, with_ending
 from minires.nn.module import Module
 from minires.tensor import Tensor
 
@@ -55,8 +55,9 @@ def trace(
     picture (H, W, 3), uint8.
     Raises: ShapeError if x is not one picture, does not fit the model, or the picture is none; ConfigError if
     the classes are not as many as the scores; DataError if the label is none of them; MiniresError if a page
-    would be too large, or the file cannot be written.
+    would be too large, or the file cannot be written; ConfigError if ``out`` does not end in .html.
     """
+    with_ending("out", out, PAGE, "a page")
     content = trace_html(model, x, y, name=name, classes=classes, picture=picture)
     with atomic_write(out) as file:
         file.write(content)

@@ -1,0 +1,102 @@
+"""Names of classes, as people keep them: a list in JSON or text, or Hugging Face's id2label."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minires.errors import ConfigError
+from minires.limits import regular_file
+
+LONGEST = 10_000_000  # bytes of a file of names
+# What files call them: a list in the order of the outputs, or number -> name, or name -> number.
+KEYS = (
+    "id2label", "class_names", "classes", "label_names", "labels", "idx_to_class", "class_to_idx", "label2id",
+)  # fmt: skip
+
+
+def class_names(text: str) -> tuple[str, ...]:
+    """The names of ``--class-names``: "cat,dog", or the path of a file that has one on each line, or JSON: a
+    list, or an object as {"0": "cat", "1": "dog"}, or one that holds such under "id2label".
+
+    Raises: ConfigError if there is no such file, or what is in it are no names.
+
+    >>> class_names("cat, dog")
+    ('cat', 'dog')
+    """
+    path = Path(text)
+    if "," in text and not path.is_file():
+        return distinct(text.split(","), "--class-names")
+    if not path.exists():
+        raise ConfigError(f"--class-names {text}: no such file, and a list needs at least two names: cat,dog")
+    if regular_file(path, ConfigError) > LONGEST:
+        raise ConfigError(f"--class-names {text}: a file of names has {LONGEST:,} bytes at most")
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--class-names {text}: cannot be read as text in UTF-8: {error}") from error
+    if content.lstrip().startswith(("[", "{")):
+        try:
+            found = names_in(json.loads(content), inside=True)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"--class-names {text}: this is no JSON: {error}") from error
+        if found is None:
+            raise ConfigError(
+                f"--class-names {text}: this JSON holds no names; it may be a list, or an object like "
+                '{"0": "cat", "1": "dog"}'
+            )
+        return distinct(found, f"--class-names {text}")
+    return distinct(content.rstrip().splitlines(), f"--class-names {text}")
+
+
+def names_in(value: Any, *, inside: bool = False) -> list[str] | None:
+    """The names that a list, {0: name} or {name: 0} holds, in the order of the outputs, or None.
+
+    With ``inside`` they may be under one of the usual keys, too.
+
+    >>> names_in({"1": "dog", "0": "cat"}), names_in({"cat": 0, "dog": 1}), names_in(["cat", 3])
+    (['cat', 'dog'], ['cat', 'dog'], None)
+    """
+    if isinstance(value, Mapping):
+        if inside and (key := next((key for key in KEYS if key in value), None)):
+            return names_in(value[key])
+        if value and all(isinstance(one, int) and not isinstance(one, bool) for one in value.values()):
+            if len(set(value.values())) < len(value):
+                return None
+            value = {number: name for name, number in value.items()}
+        try:
+            numbered = {int(number): name for number, name in value.items()}
+        except (TypeError, ValueError):
+            return None
+        if sorted(numbered) != list(range(len(value))):
+            return None
+        value = [numbered[number] for number in range(len(value))]
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        return None
+    return list(value) if all(isinstance(one, str) for one in value) else None
+
+
+def distinct(names: Sequence[str], where: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The names without space around them; of those that stand twice, the later ones with their number:
+    ImageNet has two cranes, a bird and a machine.
+
+    Raises: ConfigError, with the number, if one has no letters.
+
+    >>> distinct(["crane", "dog ", "crane"], "labels.txt")
+    ('crane', 'dog', 'crane (2)')
+    """
+    stripped = [name.strip() for name in names]
+    if "" in stripped:
+        raise ConfigError(f"{where}: the name of class {stripped.index('')} is empty")
+    seen: Counter[str] = Counter()
+    found = []
+    for number, name in enumerate(stripped):
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name} ({number})")
+    if len(set(found)) < len(found):
+        raise ConfigError(f"{where}: two classes have one name: {Counter(found).most_common(1)[0][0]}")
+    return tuple(found)

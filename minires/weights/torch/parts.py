@@ -1,0 +1,99 @@
+"""Models that are cut into several files with an index, and folders as Hugging Face leaves them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from minires.errors import CheckpointError
+from minires.weights.contents import kind_of
+
+USUAL = (  # what the weights of a folder are called, the first that is there is taken
+    "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin",
+)  # fmt: skip
+WEIGHTS = re.compile(r".*\.(safetensors|pth|pt|th|ckpt|bin|tar|npz|h5|keras)", re.IGNORECASE)
+SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\..*|)")
+SHOWN = 5
+
+
+def in_folder(path: Path) -> Path:
+    """``path`` itself if it is no folder; else the file of weights in it.
+
+    Raises: CheckpointError if there is none, or it cannot be told which.
+    """
+    if not path.is_dir():
+        return path
+    snapshots = path / "snapshots"  # models--microsoft--resnet-50 in the cache of Hugging Face
+    if snapshots.is_dir():
+        revisions = sorted(one for one in snapshots.iterdir() if one.is_dir())
+        main = path / "refs" / "main"
+        if main.is_file():
+            revisions = [one for one in revisions if one.name == main.read_text().strip()] or revisions
+        if len(revisions) == 1:
+            return in_folder(revisions[0])
+        names = ", ".join(one.name for one in revisions[:SHOWN])
+        raise CheckpointError(
+            f"{path} holds {len(revisions)} versions of a model; give the folder of one: {names}"
+        )
+    for name in USUAL:
+        if (path / name).is_file():
+            return path / name
+    held = sorted(one.name for one in path.iterdir())
+    if "saved_model.pb" in held:
+        raise CheckpointError(f"{path} is a SavedModel of TensorFlow; save the model as .keras")
+    if "data.pkl" in held:
+        raise CheckpointError(f"{path} is what was in a file of torch.save; give that file, before unpacking")
+    weights = [name for name in held if WEIGHTS.fullmatch(name)]
+    if len(weights) == 1:
+        return path / weights[0]
+    what = "several files that may be weights" if weights else "no file of weights known here"
+    few = ", ".join((weights or held)[:SHOWN])
+    raise CheckpointError(f"{path} is a folder with {what}: {few or 'it is empty'}; give the file")
+
+
+def of_one_model(path: Path) -> tuple[list[Path], list[str]]:
+    """The files that hold the model of which ``path`` is the index, one part or the whole; and the tensors
+    that its index names (none where there is no index).
+
+    Raises: CheckpointError if the index is none, or a part is missing.
+    """
+    if path.is_file() and kind_of(path) == "index":
+        return _of_index(path)
+    found = SHARD.fullmatch(path.name)
+    if found is None:
+        return [path], []
+    for index in sorted(path.parent.glob("*.index.json")):
+        if kind_of(index) == "index" and path.name in _weight_map(index).values():
+            return _of_index(index)
+    stem, _, count, ending = found.groups()
+    files = [path.with_name(f"{stem}-{n:05}-of-{count}{ending}") for n in range(1, min(int(count), 9999) + 1)]
+    return _all_there(path, files), []
+
+
+def _of_index(index: Path) -> tuple[list[Path], list[str]]:
+    weight_map = _weight_map(index)
+    files = [index.with_name(name) for name in sorted(set(weight_map.values()))]
+    return _all_there(index, files), list(weight_map)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    found: Any = json.loads(index.read_bytes())["weight_map"]
+    for name, file in found.items():
+        if not isinstance(file, str) or file != Path(file).name or "\\" in file or not file.strip("."):
+            raise CheckpointError(
+                f"{index}: {name} is said to be in {file!r}, which is no name of a file in the same folder"
+            )
+    if not found:
+        raise CheckpointError(f"{index} is an index of no tensors")
+    return dict(found)
+
+
+def _all_there(path: Path, files: list[Path]) -> list[Path]:
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise CheckpointError(
+            f"{path} belongs to a model in {len(files)} files, of which {len(missing)} are not in its "
+            f"folder: {', '.join(missing[:SHOWN])}"
+        )
+    return files

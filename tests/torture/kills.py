@@ -44,7 +44,15 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 from processes import ALONE, Moment, Process, Watch, train, warm
 
 TIMES = {"seconds", "pictures_per_second", "versions", "threads", "out", "date"}
-ENDED = ("model.safetensors", "metrics.csv", "summary.json", "config.json", "curves.png", "confusion.png", "mistakes.png")
+ENDED = (
+    "model.safetensors",
+    "metrics.csv",
+    "summary.json",
+    "config.json",
+    "curves.png",
+    "confusion.png",
+    "mistakes.png",
+)
 # Where a file is begun or done: how often that is in a run, and how long it takes about (s).
 EVENTS = {
     "config.json": (1, 0.002), "checkpoint": (13, 0.004), "metrics.csv": (5, 0.003), "curves.png": (2, 0.3),
@@ -163,7 +171,9 @@ def window(out: Path, before: set[str]) -> str:
 
 def figures(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as file:
-        return [{name: text for name, text in row.items() if name not in TIMES} for row in csv.DictReader(file)]
+        return [
+            {name: text for name, text in row.items() if name not in TIMES} for row in csv.DictReader(file)
+        ]
 
 
 def different(out: Path, reference: Path) -> list[str]:
@@ -219,7 +229,9 @@ def two(case: Case) -> None:
     at_once = case.rng.random() < 0.3
     first = case.start(new=True)
     if not at_once:
-        if case.until(first, Moment(case.rng.uniform(0, 0.2), case.rng.choice(["config.json", "checkpoint"]), True)):
+        if case.until(
+            first, Moment(case.rng.uniform(0, 0.2), case.rng.choice(["config.json", "checkpoint"]), True)
+        ):
             return case.fault("status", first.text()[-300:])
     second = case.start(new=at_once or case.rng.random() < 0.3)
     both = [first, second]
@@ -271,7 +283,9 @@ def signals(case: Case) -> None:
         fresh = case.rng.random() < 0.25
         number = case.rng.choice([signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
         moment, twice = case.moment(fresh=fresh), case.rng.random() < 0.15
-        case.did.append(f"{number.name}{' twice' * twice} to {'a fresh' if fresh else 'a'} process at {moment}")
+        case.did.append(
+            f"{number.name}{' twice' * twice} to {'a fresh' if fresh else 'a'} process at {moment}"
+        )
         process = case.start(fresh=fresh)
         if not case.until(process, moment):
             process.send(number)
@@ -305,7 +319,11 @@ def file_size(case: Case) -> None:
     import resource
 
     limit = int(200 * 15_000 ** case.rng.random())
-    with_limit(case, f"files of at most {limit} bytes", lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    with_limit(
+        case,
+        f"files of at most {limit} bytes",
+        lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
 
 
 def descriptors(case: Case) -> None:
@@ -313,7 +331,9 @@ def descriptors(case: Case) -> None:
     import resource
 
     limit = case.rng.randint(3, 16)
-    with_limit(case, f"{limit} descriptors", lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)))
+    with_limit(
+        case, f"{limit} descriptors", lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    )
 
 
 def another_user(case: Case) -> None:
@@ -456,7 +476,9 @@ def damaged(case: Case) -> None:
         process.wait()
         case.look(process)
         if process.status == 0:
-            return case.fault("not refused", f"all checkpoints were damaged ({', '.join(hurt)}), and it began anew")
+            return case.fault(
+                "not refused", f"all checkpoints were damaged ({', '.join(hurt)}), and it began anew"
+            )
     if (case.out / "model.safetensors").exists():
         case.fault("overwritten", "there is a model of a run that was refused")
 
@@ -498,7 +520,12 @@ def work(job: int, options: argparse.Namespace, base: Path, told: int) -> None:
         while kills < share and (options.cases is None or seed < options.seed + options.cases):
             case = run(seed, base, options.kinds)
             kills += len(case.windows)
-            pipe.write(json.dumps({k: getattr(case, k) for k in ("seed", "kind", "did", "windows", "faults", "skipped")}) + "\n")
+            pipe.write(
+                json.dumps(
+                    {k: getattr(case, k) for k in ("seed", "kind", "did", "windows", "faults", "skipped")}
+                )
+                + "\n"
+            )
             seed += options.jobs
 
 
@@ -520,7 +547,12 @@ def torture(options: argparse.Namespace, base: Path) -> list[dict[str, Any]]:
             results.append(json.loads(line))
             if results[-1]["faults"] and (shown := shown + 1) <= options.show:
                 told = results[-1]
-                print(f"{told['seed']}: {told['kind']}: {'; '.join(told['did'])}", *told["faults"], sep="\n    ", flush=True)
+                print(
+                    f"{told['seed']}: {told['kind']}: {'; '.join(told['did'])}",
+                    *told["faults"],
+                    sep="\n    ",
+                    flush=True,
+                )
     for pid in workers:
         os.waitpid(pid, 0)
     return results
@@ -530,7 +562,9 @@ def report(results: list[dict[str, Any]]) -> dict[str, Any]:
     """The counts, printed and returned."""
     windows = collections.Counter(window for result in results for window in result["windows"])
     faults = collections.Counter(
-        fault.partition(":")[0] for result in results for fault in {f.partition(":")[0] for f in result["faults"]}
+        fault.partition(":")[0]
+        for result in results
+        for fault in {f.partition(":")[0] for f in result["faults"]}
     )
     kinds = {}
     for kind in KINDS:
@@ -559,7 +593,9 @@ def main() -> int:
     parser.add_argument("--cases", type=int, help="but for so many cases at most")
     parser.add_argument("--seed", type=int, default=0, help="the number of the first case")
     parser.add_argument("--jobs", type=int, default=1, help="how many cases at a time")
-    parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS), help=", ".join(KINDS))
+    parser.add_argument(
+        "--kinds", type=lambda text: text.split(","), default=list(KINDS), help=", ".join(KINDS)
+    )
     parser.add_argument("--only", type=int, help="run this case alone, and keep its folder")
     parser.add_argument("--show", type=int, default=20, help="how many faulty cases are printed")
     parser.add_argument("--save", type=Path, metavar="FILE.json")

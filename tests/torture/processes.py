@@ -37,7 +37,9 @@ class Moment:
     count: int = 1
 
     def __str__(self) -> str:
-        event = f"{self.file} {'done' if self.done else 'begun'} for the {self.count}. time, then " * bool(self.file)
+        event = f"{self.file} {'done' if self.done else 'begun'} for the {self.count}. time, then " * bool(
+            self.file
+        )
         return f"{event}{1000 * self.delay:.1f} ms"
 
     def fits(self, name: str) -> bool:
@@ -50,7 +52,10 @@ class Watch:
     def __init__(self, folder: Path) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         self.descriptor = libc.inotify_init1(os.O_CLOEXEC)
-        if self.descriptor < 0 or libc.inotify_add_watch(self.descriptor, os.fsencode(folder), _MADE | _MOVED) < 0:
+        if (
+            self.descriptor < 0
+            or libc.inotify_add_watch(self.descriptor, os.fsencode(folder), _MADE | _MOVED) < 0
+        ):
             raise OSError(ctypes.get_errno(), "inotify does not watch this folder", str(folder))
 
     def names(self) -> list[str]:

@@ -2,11 +2,12 @@
 
     python tests/torture/files.py --cases 10000 --seed 0 --jobs 2 --save files.json
     python tests/torture/files.py --kinds "zip,keras .h5" --cases 500 --show
-    python tests/torture/files.py --only "zip:17"        # one case again; its files are kept, errors are shown whole
+    python tests/torture/files.py --only "zip:17"        # one case again; files are kept, errors shown whole
 
-A case takes a whole file (samples.py), damages any bytes of it or what its format is made of (mutations.py), and
-opens it as a user does, in a process of its own: 20 seconds, and 1 GB of memory beyond what it began with, its
-own child processes included. The files of hostile.py are made by hand, and are tried once each. What may come out:
+A case takes a whole file (samples.py), damages any bytes of it (mutations.py) or what its format is made of
+(formats.py), and opens it as a user does, in a process of its own: 20 seconds, and 1 GB of memory beyond
+what it began with, its own child processes included. The files of hostile.py are made by hand, and tried
+once each. What may come out:
 
     same       the content is that of the whole file
     different  another content, of a format without a checksum, or where the checksum was made anew
@@ -32,175 +33,35 @@ import collections
 import json
 import os
 import random
-import resource
-import select
 import shutil
-import signal
 import sys
 import tempfile
 import time
 import traceback
 import warnings
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2] / "benchmarks")]
-from processes import ALONE
+import hostile
+import hostile_paths  # noqa: F401  (adds to the list of hostile.py)
+import samples
+from attempts import FINE, attempt, judge
+from processes import ALONE, machine
 
-FINE = ("same", "different", "refused")
-FAULTS = ("silently different", "taken", "unnamed", "traceback", "crash", "hang", "memory", "code run",
-          "wrote outside", "left a process", "raw text")  # fmt: skip
-SECONDS, BYTES = 20.0, 10**9
-MOST = 8 * 2**30  # of address space: a backstop for the machine, far above what counts as a fault
-
-
-@dataclass
-class Outcome:
-    """What became of a case: a verdict, and what is to be said of it."""
-
-    verdict: str
-    text: str = ""
-    content: dict[str, str] | None = None
-    seconds: float = 0.0
-    grown: int = 0  # bytes
-
-
-# --------------------------------------------------------------------------------------- one process
-
-
-def attempt(act: Callable[[], dict[str, str]], log: Path, *, show: bool = False) -> Outcome:
-    """Run ``act`` in a process of its own, under the limits. What it prints goes to ``log``."""
-    reader, writer = os.pipe()
-    began = time.monotonic()
-    if not (pid := os.fork()):
-        os.close(reader)
-        _be_case(act, writer, log, show)
-    os.close(writer)
-    base, answer, verdict, peak = 0, b"", "", 0
-    while True:
-        ready = select.select([reader], [], [], 0.05)[0]
-        if ready:
-            part = os.read(reader, 1 << 16)
-            answer += part
-            if not part:
-                break
-            continue
-        now = memory(pid)
-        base = base or now
-        peak = max(peak, now - base)
-        verdict = (
-            "hang" if time.monotonic() - began > SECONDS else "memory" if now - base > 1.5 * BYTES else ""
-        )
-        if verdict:
-            break
-    os.close(reader)
-    if verdict:
-        end_all(pid)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    seconds = time.monotonic() - began
-    if verdict:
-        return Outcome(verdict, f"{peak / 1e9:.1f} GB more, {seconds:.0f} s", None, seconds, peak)
-    left = still_there(pid)
-    if not answer:
-        return Outcome("crash", f"status {status}", None, seconds, peak)
-    told = json.loads(answer)
-    outcome = Outcome(told["verdict"], told["text"], told["content"], seconds, max(peak, told["grown"]))
-    if outcome.grown > BYTES:
-        outcome.verdict, outcome.text = (
-            "memory",
-            f"{outcome.grown / 1e9:.1f} GB more; {outcome.verdict}: {outcome.text}",
-        )
-    elif left:
-        outcome.verdict = "left a process"
-    return outcome
-
-
-def _be_case(act: Callable[[], dict[str, str]], told: int, log: Path, show: bool) -> None:
-    """In the child: call ``act``, and tell what came out."""
-    os.setsid()
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    if not show:
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (virtual() + MOST, virtual() + MOST))
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    verdict, text, content = "ok", "", None
-    from minires.errors import MiniresError
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            content = act()
-    except MiniresError as error:
-        verdict, text = "refused", str(error)
-        if show:
-            traceback.print_exc()
-    except BaseException as error:
-        ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "/minires/" in frame.filename]
-        place = f"{ours[-1].filename.rpartition('/minires/')[2]}:{ours[-1].name}" if ours else "this script"
-        verdict, text = "traceback", f"{type(error).__name__}: {str(error)[:200]} ({place})"
-        if show:
-            traceback.print_exc()
-    own, others = (
-        resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    told_text = json.dumps(
-        {"verdict": verdict, "text": text, "content": content, "grown": 1024 * max(own - base, others - base)}
-    )
-    with open(told, "w", encoding="utf-8", errors="replace") as pipe:
-        pipe.write(told_text)
-    os._exit(0)
-
-
-def virtual() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-
-
-def descendants(pid: int) -> list[int]:
-    try:
-        below = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        below = []
-    return [pid, *(deeper for one in below for deeper in descendants(one))]
-
-
-def memory(pid: int) -> int:
-    """Bytes that a process and those below it hold."""
-    total = 0
-    for one in descendants(pid):
-        try:
-            total += int(Path(f"/proc/{one}/statm").read_text().split()[1]) * resource.getpagesize()
-        except (OSError, IndexError):
-            continue
-    return total
-
-
-def end_all(pid: int) -> None:
-    for one in reversed(descendants(pid)):
-        try:
-            os.kill(one, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-
-
-def still_there(group: int) -> bool:
-    """Whether a process of a group outlives it by a second; it is ended then."""
-    for _ in range(50):
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
-        time.sleep(0.02)
-    os.killpg(group, signal.SIGKILL)
-    return True
-
-
+FAULTS = (
+    "silently different",
+    "taken",
+    "unnamed",
+    "traceback",
+    "crash",
+    "hang",
+    "memory",
+    "code run",
+    "wrote outside",
+    "left a process",
+    "raw text",
+)
 # -------------------------------------------------------------------------------------------- one case
 
 
@@ -275,10 +136,6 @@ def changed(kind: Any, name: str, seed: int, files: dict[str, bytes], folder: Pa
 
 def case(samples_of: Samples, name: str, seed: int, *, show: bool = False) -> tuple[str, str]:
     """Case ``seed`` of a kind: the verdict, and what it was."""
-    import hostile
-    import hostile_paths  # noqa: F401  (adds to the list)
-    import samples
-
     folder = samples_of.base / f"case {os.getpid()}" / name.replace("/", "-")
     if folder.parent.exists():
         shutil.rmtree(folder.parent)
@@ -320,34 +177,6 @@ def case(samples_of: Samples, name: str, seed: int, *, show: bool = False) -> tu
     if show:
         print(f"its files: {folder}", f"{outcome.seconds:.2f} s, {outcome.grown / 1e6:.0f} MB more", sep="\n")
     return outcome.verdict, f"{text}\n    {outcome.text}" if outcome.verdict not in FINE or show else text
-
-
-def judge(
-    outcome: Outcome, path: Path, right: list[dict[str, str]], *, sealed: bool, checked: str, named: bool
-) -> None:
-    """Turn "ok" into same or different, and look whether a refusal names the file."""
-    if outcome.verdict == "ok":
-        content = outcome.content or {}
-        if content in right:
-            outcome.verdict = "same"
-        elif sealed or not checked:
-            outcome.verdict = "different"
-        else:
-            known = {key for one in right for key in one}
-            pictures = {key for key in content if key.startswith("picture ")}
-            outcome.verdict = (
-                "different" if checked == "pictures" and pictures <= known else "silently different"
-            )
-            near = max(right, key=lambda one: sum(content.get(k) == v for k, v in one.items()), default={})
-            odd = [key for key in {**content, **near} if content.get(key) != near.get(key)]
-            outcome.text = f"in {', '.join(odd[:3])}"
-    elif (
-        outcome.verdict == "refused"
-        and named
-        and path.name not in outcome.text
-        and str(path.parent) not in outcome.text
-    ):
-        outcome.verdict = "unnamed"
 
 
 def steers(content: bytes) -> bool:
@@ -464,7 +293,6 @@ def report(results: list[dict[str, Any]], options: argparse.Namespace, samples_o
 def warm(samples_of: Samples) -> None:
     """Import all that doors use, and load the kernels, before anything is forked."""
     import h5py  # noqa: F401
-    import samples
     import torch  # noqa: F401
     from PIL import Image
 
@@ -497,10 +325,6 @@ def main() -> int:
     parser.add_argument("--save", type=Path, metavar="FILE.json")
     options = parser.parse_args()
     os.environ.update(ALONE)
-    import hostile
-    import hostile_paths  # noqa: F401  (adds to the list)
-    import machine
-    import samples
 
     base = Path(tempfile.mkdtemp(prefix="files-"))
     samples_of = Samples(base)
@@ -529,7 +353,7 @@ def main() -> int:
         f"{result['cases']} cases, {bad} faults, {len(result['distinct faults'])} distinct, {seconds:.0f} s"
     )
     if options.save:
-        told = {"machine": machine.describe(), "first": options.seed, "seconds": round(seconds), **result}
+        told = {"machine": machine(), "first": options.seed, "seconds": round(seconds), **result}
         options.save.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     return bool(bad)
 

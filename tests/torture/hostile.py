@@ -1,4 +1,4 @@
-"""Files that are made to do harm: to run code, to eat memory or time, to lead elsewhere, to be taken for weights.
+"""Files that are made to do harm: to run code, to eat memory or time, to lead elsewhere, to be believed.
 
 Each is made in a folder of its own and read through the door that it is for. Nothing of them is ever unpacked
 or run here; what would run code only makes an empty file, whose name stands in ``TORTURE_CANARY``.
@@ -22,10 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import samples as s
-import small_net
-from PIL import Image
 
 GIGA = 10**9
 RED = "\x1b[31m\x1b]0;mine\x07red"
@@ -61,8 +58,8 @@ def case(name: str, make: Callable[[Path], Path], door: s.Door, **options: Any) 
 
 
 def cli(*arguments: str) -> s.Door:
-    """The command line, which shall end with 0, 1 or 2. PATH stands for the file, MODEL for a whole model, PICTURE for a whole
-    picture, OUT for a file that is to be written."""
+    """The command line, which shall end with 0, 1 or 2. PATH stands for the file, MODEL for a whole model,
+    PICTURE for a whole picture, OUT for a file that is to be written."""
 
     def door(folder: Path, path: Path) -> s.Content:
         from minires import cli as program
@@ -213,10 +210,16 @@ case(
     lambda f: bomb_zip(f / "x.zip", "cat/9.png", some_pictures(), told=100),
     s.read_set_of_any_size,
 )
-case("a .keras whose weights are a bomb", lambda f: bomb_zip(f / "x.keras", "model.weights.h5", {"config.json": b"{}", "metadata.json": b"{}"}),
-     s.read_keras)  # fmt: skip
-case("a .keras whose config is a bomb", lambda f: bomb_zip(f / "x.keras", "config.json", {"model.weights.h5": b"", "metadata.json": b"{}"}),
-     s.read_keras)  # fmt: skip
+case(
+    "a .keras whose weights are a bomb",
+    lambda f: bomb_zip(f / "x.keras", "model.weights.h5", {"config.json": b"{}", "metadata.json": b"{}"}),
+    s.read_keras,
+)
+case(
+    "a .keras whose config is a bomb",
+    lambda f: bomb_zip(f / "x.keras", "config.json", {"model.weights.h5": b"", "metadata.json": b"{}"}),
+    s.read_keras,
+)
 case(
     "a .keras whose bomb tells a small size",
     lambda f: bomb_zip(f / "x.keras", "model.weights.h5", {"config.json": b"{}"}, told=100),
@@ -291,8 +294,17 @@ def picture(name: str, content: Callable[[], bytes]) -> Callable[[Path], Path]:
 
 
 def tiff(**tags: int) -> bytes:
-    known = {"width": 256, "height": 257, "bits": 258, "compression": 259, "colour": 262, "strip": 273, "samples": 277,
-             "rows": 278, "length": 279}  # fmt: skip
+    known = {
+        "width": 256,
+        "height": 257,
+        "bits": 258,
+        "compression": 259,
+        "colour": 262,
+        "strip": 273,
+        "samples": 277,
+        "rows": 278,
+        "length": 279,
+    }
     values = {
         "width": 4,
         "height": 4,
@@ -313,23 +325,44 @@ def tiff(**tags: int) -> bytes:
 
 
 for name, content in {
-    "60000.png": lambda: png(60_000, 60_000), "60000-1bit.png": lambda: png(60_000, 60_000, depth=1, colour=0),
-    "wide.png": lambda: png(2**31 - 1, 1), "zero.png": lambda: png(0, 5),
-    "bomb.gif": lambda: b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0x80, 0, 0) + bytes(6)
-    + b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x02\x02\x4c\x01\0;",
-    "huge.bmp": lambda: b"BM" + struct.pack("<IHHI", 100, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, 2**31 - 1, 2**31 - 1, 1, 24, 0, 0, 0, 0, 0, 0),
-    "huge.ppm": lambda: b"P6 60000 60000 255\n", "long.ppm": lambda: b"P6 " + b"9" * 100_000 + b" 1 255\n",
-    "comment.ppm": lambda: b"P6 #" + b"x" * 5_000_000, "huge.tiff": lambda: tiff(width=2**31, height=2**31),
-    "rows.tiff": lambda: tiff(rows=2**32 - 1, length=2**32 - 1), "self.tiff": lambda: tiff(strip=0, length=2**31),
-    "samples.tiff": lambda: tiff(samples=2**31), "loop.tiff": lambda: tiff()[:118] + struct.pack("<I", 8) + bytes(16),
-    "empty.png": lambda: b"", "page.png": lambda: b"<!DOCTYPE html><html><body>404</body></html>",
+    "60000.png": lambda: png(60_000, 60_000),
+    "60000-1bit.png": lambda: png(60_000, 60_000, depth=1, colour=0),
+    "wide.png": lambda: png(2**31 - 1, 1),
+    "zero.png": lambda: png(0, 5),
+    "bomb.gif": lambda: (
+        b"GIF89a"
+        + struct.pack("<HHBBB", 65535, 65535, 0x80, 0, 0)
+        + bytes(6)
+        + b","
+        + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0)
+        + b"\x02\x02\x4c\x01\0;"
+    ),
+    "huge.bmp": lambda: (
+        b"BM"
+        + struct.pack("<IHHI", 100, 0, 0, 54)
+        + struct.pack("<IiiHHIIiiII", 40, 2**31 - 1, 2**31 - 1, 1, 24, 0, 0, 0, 0, 0, 0)
+    ),
+    "huge.ppm": lambda: b"P6 60000 60000 255\n",
+    "long.ppm": lambda: b"P6 " + b"9" * 100_000 + b" 1 255\n",
+    "comment.ppm": lambda: b"P6 #" + b"x" * 5_000_000,
+    "huge.tiff": lambda: tiff(width=2**31, height=2**31),
+    "rows.tiff": lambda: tiff(rows=2**32 - 1, length=2**32 - 1),
+    "self.tiff": lambda: tiff(strip=0, length=2**31),
+    "samples.tiff": lambda: tiff(samples=2**31),
+    "loop.tiff": lambda: tiff()[:118] + struct.pack("<I", 8) + bytes(16),
+    "empty.png": lambda: b"",
+    "page.png": lambda: b"<!DOCTYPE html><html><body>404</body></html>",
     "pointer.jpg": lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n",
     "script.jpg": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n",
-}.items():  # fmt: skip
+}.items():
     harmless = name in ("rows.tiff", "self.tiff", "loop.tiff")
     case(f"a picture {name}", picture(name, content), s.read_picture, fine=OK if harmless else ("refused",))
-case("a picture of 64 million pixels, packed to 200 kB", picture("64m.png", lambda: png(8000, 8000, data=bytes(8000 * 24_001))),
-     s.read_picture, fine=OK)  # fmt: skip
+case(
+    "a picture of 64 million pixels, packed to 200 kB",
+    picture("64m.png", lambda: png(8000, 8000, data=bytes(8000 * 24_001))),
+    s.read_picture,
+    fine=OK,
+)
 
 
 @of(s.read_picture, fine=OK)

@@ -1,5 +1,5 @@
-"""Odd files for every door (FIFO, device, link in a circle, folder), archives that lead elsewhere, odd runs, and
-what steers a terminal."""
+"""Odd files for every door (FIFO, device, link in a circle, folder), archives that lead elsewhere, odd runs,
+and what steers a terminal."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import samples as s
 import small_net
@@ -47,21 +48,31 @@ def replaced(name: str, make: Callable[[Path], object]) -> Callable[[Path], None
 
 
 ODD_FILES: dict[str, Callable[[Path], object]] = {
-    "a FIFO": os.mkfifo, "a link to /dev/zero": lambda path: path.symlink_to("/dev/zero"),
-    "a link to /dev/random": lambda path: path.symlink_to("/dev/random"), "a folder": Path.mkdir,
-    "a link to itself": lambda path: path.symlink_to(path.name), "a link to nowhere": lambda path: path.symlink_to("nowhere"),
-    "an empty file": Path.touch, "a file of 5 GB of zeros": lambda path: (path.touch(), os.truncate(path, 3073 * 1_700_000)),
+    "a FIFO": os.mkfifo,
+    "a link to /dev/zero": lambda path: path.symlink_to("/dev/zero"),
+    "a link to /dev/random": lambda path: path.symlink_to("/dev/random"),
+    "a folder": Path.mkdir,
+    "a link to itself": lambda path: path.symlink_to(path.name),
+    "a link to nowhere": lambda path: path.symlink_to("nowhere"),
+    "an empty file": Path.touch,
+    "a file of 5 GB of zeros": lambda path: (path.touch(), os.truncate(path, 3073 * 1_700_000)),
     "a socket": lambda path: socket.socket(socket.AF_UNIX).bind(str(path)[-100:]),
-}  # fmt: skip
+}
 for told, odd in ODD_FILES.items():
     case(f"config.json is {told}", run_with(replaced("config.json", odd)), s.read_run, named=False)
     case(f"both checkpoints are {told}", run_with(replaced("checkpoint-*", odd)), s.read_run, named=False)
 for told, settings in {
-    "a width of a thousand million": {"variant": {"width": GIGA}}, "a huge size": {"size": 10**6}, "a model of another kind": {"model": RED},
-    "pictures elsewhere": {"data": "/dev/zero"}, "a rate that is a list": {"optimizer": {"name": "adam", "lr": [1]}},
-    "a freeze of numbers": {"freeze": [1]}, "a thousand million epochs": {"epochs": 10**9}, "a normalisation of texts": {"normalize": {"mean": "x", "std": "y"}},
-    "start_from elsewhere": {"start_from": "/dev/zero"}, "a device of another kind": {"device": "cuda:99999999999999999999"},
-}.items():  # fmt: skip
+    "a width of a thousand million": {"variant": {"width": GIGA}},
+    "a huge size": {"size": 10**6},
+    "a model of another kind": {"model": RED},
+    "pictures elsewhere": {"data": "/dev/zero"},
+    "a rate that is a list": {"optimizer": {"name": "adam", "lr": [1]}},
+    "a freeze of numbers": {"freeze": [1]},
+    "a thousand million epochs": {"epochs": 10**9},
+    "a normalisation of texts": {"normalize": {"mean": "x", "std": "y"}},
+    "start_from elsewhere": {"start_from": "/dev/zero"},
+    "a device of another kind": {"device": "cuda:99999999999999999999"},
+}.items():
     case(
         f"config.json with {told}",
         run_with(config_with(**settings)),
@@ -96,10 +107,18 @@ def at(name: str, make: Callable[[Path], object]) -> Callable[[Path], Path]:
 
 for told, odd in ODD_FILES.items():
     for name, door in {
-        "x.pth": s.read_torch, "x.safetensors": s.read_torch, "x.h5": s.read_keras, "x.keras": s.read_keras, "x.weights.h5": s.read_keras,
-        "model.safetensors": s.read_model, "x.png": s.read_picture, "x.zip": s.read_set_of_any_size, "x.tar": s.read_set_of_any_size,
-        "x.tar.gz": s.read_set_of_any_size, "set/train_signs.h5": s.read_set,
-    }.items():  # fmt: skip
+        "x.pth": s.read_torch,
+        "x.safetensors": s.read_torch,
+        "x.h5": s.read_keras,
+        "x.keras": s.read_keras,
+        "x.weights.h5": s.read_keras,
+        "model.safetensors": s.read_model,
+        "x.png": s.read_picture,
+        "x.zip": s.read_set_of_any_size,
+        "x.tar": s.read_set_of_any_size,
+        "x.tar.gz": s.read_set_of_any_size,
+        "set/train_signs.h5": s.read_set,
+    }.items():
         case(f"{name} is {told}", at(name, odd), door)
 
 
@@ -150,8 +169,15 @@ case(
     )[2],
     s.read_set,
 )
-case("CIFAR-10 of 5 GB of zeros", lambda f: (s.make_cifar(f), replaced("data_batch_3.bin", ODD_FILES["a file of 5 GB of zeros"])(f / "set"),
-     f / "set" / "data_batch_3.bin")[2], s.read_set)  # fmt: skip
+case(
+    "CIFAR-10 of 5 GB of zeros",
+    lambda f: (
+        s.make_cifar(f),
+        replaced("data_batch_3.bin", ODD_FILES["a file of 5 GB of zeros"])(f / "set"),
+        f / "set" / "data_batch_3.bin",
+    )[2],
+    s.read_set,
+)
 
 
 def archive_with(
@@ -247,21 +273,51 @@ def named(name: str) -> Callable[[Path], Path]:
 
 for told, make, door in [
     ("data, a class", class_named(RED), cli("data", "PATH", "--size", "8")),
-    ("data, a picture that is none", beside_pictures(f"cat/{RED}.png", lambda p: p.write_bytes(b"x")), cli("data", "PATH", "--size", "8")),
-    ("data, a name with a line in it", beside_pictures("cat/a\nb\r.png", lambda p: p.write_bytes(b"x")), cli("data", "PATH", "--size", "8")),
-    ("data, a member of a zip", archive_with(f"cat/{RED}.png", link=RED, ending="zip"), cli("data", "PATH", "--size", "8")),
+    (
+        "data, a picture that is none",
+        beside_pictures(f"cat/{RED}.png", lambda p: p.write_bytes(b"x")),
+        cli("data", "PATH", "--size", "8"),
+    ),
+    (
+        "data, a name with a line in it",
+        beside_pictures("cat/a\nb\r.png", lambda p: p.write_bytes(b"x")),
+        cli("data", "PATH", "--size", "8"),
+    ),
+    (
+        "data, a member of a zip",
+        archive_with(f"cat/{RED}.png", link=RED, ending="zip"),
+        cli("data", "PATH", "--size", "8"),
+    ),
     ("data, a path", at(f"{RED}.zip", Path.touch), cli("data", "PATH")),
     ("predict, a picture", named(f"{RED}.png"), cli("predict", "MODEL", "PATH")),
     ("predict, a picture that is none", at(f"{RED}.png", Path.touch), cli("predict", "MODEL", "PATH")),
-    ("predict, the classes of a model", own_with(lambda a, i: i.update(classes=[RED, "b", "c"])), cli("predict", "PATH", "PICTURE")),
-    ("evaluate, the data of a model", own_with(lambda a, i: i.update(dataset=RED)), cli("evaluate", "PATH", "--data", "nowhere")),
-    ("predict, the name of a model", own_with(lambda a, i: i.update(model=RED)), cli("predict", "PATH", "PICTURE")),
-    ("import-weights, a tensor", torch_with("weights.pth", lambda state, torch: {**state, RED: torch.ones(1)}),
-     cli("import-weights", "PATH", "--model", "resnet20_cifar", "--out", "OUT")),
-    ("import-weights, names of safetensors", safetensors_with("weights.safetensors", lambda h: {RED + k: v for k, v in h.items()}),
-     cli("import-weights", "PATH", "--model", "resnet20_cifar", "--out", "OUT")),
+    (
+        "predict, the classes of a model",
+        own_with(lambda a, i: i.update(classes=[RED, "b", "c"])),
+        cli("predict", "PATH", "PICTURE"),
+    ),
+    (
+        "evaluate, the data of a model",
+        own_with(lambda a, i: i.update(dataset=RED)),
+        cli("evaluate", "PATH", "--data", "nowhere"),
+    ),
+    (
+        "predict, the name of a model",
+        own_with(lambda a, i: i.update(model=RED)),
+        cli("predict", "PATH", "PICTURE"),
+    ),
+    (
+        "import-weights, a tensor",
+        torch_with("weights.pth", lambda state, torch: {**state, RED: torch.ones(1)}),
+        cli("import-weights", "PATH", "--model", "resnet20_cifar", "--out", "OUT"),
+    ),
+    (
+        "import-weights, names of safetensors",
+        safetensors_with("weights.safetensors", lambda h: {RED + k: v for k, v in h.items()}),
+        cli("import-weights", "PATH", "--model", "resnet20_cifar", "--out", "OUT"),
+    ),
     ("train --resume, a model", run_with(config_with(model=RED)), cli("train", "--resume", "PATH")),
     ("train --resume, a setting", run_with(config_with(**{RED: 1})), cli("train", "--resume", "PATH")),
     ("train --resume, a data set", run_with(config_with(data=RED)), cli("train", "--resume", "PATH")),
-]:  # fmt: skip
+]:
     case(f"shown by {told}: escape bytes", make, door, fine=OK, named=False)

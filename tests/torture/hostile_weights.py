@@ -89,11 +89,16 @@ def to_itself(file: Any, h5py: Any, name: str) -> None:
 
 
 for told, make in {
-    "an external link": external_link, "external storage": external_storage, "a virtual array": virtual,
-    "a huge array that was never written": huge_empty, "a huge chunked array that was never written": huge_chunked,
-    "an array of 3 GB packed to 3 MB": packed_bomb, "a chunk that unpacks to 1 GB": one_chunk_bomb,
-    "an array of texts": texts, "a group that holds itself": to_itself,
-}.items():  # fmt: skip
+    "an external link": external_link,
+    "external storage": external_storage,
+    "a virtual array": virtual,
+    "a huge array that was never written": huge_empty,
+    "a huge chunked array that was never written": huge_chunked,
+    "an array of 3 GB packed to 3 MB": packed_bomb,
+    "a chunk that unpacks to 1 GB": one_chunk_bomb,
+    "an array of texts": texts,
+    "a group that holds itself": to_itself,
+}.items():
     fine = OK if make is one_chunk_bomb else ("refused",)
     case(f"Keras .weights.h5 with {told}", keras_h5(instead(KERNEL, make)), s.read_keras, fine=fine)
     case(f"Keras .h5 with {told}", keras_h5(instead(LEGACY, make), legacy=True), s.read_keras, fine=fine)
@@ -117,10 +122,16 @@ def many_layers(file: Any, h5py: Any) -> None:
 case("Keras .weights.h5 whose layers hold themselves", keras_h5(layers_in_layers), s.read_keras)
 case("Keras .weights.h5 with layers 3,000 deep", keras_h5(deep_layers), s.read_keras)
 case("Keras .weights.h5 with 20,000 empty layers", keras_h5(many_layers), s.read_keras, fine=OK)
-case("Keras .h5 with a config 100,000 deep", keras_h5(lambda f, h: f.attrs.create("model_config", "[" * 30_000 + "]" * 30_000), legacy=True),
-     s.read_keras)  # fmt: skip
-case("Keras .h5 whose layer_names lists a layer twice", keras_h5(lambda f, h: f["model_weights"].attrs.create("layer_names", ["conv1"] * 2), legacy=True),
-     s.read_keras)  # fmt: skip
+case(
+    "Keras .h5 with a config 100,000 deep",
+    keras_h5(lambda f, h: f.attrs.create("model_config", "[" * 30_000 + "]" * 30_000), legacy=True),
+    s.read_keras,
+)
+case(
+    "Keras .h5 whose layer_names lists a layer twice",
+    keras_h5(lambda f, h: f["model_weights"].attrs.create("layer_names", ["conv1"] * 2), legacy=True),
+    s.read_keras,
+)
 case(
     "a .keras with a config 100,000 deep",
     lambda f: rewritten_keras(f, lambda c: None, text="[" * 100_000 + "]" * 100_000),
@@ -243,10 +254,15 @@ def put(key: str, value: Callable[[Any], Any]) -> Callable[[dict[str, Any], Any]
 
 
 for told, change in {
-    "that holds itself": itself, "150 containers deep": nested,
-    "with a tensor of 40 GB made of one number": put("conv1.weight", lambda torch: torch.zeros(1, dtype=torch.float16).expand(10**5, 10**5)),
+    "that holds itself": itself,
+    "150 containers deep": nested,
+    "with a tensor of 40 GB made of one number": put(
+        "conv1.weight", lambda torch: torch.zeros(1, dtype=torch.float16).expand(10**5, 10**5)
+    ),
     "with a sparse tensor": put("linear.weight", lambda torch: torch.ones(10, 8).to_sparse()),
-    "with a huge sparse tensor": put("linear.weight", lambda torch: torch.sparse_coo_tensor([[0], [0]], [1.0], (10**6, 10**6))),
+    "with a huge sparse tensor": put(
+        "linear.weight", lambda torch: torch.sparse_coo_tensor([[0], [0]], [1.0], (10**6, 10**6))
+    ),
     "with a complex tensor": put("linear.weight", lambda torch: torch.ones(10, 8, dtype=torch.complex64)),
     "with a tensor without numbers": put("linear.weight", lambda torch: torch.ones(10, 8, device="meta")),
     "with whole numbers for weights": put("linear.weight", lambda torch: torch.ones(10, 8, dtype=torch.int8)),
@@ -255,14 +271,20 @@ for told, change in {
     "with infinity": put("bn1.running_var", lambda torch: torch.full((4,), float("inf"))),
     "with a negative variance": put("bn1.running_var", lambda torch: -torch.ones(4)),
     "with a tensor of no numbers": put("linear.weight", lambda torch: torch.ones(0, 8)),
-    "with a quantised tensor": put("linear.weight", lambda torch: torch.quantize_per_tensor(torch.ones(10, 8), 0.1, 0, torch.qint8)),
-    "with a nested tensor": put("linear.weight", lambda torch: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])),
+    "with a quantised tensor": put(
+        "linear.weight", lambda torch: torch.quantize_per_tensor(torch.ones(10, 8), 0.1, 0, torch.qint8)
+    ),
+    "with a nested tensor": put(
+        "linear.weight", lambda torch: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    ),
     "with a name that is a number": lambda state, torch: {**state, 7: torch.ones(1)},
     "with a name that is a tuple": lambda state, torch: {**state, ("a", 1): torch.ones(1)},
     "with a name that steers a terminal": lambda state, torch: {**state, RED: torch.ones(1)},
-    "that is a list": lambda state, torch: list(state.values()), "that is a number": lambda state, torch: 3.0,
-    "that is an empty dict": lambda state, torch: {"state_dict": {}}, "that is a tensor": lambda state, torch: torch.ones(3),
-}.items():  # fmt: skip
+    "that is a list": lambda state, torch: list(state.values()),
+    "that is a number": lambda state, torch: 3.0,
+    "that is an empty dict": lambda state, torch: {"state_dict": {}},
+    "that is a tensor": lambda state, torch: torch.ones(3),
+}.items():
     case(
         f"a .pth {told}",
         torch_with("weights.pth", change),
@@ -290,17 +312,31 @@ def safetensors_with(
 
 DEEP = b'{"a":' * 100_000 + b"0" + b"}" * 100_000
 for told, header, size in [
-    ("a header of 2^60 bytes", lambda h: h, 2**60), ("a header of 2^64 - 1 bytes", lambda h: h, 2**64 - 1),
-    ("a header 100,000 deep", lambda h: DEEP, None), ("a header that is a list", lambda h: [h], None),
+    ("a header of 2^60 bytes", lambda h: h, 2**60),
+    ("a header of 2^64 - 1 bytes", lambda h: h, 2**64 - 1),
+    ("a header 100,000 deep", lambda h: DEEP, None),
+    ("a header that is a list", lambda h: [h], None),
     ("one name twice", lambda h: json.dumps(h)[:-1].encode() + b"," + json.dumps(h)[1:].encode(), None),
-    ("a tensor of 2^62 numbers", lambda h: {**h, "x": {"dtype": "F32", "shape": [2**31, 2**31], "data_offsets": [0, 2**64 - 1]}}, None),
-    ("a shape that is too large for its bytes", lambda h: {**h, "conv1.weight": {**h["conv1.weight"], "shape": [2**62, 4]}}, None),
+    (
+        "a tensor of 2^62 numbers",
+        lambda h: {**h, "x": {"dtype": "F32", "shape": [2**31, 2**31], "data_offsets": [0, 2**64 - 1]}},
+        None,
+    ),
+    (
+        "a shape that is too large for its bytes",
+        lambda h: {**h, "conv1.weight": {**h["conv1.weight"], "shape": [2**62, 4]}},
+        None,
+    ),
     ("two tensors in one place", lambda h: {**h, "conv1.weight": h["layer1.0.conv1.weight"]}, None),
     ("names that steer a terminal", lambda h: {RED + k: v for k, v in h.items()}, None),
     ("names that lead elsewhere", lambda h: {"../../" + k: v for k, v in h.items()}, None),
-    ("metadata 100,000 deep", lambda h: {**h, "__metadata__": {"minires": "[" * 100_000 + "]" * 100_000}}, None),
+    (
+        "metadata 100,000 deep",
+        lambda h: {**h, "__metadata__": {"minires": "[" * 100_000 + "]" * 100_000}},
+        None,
+    ),
     ("metadata that is a number", lambda h: {**h, "__metadata__": {"minires": "3"}}, None),
-]:  # fmt: skip
+]:
     fine = OK if told.startswith("metadata") else ("refused",)
     case(
         f"safetensors of others with {told}",
@@ -368,11 +404,15 @@ def elsewhere(to: str) -> Callable[[dict[str, Any]], Any]:
 
 
 for told, change in {
-    "to ../": elsewhere("../../x.safetensors"), "to /etc/passwd": elsewhere("/etc/passwd"), "to /dev/zero": elsewhere("/dev/zero"),
-    "to itself": elsewhere("model.safetensors.index.json"), "to a name that steers a terminal": elsewhere(RED + ".safetensors"),
+    "to ../": elsewhere("../../x.safetensors"),
+    "to /etc/passwd": elsewhere("/etc/passwd"),
+    "to /dev/zero": elsewhere("/dev/zero"),
+    "to itself": elsewhere("model.safetensors.index.json"),
+    "to a name that steers a terminal": elsewhere(RED + ".safetensors"),
     "to numbers": lambda index: {**index, "weight_map": dict.fromkeys(index["weight_map"], 3)},
-    "100,000 deep": lambda index: "[" * 100_000 + "]" * 100_000, "that is empty": lambda index: {},
-}.items():  # fmt: skip
+    "100,000 deep": lambda index: "[" * 100_000 + "]" * 100_000,
+    "that is empty": lambda index: {},
+}.items():
     case(f"an index of shards {told}", index_with(change), s.read_torch)
 
 
@@ -399,16 +439,25 @@ def own_with(
 for told, change in {
     "a width of a thousand million": lambda a, i: i.update(variant={"width": GIGA}),
     "a million classes": lambda a, i: i.update(classes=[str(n) for n in range(10**6)]),
-    "widths of a ResNet of a million": lambda a, i: i.update(model="resnet20_cifar", variant={"widths": [10**6] * 3}),
+    "widths of a ResNet of a million": lambda a, i: i.update(
+        model="resnet20_cifar", variant={"widths": [10**6] * 3}
+    ),
     "a million blocks": lambda a, i: i.update(model="resnet20_cifar", variant={"repeats": [10**6] * 3}),
-    "NaN": lambda a, i: a["fc.bias"].fill(np.nan), "a negative variance": lambda a, i: a["bn_conv1.running_var"].fill(-1),
-    "no classes": lambda a, i: i.update(classes=[]), "classes that are numbers": lambda a, i: i.update(classes=[1, 2, 3]),
-    "classes that are one text": lambda a, i: i.update(classes="cat"), "one class twice": lambda a, i: i.update(classes=["a", "a", "b"]),
-    "a deviation of zero": lambda a, i: i["normalize"].update(std=[0, 0, 0]), "no normalisation": lambda a, i: i.pop("normalize"),
-    "a size below zero": lambda a, i: i.update(size=[-1, 16]), "a huge size": lambda a, i: i.update(size=[10**9, 10**9]),
-    "a model that is a list": lambda a, i: i.update(model=["torture_net"]), "a variant that is a list": lambda a, i: i.update(variant=[1]),
-    "a variant with a seed": lambda a, i: i.update(variant={"seed": -1}), "nothing but its kind": lambda a, i: [i.pop(k) for k in list(i) if k != "kind"],
-}.items():  # fmt: skip
+    "NaN": lambda a, i: a["fc.bias"].fill(np.nan),
+    "a negative variance": lambda a, i: a["bn_conv1.running_var"].fill(-1),
+    "no classes": lambda a, i: i.update(classes=[]),
+    "classes that are numbers": lambda a, i: i.update(classes=[1, 2, 3]),
+    "classes that are one text": lambda a, i: i.update(classes="cat"),
+    "one class twice": lambda a, i: i.update(classes=["a", "a", "b"]),
+    "a deviation of zero": lambda a, i: i["normalize"].update(std=[0, 0, 0]),
+    "no normalisation": lambda a, i: i.pop("normalize"),
+    "a size below zero": lambda a, i: i.update(size=[-1, 16]),
+    "a huge size": lambda a, i: i.update(size=[10**9, 10**9]),
+    "a model that is a list": lambda a, i: i.update(model=["torture_net"]),
+    "a variant that is a list": lambda a, i: i.update(variant=[1]),
+    "a variant with a seed": lambda a, i: i.update(variant={"seed": -1}),
+    "nothing but its kind": lambda a, i: [i.pop(k) for k in list(i) if k != "kind"],
+}.items():
     # A run that diverged leaves such a model, and nothing forbids two classes of one name.
     fine = OK if told in ("NaN", "a negative variance", "one class twice") else ("refused",)
     case(f"model.safetensors with {told}", own_with(change), s.read_model, fine=fine)

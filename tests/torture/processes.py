@@ -1,8 +1,8 @@
 """Starting, watching and killing real processes that train: what the cases of kills.py are made of.
 
 A process is forked from this one, which has everything imported and compiled, and runs the command line as
-``minires`` does; or it is a fresh ``python -m minires``, which takes two seconds longer. Where it is to be hit
-is a :class:`Moment`: a time, or something that happens to a file of its run folder, told by inotify at once.
+``minires`` does; or it is a fresh ``python -m minires``, which takes two seconds longer. Where it is to be
+hit is a :class:`Moment`: a time, or something that happens to a file of its run folder, told by inotify.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PATIENCE = 120.0  # seconds for one process
@@ -79,18 +80,29 @@ class Process:
     """
 
     def __init__(
-        self, arguments: Sequence[str], log: Path, *, fresh: bool = False, before: Callable[[], object] | None = None,
-        cwd: Path | None = None, stdout: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        arguments: Sequence[str],
+        log: Path,
+        *,
+        fresh: bool = False,
+        before: Callable[[], object] | None = None,
+        cwd: Path | None = None,
+        stdout: int | None = None,
+    ) -> None:
         self.log, self.status, self.fresh = log, None, fresh
         with open(log, "ab") as file:
             if fresh:
                 path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
                 started = subprocess.Popen(
                     [sys.executable, "-m", "minires", "--import", "small_net", *arguments],
-                    stdin=subprocess.DEVNULL, stdout=file if stdout is None else stdout, stderr=file, cwd=cwd,
-                    env={**os.environ, **ALONE, "PYTHONPATH": path}, preexec_fn=before, start_new_session=True,
-                )  # fmt: skip
+                    stdin=subprocess.DEVNULL,
+                    stdout=file if stdout is None else stdout,
+                    stderr=file,
+                    cwd=cwd,
+                    env={**os.environ, **ALONE, "PYTHONPATH": path},
+                    preexec_fn=before,
+                    start_new_session=True,
+                )
                 started.returncode = 0  # this class waits for it
                 self.pid = started.pid
             else:
@@ -186,6 +198,14 @@ def warm(pictures: Path, out: Path) -> None:
             assert cli.main(train(pictures, out)) == 0
         finally:
             sys.stdout = before
+
+
+def machine() -> dict[str, Any]:
+    """What a result was measured on, as in the files of benchmarks/results."""
+    sys.path.append(str(HERE.parents[1] / "benchmarks"))
+    from machine import describe
+
+    return describe()
 
 
 def train(pictures: Path, out: Path | None) -> list[str]:

@@ -1,7 +1,7 @@
 """One whole file, or a few, of every kind that minires reads, and the door through which a user reads it.
 
-A door gets the folder and the file that was changed, and tells the content as text by name, so that two contents
-can be compared. It runs in a process of its own.
+A door gets the folder and the file that was changed, and tells the content as text by name, so that two
+contents can be compared. It runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import formats
 import mutations as m
 import numpy as np
 import small_net
@@ -27,11 +28,11 @@ Door = Callable[[Path, Path], Content]
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """Files that ``make`` writes into an empty folder, which ``door`` reads, and ways to change one of ``target``.
+    """Files that ``make`` writes into an empty folder, ``door`` reads, and ways to change one of ``target``.
 
-    ``checked`` is what of the content a checksum of the format covers: "all", "pictures" (each is one of those
-    that were there), or nothing. ``all_at_once`` changes all of ``target``. ``named`` says that a refusal must
-    name the file.
+    ``checked`` is what of the content a checksum of the format covers: "all", "pictures" (each is one of
+    those that were there), or nothing. ``all_at_once`` changes all of ``target``. ``named`` says that a
+    refusal must name the file.
     """
 
     make: Callable[[Path], None]
@@ -81,9 +82,18 @@ def make_model(folder: Path) -> None:
     from minires import data, models, train
 
     model = models.build("torture_net", classes=3, seed=1)
-    train.save_model(folder / "model.safetensors", train.Trained(
-        model, "torture_net", {"width": 8}, small_net.CLASSES, data.Normalize.imagenet(), (16, 16), "pets",
-    ))  # fmt: skip
+    train.save_model(
+        folder / "model.safetensors",
+        train.Trained(
+            model,
+            "torture_net",
+            {"width": 8},
+            small_net.CLASSES,
+            data.Normalize.imagenet(),
+            (16, 16),
+            "pets",
+        ),
+    )
 
 
 def make_run(folder: Path) -> None:
@@ -104,7 +114,7 @@ def make_run(folder: Path) -> None:
 
 
 def read_run(folder: Path, path: Path) -> Content:
-    """Go on with a run, as far as its first step; if that is refused, it must be refused a second time, too."""
+    """Go on with a run, as far as its first step; if that is refused, it must be so a second time, too."""
     from minires.errors import MiniresError
     from minires.train import Trainer
 
@@ -202,19 +212,48 @@ def read_shards(folder: Path, path: Path) -> Content:
     return read_torch(folder, folder / "model.safetensors.index.json")
 
 
-LAYERS: list[tuple[str, str, dict[str, Any], list[tuple[str, tuple[int, ...]]]]] = [  # of torture_net, in Keras
+LAYERS: list[
+    tuple[str, str, dict[str, Any], list[tuple[str, tuple[int, ...]]]]
+] = [  # of torture_net, in Keras
     ("InputLayer", "input_layer", {"batch_shape": [None, 16, 16, 3], "sparse": False}, []),
-    ("Conv2D", "conv1", {"filters": 4, "kernel_size": [3, 3], "strides": [1, 1], "padding": "same", "groups": 1,
-     "data_format": "channels_last", "dilation_rate": [1, 1], "activation": "linear", "use_bias": True},
-     [("kernel", (3, 3, 3, 4)), ("bias", (4,))]),
-    ("BatchNormalization", "bn_conv1", {"axis": -1, "momentum": 0.9, "epsilon": 1e-5, "center": True, "scale": True},
-     [(leaf, (4,)) for leaf in ("gamma", "beta", "moving_mean", "moving_variance")]),
+    (
+        "Conv2D",
+        "conv1",
+        {
+            "filters": 4,
+            "kernel_size": [3, 3],
+            "strides": [1, 1],
+            "padding": "same",
+            "groups": 1,
+            "data_format": "channels_last",
+            "dilation_rate": [1, 1],
+            "activation": "linear",
+            "use_bias": True,
+        },
+        [("kernel", (3, 3, 3, 4)), ("bias", (4,))],
+    ),
+    (
+        "BatchNormalization",
+        "bn_conv1",
+        {"axis": -1, "momentum": 0.9, "epsilon": 1e-5, "center": True, "scale": True},
+        [(leaf, (4,)) for leaf in ("gamma", "beta", "moving_mean", "moving_variance")],
+    ),
     ("ReLU", "relu", {"max_value": None, "negative_slope": 0.0, "threshold": 0.0}, []),
     ("Dropout", "drop", {"rate": 0.2, "seed": None, "noise_shape": None}, []),
     ("GlobalAveragePooling2D", "pool", {"data_format": "channels_last", "keepdims": False}, []),
-    ("Dense", "fc1", {"units": 8, "activation": "linear", "use_bias": True}, [("kernel", (4, 8)), ("bias", (8,))]),
-    ("Dense", "fc", {"units": 3, "activation": "softmax", "use_bias": True}, [("kernel", (8, 3)), ("bias", (3,))]),
-]  # fmt: skip
+    (
+        "Dense",
+        "fc1",
+        {"units": 8, "activation": "linear", "use_bias": True},
+        [("kernel", (4, 8)), ("bias", (8,))],
+    ),
+    (
+        "Dense",
+        "fc",
+        {"units": 3, "activation": "softmax", "use_bias": True},
+        [("kernel", (8, 3)), ("bias", (3,))],
+    ),
+]
 GROUPS = (
     "input_layer",
     "conv2d",
@@ -242,19 +281,39 @@ def keras_config() -> dict[str, Any]:
             "config": {"shape": [None], "dtype": "float32", "keras_history": [before, 0, 0]},
         }
         inbound = [{"args": [history], "kwargs": {}}] if before else []
-        layers.append({"module": "keras.layers", "class_name": kind, "config": config, "registered_name": None,
-                       "name": name, "inbound_nodes": inbound})  # fmt: skip
+        layers.append(
+            {
+                "module": "keras.layers",
+                "class_name": kind,
+                "config": config,
+                "registered_name": None,
+                "name": name,
+                "inbound_nodes": inbound,
+            }
+        )
         before = name
-    config = {"name": "small", "trainable": True, "layers": layers, "input_layers": ["input_layer", 0, 0],
-              "output_layers": ["fc", 0, 0]}  # fmt: skip
-    return {"module": "keras.src.models.functional", "class_name": "Functional", "config": config,
-            "registered_name": "Functional", "build_config": {"input_shape": None}}  # fmt: skip
+    config = {
+        "name": "small",
+        "trainable": True,
+        "layers": layers,
+        "input_layers": ["input_layer", 0, 0],
+        "output_layers": ["fc", 0, 0],
+    }
+    return {
+        "module": "keras.src.models.functional",
+        "class_name": "Functional",
+        "config": config,
+        "registered_name": "Functional",
+        "build_config": {"input_shape": None},
+    }
 
 
 def keras_arrays() -> dict[str, list[tuple[str, Any]]]:
     rng = np.random.default_rng(0)
-    return {name: [(leaf, rng.uniform(0.1, 1, shape).astype(np.float32)) for leaf, shape in leaves]
-            for _, name, _, leaves in LAYERS}  # fmt: skip
+    return {
+        name: [(leaf, rng.uniform(0.1, 1, shape).astype(np.float32)) for leaf, shape in leaves]
+        for _, name, _, leaves in LAYERS
+    }
 
 
 def make_keras_legacy(folder: Path) -> None:
@@ -435,36 +494,123 @@ def make_tar(folder: Path, *, ending: str = "tar") -> None:
 
 BYTES = (m.some_bytes,)
 KINDS: dict[str, Kind] = {
-    "own model": Kind(make=make_model, door=read_model, target="model.safetensors", checked="all",
-                      changes=(m.some_bytes, m.in_safetensors, m.in_own, m.in_own)),
-    "checkpoint": Kind(make=make_run, door=read_run, target="run/checkpoint-*6.safetensors", checked="all", named=False,
-                       changes=(m.some_bytes, m.in_safetensors, m.in_own, m.in_own)),
-    "all checkpoints": Kind(make=make_run, door=read_run, target="run/checkpoint-*", checked="all", all_at_once=True, named=False,
-                            changes=(m.some_bytes, m.in_safetensors)),
-    "config": Kind(make=make_config, door=read_config, target="config.json", named=False,
-                   changes=(m.some_bytes, m.in_json, m.in_json, m.in_json)),
-    "config of a run": Kind(make=make_run, door=read_run, target="run/config.json", named=False, changes=(m.some_bytes, m.in_json, m.in_json)),
-    "pth": Kind(make=make_torch, door=read_torch, target="weights.pth", checked="all",
-                changes=(m.some_bytes, m.some_bytes, m.in_zip_fields, m.zip_of(m.some_bytes))),
-    "legacy pth": Kind(make=lambda folder: make_torch(folder, zipped=False), door=read_torch, target="weights.pth", changes=BYTES),
-    "safetensors": Kind(make=make_safetensors, door=read_torch, target="weights.safetensors",
-                        changes=(m.some_bytes, m.in_safetensors, m.in_tensors)),
+    "own model": Kind(
+        make=make_model,
+        door=read_model,
+        target="model.safetensors",
+        checked="all",
+        changes=(m.some_bytes, m.in_safetensors, m.in_own, m.in_own),
+    ),
+    "checkpoint": Kind(
+        make=make_run,
+        door=read_run,
+        target="run/checkpoint-*6.safetensors",
+        checked="all",
+        named=False,
+        changes=(m.some_bytes, m.in_safetensors, m.in_own, m.in_own),
+    ),
+    "all checkpoints": Kind(
+        make=make_run,
+        door=read_run,
+        target="run/checkpoint-*",
+        checked="all",
+        all_at_once=True,
+        named=False,
+        changes=(m.some_bytes, m.in_safetensors),
+    ),
+    "config": Kind(
+        make=make_config,
+        door=read_config,
+        target="config.json",
+        named=False,
+        changes=(m.some_bytes, m.in_json, m.in_json, m.in_json),
+    ),
+    "config of a run": Kind(
+        make=make_run,
+        door=read_run,
+        target="run/config.json",
+        named=False,
+        changes=(m.some_bytes, m.in_json, m.in_json),
+    ),
+    "pth": Kind(
+        make=make_torch,
+        door=read_torch,
+        target="weights.pth",
+        checked="all",
+        changes=(m.some_bytes, m.some_bytes, formats.in_zip_fields, formats.zip_of(m.some_bytes)),
+    ),
+    "legacy pth": Kind(
+        make=lambda folder: make_torch(folder, zipped=False),
+        door=read_torch,
+        target="weights.pth",
+        changes=BYTES,
+    ),
+    "safetensors": Kind(
+        make=make_safetensors,
+        door=read_torch,
+        target="weights.safetensors",
+        changes=(m.some_bytes, m.in_safetensors, m.in_tensors),
+    ),
     "shards": Kind(make=make_shards, door=read_shards, target="model*", changes=(m.some_bytes,)),
-    "index of shards": Kind(make=make_shards, door=read_shards, target="*.json", changes=(m.some_bytes, m.in_json, m.in_json)),
-    "keras .h5": Kind(make=make_keras_legacy, door=read_keras, target="*.h5", changes=(m.some_bytes, m.near_marks, m.near_marks, m.in_hdf5)),
-    "keras .weights.h5": Kind(make=make_keras_weights, door=read_keras, target="*.h5",
-                              changes=(m.some_bytes, m.near_marks, m.near_marks, m.in_hdf5)),
-    "keras .keras": Kind(make=make_keras, door=read_keras, target="*.keras", checked="all",
-                         changes=(m.some_bytes, m.in_zip_fields, m.zip_of(m.near_marks), m.zip_of(m.some_bytes))),
-    "signs": Kind(make=make_signs, door=read_set, target="set/*.h5", changes=(m.some_bytes, m.near_marks, m.near_marks, m.in_hdf5)),
+    "index of shards": Kind(
+        make=make_shards, door=read_shards, target="*.json", changes=(m.some_bytes, m.in_json, m.in_json)
+    ),
+    "keras .h5": Kind(
+        make=make_keras_legacy,
+        door=read_keras,
+        target="*.h5",
+        changes=(m.some_bytes, formats.near_marks, formats.near_marks, formats.in_hdf5),
+    ),
+    "keras .weights.h5": Kind(
+        make=make_keras_weights,
+        door=read_keras,
+        target="*.h5",
+        changes=(m.some_bytes, formats.near_marks, formats.near_marks, formats.in_hdf5),
+    ),
+    "keras .keras": Kind(
+        make=make_keras,
+        door=read_keras,
+        target="*.keras",
+        checked="all",
+        changes=(
+            m.some_bytes,
+            formats.in_zip_fields,
+            formats.zip_of(formats.near_marks),
+            formats.zip_of(m.some_bytes),
+        ),
+    ),
+    "signs": Kind(
+        make=make_signs,
+        door=read_set,
+        target="set/*.h5",
+        changes=(m.some_bytes, formats.near_marks, formats.near_marks, formats.in_hdf5),
+    ),
     "cifar": Kind(make=make_cifar, door=read_set, target="set/*.bin", changes=BYTES),
-    "png": Kind(make=make_png, door=read_picture, target="*", checked="all", changes=(m.some_bytes, m.in_png, m.in_png)),
-    "jpg": Kind(make=make_jpg, door=read_picture, target="*", changes=(m.some_bytes, m.in_jpeg)),
+    "png": Kind(
+        make=make_png,
+        door=read_picture,
+        target="*",
+        checked="all",
+        changes=(m.some_bytes, formats.in_png, formats.in_png),
+    ),
+    "jpg": Kind(make=make_jpg, door=read_picture, target="*", changes=(m.some_bytes, formats.in_jpeg)),
     "other pictures": Kind(make=make_other_pictures, door=read_picture, target="*", changes=BYTES),
     "picture folder": Kind(make=make_folder, door=read_set_of_any_size, target="set/*/*", changes=BYTES),
-    "zip": Kind(make=make_zip, door=read_set_of_any_size, target="*.zip", checked="pictures",
-                changes=(m.some_bytes, m.in_zip_fields, m.in_zip_fields, m.zip_of(m.some_bytes))),
-    "tar": Kind(make=make_tar, door=read_set_of_any_size, target="*.tar", changes=(m.some_bytes, m.in_tar)),
-    "tar.gz": Kind(make=lambda folder: make_tar(folder, ending="tar.gz"), door=read_set_of_any_size, target="*.tar.gz",
-                   checked="pictures", changes=(m.some_bytes, m.in_gzip, m.in_tar)),
-}  # fmt: skip
+    "zip": Kind(
+        make=make_zip,
+        door=read_set_of_any_size,
+        target="*.zip",
+        checked="pictures",
+        changes=(m.some_bytes, formats.in_zip_fields, formats.in_zip_fields, formats.zip_of(m.some_bytes)),
+    ),
+    "tar": Kind(
+        make=make_tar, door=read_set_of_any_size, target="*.tar", changes=(m.some_bytes, formats.in_tar)
+    ),
+    "tar.gz": Kind(
+        make=lambda folder: make_tar(folder, ending="tar.gz"),
+        door=read_set_of_any_size,
+        target="*.tar.gz",
+        checked="pictures",
+        changes=(m.some_bytes, formats.in_gzip, formats.in_tar),
+    ),
+}

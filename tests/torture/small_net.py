@@ -1,8 +1,8 @@
 """A very small net and a short recipe under names of their own, for runs that are made to be killed.
 
-``minires --import small_net train --recipe torture --data PICTURES --out FOLDER`` trains it. The recipe has all
-that must come back after a kill: dropout, batch norm, an average of the weights, augmentation, a schedule that
-looks at the losses, checkpoints inside an epoch.
+``minires --import small_net train --recipe torture --data PICTURES --out FOLDER`` trains it. The recipe has
+all that must come back after a kill: dropout, batch norm, an average of the weights, augmentation, a schedule
+that looks at the losses, checkpoints inside an epoch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VARIANT = {"repeats": [1, 1, 1], "widths": [4, 4, 8]}  # of resnet20_cifar, as s
 
 @models.register("torture_net", size=SIDE, classes=len(CLASSES), title="one convolution, two dense layers")
 class TortureNet(nn.Module):
-    """A convolution, a batch norm, dropout and two dense layers, named as the released ResNets name theirs."""
+    """A convolution, a batch norm, dropout, two dense layers, named as the released ResNets name theirs."""
 
     def __init__(self, *, classes: int, width: int = 8) -> None:
         super().__init__()
@@ -39,13 +39,22 @@ class TortureNet(nn.Module):
         return self.fc(self.fc1(self.pool(self.drop(self.relu(self.bn_conv1(self.conv1(x)))))))
 
 
-recipes.register("torture", {
-    "model": "torture_net", "epochs": 4, "batch_size": 4, "checkpoint_every": 2, "ema": 0.9,
-    "variant": {"width": 20_000},  # so that a checkpoint has 2 MB, and takes a while to write
-    "optimizer": {"name": "adam", "lr": 0.01, "weight_decay": 1e-3, "clip_norm": 5.0},
-    "schedule": {"name": "plateau", "patience": 0, "factor": 0.5, "threshold": 0.2, "warmup": 0.2},
-    "augment": [["shift", {"pixels": 2}], "flip"], "label_smoothing": 0.1, "recalibrate": True,
-})  # fmt: skip
+recipes.register(
+    "torture",
+    {
+        "model": "torture_net",
+        "epochs": 4,
+        "batch_size": 4,
+        "checkpoint_every": 2,
+        "ema": 0.9,
+        "variant": {"width": 20_000},  # so that a checkpoint has 2 MB, and takes a while to write
+        "optimizer": {"name": "adam", "lr": 0.01, "weight_decay": 1e-3, "clip_norm": 5.0},
+        "schedule": {"name": "plateau", "patience": 0, "factor": 0.5, "threshold": 0.2, "warmup": 0.2},
+        "augment": [["shift", {"pixels": 2}], "flip"],
+        "label_smoothing": 0.1,
+        "recalibrate": True,
+    },
+)
 
 
 def pictures(folder: Path, *, count: int = 12, side: int = SIDE, ending: str = "png") -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from case import EPOCHS, Case, began
+from case import Case, all_steps, began
 from processes import Moment
 
 
@@ -34,8 +34,7 @@ def signals(case: Case) -> None:
         text = process.text()
         too_early = fresh and not began(process) and "minires" not in text.partition("Traceback")[2]
         case.look(process, 0, 128 + number, -number, *([1] if too_early else []))
-        all_steps = f"epoch {EPOCHS}/{EPOCHS}" in text or "testing again" in text
-        if process.status and began(process) and not (all_steps or twice or "saved" in text):
+        if process.status and began(process) and not (all_steps(process) or twice or "saved" in text):
             case.fault("not saved", text.strip()[-200:])
     case.finish()
 

@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import disasters
-from case import Case, began
+from case import Case, all_steps, began
 from processes import ALONE, Moment, Process, machine, train, warm
 
 
@@ -142,6 +142,20 @@ def run(seed: int, base: Path, kinds: list[str], *, keep: bool = False) -> Case:
 # -------------------------------------------------------------------------------------------------- many
 
 
+def measure(base: Path) -> None:
+    """How long a run lasts here; and whether one to which nothing happens is what the cases take it for."""
+    started = time.monotonic()
+    case = Case(0, "one", base / "measured", base / "pictures", random.Random(0))
+    process = case.start()
+    process.wait()
+    Case.lasts = time.monotonic() - started
+    case.compare(case.out)
+    if process.status or case.faults or not began(process) or not all_steps(process):
+        raise SystemExit(
+            f"a run to which nothing happens is not as it should be: {case.faults}\n{process.text()}"
+        )
+
+
 def work(job: int, options: argparse.Namespace, base: Path, told: int) -> None:
     """Cases of one process, until it has its share of the kills; each is told as a line of JSON."""
     kills, seed = 0, options.seed + job
@@ -241,6 +255,7 @@ def main() -> int:
     base = Path(tempfile.mkdtemp(prefix="kills-"))
     small_net.pictures(base / "pictures")
     warm(base / "pictures", base / "reference")
+    measure(base)
     if options.only is not None:
         case = run(options.only, base, options.kinds, keep=True)
         print(case.kind, *case.did, *case.faults, case.skipped, f"its folder: {case.folder}", sep="\n")

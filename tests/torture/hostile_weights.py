@@ -229,7 +229,8 @@ def torch_with(name: str, change: Callable[[dict[str, Any], Any], Any]) -> Calla
         import torch
 
         state = {key: torch.from_numpy(array) for key, array in s.torch_state().items()}
-        torch.save(change(state, torch) or state, folder / name)
+        other = change(state, torch)
+        torch.save(state if other is None else other, folder / name)
         return folder / name
 
     return make

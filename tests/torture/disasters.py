@@ -34,7 +34,8 @@ def signals(case: Case) -> None:
         text = process.text()
         too_early = fresh and not began(process) and "minires" not in text.partition("Traceback")[2]
         case.look(process, 0, 128 + number, -number, *([1] if too_early else []))
-        if process.status and began(process) and not (all_steps(process) or twice or "saved" in text):
+        trained = began(process) and "\nepoch " in text and not all_steps(process)
+        if process.status and trained and not (twice or "saved" in text):
             case.fault("not saved", text.strip()[-200:])
     case.finish()
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import samples as s
+import whole_weights as w
 
 GIGA = 10**9
 RED = "\x1b[31m\x1b]0;mine\x07red"
@@ -61,7 +62,7 @@ def cli(*arguments: str) -> s.Door:
     """The command line, which shall end with 0, 1 or 2. PATH stands for the file, MODEL for a whole model,
     PICTURE for a whole picture, OUT for a file that is to be written."""
 
-    def door(folder: Path, path: Path) -> s.Content:
+    def door(folder: Path, path: Path) -> w.Content:
         from minires import cli as program
         from minires.errors import DataError
 
@@ -111,11 +112,11 @@ def pickled(name: str, *, zipped: bool = False, protocol: int = 2) -> Callable[[
 
 for ending in ("pth", "pt", "bin", "tar", "ckpt", "safetensors", "npz", ""):
     name = f"weights.{ending}".rstrip(".")
-    case(f"a pickle that runs code, {name}", pickled(name), s.read_torch)
-    case(f"a zip with a pickle that runs code, {name}", pickled(name, zipped=True), s.read_torch)
-case("a pickle of protocol 4 that runs code", pickled("weights.pth", protocol=4), s.read_torch)
+    case(f"a pickle that runs code, {name}", pickled(name), w.read_torch)
+    case(f"a zip with a pickle that runs code, {name}", pickled(name, zipped=True), w.read_torch)
+case("a pickle of protocol 4 that runs code", pickled("weights.pth", protocol=4), w.read_torch)
 for ending in ("h5", "weights.h5", "keras"):
-    case(f"a pickle that runs code, weights.{ending}", pickled(f"weights.{ending}"), s.read_keras)
+    case(f"a pickle that runs code, weights.{ending}", pickled(f"weights.{ending}"), w.read_keras)
 case("a pickle that runs code as model.safetensors", pickled("model.safetensors"), s.read_model)
 case("a pickle that runs code as a picture", pickled("x.png"), s.read_picture)
 
@@ -129,23 +130,23 @@ def cifar_pickles(folder: Path) -> Path:
     return pickled("test_batch")(folder / "set")
 
 
-@of(s.read_keras)
+@of(w.read_keras)
 def lambda_layer(folder: Path) -> Path:
     """a .keras file with a Lambda layer"""
     return rewritten_keras(folder, lambda config: config["config"]["layers"][3].update(class_name="Lambda"))
 
 
 def rewritten_keras(folder: Path, change: Callable[[Any], Any], *, text: str = "") -> Path:
-    config = s.keras_config()
+    config = w.keras_config()
     change(config)
-    s.make_keras(folder)
+    w.make_keras(folder)
     path = folder / "small.keras"
     with zipfile.ZipFile(path) as archive:
-        weights = archive.read("model.weights.h5")
+        hdf5 = archive.read("model.weights.h5")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("config.json", text or json.dumps(config))
         archive.writestr("metadata.json", "{}")
-        archive.writestr("model.weights.h5", weights)
+        archive.writestr("model.weights.h5", hdf5)
     return path
 
 
@@ -213,26 +214,26 @@ case(
 case(
     "a .keras whose weights are a bomb",
     lambda f: bomb_zip(f / "x.keras", "model.weights.h5", {"config.json": b"{}", "metadata.json": b"{}"}),
-    s.read_keras,
+    w.read_keras,
 )
 case(
     "a .keras whose config is a bomb",
     lambda f: bomb_zip(f / "x.keras", "config.json", {"model.weights.h5": b"", "metadata.json": b"{}"}),
-    s.read_keras,
+    w.read_keras,
 )
 case(
     "a .keras whose bomb tells a small size",
     lambda f: bomb_zip(f / "x.keras", "model.weights.h5", {"config.json": b"{}"}, told=100),
-    s.read_keras,
+    w.read_keras,
 )
 case(
     "a .pth whose pickle is a bomb",
     lambda f: bomb_zip(f / "x.pth", "archive/data.pkl", {"archive/version": b"3\n"}),
-    s.read_torch,
+    w.read_torch,
 )
 
 
-@of(s.read_torch)
+@of(w.read_torch)
 def pth_bomb(folder: Path) -> Path:
     """a .pth whose tensor is a bomb"""
     import torch

@@ -15,6 +15,7 @@ from typing import Any
 
 import samples as s
 import small_net
+import whole_weights as w
 from hostile import GIGA, OK, RED, case, cli, of, some_pictures
 from hostile_weights import DEEP, own_with, safetensors_with, torch_with
 
@@ -107,11 +108,11 @@ def at(name: str, make: Callable[[Path], object]) -> Callable[[Path], Path]:
 
 for told, odd in ODD_FILES.items():
     for name, door in {
-        "x.pth": s.read_torch,
-        "x.safetensors": s.read_torch,
-        "x.h5": s.read_keras,
-        "x.keras": s.read_keras,
-        "x.weights.h5": s.read_keras,
+        "x.pth": w.read_torch,
+        "x.safetensors": w.read_torch,
+        "x.h5": w.read_keras,
+        "x.keras": w.read_keras,
+        "x.weights.h5": w.read_keras,
         "model.safetensors": s.read_model,
         "x.png": s.read_picture,
         "x.zip": s.read_set_of_any_size,

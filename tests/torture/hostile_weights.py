@@ -11,6 +11,7 @@ from typing import Any
 import mutations
 import numpy as np
 import samples as s
+import whole_weights as w
 from hostile import GIGA, OK, RED, case, rewritten_keras
 
 # --------------------------------------------------------------------------------------------------- HDF5
@@ -22,7 +23,7 @@ def keras_h5(change: Callable[[Any, Any], None], *, legacy: bool = False) -> Cal
     def make(folder: Path) -> Path:
         import h5py
 
-        (s.make_keras_legacy if legacy else s.make_keras_weights)(folder)
+        (w.make_keras_legacy if legacy else w.make_keras_weights)(folder)
         path = folder / ("weights.h5" if legacy else "small.weights.h5")
         with h5py.File(path, "r+") as file:
             change(file, h5py)
@@ -100,8 +101,8 @@ for told, make in {
     "a group that holds itself": to_itself,
 }.items():
     fine = OK if make is one_chunk_bomb else ("refused",)
-    case(f"Keras .weights.h5 with {told}", keras_h5(instead(KERNEL, make)), s.read_keras, fine=fine)
-    case(f"Keras .h5 with {told}", keras_h5(instead(LEGACY, make), legacy=True), s.read_keras, fine=fine)
+    case(f"Keras .weights.h5 with {told}", keras_h5(instead(KERNEL, make)), w.read_keras, fine=fine)
+    case(f"Keras .h5 with {told}", keras_h5(instead(LEGACY, make), legacy=True), w.read_keras, fine=fine)
 
 
 def layers_in_layers(file: Any, h5py: Any) -> None:
@@ -119,28 +120,28 @@ def many_layers(file: Any, h5py: Any) -> None:
         file.create_group(f"layers/x{number}/vars")
 
 
-case("Keras .weights.h5 whose layers hold themselves", keras_h5(layers_in_layers), s.read_keras)
-case("Keras .weights.h5 with layers 3,000 deep", keras_h5(deep_layers), s.read_keras)
-case("Keras .weights.h5 with 20,000 empty layers", keras_h5(many_layers), s.read_keras, fine=OK)
+case("Keras .weights.h5 whose layers hold themselves", keras_h5(layers_in_layers), w.read_keras)
+case("Keras .weights.h5 with layers 3,000 deep", keras_h5(deep_layers), w.read_keras)
+case("Keras .weights.h5 with 20,000 empty layers", keras_h5(many_layers), w.read_keras, fine=OK)
 case(
     "Keras .h5 with a config 100,000 deep",
     keras_h5(lambda f, h: f.attrs.create("model_config", "[" * 30_000 + "]" * 30_000), legacy=True),
-    s.read_keras,
+    w.read_keras,
 )
 case(
     "Keras .h5 whose layer_names lists a layer twice",
     keras_h5(lambda f, h: f["model_weights"].attrs.create("layer_names", ["conv1"] * 2), legacy=True),
-    s.read_keras,
+    w.read_keras,
 )
 case(
     "a .keras with a config 100,000 deep",
     lambda f: rewritten_keras(f, lambda c: None, text="[" * 100_000 + "]" * 100_000),
-    s.read_keras,
+    w.read_keras,
 )
 case(
     "a .keras with a config of numbers",
     lambda f: rewritten_keras(f, lambda c: c["config"].update(layers=[1, 2, 3])),
-    s.read_keras,
+    w.read_keras,
     fine=OK,
 )
 
@@ -155,8 +156,8 @@ def with_number(value: float) -> Callable[[Any, Any], None]:
     return change
 
 
-case("Keras .weights.h5 with NaN", keras_h5(with_number(np.nan)), s.read_keras)
-case("Keras .h5 with infinity", keras_h5(with_number(np.inf), legacy=True), s.read_keras)
+case("Keras .weights.h5 with NaN", keras_h5(with_number(np.nan)), w.read_keras)
+case("Keras .h5 with infinity", keras_h5(with_number(np.inf), legacy=True), w.read_keras)
 
 
 def signs_with(change: Callable[[Any, Any, str], None], name: str = "train_set_x") -> Callable[[Path], Path]:
@@ -228,7 +229,7 @@ def torch_with(name: str, change: Callable[[dict[str, Any], Any], Any]) -> Calla
     def make(folder: Path) -> Path:
         import torch
 
-        state = {key: torch.from_numpy(array) for key, array in s.torch_state().items()}
+        state = {key: torch.from_numpy(array) for key, array in w.torch_state().items()}
         other = change(state, torch)
         torch.save(state if other is None else other, folder / name)
         return folder / name
@@ -289,7 +290,7 @@ for told, change in {
     case(
         f"a .pth {told}",
         torch_with("weights.pth", change),
-        s.read_torch,
+        w.read_torch,
         fine=OK if change is nested else ("refused",),
     )
 
@@ -300,7 +301,7 @@ def safetensors_with(
     """A safetensors file with another header; ``size`` is what it says of the header's length."""
 
     def make(folder: Path) -> Path:
-        s.make_safetensors(folder)
+        w.make_safetensors(folder)
         old, body = mutations.opened((folder / "weights.safetensors").read_bytes())
         new = header(old)
         text = new if isinstance(new, bytes) else json.dumps(new).encode()
@@ -342,7 +343,7 @@ for told, header, size in [
     case(
         f"safetensors of others with {told}",
         safetensors_with("weights.safetensors", header, size=size),
-        s.read_torch,
+        w.read_torch,
         fine=fine,
     )
     case(
@@ -356,7 +357,7 @@ def tensors_with(name: str, value: Any) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         from safetensors.numpy import save_file
 
-        save_file({**s.torch_state(), name: value}, folder / "weights.safetensors", {"format": "pt"})
+        save_file({**w.torch_state(), name: value}, folder / "weights.safetensors", {"format": "pt"})
         return folder / "weights.safetensors"
 
     return make
@@ -365,33 +366,33 @@ def tensors_with(name: str, value: Any) -> Callable[[Path], Path]:
 case(
     "safetensors of others with NaN",
     tensors_with("linear.bias", np.full(10, np.nan, np.float32)),
-    s.read_torch,
+    w.read_torch,
 )
 case(
     "safetensors of others with infinity",
     tensors_with("linear.bias", np.full(10, -np.inf, np.float32)),
-    s.read_torch,
+    w.read_torch,
 )
 case(
     "safetensors of others with whole numbers",
     tensors_with("linear.bias", np.ones(10, np.int32)),
-    s.read_torch,
+    w.read_torch,
 )
 case(
     "safetensors of others with a number that float32 lacks",
     tensors_with("linear.bias", np.full(10, 1e300)),
-    s.read_torch,
+    w.read_torch,
 )
 case(
     "safetensors of others, a variance below zero",
     tensors_with("bn1.running_var", np.full(4, -1, np.float32)),
-    s.read_torch,
+    w.read_torch,
 )
 
 
 def index_with(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
-        s.make_shards(folder)
+        w.make_shards(folder)
         path = folder / "model.safetensors.index.json"
         changed = change(json.loads(path.read_text()))
         path.write_text(changed if isinstance(changed, str) else json.dumps(changed))
@@ -414,7 +415,7 @@ for told, change in {
     "100,000 deep": lambda index: "[" * 100_000 + "]" * 100_000,
     "that is empty": lambda index: {},
 }.items():
-    case(f"an index of shards {told}", index_with(change), s.read_torch)
+    case(f"an index of shards {told}", index_with(change), w.read_torch)
 
 
 # ------------------------------------------------------------------------------------------- our own files

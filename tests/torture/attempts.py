@@ -1,0 +1,188 @@
+"""One try to read a file, in a process of its own under limits of time and memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import signal
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+FINE = ("same", "different", "refused")
+SECONDS, BYTES = 20.0, 10**9
+MOST = 8 * 2**30  # of address space: a backstop for the machine, far above what counts as a fault
+
+
+@dataclass
+class Outcome:
+    """What became of a case: a verdict, and what is to be said of it."""
+
+    verdict: str
+    text: str = ""
+    content: dict[str, str] | None = None
+    seconds: float = 0.0
+    grown: int = 0  # bytes
+
+
+def attempt(act: Callable[[], dict[str, str]], log: Path, *, show: bool = False) -> Outcome:
+    """Run ``act`` in a process of its own, under the limits. What it prints goes to ``log``."""
+    reader, writer = os.pipe()
+    began = time.monotonic()
+    if not (pid := os.fork()):
+        os.close(reader)
+        _be_case(act, writer, log, show)
+    os.close(writer)
+    base, answer, verdict, peak = 0, b"", "", 0
+    while True:
+        ready = select.select([reader], [], [], 0.05)[0]
+        if ready:
+            part = os.read(reader, 1 << 16)
+            answer += part
+            if not part:
+                break
+            continue
+        now = memory(pid)
+        base = base or now
+        peak = max(peak, now - base)
+        verdict = (
+            "hang" if time.monotonic() - began > SECONDS else "memory" if now - base > 1.5 * BYTES else ""
+        )
+        if verdict:
+            break
+    os.close(reader)
+    if verdict:
+        end_all(pid)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    seconds = time.monotonic() - began
+    if verdict:
+        return Outcome(verdict, f"{peak / 1e9:.1f} GB more, {seconds:.0f} s", None, seconds, peak)
+    left = still_there(pid)
+    if not answer:
+        return Outcome("crash", f"status {status}", None, seconds, peak)
+    told = json.loads(answer)
+    outcome = Outcome(told["verdict"], told["text"], told["content"], seconds, max(peak, told["grown"]))
+    if outcome.grown > BYTES:
+        outcome.verdict, outcome.text = (
+            "memory",
+            f"{outcome.grown / 1e9:.1f} GB more; {outcome.verdict}: {outcome.text}",
+        )
+    elif left:
+        outcome.verdict = "left a process"
+    return outcome
+
+
+def _be_case(act: Callable[[], dict[str, str]], told: int, log: Path, show: bool) -> None:
+    """In the child: call ``act``, and tell what came out."""
+    os.setsid()
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    if not show:
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (virtual() + MOST, virtual() + MOST))
+    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    verdict, text, content = "ok", "", None
+    from minires.errors import MiniresError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = act()
+    except MiniresError as error:
+        verdict, text = "refused", str(error)
+        if show:
+            traceback.print_exc()
+    except BaseException as error:
+        ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "/minires/" in frame.filename]
+        place = f"{ours[-1].filename.rpartition('/minires/')[2]}:{ours[-1].name}" if ours else "this script"
+        verdict, text = "traceback", f"{type(error).__name__}: {str(error)[:200]} ({place})"
+        if show:
+            traceback.print_exc()
+    own, others = (
+        resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    told_text = json.dumps(
+        {"verdict": verdict, "text": text, "content": content, "grown": 1024 * max(own - base, others - base)}
+    )
+    with open(told, "w", encoding="utf-8", errors="replace") as pipe:
+        pipe.write(told_text)
+    os._exit(0)
+
+
+def virtual() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def descendants(pid: int) -> list[int]:
+    try:
+        below = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        below = []
+    return [pid, *(deeper for one in below for deeper in descendants(one))]
+
+
+def memory(pid: int) -> int:
+    """Bytes that a process and those below it hold."""
+    total = 0
+    for one in descendants(pid):
+        try:
+            total += int(Path(f"/proc/{one}/statm").read_text().split()[1]) * resource.getpagesize()
+        except (OSError, IndexError):
+            continue
+    return total
+
+
+def end_all(pid: int) -> None:
+    for one in reversed(descendants(pid)):
+        try:
+            os.kill(one, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def still_there(group: int) -> bool:
+    """Whether a process of a group outlives it by a second; it is ended then."""
+    for _ in range(50):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        time.sleep(0.02)
+    os.killpg(group, signal.SIGKILL)
+    return True
+
+
+def judge(
+    outcome: Outcome, path: Path, right: list[dict[str, str]], *, sealed: bool, checked: str, named: bool
+) -> None:
+    """Turn "ok" into same or different, and look whether a refusal names the file."""
+    if outcome.verdict == "ok":
+        content = outcome.content or {}
+        if content in right:
+            outcome.verdict = "same"
+        elif sealed or not checked:
+            outcome.verdict = "different"
+        else:
+            known = {key for one in right for key in one}
+            pictures = {key for key in content if key.startswith("picture ")}
+            outcome.verdict = (
+                "different" if checked == "pictures" and pictures <= known else "silently different"
+            )
+            near = max(right, key=lambda one: sum(content.get(k) == v for k, v in one.items()), default={})
+            odd = [key for key in {**content, **near} if content.get(key) != near.get(key)]
+            outcome.text = f"in {', '.join(odd[:3])}"
+    elif (
+        outcome.verdict == "refused"
+        and named
+        and path.name not in outcome.text
+        and str(path.parent) not in outcome.text
+    ):
+        outcome.verdict = "unnamed"

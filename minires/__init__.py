@@ -5,6 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from minires import interrupt
+
+interrupt.quiet_start()  # before anything that takes a while to import
+
+# ruff: noqa: E402
 from minires import nn, ops
 from minires.backend import reference, set_threads
 from minires.errors import CheckpointError, ConfigError, DataError, MiniresError, ShapeError

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minires import files
-from minires.errors import CheckpointError, ConfigError
+from minires.errors import CheckpointError, ConfigError, MiniresError
 from minires.train import lock, run_folder
 from minires.train.checkpoint import PATTERN, Checkpoints
 from minires.train.config import Config
@@ -81,6 +81,15 @@ def check_begun(folder: str | os.PathLike[str] | Any) -> None:
     raise CheckpointError(
         f"{folder} has no checkpoint to go on from, only {', '.join(held)}, and nothing was changed; "
         "start again in another folder"
+    )
+
+
+def stopped(error: MiniresError, folder: Path, step: int) -> MiniresError:
+    """The error of a file that could not be written, which ends a run, with how to go on."""
+    there = Checkpoints(folder).paths()
+    kept = f"{there[-1].name} is kept" if there else "there was no checkpoint yet"
+    return MiniresError(
+        f"{error}. The run is stopped at step {step}; {kept}. Mend that, then go on with: {way_on(folder)}"
     )
 
 

@@ -14,8 +14,9 @@ from minires.errors import CheckpointError
 from minires.train import checkpoint
 from minires.train.checkpoint import Damaged
 from minires.train.config import Config
+from minires.train.evaluation import Evaluation
 from minires.train.fields import Optional, between, either, exactly, listing, real, record, table, text
-from minires.train.run_folder import COLUMNS
+from minires.train.run_folder import COLUMNS, finite
 
 # Settings that may change when a run is continued.
 FREE = ("device", "plan", "checkpoint_every", "keep")
@@ -52,6 +53,21 @@ class Progress:
     loss: float = 0.0  # summed over pictures
     right: int = 0
     norm: float = 0.0  # summed over steps
+
+    def row(self, lr: float, batches: int, val: Evaluation | None) -> dict[str, Any]:
+        """The figures of the epoch, which is at its end: a line of metrics.csv."""
+        return {
+            "epoch": self.epoch + 1,
+            "step": self.step,
+            "lr": lr,
+            "train_loss": self.loss / self.pictures,
+            "train_accuracy": self.right / self.pictures,
+            "val_loss": finite(val.loss if val else None),
+            "val_accuracy": val.accuracy if val else None,
+            "gradient_norm": self.norm / batches,
+            "pictures_per_second": self.pictures / max(self.epoch_seconds, 1e-9),
+            "seconds": self.epoch_seconds,
+        }
 
     def next_epoch(self) -> Progress:
         return Progress(epoch=self.epoch + 1, step=self.step, seconds=self.seconds)

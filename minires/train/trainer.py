@@ -44,12 +44,11 @@ from minires.train.config import Config
 from minires.train.diagnose import first_not_finite
 from minires.train.ema import EMA
 from minires.train.evaluation import Evaluation, evaluate, recalibrate
+from minires.train.figures import Figures
 from minires.train.lock import Lock
 from minires.train.schedules import Schedule
 from minires.train.state import Progress
 from minires.train.telling import Listener, Stream
-
-REDRAW = 30.0  # seconds between two drawings of the curves
 
 
 class Trainer:
@@ -159,7 +158,7 @@ class Trainer:
         self._pending: list[Callable[[], None]] = []  # what is to be done with the figures of the last steps
         on_gpu = self.device != "cpu"
         self._capture = captured.Capture(model, self.optimizer, self._loss, self._say) if on_gpu else None
-        self._drawn = -math.inf
+        self._figures = Figures(self.out, config, self.train_set.name, self._warn)
         self._since = time.perf_counter()
 
     # ------------------------------------------------------------------------------------------ the run
@@ -240,7 +239,7 @@ class Trainer:
         with self.ema.swap() if self.ema else nullcontext():
             val = evaluate(self.model, self.val_set, self.normalize) if self.val_set else None
         self._tick()
-        row = self._row(val)
+        row = self.progress.row(self.optimizer.lr, len(self.loader), val)
         self.history.append(row)
         self.schedule.epoch_end(row["train_loss"] if val is None else val.loss)
         self._say_beside(bar, run_folder.epoch_line(row, config.epochs))
@@ -355,7 +354,7 @@ class Trainer:
             + (f"try {checks.GENTLER}" if diverged else "mend the pictures or their normalisation")
         )
         self._tick()
-        self._drawn = -math.inf
+        self._figures.drawn = -math.inf
         self._write_history()
         with suppress(MiniresError):  # what has happened is the more important news
             self._write_summary(diverged)
@@ -387,22 +386,13 @@ class Trainer:
         try:
             path = self.checkpoints.save(self.progress.step, groups, info)
         except MiniresError as error:
-            raise self._stopped(error) from error
+            raise continuing.stopped(error, self.out, self.progress.step) from error
         self._tick()  # saving is time of the run, but not of training
         return path
 
     @functools.cached_property
     def _fingerprint(self) -> dict[str, Any]:
         return state.fingerprint(self.splits)
-
-    def _stopped(self, error: MiniresError) -> MiniresError:
-        """An error that ends the run, with how to go on."""
-        there = self.checkpoints.paths()
-        kept = f"{there[-1].name} is kept" if there else "there was no checkpoint yet"
-        return MiniresError(
-            f"{error}. The run is stopped at step {self.progress.step}; {kept}. When this is mended, go on "
-            f"with: {continuing.way_on(self.out)}"
-        )
 
     def _take(self, path: Path, groups: Mapping[str, Any], info: Mapping[str, Any]) -> None:
         """Continue from what a checkpoint holds."""
@@ -446,42 +436,8 @@ class Trainer:
 
     # -------------------------------------------------------------------------------------- the figures
 
-    def _row(self, val: Evaluation | None) -> dict[str, Any]:
-        p = self.progress
-        return {
-            "epoch": p.epoch + 1,
-            "step": p.step,
-            "lr": self.optimizer.lr,
-            "train_loss": p.loss / p.pictures,
-            "train_accuracy": p.right / p.pictures,
-            "val_loss": run_folder.finite(val.loss if val else None),
-            "val_accuracy": val.accuracy if val else None,
-            "gradient_norm": p.norm / len(self.loader),
-            "pictures_per_second": p.pictures / max(p.epoch_seconds, 1e-9),
-            "seconds": p.epoch_seconds,
-        }
-
     def _write_history(self) -> None:
-        if not self.history:
-            return
-        self._drawing("metrics.csv", run_folder.write_metrics, self.history)
-        if time.monotonic() - self._drawn > REDRAW or self.progress.epoch == self.config.epochs:
-            title = f"{self.config.model} on {self.train_set.name}, recipe {self.config.recipe}"
-            smoothing = self.config.label_smoothing
-            self._drawing(
-                "curves.png", run_folder.draw_curves, self.history, title=title, label_smoothing=smoothing
-            )
-            self._drawn = time.monotonic()
-
-    def _drawing(self, name: str, draw: Callable[..., None], *given: Any, **options: Any) -> None:
-        """Write a figure; one that fails, for whatever reason, costs neither the run nor the model."""
-        failed = f"{name} could not be made: "
-        try:
-            draw(self.out / name, *given, **options)
-            self.warnings = [text for text in self.warnings if not text.startswith(failed)]
-        except Exception as error:
-            text = str(error) if isinstance(error, MiniresError) else f"{type(error).__name__}: {error}"
-            self._warn([failed + text])
+        self._figures.history(self.history, last=self.progress.epoch == self.config.epochs)
 
     def _finish(self) -> dict[str, Any]:
         """Test the weights that are kept, and write them, then all figures, then the summary; only when that
@@ -499,11 +455,9 @@ class Trainer:
                     (test_set.images.shape[1], test_set.images.shape[2]), self.train_set.name,
                 ))  # fmt: skip
             except MiniresError as error:
-                raise self._stopped(error) from error
+                raise continuing.stopped(error, self.out, self.progress.step) from error
         self._tick()
-        guesses = test.probabilities.argmax(axis=1)
-        self._drawing("confusion.png", run_folder.draw_confusion, test_set.labels, guesses, test_set.classes)
-        self._drawing("mistakes.png", run_folder.draw_mistakes, test_set, test.probabilities)
+        self._figures.last(test_set, test.probabilities)
         self._write_history()
         last, losses = self.history[-1], {"validation": val.loss if val else None, "test": test.loss}
         self._warn([*found, *checks.outcome(
@@ -514,7 +468,7 @@ class Trainer:
         try:
             summary = self._write_summary(diverged, test=test, val=val)
         except MiniresError as error:
-            raise self._stopped(error) from error
+            raise continuing.stopped(error, self.out, self.progress.step) from error
         if config.keep == "none":
             self.checkpoints.remove()
         self._say(

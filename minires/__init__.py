@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from minires import quiet_start
+
+quiet_start.set_signals()  # before anything that takes a while to import
+
+# ruff: noqa: E402
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from minires import interrupt
-
-interrupt.quiet_start()  # before anything that takes a while to import
-
-# ruff: noqa: E402
 from minires import nn, ops
 from minires.backend import reference, set_threads
 from minires.errors import CheckpointError, ConfigError, DataError, MiniresError, ShapeError

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from minires import interrupt
+from minires import interrupt, quiet_start
 from minires.commands import COMMANDS, FAILED, Command
 from minires.errors import ConfigError, MiniresError, UnknownName
 from minires.version import __version__
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return FAILED
         except Exception as error:
             if came:  # a library on the way has made an error of its own of the signal
-                _say(f"minires: {interrupt.said(came[-1])}")
+                _say(f"minires: {quiet_start.said(came[-1])}")
                 return 128 + came[-1]
             if not isinstance(error, MiniresError | OSError | MemoryError | ImportError):
                 raise

@@ -1,26 +1,23 @@
 """What signals do: Ctrl-C (SIGINT), SIGTERM, and SIGHUP, which comes when the terminal is closed.
 
-While the program starts they end it at once; then they are exceptions, so that what was begun is cleaned up;
-while a run trains they are a wish: the step is finished, a checkpoint saved, then the run ends. A signal that
-was being ignored when the program began stays so, SIGHUP under ``nohup`` for example. The standard streams of
-a program may go away, too: a terminal is closed, a reader such as ``head`` has enough.
-
-Nothing heavy is imported here: the package imports this file first.
+While the program starts they end it at once (see ``quiet_start``). Then they are exceptions, so that what was
+begun is cleaned up. While a run trains they are a wish: the step is finished, a checkpoint saved, and the run
+ends. A signal that was being ignored when the program began stays so, SIGHUP under ``nohup`` for example. The
+standard streams of a program may go away, too: a terminal is closed, a reader such as ``head`` has enough.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+from minires.quiet_start import SIGNALS, said
+
 Handler = Callable[[int, FrameType | None], None]
 
 
@@ -36,15 +33,6 @@ class Interrupted(Stopped):
     """A run was stopped by a signal and its state is saved; ``Trainer(config, out, resume=True)`` goes on."""
 
 
-def said(number: int) -> str:
-    """What is said of a program that a signal has ended.
-
-    >>> said(2), said(15)
-    ('interrupted', 'stopped by SIGTERM')
-    """
-    return "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
-
-
 def status(stop: BaseException) -> int:
     """The exit status of a program that was stopped: 128 and the number of the signal, as in a shell.
 
@@ -52,18 +40,6 @@ def status(stop: BaseException) -> int:
     (130, 143)
     """
     return 128 + int(getattr(stop, "number", signal.SIGINT))
-
-
-def quiet_start() -> None:
-    """If Python was started as the program ``minires``, a signal ends it at once and without a traceback.
-
-    There is nothing yet to clean up.
-    """
-    name = os.path.basename(sys.argv[0]) if sys.argv else ""
-    # "-m" stands there while Python looks for the module that it is to run.
-    as_module = name == "-m" and ("-m", "minires") in itertools.pairwise(sys.orig_argv)
-    if as_module or name.partition(".")[0] == "minires":
-        _replace(_end)
 
 
 @contextmanager
@@ -137,11 +113,6 @@ def three_streams() -> None:
     with suppress(OSError):
         while os.open(os.devnull, os.O_RDWR) <= 2:
             pass
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    tell(f"minires: {said(number)}")
-    os._exit(128 + number)
 
 
 def _replace(handler: Handler) -> dict[int, Any]:

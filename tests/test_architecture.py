@@ -17,8 +17,8 @@ import minires
 
 ABOVE_THE_PACKAGE = {"doctor", "commands", "cli", "__main__"}  # these may import minires itself
 INDEPENDENT = {
-    "version": set(), "interrupt": set(), "errors": set(), "registry": {"errors"}, "files": {"errors"},
-    "exercises": set(),
+    "version": set(), "quiet_start": set(), "interrupt": {"quiet_start"}, "errors": set(),
+    "registry": {"errors"}, "files": {"errors"}, "exercises": set(),
     "settings": {"errors"}, "backend": {"errors", "settings"}, "modes": {"settings"},
     "data": {"errors", "registry", "files"},
 }  # fmt: skip

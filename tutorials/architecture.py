@@ -15,9 +15,9 @@ import minires
 ROOT = Path(minires.__file__).parent
 # A module may import what stands before it in this list, and modules of its own floor.
 FLOORS = [
-    "version", "interrupt", "errors", "registry", "settings", "files", "exercises", "backend", "array_making",
-    "modes", "tape", "tensor", "gradient_check", "ops", "nn", "plan", "models", "data", "optim", "train",
-    "weights", "inspect", "debug", "play", "doctor", "commands", "cli", "__main__",
+    "version", "quiet_start", "interrupt", "errors", "registry", "settings", "files", "exercises", "backend",
+    "array_making", "modes", "tape", "tensor", "gradient_check", "ops", "nn", "plan", "models", "data",
+    "optim", "train", "weights", "inspect", "debug", "play", "doctor", "commands", "cli", "__main__",
 ]  # fmt: skip
 
 

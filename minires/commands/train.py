@@ -184,6 +184,7 @@ def _continued(options: argparse.Namespace, say: Callable[[str], None]) -> Train
         raise ConfigError(
             f"a run is continued with its own settings; leave out {', '.join(given)}, or start a new run"
         )
+    continuing.check(out, resume=True)
     changes = {name: value for name in FREE if (value := getattr(options, name)) is not None}
     config = replace(continuing.read_config(out), **changes)
     say(f"Continuing the run in {out}")

@@ -41,8 +41,21 @@ def read_config(folder: str | os.PathLike[str]) -> Config:
         raise type(error)(f"{path}: {error}") from error
 
 
-def check_new(folder: Path) -> None:
-    """Check that no run stands in a folder in which one is to begin. Raises: ConfigError."""
+def check(folder: Any, *, resume: bool, held: bool = False) -> None:
+    """Check that a run can begin in a folder, or go on there; ``held`` if we hold its lock.
+
+    Raises: ConfigError if it holds a run already; CheckpointError that says why it cannot go on.
+    """
+    if not isinstance(folder, str | os.PathLike):
+        if resume:
+            raise ConfigError(f"a run is continued in its own folder; give its path, not {folder!r}")
+    elif resume:
+        _check_begun(Path(folder))
+    elif held or not lock.holder(folder):  # else the lock says who trains there
+        _check_new(Path(folder))
+
+
+def _check_new(folder: Path) -> None:
     held = _held(folder, CONFIG, METRICS, SUMMARY, MODEL, PATTERN, DAMAGED)
     if not held:
         return
@@ -57,11 +70,7 @@ def check_new(folder: Path) -> None:
     )
 
 
-def check_begun(folder: str | os.PathLike[str] | Any) -> None:
-    """Check that a folder has a run to go on with. Raises: CheckpointError that says what there is."""
-    if not isinstance(folder, str | os.PathLike):
-        raise ConfigError(f"a run is continued in its own folder; give its path, not {folder!r}")
-    folder = Path(folder)
+def _check_begun(folder: Path) -> None:
     held = _held(folder, METRICS, SUMMARY, MODEL, DAMAGED)
     if Checkpoints(folder).paths():
         return

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from minires import backend, data, models, optim
 from minires.errors import CheckpointError, ConfigError, MiniresError
-from minires.interrupt import Interrupted, StopWish
+from minires.interrupt import Interrupted, StopWish, status
 from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.ops.cross_entropy import cross_entropy
@@ -83,13 +83,12 @@ class Trainer:
         self.say, self._show = say, progress
         if config is None and not resume:
             raise ConfigError("a new run needs a configuration, for example Config.of('default')")
-        if resume:
-            continuing.check_begun(out)
+        continuing.check(out, resume=resume)
         self._lock = Lock(out, make=not resume)
         self.out = self._lock.folder
         self._is_new = False  # whether all that stands in the folder is the configuration that we wrote
         try:
-            continuing.check_begun(self.out) if resume else continuing.check_new(self.out)
+            continuing.check(self.out, resume=resume, held=True)
             continuing.remove_leftovers(self.out)
             if config is None:
                 config = continuing.read_config(self.out)
@@ -178,6 +177,11 @@ class Trainer:
         self._lock.busy = True
         try:
             return self._run()
+        except KeyboardInterrupt as stop:
+            there = self.checkpoints.paths()
+            if isinstance(stop, Interrupted) or not there:
+                raise
+            raise Interrupted(f"interrupted; {there[-1]} is kept", status(stop) - 128) from stop
         finally:
             self._let_go()
 

@@ -24,7 +24,7 @@ from safetensors.numpy import save
 
 from minires.errors import CheckpointError, ConfigError
 from minires.files import atomic_write, remove_leftovers, why
-from minires.train.fields import Kind, parsed
+from minires.train.fields import Kind, parsed, shortened
 
 FORMAT = 1  # to be raised when the contents change
 KEPT = 2  # checkpoints that stay in the folder
@@ -71,7 +71,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Arrays, dict[str, Any]]:
     except MemoryError:
         raise
     except Exception as error:  # each library on the way has errors of its own
-        raise Damaged(f"{path} is damaged or not a safetensors file: {error}") from error
+        raise Damaged(f"{path} is damaged or not a safetensors file: {shortened(error)}") from error
     if not isinstance(info, dict) or written is None:
         raise Damaged(f"{path} was not written by minires: it has no checksum in its metadata")
     if not whole:
@@ -90,7 +90,7 @@ def check(path: str | os.PathLike[str], info: Mapping[str, Any], kind: Kind) -> 
     try:
         kind("", info)
     except ConfigError as error:
-        raise Damaged(f"{path} does not say what it should: {error}") from error
+        raise Damaged(f"{path} does not say what it should: {shortened(error)}") from error
 
 
 def _open_once(path: Path) -> None:

@@ -12,6 +12,7 @@ from minires.errors import CheckpointError, ConfigError, MiniresError
 from minires.train import lock, run_folder
 from minires.train.checkpoint import PATTERN, Checkpoints
 from minires.train.config import Config
+from minires.train.fields import shortened
 
 CONFIG, METRICS, SUMMARY, MODEL = "config.json", "metrics.csv", "summary.json", "model.safetensors"
 PICTURES = ("curves.png", "confusion.png", "mistakes.png")
@@ -38,7 +39,7 @@ def read_config(folder: str | os.PathLike[str]) -> Config:
     try:
         return Config.from_dict(content)
     except ConfigError as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise type(error)(f"{path}: {shortened(error)}") from error
 
 
 def check(folder: Any, *, resume: bool, held: bool = False) -> None:

@@ -35,18 +35,20 @@ def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
 
 
+def shortened(error: object, *, most: int = 2000) -> str:
+    """The text of an error, which may hold a value as long as the file."""
+    text = str(error)
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 4 :]}"
+
+
 def anything(what: str, value: Any) -> None:
     """For what others check."""
 
 
 def text(what: str, value: Any) -> None:
     """Text that can be shown and stored."""
-    try:
-        if isinstance(value, str) and value.encode():
-            return
-    except UnicodeEncodeError:
-        pass
-    raise ConfigError(f"{what} must be text, not {_short.repr(value)}")
+    if not isinstance(value, str) or any("\ud800" <= sign <= "\udfff" for sign in value):
+        raise ConfigError(f"{what} must be text, not {_short.repr(value)}")
 
 
 def exactly(wanted: Any) -> Kind:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import reprlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,8 @@ from minires.data import Normalize
 from minires.errors import CheckpointError, ConfigError, MiniresError
 from minires.nn import init
 from minires.nn.module import Module
-from minires.train import checkpoint, continuing
-from minires.train.fields import between, exactly, listing, positive, real, record, table, text
+from minires.train import checkpoint, checks, continuing
+from minires.train.fields import between, exactly, listing, positive, real, record, shortened, table, text
 
 ROOM = 10_000_000  # numbers
 NAME = continuing.MODEL
@@ -93,7 +94,9 @@ def load_model(path: str | os.PathLike[str], *, model: Module | None = None) -> 
             model = _built(info, sum(array.size for array in arrays.values()))
         model.load_state_dict(arrays)
     except MiniresError as error:
-        raise CheckpointError(f"{path} holds a {info['model']}: {error}") from error
+        raise CheckpointError(f"{path} holds a {info['model']}: {shortened(error)}") from error
+    for doubt in checks.not_finite(f"in {path}", arrays):
+        warnings.warn(doubt, stacklevel=2)
     return Trained(
         model.eval(), info["model"], info["variant"], tuple(info["classes"]),
         Normalize(**info["normalize"]), (info["size"][0], info["size"][1]), info["dataset"],

@@ -59,7 +59,7 @@ def run(stopped, tmp_path):
 
 
 NEWEST, BEFORE = "checkpoint-00000010.safetensors", "checkpoint-00000005.safetensors"
-WRONG = [None, True, -1, 10**30, 1.5, "text", [], [1], {}, {"a": 1}]
+WRONG = [None, True, -1, 1.5, "text", [1], {"a": 1}]
 
 
 def changed(path, change):

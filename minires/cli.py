@@ -13,12 +13,12 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout, suppress
+from typing import Any, NoReturn, TextIO
 
 from minires import interrupt, quiet_start
 from minires.commands import COMMANDS, FAILED, Command
-from minires.errors import ConfigError, MiniresError, UnknownName
+from minires.errors import ConfigError, MiniresError, UnknownName, closest, harmless
 from minires.version import __version__
 
 WRONG_USE = 2
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = argparse.Namespace(debug=False, imports=(), own={}, given=given)
     with interrupt.as_exceptions() as came:
         try:
-            with _plain_warnings(options):
+            with _plain_warnings(options), _harmless_output():
                 _parser().parse_args(arguments, options)
                 status: int = options.run(options)
                 if sys.stdout is not None:
@@ -74,7 +74,7 @@ def _say(line: str) -> None:
     """Print a line to standard error, if there is one."""
     with suppress(OSError, ValueError):
         if sys.stderr is not None:
-            print(line, file=sys.stderr, flush=True)
+            print(harmless(line), file=sys.stderr, flush=True)
 
 
 def _message(error: BaseException) -> str:
@@ -117,6 +117,24 @@ def in_options(text: str, own: Mapping[str, Sequence[str]], given: Iterable[str]
         text = re.sub(rf"(?<![^ ])(?<!, ){name}={value}", option, text)
         text = re.sub(rf"(^|: |value of ){name}(?= is | must | ')", rf"\1{named[0]}", text)
     return text
+
+
+def _harmless_output() -> AbstractContextManager[Any]:
+    """Standard output, if there is one, for a terminal."""
+    return nullcontext() if sys.stdout is None else redirect_stdout(_Harmless(sys.stdout))
+
+
+class _Harmless:
+    """A stream for a terminal on which names from files cannot do anything: see ``harmless``."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(harmless(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextmanager
@@ -196,4 +214,14 @@ class _CommandParser(argparse.ArgumentParser):
                 text = "print the result as JSON, for programs"
                 self.add_argument("--json", action="store_true", help=text)
             self.set_defaults(own={one.dest: one.option_strings for one in self._actions})
-        return super().parse_known_args(args, namespace)
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            first = next((one.partition("=")[0] for one in rest if one.startswith("--")), None)
+            known = [name for action in self._actions for name in action.option_strings]
+            near = closest(first, known, count=1) if first else []
+            wrong = f"there is no option {first}" if first else f"too many arguments: {' '.join(rest)}"
+            self.error(wrong + "".join(f"; did you mean {one}?" for one in near))
+        return found, rest
+
+    def error(self, message: str) -> NoReturn:
+        super().error(harmless(message))

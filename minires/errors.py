@@ -12,6 +12,19 @@ from typing import Any
 
 import numpy as np
 
+# What a terminal obeys instead of showing it: control characters, and marks that turn the direction of text.
+_OBEYED = {*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029}
+_SHOWN = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in _OBEYED - {*b"\n\t"}}
+
+
+def harmless(text: str) -> str:
+    """``text`` with what a terminal would obey shown as an escape; new lines and tabs stay.
+
+    >>> harmless("a\\x1b[2Jb")
+    'a\\\\x1b[2Jb'
+    """
+    return text.translate(_SHOWN)
+
 
 class MiniresError(ValueError):
     """Base of every error that a user can cause and mend.
@@ -21,6 +34,7 @@ class MiniresError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
+        message = harmless(message)  # names of files and layers come from anywhere
         super().__init__(message)
         self.message = message
         self.where: str | None = None
@@ -98,19 +112,24 @@ def nearest(name: object, known: Iterable[str], *, count: int = 3, listed: str =
 
 
 def closest(name: object, known: Iterable[str], *, count: int) -> list[str]:
-    """The known names near ``name``: those that go on where it ends, at a sign first (resnet20_cifar for
-    resnet20), those that it ends in (classes for num_classes) or that end in it, then by letters."""
+    """The known names near ``name``: those that are it but for signs and capitals (resnet50 for ResNet-50) or
+    go on where it ends, at a sign first (resnet20_cifar for resnet20), those that it ends in (classes for
+    num_classes) or that end in it, then by letters."""
     given = str(name).casefold()
     names = {one: one.casefold() for one in known if one}
     if not given:
         return []
+    bare = {one: re.sub(r"[\W_]", "", plain) for one, plain in names.items()}
+    letters_of_it = re.sub(r"[\W_]", "", given)
+    same = [one for one, plain in bare.items() if plain == letters_of_it]
     begin = [one for one, plain in names.items() if re.match(rf"{re.escape(given)}[_.-]", plain)]
     end = [one for one, plain in names.items() if re.search(rf"[_.-]{re.escape(plain)}$", given)]
     inside = [one for one, plain in names.items() if re.search(rf"[_.-]{re.escape(given)}$", plain)]
     letters = difflib.get_close_matches(given, names.values(), n=count)
     alike = [one for near in letters for one, plain in names.items() if plain == near]
     longer = [one for one, plain in names.items() if plain.startswith(given)]
-    return list(dict.fromkeys([*begin, *end, *inside, *alike, *longer]))[:count]
+    more = [one for one, plain in bare.items() if letters_of_it and re.match(rf"{letters_of_it}\D", plain)]
+    return list(dict.fromkeys([*same, *begin, *end, *inside, *more, *alike, *longer]))[:count]
 
 
 MOST = 2**31 - 1  # of a whole number: what kernels count with

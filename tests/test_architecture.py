@@ -18,9 +18,9 @@ import minires
 ABOVE_THE_PACKAGE = {"doctor", "commands", "cli", "__main__"}  # these may import minires itself
 INDEPENDENT = {
     "version": set(), "quiet_start": set(), "interrupt": {"quiet_start"}, "errors": set(),
-    "registry": {"errors"}, "files": {"errors"}, "exercises": set(),
+    "registry": {"errors"}, "files": {"errors"}, "exercises": set(), "limits": {"errors"}, "hdf5": {"errors"},
     "settings": {"errors"}, "backend": {"errors", "settings"}, "modes": {"settings"},
-    "data": {"errors", "registry", "files"},
+    "data": {"errors", "registry", "files", "limits", "hdf5"},
 }  # fmt: skip
 ONLY_BACKEND = {"cupy", "numba", "llvmlite", "ml_dtypes"}
 NEVER = {"torch", "torchvision", "tensorflow", "keras", "jax", "sklearn", "scipy", "autograd", "pickle"}

@@ -864,6 +864,35 @@ def test_version_and_wrong_words(capsys: pytest.CaptureFixture[str]) -> None:
         assert status == 2 and out == "" and err.startswith("usage: minires")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("train", "--epoch", "3"), "there is no option --epoch; did you mean --epochs?"),
+        (("train", "--epoch=3"), "there is no option --epoch; did you mean --epochs?"),
+        (("train", "--batchsize", "3"), "there is no option --batchsize; did you mean --batch-size?"),
+        (("evaluate", "run", "--xyzzy"), "there is no option --xyzzy"),
+        (("train", "a\x1b[31mb"), "too many arguments: a\\x1b[31mb"),
+    ],
+)
+def test_a_wrong_option_is_named_with_the_nearest(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = call(capsys, *arguments)
+    assert status == 2 and err.endswith(f"minires {arguments[0]}: error: {said}\n")
+
+
+def test_a_name_of_a_file_does_nothing_to_the_terminal(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "\x1b[2J\x9b1m\u202egnp.png"
+    Image.new("RGB", (20, 20), "#3030c8").save(name)
+    harmless = "\\x1b[2J\\x9b1m\\u202egnp.png"
+    status, out, _ = call(capsys, "predict", run, name, "--top", "1")
+    assert status == 0 and out.startswith(f"{harmless}  blue")
+    Path(name).write_bytes(b"no picture")
+    assert harmless in refused(capsys, 1, "predict", run, name)
+
+
 def test_help_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(call(capsys, "train", "--help")[1].split())
     for name in (*recipes.names(), *data.names()):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from minires import cli, nn
-from minires.errors import CheckpointError, ConfigError, nearest, unknown
+from minires import cli, models, nn
+from minires.errors import CheckpointError, ConfigError, MiniresError, harmless, nearest, unknown
 from minires.models import MODELS
 from minires.train.finetune import freeze
 from minires.weights import names_of
@@ -63,3 +63,22 @@ def test_a_known_name_that_begins_with_what_was_given_is_the_nearest():
     found = nearest("resnet20", ["resnet200", "resnet20_cifar", "resnet26"], count=1)
     assert found.endswith("resnet20_cifar")
     assert "Did you mean 'classes'?" in unknown("option", "num_classes", ["stages", "classes"])
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("ResNet50", "resnet50"), ("resnet-50", "resnet50"), ("vgg16bn", "vgg16_bn"),
+        ("seresnet50", "se_resnet50"), ("resnet50_v2", "resnet50v2_keras"),
+        ("resnet20", "resnet20_cifar"), ("resnet1001", "resnet101"),
+    ],
+)  # fmt: skip
+def test_a_name_is_known_again_without_its_signs_and_capitals(given, meant):
+    with pytest.raises(ConfigError, match=rf"the nearest are {meant},"):
+        models.build(given)
+
+
+def test_a_message_shows_what_a_terminal_would_obey():
+    error = MiniresError("a\x1b[2J\x07\r\x9b1m\u202ecba\u2028.jpg:\n\tnext é 手")
+    assert str(error) == "a\\x1b[2J\\x07\\x0d\\x9b1m\\u202ecba\\u2028.jpg:\n\tnext é 手"
+    assert "".join(map(chr, range(32, 127))) == harmless("".join(map(chr, range(32, 127))))

@@ -80,7 +80,8 @@ class Trainer:
         progress: bool | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
-        self.say, self._show = say, progress
+        self.say: Callable[[str], None] = Listener(say)  # that nobody is there to hear it ends no run
+        self._show = progress
         if config is None and not resume:
             raise ConfigError("a new run needs a configuration, for example Config.of('default')")
         continuing.check(out, resume=resume)
@@ -132,14 +133,14 @@ class Trainer:
             model = models.build(config.model, classes=classes, seed=config.seed, **self.variant)
         if config.start_from and not (resume and Checkpoints(self.out).paths()):
             new = finetune.start_from(model, config.start_from)
-            self._say(f"starting from {config.start_from}; new: {', '.join(new) or 'nothing'}")
+            self.say(f"starting from {config.start_from}; new: {', '.join(new) or 'nothing'}")
         finetune.freeze(model, config.freeze)
         self.device = backend.choose_device(config.device)
         if config.precision == "tf32" and self.device == "cpu":
             raise ConfigError("precision='tf32' is for GPUs; on the CPU leave it at precision='fp32'")
         if config.precision == "bf16" and self.device == "cpu":
             slow = "slower than 'fp32' on the CPU, and only for checking its accuracy there"
-            self._say(f"precision 'bf16' is {slow}")
+            self.say(f"precision 'bf16' is {slow}")
         self.activations = backend.activations(config.precision)
         self.model = model.to(self.device)
         checks.batches_of_one(self.model, self.loader, activations=self.activations)
@@ -156,7 +157,7 @@ class Trainer:
         self._dropout_before: dict[str, Any] = {}
         self._pending: list[Callable[[], None]] = []  # what is to be done with the figures of the last steps
         on_gpu = self.device != "cpu"
-        self._capture = captured.Capture(model, self.optimizer, self._loss, self._say) if on_gpu else None
+        self._capture = captured.Capture(model, self.optimizer, self._loss, self.say) if on_gpu else None
         self._figures = Figures(self.out, config, self.train_set.name, self._warn)
         self._since = time.perf_counter()
 
@@ -187,7 +188,7 @@ class Trainer:
 
     def _run(self) -> dict[str, Any]:
         config = self.config
-        self._say(
+        self.say(
             f"{config.model} on {self.splits.source}: {len(self.train_set)} training, "
             f"{len(self.val_set) if self.val_set else 0} validation, {len(self.splits.test)} test pictures; "
             f"recipe {config.recipe}, {config.epochs} epochs, seed {config.seed}; run folder {self.out}"
@@ -195,11 +196,11 @@ class Trainer:
         if config.normalize == "data":
             self._warn(checks.constant_channels(self.normalize))
         if self.progress.epoch == config.epochs:
-            self._say(f"all {self.progress.step} steps are done; testing again")
+            self.say(f"all {self.progress.step} steps are done; testing again")
         elif self.progress.step:
-            self._say(f"continuing after step {self.progress.step}, in epoch {self.progress.epoch + 1}")
+            self.say(f"continuing after step {self.progress.step}, in epoch {self.progress.epoch + 1}")
         if left_out := report.left_out(config, self.train_set):
-            self._say(
+            self.say(
                 f"each epoch leaves out {left_out} of the {len(self.train_set)} training pictures, others "
                 f"each time, which make no whole batch of {config.batch_size} (drop_last)"
             )
@@ -257,30 +258,17 @@ class Trainer:
         if stop.wanted:
             self._leave(stop.wanted)
 
-    def _say(self, line: str) -> None:
-        """Say a line; that nobody is there to hear it ends no run."""
-        self._listener(line)
-
-    @property
-    def say(self) -> Callable[[str], None]:
-        """What gets each line of the report."""
-        return self._listener.say
-
-    @say.setter
-    def say(self, say: Callable[[str], None]) -> None:
-        self._listener = Listener(say)
-
     def _say_beside(self, bar: Any, line: str) -> None:
         """Say a line while the bar is shown."""
         with bar.external_write_mode():
-            self._say(line)
+            self.say(line)
 
     def _warn(self, found: Iterable[str], say: Callable[[str], None] | None = None) -> None:
         """Say what was found, and keep it for the summary."""
         for text in found:
             if text not in self.warnings:
                 self.warnings.append(text)
-                (say or self._say)(f"warning: {text}")
+                (say or self.say)(f"warning: {text}")
 
     def _numbers(self) -> dict[str, Any]:
         """All that the model learns and measures."""
@@ -475,7 +463,7 @@ class Trainer:
             raise continuing.stopped(error, self.out, self.progress.step) from error
         if config.keep == "none":
             self.checkpoints.remove()
-        self._say(
+        self.say(
             f"test accuracy {100 * test.accuracy:.2f}% ({round(test.accuracy * len(test_set))} of "
             f"{len(test_set)}), test loss {run_folder.shown(test.loss)}, {self.progress.seconds:.0f} s; "
             f"see {self.out}"

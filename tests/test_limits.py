@@ -1,0 +1,137 @@
+"""Files of others are read in a process of its own, which may take so much time and memory and no more."""
+
+import os
+import socket
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import readers
+
+from minires import hdf5, limits
+from minires.errors import CheckpointError, DataError
+
+
+@pytest.fixture
+def path(tmp_path):
+    (tmp_path / "some.file").write_bytes(b"abc")
+    return tmp_path / "some.file"
+
+
+def test_arrays_and_what_json_can_hold_come_back_as_they_were(path):
+    arrays, info = limits.apart(readers.numbers, path, 3)
+    assert list(arrays) == ["bytes", "none", "one"] and info == {"n": [3]}
+    assert arrays["bytes"].tobytes() == b"abc" and arrays["bytes"].flags.writeable
+    assert arrays["none"].shape == (0, 3) and arrays["none"].dtype == np.float32
+    assert arrays["one"].shape == () and arrays["one"] == 1.5
+
+
+def test_an_error_of_the_reader_is_raised_here(path):
+    with pytest.raises(DataError, match="some.file: not like this"):
+        limits.apart(readers.refused, path, error=CheckpointError)
+
+
+def test_a_reader_that_loops_is_stopped_with_a_sentence(path, monkeypatch):
+    monkeypatch.setattr(limits, "SECONDS", 0.3)
+    with pytest.raises(CheckpointError, match=r"some\.file is damaged: reading it takes more than 0 seconds"):
+        limits.apart(readers.looping, path, error=CheckpointError)
+
+
+@pytest.mark.parametrize("reader", [readers.crashing, readers.mistaken])
+def test_a_reader_that_crashes_is_an_error_with_the_name_of_the_file(path, reader):
+    with pytest.raises(CheckpointError, match=r"some\.file is damaged: the library that reads it gave up"):
+        limits.apart(reader, path, error=CheckpointError)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is limited on Linux")
+def test_a_reader_gets_twice_what_its_file_may_unfold_to_and_no_more(path):
+    with pytest.raises(CheckpointError, match=r"some\.file: reading it takes more than 256 MB of memory"):
+        limits.apart(readers.hungry, path, error=CheckpointError)
+
+
+def test_more_than_a_file_may_unfold_to_is_not_taken_even_where_memory_is_not_limited(path, monkeypatch):
+    monkeypatch.setattr(limits, "UNFOLDED", 2**28)  # of the limit of memory, which the other process is told
+    arrays, _ = limits.apart(readers.larger_than_allowed, path)
+    assert arrays["zeros"].nbytes == 2**28 + 2**10
+    receive = limits._receive
+    monkeypatch.setattr(limits, "_receive", lambda source, error, *, most: receive(source, error, most=2**28))
+    with pytest.raises(CheckpointError, match=r"damaged: it unfolds to \[268436480\] of uint8, .* too much"):
+        limits.apart(readers.larger_than_allowed, path, error=CheckpointError)
+
+
+def test_only_numbers_are_taken_from_the_other_process(path):
+    with pytest.raises(CheckpointError, match="damaged: it unfolds to .* of <U1, which is no number"):
+        limits.apart(readers.not_numbers, path, error=CheckpointError)
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(tmp_path / "socket"))
+    (tmp_path / "link").symlink_to("nowhere")
+    for name, kind in {
+        "folder": "this is a folder, not a file", "pipe": "this is a pipe, not a file",
+        "socket": "this is a socket, not a file", "link": "no such file", "missing": "no such file",
+    }.items():  # fmt: skip
+        with pytest.raises(DataError, match=f"{name}: {kind}"):
+            limits.apart(readers.numbers, tmp_path / name, error=DataError)
+    with pytest.raises(DataError, match="this is a device, not a file"):
+        limits.regular_file("/dev/zero", DataError)
+    with pytest.raises(DataError, match="cannot be read"):
+        limits.regular_file("a\0b", DataError)
+
+
+@pytest.fixture
+def h5(tmp_path):
+    with h5py.File(tmp_path / "other.h5", "w") as other:
+        other["x"] = np.ones(3)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["g/x"] = np.arange(6.0).reshape(2, 3)
+        file["soft"] = h5py.SoftLink("/g/x")
+        file["outside"] = h5py.ExternalLink("other.h5", "/x")
+        file["g/again"] = file["g"]  # a group that contains itself
+        file["text"] = "abc"
+        file["nothing"] = h5py.Empty("f4")
+        file.create_dataset("not stored", (30000, 30000), "f4", chunks=(100, 100))
+        file.create_dataset("packed", data=np.ones(1000), compression="gzip", shuffle=True, fletcher32=True)
+        file.create_dataset("quick", data=np.ones(1000), compression="lzf")
+        file.create_dataset("elsewhere", (3,), "f8", external=[("raw", 0, 24)])
+        layout = h5py.VirtualLayout((3,), "f8")
+        layout[:] = h5py.VirtualSource("other.h5", "x", (3,))
+        file.create_virtual_dataset("virtual", layout)
+    with h5py.File(tmp_path / "a.h5", "r") as file:
+        yield file
+
+
+def test_arrays_that_stand_in_the_file_are_read(h5):
+    assert hdf5.array(h5, "g/x", kinds="f", most=48).tolist() == [[0, 1, 2], [3, 4, 5]]
+    for name in ("packed", "quick"):
+        assert hdf5.array(h5, name, kinds="f", most=8000).sum() == 1000
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("soft", "a link to elsewhere"),
+        ("outside", "a link to elsewhere"),
+        ("elsewhere", "in another file"),
+        ("virtual", "in another file"),
+        ("text", "has the type object, not floating-point or whole numbers"),
+        ("nothing", "not floating-point or whole numbers"),
+        ("not stored", r"needs 3,600,000,000 bytes; the limit is 1,000"),
+        ("g", "is a group and should be an array"),
+        ("g/x/y", "should be in this file but is not"),
+        ("h", "should be in this file but is not"),
+        ("", "should be in this file but is not"),
+    ],
+)
+def test_what_an_hdf5_file_only_refers_to_is_refused(h5, path, said):
+    with pytest.raises(CheckpointError, match=said):
+        hdf5.array(h5, path, kinds="fi", most=1000)
+
+
+def test_an_array_of_which_nothing_is_stored_is_refused_within_the_limit(h5):
+    with pytest.raises(CheckpointError, match=r"needs 3600000000 bytes, the file has 0"):
+        hdf5.array(h5, "not stored", kinds="f", most=2**40)

@@ -50,6 +50,8 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON file of a run folder. Raises: CheckpointError if it is missing or no JSON object."""
+    if Path(path).exists() and not Path(path).is_file():  # a pipe would wait for ever
+        raise CheckpointError(f"{path} cannot be read: it is no file")
     try:
         content = parsed(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

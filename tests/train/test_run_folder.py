@@ -162,7 +162,7 @@ def test_json_files_are_whole_and_their_absence_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="c.json cannot be read"):
         run_folder.read_json(tmp_path / "c.json")
     (tmp_path / "e.json").mkdir()
-    for text, said in (("[" * 100_000, "nested too deeply"), ('{"a": NaN}', "NaN is no number"), ("\ud800", "utf")):
+    for text, said in (("[" * 100_000, "nested too deeply"), ('{"a": NaN}', "NaN"), ("\ud800", "utf")):
         (tmp_path / "c.json").write_bytes(text.encode(errors="surrogatepass"))
         with pytest.raises(CheckpointError, match=f"c.json cannot be read: .*{said}"):
             run_folder.read_json(tmp_path / "c.json")

@@ -19,13 +19,15 @@ from minires.train.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are of POSIX")
 OWN = """
+import sys
 import time
 import numpy as np
 from minires import models, nn
 from minires.train import run_folder
 
-for name in ("draw_curves", "draw_confusion", "draw_mistakes"):  # most of the time of such a small run
-    setattr(run_folder, name, lambda *_, **__: None)
+if sys.argv[0].endswith("__main__.py"):  # in a process of its own: they take most of such a small run
+    for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
+        setattr(run_folder, name, lambda *_, **__: None)
 
 @models.register("tiny", size=8, classes=2)
 class Tiny(nn.Module):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from minires import quiet_start
+
+quiet_start.set_signals()  # before anything that takes a while to import
+
+# ruff: noqa: E402
 import importlib
 from typing import TYPE_CHECKING, Any
 

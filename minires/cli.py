@@ -1,12 +1,11 @@
 """The command line: options in, exit status out; the subcommands stand in ``commands``.
 
-Exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+Exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted (143 by SIGTERM, 129 by SIGHUP).
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import os
 import re
@@ -14,41 +13,68 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout, suppress
 from typing import Any, NoReturn, TextIO
 
+from minires import interrupt, quiet_start
 from minires.commands import COMMANDS, FAILED, Command
 from minires.errors import ConfigError, MiniresError, UnknownName, closest, harmless
 from minires.version import __version__
 
-WRONG_USE, INTERRUPTED = 2, 130
+WRONG_USE = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status; ``arguments`` are those of the shell if not given."""
+    interrupt.three_streams()
     if hasattr(sys.stdout, "reconfigure"):  # a file name that the terminal cannot show must not end a run
         sys.stdout.reconfigure(errors="backslashreplace")
     given = [str(one) for one in (sys.argv[1:] if arguments is None else arguments)]
     options = argparse.Namespace(debug=False, imports=(), own={}, given=given)
+    with interrupt.as_exceptions() as came:
+        try:
+            with _plain_warnings(options), _harmless_output():
+                _parser().parse_args(arguments, options)
+                status: int = options.run(options)
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+                return status
+        except KeyboardInterrupt as stop:
+            _say(f"minires: {stop}" if str(stop) else "minires: interrupted")
+            return interrupt.status(stop)
+        except BrokenPipeError:  # the reader of our output, `head` for example, has enough
+            interrupt.to_nobody(sys.stdout)
+            return FAILED
+        except Exception as error:
+            if came:  # a library on the way has made an error of its own of the signal
+                _say(f"minires: {quiet_start.said(came[-1])}")
+                return 128 + came[-1]
+            if not isinstance(error, MiniresError | OSError | MemoryError | ImportError):
+                raise
+            return _failed(error, options)
+
+
+def _failed(error: Exception, options: argparse.Namespace) -> int:
+    """Say what went wrong; the exit status."""
+    if options.debug:
+        traceback.print_exc()
+    own = isinstance(error, UnknownName) and not options.imports
+    hint = ". For one of your own, name the module that registers it: minires --import MODULE ..."
+    message = in_options(_message(error), options.own, options.given)
+    _say(f"minires: error: {message}{hint if own else ''}")
     try:
-        with _plain_warnings(options), contextlib.redirect_stdout(_Harmless(sys.stdout)):
-            _parser().parse_args(arguments, options)
-            status: int = options.run(options)
+        if sys.stdout is not None:
             sys.stdout.flush()
-            return status
-    except KeyboardInterrupt as stop:
-        print(f"minires: {stop}" if str(stop) else "minires: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output, `head` for example, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    except (MiniresError, OSError, MemoryError, ImportError) as error:
-        if options.debug:
-            traceback.print_exc()
-        own = isinstance(error, UnknownName) and not options.imports
-        hint = ". For one of your own, name the module that registers it: minires --import MODULE ..."
-        message = harmless(in_options(_message(error), options.own, options.given))
-        print(f"minires: error: {message}{hint if own else ''}", file=sys.stderr)
-        return WRONG_USE if isinstance(error, ConfigError) else FAILED
+    except OSError:  # what could not be written, on a full disk, cannot be written at the end either
+        interrupt.to_nobody(sys.stdout)
+    return WRONG_USE if isinstance(error, ConfigError) else FAILED
+
+
+def _say(line: str) -> None:
+    """Print a line to standard error, if there is one."""
+    with suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            print(harmless(line), file=sys.stderr, flush=True)
 
 
 def _message(error: BaseException) -> str:
@@ -93,6 +119,11 @@ def in_options(text: str, own: Mapping[str, Sequence[str]], given: Iterable[str]
     return text
 
 
+def _harmless_output() -> AbstractContextManager[Any]:
+    """Standard output, if there is one, for a terminal."""
+    return nullcontext() if sys.stdout is None else redirect_stdout(_Harmless(sys.stdout))
+
+
 class _Harmless:
     """A stream for a terminal on which names from files cannot do anything: see ``harmless``."""
 
@@ -106,13 +137,12 @@ class _Harmless:
         return getattr(self._stream, name)
 
 
-@contextlib.contextmanager
+@contextmanager
 def _plain_warnings(options: argparse.Namespace) -> Iterator[None]:
     """Warnings as one line each, without the place in the source."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        text = harmless(in_options(str(message), options.own, options.given))
-        print(f"minires: warning: {text}", file=sys.stderr)
+        _say(f"minires: warning: {in_options(str(message), options.own, options.given)}")
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -124,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="minires",
         description="Train residual networks with a small engine written from scratch, and look into them.",
         epilog="`minires COMMAND --help` explains a command. Exit status: 0 done, 1 failed, 2 wrong use, "
-        "130 interrupted.",
+        "130 interrupted (143 by SIGTERM, 129 by SIGHUP).",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"minires {__version__}")

@@ -17,8 +17,8 @@ import minires
 
 ABOVE_THE_PACKAGE = {"doctor", "commands", "cli", "__main__"}  # these may import minires itself
 INDEPENDENT = {
-    "version": set(), "errors": set(), "registry": {"errors"}, "files": {"errors"}, "exercises": set(),
-    "limits": {"errors"}, "hdf5": {"errors"},
+    "version": set(), "quiet_start": set(), "interrupt": {"quiet_start"}, "errors": set(),
+    "registry": {"errors"}, "files": {"errors"}, "exercises": set(), "limits": {"errors"}, "hdf5": {"errors"},
     "settings": {"errors"}, "backend": {"errors", "settings"}, "modes": {"settings"},
     "data": {"errors", "registry", "files", "limits", "hdf5"},
 }  # fmt: skip

@@ -118,7 +118,7 @@ def own(
 
 @pytest.mark.usefixtures("own")
 def test_a_run_of_nothing_but_own_things(tmp_path: Path) -> None:
-    config = Config.of("own_recipe", seed=1, variant={"width": 6})
+    config = Config.of("own_recipe", seed=1, variant={"width": 6}, keep="last")
     trainer = Trainer(config, tmp_path / "run", progress=False, say=lambda line: None)
     assert trainer.model.fc.weight.shape == (6, 2)
     rates = [trainer.schedule.lr(step) for step in range(8)]
@@ -179,7 +179,7 @@ def test_a_run_that_is_stopped_goes_on_with_the_module_too(
     status = cli.main(["--import", "things_of_mine", "train", "--recipe", "own_recipe", "--out", "a run"])
     said = capsys.readouterr().err
     assert status == 130 and said.endswith(
-        "stopped after step 3. Go on with: minires --import things_of_mine train --resume --out 'a run'\n"
+        "stopped after step 3. Go on with: minires --import things_of_mine train --resume 'a run'\n"
     )
 
 

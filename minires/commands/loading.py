@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from minires import interrupt
 from minires.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -100,14 +101,14 @@ def load_square(model: str) -> tuple[Trained, int]:
 
 def data_of_run(model: str) -> str:
     """The data set that a model was trained on, as the configuration beside it says."""
-    from minires.train import run_folder
+    from minires.train import continuing
 
     folder = Path(model) if Path(model).is_dir() else Path(model).parent
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"on which pictures? {folder} has no config.json that says so; use --data NAME or PATH"
         )
-    return str(run_folder.read_json(folder / "config.json")["data"])
+    return continuing.read_config(folder).data
 
 
 def searched() -> list[Path]:
@@ -116,8 +117,23 @@ def searched() -> list[Path]:
     return [root.absolute() for root in roots()]
 
 
-def speaker(stream: TextIO) -> Callable[[str], None]:
-    return lambda line: print(line, file=stream, flush=True)
+def speaker(stream: TextIO | None) -> Callable[[str], None]:
+    """What prints a line at once. When nobody is there any more, as behind ``| head``, it says so once on
+    standard error, and nothing is printed from then on."""
+
+    def say(line: str) -> None:
+        nonlocal stream
+        try:
+            if stream is not None:
+                print(line, file=stream, flush=True)
+        except (OSError, ValueError) as error:
+            if not interrupt.is_gone(error):
+                raise
+            interrupt.to_nobody(stream)
+            stream = None
+            interrupt.tell("minires: warning: nobody reads what is printed; going on without")
+
+    return say
 
 
 def print_json(content: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import itertools
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,13 +30,15 @@ if TYPE_CHECKING:
 # Settings of a run that are options of the same name.
 SETTINGS = (
     "model", "epochs", "batch_size", "drop_last", "plan", "seed", "device", "precision", "size", "train_on",
-    "freeze",
+    "freeze", "keep",
 )  # fmt: skip
+FREE = ("device", "keep")  # those that may change when a run is continued
 
 
 TEXT = """\
 Train a model and test it. Without options: ResNet-50 on SIGNS, or on the rendered stand-in `hands` where
-SIGNS is not found. Ctrl-C stops after the step at hand and saves everything.
+SIGNS is not found. Ctrl-C stops after the step at hand and saves everything; so do SIGTERM and SIGHUP, which
+comes when the terminal is closed.
 
   minires train                                  the default recipe
   minires train --data signs --recipe two-epoch  as far as two epochs can get
@@ -81,12 +83,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="a part that stays as it is, for example conv1, or 'res[23]*'; can be repeated",
     )  # fmt: skip
     option("--out", "FOLDER", "the run folder (default: runs/<data>-<recipe>-<number>)")
-    parser.add_argument("--resume", nargs="?", const=True, metavar="FOLDER",
-                        help="continue the run in FOLDER, or in that of --out, where it stopped")  # fmt: skip
+    option("--keep", "WHICH", "checkpoints that stay when the run is finished: none (the default), the "
+           "last two (last), or all")  # fmt: skip
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        metavar="FOLDER",
+        help="continue the run in FOLDER where it stopped",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    from minires.train import Interrupted
+    from minires.train import Interrupted, continuing
 
     say = speaker(sys.stderr if options.json else sys.stdout)
     trainer = _continued(options, say) if options.resume else _started(options, say)
@@ -96,7 +105,8 @@ def run(options: argparse.Namespace) -> int:
     try:
         summary = trainer.run()
     except Interrupted as stop:
-        raise Interrupted(f"{stop}. Go on with: {minires} train --resume --out {place}") from None
+        way = continuing.way_on(out).replace("minires", minires, 1)
+        raise Interrupted(f"{stop}. Go on with: {way}", stop.number) from None
     if options.json:
         print_json({**summary, "out": str(out)})
         return 0
@@ -132,7 +142,7 @@ def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer
     optimizer = base.optimizer if options.lr is None else {**base.optimizer, "lr": options.lr}
     variant = {**base.variant, **variant_of(options)}
     config = replace(base, data=name, optimizer=optimizer, variant=variant)
-    trainer = Trainer(config, options.out or _new_folder(name, recipe), say=say)
+    trainer = Trainer(config, options.out or _new_folders(name, recipe), say=say)
     if is_stand_in:
         trainer.splits = replace(trainer.splits, source=f"{trainer.splits.source}: {why}")
     return trainer
@@ -158,22 +168,26 @@ def _taken_over(options: argparse.Namespace) -> dict[str, Any]:
 
 def _continued(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer:
     """The run in a folder, from its newest checkpoint, with its own settings."""
-    from minires.train import Trainer, run_folder
+    from minires.train import Trainer, continuing
 
-    out = options.resume if isinstance(options.resume, str) else options.out
-    if out is None:
+    given = [one for one in (options.resume, options.out) if isinstance(one, str)]
+    if not given:
         raise ConfigError(
             "which run? minires train --resume FOLDER, for example --resume runs/signs-default-1"
         )
+    out = given[0]
+    if len({Path(one).resolve() for one in given}) > 1:
+        raise ConfigError(f"--resume {out} goes on in that folder, but --out is {given[1]}; leave --out out")
     own = ("data", "recipe", "lr", "variant", "start_from", *SETTINGS)
-    settled = [name for name in own if getattr(options, name) is not None]
-    if settled := [name for name in settled if name != "device"]:
-        given = ", ".join(f"--{name.replace('_', '-')}" for name in settled)
-        raise ConfigError(f"a run is continued with its own settings; leave out {given}, or start a new run")
-    config = run_folder.read_json(Path(out) / "config.json")
+    if settled := [name for name in own if getattr(options, name) is not None and name not in FREE]:
+        given = [f"--{name.replace('_', '-')}" for name in settled]
+        raise ConfigError(
+            f"a run is continued with its own settings; leave out {', '.join(given)}, or start a new run"
+        )
+    continuing.check(out, resume=True)
+    changes = {name: value for name in FREE if (value := getattr(options, name)) is not None}
+    config = replace(continuing.read_config(out), **changes)
     say(f"Continuing the run in {out}")
-    if options.device is not None:
-        config["device"] = options.device
     return Trainer(config, out, resume=True, say=say)
 
 
@@ -200,11 +214,10 @@ def _choose_data(asked: str | None, recipe: str) -> tuple[str, str, bool]:
     ), True  # fmt: skip
 
 
-def _new_folder(data: str, recipe: str) -> Path:
-    """A folder for a run that does not exist yet: runs/<data>-<recipe>-<number>."""
-    stem = re.sub(r"[^\w.-]+", "-", f"{Path(data).stem}-{recipe}")
-    paths = (Path("runs") / f"{stem}-{number}" for number in itertools.count(1))
-    return next(path for path in paths if not path.exists())
+def _new_folders(data: str, recipe: str) -> Iterator[Path]:
+    """The folders for a new run: runs/<data>-<recipe>-<number>, from number 1 on."""
+    stem = re.sub(r"[^\w.-]+", "-", f"{Path(data).stem[:60]}-{recipe}")
+    return (Path("runs") / f"{stem}-{number}" for number in itertools.count(1))
 
 
 COMMAND = Command("train a model, test it, and keep everything in a run folder", TEXT, run, add_options)

@@ -24,6 +24,7 @@ process starts from seed 0.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import os
 import threading
@@ -57,6 +58,7 @@ class _Instead(Settings):
     """The generator that stands in for the default one, in the thread that asked for it."""
 
     rng: np.random.Generator | None = None
+    left: list[int] | None = None  # how many numbers may still be made
 
 
 _default, _instead = _Default(), _Instead()
@@ -102,6 +104,21 @@ def drawing_from(rng: np.random.Generator) -> Block:
     True
     """
     return _instead.within(rng=rng)
+
+
+def at_most(numbers: int) -> Block:
+    """Inside this block the weights that layers of this thread make have so many numbers together, at most.
+
+    It is for a model that a file describes, as large as the file says.
+
+    >>> from minires.nn import Linear
+    >>> with at_most(100):
+    ...     layers = Linear(3, 30), Linear(30, 1)
+    Traceback (most recent call last):
+    ...
+    minires.errors.ConfigError: a weight (30, 1) is more than there are numbers for: 10 are left
+    """
+    return _instead.within(left=[numbers])
 
 
 def branch() -> np.random.Generator:
@@ -178,4 +195,13 @@ def get(name: str) -> Initializer:
     """
     if name not in _INITIALIZERS:
         raise ConfigError(unknown("initialiser", name, _INITIALIZERS))
-    return _INITIALIZERS[name]
+    return _INITIALIZERS[name] if _instead.left is None else functools.partial(_if_left, _INITIALIZERS[name])
+
+
+def _if_left(make: Initializer, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    left = _instead.left
+    if left is not None and math.prod(shape) > left[0]:
+        raise ConfigError(f"a weight {shape} is more than there are numbers for: {left[0]} are left")
+    if left is not None:
+        left[0] -= math.prod(shape)
+    return make(shape, rng)

@@ -1,11 +1,11 @@
 """Training: schedules, recipes, checkpoints, and the Trainer that runs it all."""
 
+from minires.interrupt import Interrupted
 from minires.train import recipes, schedules
 from minires.train.config import Config
 from minires.train.ema import EMA
 from minires.train.evaluation import Evaluation, evaluate, predict, recalibrate
 from minires.train.finetune import freeze, start_from
-from minires.train.interrupt import Interrupted
 from minires.train.model_file import Trained, load_model, save_model
 from minires.train.schedules import Schedule
 from minires.train.trainer import Trainer

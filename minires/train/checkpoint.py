@@ -12,25 +12,33 @@ import hashlib
 import json
 import os
 import re
+import stat
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
-from minires.errors import CheckpointError
-from minires.files import atomic_write
+from minires.errors import CheckpointError, ConfigError
+from minires.files import atomic_write, remove_leftovers, why
+from minires.train.fields import Kind, parsed, shortened
 
 FORMAT = 1  # to be raised when the contents change
 KEPT = 2  # checkpoints that stay in the folder
+PATTERN = "checkpoint-*.safetensors"
 Arrays = dict[str, np.ndarray]
+Taker = Callable[[Path, dict[str, Arrays], dict[str, Any]], None]
 
 
 class Damaged(CheckpointError):
-    """A file does not hold what was written into it."""
+    """A file does not hold what was written into it, or not what a file of its kind has."""
+
+
+class Misfit(CheckpointError):
+    """The arrays of a checkpoint are those of another model."""
 
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], info: Mapping[str, Any]) -> None:
@@ -49,34 +57,67 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], info: 
 def read(path: str | os.PathLike[str]) -> tuple[Arrays, dict[str, Any]]:
     """Read what :func:`write` wrote, and check that it is what was written.
 
-    Raises: Damaged if the file is not whole or was not written by minires; CheckpointError if it is missing
-    or of another version.
+    Raises: Damaged if the file is not whole or was not written by minires, whatever is wrong inside;
+    CheckpointError if it is missing, may not be read, or is of another version.
     """
+    _open_once(Path(path))
     try:
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get("minires")
             arrays = {name: file.get_tensor(name) for name in file.keys()}
-        info = None if text is None else json.loads(text)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist; give the run folder or a file that is in it") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise Damaged(f"{path} is damaged or not a safetensors file: {error}") from error
-    if not isinstance(info, dict) or "sha256" not in info:
+        info = None if text is None else parsed(text)
+        written = info.pop("sha256", None) if isinstance(info, dict) else None
+        whole = written is not None and written == _checksum(arrays, info or {})
+    except MemoryError:
+        raise
+    except Exception as error:  # each library on the way has errors of its own
+        raise Damaged(f"{path} is damaged or not a safetensors file: {shortened(error)}") from error
+    if not isinstance(info, dict) or written is None:
         raise Damaged(f"{path} was not written by minires: it has no checksum in its metadata")
-    if info.pop("sha256") != _checksum(arrays, info):
+    if not whole:
         raise Damaged(f"{path} is damaged: its contents do not have the checksum written into it")
-    if info["format"] != FORMAT:
+    if type(version := info.get("format")) is not int:
+        raise Damaged(f"{path} is damaged: its format must be a whole number, not {version!r}")
+    if version != FORMAT:
         raise CheckpointError(
-            f"{path} was written by another version of minires: its format is {info['format']}, not {FORMAT}"
+            f"{path} was written by another version of minires: its format is {version}, not {FORMAT}"
         )
     return arrays, info
 
 
-class Checkpoints:
-    """The checkpoints of a run folder, ``checkpoint-<step>.safetensors``; the last two are kept."""
+def check(path: str | os.PathLike[str], info: Mapping[str, Any], kind: Kind) -> None:
+    """Check that a file says what a file of its kind says. Raises: Damaged with the field that is wrong."""
+    try:
+        kind("", info)
+    except ConfigError as error:
+        raise Damaged(f"{path} does not say what it should: {shortened(error)}") from error
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+
+def _open_once(path: Path) -> None:
+    """Find out what the system says of a file; safetensors says of all that it does not exist."""
+    try:
+        if stat.S_ISDIR(os.stat(path).st_mode):
+            raise Damaged(f"{path} is damaged or not a safetensors file: it is a folder")
+        if not path.is_file():  # a pipe would wait for ever
+            raise Damaged(f"{path} is damaged or not a safetensors file: it is a device or a pipe")
+        with open(path, "rb") as file:
+            file.read(1)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist; give the run folder or a file that is in it") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {why(error)}") from error
+    except ValueError as error:  # a null byte in the name
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+
+
+class Checkpoints:
+    """The checkpoints of a run folder, ``checkpoint-<step>.safetensors``: the last two, or ``all``."""
+
+    def __init__(self, folder: str | os.PathLike[str], *, all: bool = False) -> None:
         self.folder = Path(folder)
+        self._kept = None if all else KEPT
 
     def save(self, step: int, groups: Mapping[str, Arrays], info: Mapping[str, Any]) -> Path:
         """Write a checkpoint of ``{group: {name: array}}`` and ``info``, then drop the ones no longer kept.
@@ -86,51 +127,79 @@ class Checkpoints:
         path = self.folder / f"checkpoint-{step:08d}.safetensors"
         flat = {f"{group}/{name}": array for group, part in groups.items() for name, array in part.items()}
         write(path, flat, info)
-        for old in self.paths()[:-KEPT]:
-            old.unlink(missing_ok=True)
+        if self._kept is not None:
+            self._remove(self.paths()[: -self._kept])
         return path
 
     def paths(self) -> list[Path]:
         """The checkpoints in the folder, oldest first."""
         found = [
             (int(match[1]), path)
-            for path in self.folder.glob("checkpoint-*.safetensors")
-            if (match := re.fullmatch(r"checkpoint-(\d+)\.safetensors", path.name))
+            for path in self.folder.glob(PATTERN)
+            if (match := re.fullmatch(r"checkpoint-([0-9]{1,18})\.safetensors", path.name))
         ]
         return [path for _, path in sorted(found)]
 
-    def latest(self) -> tuple[Path, dict[str, Arrays], dict[str, Any]] | None:
-        """Read the newest undamaged checkpoint: its path, arrays by group and name, and info.
+    def latest(self, take: Taker) -> Path | None:
+        """Read the newest checkpoint that is undamaged and that ``take(path, groups, info)`` takes, which
+        gets its arrays by group and name, and its info. None if there is no checkpoint.
 
-        None if there is no checkpoint. A damaged one is set aside as ``<file>.damaged``, with a warning.
+        A newer one that is damaged, or does not fit where this one does, is set aside as ``<file>.damaged``,
+        with a warning. Where there is none to use, all stay as they are.
 
-        Raises: CheckpointError if there are checkpoints and all are damaged, or one is of another version.
+        Raises: CheckpointError if there are checkpoints and all are damaged, or one is of another version;
+        what ``take`` raises.
         """
-        self._remove_leftovers()
-        paths = self.paths()
-        for path in reversed(paths):
+        failed: list[tuple[Path, CheckpointError]] = []
+        for path in reversed(self.paths()):
             try:
                 arrays, info = read(path)
-            except Damaged as error:
-                # It must not count as one of the two that are kept.
-                os.replace(path, path.with_name(path.name + ".damaged"))
-                warnings.warn(f"{error}; using the checkpoint before it", stacklevel=2)
+                groups: dict[str, Arrays] = {}
+                for name, array in arrays.items():
+                    group, _, rest = name.partition("/")
+                    groups.setdefault(group, {})[rest] = array
+                take(path, groups, info)
+            except (Damaged, Misfit) as error:
+                failed.append((path, error))
                 continue
-            groups: dict[str, Arrays] = {}
-            for name, array in arrays.items():
-                group, _, rest = name.partition("/")
-                groups.setdefault(group, {})[rest] = array
-            return path, groups, info
-        if paths:
-            raise CheckpointError(
-                f"all {len(paths)} checkpoints in {self.folder} are damaged; start again in another folder"
-            )
-        return None
+            for bad, reason in failed:
+                self._set_aside(bad)  # it must not count as one of the two that are kept
+                warnings.warn(f"{reason}; using the checkpoint before it", stacklevel=2)
+            return path
+        if not failed:
+            return None
+        if misfits := [error for _, error in failed if isinstance(error, Misfit)]:
+            raise misfits[0]
+        raise CheckpointError(
+            f"all {len(failed)} checkpoints in {self.folder} are damaged, and nothing was changed: "
+            f"{failed[0][1]}. Put a good copy in its place, or start again in another folder"
+        )
 
-    def _remove_leftovers(self) -> None:
-        """Remove the temporary file of a write that was killed."""
-        for path in self.folder.glob(".checkpoint-*.safetensors.*.tmp"):
-            path.unlink(missing_ok=True)
+    def remove(self) -> None:
+        """Remove all checkpoints, those of a run that is finished."""
+        self._remove(self.paths())
+
+    def remove_leftovers(self) -> None:
+        """Remove what writes that were killed have left; only for who holds the lock of the folder."""
+        remove_leftovers(self.folder, PATTERN)
+
+    def _remove(self, paths: list[Path]) -> None:
+        for path in paths:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                warnings.warn(f"{path} is not needed any more, but stays: {why(error)}", stacklevel=3)
+
+    def _set_aside(self, path: Path) -> None:
+        aside = path.with_name(f"{path.name}.damaged")
+        number = 1
+        while aside.exists():  # never onto one that is there
+            number += 1
+            aside = path.with_name(f"{path.name}.damaged-{number}")
+        try:
+            os.rename(path, aside)
+        except OSError as error:
+            raise CheckpointError(f"{path} is damaged and cannot be set aside: {why(error)}") from error
 
 
 def differences(saved: Mapping[str, Any], here: Mapping[str, Any], *, ignore: tuple[str, ...]) -> list[str]:

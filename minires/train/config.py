@@ -19,6 +19,8 @@ from minires.nn.module import Parameter
 from minires.train.recipes import get
 from minires.train.schedules import Schedule
 
+KEEP = ("none", "last", "all")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -62,6 +64,7 @@ class Config:
     freeze: list[Any] = field(default_factory=list)  # parts that stay as they are: see minires.train.freeze
     plan: bool = True  # on the CPU, long runs step by a plan where one can be made: see minires.compile
     checkpoint_every: int = 200  # steps between checkpoints within an epoch; 0: at the end of epochs only
+    keep: str = "none"  # checkpoints that stay when the run is finished: "none", "last" (two), "all"
 
     def __post_init__(self) -> None:
         kinds = {
@@ -108,6 +111,8 @@ class Config:
                 raise ConfigError(f"variant cannot set {name}: {way}")
         if self.train_on not in ("train", "train+val"):
             raise ConfigError(unknown("value of train_on", self.train_on, ["train", "train+val"]))
+        if self.keep not in KEEP:
+            raise ConfigError(unknown("value of keep", self.keep, KEEP))
         if self.precision not in PRECISIONS:
             raise ConfigError(unknown("precision", self.precision, PRECISIONS))
         for part in self.freeze:
@@ -147,7 +152,10 @@ class Config:
         for key in mapping("a configuration", content):
             if key not in known:
                 raise ConfigError(unknown("setting", key, known))
-        return cls(**copy.deepcopy(dict(content)))
+        try:
+            return cls(**copy.deepcopy(dict(content)))
+        except RecursionError as error:
+            raise ConfigError("a configuration's lists or dicts are nested too deeply") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Give all fields, defaults included, as they come back from JSON (tuples as lists).

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import os
-import shlex
+import reprlib
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from minires import models
 from minires.data import Normalize
-from minires.errors import CheckpointError, ConfigError
+from minires.errors import CheckpointError, ConfigError, MiniresError
+from minires.nn import init
 from minires.nn.module import Module
-from minires.train import checkpoint
+from minires.train import checkpoint, checks, continuing
+from minires.train.fields import between, exactly, listing, positive, real, record, shortened, table, text
 
-NAME = "model.safetensors"
+ROOM = 10_000_000  # numbers
+NAME = continuing.MODEL
+WIDEST = 1 << 13  # pixels of a side
+KIND = record(
+    kind=exactly("model"),
+    model=text,
+    variant=table(),
+    classes=listing(text, least=1),
+    normalize=record(mean=listing(real, count=3), std=listing(positive, count=3)),
+    size=listing(between(1, WIDEST), count=2),
+    dataset=text,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,25 +73,43 @@ def load_model(path: str | os.PathLike[str], *, model: Module | None = None) -> 
     if not isinstance(path, str | os.PathLike):
         raise ConfigError(f"a trained model is read from the path of its file or run folder, not {path!r}")
     path = Path(path)
-    path = path / NAME if path.is_dir() else path
+    if path.is_dir():
+        if not (path / NAME).exists() and (words := continuing.not_yet(path)):
+            raise CheckpointError(words)
+        path = path / NAME
     arrays, info = checkpoint.read(path)
-    if info.get("kind") != "model":
+    if info.get("kind") == "checkpoint":
         raise CheckpointError(
-            f"{path} is a checkpoint of a run, not a trained model; continue the run with "
-            f"minires train --resume --out {shlex.quote(str(path.parent))}, its end writes {NAME}"
+            f"{path} is a checkpoint of a run, not a trained model; go on with the run: "
+            f"{continuing.way_on(path.parent)}, its end writes {NAME}"
         )
+    checkpoint.check(path, info, KIND)
     if model is None and info["model"] not in models.MODELS:
         raise CheckpointError(
             f"{path} holds a {info['model']}, which is no model known here: register it first (see "
             "minires.models.register; on the command line: minires --import MODULE ...), or give its model="
         )
-    if model is None:
-        model = models.build(info["model"], classes=len(info["classes"]), **info["variant"])
     try:
+        if model is None:
+            model = _built(info, sum(array.size for array in arrays.values()))
         model.load_state_dict(arrays)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path} holds a {info['model']}: {error}") from error
+    except MiniresError as error:
+        raise CheckpointError(f"{path} holds a {info['model']}: {shortened(error)}") from error
+    for doubt in checks.not_finite(f"in {path}", arrays):
+        warnings.warn(doubt, stacklevel=2)
     return Trained(
         model.eval(), info["model"], info["variant"], tuple(info["classes"]),
         Normalize(**info["normalize"]), (info["size"][0], info["size"][1]), info["dataset"],
     )  # fmt: skip
+
+
+def _built(info: Mapping[str, Any], numbers: int) -> Module:
+    """The model that a file names, which says itself how large that is: not many more numbers are made for it
+    than the file has. Raises: MiniresError if its options do not fit."""
+    try:
+        with init.at_most(2 * numbers + ROOM):
+            return models.build(info["model"], classes=len(info["classes"]), **info["variant"])
+    except MiniresError:
+        raise
+    except Exception as error:  # an option that the file says may be of any kind, and the model a user's own
+        raise CheckpointError(f"it cannot be built with {reprlib.repr(info['variant'])}: {error}") from error

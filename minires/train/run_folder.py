@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from minires.data import Dataset
 from minires.errors import CheckpointError
-from minires.files import atomic_write
+from minires.files import atomic_write, why
+from minires.train.fields import parsed
 from minires.version import __version__
 
 COLUMNS = (
@@ -49,11 +50,15 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON file of a run folder. Raises: CheckpointError if it is missing or no JSON object."""
+    if Path(path).exists() and not Path(path).is_file():  # a pipe would wait for ever
+        raise CheckpointError(f"{path} cannot be read: it is no file")
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = parsed(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; is {Path(path).parent} the folder of a run?") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {why(error)}") from error
+    except ValueError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds {type(content).__name__}, not a JSON object")

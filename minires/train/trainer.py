@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import math
+import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,60 +23,56 @@ from tqdm import tqdm
 
 from minires import backend, data, models, optim
 from minires.errors import CheckpointError, ConfigError, MiniresError
+from minires.interrupt import Interrupted, StopWish, status
 from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.ops.cross_entropy import cross_entropy
 from minires.tensor import Tensor
-from minires.train import captured, checks, finetune, model_file, planned, report, run_folder
-from minires.train.checkpoint import Checkpoints, differences
+from minires.train import (
+    captured,
+    checks,
+    continuing,
+    finetune,
+    model_file,
+    planned,
+    report,
+    run_folder,
+    state,
+)
+from minires.train.checkpoint import Checkpoints, Damaged, Misfit
 from minires.train.config import Config
 from minires.train.diagnose import first_not_finite
 from minires.train.ema import EMA
 from minires.train.evaluation import Evaluation, evaluate, recalibrate
-from minires.train.interrupt import Interrupted, StopWish
+from minires.train.figures import Figures
+from minires.train.lock import Lock
 from minires.train.schedules import Schedule
-
-# Settings that may change when a run is continued.
-FREE = ("device", "plan", "checkpoint_every")
-RUN_FILES = ("config.json", "metrics.csv", "summary.json", model_file.NAME, "checkpoint-*.safetensors")
-REDRAW = 30.0  # seconds between two drawings of the curves
-
-
-@dataclass
-class Progress:
-    """The place in the run, and what was summed up in the epoch that is under way."""
-
-    epoch: int = 0
-    batch: int = 0  # the next one of this epoch
-    step: int = 0
-    seconds: float = 0.0  # of the whole run, validation included
-    epoch_seconds: float = 0.0  # of training in this epoch
-    pictures: int = 0
-    loss: float = 0.0  # summed over pictures
-    right: int = 0
-    norm: float = 0.0  # summed over steps
-
-    def next_epoch(self) -> Progress:
-        return Progress(epoch=self.epoch + 1, step=self.step, seconds=self.seconds)
+from minires.train.state import Progress
+from minires.train.telling import Listener, Stream
 
 
 class Trainer:
-    """Trains what ``config`` says and leaves everything in the folder ``out``.
+    """Trains what ``config`` says and leaves everything in the folder ``out``; of several folders, an
+    iterable, in the first that is not there yet.
 
     ``config`` may be None when ``resume`` is set: the run's own ``config.json`` is used. ``splits`` replaces
     the data set that the configuration names, ``model`` the model it would build: each epoch trains all
     of it but what ``freeze`` names, and leaves each module in its own mode. ``progress`` shows a bar,
     None only on a terminal; ``say`` gets each line of the report.
 
+    The folder is held by a lock until the run ends: nobody else trains there meanwhile. What fails before
+    the first step leaves no folder.
+
     Raises: ConfigError if ``out`` holds a run already and ``resume`` is not set, or for anything in the
-    configuration that does not fit; CheckpointError if the run in ``out`` is another one or all its
-    checkpoints are damaged; DataError if the data set cannot be read.
+    configuration that does not fit; CheckpointError if the run in ``out`` is another one, is finished, or all
+    its checkpoints are damaged; DataError if the data set cannot be read; Held (a MiniresError) if somebody
+    trains in ``out`` now.
     """
 
     def __init__(
         self,
         config: Config | Mapping[str, Any] | None,
-        out: str | Path,
+        out: str | os.PathLike[str] | Iterable[Path],
         *,
         splits: data.Splits | None = None,
         model: Module | None = None,
@@ -84,14 +80,33 @@ class Trainer:
         progress: bool | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
-        self.out, self.say, self._show = Path(out), say, progress
-        self._check_folder(resume)
-        if config is None:
-            if not resume:
-                raise ConfigError("a new run needs a configuration, for example Config.of('default')")
-            config = run_folder.read_json(self.out / "config.json")
-        self.config = config = config if isinstance(config, Config) else Config.from_dict(config)
+        self.say: Callable[[str], None] = Listener(say)  # that nobody is there to hear it ends no run
+        self._show = progress
+        if config is None and not resume:
+            raise ConfigError("a new run needs a configuration, for example Config.of('default')")
+        continuing.check(out, resume=resume)
+        self._lock = Lock(out, make=not resume)
+        self.out = self._lock.folder
+        self._is_new = False  # whether all that stands in the folder is the configuration that we wrote
+        try:
+            continuing.check(self.out, resume=resume, held=True)
+            continuing.remove_leftovers(self.out)
+            if config is None:
+                config = continuing.read_config(self.out)
+            self.config = config if isinstance(config, Config) else Config.from_dict(config)
+            self._prepare(splits, model, resume)
+            if resume:
+                self.checkpoints.latest(self._take)
+            else:
+                run_folder.write_json(self.out / continuing.CONFIG, self.config.to_dict())
+                self._is_new = True
+        except BaseException:
+            self._let_go()
+            raise
 
+    def _prepare(self, splits: data.Splits | None, model: Module | None, resume: bool) -> None:
+        """Pictures, model, optimiser, schedule: all that follows from the configuration."""
+        config = self.config
         # What the names stand for is looked up before pictures are read or rendered, which takes long.
         optim.checked(config.optimizer)
         Schedule(config.schedule, lr=1.0, total_steps=1)
@@ -116,15 +131,16 @@ class Trainer:
                 self.variant = {**models.entry(config.model).fitted(size), **self.variant}
             classes = len(self.train_set.classes)
             model = models.build(config.model, classes=classes, seed=config.seed, **self.variant)
-        if config.start_from and not resume:
+        if config.start_from and not (resume and Checkpoints(self.out).paths()):
             new = finetune.start_from(model, config.start_from, classes=self.train_set.classes)
-            say(f"starting from {config.start_from}; new: {', '.join(new) or 'nothing'}")
+            self.say(f"starting from {config.start_from}; new: {', '.join(new) or 'nothing'}")
         finetune.freeze(model, config.freeze)
         self.device = backend.choose_device(config.device)
         if config.precision == "tf32" and self.device == "cpu":
             raise ConfigError("precision='tf32' is for GPUs; on the CPU leave it at precision='fp32'")
         if config.precision == "bf16" and self.device == "cpu":
-            say("precision 'bf16' is slower than 'fp32' on the CPU, and only for checking its accuracy there")
+            slow = "slower than 'fp32' on the CPU, and only for checking its accuracy there"
+            self.say(f"precision 'bf16' is {slow}")
         self.activations = backend.activations(config.precision)
         self.model = model.to(self.device)
         checks.batches_of_one(self.model, self.loader, activations=self.activations)
@@ -137,23 +153,40 @@ class Trainer:
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
         self.warnings: list[str] = []  # what makes the result doubtful: see minires.train.checks
-        self.checkpoints = Checkpoints(self.out)
+        self.checkpoints = Checkpoints(self.out, all=config.keep == "all")
         self._dropout_before: dict[str, Any] = {}
         self._pending: list[Callable[[], None]] = []  # what is to be done with the figures of the last steps
         on_gpu = self.device != "cpu"
-        self._capture = captured.Capture(model, self.optimizer, self._loss, say) if on_gpu else None
-        self._drawn = -math.inf
+        self._capture = captured.Capture(model, self.optimizer, self._loss, self.say) if on_gpu else None
+        self._figures = Figures(self.out, config, self.train_set.name, self._warn)
         self._since = time.perf_counter()
-        self._open_folder(resume)
 
     # ------------------------------------------------------------------------------------------ the run
 
     def run(self) -> dict[str, Any]:
         """Train to the end, test, and write the figures; return what ``summary.json`` holds.
 
-        Raises: Interrupted after SIGINT or SIGTERM, once the state is saved; MiniresError that names the
-        first layer whose output or gradient was not finite; MiniresError if a file cannot be written.
+        Raises: Interrupted after SIGINT, SIGTERM or SIGHUP, once the state is saved; MiniresError that names
+        the first layer whose output or gradient was not finite; MiniresError if a checkpoint or the model
+        cannot be written: the checkpoint before it stays, and the run goes on from there.
         """
+        if not self._lock.held:
+            raise MiniresError(
+                f"this Trainer no longer holds {self.out}: its run has ended, or another Trainer has taken "
+                "it over; make a new one with resume=True"
+            )
+        self._lock.busy = True
+        try:
+            return self._run()
+        except KeyboardInterrupt as stop:
+            there = self.checkpoints.paths()
+            if isinstance(stop, Interrupted) or not there:
+                raise
+            raise Interrupted(f"interrupted; {there[-1]} is kept", status(stop) - 128) from stop
+        finally:
+            self._let_go()
+
+    def _run(self) -> dict[str, Any]:
         config = self.config
         self.say(
             f"{config.model} on {self.splits.source}: {len(self.train_set)} training, "
@@ -172,8 +205,9 @@ class Trainer:
                 f"each time, which make no whole batch of {config.batch_size} (drop_last)"
             )
         per_epoch = len(self.train_set) - left_out
-        hidden = None if self._show is None else not self._show
+        hidden = True if sys.stderr is None else None if self._show is None else not self._show
         with StopWish() as stop, tqdm(
+            file=Stream(sys.stderr),
             total=config.epochs * per_epoch, initial=self.progress.epoch * per_epoch + self.progress.pictures,
             unit=" pictures", disable=hidden, dynamic_ncols=True,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {rate_fmt}, {remaining} left{postfix}",
@@ -183,7 +217,7 @@ class Trainer:
             while self.progress.epoch < config.epochs:
                 self._epoch(stop, bar)
             if stop.wanted:
-                self._leave()
+                self._leave(stop.wanted)
         return self._finish()
 
     def _epoch(self, stop: StopWish, bar: Any) -> None:
@@ -204,13 +238,13 @@ class Trainer:
                 if last:
                     self._settle()
                 if stop.wanted:
-                    self._leave()
+                    self._leave(stop.wanted)
                 if config.checkpoint_every and progress.step % config.checkpoint_every == 0 and not last:
                     self.save()
         with self.ema.swap() if self.ema else nullcontext():
             val = evaluate(self.model, self.val_set, self.normalize) if self.val_set else None
         self._tick()
-        row = self._row(val)
+        row = self.progress.row(self.optimizer.lr, len(self.loader), val)
         self.history.append(row)
         self.schedule.epoch_end(row["train_loss"] if val is None else val.loss)
         self._say_beside(bar, run_folder.epoch_line(row, config.epochs))
@@ -222,7 +256,7 @@ class Trainer:
         self.save()
         self._write_history()
         if stop.wanted:
-            self._leave()
+            self._leave(stop.wanted)
 
     def _say_beside(self, bar: Any, line: str) -> None:
         """Say a line while the bar is shown."""
@@ -312,15 +346,19 @@ class Trainer:
             + (f"try {checks.GENTLER}" if diverged else "mend the pictures or their normalisation")
         )
         self._tick()
-        self._drawn = -math.inf
+        self._figures.drawn = -math.inf
         self._write_history()
-        self._write_summary(diverged)
+        with suppress(MiniresError):  # what has happened is the more important news
+            self._write_summary(diverged)
         raise MiniresError(self.warnings[-1])
 
     # ---------------------------------------------------------------------------------------- the state
 
     def save(self) -> Path:
-        """Write a checkpoint of the run as it stands. Raises: MiniresError if it cannot be written."""
+        """Write a checkpoint of the run as it stands.
+
+        Raises: MiniresError if it cannot be written; the one before it stays.
+        """
         self._settle()
         groups = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.ema:
@@ -328,7 +366,7 @@ class Trainer:
         info = {
             "kind": "checkpoint",
             "config": self.config.to_dict(),
-            "data": _fingerprint(self.train_set),
+            "data": self._fingerprint,
             "threads": backend.threads(),
             "progress": dataclasses.asdict(self.progress),
             "random": self.model.random_states(),
@@ -336,106 +374,66 @@ class Trainer:
             "history": self.history,
             "warnings": self.warnings,
         }
-        path = self.checkpoints.save(self.progress.step, groups, info)
+        self._is_new = False
+        try:
+            path = self.checkpoints.save(self.progress.step, groups, info)
+        except MiniresError as error:
+            raise continuing.stopped(error, self.out, self.progress.step) from error
         self._tick()  # saving is time of the run, but not of training
         return path
 
-    def _load(self) -> None:
-        """Continue from the newest undamaged checkpoint, or from the beginning if there is none."""
-        found = self.checkpoints.latest()
-        if found is None:
-            return
-        path, groups, info = found
-        if info.get("kind") != "checkpoint":
-            raise CheckpointError(f"{path} is not a checkpoint of a run")
-        if different := differences(info["config"], self.config.to_dict(), ignore=FREE):
-            raise CheckpointError(
-                f"{path} belongs to another run: {'; '.join(different)}. "
-                "Continue it with its own settings, or choose another folder"
-            )
-        if info["data"] != _fingerprint(self.train_set):
-            raise CheckpointError(
-                f"{path} was trained on other pictures than {self.splits.source} holds now; "
-                "make the same data available again, or choose another folder"
-            )
-        if info["threads"] != backend.threads():
-            warnings.warn(
-                f"the run used {info['threads']} threads and continues with {backend.threads()}: sums are "
-                "rounded in another order, so the last bits may differ", stacklevel=4,
-            )  # fmt: skip
+    @functools.cached_property
+    def _fingerprint(self) -> dict[str, Any]:
+        return state.fingerprint(self.splits)
+
+    def _take(self, path: Path, groups: Mapping[str, Any], info: Mapping[str, Any]) -> None:
+        """Continue from what a checkpoint holds."""
+        here = self.splits, self.train_set, self._fingerprint, len(self.loader)
+        state.belongs(path, info, self.config, *here)
         try:
             self.model.load_state_dict(groups.get("model", {}))
             self.optimizer.load_state_dict(groups.get("optimizer", {}))
             if self.ema:
                 self.ema.load_state_dict(groups.get("ema", {}))
+            self.model.load_random_states(info["random"])
         except CheckpointError as error:
-            raise CheckpointError(f"{path} is of another model: {error}") from error
-        self.model.load_random_states(info["random"])
-        self.schedule.load_state_dict(info["schedule"])
-        self.history = info["history"]
-        self.warnings = info.get("warnings", [])  # older checkpoints have none
-        self.progress = Progress(**info["progress"])
-
-    def _check_folder(self, resume: bool) -> None:
-        if self.out.exists() and not self.out.is_dir():
-            raise ConfigError(f"{self.out} is a file; choose a folder for the run")
-        held = [path.name for pattern in RUN_FILES for path in self.out.glob(pattern)]
-        if held and not resume:
-            raise ConfigError(
-                f"{self.out} holds a run already ({', '.join(held[:3])}); "
-                "continue it with resume=True, or choose another folder"
-            )
-        if resume and not held:
-            raise CheckpointError(f"{self.out} holds no run to continue; start one without resume=True")
-
-    def _open_folder(self, resume: bool) -> None:
-        if resume:
-            self._load()
-            return
+            raise Misfit(f"{path} is of another model: {error}") from error
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise Damaged(f"{path} does not hold the state of this run: {error}") from error
         try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MiniresError(f"cannot make the folder {self.out}: {error.strerror}") from error
-        run_folder.write_json(self.out / "config.json", self.config.to_dict())
+            self.schedule.load_state_dict(info["schedule"])
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise Damaged(f"{path} does not hold the state of its schedule: {error}") from error
+        if info["threads"] != backend.threads():
+            warnings.warn(
+                f"the run used {info['threads']} threads and continues with {backend.threads()}: sums are "
+                "rounded in another order, so the last bits may differ", stacklevel=5,
+            )  # fmt: skip
+        self.history = info["history"]
+        self.warnings = info.get("warnings") or []
+        names = [field.name for field in dataclasses.fields(Progress)]
+        self.progress = Progress(**{name: info["progress"][name] for name in names})
 
-    def _leave(self) -> None:
+    def _let_go(self) -> None:
+        """Let the folder go; a run that made no step leaves it as it was before."""
+        if self._is_new and self.progress.step == 0 and self._lock.held:
+            with suppress(OSError):
+                (self.out / continuing.CONFIG).unlink(missing_ok=True)
+        self._lock.remove_folder()  # what is not empty stays
+
+    def _leave(self, number: int) -> None:
         path = self.save()
         self._write_history()
-        raise Interrupted(f"stopped after step {self.progress.step}; everything is saved in {path}")
+        raise Interrupted(f"stopped after step {self.progress.step}; everything is saved in {path}", number)
 
     # -------------------------------------------------------------------------------------- the figures
 
-    def _row(self, val: Evaluation | None) -> dict[str, Any]:
-        p = self.progress
-        return {
-            "epoch": p.epoch + 1,
-            "step": p.step,
-            "lr": self.optimizer.lr,
-            "train_loss": p.loss / p.pictures,
-            "train_accuracy": p.right / p.pictures,
-            "val_loss": run_folder.finite(val.loss if val else None),
-            "val_accuracy": val.accuracy if val else None,
-            "gradient_norm": p.norm / len(self.loader),
-            "pictures_per_second": p.pictures / max(p.epoch_seconds, 1e-9),
-            "seconds": p.epoch_seconds,
-        }
-
     def _write_history(self) -> None:
-        if not self.history:
-            return
-        run_folder.write_metrics(self.out / "metrics.csv", self.history)
-        if time.monotonic() - self._drawn > REDRAW or self.progress.epoch == self.config.epochs:
-            title = f"{self.config.model} on {self.train_set.name}, recipe {self.config.recipe}"
-            run_folder.draw_curves(
-                self.out / "curves.png",
-                self.history,
-                title=title,
-                label_smoothing=self.config.label_smoothing,
-            )
-            self._drawn = time.monotonic()
+        self._figures.history(self.history, last=self.progress.epoch == self.config.epochs)
 
     def _finish(self) -> dict[str, Any]:
-        """Test the weights that are kept, and write them and all figures."""
+        """Test the weights that are kept, and write them, then all figures, then the summary; only when that
+        is on the disk the checkpoints go."""
         config, test_set = self.config, self.splits.test
         with self.ema.swap() if self.ema else nullcontext():
             if config.recalibrate:
@@ -443,15 +441,15 @@ class Trainer:
             val = evaluate(self.model, self.val_set, self.normalize) if self.val_set else None
             test = evaluate(self.model, test_set, self.normalize)
             found = checks.not_finite("in the model that is kept", self._numbers())
-            model_file.save_model(self.out / model_file.NAME, model_file.Trained(
-                self.model, config.model, self.variant, test_set.classes, self.normalize,
-                (test_set.images.shape[1], test_set.images.shape[2]), self.train_set.name,
-            ))  # fmt: skip
+            try:
+                model_file.save_model(self.out / model_file.NAME, model_file.Trained(
+                    self.model, config.model, self.variant, test_set.classes, self.normalize,
+                    (test_set.images.shape[1], test_set.images.shape[2]), self.train_set.name,
+                ))  # fmt: skip
+            except MiniresError as error:
+                raise continuing.stopped(error, self.out, self.progress.step) from error
         self._tick()
-        run_folder.draw_confusion(
-            self.out / "confusion.png", test_set.labels, test.probabilities.argmax(axis=1), test_set.classes
-        )
-        run_folder.draw_mistakes(self.out / "mistakes.png", test_set, test.probabilities)
+        self._figures.last(test_set, test.probabilities)
         self._write_history()
         last, losses = self.history[-1], {"validation": val.loss if val else None, "test": test.loss}
         self._warn([*found, *checks.outcome(
@@ -459,7 +457,12 @@ class Trainer:
         )])  # fmt: skip
         finite = not found and all(math.isfinite(loss) for loss in losses.values() if loss is not None)
         diverged = not finite or checks.diverged(last["train_loss"], len(test_set.classes))
-        summary = self._write_summary(diverged, test=test, val=val)
+        try:
+            summary = self._write_summary(diverged, test=test, val=val)
+        except MiniresError as error:
+            raise continuing.stopped(error, self.out, self.progress.step) from error
+        if config.keep == "none":
+            self.checkpoints.remove()
         self.say(
             f"test accuracy {100 * test.accuracy:.2f}% ({round(test.accuracy * len(test_set))} of "
             f"{len(test_set)}), test loss {run_folder.shown(test.loss)}, {self.progress.seconds:.0f} s; "
@@ -468,12 +471,13 @@ class Trainer:
         return summary
 
     def _write_summary(self, diverged: bool, **tested: Evaluation | None) -> dict[str, Any]:
+        self._is_new = False
         summary = report.summary(
             self.config, self.splits, self.train_set, self.model, self.history, diverged=diverged,
             seconds=self.progress.seconds, steps=self.progress.step, device=self.device,
             warnings=self.warnings, **tested,
         )  # fmt: skip
-        run_folder.write_json(self.out / "summary.json", summary)
+        run_folder.write_json(self.out / continuing.SUMMARY, summary)
         return summary
 
     def _normalization(self) -> data.Normalize:
@@ -481,9 +485,3 @@ class Trainer:
         if isinstance(choice, dict):
             return data.Normalize(**choice)
         return data.Normalize.of(self.train_set) if choice == "data" else data.Normalize.none()
-
-
-def _fingerprint(dataset: data.Dataset) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(dataset.images).reshape(-1).data)
-    digest.update(np.ascontiguousarray(dataset.labels).data)
-    return digest.hexdigest()

@@ -19,7 +19,8 @@ from minires.data import Dataset, Splits
 from minires.train import Config, Trainer
 
 CONFIG = Config(
-    model="small", data="stripes", epochs=3, batch_size=8, checkpoint_every=5, ema=0.9, label_smoothing=0.1,
+    model="small", data="stripes", epochs=3, batch_size=8, checkpoint_every=5, keep="last", ema=0.9,
+    label_smoothing=0.1,
     optimizer={"name": "adam", "lr": 3e-3, "weight_decay": 1e-3, "clip_norm": 5.0},
     schedule={"name": "plateau", "patience": 0, "factor": 0.5, "threshold": 0.2, "warmup": 0.2},
     augment=[["shift", {"pixels": 2}], "flip"],

@@ -30,6 +30,14 @@ def save(folder, *steps):
         Checkpoints(folder).save(step, groups, {"step": step})
 
 
+def latest(folder):
+    """The path, arrays and info of the checkpoint that is used."""
+    taken = []
+    if Checkpoints(folder).latest(lambda *found: taken.append(found)) is None:
+        return None
+    return taken[-1]
+
+
 def names(folder):
     return sorted(os.listdir(folder))
 
@@ -105,17 +113,17 @@ def test_foreign_missing_and_future_files_are_named(tmp_path, monkeypatch):
         checkpoint.read(tmp_path / "new.safetensors")
     os.rename(tmp_path / "new.safetensors", tmp_path / "checkpoint-00000005.safetensors")
     with pytest.raises(CheckpointError, match="format is 99"):  # not set aside: it is not damaged
-        Checkpoints(tmp_path).latest()
+        latest(tmp_path)
 
 
 def test_the_last_two_are_kept_and_the_newest_is_used(tmp_path):
     save(tmp_path, 5, 10, 9_999_999, 100_000_000)
     assert names(tmp_path) == ["checkpoint-09999999.safetensors", "checkpoint-100000000.safetensors"]
-    path, groups, info = Checkpoints(tmp_path).latest()
+    path, groups, info = latest(tmp_path)
     assert path.name == "checkpoint-100000000.safetensors" and info["step"] == 100_000_000
     assert np.array_equal(groups["model"]["weight"], ARRAYS["weight"])
     assert groups["optimizer"]["a/b"][0] == 100_000_000
-    assert Checkpoints(tmp_path / "nowhere").latest() is None
+    assert latest(tmp_path / "nowhere") is None
 
 
 def test_a_damaged_one_is_set_aside_with_a_warning(tmp_path):
@@ -123,7 +131,7 @@ def test_a_damaged_one_is_set_aside_with_a_warning(tmp_path):
     newest = tmp_path / "checkpoint-00000010.safetensors"
     newest.write_bytes(newest.read_bytes()[:-7])
     with pytest.warns(UserWarning, match="00000010.safetensors is damaged.*using the checkpoint before"):
-        path, _, info = Checkpoints(tmp_path).latest()
+        path, _, info = latest(tmp_path)
     assert info["step"] == 5 and (tmp_path / (newest.name + ".damaged")).exists()
     save(tmp_path, 7)  # the damaged one does not push a good one out
     assert [path.name for path in Checkpoints(tmp_path).paths()] == [
@@ -136,8 +144,11 @@ def test_all_damaged_is_an_error(tmp_path):
     save(tmp_path, 5, 10)
     for path in Checkpoints(tmp_path).paths():
         path.write_bytes(b"nothing")
-    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match="all 2 checkpoints .* damaged"):
-        Checkpoints(tmp_path).latest()
+    before = names(tmp_path)
+    for _ in range(2):  # nothing is moved: the second time it is so again
+        with pytest.raises(CheckpointError, match="all 2 checkpoints .* damaged, and nothing was changed"):
+            latest(tmp_path)
+    assert names(tmp_path) == before
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "write"])
@@ -201,4 +212,4 @@ def test_a_really_full_disk_loses_nothing(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert names(tmp_path) == ["checkpoint-00000005.safetensors"]
-    assert json.dumps(Checkpoints(tmp_path).latest()[2]["step"]) == "5"
+    assert json.dumps(latest(tmp_path)[2]["step"]) == "5"

@@ -161,6 +161,13 @@ def test_json_files_are_whole_and_their_absence_is_named(tmp_path):
     (tmp_path / "c.json").write_text('{"half": ')
     with pytest.raises(CheckpointError, match="c.json cannot be read"):
         run_folder.read_json(tmp_path / "c.json")
+    (tmp_path / "e.json").mkdir()
+    for text, said in (("[" * 100_000, "nested too deeply"), ('{"a": NaN}', "NaN"), ("\ud800", "utf")):
+        (tmp_path / "c.json").write_bytes(text.encode(errors="surrogatepass"))
+        with pytest.raises(CheckpointError, match=f"c.json cannot be read: .*{said}"):
+            run_folder.read_json(tmp_path / "c.json")
+    with pytest.raises(CheckpointError, match="e.json cannot be read: it is no file"):
+        run_folder.read_json(tmp_path / "e.json")
     (tmp_path / "d.json").write_text("[1]")
     with pytest.raises(CheckpointError, match="d.json holds list"):
         run_folder.read_json(tmp_path / "d.json")

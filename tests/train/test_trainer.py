@@ -18,7 +18,7 @@ from minires.data import Splits
 from minires.errors import CheckpointError, ConfigError, MiniresError, ShapeError
 from minires.nn.module import Module
 from minires.tensor import Tensor, record
-from minires.train import Config, Trainer, evaluate, load_model, predict, recalibrate
+from minires.train import Config, Trainer, checkpoint, evaluate, load_model, predict, recalibrate
 from minires.train.checkpoint import Checkpoints
 from minires.train.diagnose import first_not_finite
 
@@ -132,7 +132,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
     out = tmp_path / "run"
     trainer(out, epochs=1).run()
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    with pytest.raises(ConfigError, match="holds a run already .config.json.*resume=True.*another folder"):
+    with pytest.raises(ConfigError, match="holds a run already .config.json.*finished; .*other folder"):
         trainer(out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     (tmp_path / "file").write_text("x")
@@ -167,7 +167,7 @@ def test_only_the_same_run_is_continued(tmp_path):
         ({"seed": 1}, "checkpoint-00000005.safetensors belongs to another run: seed is 0 there and 1 here"),
         ({"optimizer": {"name": "sgd", "lr": 0.1}}, "optimizer is .*'adam'.* there and .*'sgd'.* here"),
         ({"model": small_model(classes=5)}, "(?s)is of another model: .*misshapen: fc.bias"),
-        ({"splits": other_pictures}, "trained on other pictures than others holds now"),
+        ({"splits": other_pictures}, "other data than others holds now; changed: the training pictures. "),
     ]:
         with pytest.raises(CheckpointError, match=message):
             trainer(out, resume=True, **changes)
@@ -256,12 +256,12 @@ def broken_model(what, call):
 def test_what_is_not_finite_is_named_and_the_checkpoint_is_sound(what, message, tmp_path):
     with pytest.raises(MiniresError, match=message):
         trainer(tmp_path / "run", model=broken_model(what, 6)).run()
-    _, groups, info = Checkpoints(tmp_path / "run").latest()
+    arrays, info = checkpoint.read(Checkpoints(tmp_path / "run").paths()[-1])
     assert info["progress"]["step"] == 5
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["diverged"] and summary["steps"] >= 6 and summary["test_accuracy"] is None
     assert re.search(message, summary["warnings"][-1]) and "lower learning rate" in summary["warnings"][-1]
-    assert all(np.isfinite(array).all() for array in groups["model"].values())
+    assert all(np.isfinite(array).all() for array in arrays.values())
 
 
 def test_an_input_or_a_parameter_that_is_not_finite_is_named():

@@ -1,0 +1,128 @@
+"""What signals do: Ctrl-C (SIGINT), SIGTERM, and SIGHUP, which comes when the terminal is closed.
+
+While the program starts they end it at once (see ``quiet_start``). Then they are exceptions, so that what was
+begun is cleaned up. While a run trains they are a wish: the step is finished, a checkpoint saved, and the run
+ends. A signal that was being ignored when the program began stays so, SIGHUP under ``nohup`` for example. The
+standard streams of a program may go away, too: a terminal is closed, a reader such as ``head`` has enough.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+from minires.quiet_start import SIGNALS, said
+
+Handler = Callable[[int, FrameType | None], None]
+
+
+class Stopped(KeyboardInterrupt):
+    """The program was told to end, by the signal ``number``."""
+
+    def __init__(self, message: str = "", number: int = signal.SIGINT) -> None:
+        super().__init__(message or said(number))
+        self.number = number
+
+
+class Interrupted(Stopped):
+    """A run was stopped by a signal and its state is saved; ``Trainer(config, out, resume=True)`` goes on."""
+
+
+def status(stop: BaseException) -> int:
+    """The exit status of a program that was stopped: 128 and the number of the signal, as in a shell.
+
+    >>> status(KeyboardInterrupt()), status(Stopped(number=15))
+    (130, 143)
+    """
+    return 128 + int(getattr(stop, "number", signal.SIGINT))
+
+
+@contextmanager
+def as_exceptions() -> Iterator[list[int]]:
+    """Inside this block a signal raises :class:`Stopped`; gives the numbers of those that came."""
+    came: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        raise Stopped(number=number)
+
+    before = _replace(stop)
+    try:
+        yield came
+    finally:
+        _put_back(before)
+
+
+class StopWish:
+    """Inside this block the first signal only sets ``wanted``, to its number. After it SIGINT acts as usual;
+    the others, which often come twice when a terminal or a machine shuts down, change nothing.
+
+    Signals reach the main thread only; in any other thread the block changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.wanted = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopWish:
+        self._before = _replace(self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _put_back(self._before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.wanted:
+            return
+        self.wanted = number
+        if signal.SIGINT in self._before:
+            signal.signal(signal.SIGINT, self._before.pop(signal.SIGINT))
+        tell("\nStopping after this step; press Ctrl-C again to stop at once without saving.")
+
+
+def tell(line: str) -> None:
+    """Write a line to standard error, from a signal's handler too; if nobody is there, to nobody."""
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+
+
+def is_gone(error: Exception) -> bool:
+    """Whether an error of writing means that nobody is there to read.
+
+    >>> is_gone(BrokenPipeError()), is_gone(ValueError("I/O operation on closed file."))
+    (True, True)
+    """
+    return isinstance(error, OSError) or str(error).startswith("I/O operation on closed file")
+
+
+def to_nobody(stream: Any) -> None:
+    """Let all that is still written to a standard stream go nowhere, so that the end of the program does not
+    stumble over it."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def three_streams() -> None:
+    """Open those of the three standard streams that are closed, onto nothing: else the next file that is
+    opened gets the number of one, and is written to by whoever prints."""
+    with suppress(OSError):
+        while os.open(os.devnull, os.O_RDWR) <= 2:
+            pass
+
+
+def _replace(handler: Handler) -> dict[int, Any]:
+    """Set the handler of all signals that are not ignored; give those that were before."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    heard = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    return {number: signal.signal(number, handler) for number in heard}
+
+
+def _put_back(before: dict[int, Any]) -> None:
+    while before:
+        signal.signal(*before.popitem())

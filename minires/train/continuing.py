@@ -1,0 +1,130 @@
+"""What a run folder holds, nothing, a run that can go on, or a finished one; and how it goes on, in words."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from minires import files
+from minires.errors import CheckpointError, ConfigError, MiniresError
+from minires.train import lock, run_folder
+from minires.train.checkpoint import PATTERN, Checkpoints
+from minires.train.config import Config
+from minires.train.fields import shortened
+
+CONFIG, METRICS, SUMMARY, MODEL = "config.json", "metrics.csv", "summary.json", "model.safetensors"
+PICTURES = ("curves.png", "confusion.png", "mistakes.png")
+DAMAGED = "*.damaged*"
+
+
+def way_on(folder: str | os.PathLike[str]) -> str:
+    """The command that goes on with the run in a folder.
+
+    >>> way_on("runs/my hands")
+    "minires train --resume 'runs/my hands'"
+    """
+    return f"minires train --resume {shlex.quote(str(folder))}"
+
+
+def read_config(folder: str | os.PathLike[str]) -> Config:
+    """The configuration of the run in a folder.
+
+    Raises: CheckpointError if there is none or it is no JSON object; ConfigError for what does not fit in it;
+    both name the file.
+    """
+    path = Path(folder) / CONFIG
+    content = run_folder.read_json(path)
+    try:
+        return Config.from_dict(content)
+    except ConfigError as error:
+        raise type(error)(f"{path}: {shortened(error)}") from error
+
+
+def check(folder: Any, *, resume: bool, held: bool = False) -> None:
+    """Check that a run can begin in a folder, or go on there; ``held`` if we hold its lock.
+
+    Raises: ConfigError if it holds a run already; CheckpointError that says why it cannot go on.
+    """
+    if not isinstance(folder, str | os.PathLike):
+        if resume:
+            raise ConfigError(f"a run is continued in its own folder; give its path, not {folder!r}")
+    elif resume:
+        _check_begun(Path(folder))
+    elif held or not lock.holder(folder):  # else the lock says who trains there
+        _check_new(Path(folder))
+
+
+def _check_new(folder: Path) -> None:
+    held = _held(folder, CONFIG, METRICS, SUMMARY, MODEL, PATTERN, DAMAGED)
+    if not held:
+        return
+    shown = f"{folder} holds a run already ({', '.join(held[:3])}{', ...' if len(held) > 3 else ''})"
+    if _is_finished(folder):
+        raise ConfigError(f"{shown}, and it is finished; choose another folder")
+    if not Checkpoints(folder).paths() and held != [CONFIG]:
+        raise ConfigError(f"{shown}; choose another folder")
+    raise ConfigError(
+        f"{shown}; go on with it: {way_on(folder)} (in Python Trainer(None, folder, resume=True)), "
+        "or choose another folder"
+    )
+
+
+def _check_begun(folder: Path) -> None:
+    held = _held(folder, METRICS, SUMMARY, MODEL, DAMAGED)
+    if Checkpoints(folder).paths():
+        return
+    if not held:
+        if not (folder / CONFIG).is_file():
+            raise CheckpointError(f"{folder} holds no run to continue; start one without resume=True")
+        return  # it was stopped before its first checkpoint, and begins
+    if _is_finished(folder):
+        raise CheckpointError(
+            f"the run in {folder} is finished: there is nothing to go on with; its model is {folder / MODEL}"
+        )
+    if damaged := _held(folder, DAMAGED):
+        raise CheckpointError(
+            f"{folder} has no checkpoint but a damaged one ({damaged[-1]}), and nothing was changed; "
+            "put a good copy in its place, or start again in another folder"
+        )
+    raise CheckpointError(
+        f"{folder} has no checkpoint to go on from, only {', '.join(held)}, and nothing was changed; "
+        "start again in another folder"
+    )
+
+
+def stopped(error: MiniresError, folder: Path, step: int) -> MiniresError:
+    """The error of a file that could not be written, which ends a run, with how to go on."""
+    there = Checkpoints(folder).paths()
+    kept = f"{there[-1].name} is kept" if there else "there was no checkpoint yet"
+    return MiniresError(
+        f"{error}. The run is stopped at step {step}; {kept}. Mend that, then go on with: {way_on(folder)}"
+    )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writes that were killed have left; only for who holds the lock of the folder."""
+    files.remove_leftovers(folder, CONFIG, METRICS, SUMMARY, MODEL, PATTERN, *PICTURES)
+
+
+def not_yet(folder: Path) -> str | None:
+    """Why there is no model in a folder yet, and what to do; None if it is the folder of no run."""
+    if who := lock.holder(folder):
+        return f"{folder} is still being trained by {who}; its model comes at the end"
+    if Checkpoints(folder).paths() or _held(folder, CONFIG) and not _held(folder, SUMMARY):
+        return f"the run in {folder} is not finished, and has no model yet; go on with it: {way_on(folder)}"
+    return None
+
+
+def _is_finished(folder: Path) -> bool:
+    if not _held(folder, MODEL) or not _held(folder, SUMMARY):
+        return False
+    try:
+        return run_folder.read_json(folder / SUMMARY).get("test_accuracy") is not None
+    except CheckpointError:
+        return False
+
+
+def _held(folder: Path, *patterns: str) -> list[str]:
+    return [path.name for pattern in patterns for path in sorted(folder.glob(pattern))]

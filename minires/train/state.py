@@ -1,0 +1,139 @@
+"""What a checkpoint of a run says besides its arrays, and whether it belongs to the run that goes on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minires import data
+from minires.errors import CheckpointError
+from minires.train import checkpoint
+from minires.train.checkpoint import Damaged
+from minires.train.config import Config
+from minires.train.evaluation import Evaluation
+from minires.train.fields import Optional, between, either, exactly, listing, real, record, table, text
+from minires.train.run_folder import COLUMNS, finite
+
+# Settings that may change when a run is continued.
+FREE = ("device", "plan", "checkpoint_every", "keep")
+COUNT = between(0)
+KIND = record(
+    kind=exactly("checkpoint"),
+    config=table(),
+    data=either(text, table(Optional(either(text, listing(text))))),
+    threads=between(1),
+    progress=record(
+        epoch=COUNT, batch=COUNT, step=COUNT, seconds=real, epoch_seconds=real, pictures=COUNT, loss=real,
+        right=COUNT, norm=real,
+    ),
+    random=table(),
+    schedule=table(),
+    history=listing(record(epoch=COUNT, step=COUNT, **{
+        name: Optional(real) if name.startswith("val_") else real
+        for name in COLUMNS if name not in ("epoch", "step")
+    })),
+    warnings=Optional(listing(text)),  # older checkpoints have none
+)  # fmt: skip
+
+
+@dataclass
+class Progress:
+    """The place in the run, and what was summed up in the epoch that is under way."""
+
+    epoch: int = 0
+    batch: int = 0  # the next one of this epoch
+    step: int = 0
+    seconds: float = 0.0  # of the whole run, validation included
+    epoch_seconds: float = 0.0  # of training in this epoch
+    pictures: int = 0
+    loss: float = 0.0  # summed over pictures
+    right: int = 0
+    norm: float = 0.0  # summed over steps
+
+    def row(self, lr: float, batches: int, val: Evaluation | None) -> dict[str, Any]:
+        """The figures of the epoch, which is at its end: a line of metrics.csv."""
+        return {
+            "epoch": self.epoch + 1,
+            "step": self.step,
+            "lr": lr,
+            "train_loss": self.loss / self.pictures,
+            "train_accuracy": self.right / self.pictures,
+            "val_loss": finite(val.loss if val else None),
+            "val_accuracy": val.accuracy if val else None,
+            "gradient_norm": self.norm / batches,
+            "pictures_per_second": self.pictures / max(self.epoch_seconds, 1e-9),
+            "seconds": self.epoch_seconds,
+        }
+
+    def next_epoch(self) -> Progress:
+        return Progress(epoch=self.epoch + 1, step=self.step, seconds=self.seconds)
+
+
+def belongs(
+    path: Any,
+    info: Mapping[str, Any],
+    config: Config,
+    splits: data.Splits,
+    train_set: data.Dataset,
+    fingerprint: Mapping[str, Any],
+    batches: int,
+) -> None:
+    """Check that a checkpoint is whole in itself, and one of this run.
+
+    Raises: Damaged if it does not say what a checkpoint says; CheckpointError if it is another run's, or
+    the pictures, their labels or the names of the classes are others now.
+    """
+    if info.get("kind") == "model":
+        raise CheckpointError(f"{path} is a trained model, and not a checkpoint of a run")
+    checkpoint.check(path, info, KIND)
+    if different := checkpoint.differences(info["config"], config.to_dict(), ignore=FREE):
+        raise CheckpointError(
+            f"{path} belongs to another run: {'; '.join(different)}. "
+            "Continue it with its own settings, or choose another folder"
+        )
+    if isinstance(info["data"], str):  # of an older version
+        changed = ["the training pictures or their labels"] if info["data"] != _older(train_set) else []
+    else:
+        names = dict.fromkeys([*info["data"], *fingerprint])
+        changed = [f"the {name}" for name in names if info["data"].get(name) != fingerprint.get(name)]
+    if changed:
+        raise CheckpointError(
+            f"{path} was made with other data than {splits.source} holds now; changed: "
+            f"{', '.join(changed)}. Make the same data available again, or choose another folder"
+        )
+    at = info["progress"]
+    fits = at["step"] == at["epoch"] * batches + at["batch"] and at["batch"] <= batches
+    if not fits or at["epoch"] > config.epochs or len(info["history"]) != at["epoch"]:
+        raise Damaged(
+            f"{path} does not say what it should: epoch {at['epoch']}, batch {at['batch']}, "
+            f"step {at['step']} "
+            f"and figures of {len(info['history'])} epochs do not agree, with {config.epochs} epochs of "
+            f"{batches} batches"
+        )
+
+
+def fingerprint(splits: data.Splits) -> dict[str, Any]:
+    """What the pictures and labels of the three parts are known by, and the names of the classes."""
+    found: dict[str, Any] = {}
+    for part, name in (("train", "training"), ("val", "validation"), ("test", "test")):
+        dataset = getattr(splits, part)
+        found[f"{name} pictures"] = dataset and _digest(dataset.images)
+        found[f"{name} labels"] = dataset and _digest(dataset.labels)
+    return found | {"class names": list(splits.train.classes)}
+
+
+def _digest(array: Any) -> str:
+    digest = hashlib.sha256(str(array.shape).encode())
+    for start in range(0, len(array), 1024):  # pictures that are not in memory come piece by piece
+        digest.update(np.ascontiguousarray(array[start : start + 1024]).reshape(-1).data)
+    return digest.hexdigest()
+
+
+def _older(dataset: data.Dataset) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(dataset.images).reshape(-1).data)
+    digest.update(np.ascontiguousarray(dataset.labels).data)
+    return digest.hexdigest()

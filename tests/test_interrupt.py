@@ -1,0 +1,93 @@
+"""Signals end the program quietly with the shell's status at any moment, and a run only after it is saved."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from minires import interrupt, quiet_start
+from minires.interrupt import Interrupted, Stopped, StopWish, as_exceptions
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are of POSIX")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_at_any_moment_of_the_start_it_is_quiet(number, tmp_path):
+    """From the first line of the package on; before it Python itself starts."""
+    moments = random.Random(int(number))
+    begin = "import sys; sys.argv = ['minires']; print(flush=True); from minires.cli import main; main()"
+    for _ in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", begin.replace("main()", "main(['gradcheck'])")], cwd=tmp_path, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None and process.stdout.readline() == "\n"
+        time.sleep(0.03 + moments.uniform(0, 0.8))
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        assert err == f"minires: {quiet_start.said(number)}\n", (out, err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_the_program_takes_the_signals():
+    code = "import signal, minires; print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout == "True\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "started", "yes"),
+    [
+        (["/usr/bin/minires", "train"], ["python", "/usr/bin/minires", "train"], True),
+        (["minires.exe"], ["python", "minires.exe"], True),
+        (["-m", "train"], ["python", "-X", "dev", "-m", "minires", "train"], True),
+        (["-m", "minires"], ["python", "-m", "pytest", "minires"], False),
+        (["tests/test_minires.py"], ["python", "tests/test_minires.py"], False),
+        (["-c"], ["python", "-c", "import minires"], False),
+        ([], [], False),
+    ],
+)
+def test_the_program_is_told_from_others_that_import_the_package(argv, started, yes, monkeypatch):
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", started)
+    assert quiet_start.is_the_program() == yes
+
+
+def test_a_signal_is_an_exception_with_its_status_inside_the_block_alone():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    for number, status in zip(SIGNALS, (130, 143, 129), strict=True):
+        with pytest.raises(Stopped) as stopped, as_exceptions() as came:
+            signal.raise_signal(number)
+        assert interrupt.status(stopped.value) == status and came == [number]
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert interrupt.status(KeyboardInterrupt()) == 130
+    assert interrupt.status(Interrupted("saved", signal.SIGHUP)) == 129
+
+
+def test_the_first_signal_is_a_wish_and_only_another_ctrl_c_acts(capfd):
+    with pytest.raises(Stopped), as_exceptions(), StopWish() as stop:
+        assert not stop.wanted
+        for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+            signal.raise_signal(number)
+        assert stop.wanted == signal.SIGHUP
+        signal.raise_signal(signal.SIGINT)
+    assert capfd.readouterr().err == (
+        "\nStopping after this step; press Ctrl-C again to stop at once without saving.\n"
+    )
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with as_exceptions() as came, StopWish() as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert not came and not stop.wanted and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,0 +1,343 @@
+"""Which folders a run begins in, which it goes on in, and that nothing in them is ever overwritten."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from train.small_run import CONFIG, small_model, small_splits, stripes
+
+from minires.data import Splits
+from minires.errors import CheckpointError, ConfigError, MiniresError
+from minires.train import Config, Trainer, checkpoint, load_model
+from minires.train.checkpoint import Checkpoints
+
+
+def trainer(out, *, splits=None, resume=False, **changes):
+    config = Config.from_dict({**CONFIG.to_dict(), **changes})
+    return Trainer(
+        config, out, splits=splits or small_splits(), model=small_model(), resume=resume, progress=False,
+        say=lambda line: None,
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
+        monkeypatch.setattr(f"minires.train.run_folder.{name}", lambda *_, **__: None)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that was stopped after step 11, with checkpoints of steps 5 and 10."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    run = trainer(out)
+    step = run._step
+
+    def limited(x, y):
+        if run.progress.step == 11:
+            raise KeyboardInterrupt
+        step(x, y)
+
+    run._step = limited
+    with pytest.raises(KeyboardInterrupt, match="00000010.safetensors is kept"):
+        run.run()
+    return out
+
+
+@pytest.fixture
+def run(stopped, tmp_path):
+    return Path(shutil.copytree(stopped, tmp_path / "run"))
+
+
+NEWEST, BEFORE = "checkpoint-00000010.safetensors", "checkpoint-00000005.safetensors"
+WRONG = [None, True, -1, 1.5, "text", [1], {"a": 1}]
+
+
+def changed(path, change):
+    """Write a checkpoint again with other contents and the checksum that belongs to them."""
+    arrays, info = checkpoint.read(path)
+    change(arrays, info)
+    info.pop("format", None)
+    checkpoint.write(path, arrays, info)
+
+
+def raw(path, text):
+    """Write a checkpoint again with these bytes as its metadata."""
+    from safetensors.numpy import load_file, save_file
+
+    save_file(load_file(path), path, {"minires": text})
+
+
+def fields(info, place=()):
+    """All places in an info but those of free form."""
+    for name, value in info.items():
+        yield (*place, name)
+        if name == "progress":
+            yield from fields(value, (*place, name))
+
+
+def test_whatever_is_wrong_in_what_a_checkpoint_says_the_one_before_it_is_used(run):
+    whole = contents(run)
+    _, info = checkpoint.read(run / NEWEST)
+    tried = 0
+    for place in fields(info):
+        for wrong in ["missing", *WRONG]:
+            (run / NEWEST).write_bytes(whole[NEWEST])
+
+            def change(arrays, info, place=place, wrong=wrong):
+                for name in place[:-1]:
+                    info = info[name]
+                if wrong == "missing":
+                    del info[place[-1]]
+                else:
+                    info[place[-1]] = wrong
+
+            changed(run / NEWEST, change)
+            with warnings.catch_warnings(action="ignore"):
+                try:
+                    found = trainer(run, resume=True)
+                except MiniresError as error:
+                    # What differs from the run's own settings or data is another run's, and stays.
+                    assert place[0] in ("config", "data", "format", "kind"), (place, wrong, error)
+                    assert (run / NEWEST).exists()
+                    continue
+            moved = run / f"{NEWEST}.damaged"
+            assert found.progress.step == (5 if moved.exists() else 10), (place, wrong)
+            if not moved.exists():  # what may be as well
+                assert place[-1] in ("format", "warnings", "threads", "loss", "norm", "seconds",
+                                     "epoch_seconds", "pictures", "right", "history"), place  # fmt: skip
+            moved.unlink(missing_ok=True)
+            del found
+            tried += 1
+    assert tried > 100
+
+
+DAMAGE = {
+    "a changed byte of the metadata": lambda path: path.write_bytes(
+        path.read_bytes().replace(b"checkpoint", b"checkpoinu", 1)
+    ),
+    "nested deeply": lambda path: raw(path, "[" * 100_000 + "]" * 100_000),
+    "NaN": lambda path: raw(path, '{"sha256": "x", "loss": NaN}'),
+    "not JSON": lambda path: raw(path, "{"),
+    "no object": lambda path: raw(path, "[1]"),
+    "a long number": lambda path: raw(path, '{"sha256": %s}' % ("9" * 5000)),
+    "a lone surrogate": lambda path: raw(path, '{"sha256": "x", "kind": "\\ud800"}'),
+    "no UTF-8": lambda path: path.write_bytes(path.read_bytes().replace(b"checkpoint", b"checkpoin\xff", 1)),
+    "empty": lambda path: path.write_bytes(b""),
+    "a huge header": lambda path: path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:]),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "an array is missing": lambda path: changed(path, lambda arrays, info: arrays.pop("model/fc.bias")),
+    "an array too many": lambda path: changed(path, lambda a, info: a.update({"model/x": np.zeros(2)})),
+    "another shape": lambda path: changed(path, lambda a, info: a.update({"model/fc.bias": np.zeros(9)})),
+    "no state of the optimiser": lambda path: changed(
+        path, lambda a, info: [a.pop(name) for name in list(a) if name.startswith("optimizer")]
+    ),
+    "steps that are no numbers": lambda path: changed(
+        path, lambda a, info: a.update({"optimizer/steps": a["optimizer/steps"] * np.nan})
+    ),
+    "no averages": lambda path: changed(
+        path, lambda a, info: [a.pop(name) for name in list(a) if name.startswith("ema")]
+    ),
+    "another random state": lambda path: changed(
+        path, lambda a, info: info["random"].update({name: {"state": []} for name in info["random"]})
+    ),
+    "no plateau": lambda path: changed(path, lambda a, info: info.update(schedule={"best": "low"})),
+    "a history without losses": lambda path: changed(
+        path, lambda a, info: info.update(history=[{"epoch": 1}])
+    ),
+    "a place that cannot be": lambda path: changed(path, lambda a, info: info["progress"].update(batch=99)),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(kind, run):
+    DAMAGE[kind](run / NEWEST)
+    with pytest.warns(UserWarning, match=f"(?s){NEWEST} .*; using the checkpoint before it"):
+        assert trainer(run, resume=True).progress.step == 5
+    assert (run / f"{NEWEST}.damaged").exists() and not (run / NEWEST).exists()
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_where_all_are_damaged_it_is_said_each_time_and_nothing_changes(kind, run):
+    for name in (NEWEST, BEFORE):
+        DAMAGE[kind](run / name)
+    (run / "model.safetensors").write_bytes(b"a model of mine")
+    before = sorted(run.iterdir())
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="damaged, and nothing was changed|is of another model"):
+            trainer(run, resume=True)
+        with pytest.raises(ConfigError, match="holds a run already"):
+            trainer(run)
+    assert sorted(run.iterdir()) == before
+    assert (run / "model.safetensors").read_bytes() == b"a model of mine"
+
+
+def test_a_run_without_a_checkpoint_is_not_started_over(run):
+    for name in (NEWEST, BEFORE):
+        (run / name).rename(run / f"{name}.damaged")
+    before = contents(run)
+    with pytest.raises(CheckpointError, match="no checkpoint but a damaged one .checkpoint-00000010"):
+        trainer(run, resume=True)
+    for name in (NEWEST, BEFORE):
+        (run / f"{name}.damaged").unlink()
+        before.pop(f"{name}.damaged")
+    (run / "metrics.csv").write_text("epoch\n1\n")
+    with pytest.raises(CheckpointError, match="no checkpoint to go on from, only metrics.csv"):
+        trainer(run, resume=True)
+    with pytest.raises(ConfigError, match="holds a run already .config.json, metrics.csv.; choose another"):
+        trainer(run)
+    assert contents(run) == {**before, "metrics.csv": b"epoch\n1\n"}
+    # Only its configuration: it was killed before its first checkpoint, and begins.
+    (run / "metrics.csv").unlink()
+    assert trainer(run, resume=True).progress.step == 0
+    assert (run / "config.json").exists()
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_damaged(run, monkeypatch):
+    def refuse(path, *_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(CheckpointError, match=f"cannot read .*{NEWEST}: Permission denied"):
+        Checkpoints(run).latest(lambda *_: None)
+    monkeypatch.undo()
+    assert (run / NEWEST).exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [("val images", "the validation pictures"), ("val labels", "the validation labels"),
+     ("test images", "the test pictures"), ("test labels", "the test labels"),
+     ("train labels", "the training labels"), ("classes", "the class names")],
+)  # fmt: skip
+def test_other_pictures_labels_or_class_names_are_named(part, said, run):
+    from dataclasses import replace
+
+    splits = small_splits()
+    parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
+    if part == "classes":
+        parts = {name: replace(one, classes=("lines", *one.classes[1:])) for name, one in parts.items()}
+    else:
+        name, field = part.split()
+        array = getattr(parts[name], field).copy()
+        array[0] = 1 + array[0] % 2
+        parts[name] = replace(parts[name], **{field: array})
+    with pytest.raises(CheckpointError, match=f"made with other data .*; changed: {said}. Make the same"):
+        trainer(run, resume=True, splits=Splits(**parts, source="here"))
+
+
+def test_a_checkpoint_of_the_version_before_goes_on(run):
+    import hashlib
+
+    train = small_splits().train
+    digest = hashlib.sha256(train.images.tobytes() + train.labels.tobytes()).hexdigest()
+
+    def older(arrays, info):
+        info["data"] = digest
+        del info["config"]["keep"], info["warnings"]
+
+    changed(run / NEWEST, older)
+    assert trainer(run, resume=True).progress.step == 10
+    others = Splits(stripes(93, 8), stripes(24, 1), stripes(24, 2), "others")
+    with pytest.raises(CheckpointError, match="changed: the training pictures or their labels"):
+        trainer(run, resume=True, splits=others)
+
+
+def test_checkpoints_stay_or_go_when_the_run_is_finished(tmp_path):
+    for keep, steps in (("none", []), ("last", [10, 12]), ("all", [5, 10, 12])):
+        trainer(tmp_path / keep, epochs=1, keep=keep).run()
+        names = [f"checkpoint-{step:08d}.safetensors" for step in steps]
+        assert [path.name for path in Checkpoints(tmp_path / keep).paths()] == names
+    before = contents(tmp_path / "none")
+    assert set(before) == {"config.json", "metrics.csv", "model.safetensors", "summary.json"}
+    with pytest.raises(CheckpointError, match="none is finished: .* its model is .*none/model.safetensors"):
+        trainer(tmp_path / "none", epochs=1, resume=True)
+    with pytest.raises(ConfigError, match="and it is finished; choose another folder"):
+        trainer(tmp_path / "none", epochs=1)
+    assert contents(tmp_path / "none") == before
+    # What is kept may change; a finished run with checkpoints is tested again, and they go.
+    trainer(tmp_path / "all", epochs=1, keep="none", resume=True).run()
+    assert not Checkpoints(tmp_path / "all").paths()
+    with pytest.raises(ConfigError, match="value of keep 'lst'. Did you mean 'last'"):
+        Config(keep="lst")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "summary.json"])
+def test_a_run_that_cannot_write_its_end_keeps_its_checkpoints_and_ends_later(name, tmp_path, monkeypatch):
+    import errno
+    import os
+
+    replace = os.replace
+
+    def full(source, target):
+        if Path(target).name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    monkeypatch.setattr("minires.files.os.replace", full)
+    with pytest.raises(MiniresError, match=f"{name}: No space left.*go on with: minires train --resume"):
+        trainer(tmp_path / "run", epochs=1, keep="none").run()
+    monkeypatch.undo()
+    assert Checkpoints(tmp_path / "run").paths()
+    trainer(tmp_path / "run", epochs=1, keep="none", resume=True).run()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["test_accuracy"] is not None
+
+
+@pytest.mark.parametrize("name", ["draw_curves", "draw_confusion", "draw_mistakes", "write_metrics"])
+def test_a_figure_that_fails_costs_neither_run_nor_model(name, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr(f"minires.train.run_folder.{name}", fail)
+    summary = trainer(tmp_path / "run", epochs=1).run()
+    assert [
+        text for text in summary["warnings"] if text.endswith("could not be made: RuntimeError: no fonts")
+    ]
+    assert load_model(tmp_path / "run", model=small_model()).name == "small"
+
+
+def test_what_killed_writes_have_left_is_removed_and_nothing_else(run):
+    ours = [f".{NEWEST}.abc_1234.tmp", ".config.json.a1b2c3d4.tmp", ".curves.png.xxxxxxxx.tmp"]
+    others = [".notes.txt.abcdefgh.tmp", "mine.tmp", f".{NEWEST}.tmp", ".config.json.mine.tmp"]
+    for name in [*ours, *others]:
+        (run / name).write_text("x")
+    trainer(run, resume=True)
+    left = {path.name for path in run.iterdir()}
+    assert not left & set(ours) and left >= set(others)
+
+
+def test_a_run_that_never_began_leaves_nothing(tmp_path):
+    from itertools import count
+
+    for fault in (dict(normalize="data", freeze=["nothing"]), dict(precision="tf32")):
+        with pytest.raises(MiniresError):
+            trainer((tmp_path / "runs" / f"r-{number}" for number in count(1)), **fault)
+        assert not (tmp_path / "runs").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    model = small_model()
+    model.forward = lambda x: 1 / 0
+    run = Trainer(CONFIG, tmp_path / "mine", splits=small_splits(), model=model, progress=False, say=print)
+    with pytest.raises(ZeroDivisionError):
+        run.run()
+    assert contents(tmp_path / "mine") == {"notes.txt": b"mine"}
+
+
+def test_there_is_no_model_yet_says_why(run, tmp_path):
+    with pytest.raises(CheckpointError, match="not finished, and has no model yet; .*minires train --resume"):
+        load_model(run)
+    with pytest.raises(CheckpointError, match="model.safetensors does not exist"):
+        load_model(tmp_path)
+    held = trainer(run, resume=True)
+    with pytest.raises(CheckpointError, match="is still being trained by this process, since 20"):
+        load_model(run)
+    del held

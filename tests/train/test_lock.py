@@ -1,0 +1,161 @@
+"""One run folder, one process: who comes second is told who holds it, and a lock goes with its process."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from train.small_run import CONFIG, small_model, small_splits
+
+from minires.errors import ConfigError, MiniresError
+from minires.train import Config, Trainer, lock
+from minires.train.lock import Held, Lock
+
+HOLD = """
+import sys, time
+from minires.train.lock import Lock
+held = Lock(sys.argv[1])
+held.busy = True
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holding(tmp_path):
+    """Another process that trains in the folder ``run``."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path / "run"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_the_second_process_is_told_who_holds_the_folder_until_that_is_killed(tmp_path, holding):
+    who = f"process {holding.pid} on {socket.gethostname()}, since 20"
+    for _ in range(2):
+        with pytest.raises(Held, match=f"run is being trained by {who}.*wait for its end, or stop it"):
+            Lock(tmp_path / "run")
+    assert lock.holder(tmp_path / "run").startswith(who)
+    holding.send_signal(signal.SIGKILL)
+    holding.wait()
+    assert (tmp_path / "run" / lock.NAME).exists() and lock.holder(tmp_path / "run") is None
+    Lock(tmp_path / "run").release()
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_of_two_trainers_of_a_process_one_that_does_not_run_is_replaced(tmp_path):
+    def make(resume=False):
+        return Trainer(
+            Config.from_dict({**CONFIG.to_dict(), "epochs": 1}), tmp_path / "run", splits=small_splits(),
+            model=small_model(), resume=resume, progress=False, say=lambda line: None,
+        )  # fmt: skip
+
+    first = make()
+    second, tried = make(resume=True), []
+
+    def step(x, y):
+        with pytest.raises(Held, match="is being trained by this process"):
+            make(resume=True)
+        tried.append(1)
+        type(second)._step(second, x, y)
+
+    second._step = step
+    with pytest.raises(MiniresError, match="no longer holds .*another Trainer has taken it over"):
+        first.run()
+    assert second.run()["steps"] == len(tried) == 12
+    with pytest.raises(MiniresError, match="no longer holds .*its run has ended"):
+        second.run()
+
+
+def test_the_first_free_number_is_taken_by_one_alone(tmp_path):
+    names = [tmp_path / "runs" / f"r-{number}" for number in range(1, 60)]
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom minires.train.lock import Lock\n"
+        "while time.time() < float(sys.argv[1]): pass\n"
+        "print([Lock(map(Path, sys.argv[2:])).folder.name for _ in range(20)])"
+    )
+    begin = str(time.time() + 2)
+    several = [
+        subprocess.Popen([sys.executable, "-c", program, begin, *names], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    taken = [name for one in several for name in eval(one.communicate()[0])]
+    assert sorted(taken) == sorted(path.name for path in names[:40])
+
+
+def test_folders_that_were_made_go_if_they_are_empty_and_others_stay(tmp_path):
+    made = Lock(tmp_path / "a" / "b" / "c")
+    assert [path.name for path in made.made] == ["a", "b", "c"]
+    (tmp_path / "a" / "notes.txt").write_text("x")
+    made.remove_folder()
+    assert not made.held and [path.name for path in tmp_path.rglob("*")] == ["a", "notes.txt"]
+    there = Lock(tmp_path / "a")
+    there.remove_folder()
+    assert (tmp_path / "a").is_dir()
+    with pytest.raises(ConfigError, match="notes.txt is a file; choose a folder"):
+        Lock(tmp_path / "a" / "notes.txt")
+    with pytest.raises(MiniresError, match="cannot make the folder .*: Not a directory"):
+        Lock(tmp_path / "a" / "notes.txt" / "run")
+    with pytest.raises(ConfigError, match="must be a path, not 3"):
+        Lock(3)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '["x", 2, 3]', "[" * 900, "\x00" * 20, "[0, 1, 2]"])
+def test_what_stands_in_an_old_file_does_not_matter(tmp_path, content):
+    (tmp_path / lock.NAME).write_text(content)
+    assert lock.holder(tmp_path) is None
+    held = Lock(tmp_path)
+    assert lock.holder(tmp_path).startswith("this process, since 20")
+    held.release()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no fork")
+def test_a_forked_child_takes_nothing_and_lets_nothing_go(tmp_path):
+    held = Lock(tmp_path)
+    if (child := os.fork()) == 0:
+        status = 1
+        try:
+            Lock(tmp_path)
+        except Held:
+            held.release()
+            status = 0
+        os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert held.held and lock.holder(tmp_path) is not None
+    held.release()
+    assert lock.holder(tmp_path) is None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="flock is of POSIX")
+def test_on_a_disk_without_locks_a_living_process_of_this_machine_holds(tmp_path, monkeypatch, holding):
+    def unknown(*_):
+        raise OSError(95, "Operation not supported")
+
+    import fcntl
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    with pytest.raises(Held, match=f"process {holding.pid}"):
+        Lock(tmp_path / "run")
+    holding.kill()
+    holding.wait()
+    Lock(tmp_path / "run").release()
+    for free in ('[1, "another machine", ""]', json.dumps([999999999, socket.gethostname(), ""])):
+        (tmp_path / lock.NAME).write_text(free)
+        Lock(tmp_path).release()
+
+
+def test_a_lock_goes_with_its_trainer(tmp_path):
+    held = Lock(itertools.repeat(tmp_path / "new"))
+    assert lock.holder(tmp_path / "new") is not None
+    del held
+    assert lock.holder(tmp_path / "new") is None

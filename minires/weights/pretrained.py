@@ -29,17 +29,14 @@ def load_pretrained(
     shapes do not show them.
 
     Raises: CheckpointError if the file cannot be read, its names are of no known source, or tensors are
-    missing, unmatched or of another shape; ConfigError if the source has no such network, or ``source`` or
-    ``head=False`` are given for a file of Keras's.
+    missing, unmatched or of another shape, or a file of Keras's states other options than the model has;
+    ConfigError if the source has no such network, or ``source`` is given for a file of Keras's.
     """
     if not _is_keras(path):
         return torch.load(model, path, source=source, head=head)
-    if source is not None or not head:
-        raise ConfigError(
-            f"{os.fspath(path)} is a file of Keras's: it is loaded whole and without source=. For other "
-            "classes import it with `minires import-weights`, then start from that"
-        )
-    return keras.load(model, path)
+    if source is not None:
+        raise ConfigError(f"{os.fspath(path)} is a file of Keras's: it is loaded without source=")
+    return keras.load(model, path, head=head)
 
 
 def import_weights(
@@ -55,20 +52,18 @@ def import_weights(
 
     ``classes`` are the names of the classes, in the order of the outputs: by default those of CIFAR-10 for
     networks of PyTorch's that are for it, else "0", "1", ... For a file of PyTorch's ``source`` is as in
-    :func:`load_pretrained`, and ``variant`` are options of the model on top of those that the source has.
+    :func:`load_pretrained`. ``variant`` are options of the model on top of those that the source has, or the
+    file states.
 
     Units: mean and deviation of pixels scaled to 0..1.
-    Raises: as :func:`load_pretrained`; ConfigError if ``source`` or ``variant`` are given for a file of
-    Keras's; MiniresError if ``out`` cannot be written.
+    Raises: as :func:`load_pretrained`; ConfigError if ``source`` is given for a file of Keras's;
+    MiniresError if ``out`` cannot be written.
     """
     if not _is_keras(src):
         return torch.import_model(src, name, out, source=source, classes=classes, variant=variant)
-    if source or variant:
-        raise ConfigError(
-            f"{os.fspath(src)} is a file of Keras's, of which source and options are known: leave out source "
-            "and variant"
-        )
-    return keras.import_model(src, name, out, classes=classes)
+    if source:
+        raise ConfigError(f"{os.fspath(src)} is a file of Keras's, whose names are known: leave out source")
+    return keras.import_model(src, name, out, classes=classes, variant=variant)
 
 
 def _is_keras(path: str | os.PathLike[str]) -> bool:

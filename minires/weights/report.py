@@ -7,14 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Report:
-    """What was loaded: ``left_out`` are parameters of the model that kept the values they had."""
+    """What was loaded: ``left_out`` are parameters of the model that kept the values they had.
+
+    ``notes`` say what was assumed because the file does not state it, and how else it was read.
+    """
 
     path: str
     source: str
     tensors: int
     numbers: int
     left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         text = f"{self.path}: {self.tensors} tensors, {self.numbers:,} numbers, named as {self.source}'s are"
-        return f"{text}; not loaded: {', '.join(self.left_out)}" if self.left_out else text
+        if self.left_out:
+            text = f"{text}; not loaded: {', '.join(self.left_out)}"
+        return "\n  ".join([text, *self.notes])

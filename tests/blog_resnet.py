@@ -10,9 +10,9 @@ def blog_resnet50(
 ):
     """ResNet-50 with the layers res2a_branch2a, ...; that of the SIGNS exercise, or that of old Keras.
 
-    ``named`` is False for layers without names, as notebooks have them now. ``shortcut_first`` adds the branch to
-    the shortcut instead of the other way round; ``made_first`` makes the shortcut's layers before the branch's.
-    ``norm``: options of batch norm.
+    ``named`` is False for layers without names, as notebooks have them now. ``shortcut_first`` adds the
+    branch to the shortcut instead of the other way round; ``made_first`` makes the shortcut's layers before
+    the branch's. ``norm``: options of batch norm.
     """
     layers = keras.layers
 

@@ -12,7 +12,8 @@ TEXT = """\
 Take a trained model out. ONNX needs `pip install onnx`; Netron opens the file.
 
   minires export runs/signs-default-1 --onnx signs.onnx
-  minires export trained.safetensors --torch theirs.safetensors --names akamaster"""
+  minires export trained.safetensors --torch theirs.safetensors --names akamaster
+  minires export runs/signs-default-1 --keras signs.weights.h5"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +23,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--onnx", metavar="FILE", help="write an ONNX file; the batch size is left free")
     parser.add_argument(
         "--torch", metavar="FILE", help="write a safetensors file with PyTorch's names and layout"
+    )
+    parser.add_argument(
+        "--keras", metavar="FILE", help="write a .weights.h5 file, for load_weights in Keras 3"
     )
     parser.add_argument("--names", metavar="WHOSE", default="torchvision",
                         help=f"whose names: {', '.join(WRITTEN)} (default: torchvision)")  # fmt: skip
@@ -40,14 +44,23 @@ def _to_torch(model: str, path: str, names: str) -> None:
     export_torch(train.load_model(model).model, path, names)
 
 
+def _to_keras(model: str, path: str, names: str) -> None:
+    from minires import train
+    from minires.weights.keras.export import export_keras
+
+    export_keras(train.load_model(model), path)
+
+
 # option: the program that the file is for, and what writes it
-FORMATS = {"onnx": ("ONNX", _to_onnx), "torch": ("PyTorch", _to_torch)}
+FORMATS = {"onnx": ("ONNX", _to_onnx), "torch": ("PyTorch", _to_torch), "keras": ("Keras", _to_keras)}
 
 
 def run(options: argparse.Namespace) -> int:
     written = {option: getattr(options, option) for option in FORMATS if getattr(options, option) is not None}
     if not written:
-        raise ConfigError("export to what? --onnx FILE.onnx, or --torch FILE.safetensors")
+        raise ConfigError(
+            "export to what? --onnx FILE.onnx, --torch FILE.safetensors, or --keras FILE.weights.h5"
+        )
     for option, path in written.items():
         _, write = FORMATS[option]
         write(options.model, path, options.names)
@@ -59,4 +72,4 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMAND = Command("write a trained model for ONNX or PyTorch", TEXT, run, add_options)
+COMMAND = Command("write a trained model for ONNX, PyTorch or Keras", TEXT, run, add_options)

@@ -1,6 +1,6 @@
 """The door for weights that others trained: files of PyTorch's and of Keras's, told apart by their suffix.
 
-    report = import_weights("resnet50-0676ba61.pth", "resnet50", "model.safetensors")
+report = import_weights("resnet50-0676ba61.pth", "resnet50", "model.safetensors")
 """
 
 from __future__ import annotations

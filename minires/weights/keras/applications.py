@@ -25,8 +25,9 @@ from minires.registry import Registry
 class Application:
     """Our ``model`` with these ``options``; it wants pictures so scaled, maybe ``blue_first``.
 
-    ``convention`` is that of the layers' names (:mod:`minires.weights.keras.names`), ``shortcut_first`` whether
-    its additions take the shortcut before the branch, which decides the order of the layers in a file.
+    ``convention`` is that of the layers' names (:mod:`minires.weights.keras.names`), ``shortcut_first``
+    whether its additions take the shortcut before the branch, which decides the order of the layers in a
+    file.
     """
 
     model: str

@@ -30,9 +30,10 @@ from minires.weights.keras.graph import Node
 
 # What changes nothing in use: it works in training alone, or on names and types.
 TRAINING_ONLY = (
-    "Dropout", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "AlphaDropout", "ActivityRegularization",
-    "RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation", "RandomContrast", "RandomBrightness",
-    "RandomHue", "RandomSaturation", "RandomColorJitter", "RandomErasing", "RandomShear", "Identity",
+    "Dropout", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "AlphaDropout",
+    "ActivityRegularization", "RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation",
+    "RandomContrast", "RandomBrightness", "RandomHue", "RandomSaturation", "RandomColorJitter",
+    "RandomErasing", "RandomShear", "Identity",
 )  # fmt: skip
 WIDEST = 1 << 16  # pixels of a side, channels
 Channel = tuple[int, float, float]  # which channel of the picture, times what, plus what
@@ -42,8 +43,9 @@ Channel = tuple[int, float, float]  # which channel of the picture, times what, 
 class Network:
     """A graph that ends in scores, and what the configuration says besides.
 
-    ``scaling`` is that of each channel, None where the pictures come in as they are. ``size`` is the height and
-    width of the pictures, ``stated`` whether the file says it. ``notes`` tell the user of what was left out.
+    ``scaling`` is that of each channel, None where the pictures come in as they are. ``size`` is the height
+    and width of the pictures, ``stated`` whether the file says it. ``notes`` tell the user of what was left
+    out.
     """
 
     scores: Node
@@ -53,11 +55,9 @@ class Network:
     notes: tuple[str, ...] = ()
 
 
-def network(
-    config: Any, arrays: Mapping[str, np.ndarray], *, size: tuple[int, int]
-) -> Network | None:
-    """The network of a configuration; ``size`` is that of the pictures where it does not say. None if it lists
-    no layers, as that of a class of one's own.
+def network(config: Any, arrays: Mapping[str, np.ndarray], *, size: tuple[int, int]) -> Network | None:
+    """The network of a configuration; ``size`` is that of the pictures where it does not say. None if it
+    lists no layers, as that of a class of one's own.
 
     ``arrays`` are the file's: a layer Normalization keeps its mean and variance there.
 
@@ -122,10 +122,14 @@ class _Builder:
 
     def functional(self, config: Mapping[str, Any], x: Node | None) -> Node:
         layers = {layer.get("name") or layer["config"]["name"]: layer for layer in config["layers"]}
-        nodes = {name: [_read(call) for call in layer.get("inbound_nodes", ())] for name, layer in layers.items()}
+        nodes = {
+            name: [_read(call) for call in layer.get("inbound_nodes", ())] for name, layer in layers.items()
+        }
         inputs, outputs = (_ends(config[key]) for key in ("input_layers", "output_layers"))
         if len(inputs) != 1 or len(outputs) != 1:
-            raise CheckpointError(f"{len(inputs)} inputs and {len(outputs)} outputs; our models have one each")
+            raise CheckpointError(
+                f"{len(inputs)} inputs and {len(outputs)} outputs; our models have one each"
+            )
         before = {
             (name, number): [(there, min(at, max(len(nodes[there]) - 1, 0))) for there, at in reads]
             for name, calls in nodes.items()
@@ -179,7 +183,7 @@ class _Builder:
 
     def layer(self, kind: str, config: Mapping[str, Any], inputs: list[Node], name: str) -> Node:
         x = inputs[0]
-        window = {"kernel": config.get("kernel_size") or config.get("pool_size"),
+        window: dict[str, Any] = {"kernel": config.get("kernel_size") or config.get("pool_size"),
                   "stride": config.get("strides") or config.get("pool_size") or (1, 1),
                   "padding": config.get("padding"), "layer": name}  # fmt: skip
         if kind in ("Conv2D", "MaxPooling2D", "AveragePooling2D"):
@@ -188,7 +192,8 @@ class _Builder:
             case "Conv2D":
                 return graph.convolution(
                     x, channels=_whole(config["filters"]), groups=_whole(config.get("groups", 1)),
-                    dilation=_pair(config.get("dilation_rate", 1)), bias=config.get("use_bias", True), **window,
+                    dilation=_pair(config.get("dilation_rate", 1)), bias=config.get("use_bias", True),
+                    **window,
                 )  # fmt: skip
             case "Dense":
                 return graph.dense(
@@ -205,9 +210,10 @@ class _Builder:
                 return Node(y.kind, y.inputs, {}, (1, 1, *y.shape), name) if config.get("keepdims") else y
             case "Flatten":
                 return graph.flatten(x, layer=name)
-            case "Reshape" if math.prod(config["target_shape"]) in (math.prod(x.shape), -1) and len(
-                config["target_shape"]
-            ) == 1:
+            case "Reshape" if (
+                math.prod(config["target_shape"]) in (math.prod(x.shape), -1)
+                and len(config["target_shape"]) == 1
+            ):
                 return graph.flatten(x, layer=name)
             case "ZeroPadding2D":
                 return graph.pad(x, _sides(config["padding"]), layer=name)
@@ -311,9 +317,12 @@ class _Builder:
             return x
         channels = _channels(x)
         if sorted(source for source, _, _ in channels) != [0, 1, 2]:
-            raise CheckpointError(f"{self.where} takes {len(channels)} channels of the picture; ours take three")
+            raise CheckpointError(
+                f"{self.where} takes {len(channels)} channels of the picture; ours take three"
+            )
         if self.taken is None:
-            self.taken, self.channels, self.size = Node("input", shape=x.shape), channels, x.shape[:2]
+            self.taken, self.channels = Node("input", shape=x.shape), channels
+            self.size = (x.shape[0], x.shape[1])
             self.scaling = None if channels == _UNSCALED else channels
         elif (self.taken.shape, self.channels) != (x.shape, channels):
             raise CheckpointError(f"{self.where} takes the picture in another scale than the layer before")
@@ -336,7 +345,9 @@ def _read(call: Any) -> tuple[list[tuple[str, int]], list[Any]]:
     if isinstance(call, dict):
         arguments = [*call.get("args", ()), *call.get("kwargs", {}).values()]
         reads = [tuple(node["config"]["keras_history"][:2]) for node in _tensors(arguments)]
-        flat = [item for part in call.get("args", ()) for item in (part if _is_list_of_tensors(part) else [part])]
+        flat = [
+            item for part in call.get("args", ()) for item in (part if _is_list_of_tensors(part) else [part])
+        ]
         return [(str(name), _at(number)) for name, number in reads], flat
     return [(str(item[0]), _at(item[1])) for item in call], []
 
@@ -432,7 +443,9 @@ def _picked(arguments: Sequence[Any], count: int) -> list[int] | None:
         return None
     *before, last = arguments[1]
     whole = {"class_name": "__slice__", "config": {"start": None, "stop": None, "step": None}}
-    ellipsis = [part for part in before if isinstance(part, dict) and part.get("class_name") == "__ellipsis__"]
+    ellipsis = [
+        part for part in before if isinstance(part, dict) and part.get("class_name") == "__ellipsis__"
+    ]
     slices = [part for part in before if part == whole]
     if not (len(ellipsis) == len(before) == 1 or len(slices) == len(before) == 3):
         return None
@@ -465,5 +478,9 @@ def _activation(value: Any, x: Node, name: str) -> Node:
 
 def _relu(x: Node, config: Mapping[str, Any], name: str) -> Node:
     usual = {"max_value": None, "negative_slope": 0.0, "threshold": 0.0}
-    own = {option: config.get(option) for option, value in usual.items() if config.get(option) not in (value, None)}
+    own = {
+        option: config.get(option)
+        for option, value in usual.items()
+        if config.get(option) not in (value, None)
+    }
     return graph.simple("relu", x, layer=name, **own)

@@ -1,11 +1,11 @@
 """Weights that Keras wrote, read without Keras.
 
-:func:`read` gives the arrays of a file as ``<layer>/<variable>``, and what the file says of the network. Three
-kinds of files are in use; which one a file is shows in what is in it, not in its name:
+:func:`read` gives the arrays of a file as ``<layer>/<variable>``, and what the file says of the network.
+Three kinds of files are in use; which one a file is shows in what is in it, not in its name:
 
     legacy .h5, Keras 1 to 3      [model_weights/]<layer>/<path of the variable>; the attributes layer_names
-                                  and weight_names list the layers and each layer's variables in order; a whole
-                                  model has the attribute model_config
+                                  and weight_names list the layers and each layer's variables in order; a
+                                  whole model has the attribute model_config
     .weights.h5, Keras 3          layers/<conv2d_7>/vars/<0, 1, ...>; the layer's own name is the attribute
                                   "name" of vars (the first versions of Keras 3 did not write it)
     .keras, Keras 3               a zip of config.json, metadata.json and model.weights.h5
@@ -59,14 +59,14 @@ DEEPEST = 32  # models in models
 
 def read(path: str | os.PathLike[str]) -> tuple[Arrays, dict[str, Any]]:
     """The arrays of a Keras file by ``<layer>/<variable>``, for example ``conv1_bn/moving_mean``; and
-    ``"config"``, the configuration of the model, and ``"notes"``, what we wrote there ourselves: None where the
-    file has none.
+    ``"config"``, the configuration of the model, ``"notes"``, what we wrote there ourselves, each None where
+    the file has none, and ``"models"``, in how many models its convolutions and batch norms stand.
 
     The layers of a model inside the model have their own names, as if they stood directly in it.
 
-    Raises: CheckpointError if the file is missing, damaged, not of Keras, or larger than it looks; has a Lambda
-    layer, numbers that are not finite, or variances below zero; or has weights of a layer that is neither a
-    dense layer nor a convolution nor a batch norm.
+    Raises: CheckpointError if the file is missing, damaged, not of Keras, or larger than it looks; has a
+    Lambda layer, numbers that are not finite, or variances below zero; or has weights of a layer that is
+    neither a dense layer nor a convolution nor a batch norm.
     """
     return apart(parse, path, error=CheckpointError)
 
@@ -101,8 +101,8 @@ def _read_archive(path: Path, size: int) -> tuple[Arrays, dict[str, Any]]:
                 raise CheckpointError(f"{name} in it is encrypted; unpack it and give the .weights.h5 file")
             if entry.file_size > most:
                 raise CheckpointError(
-                    f"{name} in it unpacks to {entry.file_size:,} bytes, where the file has {size:,}; the limit "
-                    f"is {most:,}"
+                    f"{name} in it unpacks to {entry.file_size:,} bytes, where the file has {size:,}; the "
+                    f"limit is {most:,}"
                 )
         config = _parsed(archive.read("config.json"))
         weights = io.BytesIO(archive.read("model.weights.h5"))  # checks the checksum of the zip too
@@ -116,6 +116,7 @@ class _Reader:
     def __init__(self, size: int) -> None:
         self.left = unfolded(size)  # bytes of arrays that it may still hold
         self.objects = MOST_OBJECTS
+        self.models: set[str] = set()  # the groups of models in which convolutions and batch norms stand
 
     def read(self, file: h5py.File, config: Any = None) -> tuple[Arrays, dict[str, Any]]:
         if "model_config" in file.attrs:
@@ -129,7 +130,7 @@ class _Reader:
             found = self.numbered(hdf5.subgroup(file, "layers"), _configs_by_group(config))
         else:
             raise CheckpointError(
-                "this HDF5 file has neither the group layers nor model_weights nor the attribute layer_names, "
+                "this HDF5 file has no group layers or model_weights, and no attribute layer_names, "
                 f"so it holds no weights of Keras; it has {some(file) or 'nothing'}"
             )
         arrays: Arrays = {}
@@ -140,7 +141,7 @@ class _Reader:
             arrays[name] = array
         if not arrays:
             raise CheckpointError("this file of Keras holds layers but no weights")
-        return arrays, {"config": config, "notes": notes}
+        return arrays, {"config": config, "notes": notes, "models": max(len(self.models), 1)}
 
     def listed(self, group: h5py.Group, models: set[str]) -> Iterator[tuple[str, np.ndarray]]:
         """The weights of a legacy file; ``models`` are the layers that are known to have layers."""
@@ -174,8 +175,10 @@ class _Reader:
                     raise CheckpointError(
                         f"layer {name!r} has variables {some(variables)} instead of 0, 1, ..."
                     )
-                shapes = [hdf5.member(variables, str(number)) for number in range(len(variables))]
-                leaves = _leaves(name, [getattr(item, "shape", ()) or () for item in shapes])
+                shapes = [_shape(variables, str(number)) for number in range(len(variables))]
+                leaves = _leaves(name, shapes)
+                if leaves == NORM or (shapes and len(shapes[0]) == 4):
+                    self.models.add(group.name)
                 for number, leaf in enumerate(leaves):
                     if leaf != "count":
                         yield f"{name}/{leaf}", self.array(variables, str(number))
@@ -211,13 +214,20 @@ class _Reader:
         self.objects -= count
         if held > MOST_TEXT or self.objects < 0:
             raise CheckpointError(
-                f"the attribute {name!r} of {group.name!r} has {count:,} values in {held:,} bytes; the limits "
-                f"are {MOST_OBJECTS:,} and {MOST_TEXT:,}"
+                f"the attribute {name!r} of {group.name!r} has {count:,} values in {held:,} bytes; the "
+                f"limits are {MOST_OBJECTS:,} and {MOST_TEXT:,}"
             )
         value = group.attrs[name]
         if isinstance(value, str | bytes) and len(value) > MOST_TEXT:
             raise CheckpointError(f"the attribute {name!r} has {len(value):,} letters, above {MOST_TEXT:,}")
         return value
+
+
+def _shape(group: h5py.Group, path: str) -> tuple[int, ...]:
+    found = hdf5.member(group, path)
+    if not isinstance(found, h5py.Dataset):
+        raise CheckpointError(f"{found.name!r} is a group and should be an array")
+    return tuple(found.shape or ())
 
 
 def _kind_and_number(key: str) -> tuple[str, int, str]:
@@ -231,7 +241,9 @@ def _check_numbers(name: str, array: np.ndarray) -> None:
     if wrong:
         raise CheckpointError(f"{name} {array.shape}: {wrong:,} of its {array.size:,} numbers are not finite")
     if name.rpartition("/")[2] in ("moving_variance", "variance") and array.size and array.min() < 0:
-        raise CheckpointError(f"{name} {array.shape}: a variance is {array.min():g}, and cannot be below zero")
+        raise CheckpointError(
+            f"{name} {array.shape}: a variance is {array.min():g}, and cannot be below zero"
+        )
 
 
 def _variable(layer: str, path: str) -> str:
@@ -300,7 +312,9 @@ def _models(config: Any) -> set[str]:
     return {
         str(node["config"].get("name"))
         for node in _everything(config)
-        if isinstance(node, dict) and node.get("class_name") in MODELS and isinstance(node.get("config"), dict)
+        if isinstance(node, dict)
+        and node.get("class_name") in MODELS
+        and isinstance(node.get("config"), dict)
     }
 
 

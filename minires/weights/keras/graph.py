@@ -1,13 +1,14 @@
-"""A network as a graph of plain layers, in one form for Keras's and ours, and what two of them have in common.
+"""A network as a graph of plain layers, in one form for Keras's and ours, and what two of them have in
+common.
 
-Names say nothing of a layer's options, and layers without names nothing of their place. So the graph that a file
-of Keras's describes and that of our model are brought to one form, and compared from the picture on: two layers
-are the same if they are of one kind, have the same options, and read the same. What comes out is which layer of
-theirs is which of ours, or the first that is different.
+Names say nothing of a layer's options, and layers without names nothing of their place. So the graph that a
+file of Keras's describes and that of our model are brought to one form, and compared from the picture on: two
+layers are the same if they are of one kind, have the same options, and read the same. What comes out is which
+layer of theirs is which of ours, or the first that is different.
 
-The form: batch norm, addition and ReLU stand apart; zeros that are added before a convolution, or before a max
-pool behind a ReLU, are its padding; padding is that of the four sides; an average over all places is a global
-one; what does nothing in use (dropout, flattening a vector) is left out.
+The form: batch norm, addition and ReLU stand apart; zeros that are added before a convolution, or before a
+max pool behind a ReLU, are its padding; padding is that of the four sides; an average over all places is a
+global one; what does nothing in use (dropout, flattening a vector) is left out.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ SYMMETRIC = ("add",)  # kinds whose inputs may change places
 class Node:
     """A layer: its ``kind`` and ``options`` are what must be equal.
 
-    ``shape`` is that of its output, (H, W, C) or (C,). ``layer`` is its name where it comes from, ``keeps`` the
-    share of its running statistics that a batch norm keeps.
+    ``shape`` is that of its output, (H, W, C) or (C,). ``layer`` is its name where it comes from, ``keeps``
+    the share of its running statistics that a batch norm keeps.
     """
 
     kind: str
@@ -61,15 +62,29 @@ def convolution(x: Node, *, channels: int, kernel: Any, stride: Any, padding: An
     return Node("convolution", (x,), options, (*out, channels), layer)
 
 
-def max_pool(x: Node, *, kernel: Any, stride: Any, padding: Any, dilation: Any = (1, 1), layer: str = "") -> Node:
+def max_pool(
+    x: Node, *, kernel: Any, stride: Any, padding: Any, dilation: Any = (1, 1), layer: str = ""
+) -> Node:
     """The border never wins."""
     x, sides, out = _windowed("max_pool2d", x, kernel, stride, padding, dilation, zeros=never_below_zero(x))
-    options = {"kernel": tuple(kernel), "stride": tuple(stride), "padding": sides, "dilation": tuple(dilation)}
+    options = {
+        "kernel": tuple(kernel),
+        "stride": tuple(stride),
+        "padding": sides,
+        "dilation": tuple(dilation),
+    }
     return Node("max pool", (x,), options, (*out, x.shape[2]), layer)
 
 
 def average_pool(
-    x: Node, *, kernel: Any, stride: Any, padding: Any, dilation: Any = (1, 1), counted: bool = False, layer: str = ""
+    x: Node,
+    *,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any = (1, 1),
+    counted: bool = False,
+    layer: str = "",
 ) -> Node:
     """The border counts as zeros if ``counted``."""
     if tuple(kernel) == x.shape[:2] and padding in (NONE, "same", "valid") and tuple(dilation) == (1, 1):
@@ -77,7 +92,8 @@ def average_pool(
         if found.out == (1, 1) and not found.has_border:
             return global_average_pool(x, layer=layer)
     x, sides, out = _windowed("avg_pool2d", x, kernel, stride, padding, dilation, zeros=False)
-    options = {"kernel": tuple(kernel), "stride": tuple(stride), "padding": sides, "dilation": tuple(dilation)}
+    options: dict[str, Any] = {"kernel": tuple(kernel), "stride": tuple(stride), "padding": sides,
+                               "dilation": tuple(dilation)}  # fmt: skip
     if sides != NONE:
         options["zeros count"] = counted
     return Node("average pool", (x,), options, (*out, x.shape[2]), layer)
@@ -110,8 +126,8 @@ def pad(x: Node, sides: Sides, *, layer: str = "") -> Node:
     """Zeros around a picture."""
     (top, bottom), (left, right) = sides
     if x.kind == "zero padding":
-        (t, b), (l, r) = x.options["padding"]
-        return pad(x.inputs[0], ((top + t, bottom + b), (left + l, right + r)), layer=layer)
+        (above, below), (before, behind) = x.options["padding"]
+        return pad(x.inputs[0], ((top + above, bottom + below), (left + before, right + behind)), layer=layer)
     shape = (x.shape[0] + top + bottom, x.shape[1] + left + right, x.shape[2])
     return Node("zero padding", (x,), {"padding": sides}, shape, layer)
 
@@ -143,11 +159,13 @@ def _windowed(
     op: str, x: Node, kernel: Any, stride: Any, padding: Any, dilation: Any, *, zeros: bool
 ) -> tuple[Node, Sides, tuple[int, int]]:
     """What a window slides over, the border that it adds, and the places where it stands."""
-    found = window(op, (x.shape[0], x.shape[1]), tuple(kernel), tuple(stride), _sides(padding), tuple(dilation))
+    found = window(
+        op, (x.shape[0], x.shape[1]), tuple(kernel), tuple(stride), _sides(padding), tuple(dilation)
+    )
     (top, bottom), (left, right) = (found.top, found.bottom), (found.left, found.right)
     if zeros and x.kind == "zero padding":
-        (t, b), (l, r) = x.options["padding"]
-        top, bottom, left, right = top + t, bottom + b, left + l, right + r
+        (above, below), (before, behind) = x.options["padding"]
+        top, bottom, left, right = top + above, bottom + below, left + before, right + behind
         x = x.inputs[0]
     return x, ((top, bottom), (left, right)), found.out
 
@@ -236,7 +254,9 @@ def _difference(there: Mapping[Node, int], here: Mapping[Node, int]) -> str:
             )
     if strange:
         return f"the file has {strange[0]}, and our model has nothing there"
-    return f"our model has {missing[0]}, and the file has nothing there" if missing else "they end differently"
+    return (
+        f"our model has {missing[0]}, and the file has nothing there" if missing else "they end differently"
+    )
 
 
 def _unlike(one: Node, other: Node) -> int:
@@ -259,9 +279,10 @@ def _shown(node: Node, name: str) -> str:
 def in_order(output: Node, *, shortcut_first: bool) -> list[Node]:
     """The nodes in the order in which Keras lists a model's layers.
 
-    The farthest from the output come first; of those as far, the one that is met first when one walks from the
-    output back, through the first input of an addition before its second. Of the additions of a residual network
-    the first is the branch, or with ``shortcut_first`` the shortcut: whoever writes the model chooses.
+    The farthest from the output come first; of those as far, the one that is met first when one walks from
+    the output back, through the first input of an addition before its second. Of the additions of a residual
+    network the first is the branch, or with ``shortcut_first`` the shortcut: whoever writes the model
+    chooses.
 
     Source: keras/src/models/functional.py (and function.py, map_graph), Keras 3.15.
     """

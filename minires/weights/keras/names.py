@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-
 import numpy as np
 
 from minires.errors import CheckpointError
@@ -18,8 +17,6 @@ from minires.weights.keras.files import Arrays, some
 
 LEAVES = {"weight": "kernel", "running_mean": "moving_mean", "running_var": "moving_variance"}
 BLOCK = re.compile(r"(res|bn)(\d)([a-z])(\d*)_branch(1|2[abc])")
-# As Keras names layers that were given no name; the number goes on from model to model.
-AUTOMATIC = re.compile(r"(conv2d|batch_normalization|dense)(_\d+)?")
 
 
 def to_state(
@@ -97,12 +94,6 @@ def recognised(arrays: Mapping[str, np.ndarray]) -> str | None:
     return next((name for name, mark in MARKS.items() if any(map(mark.fullmatch, layers))), None)
 
 
-def are_automatic(arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether the layers were given no names; the last dense one may have one."""
-    layers = {name.rpartition("/")[0] for name in arrays if not dense_layer(name, arrays)}
-    return bool(layers) and all(map(AUTOMATIC.fullmatch, layers))
-
-
 def dense_layer(name: str, arrays: Mapping[str, np.ndarray]) -> bool:
     """Whether this array is of a dense layer."""
     kernel = arrays.get(f"{name.rpartition('/')[0]}/kernel")
@@ -112,7 +103,8 @@ def dense_layer(name: str, arrays: Mapping[str, np.ndarray]) -> bool:
 def names_of(arrays: Mapping[str, np.ndarray], model: Module, convention: str) -> dict[str, str]:
     """Our name -> ``layer/variable`` for all parameters and buffers.
 
-    The last dense layer is the one of the file's that is left over, or "predictions" if there is not just one.
+    The last dense layer is the one of the file's that is left over, or "predictions" if there is not just
+    one.
     """
     names, head = shapes_of(model), head_of(model)
     ours = {name.rpartition(".")[0] for name in names}

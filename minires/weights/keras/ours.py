@@ -45,7 +45,9 @@ class _Watch:
         options = call.options
         inputs = {name: x for name, x in call.inputs.items() if x is not None}
         layer = next((self.layers[id(x.data)] for x in inputs.values() if id(x.data) in self.layers), "")
-        window = {name: options.get(name) for name in ("kernel", "stride", "padding", "dilation")}
+        window: dict[str, Any] = {
+            name: options.get(name) for name in ("kernel", "stride", "padding", "dilation")
+        }
         y: Node
         match call.op:
             case "conv2d":

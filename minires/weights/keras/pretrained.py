@@ -1,8 +1,9 @@
 """Weights that others trained with Keras, in our models.
 
-A file that has a configuration states the network, and our model must be that one: layer by layer, option by option
-(:mod:`minires.weights.keras.graph`). Names do not matter then. Without a configuration layers are found by their
-names, or, where they have none, by their order; what such a file does not state is assumed, and said.
+A file that has a configuration states the network, and our model must be that one: layer by layer, option by
+option (:mod:`minires.weights.keras.graph`). Names do not matter then. Without a configuration layers are
+found by their names, or, where they have none, by their order; what such a file does not state is assumed,
+and said.
 
 Ours always see red first. Where Keras's see blue first (:mod:`minires.weights.keras.applications`), the first
 kernel's input channels are turned round instead, which gives the same outputs.
@@ -17,75 +18,51 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from minires import models
 from minires.data import Normalize
 from minires.errors import CheckpointError, ConfigError, MiniresError
 from minires.models import Entry
-from minires.nn.layers import BatchNorm2d, Conv2d
+from minires.nn.layers import Conv2d
 from minires.nn.module import Module
 from minires.train import Trained, save_model
 from minires.weights.keras import files, names
-from minires.weights.keras.applications import APPLICATIONS, EPSILONS, Application
-from minires.weights.keras.config import Network, network
+from minires.weights.keras.applications import APPLICATIONS, Application
+from minires.weights.keras.config import Network
 from minires.weights.keras.files import Arrays
-from minires.weights.keras.graph import Node, in_order, layers_of, matched
-from minires.weights.keras.ours import graph_of
+from minires.weights.keras.fitting import (
+    SIDES,
+    File,
+    by_graph,
+    by_names_or_order,
+    normalization,
+    norms,
+    unlike_named,
+)
+from minires.weights.keras.graph import layers_of
 from minires.weights.keras.scaling import normalize_of
 from minires.weights.report import Report
 
 CHOICES = {"stride_on": ("1x1", "3x3"), "bias": (False, True)}  # options that a file decides
 _KINDS = {application.model: kind for kind, application in APPLICATIONS.items()}
-SIDES = (224, 64, 32, 96, 128, 160, 192, 48, 256, 299)  # of pictures, where neither file nor model says
-
-
-@dataclass(frozen=True)
-class _File:
-    """A file that was read: its arrays, and the configuration and notes in it."""
-
-    path: str
-    arrays: Arrays
-    config: Any = None
-    notes: Any = None
-
-    @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> _File:
-        arrays, info = files.read(path)
-        return cls(os.fspath(path), arrays, info["config"], info["notes"])
-
-    @property
-    def classes(self) -> int | None:
-        """How many outputs the last dense layer has."""
-        dense = [a for name, a in self.arrays.items() if name.endswith("/kernel") and a.ndim == 2]
-        return dense[-1].shape[1] if dense else None
-
-    def network(self, side: int) -> Network | None:
-        try:
-            return network(self.config, self.arrays, size=(side, side))
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.path}: {error}") from error
 
 
 def load(model: Module, path: str | os.PathLike[str], *, head: bool = True) -> Report:
-    """Set the weights of ``model`` from a file of Keras's, whatever its name; without ``head`` all but the last
-    dense layer.
+    """Set the weights of ``model`` from a file of Keras's, whatever its name; without ``head`` all but the
+    last dense layer.
 
     Raises: CheckpointError as :func:`minires.weights.load_pretrained`.
     """
-    file, notes = _File.read(path), []
+    file, notes = File.read(path), []
     try:
         if found := file.network(SIDES[0]):
-            state = _by_graph(file.arrays, found, model, head=head)
+            state = by_graph(file.arrays, found, model, head=head)
             notes = list(found.notes)
             if found.scaling:
                 notes.append("the file scales pictures itself; this model takes them scaled")
-        elif names.are_automatic(file.arrays):
-            state, notes = _by_order(file.arrays, model, head=head)
         else:
             convention = names.best(file.arrays, model)
-            state = names.to_state(file.arrays, model, convention=convention, head=head)
-            notes = _unlike_named(model, convention)
+            state, notes = by_names_or_order(file, model, convention, head=head)
+            notes = [*notes, *unlike_named(model, convention)]
     except CheckpointError as error:
         raise _of(file, error) from error
     left_out = [name for name in names.shapes_of(model) if name not in state]
@@ -106,15 +83,17 @@ def import_model(
 ) -> Report:
     """Write the model ``name`` with the weights of a file of Keras's as our own ``model.safetensors``.
 
-    What the file states is an option of the model, in its place ``variant`` is. By default ``classes`` are "0",
-    "1", ..., as many as the file's last layer has.
+    What the file states is an option of the model, in its place ``variant`` is. By default ``classes`` are
+    "0", "1", ..., as many as the file's last layer has.
 
     Raises: ConfigError if Keras has no such network; else as :func:`minires.weights.import_weights`.
     """
     if name not in _KINDS:
         raise ConfigError(f"Keras has no network that is our {name}; it has {', '.join(_KINDS)}")
-    file = _File.read(src)
-    wish = _Wish(file, name, _KINDS[name], dict(variant or {}), list(classes) if classes is not None else None)
+    file = File.read(src)
+    wish = _Wish(
+        file, name, _KINDS[name], dict(variant or {}), list(classes) if classes is not None else None
+    )
     try:
         fit = wish.by_config() or wish.by_notes() or wish.by_names()
     except CheckpointError as error:
@@ -126,9 +105,7 @@ def import_model(
     )
     save_model(out, trained)
     numbers = sum(array.size for array in fit.state.values())
-    return Report(
-        file.path, f"Keras's {_KINDS[name]}", len(fit.state), numbers, notes=tuple(fit.notes)
-    )
+    return Report(file.path, f"Keras's {_KINDS[name]}", len(fit.state), numbers, notes=tuple(fit.notes))
 
 
 # -------------------------------------------------------------------------------------------- in detail
@@ -152,7 +129,7 @@ class _Fit:
 class _Wish:
     """Our model ``name``, which is the application ``kind`` of Keras, is to be made from ``file``."""
 
-    file: _File
+    file: File
     name: str
     kind: str
     variant: dict[str, Any]
@@ -179,6 +156,10 @@ class _Wish:
         side, wide = found.size
         if side != wide:
             raise CheckpointError(f"it takes pictures {side} high and {wide} wide; ours are square")
+        if self.variant.get("size", side) != side:
+            raise CheckpointError(
+                f"it takes pictures of {side}x{side}, and size={self.variant['size']} is asked for"
+            )
         if found.scores.kind != "dense":
             raise CheckpointError(f"it ends in {found.scores}, and not in a dense layer of as many classes")
         classes = self.named(found.scores.options["channels"])
@@ -195,8 +176,12 @@ class _Wish:
         if advise and convention not in (None, self.application.convention):
             notes.append(self.advice())
         if len({node.keeps for node in layers_of(found.scores) if node.keeps is not None}) > 1:
-            notes.append("its batch norms keep different shares of their statistics; ours keep one, for training")
-        return _Fit(model, options, state, classes, normalize, side, channels, [note for note in notes if note])
+            notes.append(
+                "its batch norms keep different shares of their statistics; ours keep one, for training"
+            )
+        return _Fit(
+            model, options, state, classes, normalize, side, channels, [note for note in notes if note]
+        )
 
     def by_notes(self) -> _Fit | None:
         """By what we wrote into it ourselves."""
@@ -230,20 +215,18 @@ class _Wish:
         classes, side = self.named(self.file.classes), self.side
         options = {**self.application.options, **self.variant}
         model = models.build(self.name, classes=len(classes), **{**_zeros(self.entry), **options})
-        notes = []
-        if names.are_automatic(arrays):
-            state, notes = _by_order(arrays, model, side=side)
-        else:
-            state = names.to_state(arrays, model, convention=self.application.convention)
-        epsilon = next((part.eps for part in _norms(model)), None)
+        state, notes = by_names_or_order(self.file, model, self.application.convention, side=side)
+        epsilon = next((part.eps for part in norms(model)), None)
         norm = f"batch norm's epsilon ({epsilon:g}), " if epsilon is not None else ""
+        normalize, channels, how = self.application.normalize, self.channels(), " and their scaling"
+        if (scaling := normalization(arrays)) is not None:
+            normalize, channels, note = normalize_of(scaling)
+            how = f"; {note}"
         notes.append(
             f"assumed as in Keras's {self.kind}, since the file states no options: {norm}strides, padding, "
-            f"pooling, pictures of {side}x{side} and their scaling"
+            f"pooling, pictures of {side}x{side}{how}"
         )
-        return _Fit(
-            model, options, state, classes, self.application.normalize, side, self.channels(), notes
-        )
+        return _Fit(model, options, state, classes, normalize, side, channels, notes)
 
     def channels(self) -> tuple[int, ...]:
         return (2, 1, 0) if self.application.blue_first else (0, 1, 2)
@@ -260,10 +243,12 @@ class _Wish:
 
     def stated(self, found: Network, options: dict[str, Any], classes: int) -> dict[str, Any]:
         """The options of batch norm with which our model has what the file states."""
-        norm = next(_norms(models.build(self.name, classes=classes, **{**_zeros(self.entry), **options})), None)
+        norm = next(
+            norms(models.build(self.name, classes=classes, **{**_zeros(self.entry), **options})), None
+        )
         there = [node for node in layers_of(found.scores) if node.kind == "batch norm"]
-        epsilons, keeps = ({value for node in there if (value := read(node)) is not None}
-                           for read in (lambda node: node.options["epsilon"], lambda node: node.keeps))  # fmt: skip
+        epsilons = {float(node.options["epsilon"]) for node in there}
+        keeps = {node.keeps for node in there if node.keeps is not None}
         result: dict[str, Any] = {}
         if norm is None:
             return result
@@ -287,7 +272,7 @@ class _Wish:
             tried = dict(options) if values is None else {**options, **dict(zip(free, values, strict=True))}
             model = models.build(self.name, classes=classes, **{**_zeros(self.entry), **tried})
             try:
-                state = _by_graph(self.file.arrays, found, model)
+                state = by_graph(self.file.arrays, found, model)
             except CheckpointError as error:
                 failed = failed or error
                 continue
@@ -309,100 +294,15 @@ class _Wish:
     def could_be(self, name: str) -> bool:
         """Whether the configuration is that of our model ``name``."""
         try:
-            found = replace(self, name=name, kind=_KINDS[name], variant={}, classes=None).by_config(advise=False)
+            found = replace(self, name=name, kind=_KINDS[name], variant={}, classes=None).by_config(
+                advise=False
+            )
         except MiniresError:
             return False
         return found is not None
 
 
-def _by_graph(arrays: Arrays, found: Network, model: Module, *, head: bool = True) -> Arrays:
-    """The state of ``model`` from a file whose configuration is ``found``."""
-    theirs, ours = found.scores, graph_of(model, found.size)
-    if not head:
-        ours = ours.inputs[0]
-        if theirs.kind == "dense":
-            theirs = theirs.inputs[0]
-        elif len(theirs.shape) == 3 and len(ours.shape) == 1:  # a model without its top
-            ours = ours.inputs[0]
-    layers = matched(theirs, ours)
-    named = {
-        name: names.their_name(name, layers[layer])
-        for name in names.shapes_of(model)
-        if (layer := name.rpartition(".")[0]) in layers
-    }
-    return names.taken(arrays, model, named, head=head)
-
-
-def _by_order(
-    arrays: Arrays, model: Module, *, side: int | None = None, head: bool = True
-) -> tuple[Arrays, list[str]]:
-    """The state of ``model`` from layers without names, in the order of the file, and what is to be said of it.
-
-    A file lists the layers of a kind in the order of Keras's models (:func:`minires.weights.keras.graph.in_order`).
-    That order depends on which of an addition's two inputs is given first; where the shapes do not tell which,
-    nothing is taken.
-    """
-    ours = _graph_of_any(model, side)
-    groups: dict[str, dict[str, tuple[int, ...]]] = {}
-    for name, array in arrays.items():
-        layer, _, leaf = name.rpartition("/")
-        groups.setdefault(layer, {})[leaf] = array.shape
-    kinds: dict[str, list[str]] = {"convolution": [], "batch norm": [], "dense": []}
-    for layer, leaves in groups.items():
-        kind = "batch norm" if "gamma" in leaves else "dense" if len(leaves["kernel"]) == 2 else "convolution"
-        kinds[kind].append(layer)
-    shapes = names.shapes_of(model)
-    found: list[dict[str, str]] = []
-    for shortcut_first in (False, True):
-        nodes = [node for node in in_order(ours, shortcut_first=shortcut_first) if node.has_weights]
-        counters = {kind: iter(layers) for kind, layers in kinds.items()}
-        layers = {node.layer: next(counters[node.kind], "") for node in nodes}
-        named = {name: names.their_name(name, layers[name.rpartition(".")[0]]) for name in shapes}
-        fits = all(
-            arrays[there].shape == shapes[name] if there in arrays else False
-            for name, there in named.items()
-            if head or not name.startswith(f"{names.head_of(model)}.")
-        )
-        if fits and named not in found:
-            found.append(named)
-    if len(found) == 2:
-        raise CheckpointError(
-            "its layers have no names, and their order may be that of a model that adds the branch to the shortcut, "
-            "or the shortcut to the branch: the shapes fit both. Save the whole model, as a .keras file"
-        )
-    if not found:
-        counts = ", ".join(f"{len(layers)} of {kind}" for kind, layers in kinds.items())
-        here = Counter(node.kind for node in layers_of(ours) if node.has_weights)
-        raise CheckpointError(
-            f"its layers have no names, and by their order they do not fit the model: there are {counts} "
-            f"layers, here {', '.join(f'{here[kind]} of {kind}' for kind in kinds)}, or the shapes differ"
-        )
-    state = names.taken(arrays, model, found[0], head=head)
-    return state, ["its layers have no names: they were taken in their order, which fits the shapes one way only"]
-
-
-def _graph_of_any(model: Module, side: int | None) -> Node:
-    """The graph of a model, for pictures of a size that it takes."""
-    for one in SIDES if side is None else (side,):
-        try:
-            return graph_of(model, (one, one))
-        except MiniresError as error:
-            failed = error
-    raise CheckpointError(f"the model takes pictures of none of the sizes {SIDES}: {failed}")
-
-
-def _unlike_named(model: Module, convention: str) -> list[str]:
-    usual = EPSILONS.get(convention)
-    other = {part.eps for part in _norms(model)} - {usual}
-    if usual is None or not other:
-        return []
-    return [
-        f"the file states no options; models with these names have batch norms of epsilon {usual:g}, this one of "
-        f"{', '.join(f'{eps:g}' for eps in sorted(other))}"
-    ]
-
-
-def _candidates(file: _File) -> Iterator[str]:
+def _candidates(file: File) -> Iterator[str]:
     """Our models that have arrays of the shapes of the file's, but for the last layer, and such names."""
     convention = names.recognised(file.arrays)
     there = Counter(a.shape for name, a in file.arrays.items() if not names.dense_layer(name, file.arrays))
@@ -412,13 +312,13 @@ def _candidates(file: _File) -> Iterator[str]:
             small = {"hidden": 1} if "hidden" in entry.options else {}
             model = models.build(application.model, **{**_zeros(entry), **small, **application.options})
             shapes = names.shapes_of(model)
-            dense = {n.rpartition(".")[0] for n, shape in shapes.items() if n.endswith("weight") and len(shape) == 2}
+            dense = {
+                n.rpartition(".")[0]
+                for n, shape in shapes.items()
+                if n.endswith("weight") and len(shape) == 2
+            }
             if there == Counter(s for n, s in shapes.items() if n.rpartition(".")[0] not in dense):
                 yield application.model
-
-
-def _norms(model: Module) -> Iterator[BatchNorm2d]:
-    return (part for _, part in model.named_modules() if isinstance(part, BatchNorm2d))
 
 
 def _zeros(entry: Entry) -> dict[str, Any]:
@@ -433,7 +333,7 @@ def _take_red_first(model: Module, channels: Sequence[int]) -> None:
     first.weight.data[:, :, list(channels)] = before
 
 
-def _of(file: _File, error: CheckpointError, advice: str = "") -> CheckpointError:
+def _of(file: File, error: CheckpointError, advice: str = "") -> CheckpointError:
     text = str(error)
     text = text if text.startswith(file.path) else f"{file.path}: {text}"
     return CheckpointError(f"{text}; {advice}" if advice else text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 from minires.commands.loading import print_json
 from minires.commands.registry import Command
@@ -44,15 +45,19 @@ def _to_torch(model: str, path: str, names: str) -> None:
     export_torch(train.load_model(model).model, path, names)
 
 
-def _to_keras(model: str, path: str, names: str) -> None:
+def _to_keras(model: str, path: str, names: str) -> str:
     from minires import train
     from minires.weights.keras.export import export_keras
 
-    export_keras(train.load_model(model), path)
+    return export_keras(train.load_model(model), path)
 
 
-# option: the program that the file is for, and what writes it
-FORMATS = {"onnx": ("ONNX", _to_onnx), "torch": ("PyTorch", _to_torch), "keras": ("Keras", _to_keras)}
+# option: the program that the file is for, and what writes it and may return what is to be said of it
+FORMATS: dict[str, tuple[str, Callable[[str, str, str], str | None]]] = {
+    "onnx": ("ONNX", _to_onnx),
+    "torch": ("PyTorch", _to_torch),
+    "keras": ("Keras", _to_keras),
+}
 
 
 def run(options: argparse.Namespace) -> int:
@@ -61,14 +66,15 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(
             "export to what? --onnx FILE.onnx, --torch FILE.safetensors, or --keras FILE.weights.h5"
         )
-    for option, path in written.items():
-        _, write = FORMATS[option]
-        write(options.model, path, options.names)
+    notes = {
+        option: FORMATS[option][1](options.model, path, options.names) for option, path in written.items()
+    }
     if options.json:
         print_json(written)
     else:
         for option, path in written.items():
-            print(f"{path}: {options.model} for {FORMATS[option][0]}")
+            note = f"; {notes[option]}" if notes[option] else ""
+            print(f"{path}: {options.model} for {FORMATS[option][0]}{note}")
     return 0
 
 

@@ -18,7 +18,6 @@ from minires.weights.keras.applications import variant_for
 from minires.weights.keras.pretrained import load
 
 
-
 def read(path):
     """The arrays of a file, read in this process."""
     return files.parse(path)[0]
@@ -91,7 +90,7 @@ def config_of(layers):
 
 
 def write_archive(path, config, weights):
-    with zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if len(weights) > 2**20 else 0) as archive:
         archive.writestr("metadata.json", "{}")
         archive.writestr("config.json", config if isinstance(config, str) else json.dumps(config))
         archive.writestr("model.weights.h5", weights)
@@ -241,6 +240,19 @@ def cut(make):
 LAMBDA = {"class_name": "Lambda", "config": {"name": "lambda", "function": "4wEAAAAAAAAA"}}
 INSIDE = {"config": {"layers": [{"class_name": "Sequential", "config": {"name": "in", "layers": [LAMBDA]}}]}}
 KERNEL = "layers/conv2d/vars/0"
+VARIANCE = "layers/batch_normalization/vars/3"
+
+
+def unwritten(shape, *, fill=0, **options):
+    """An array of which nothing, or the first numbers, are in the file."""
+
+    def change(file):
+        del file[KERNEL]
+        array = file.create_dataset(KERNEL, shape, "f4", **options)
+        if fill:
+            array[(slice(fill),) * len(shape)] = 1.0
+
+    return change
 
 
 @pytest.mark.parametrize(
@@ -274,6 +286,20 @@ KERNEL = "layers/conv2d/vars/0"
                 "0", (2, 2), "f4", external=[("numbers.bin", 0, 16)]))),
             "the numbers of '/layers/conv2d/vars/0' are in another file",
         ),
+        (h5(replaced(KERNEL, np.full((3, 3, 2, 4), np.nan))), "conv_x/kernel .*: 72 of its 72 numbers are not finite"),
+        (h5(replaced(VARIANCE, np.full(4, -1.0))), "norm_z/moving_variance .* is -1, and cannot be below zero"),
+        (h5(unwritten((30000, 30000))), r"\(30000, 30000\) needs 3,600,000,000 bytes; the limit is"),
+        (h5(unwritten((9, 9, 9, 9), compression="gzip")), "needs 26244 bytes, the file has 0"),
+        (h5(unwritten((8, 8, 8, 8), compression="gzip", chunks=(4, 4, 4, 4), fill=4)), "of 16 pieces, the file has 1"),
+        (h5(replaced(KERNEL, np.array([b"x"]))), "vars/0' has the type"),
+        (
+            h5(lambda file: file["layers/conv2d"].__setitem__("layers", file["layers"])),
+            "is there twice|groups more than",
+        ),
+        (legacy(lambda file: file.attrs.create("layer_names", [b"x"] * 20_001)), "has 20,001 values in"),
+        (archive(config="[" * 100_000), "its configuration is nested too deeply"),
+        (archive(config=" " * 2**24 + "{}"), "config.json in it unpacks to 16,777,218 bytes"),
+        (archive(weights=b"\0" * 2**28), "model.weights.h5 in it unpacks to 268,435,456 bytes, where the file has"),
         (legacy(lambda file: file.pop("norm_a")), "'norm_a' should be in this file but is not in '/'"),
         (legacy(lambda file: file["fc6"].pop("fc6")), "'fc6/kernel:0' should be .* not in '/fc6'"),
         (
@@ -354,6 +380,17 @@ def test_no_variant():
         variant_for("ResNet18")
 
 
+def test_a_file_is_read_in_a_process_of_its_own(tmp_path):
+    layers = layers_of()
+    write_archive(tmp_path / "a.keras", config_of(layers), numbered_bytes(layers, names=False))
+    arrays, info = files.read(tmp_path / "a.keras")
+    assert_same(arrays, flat(layers))
+    assert info == {"config": config_of(layers), "notes": None, "models": 1}
+    (tmp_path / "a.keras").write_bytes(b"no")
+    with pytest.raises(CheckpointError, match="a.keras is damaged or not a file of Keras"):
+        files.read(tmp_path / "a.keras")
+
+
 # --------------------------------------------------------------------------------------------- with Keras
 
 
@@ -379,6 +416,11 @@ def save(model, path):
     return path
 
 
+@pytest.fixture
+def _in_this_process(monkeypatch):
+    monkeypatch.setattr(files, "read", files.parse)
+
+
 def distance(ours, theirs, path, size):
     """The relative distance of the outputs, ours with the weights of the file."""
     load(ours, path)
@@ -393,8 +435,9 @@ FILES = ("a.h5", "a.weights.h5", "a.keras")
 
 
 @pytest.mark.filterwarnings("ignore")  # Keras calls its own .h5 files legacy
+@pytest.mark.usefixtures("_in_this_process")
 @pytest.mark.parametrize(
-    ("kind", "files"),
+    ("kind", "endings"),
     [
         ("VGG16", ("a.h5",)), ("VGG19", ("a.keras",)),
         ("ResNet50", FILES), ("ResNet101", ("a.weights.h5",)), ("ResNet152", ("a.keras",)),
@@ -402,13 +445,13 @@ FILES = ("a.h5", "a.weights.h5", "a.keras")
         ("DenseNet121", FILES), ("DenseNet169", ("a.keras",)), ("DenseNet201", ("a.weights.h5",)),
     ],
 )  # fmt: skip
-def test_equals_the_application(tmp_path, kind, files):
+def test_equals_the_application(tmp_path, kind, endings):
     keras = oracle.keras()
     theirs = shaken(getattr(keras.applications, kind)(
         weights=None, input_shape=(64, 64, 3), classes=5, classifier_activation=None
     ))  # fmt: skip
     size = {"size": 64} if kind.startswith("VGG") else {}
-    for name in files:
+    for name in endings:
         ours = build(**variant_for(kind), classes=5, **size)
         path = save(theirs, tmp_path / name)
         assert distance(ours, theirs, path, 64) < 1e-4, name

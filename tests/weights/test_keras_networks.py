@@ -115,7 +115,9 @@ def test_an_order_that_the_shapes_do_not_tell_is_refused(tmp_path, keras):
     other = keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
     block = ResidualBlock(3, (Conv(4, 1),), stage=2, block="a", bias=True, shortcut="C")
     model = nn.Sequential(res2a=block, pool=nn.GlobalAvgPool2d(), fc=nn.Linear(4, 3)).eval()
-    with pytest.raises(CheckpointError, match="adds the branch to the shortcut, or the shortcut to the branch: the"):
+    with pytest.raises(
+        CheckpointError, match="adds the branch to the shortcut, or the shortcut to the branch: the"
+    ):
         load(model, save(other, tmp_path / "a.weights.h5"))
     load(model, save(other, tmp_path / "a.keras"))
     assert distance(model, other) < 1e-5  # its configuration tells, or they are alike
@@ -139,7 +141,9 @@ def test_an_order_that_the_shapes_do_not_tell_is_refused(tmp_path, keras):
         ({"last": "sigmoid"}, r"the file has sigmoid 'dense\w*', and our model has nothing there"),
     ],
 )  # fmt: skip
-def test_what_contradicts_our_model_is_refused_with_the_layer_and_both_values(tmp_path, keras, change, message):
+def test_what_contradicts_our_model_is_refused_with_the_layer_and_both_values(
+    tmp_path, keras, change, message
+):
     model = ours()
     before = {name: array.copy() for name, array in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=message):
@@ -211,7 +215,9 @@ SCALINGS = {
     "caffe": lambda k: k.applications.resnet.preprocess_input,
     "tf": lambda k: k.applications.resnet_v2.preprocess_input,
     "torch": lambda k: k.applications.densenet.preprocess_input,
-    "two": lambda k: lambda x: k.layers.Normalization(mean=0.5, variance=0.25)(k.layers.Rescaling(1 / 255)(x)),
+    "two": lambda k: (
+        lambda x: k.layers.Normalization(mean=0.5, variance=0.25)(k.layers.Rescaling(1 / 255)(x))
+    ),
 }
 
 
@@ -305,5 +311,7 @@ for _ in range(40):
     ],
 )  # fmt: skip
 def test_a_configuration_that_makes_no_sense_is_refused_in_words(config):
-    with pytest.raises(CheckpointError, match="configuration|models are nested|a model without layers|outputs"):
+    with pytest.raises(
+        CheckpointError, match="configuration|models are nested|a model without layers|outputs"
+    ):
         network(json.loads(json.dumps(config)), {}, size=(8, 8))

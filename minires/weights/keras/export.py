@@ -46,8 +46,8 @@ LONGEST = 60_000  # bytes of an attribute; HDF5 takes 64 kB
 
 
 def export_keras(trained: Trained, path: str | os.PathLike[str]) -> str:
-    """Write all parameters and running statistics; returns a sentence on the model and the pictures that it
-    wants.
+    """Write all parameters and running statistics; returns which model of Keras's it is, and what
+    pictures it wants.
 
     The first kernel takes blue first where Keras's application does, if pictures are scaled as it does it;
     else red first, as ours.
@@ -97,7 +97,7 @@ def export_keras(trained: Trained, path: str | os.PathLike[str]) -> str:
         out.write(content.getvalue())
     colours = "blue, green, red" if blue_first else "red, green, blue"
     of_pixels = f"(pixel / 255 - {_three(trained.normalize.mean)}) / {_three(trained.normalize.std)}"
-    return f"for Keras's {kind}; its pictures are {of_pixels} of red, green, blue, given as {colours}"
+    return f"its {kind}, for pictures scaled as {of_pixels}, with the channels {colours}"
 
 
 def _check(trained: Trained, application: Application, kind: str) -> None:

@@ -102,7 +102,8 @@ def test_the_command_writes_it(tmp_path, signs, capsys):
 def test_what_keras_has_not_is_refused(tmp_path, signs):
     cases = [
         (signs, "a.h5", r"a.h5: Keras reads weights from files whose names end in .weights.h5"),
-        (trained("DenseNet121", bn_eps=1e-5), "a.weights.h5", r"DenseNet121 is another network than this densenet121: "
+        (trained("DenseNet121", bn_eps=1e-5), "a.weights.h5",
+         r"DenseNet121 is another network than this densenet121: "
          r"layer 'bn_conv1' \(batch norm\) has epsilon 1e-05, Keras's 1.001e-05"),
         (Trained(**{**vars(signs), "name": "resnet18"}), "a.weights.h5", "no network that is our resnet18"),
     ]  # fmt: skip
@@ -118,7 +119,9 @@ def test_what_keras_has_not_is_refused(tmp_path, signs):
         ({"model": "resnet18"}, "it was written from our resnet18: --model resnet18"),
         ({"channels": [0, 0, 1]}, "its attribute minires is damaged"),
         ({"normalize": {"mean": [0, 0], "std": [1, 1]}}, "its attribute minires is damaged"),
-        ({"size": "x"}, "its attribute minires is damaged"), ({"options": 3}, "its attribute minires is damaged"),
+        ({"size": "x"}, "its attribute minires is damaged"),
+        ({"size": 10**6}, "its attribute minires is damaged"),
+        ({"options": 3}, "its attribute minires is damaged"),
     ],
 )  # fmt: skip
 def test_notes_that_are_damaged_are_refused(tmp_path, signs, change, message):

@@ -63,7 +63,7 @@ def distance(found, expected):
 
 @pytest.fixture(scope="module", params=[False, True], ids=["branch first", "shortcut first"])
 def exercise(request, keras, tmp_path_factory):
-    """The exercise's model as notebooks write it now, on 64x64, in the forms that Keras writes; its scores."""
+    """The exercise's model as notebooks write it now, in the forms that Keras writes; its scores."""
     blog_resnet50(keras, size=64, classes=6, signs=True, named=False)  # numbers do not begin at 0 after this
     model = trained(blog_resnet50(
         keras, size=64, classes=6, signs=True, named=False, softmax=True,

@@ -35,7 +35,9 @@ TRAINING_ONLY = (
     "RandomContrast", "RandomBrightness", "RandomHue", "RandomSaturation", "RandomColorJitter",
     "RandomErasing", "RandomShear", "Identity",
 )  # fmt: skip
-WIDEST = 1 << 16  # pixels of a side, channels
+WIDEST = 1 << 16  # channels, and pixels of a window
+LARGEST = 1024  # pixels of a picture's side: such a one passes through our model, for its graph
+MOST_CALLS = 5_000  # of layers, those of models inside models too
 Channel = tuple[int, float, float]  # which channel of the picture, times what, plus what
 
 
@@ -97,6 +99,7 @@ class _Builder:
 
     def model(self, described: Mapping[str, Any], x: Node | None) -> Node:
         """What a model gives for ``x``, by default for a picture."""
+        self.count()
         self.depth += 1
         if self.depth > DEEPEST:
             raise CheckpointError(f"models are nested more than {DEEPEST} deep")
@@ -153,9 +156,14 @@ class _Builder:
         if len(shape) != 4 or shape[3] not in (3, None):
             raise CheckpointError(f"it takes {shape}; our models take pictures (N, H, W, 3)")
         if shape[1] and shape[2]:
-            self.size, self.stated = (_whole(shape[1]), _whole(shape[2])), True
+            self.size, self.stated = (_side(shape[1]), _side(shape[2])), True
         self.picture = Node("input", shape=(*self.size, 3))
         return self.picture
+
+    def count(self) -> None:
+        self.calls += 1
+        if self.calls > MOST_CALLS:
+            raise CheckpointError(f"more than {MOST_CALLS:,} calls of layers")
 
     # -------------------------------------------------------------------------------------------- layers
 
@@ -166,9 +174,7 @@ class _Builder:
             return self.model(layer, inputs[0] if inputs else None)
         name = str(layer.get("name") or config["name"])
         self.where = f"layer {name!r} ({kind})"
-        self.calls += 1
-        if self.calls > MOST_OBJECTS:
-            raise CheckpointError(f"more than {MOST_OBJECTS:,} calls of layers")
+        self.count()
         if config.get("data_format") == "channels_first":
             raise CheckpointError(f"{self.where} has its channels first; save the model with channels_last")
         if kind in TRAINING_ONLY:
@@ -252,7 +258,7 @@ class _Builder:
         now = [_channels(x) for x in pictures]
         x, channels = pictures[0], now[0]
         if kind == "Resizing":
-            size = (_whole(config["height"]), _whole(config["width"]))
+            size = (_side(config["height"]), _side(config["width"]))
             self.size, self.stated = size, True
             self.notes.append(f"{name} resizes pictures to {size[0]}x{size[1]}; minires does that itself")
             return Node("scaled", (), {"channels": channels}, (*size, 3), name)
@@ -391,6 +397,14 @@ def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= WIDEST:
         raise ValueError(f"{value!r} is no whole number from 1 to {WIDEST:,}")
     return value
+
+
+def _side(value: Any) -> int:
+    if _whole(value) > LARGEST:
+        raise CheckpointError(
+            f"pictures with {value:,} pixels a side; files with more than {LARGEST:,} are not read"
+        )
+    return int(value)
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from minires.ops.window import window
 
 Sides = tuple[tuple[int, int], tuple[int, int]]
 NONE: Sides = ((0, 0), (0, 0))
+MOST_PARTS = 1000  # of one concatenation
 SYMMETRIC = ("add",)  # kinds whose inputs may change places
 
 
@@ -140,15 +141,24 @@ def simple(kind: str, *inputs: Node, layer: str = "", **options: Any) -> Node:
 def concatenation(*inputs: Node, layer: str = "") -> Node:
     """Channels behind each other; a concatenation of concatenations is one."""
     parts = [part for x in inputs for part in (x.inputs if x.kind == "concatenation" else (x,))]
+    if len(parts) > MOST_PARTS:
+        raise CheckpointError(f"a concatenation of more than {MOST_PARTS} parts")
     return Node("concatenation", parts, {}, (*parts[0].shape[:-1], sum(x.shape[-1] for x in parts)), layer)
 
 
 def never_below_zero(x: Node) -> bool:
-    while x.kind in ("max pool", "average pool", "zero padding", "add", "concatenation"):
-        if len(x.inputs) > 1:
-            return all(map(never_below_zero, x.inputs))
-        x = x.inputs[0]
-    return x.kind in ("relu", "softmax")
+    """Whether there are only ReLUs behind it, and what takes means, sums and maxima."""
+    rest, seen = [x], set()
+    while rest:
+        node = rest.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.kind in ("max pool", "average pool", "zero padding", "add", "concatenation"):
+            rest.extend(node.inputs)
+        elif node.kind not in ("relu", "softmax"):
+            return False
+    return True
 
 
 def _sides(padding: Any) -> Any:

@@ -27,7 +27,7 @@ from minires.nn.module import Module
 from minires.train import Trained, save_model
 from minires.weights.keras import files, names
 from minires.weights.keras.applications import APPLICATIONS, Application
-from minires.weights.keras.config import Network
+from minires.weights.keras.config import LARGEST, Network
 from minires.weights.keras.files import Arrays
 from minires.weights.keras.fitting import (
     SIDES,
@@ -43,6 +43,7 @@ from minires.weights.keras.scaling import normalize_of
 from minires.weights.report import Report
 
 CHOICES = {"stride_on": ("1x1", "3x3"), "bias": (False, True)}  # options that a file decides
+OPTIONS = ("size", "initializer", "last_gamma", "dropout", "bn_momentum")  # that do not make another network
 _KINDS = {application.model: kind for kind, application in APPLICATIONS.items()}
 
 
@@ -191,6 +192,8 @@ class _Wish:
         try:
             name, classes, side = str(notes["model"]), list(map(str, notes["classes"])), int(notes["size"])
             normalize, options = Normalize(**notes["normalize"]), dict(notes["options"])
+            if not 1 <= side <= LARGEST or options.get("size", side) != side:
+                raise ValueError(f"pictures of {side}x{side}")
             channels = tuple(map(int, notes["channels"]))
             if sorted(channels) != [0, 1, 2]:
                 raise ValueError(f"the channels {channels}")
@@ -198,7 +201,9 @@ class _Wish:
             raise CheckpointError(f"its attribute {files.NOTES} is damaged: {error!r:.200}") from error
         if name != self.name:
             raise CheckpointError(f"it was written from our {name}: --model {name}")
-        options |= self.variant
+        # The network is the application's, as export has seen to; more is not believed.
+        options = {key: value for key, value in options.items() if key in OPTIONS}
+        options = {**self.application.options, **options, **self.variant}
         classes = self.named(len(classes), classes)
         model = models.build(name, classes=len(classes), **{**_zeros(self.entry), **options})
         state = names.to_state(self.file.arrays, model, convention=self.application.convention)

@@ -228,7 +228,7 @@ class _Wish:
             normalize, channels, note = normalize_of(scaling)
             how = f"; {note}"
         notes.append(
-            f"assumed as in Keras's {self.kind}, since the file states no options: {norm}strides, padding, "
+            f"assumed as in Keras's {self.kind}, since no options are read from this file: {norm}strides, padding, "
             f"pooling, pictures of {side}x{side}{how}"
         )
         return _Fit(model, options, state, classes, normalize, side, channels, notes)

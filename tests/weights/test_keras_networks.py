@@ -337,6 +337,12 @@ def test_a_configuration_that_makes_no_sense_is_refused_in_words(config):
         network(json.loads(json.dumps(config)), {}, size=(8, 8))
 
 
+def test_a_configuration_of_keras_1_or_of_a_class_of_ones_own_is_not_read():
+    old = functional(reading("Convolution2D", "d", "x", nb_filter=3, nb_row=1, nb_col=1))
+    for config in (old, {"class_name": "MyNet", "config": {"width": 3}}, None, []):
+        assert network(config, {}, size=(8, 8)) is None
+
+
 @pytest.mark.parametrize("kind", ["Add", "Multiply"])
 def test_a_layer_that_is_read_twice_is_walked_through_once(kind):
     config = doubled(kind)

@@ -59,13 +59,13 @@ class Network:
 
 def network(config: Any, arrays: Mapping[str, np.ndarray], *, size: tuple[int, int]) -> Network | None:
     """The network of a configuration; ``size`` is that of the pictures where it does not say. None if it
-    lists no layers, as that of a class of one's own.
+    lists no layers, as that of a class of one's own, or is of Keras 1, whose options have other names.
 
     ``arrays`` are the file's: a layer Normalization keeps its mean and variance there.
 
     Raises: CheckpointError if a layer is described as Keras does not, or pictures are no (H, W, 3).
     """
-    if not isinstance(config, dict) or config.get("class_name") not in MODELS:
+    if not isinstance(config, dict) or config.get("class_name") not in MODELS or _is_keras_1(config):
         return None
     builder = _Builder(arrays, size)
     try:
@@ -344,6 +344,15 @@ def _channels(x: Node) -> tuple[Channel, ...]:
 
 
 # ------------------------------------------------------------------------------------------ reading values
+
+
+def _is_keras_1(config: Any) -> bool:
+    layers = (
+        config["config"].get("layers") if isinstance(config.get("config"), dict) else config.get("config")
+    )
+    return isinstance(layers, list) and any(
+        isinstance(layer, dict) and layer.get("class_name") in ("Convolution2D", "Merge") for layer in layers
+    )
 
 
 def _read(call: Any) -> tuple[list[tuple[str, int]], list[Any]]:

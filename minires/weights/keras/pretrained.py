@@ -228,8 +228,8 @@ class _Wish:
             normalize, channels, note = normalize_of(scaling)
             how = f"; {note}"
         notes.append(
-            f"assumed as in Keras's {self.kind}, since no options are read from this file: {norm}strides, padding, "
-            f"pooling, pictures of {side}x{side}{how}"
+            f"assumed as in Keras's {self.kind}, as no options are read from this file: {norm}strides, "
+            f"padding, pooling, pictures of {side}x{side}{how}"
         )
         return _Fit(model, options, state, classes, normalize, side, channels, notes)
 

@@ -70,6 +70,11 @@ def array(group: h5py.Group, path: str, *, kinds: str, most: int) -> np.ndarray:
     stored = found.id.get_storage_size()
     if stored < needed and not filters or needed and not stored:  # a filter may compress
         raise CheckpointError(f"{found.name!r} {found.shape} needs {needed} bytes, the file has {stored}")
+    pieces = math.prod(-(-n // c) for n, c in zip(found.shape, found.chunks or found.shape, strict=True) if n)
+    if found.chunks and needed and found.id.get_num_chunks() < pieces:
+        raise CheckpointError(
+            f"{found.name!r} {found.shape} is of {pieces} pieces, the file has {found.id.get_num_chunks()}"
+        )
     return np.asarray(found[()])
 
 

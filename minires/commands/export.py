@@ -16,7 +16,8 @@ where that of the same name there would give other outputs with its weights.
 
   minires export runs/signs-default-1 --onnx signs.onnx
   minires export trained.safetensors --torch theirs.pth
-  minires export trained.safetensors --torch theirs.safetensors --names akamaster"""
+  minires export trained.safetensors --torch theirs.safetensors --names akamaster
+  minires export runs/signs-default-1 --keras signs.weights.h5"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +30,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write the weights with PyTorch's names and layout: a .safetensors "
         "file, or a .pth, .pt or .bin for torch.load",
+    )
+    parser.add_argument(
+        "--keras", metavar="FILE", help="write a .weights.h5 file, for load_weights in Keras 3"
     )
     parser.add_argument("--names", metavar="WHOSE", default="torchvision",
                         help=f"whose names: {', '.join(WRITTEN)} (default: torchvision)")  # fmt: skip
@@ -47,29 +51,41 @@ def _to_torch(model: str, path: str, names: str) -> None:
     export_torch(train.load_model(model), path, names)
 
 
-# option: the program that the file is for, what writes it, and the endings that its files have
-FORMATS: dict[str, tuple[str, Callable[[str, str, str], None], tuple[str, ...]]] = {
+def _to_keras(model: str, path: str, names: str) -> str:
+    from minires import train
+    from minires.weights.keras.export import export_keras
+
+    return export_keras(train.load_model(model), path)
+
+
+# option: the program that the file is for, what writes it and may return what is to be said of it, and the
+# endings that its files have
+FORMATS: dict[str, tuple[str, Callable[[str, str, str], str | None], tuple[str, ...]]] = {
     "onnx": ("ONNX", _to_onnx, (".onnx",)),
     "torch": ("PyTorch", _to_torch, (".safetensors", ".pth", ".pt", ".bin")),
+    "keras": ("Keras", _to_keras, (".weights.h5",)),
 }
 
 
 def run(options: argparse.Namespace) -> int:
     written = {option: getattr(options, option) for option in FORMATS if getattr(options, option) is not None}
     if not written:
-        raise ConfigError("export to what? --onnx FILE.onnx, or --torch FILE.safetensors")
+        raise ConfigError(
+            "export to what? --onnx FILE.onnx, --torch FILE.safetensors, or --keras FILE.weights.h5"
+        )
     for option, path in written.items():  # before anything is written
         title, _, endings = FORMATS[option]
         with_ending(f"--{option}", path, endings, f"a file for {title}")
-    for option, path in written.items():
-        _, write, _ = FORMATS[option]
-        write(options.model, path, options.names)
+    notes = {
+        option: FORMATS[option][1](options.model, path, options.names) for option, path in written.items()
+    }
     if options.json:
         print_json(written)
     else:
         for option, path in written.items():
-            print(f"{path}: {options.model} for {FORMATS[option][0]}")
+            note = f"; {notes[option]}" if notes[option] else ""
+            print(f"{path}: {options.model} for {FORMATS[option][0]}{note}")
     return 0
 
 
-COMMAND = Command("write a trained model for ONNX or PyTorch", TEXT, run, add_options)
+COMMAND = Command("write a trained model for ONNX, PyTorch or Keras", TEXT, run, add_options)

@@ -36,17 +36,14 @@ def load_pretrained(
     :func:`~minires.weights.sources.variant_for`, as names and shapes do not show them.
 
     Raises: CheckpointError if the file cannot be read, its names are of no known source, or tensors are
-    missing, unmatched, of another shape, or hold what no weights can be; ConfigError if the source has no
-    such network, or ``source``, ``container`` or ``head=False`` are given for a file of Keras's.
+    missing, unmatched, of another shape, or hold what no weights can be, or a file of Keras's states other
+    options than the model has; ConfigError if the source has no such network, or ``source`` or ``container``
+    are given for a file of Keras's.
     """
     if not _is_keras(path):
         return torch.load(model, path, source=source, head=head, container=container)
-    if source is not None or container is not None or not head:
-        raise ConfigError(
-            f"{os.fspath(path)} is a file of Keras's: it is loaded whole, without source= and container=. "
-            "For other classes import it with `minires import-weights`, then start from that"
-        )
-    return keras.load(model, in_folder(Path(path)))
+    _no_source(path, source, container)
+    return keras.load(model, in_folder(Path(path)), head=head)
 
 
 def import_weights(
@@ -64,23 +61,27 @@ def import_weights(
     ``classes`` are the names of the classes, in the order of the outputs: by default those that the file or a
     config.json of Hugging Face beside it has, then those of CIFAR-10 for networks of PyTorch's that are for
     it, else "0", "1", ... For a file of PyTorch's ``source`` and ``container`` are as in
-    :func:`load_pretrained`, and ``variant`` are options of the model on top of those that the source has.
+    :func:`load_pretrained`. ``variant`` are options of the model on top of those that the source has, or the
+    file states.
 
     Units: mean and deviation of pixels scaled to 0..1.
-    Raises: as :func:`load_pretrained`; ConfigError if ``source``, ``container`` or ``variant`` are given for
-    a file of Keras's, or ``out`` does not end in .safetensors; MiniresError if it cannot be written.
+    Raises: as :func:`load_pretrained`; ConfigError if ``out`` does not end in .safetensors; MiniresError if
+    it cannot be written.
     """
     with_ending("out", out, ".safetensors", "a model of minires")
     if not _is_keras(src):
         return torch.import_model(
             src, name, out, source=source, classes=classes, variant=variant, container=container
         )
-    if source or variant or container:
+    _no_source(src, source, container)
+    return keras.import_model(in_folder(Path(src)), name, out, classes=classes, variant=variant)
+
+
+def _no_source(path: str | os.PathLike[str], source: str | None, container: str | None) -> None:
+    if source is not None or container is not None:
         raise ConfigError(
-            f"{os.fspath(src)} is a file of Keras's, of which source and options are known: leave out "
-            "source, container and variant"
+            f"{os.fspath(path)} is a file of Keras's: it is loaded without source= and container="
         )
-    return keras.import_model(in_folder(Path(src)), name, out, classes=classes)
 
 
 def _is_keras(path: str | os.PathLike[str]) -> bool:

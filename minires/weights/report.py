@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Report:
-    """What was loaded: ``left_out`` are parameters of the model that kept the values they had, ``notes``
-    sentences on what was chosen, ``classes`` the names of the outputs where a model was written."""
+    """What was loaded: ``left_out`` are parameters of the model that kept the values they had.
+
+    ``notes`` say what was chosen, what was assumed because the file does not state it, and how else it was
+    read; ``classes`` are the names of the outputs where a model was written.
+    """
 
     path: str
     source: str

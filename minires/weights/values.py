@@ -11,7 +11,7 @@ from minires.errors import CheckpointError
 
 # The whole numbers in a state dict, which are no weights: of a batch norm, and of a moving average.
 COUNTERS = ("num_batches_tracked", "n_averaged")
-VARIANCES = ("running_var", "moving_variance")
+VARIANCES = ("running_var", "moving_variance", "/variance")
 
 
 def check_values(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:

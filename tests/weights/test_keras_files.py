@@ -13,8 +13,15 @@ from blog_resnet import blog_resnet50
 from minires.errors import CheckpointError, ConfigError
 from minires.models import build
 from minires.tensor import Tensor, no_grad
-from minires.weights.keras import files as keras_files
+from minires.weights.keras import files, names
 from minires.weights.keras.applications import variant_for
+from minires.weights.keras.pretrained import load
+
+
+def read(path):
+    """The arrays of a file, read in this process."""
+    return files.parse(path)[0]
+
 
 NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 
@@ -30,7 +37,7 @@ def layers_of(rng=None):
         "fc7": {"kernel": (3, 2)},
     }
     return {
-        layer: {name: rng.standard_normal(shape).astype(np.float32) for name, shape in variables.items()}
+        layer: {name: rng.uniform(0.1, 1, shape).astype(np.float32) for name, shape in variables.items()}
         for layer, variables in shapes.items()
     }
 
@@ -83,7 +90,7 @@ def config_of(layers):
 
 
 def write_archive(path, config, weights):
-    with zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if len(weights) > 2**20 else 0) as archive:
         archive.writestr("metadata.json", "{}")
         archive.writestr("config.json", config if isinstance(config, str) else json.dumps(config))
         archive.writestr("model.weights.h5", weights)
@@ -117,7 +124,7 @@ def test_legacy(tmp_path, inside, path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         write_legacy(file.create_group(inside) if inside else file, layers, path)
         file.create_group("optimizer_weights")["x"] = np.zeros(3)
-    assert_same(keras_files.read(tmp_path / "a.h5"), flat(layers))
+    assert_same(read(tmp_path / "a.h5"), flat(layers))
 
 
 def test_legacy_with_a_model_inside_and_lists_in_pieces(tmp_path):
@@ -130,13 +137,13 @@ def test_legacy_with_a_model_inside_and_lists_in_pieces(tmp_path):
         for group, name in ((file, "layer_names"), (file["base"], "weight_names")):
             for i, part in enumerate(np.array_split(group.attrs.pop(name), 3)):
                 group.attrs[f"{name}{i}"] = part
-    assert_same(keras_files.read(tmp_path / "a.h5"), flat(layers))
+    assert_same(read(tmp_path / "a.h5"), flat(layers))
 
 
 def test_numbered(tmp_path):
     layers = layers_of()
     (tmp_path / "a.weights.h5").write_bytes(numbered_bytes(layers))
-    assert_same(keras_files.read(tmp_path / "a.weights.h5"), flat(layers))
+    assert_same(read(tmp_path / "a.weights.h5"), flat(layers))
 
 
 def test_numbered_without_names(tmp_path):
@@ -145,7 +152,7 @@ def test_numbered_without_names(tmp_path):
     (tmp_path / "a.weights.h5").write_bytes(numbered_bytes(layers, names=False))
     groups = ("conv2d", "batch_normalization", "batch_normalization_1", "dense", "dense_1")
     renamed = dict(zip(groups, layers.values(), strict=True))
-    assert_same(keras_files.read(tmp_path / "a.weights.h5"), flat(renamed))
+    assert_same(read(tmp_path / "a.weights.h5"), flat(renamed))
 
 
 @pytest.mark.parametrize("names", [True, False])
@@ -155,7 +162,7 @@ def test_archive(tmp_path, names, compression):
     with zipfile.ZipFile(tmp_path / "a.keras", "w", compression) as archive:
         archive.writestr("config.json", json.dumps(config_of(layers)))
         archive.writestr("model.weights.h5", numbered_bytes(layers, names=names))
-    assert_same(keras_files.read(tmp_path / "a.keras"), flat(layers))
+    assert_same(read(tmp_path / "a.keras"), flat(layers))
     assert [path.name for path in tmp_path.iterdir()] == ["a.keras"]  # nothing was unpacked
 
 
@@ -168,7 +175,7 @@ def test_the_eleventh_layer_of_a_kind_is_not_taken_for_the_second(tmp_path):
             file[f"layers/dense_{i}/vars/0" if i else "layers/dense/vars/0"] = variables["kernel"]
     named = [{"class_name": "Dense", "config": {"name": layer}} for layer in layers]
     write_archive(tmp_path / "a.keras", {"config": {"layers": named}}, buffer.getvalue())
-    assert_same(keras_files.read(tmp_path / "a.keras"), flat(layers))
+    assert_same(read(tmp_path / "a.keras"), flat(layers))
 
 
 # ---------------------------------------------------------------------------------- files that are refused
@@ -233,18 +240,32 @@ def cut(make):
 LAMBDA = {"class_name": "Lambda", "config": {"name": "lambda", "function": "4wEAAAAAAAAA"}}
 INSIDE = {"config": {"layers": [{"class_name": "Sequential", "config": {"name": "in", "layers": [LAMBDA]}}]}}
 KERNEL = "layers/conv2d/vars/0"
+VARIANCE = "layers/batch_normalization/vars/3"
+
+
+def unwritten(shape, *, fill=0, **options):
+    """An array of which nothing, or the first numbers, are in the file."""
+
+    def change(file):
+        del file[KERNEL]
+        array = file.create_dataset(KERNEL, shape, "f4", **options)
+        if fill:
+            array[(slice(fill),) * len(shape)] = 1.0
+
+    return change
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: None, "does not exist or is no file; give a .keras, .weights.h5 or .h5 file"),
+        (lambda path: None, "no such file"),
+        (lambda path: path.mkdir(), "this is a folder, not a file"),
         (lambda path: path.write_bytes(b"no"), "is damaged or not a file of Keras: .*signature"),
         (cut(h5(lambda file: None)), "is damaged or not a file of Keras: .*truncated"),
         (cut(archive()), "is damaged or not a file of Keras"),
         (flipped(archive(), 6000), "not a file of Keras: Bad CRC-32 for file 'model.weights.h5'"),
-        (h5(lambda file: file.move("layers", "data")), "neither the group layers nor .*; it has data"),
-        (h5(lambda file: file.clear()), "neither the group layers nor .*; it has nothing"),
+        (h5(lambda file: file.move("layers", "data")), "no group layers or .*; it has data"),
+        (h5(lambda file: file.clear()), "no group layers or .*; it has nothing"),
         (h5(replaced(KERNEL, np.zeros((3, 3, 2, 4), np.int8))), "vars/0' has the type int8, not floating"),
         (h5(replaced(KERNEL, h5py.ExternalLink("b.h5", "x"))), "'0' in .*vars' is a link to elsewhere"),
         (h5(replaced(KERNEL, h5py.SoftLink("/layers/dense/vars/0"))), "'0' in .*vars' is a link"),
@@ -265,6 +286,20 @@ KERNEL = "layers/conv2d/vars/0"
                 "0", (2, 2), "f4", external=[("numbers.bin", 0, 16)]))),
             "the numbers of '/layers/conv2d/vars/0' are in another file",
         ),
+        (h5(replaced(KERNEL, np.full((3, 3, 2, 4), np.nan))), "conv_x/kernel: all numbers are NaN or infinite"),
+        (h5(replaced(VARIANCE, np.full(4, -1.0))), "norm_z/moving_variance is a variance, and -1 is in it"),
+        (h5(unwritten((30000, 30000))), r"\(30000, 30000\) needs 3,600,000,000 bytes; the limit is"),
+        (h5(unwritten((9, 9, 9, 9), compression="gzip")), "needs 26244 bytes, the file has 0"),
+        (h5(unwritten((8,) * 4, compression="gzip", chunks=(4,) * 4, fill=4)), "16 pieces, the file has 1"),
+        (h5(replaced(KERNEL, np.full((3, 3, 2, 4), b"x"))), "vars/0' has the type"),
+        (
+            h5(lambda file: file["layers/conv2d"].__setitem__("layers", file["layers"])),
+            "is there twice|groups more than",
+        ),
+        (legacy(lambda file: file.attrs.create("layer_names", np.full(20_001, b"x"))), "has 20,001 values"),
+        (archive(config="[" * 100_000), "its configuration is nested too deeply"),
+        (archive(config=" " * 2**24 + "{}"), "config.json in it unpacks to 16,777,218 bytes"),
+        (archive(weights=b"\0" * 2**28), "model.weights.h5 in it unpacks to 268,435,456 bytes, where"),
         (legacy(lambda file: file.pop("norm_a")), "'norm_a' should be in this file but is not in '/'"),
         (legacy(lambda file: file["fc6"].pop("fc6")), "'fc6/kernel:0' should be .* not in '/fc6'"),
         (
@@ -287,7 +322,7 @@ def test_refused(tmp_path, make, message):
     path = tmp_path / "a.file"
     make(path)
     with pytest.raises(CheckpointError, match=message) as caught:
-        keras_files.read(path)
+        read(path)
     assert str(path) in str(caught.value)
 
 
@@ -309,7 +344,7 @@ def released(model, head):
 def test_the_last_dense_layer_may_have_any_name(kind, head):
     model = build(**variant_for(kind), classes=4, initializer="zeros")
     oracle.shake(model)
-    state = keras_files.to_state(released(model, head), model)
+    state = names.to_state(released(model, head), model)
     assert_same(state, model.state_dict())
 
 
@@ -321,7 +356,7 @@ def test_what_does_not_fit_is_counted_and_named():
     arrays["conv1/kernel"] = np.zeros((3, 3, 3, 64))
     arrays |= {f"extra{i}/kernel": np.zeros((1, 1, 2, 2)) for i in range(8)}
     with pytest.raises(CheckpointError) as caught:
-        keras_files.to_state(arrays, model)
+        names.to_state(arrays, model)
     assert str(caught.value).splitlines() == [
         "these weights of Keras do not fit the model (326 arrays there, 320 here); build it with the options "
         "that variant_for gives",
@@ -337,12 +372,23 @@ def test_two_heads_are_one_too_many():
     model = build("resnet50_signs", initializer="zeros")
     arrays = released(model, "fc6") | {"other/kernel": np.zeros((6, 6))}
     with pytest.raises(CheckpointError, match=r"2 missing: predictions/kernel \(our fc6.weight\)"):
-        keras_files.to_state(arrays, model)
+        names.to_state(arrays, model)
 
 
 def test_no_variant():
     with pytest.raises(ConfigError, match="unknown application of Keras 'ResNet18'. Did you mean 'ResNet1"):
         variant_for("ResNet18")
+
+
+def test_a_file_is_read_in_a_process_of_its_own(tmp_path):
+    layers = layers_of()
+    write_archive(tmp_path / "a.keras", config_of(layers), numbered_bytes(layers, names=False))
+    arrays, info = files.read(tmp_path / "a.keras")
+    assert_same(arrays, flat(layers))
+    assert info == {"config": config_of(layers), "notes": None, "models": 1}
+    (tmp_path / "a.keras").write_bytes(b"no")
+    with pytest.raises(CheckpointError, match="a.keras is damaged or not a file of Keras"):
+        files.read(tmp_path / "a.keras")
 
 
 # --------------------------------------------------------------------------------------------- with Keras
@@ -370,10 +416,14 @@ def save(model, path):
     return path
 
 
+@pytest.fixture
+def _in_this_process(monkeypatch):
+    monkeypatch.setattr(files, "read", files.parse)
+
+
 def distance(ours, theirs, path, size):
     """The relative distance of the outputs, ours with the weights of the file."""
-    state = keras_files.to_state(keras_files.read(path), ours)
-    ours.load_state_dict(state)
+    load(ours, path)
     x = np.random.default_rng(1).standard_normal((2, size, size, 3)).astype(np.float32)
     with no_grad(), oracle.one_thread():
         mine, expected = ours.eval()(Tensor(x)).numpy(), np.asarray(theirs(x, training=False).detach())
@@ -385,8 +435,9 @@ FILES = ("a.h5", "a.weights.h5", "a.keras")
 
 
 @pytest.mark.filterwarnings("ignore")  # Keras calls its own .h5 files legacy
+@pytest.mark.usefixtures("_in_this_process")
 @pytest.mark.parametrize(
-    ("kind", "files"),
+    ("kind", "endings"),
     [
         ("VGG16", ("a.h5",)), ("VGG19", ("a.keras",)),
         ("ResNet50", FILES), ("ResNet101", ("a.weights.h5",)), ("ResNet152", ("a.keras",)),
@@ -394,13 +445,13 @@ FILES = ("a.h5", "a.weights.h5", "a.keras")
         ("DenseNet121", FILES), ("DenseNet169", ("a.keras",)), ("DenseNet201", ("a.weights.h5",)),
     ],
 )  # fmt: skip
-def test_equals_the_application(tmp_path, kind, files):
+def test_equals_the_application(tmp_path, kind, endings):
     keras = oracle.keras()
     theirs = shaken(getattr(keras.applications, kind)(
         weights=None, input_shape=(64, 64, 3), classes=5, classifier_activation=None
     ))  # fmt: skip
     size = {"size": 64} if kind.startswith("VGG") else {}
-    for name in files:
+    for name in endings:
         ours = build(**variant_for(kind), classes=5, **size)
         path = save(theirs, tmp_path / name)
         assert distance(ours, theirs, path, 64) < 1e-4, name
@@ -431,13 +482,13 @@ def test_the_names_in_config_json_are_those_in_the_weights(tmp_path):
     keras = oracle.keras()
     model = keras.applications.DenseNet121(weights=None, input_shape=(32, 32, 3), classes=5)
     path = save(model, tmp_path / "a.keras")
-    expected = keras_files.read(path)
+    expected = read(path)
     with zipfile.ZipFile(path) as archive:
         config, weights = archive.read("config.json").decode(), io.BytesIO(archive.read("model.weights.h5"))
     with h5py.File(weights, "r+") as file:
         file.visititems(lambda name, item: item.attrs.pop("name", None) and None)
     write_archive(path, config, weights.getvalue())
-    assert_same(keras_files.read(path), expected)
+    assert_same(read(path), expected)
 
 
 @pytest.mark.parametrize(("kind", "classes"), [("ResNet50-signs", 6), ("ResNet50-fc1000", 1000)])

@@ -113,8 +113,9 @@ def with_ending(option: str, path: str | os.PathLike[str], endings: str | tuple[
     minires.errors.ConfigError: out is model.png, but a drawing is written as .svg or .svgz
     """
     endings = (endings,) if isinstance(endings, str) else endings
-    ending = Path(path).suffix.lower()
-    if ending not in endings:
+    name = Path(path).name.lower()
+    ending = next((one for one in endings if name.endswith(one) and name != one), None)
+    if ending is None:
         *first, last = endings
         wanted = f"{', '.join(first)} or {last}" if first else last
         raise ConfigError(f"{option} is {os.fspath(path)}, but {what} is written as {wanted}")

@@ -84,7 +84,7 @@ def in_zip(path: Path) -> list[Entry]:
     unfolded = 0
     for info in members:
         name = _name_in_zip(info)
-        folder = name.endswith("/")
+        folder = name.endswith(("/", "\\"))
         if not (parts := listed.parts(name)):
             continue
         link = stat.S_ISLNK(info.external_attr >> 16) and info.create_system == 3
@@ -172,8 +172,8 @@ def _safe_parts(member: str, *, where: str) -> tuple[str, ...]:
 
     Raises: DataError when the path is absolute or leads out of the archive.
     """
-    parts = PurePosixPath(member).parts
-    if member.startswith("/") or ".." in parts or re.match("[A-Za-z]:", member):
+    parts = PurePosixPath(plain := member.replace("\\", "/")).parts  # of Windows' own tools
+    if plain.startswith("/") or ".." in parts or re.match("[A-Za-z]:", member):
         raise DataError(f"{where}: member {member!r} has a path that leads outside the archive; refused")
     return parts
 
@@ -273,7 +273,8 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> 
     if info.file_size > MAX_FILE_BYTES:
         _refuse_size(name, info.file_size)
     try:
-        return archive.read(info)
+        with archive.open(info) as member:
+            return member.read(info.file_size)  # without a number, a size that is a lie would not limit it
     except Exception as error:  # broken files make zipfile and zlib raise nearly any kind of exception
         raise DataError(f"{name}: damaged in the zip: {error or 'it ends too early'}") from error
 
@@ -291,10 +292,8 @@ def _check_size(path: Path, size: int, unfolded: int) -> None:
 
 
 def _name_in_zip(info: zipfile.ZipInfo) -> str:
-    """The name of a member with ``/`` between folders, as Windows' own tools do not always write it.
-
-    A name that is not marked as UTF-8 is one all the same, or the GB 2312 of a Chinese Windows, where its
-    bytes leave no doubt.
+    """The name of a member. One that is not marked as UTF-8 is that all the same, or the GB 2312 of a Chinese
+    Windows, where its bytes leave no doubt.
     """
     name = info.filename
     if not info.flag_bits & 0x800 and not name.isascii():
@@ -304,7 +303,7 @@ def _name_in_zip(info: zipfile.ZipInfo) -> str:
         except UnicodeDecodeError:
             if re.fullmatch(rb"([\x00-\x7f]|[\xb0-\xf7][\xa1-\xfe])+", raw):
                 name = raw.decode("gbk", "replace")
-    return name.replace("\\", "/")
+    return name
 
 
 def _is_tar_header(head: bytes) -> bool:

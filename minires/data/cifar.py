@@ -18,12 +18,14 @@ from minires.data.pictures import resize
 from minires.data.registry import Entry
 from minires.data.search_path import cache
 from minires.errors import DataError
+from minires.limits import regular_file
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 BINARY = "cifar-10-batches-bin"
 TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 TEST_FILE = "test_batch.bin"
 RECORD = 1 + 3 * 32 * 32
+MOST = 60_000  # records
 PACKED = "cifar-10-binary.tar.gz"
 PICKLES = ("cifar-10-batches-py", "cifar-10-python.tar.gz", "data_batch_1")
 
@@ -91,10 +93,12 @@ def _read_binary(root: Path, *, size: int | None, seed: int) -> Splits:
 
 
 def _read_file(path: Path, size: int | None) -> Dataset:
-    if not path.is_file():
+    if not path.exists():
         raise DataError(
             f"{path}: no such file; CIFAR-10 in binary form is data_batch_1.bin to _5.bin and {TEST_FILE}"
         )
+    if (found := regular_file(path, DataError)) > MOST * RECORD:
+        raise DataError(f"{path}: {found:,} bytes, where all of CIFAR-10 has {MOST * RECORD:,}")
     data = np.fromfile(path, dtype=np.uint8)
     if len(data) == 0 or len(data) % RECORD:
         raise DataError(

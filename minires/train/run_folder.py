@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from minires.data import Dataset
 from minires.errors import CheckpointError
 from minires.files import atomic_write, why
+from minires.limits import regular_file
 from minires.train.fields import parsed
 from minires.version import __version__
 
@@ -37,6 +38,7 @@ COLUMNS = (
     "pictures_per_second",
     "seconds",
 )
+LONGEST_JSON = 16 * 2**20  # bytes
 LARGE = 100  # times the smallest loss, or 1: what needs a logarithmic axis
 _BLUE, _ORANGE, _GREY = "#2563a8", "#d9730d", "#6b7280"
 Row = Mapping[str, Any]
@@ -50,8 +52,8 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON file of a run folder. Raises: CheckpointError if it is missing or no JSON object."""
-    if Path(path).exists() and not Path(path).is_file():  # a pipe would wait for ever
-        raise CheckpointError(f"{path} cannot be read: it is no file")
+    if Path(path).exists() and (size := regular_file(path, CheckpointError)) > LONGEST_JSON:
+        raise CheckpointError(f"{path}: {size:,} bytes; no JSON file of a run has over {LONGEST_JSON:,}")
     try:
         content = parsed(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

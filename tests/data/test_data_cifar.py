@@ -108,3 +108,10 @@ def test_the_real_test_half():
     assert len(entries) == 10_000
     assert sorted({entry.parts[1] for entry in entries}) == list(cifar.CLASSES)
     assert data.decode(entries[4321].read()).shape == (32, 32, 3)
+
+
+def test_a_file_larger_than_all_of_cifar_10_is_not_read(tmp_path):
+    write_binary(tmp_path)
+    os.truncate(tmp_path / "data_batch_3.bin", 3073 * 60_001)
+    with pytest.raises(DataError, match=r"data_batch_3.bin: 184,383,073 bytes, where all .* has 184,380,000"):
+        data.load(tmp_path)

@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 
 import pytest
@@ -309,3 +310,28 @@ def test_folders_may_be_deep_and_links_in_a_circle_are_refused(tmp_path):
     (deep / "a" / "back").symlink_to(deep)
     with pytest.raises(DataError, match="a/back: this link leads in a circle"):
         data.pictures_at(deep)
+
+
+def test_a_member_that_tells_a_small_size_is_not_unfolded_further(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("cat/1.png", bytes(200 * 2**20))
+    content = (tmp_path / "a.zip").read_bytes()
+    told = (200 * 2**20).to_bytes(4, "little")
+    assert content.count(told) == 2
+    (tmp_path / "a.zip").write_bytes(content.replace(told, (100).to_bytes(4, "little")))
+    entry = next(one for one in archives.in_zip(tmp_path / "a.zip") if one.read)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="cat/1.png: damaged in the zip: Bad CRC-32"):
+            entry.read()
+        assert tracemalloc.get_traced_memory()[1] < 2**21
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["..\\..\\1.png", "cat\\..\\..\\1.png", "\\1.png", "C:\\1.png"])
+@pytest.mark.parametrize("pack", ["zip", "tar"])
+def test_backslashes_lead_out_of_no_archive(tmp_path, name, pack):
+    make = zipped if pack == "zip" else tarred
+    with pytest.raises(DataError, match="has a path that leads outside the archive"):
+        read_all(make(tmp_path / f"a.{pack}", {name: png()}))

@@ -111,7 +111,7 @@ LAYERS: list[
     (
         "BatchNormalization",
         "bn_conv1",
-        {"axis": -1, "momentum": 0.9, "epsilon": 1e-5, "center": True, "scale": True},
+        {"axis": -1, "momentum": 0.99, "epsilon": 1e-3, "center": True, "scale": True},
         [(leaf, (4,)) for leaf in ("gamma", "beta", "moving_mean", "moving_variance")],
     ),
     ("ReLU", "relu", {"max_value": None, "negative_slope": 0.0, "threshold": 0.0}, []),

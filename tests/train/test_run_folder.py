@@ -166,10 +166,17 @@ def test_json_files_are_whole_and_their_absence_is_named(tmp_path):
         (tmp_path / "c.json").write_bytes(text.encode(errors="surrogatepass"))
         with pytest.raises(CheckpointError, match=f"c.json cannot be read: .*{said}"):
             run_folder.read_json(tmp_path / "c.json")
-    with pytest.raises(CheckpointError, match="e.json cannot be read: it is no file"):
+    with pytest.raises(CheckpointError, match="e.json: this is a folder, not a file"):
         run_folder.read_json(tmp_path / "e.json")
     (tmp_path / "d.json").write_text("[1]")
     with pytest.raises(CheckpointError, match="d.json holds list"):
         run_folder.read_json(tmp_path / "d.json")
     with pytest.raises(MiniresError, match="cannot write .*no such folder"):
         run_folder.write_json(tmp_path / "no such folder" / "a.json", {})
+
+
+def test_a_json_file_is_not_read_beyond_any_size(tmp_path):
+    with open(tmp_path / "config.json", "wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(CheckpointError, match="no JSON file of a run has over 16,777,216"):
+        run_folder.read_json(tmp_path / "config.json")

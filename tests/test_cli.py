@@ -495,6 +495,11 @@ def test_continuing_keeps_the_settings_of_the_run(
 ) -> None:
     line = refused(capsys, 2, "train", "--resume", run, "--epochs", "9", "--batch-size", "2")
     assert "leave out --epochs, --batch-size" in line
+    done = shutil.copytree(run, place / "done", ignore=shutil.ignore_patterns("checkpoint-*"))
+    status, out, _ = call(capsys, "train", "--resume", done)
+    assert status == 0 and out.startswith(f"The run in {done} is finished: there is nothing to go on with; ")
+    status, out, err = call(capsys, "train", "--resume", done, "--json")
+    assert status == 0 and json.loads(out)["test_accuracy"] == 1 and "is finished" in err
     line = refused(capsys, 1, "train", "--resume", place / "none")
     assert line.endswith("none holds no run to continue; start one without --resume")
     copy = shutil.copytree(run, place / "copy")

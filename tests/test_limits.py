@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -10,7 +11,14 @@ import pytest
 import readers
 
 from minires import hdf5, limits
+from minires.data import archives, cifar, fetch, pictures, tree
 from minires.errors import CheckpointError, DataError
+from minires.play import connections, decoder, server
+from minires.train import model_file, run_folder
+from minires.weights import classes
+from minires.weights.keras import config as keras_config
+from minires.weights.keras import files as keras_files
+from minires.weights.torch import beside, containers
 
 
 @pytest.fixture
@@ -143,3 +151,46 @@ def test_what_an_hdf5_file_only_refers_to_is_refused(h5, path, said):
 def test_an_array_of_which_nothing_is_stored_is_refused_within_the_limit(h5):
     with pytest.raises(CheckpointError, match=r"needs 3600000000 bytes, the file has 0"):
         hdf5.array(h5, "not stored", kinds="f", most=2**40)
+
+
+def test_the_guide_states_the_limits_that_there_are():
+    mib, million = 2**20, 10**6
+    limited = [
+        (pictures.MAX_PIXELS, "{:,} pixels; a JPEG"),
+        (pictures.MAX_PIXELS * pictures.REDUCED, "resized, {:,} (progressive"),
+        (pictures.MAX_PIXELS * pictures.REDUCED_PROGRESSIVE, "progressive: {:,}, and"),
+        (pictures.MAX_SCANS, "and {} scans"),
+        (pictures.MAX_PIXELS_UNSIZED, "without a size for all, {:,};"),
+        (tree.MAX_FILE_BYTES // mib, "a file of {} MiB"),
+        (tree.MAX_DEPTH, "folders {} deep"),
+        (archives.MAX_MEMBERS, "{:,} files"),
+        (archives.UNFOLDED // 2**30, "unfolded {} GiB, or"),
+        (archives.TIMES, "or {} times"),
+        (cifar.MOST, "{:,} pictures each"),
+        (int(limits.SECONDS), "{} seconds, and one more"),
+        (limits.BYTES_PER_SECOND // million, "every {} MB"),
+        (limits.UNFOLDED // mib, "unfolded {} MiB and"),
+        (limits.TIMES, "and {} times its own size"),
+        (keras_files.MOST_TEXT // mib, "{} MiB of text"),
+        (keras_files.MOST_OBJECTS, "{:,} objects"),
+        (keras_files.DEEPEST, "{} models in models"),
+        (keras_config.MOST_CALLS, "{:,} layers"),
+        (keras_config.LARGEST, "pictures of {:,} pixels a side |"),
+        (containers.DEEPEST, "dicts {} deep"),
+        (limits.LONGEST_HEAD // mib, "{} MiB; 10 MB"),
+        (beside.LONGEST // million, "64 MiB; {} MB"),
+        (classes.LONGEST // million, "64 MiB; {} MB"),
+        (model_file.WIDEST, "pictures of {:,} pixels a side;"),
+        (model_file.ROOM, "its file and {:,} numbers"),
+        (run_folder.LONGEST_JSON // mib, "a run folder | {} MiB"),
+        (server.LARGEST // million, "uploads of {} MB"),
+        (int(decoder.SECONDS), "{} seconds and"),
+        (decoder.MEMORY // 2**30, "and {} GiB (on Linux)"),
+        (int(connections.PATIENCE), "{} seconds for a request"),
+        (connections.CONNECTIONS, "{} connections"),
+        (connections.WORKING, "{} requests at a time"),
+        (fetch.MAX_ARCHIVE_BYTES // mib, "--download` | {} MiB"),
+    ]
+    text = (Path(__file__).parents[1] / "tutorials/guide/limits.md").read_text(encoding="utf-8")
+    missing = [words.format(value) for value, words in limited if words.format(value) not in text]
+    assert not missing and pictures.SHARE == 0.5

@@ -95,9 +95,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from minires.train import Interrupted, continuing
+    from minires.train import Interrupted, continuing, run_folder
 
     say = speaker(sys.stderr if options.json else sys.stdout)
+    if options.resume and (words := continuing.finished(resumed := _resumed(options))):
+        say(words[0].upper() + words[1:])  # so that who resumes until all is done comes to an end
+        if options.json:
+            print_json({**run_folder.read_json(Path(resumed) / continuing.SUMMARY), "out": resumed})
+        return 0
     trainer = _continued(options, say) if options.resume else _started(options, say)
     out, place = trainer.out, shlex.quote(str(trainer.out))
     # What a module of the user's has registered is known only where it is imported.
@@ -170,6 +175,16 @@ def _continued(options: argparse.Namespace, say: Callable[[str], None]) -> Train
     """The run in a folder, from its newest checkpoint, with its own settings."""
     from minires.train import Trainer, continuing
 
+    out = _resumed(options)
+    continuing.check(out, resume=True)
+    changes = {name: value for name in FREE if (value := getattr(options, name)) is not None}
+    config = replace(continuing.read_config(out), **changes)
+    say(f"Continuing the run in {out}")
+    return Trainer(config, out, resume=True, say=say)
+
+
+def _resumed(options: argparse.Namespace) -> str:
+    """The folder of the run that is to go on, once it is clear that nothing else is asked for."""
     given = [one for one in (options.resume, options.out) if isinstance(one, str)]
     if not given:
         raise ConfigError(
@@ -184,11 +199,7 @@ def _continued(options: argparse.Namespace, say: Callable[[str], None]) -> Train
         raise ConfigError(
             f"a run is continued with its own settings; leave out {', '.join(given)}, or start a new run"
         )
-    continuing.check(out, resume=True)
-    changes = {name: value for name in FREE if (value := getattr(options, name)) is not None}
-    config = replace(continuing.read_config(out), **changes)
-    say(f"Continuing the run in {out}")
-    return Trainer(config, out, resume=True, say=say)
+    return out
 
 
 def _choose_data(asked: str | None, recipe: str) -> tuple[str, str, bool]:

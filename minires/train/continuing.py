@@ -79,10 +79,8 @@ def _check_begun(folder: Path) -> None:
         if not (folder / CONFIG).is_file():
             raise CheckpointError(f"{folder} holds no run to continue; start one without resume=True")
         return  # it was stopped before its first checkpoint, and begins
-    if _is_finished(folder):
-        raise CheckpointError(
-            f"the run in {folder} is finished: there is nothing to go on with; its model is {folder / MODEL}"
-        )
+    if words := finished(folder):
+        raise CheckpointError(words)
     if damaged := _held(folder, DAMAGED):
         raise CheckpointError(
             f"{folder} has no checkpoint but a damaged one ({damaged[-1]}), and nothing was changed; "
@@ -115,6 +113,14 @@ def not_yet(folder: Path) -> str | None:
     if Checkpoints(folder).paths() or _held(folder, CONFIG) and not _held(folder, SUMMARY):
         return f"the run in {folder} is not finished, and has no model yet; go on with it: {way_on(folder)}"
     return None
+
+
+def finished(folder: str | os.PathLike[str]) -> str | None:
+    """That the run in a folder is finished, and nothing of it is left to do, in words; else None."""
+    folder = Path(folder)
+    if Checkpoints(folder).paths() or not _is_finished(folder):
+        return None
+    return f"the run in {folder} is finished: there is nothing to go on with; its model is {folder / MODEL}"
 
 
 def _is_finished(folder: Path) -> bool:

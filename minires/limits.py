@@ -12,9 +12,11 @@ can loop for ever or crash over a damaged file. So there is one measure of how m
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -86,64 +88,38 @@ def apart(
     size = regular_file(path, error)
     seconds = SECONDS + size / BYTES_PER_SECOND
     name = read if isinstance(read, str) else f"{read.__module__}:{read.__qualname__}"
-    module, _, function = name.partition(":")
-    order = {
-        "path": sys.path, "module": module, "function": function,
-        "arguments": [os.fspath(path), *arguments], "memory": 2 * unfolded(size),
-    }  # fmt: skip
-    with subprocess.Popen(
-        [sys.executable, "-P", "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-    ) as child:  # fmt: skip
-        assert child.stdin is not None and child.stdout is not None
-        late = threading.Event()
+    memory = 2 * unfolded(size)
+    order = {"read": name, "arguments": [os.fspath(path), *arguments], "seconds": seconds, "memory": memory}
+    child = process(answer, order, memory=memory, error=error)
+    late = threading.Event()
 
-        def end() -> None:
-            late.set()
-            child.kill()
+    def end() -> None:
+        late.set()
+        child.kill()
 
-        watch = threading.Timer(START, end)
-        try:
-            watch.start()
-            child.stdin.write(json.dumps(order).encode())
-            child.stdin.close()
-            child.stdout.read(1)  # it has imported everything
-            watch.cancel()
-            watch = threading.Timer(seconds, end)
-            watch.start()
-            return _receive(child.stdout, error, most=2 * unfolded(size))
-        except (BrokenPipeError, EOFError) as cause:
-            child.wait()
-            if late.is_set():
-                reason = f"reading it takes more than {seconds:.0f} seconds, and was stopped"
-            else:
-                reason = f"the library that reads it gave up (status {child.returncode})"
-            raise error(f"{os.fspath(path)} is damaged: {reason}") from cause
-        except _Unbelievable as cause:
-            raise error(f"{os.fspath(path)} is damaged: it unfolds to {cause}") from cause
-        finally:
-            watch.cancel()
-            child.kill()
+    watch = threading.Timer(seconds, end)
+    watch.start()
+    try:
+        return _receive(piped(child.stdout), error, most=memory)
+    except EOFError as cause:
+        child.wait()
+        if late.is_set():
+            reason = f"reading it takes more than {seconds:.0f} seconds, and was stopped"
+        else:
+            reason = f"the library that reads it gave up (status {child.returncode})"
+        raise error(f"{os.fspath(path)} is damaged: {reason}") from cause
+    except _Unbelievable as cause:
+        raise error(f"{os.fspath(path)} is damaged: it unfolds to {cause}") from cause
+    finally:
+        watch.cancel()
+        finish(child)
 
 
-# The other process looks for modules where this one does, and not in the folder that it happens to be in.
-_PROGRAM = """
-import json, sys
-order = json.loads(sys.stdin.buffer.read())
-sys.path[:] = order["path"]
-from minires.limits import answer
-answer(order)
-"""
-
-
-def answer(order: Mapping[str, Any]) -> None:
-    """The work of the other process: read, and write the arrays to the standard output."""
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever else is printed
-    read = getattr(importlib.import_module(order["module"]), order["function"])
-    out.write(b".")
-    out.flush()
-    _limit_memory(order["memory"])
+def answer(order: Mapping[str, Any], source: IO[bytes], out: IO[bytes]) -> None:
+    """The work of the other process: read, and write the arrays to ``out``."""
+    module, _, function = order["read"].partition(":")
+    read = getattr(importlib.import_module(module), function)
+    alarm(2 * order["seconds"])
     try:
         arrays, info = read(*order["arguments"])
     except MiniresError as failed:
@@ -153,6 +129,90 @@ def answer(order: Mapping[str, Any]) -> None:
         _send(out, {}, None, ["", f"{order['arguments'][0]}: reading it takes more than {limit} of memory"])
     else:
         _send(out, arrays, info, None)
+
+
+# ------------------------------------------------------------------------------------ processes of their own
+
+# The other process looks for modules where this one does, and not in the folder that it happens to be in.
+_PROGRAM = """
+import json, sys
+order = json.loads(sys.stdin.buffer.readline())
+sys.path[:] = order.pop("path")
+from minires.limits import begin
+begin(order)
+"""
+
+
+def process(
+    work: Callable[[Any, IO[bytes], IO[bytes]], None],
+    order: Any,
+    *,
+    memory: int,
+    error: type[MiniresError] = MiniresError,
+) -> subprocess.Popen[bytes]:
+    """A process in which ``work(order, source, out)`` runs, once its module is imported there: ``source`` and
+    ``out`` are the other ends of its two pipes. ``order`` is what JSON can hold. It may take ``memory`` bytes
+    more than its imports (where the system can be asked to see to it), and Ctrl-C in the terminal is not for
+    it. :func:`finish` ends it.
+
+    Raises: ``error`` if it does not begin.
+    """
+    group: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    child = subprocess.Popen(
+        [sys.executable, "-P", "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, **group,
+    )  # fmt: skip
+    what = {"path": sys.path, "work": [work.__module__, work.__qualname__], "order": order, "memory": memory}
+    watch = threading.Timer(START, child.kill)
+    watch.start()
+    ready = b""
+    try:
+        with contextlib.suppress(BrokenPipeError):
+            piped(child.stdin).write(json.dumps(what).encode() + b"\n")
+            piped(child.stdin).flush()
+            ready = piped(child.stdout).read(1)
+    finally:
+        watch.cancel()
+        if not ready:
+            finish(child)
+    if not ready:
+        raise error(f"the process that reads files of others does not start (status {child.returncode})")
+    return child
+
+
+def finish(child: subprocess.Popen[bytes]) -> None:
+    """End a process of :func:`process`, in the middle of its work if need be."""
+    child.kill()
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        with contextlib.suppress(OSError):  # what was not sent before the end
+            piped(pipe).close()
+
+
+def piped(pipe: IO[bytes] | None) -> IO[bytes]:
+    """The pipe to or from a process that was begun with pipes."""
+    assert pipe is not None
+    return pipe
+
+
+def begin(order: Mapping[str, Any]) -> None:
+    """What the other process does: see :func:`process`."""
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever else is printed
+    module, function = order["work"]
+    work = getattr(importlib.import_module(module), function)
+    out.write(b".")
+    out.flush()
+    _limit_memory(order["memory"])
+    work(order["order"], sys.stdin.buffer, out)
+
+
+def alarm(seconds: float) -> None:
+    """End this process after so many seconds, 0 for never: who asked may not be there any more to do it."""
+    if sys.platform != "win32":
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _limit_memory(growth: int) -> None:
@@ -167,6 +227,17 @@ def _limit_memory(growth: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (wanted if most == -1 else min(wanted, most), most))
 
 
+def exactly(source: IO[bytes], count: int) -> bytes:
+    """So many bytes. Raises: EOFError if they end before."""
+    content = source.read(count)
+    if len(content) < count:
+        raise EOFError
+    return content
+
+
+# ------------------------------------------------------------------------------------------ what is sent
+
+
 def _send(out: IO[bytes], arrays: Mapping[str, np.ndarray], info: Any, failed: list[str] | None) -> None:
     listed = [[name, array.dtype.str, array.shape] for name, array in arrays.items()]
     head = json.dumps({"arrays": listed, "info": info, "failed": failed}).encode()
@@ -178,10 +249,10 @@ def _send(out: IO[bytes], arrays: Mapping[str, np.ndarray], info: Any, failed: l
 
 def _receive(source: IO[bytes], error: type[MiniresError], *, most: int) -> tuple[Arrays, Any]:
     """What :func:`_send` wrote. A file may have taken over the process that wrote it: nothing is believed."""
-    length = int.from_bytes(_exactly(source, 8), "little")
+    length = int.from_bytes(exactly(source, 8), "little")
     if length > LONGEST_HEAD:
         raise _Unbelievable(f"{length:,} bytes of names")
-    head = json.loads(_exactly(source, length))
+    head = json.loads(exactly(source, length))
     if head["failed"]:
         kind, message = head["failed"]
         raise {known.__name__: known for known in MiniresError.__subclasses__()}.get(kind, error)(message)
@@ -196,10 +267,3 @@ def _receive(source: IO[bytes], error: type[MiniresError], *, most: int) -> tupl
         if source.readinto(array.reshape(-1).view(np.uint8)) != needed:  # type: ignore[attr-defined]
             raise EOFError
     return arrays, head["info"]
-
-
-def _exactly(source: IO[bytes], count: int) -> bytes:
-    content = source.read(count)
-    if len(content) < count:
-        raise EOFError
-    return content

@@ -8,35 +8,23 @@ takes half a second.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import queue
-import signal
 import struct
 import subprocess
-import sys
 import threading
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minires import limits
 from minires.data import decode
 from minires.errors import DataError
 
 SECONDS = 10.0  # for one picture
-START = 60.0  # until the process has imported what it needs
 MEMORY = 3 * 2**30  # bytes
 _ASKED = struct.Struct("<IIQ")  # the side, and the lengths of the name and of the file
 _TOLD = struct.Struct("<?Q")  # whether it was decoded, and the length of the pixels or of the message
-
-# The other process looks for modules where this one does, and not in the folder that it happens to be in.
-_PROGRAM = """
-import os, sys
-sys.path[:] = os.environ.pop("MINIRES_PLAY_PATH").split(os.pathsep)
-from minires.play.decoder import work
-work()
-"""
 
 
 class Decoder:
@@ -81,7 +69,9 @@ class _Apart:
             if self._process is not None and self._process.poll() is not None:
                 self._end()  # it has died between two pictures
             late = threading.Event()
-            process = self._process = self._process or _started()
+            process = self._process = self._process or limits.process(
+                work, None, memory=MEMORY, error=DataError
+            )
             if self._closed:  # meanwhile
                 process.kill()
             assert process.stdin is not None and process.stdout is not None
@@ -97,10 +87,10 @@ class _Apart:
                 process.stdin.write(_ASKED.pack(size, len(text), len(source)) + text)
                 process.stdin.write(source)
                 process.stdin.flush()
-                good, length = _TOLD.unpack(_exactly(process.stdout, _TOLD.size))
+                good, length = _TOLD.unpack(limits.exactly(process.stdout, _TOLD.size))
                 if (length != 3 * size * size) if good else (length > 65_536):
                     raise EOFError("it sends what no decoder sends")
-                content = _exactly(process.stdout, length)
+                content = limits.exactly(process.stdout, length)
             except (OSError, EOFError) as error:
                 self._end()
                 if late.is_set():
@@ -124,62 +114,20 @@ class _Apart:
     def _end(self) -> None:
         if self._process is not None:
             process, self._process = self._process, None
-            _finish(process)
-
-
-def _started() -> subprocess.Popen[bytes]:
-    """The other process, once it is ready."""
-    environment = {**os.environ, "MINIRES_PLAY_PATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"}
-    group: dict[str, Any] = {"start_new_session": True}  # so that Ctrl-C in a terminal is for the page alone
-    if sys.platform == "win32":
-        group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, env=environment, **group,
-    )  # fmt: skip
-    assert process.stdout is not None
-    watch = threading.Timer(START, process.kill)
-    watch.start()
-    ready = process.stdout.read(1)
-    watch.cancel()
-    if not ready:
-        _finish(process)
-        raise DataError(f"the process that decodes pictures does not start (status {process.returncode})")
-    return process
-
-
-def _finish(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        with contextlib.suppress(OSError):  # what was not sent before the end
-            pipe.close()  # type: ignore[union-attr]
-
-
-def _exactly(source: IO[bytes], count: int) -> bytes:
-    content = source.read(count)
-    if len(content) < count:
-        raise EOFError
-    return content
+            limits.finish(process)
 
 
 # ---------------------------------------------------------------------------------------- the other process
 
 
-def work() -> None:
-    """Decode what comes in on the standard input until it ends."""
-    source = sys.stdin.buffer
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever else is printed
-    _limit()
-    out.write(b".")
-    out.flush()
+def work(order: None, source: IO[bytes], out: IO[bytes]) -> None:
+    """Decode what comes in until it ends."""
     while head := source.read(_ASKED.size):
         size, *lengths = _ASKED.unpack(head)
         name, content = (source.read(length) for length in lengths)
-        _alarm(2 * SECONDS)
+        limits.alarm(2 * SECONDS)
         good, answer = _decoded(content, name.decode("utf-8", "surrogatepass"), size)
-        _alarm(0)
+        limits.alarm(0)
         out.write(_TOLD.pack(good, len(answer)) + answer)
         out.flush()
 
@@ -191,18 +139,3 @@ def _decoded(content: bytes, name: str, size: int) -> tuple[bool, bytes]:
         return False, str(error)[:10_000].encode("utf-8", "surrogatepass")
     except MemoryError:
         return False, f"{name}: decoding it takes too much memory; make the picture smaller".encode()
-
-
-def _limit() -> None:
-    """Not more memory than ``MEMORY``, where the system can be asked to see to it."""
-    if sys.platform.startswith("linux"):
-        import resource
-
-        _, most = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY if most == -1 else min(MEMORY, most), most))
-
-
-def _alarm(seconds: float) -> None:
-    """End this process after so many seconds, 0 for never: the page may not be there any more to do it."""
-    if sys.platform != "win32":
-        signal.setitimer(signal.ITIMER_REAL, seconds)

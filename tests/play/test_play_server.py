@@ -25,7 +25,7 @@ import pytest
 from PIL import Image
 from play.trained import a_picture, encoded
 
-from minires import CheckpointError, ConfigError, DataError, data, train
+from minires import CheckpointError, ConfigError, DataError, data, limits, train
 from minires.debug.cam import activation_maps, overlay
 from minires.play import connections, decoder
 from minires.play import server as serving
@@ -465,14 +465,14 @@ def test_when_a_process_that_decodes_dies_the_next_picture_gets_a_new_one(server
 
 def test_what_the_process_that_decodes_says_is_not_believed(server, monkeypatch):
     pretends = "import sys; sys.stdout.write('.' + chr(1) + chr(9) * 8 + 'x'); sys.stdout.flush()"
-    monkeypatch.setattr(decoder, "_PROGRAM", pretends)
+    monkeypatch.setattr(limits, "_PROGRAM", pretends)
     one = decoder.Decoder(1)
     with pytest.raises(
         DataError, match="hand: cannot read this picture: the library that decodes it gave up"
     ):
         one.decode(a_picture(), name="hand", size=32)
-    monkeypatch.setattr(decoder, "_PROGRAM", "raise SystemExit(3)")
-    with pytest.raises(DataError, match=r"process that decodes pictures does not start \(status 3\)"):
+    monkeypatch.setattr(limits, "_PROGRAM", "raise SystemExit(3)")
+    with pytest.raises(DataError, match=r"process that reads files of others does not start \(status 3\)"):
         one.decode(a_picture(), name="hand", size=32)
     one.close()
 

@@ -55,7 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     def option(name: str, metavar: str, help: str, kind: Callable[[str], Any] = str) -> None:
         parser.add_argument(name, metavar=metavar, help=help, type=kind)
 
-    option("--data", "NAME", f"{', '.join(data.names())}, or the path of a picture folder or zip "
+    option("--data", "NAME", f"{', '.join(data.names())}, or the path of a picture folder, zip or tar "
            f"(default: the recipe's; else {usual} if found, else {data.entry(usual).stand_in})")  # fmt: skip
     option("--model", "NAME", "the model (default: that of the recipe)")
     variant_option(parser)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from minires.data.dataset import Splits
 from minires.errors import ConfigError, DataError
+from minires.files import why
 
 MAX_ARCHIVE_BYTES = 500 * 2**20
 
@@ -92,7 +93,5 @@ def make_folder(folder: Path) -> None:
 
 
 def _cannot_write(path: Path, error: OSError) -> DataError:
-    return DataError(
-        f"cannot write {path}: {error.strerror or error}; nothing was changed. Free some space, or set "
-        "XDG_CACHE_HOME to another folder"
-    )
+    ways = f"{why(error, state='nothing was changed')}. XDG_CACHE_HOME may name another folder"
+    return DataError(f"cannot write {path}: {ways}")

@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     sys.stdout.flush()
                 return status
         except KeyboardInterrupt as stop:
-            _say(f"minires: {stop}" if str(stop) else "minires: interrupted")
+            if _is_heard():  # who is told to end does not wait for somebody to read it
+                _say(f"minires: {stop}" if str(stop) else "minires: interrupted")
             return interrupt.status(stop)
         except BrokenPipeError:  # the reader of our output, `head` for example, has enough
             interrupt.to_nobody(sys.stdout)
@@ -68,6 +69,13 @@ def _failed(error: Exception, options: argparse.Namespace) -> int:
     except OSError:  # what could not be written, on a full disk, cannot be written at the end either
         interrupt.to_nobody(sys.stdout)
     return WRONG_USE if isinstance(error, ConfigError) else FAILED
+
+
+def _is_heard() -> bool:
+    try:
+        return quiet_start.can_write(sys.stderr.fileno())
+    except (AttributeError, OSError, ValueError):  # it is no file, but what a test has put there
+        return True
 
 
 def _say(line: str) -> None:

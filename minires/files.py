@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -53,6 +53,18 @@ def why(error: OSError, *, state: str = "") -> str:
     return said + (f"; {state}" if state else "") + (f". {way}" if way else "")
 
 
+_watched: dict[Path, Callable[[], None]] = {}  # by the full path of a folder
+
+
+def watch(folder: Path, check: Callable[[], None]) -> None:
+    """Call ``check``, which may raise, before anything is written in this folder: see ``minires.train.lock``."""
+    _watched[folder] = check
+
+
+def unwatch(folder: Path) -> None:
+    _watched.pop(folder, None)
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[Any]]:
     """Yield a binary file that becomes ``path`` only when the block ends without an error.
@@ -65,6 +77,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[Any]]:
     """
     path = Path(path)
     temporary: str | None = None
+    if check := _watched.get(path.parent):
+        check()
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
@@ -72,6 +86,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[Any]]:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
+        if check:
+            check()
         os.replace(temporary, path)
         temporary = None
     except OSError as error:

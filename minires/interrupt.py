@@ -8,6 +8,7 @@ standard streams of a program may go away, too: a terminal is closed, a reader s
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -16,8 +17,17 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from minires.quiet_start import SIGNALS, said
+from minires.quiet_start import SIGNALS, said, tell
 
+_GONE = {
+    getattr(errno, name, None)
+    for name in (
+        "EPIPE EIO EBADF ENOSPC EDQUOT EFBIG ENXIO ESTALE EAGAIN ECONNRESET ECONNABORTED ENOTCONN ESHUTDOWN "
+        "ETIMEDOUT EHOSTDOWN EHOSTUNREACH ENETDOWN ENETRESET EINVAL"  # EINVAL: a console that is gone, on Windows
+    ).split()
+}  # fmt: skip
+_CLOSED = ("I/O operation on closed file", "write to closed file", "underlying buffer has been detached",
+           "raw stream has been detached")  # fmt: skip
 Handler = Callable[[int, FrameType | None], None]
 
 
@@ -85,34 +95,34 @@ class StopWish:
         tell("\nStopping after this step; press Ctrl-C again to stop at once without saving.")
 
 
-def tell(line: str) -> None:
-    """Write a line to standard error, from a signal's handler too; if nobody is there, to nobody."""
-    with suppress(OSError):
-        os.write(2, f"{line}\n".encode(errors="backslashreplace"))
-
-
 def is_gone(error: Exception) -> bool:
-    """Whether an error of writing means that nobody is there to read.
+    """Whether an error of writing means that nobody is there to read, or that there is no room for more; any
+    other is a mistake of who writes.
 
-    >>> is_gone(BrokenPipeError()), is_gone(ValueError("I/O operation on closed file."))
-    (True, True)
+    >>> is_gone(BrokenPipeError()), is_gone(ValueError("I/O operation on closed file.")), is_gone(OSError())
+    (True, True, False)
     """
-    return isinstance(error, OSError) or str(error).startswith("I/O operation on closed file")
+    if isinstance(error, OSError) and (error.errno or isinstance(error, ConnectionError)):
+        return error.errno is None or error.errno in _GONE
+    return str(error).startswith(_CLOSED)
 
 
 def to_nobody(stream: Any) -> None:
     """Let all that is still written to a standard stream go nowhere, so that the end of the program does not
     stumble over it."""
     with suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, stream.fileno())
+        os.close(nothing)
 
 
 def three_streams() -> None:
     """Open those of the three standard streams that are closed, onto nothing: else the next file that is
     opened gets the number of one, and is written to by whoever prints."""
     with suppress(OSError):
-        while os.open(os.devnull, os.O_RDWR) <= 2:
+        while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
             pass
+        os.close(opened)
 
 
 def _replace(handler: Handler) -> dict[int, Any]:

@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
             print_json({**run_folder.read_json(Path(resumed) / continuing.SUMMARY), "out": resumed})
         return 0
     trainer = _continued(options, say) if options.resume else _started(options, say)
-    out, place = trainer.out, shlex.quote(str(trainer.out))
+    out, place = trainer.given, shlex.quote(str(trainer.given))
     # What a module of the user's has registered is known only where it is imported.
     minires = " ".join(["minires", *(f"--import {shlex.quote(name)}" for name in options.imports)])
     try:

@@ -101,7 +101,7 @@ class Connections:
         try:
             for _ in range(3):  # a request that is here already is read before anybody is sent away
                 await asyncio.sleep(0)
-            if len(self._open) > CONNECTIONS and self._incomplete:
+            while len(self._open) > CONNECTIONS and self._incomplete:  # several may have come at once
                 self._drop_oldest()
             self._incomplete[writer] = None
             if len(self._open) > CONNECTIONS:

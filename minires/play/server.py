@@ -22,6 +22,7 @@ from pathlib import Path
 
 from minires import backend
 from minires.errors import ConfigError
+from minires.interrupt import status
 from minires.play.connections import Connections, Task, more_descriptors
 from minires.play.messages import Answer, Refusal, Request, in_json, whole
 from minires.play.player import Player
@@ -39,13 +40,14 @@ def serve(
     open_browser: bool = True,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Serve the page for the trained model ``run`` until Ctrl-C; ``port`` 0 takes a free one.
+    """Serve the page for the trained model ``run`` until Ctrl-C or another signal; ``port`` 0 takes a free one.
 
     With ``data``, a folder, zip, tar or picture file, the page shows the pictures that are there.
 
     Raises: CheckpointError if ``run`` is no trained model; ConfigError if its pictures are not square, or the
     port or the device cannot be used; DataError if there are no pictures at ``data``.
     """
+    _check_port(port)
     player = Player(run, device=device, data=data)
     with backend.before_compiling(say):
         player.warm_up()
@@ -57,8 +59,15 @@ def serve(
             if open_browser:  # in a thread of its own: some browsers keep their caller until they are closed
                 threading.Thread(target=_open, args=(server.url, say), daemon=True).start()
             server.serve_forever()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
+            if status(stop) != status(KeyboardInterrupt()):  # told to end by another than Ctrl-C
+                raise
             say("Stopped.")
+
+
+def _check_port(port: int) -> None:
+    if not 0 <= port < 65536:
+        raise ConfigError(f"port is {port}; it must be from 1 to 65535, or 0 for a free one")
 
 
 def _open(url: str, say: Callable[[str], None]) -> None:
@@ -73,8 +82,7 @@ class Server:
     """
 
     def __init__(self, player: Player, port: int = 0) -> None:
-        if not 0 <= port < 65536:
-            raise ConfigError(f"port is {port}; it must be from 1 to 65535, or 0 for a free one")
+        _check_port(port)
         self.player, self.token = player, secrets.token_urlsafe(24)
         try:
             self._listener = socket.create_server(("127.0.0.1", port))

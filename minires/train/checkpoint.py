@@ -103,6 +103,8 @@ def _open_once(path: Path) -> None:
         with open(path, "rb") as file:
             file.read(1)
     except FileNotFoundError:
+        if path.is_symlink():
+            raise Damaged(f"{path} is a link to {os.readlink(path)}, which is not there") from None
         raise CheckpointError(f"{path} does not exist; give the run folder or a file that is in it") from None
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {why(error)}") from error
@@ -193,7 +195,7 @@ class Checkpoints:
     def _set_aside(self, path: Path) -> None:
         aside = path.with_name(f"{path.name}.damaged")
         number = 1
-        while aside.exists():  # never onto one that is there
+        while os.path.lexists(aside):  # never onto one that is there
             number += 1
             aside = path.with_name(f"{path.name}.damaged-{number}")
         try:

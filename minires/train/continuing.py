@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from minires import files
 from minires.errors import CheckpointError, ConfigError, MiniresError
+from minires.train import checkpoint as checkpoints
 from minires.train import lock, run_folder
 from minires.train.checkpoint import PATTERN, Checkpoints
 from minires.train.config import Config
@@ -31,15 +34,50 @@ def way_on(folder: str | os.PathLike[str]) -> str:
 def read_config(folder: str | os.PathLike[str]) -> Config:
     """The configuration of the run in a folder.
 
+    Where the file is missing or empty, as after a power failure, that of the newest good checkpoint is used, and
+    a warning says so. A run of a version that had no choice kept its last checkpoints.
+
     Raises: CheckpointError if there is none or it is no JSON object; ConfigError for what does not fit in it;
     both name the file.
     """
     path = Path(folder) / CONFIG
-    content = run_folder.read_json(path)
+    content = None
+    if not _has_config(path) and (found := _in_checkpoints(Path(folder))):
+        content, checkpoint = found
+        warnings.warn(f"{path} is missing or empty; using the configuration in {checkpoint}", stacklevel=2)
+    if content is None:
+        content = run_folder.read_json(path)
+    content = {"keep": "last", **content}
     try:
         return Config.from_dict(content)
     except ConfigError as error:
         raise type(error)(f"{path}: {shortened(error)}") from error
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Write the configuration of a run that goes on where it has none, or another choice of what is kept."""
+    path = folder / CONFIG
+    if not _has_config(path) or read_config(folder).keep != config.keep:
+        run_folder.write_json(path, config.to_dict())
+
+
+def _has_config(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
+    except OSError:  # whoever reads it says what is wrong
+        return True
+
+
+def _in_checkpoints(folder: Path) -> tuple[dict[str, Any], Path] | None:
+    """The configuration in the newest good checkpoint, and which that is."""
+    for path in reversed(Checkpoints(folder).paths()):
+        with suppress(CheckpointError):
+            _, info = checkpoints.read(path)
+            if isinstance(content := info.get("config"), dict):
+                return content, path
+    return None
 
 
 def check(folder: Any, *, resume: bool, held: bool = False) -> None:
@@ -52,7 +90,7 @@ def check(folder: Any, *, resume: bool, held: bool = False) -> None:
             raise ConfigError(f"a run is continued in its own folder; give its path, not {folder!r}")
     elif resume:
         _check_begun(Path(folder))
-    elif held or not lock.holder(folder):  # else the lock says who trains there
+    elif held or lock.is_idle(folder) or not lock.holder(folder):  # else the lock says who trains there
         _check_new(Path(folder))
 
 
@@ -73,14 +111,14 @@ def _check_new(folder: Path) -> None:
 
 def _check_begun(folder: Path) -> None:
     held = _held(folder, METRICS, SUMMARY, MODEL, DAMAGED)
+    if words := finished(folder):
+        raise CheckpointError(words)
     if Checkpoints(folder).paths():
         return
     if not held:
         if not (folder / CONFIG).is_file():
             raise CheckpointError(f"{folder} holds no run to continue; start one without resume=True")
         return  # it was stopped before its first checkpoint, and begins
-    if words := finished(folder):
-        raise CheckpointError(words)
     if damaged := _held(folder, DAMAGED):
         raise CheckpointError(
             f"{folder} has no checkpoint but a damaged one ({damaged[-1]}), and nothing was changed; "
@@ -94,6 +132,8 @@ def _check_begun(folder: Path) -> None:
 
 def stopped(error: MiniresError, folder: Path, step: int) -> MiniresError:
     """The error of a file that could not be written, which ends a run, with how to go on."""
+    if isinstance(error, lock.Lost):
+        return error
     there = Checkpoints(folder).paths()
     kept = f"{there[-1].name} is kept" if there else "there was no checkpoint yet"
     return MiniresError(
@@ -116,11 +156,25 @@ def not_yet(folder: Path) -> str | None:
 
 
 def finished(folder: str | os.PathLike[str]) -> str | None:
-    """That the run in a folder is finished, and nothing of it is left to do, in words; else None."""
+    """That the run in a folder is finished, and nothing of it is left to do, in words; else None. Checkpoints
+    that are there, because they were to be kept or somebody has put them there, stay."""
     folder = Path(folder)
-    if Checkpoints(folder).paths() or not _is_finished(folder):
+    if not _is_finished(folder):
         return None
-    return f"the run in {folder} is finished: there is nothing to go on with; its model is {folder / MODEL}"
+    kept = f"; it needs its {count} checkpoints no more" if (count := len(Checkpoints(folder).paths())) else ""
+    return (
+        f"the run in {folder} is finished: there is nothing to go on with; its model is {folder / MODEL}{kept}"
+    )
+
+
+def remains(folder: Path) -> dict[str, tuple[int, int]]:
+    """By what it is seen whether somebody else has trained in a folder meanwhile."""
+    found = {}
+    for name in _held(folder, CONFIG, SUMMARY, MODEL, PATTERN):
+        with suppress(OSError):
+            status = (folder / name).stat()
+            found[name] = (status.st_mtime_ns, status.st_size)
+    return found
 
 
 def _is_finished(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from minires.errors import MiniresError
 from minires.train import run_folder
 from minires.train.config import Config
 from minires.train.continuing import METRICS
+from minires.train.lock import Lost
 
 REDRAW = 30.0  # seconds between two drawings of the curves
 
@@ -49,6 +50,8 @@ class Figures:
     def _write(self, name: str, write: Callable[..., None], *given: Any, **options: Any) -> None:
         try:
             write(self.folder / name, *given, **options)
+        except Lost:
+            raise
         except Exception as error:  # matplotlib has errors of all kinds
             text = str(error) if isinstance(error, MiniresError) else f"{type(error).__name__}: {error}"
             self.warn([f"{name} could not be made: {text}"])

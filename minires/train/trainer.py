@@ -33,6 +33,7 @@ from minires.train import (
     checks,
     continuing,
     finetune,
+    lock,
     model_file,
     planned,
     report,
@@ -86,10 +87,11 @@ class Trainer:
             raise ConfigError("a new run needs a configuration, for example Config.of('default')")
         continuing.check(out, resume=resume)
         self._lock = Lock(out, make=not resume)
-        self.out = self._lock.folder
+        self.out, self.given = self._lock.folder, self._lock.given  # its full path, and as it was named
         self._is_new = False  # whether all that stands in the folder is the configuration that we wrote
+        self._unclear: str | None = None  # why this Trainer cannot run again
         try:
-            continuing.check(self.out, resume=resume, held=True)
+            continuing.check(self.given, resume=resume, held=True)
             continuing.remove_leftovers(self.out)
             if config is None:
                 config = continuing.read_config(self.out)
@@ -97,9 +99,12 @@ class Trainer:
             self._prepare(splits, model, resume)
             if resume:
                 self.checkpoints.latest(self._take)
+                continuing.write_config(self.out, self.config)
             else:
-                run_folder.write_json(self.out / continuing.CONFIG, self.config.to_dict())
                 self._is_new = True
+                run_folder.write_json(self.out / continuing.CONFIG, self.config.to_dict())
+            self._lock.keep()
+            self._left = continuing.remains(self.out)
         except BaseException:
             self._let_go()
             raise
@@ -166,32 +171,55 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train to the end, test, and write the figures; return what ``summary.json`` holds.
 
+        After that, or after Interrupted, it can be called again: it tests once more, or goes on.
+
         Raises: Interrupted after SIGINT, SIGTERM or SIGHUP, once the state is saved; MiniresError that names
         the first layer whose output or gradient was not finite; MiniresError if a checkpoint or the model
         cannot be written: the checkpoint before it stays, and the run goes on from there.
         """
-        if not self._lock.held:
-            raise MiniresError(
-                f"this Trainer no longer holds {self.out}: its run has ended, or another Trainer has taken "
-                "it over; make a new one with resume=True"
-            )
-        self._lock.busy = True
+        self._hold_again()
+        self._lock.busy, self._unclear = True, "its last step has not come to its end"
         try:
-            return self._run()
+            summary = self._run()
+            self._unclear = None
+            return summary
         except KeyboardInterrupt as stop:
             there = self.checkpoints.paths()
-            if isinstance(stop, Interrupted) or not there:
+            if isinstance(stop, Interrupted):
+                self._unclear = None
+            if isinstance(stop, Interrupted) or not there or self._lock.lost:
                 raise
-            raise Interrupted(f"interrupted; {there[-1]} is kept", status(stop) - 128) from stop
+            raise Interrupted(f"interrupted; {self.given / there[-1].name} is kept", status(stop) - 128) from stop
         finally:
             self._let_go()
+            self._left = continuing.remains(self.out)
+            self._lock.busy = False
+
+    def _hold_again(self) -> None:
+        """Hold the folder, which the end of a run lets go: it goes on, or is tested once more.
+
+        Raises: MiniresError if it is not as this Trainer has left it; Held if somebody trains there.
+        """
+        what = self._unclear
+        if not what and not self._lock.held:
+            if lock.is_idle(self.out):
+                what = "another Trainer has taken it over"
+            else:
+                self._lock.again()
+                if continuing.remains(self.out) != self._left:
+                    self._lock.release()
+                    what = "somebody else has trained there meanwhile, or changed something"
+        if what:
+            raise MiniresError(
+                f"this Trainer no longer holds {self.given}: {what}; make a new one with resume=True"
+            )
 
     def _run(self) -> dict[str, Any]:
         config = self.config
         self.say(
             f"{config.model} on {self.splits.source}: {len(self.train_set)} training, "
             f"{len(self.val_set) if self.val_set else 0} validation, {len(self.splits.test)} test pictures; "
-            f"recipe {config.recipe}, {config.epochs} epochs, seed {config.seed}; run folder {self.out}"
+            f"recipe {config.recipe}, {config.epochs} epochs, seed {config.seed}; run folder {self.given}"
         )
         if config.normalize == "data":
             self._warn(checks.constant_channels(self.normalize))
@@ -378,7 +406,7 @@ class Trainer:
         try:
             path = self.checkpoints.save(self.progress.step, groups, info)
         except MiniresError as error:
-            raise continuing.stopped(error, self.out, self.progress.step) from error
+            raise continuing.stopped(error, self.given, self.progress.step) from error
         self._tick()  # saving is time of the run, but not of training
         return path
 
@@ -416,7 +444,7 @@ class Trainer:
 
     def _let_go(self) -> None:
         """Let the folder go; a run that made no step leaves it as it was before."""
-        if self._is_new and self.progress.step == 0 and self._lock.held:
+        if self._is_new and self.progress.step == 0 and self._lock.held and not self._lock.lost:
             with suppress(OSError):
                 (self.out / continuing.CONFIG).unlink(missing_ok=True)
         self._lock.remove_folder()  # what is not empty stays
@@ -424,7 +452,7 @@ class Trainer:
     def _leave(self, number: int) -> None:
         path = self.save()
         self._write_history()
-        raise Interrupted(f"stopped after step {self.progress.step}; everything is saved in {path}", number)
+        raise Interrupted(f"stopped after step {self.progress.step}; everything is saved in {self.given / path.name}", number)
 
     # -------------------------------------------------------------------------------------- the figures
 
@@ -447,7 +475,7 @@ class Trainer:
                     (test_set.images.shape[1], test_set.images.shape[2]), self.train_set.name,
                 ))  # fmt: skip
             except MiniresError as error:
-                raise continuing.stopped(error, self.out, self.progress.step) from error
+                raise continuing.stopped(error, self.given, self.progress.step) from error
         self._tick()
         self._figures.last(test_set, test.probabilities)
         self._write_history()
@@ -460,13 +488,13 @@ class Trainer:
         try:
             summary = self._write_summary(diverged, test=test, val=val)
         except MiniresError as error:
-            raise continuing.stopped(error, self.out, self.progress.step) from error
-        if config.keep == "none":
+            raise continuing.stopped(error, self.given, self.progress.step) from error
+        if config.keep == "none" and not self._lock.lost:
             self.checkpoints.remove()
         self.say(
             f"test accuracy {100 * test.accuracy:.2f}% ({round(test.accuracy * len(test_set))} of "
             f"{len(test_set)}), test loss {run_folder.shown(test.loss)}, {self.progress.seconds:.0f} s; "
-            f"see {self.out}"
+            f"see {self.given}"
         )
         return summary
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import warnings
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from train.small_run import CONFIG, small_model, small_splits, stripes
 
 from minires.data import Splits
 from minires.errors import CheckpointError, ConfigError, MiniresError
-from minires.train import Config, Trainer, checkpoint, load_model
+from minires.train import Config, Interrupted, Trainer, checkpoint, continuing, load_model
 from minires.train.checkpoint import Checkpoints
+from minires.train.lock import Held
 
 
 def trainer(out, *, splits=None, resume=False, **changes):
@@ -135,6 +138,7 @@ DAMAGE = {
     "empty": lambda path: path.write_bytes(b""),
     "a huge header": lambda path: path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:]),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a link to nowhere": lambda path: (path.unlink(), path.symlink_to("nowhere")),
     "an array is missing": lambda path: changed(path, lambda arrays, info: arrays.pop("model/fc.bias")),
     "an array too many": lambda path: changed(path, lambda a, info: a.update({"model/x": np.zeros(2)})),
     "another shape": lambda path: changed(path, lambda a, info: a.update({"model/fc.bias": np.zeros(9)})),
@@ -163,7 +167,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(kind, run):
     DAMAGE[kind](run / NEWEST)
     with pytest.warns(UserWarning, match=f"(?s){NEWEST} .*; using the checkpoint before it"):
         assert trainer(run, resume=True).progress.step == 5
-    assert (run / f"{NEWEST}.damaged").exists() and not (run / NEWEST).exists()
+    assert os.path.lexists(run / f"{NEWEST}.damaged") and not (run / NEWEST).exists()
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -264,9 +268,11 @@ def test_checkpoints_stay_or_go_when_the_run_is_finished(tmp_path):
     with pytest.raises(ConfigError, match="and it is finished; choose another folder"):
         trainer(tmp_path / "none", epochs=1)
     assert contents(tmp_path / "none") == before
-    # What is kept may change; a finished run with checkpoints is tested again, and they go.
-    trainer(tmp_path / "all", epochs=1, keep="none", resume=True).run()
-    assert not Checkpoints(tmp_path / "all").paths()
+    before = contents(tmp_path / "all")
+    for keep in ("none", "all"):  # finished is finished: nothing is removed any more
+        with pytest.raises(CheckpointError, match="all is finished: .*; it needs its 3 checkpoints no more"):
+            trainer(tmp_path / "all", epochs=1, keep=keep, resume=True)
+    assert contents(tmp_path / "all") == before
     with pytest.raises(ConfigError, match="value of keep 'lst'. Did you mean 'last'"):
         Config(keep="lst")
 
@@ -341,3 +347,125 @@ def test_there_is_no_model_yet_says_why(run, tmp_path):
     with pytest.raises(CheckpointError, match="is still being trained by this process, since 20"):
         load_model(run)
     del held
+
+
+def test_what_is_kept_stands_in_the_configuration_and_an_older_run_keeps_its_last(run):
+    kept = trainer(run, keep="all", resume=True).config.keep
+    assert kept == "all" == json.loads((run / "config.json").read_text())["keep"]
+    trainer(run, keep=continuing.read_config(run).keep, resume=True).run()
+    assert len(Checkpoints(run).paths()) > checkpoint.KEPT
+    older = json.loads((run / "config.json").read_text())
+    del older["keep"]
+    (run / "config.json").write_text(json.dumps(older))
+    assert continuing.read_config(run).keep == "last"
+
+
+@pytest.mark.parametrize("left", [None, b""])
+def test_without_a_configuration_that_of_the_newest_good_checkpoint_is_used(left, run):
+    config = (run / "config.json").read_bytes()
+    (run / "config.json").unlink()
+    if left is not None:
+        (run / "config.json").write_bytes(left)
+    DAMAGE["empty"](run / NEWEST)
+    said = f"config.json is missing or empty; using the configuration in .*{BEFORE}"
+    with pytest.warns(UserWarning, match=said):
+        read = continuing.read_config(run)
+    with pytest.warns(UserWarning, match="using the checkpoint before it"):
+        assert trainer(run, resume=True, keep=read.keep).progress.step == 5
+    assert (run / "config.json").read_bytes() == config
+
+
+def test_a_folder_that_is_moved_away_gets_no_more_and_another_run_in_its_place_nothing(tmp_path):
+    run = trainer(tmp_path / "run")
+    step = run._step
+
+    def moved(x, y):
+        step(x, y)
+        if run.progress.step == 7:
+            (tmp_path / "run").rename(tmp_path / "moved")
+            (tmp_path / "run").mkdir()
+            (tmp_path / "run" / "config.json").write_text("another")
+
+    run._step = moved
+    with pytest.raises(MiniresError, match="run began: another one stands in its place. The run is stopped") as e:
+        run.run()
+    assert "Mend that" not in str(e.value)
+    assert contents(tmp_path / "run") == {"config.json": b"another"}
+    assert trainer(tmp_path / "moved", resume=True).progress.step == 5
+
+
+def test_where_the_process_goes_meanwhile_does_not_matter(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere" / "run").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    run = trainer("run", epochs=1)
+    monkeypatch.chdir("elsewhere")
+    run.run()
+    assert (tmp_path / "run" / "summary.json").exists() and str(run.given) == "run"
+    assert not list((tmp_path / "elsewhere" / "run").iterdir())
+
+
+def test_a_trainer_that_is_refused_takes_nothing_from_the_one_before(tmp_path):
+    first = trainer(tmp_path / "run", epochs=1)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        trainer(tmp_path / "run", epochs=1)
+    with pytest.raises(ConfigError, match="no part"):
+        trainer(tmp_path / "run", epochs=1, resume=True, freeze=["nothing"])
+    assert first.run()["steps"] == 12
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_trainer_does_not_train_in_the_folder_of_its_parent(tmp_path):
+    run = trainer(tmp_path / "run", epochs=1)
+    before = contents(tmp_path / "run")
+    if (child := os.fork()) == 0:
+        status = 1
+        try:
+            run.run()
+        except Held:
+            status = 0
+        os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert contents(tmp_path / "run") == before
+    assert run.run()["steps"] == 12
+
+
+def test_a_trainer_that_was_interrupted_goes_on_and_one_whose_step_was_broken_does_not(tmp_path):
+    whole = trainer(tmp_path / "whole")
+    whole.run()
+    run = trainer(tmp_path / "run")
+    step = run._step
+
+    def stopped(x, y):
+        step(x, y)
+        if run.progress.step == 7:
+            signal.raise_signal(signal.SIGINT)
+        if run.progress.step == 20:
+            raise ZeroDivisionError
+
+    run._step = stopped
+    with pytest.raises(Interrupted, match="stopped after step 7"):
+        run.run()
+    del run._step
+    other = shutil.copytree(tmp_path / "run", tmp_path / "other")
+    assert run.run()["steps"] == 36
+    name = "model.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    run = trainer(other, resume=True)
+    run._step = lambda x, y: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        run.run()
+    with pytest.raises(MiniresError, match="its last step has not come to its end; make a new one"):
+        run.run()
+
+
+def test_a_signal_while_the_configuration_is_written_leaves_nothing(tmp_path, monkeypatch):
+    write = continuing.run_folder.write_json
+
+    def stopped(path, content):
+        write(path, content)
+        raise Interrupted("now")
+
+    monkeypatch.setattr("minires.train.run_folder.write_json", stopped)
+    with pytest.raises(Interrupted):
+        trainer(tmp_path / "run")
+    assert not list(tmp_path.iterdir())

@@ -15,8 +15,9 @@ import pytest
 from train.small_run import CONFIG, small_model, small_splits
 
 from minires.errors import ConfigError, MiniresError
+from minires.files import atomic_write
 from minires.train import Config, Trainer, lock
-from minires.train.lock import Held, Lock
+from minires.train.lock import Held, Lock, Lost
 
 HOLD = """
 import sys, time
@@ -73,8 +74,9 @@ def test_of_two_trainers_of_a_process_one_that_does_not_run_is_replaced(tmp_path
     with pytest.raises(MiniresError, match="no longer holds .*another Trainer has taken it over"):
         first.run()
     assert second.run()["steps"] == len(tried) == 12
-    with pytest.raises(MiniresError, match="no longer holds .*its run has ended"):
-        second.run()
+    assert second.run()["steps"] == 12  # once more: it is tested again
+    with pytest.raises(MiniresError, match="no longer holds .*somebody else has trained there meanwhile"):
+        first.run()
 
 
 def test_the_first_free_number_is_taken_by_one_alone(tmp_path):
@@ -131,6 +133,8 @@ def test_a_forked_child_takes_nothing_and_lets_nothing_go(tmp_path):
             status = 0
         os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    with atomic_write(tmp_path / "ours"):
+        pass
     assert held.held and lock.holder(tmp_path) is not None
     held.release()
     assert lock.holder(tmp_path) is None
@@ -159,3 +163,75 @@ def test_a_lock_goes_with_its_trainer(tmp_path):
     assert lock.holder(tmp_path / "new") is not None
     del held
     assert lock.holder(tmp_path / "new") is None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and pipes are of POSIX")
+@pytest.mark.parametrize("kind", ["link", "dangling", "second name", "pipe", "folder"])
+def test_what_stands_in_the_place_of_the_lock_is_neither_followed_nor_changed(kind, tmp_path):
+    run, mine = tmp_path / "run", tmp_path / "mine.txt"
+    run.mkdir()
+    mine.write_text("mine")
+    {
+        "link": lambda path: path.symlink_to(mine),
+        "dangling": lambda path: path.symlink_to(tmp_path / "nothing"),
+        "second name": lambda path: path.hardlink_to(mine),
+        "pipe": os.mkfifo,
+        "folder": os.mkdir,
+    }[kind](run / lock.NAME)
+    assert lock.holder(run) is None  # and does not wait
+    with pytest.raises(MiniresError, match="the file of the lock of a run, is .*nothing was changed; remove it"):
+        Lock(run)
+    assert mine.read_text() == "mine" and not (tmp_path / "nothing").exists()
+    assert [path.name for path in run.iterdir()] == [lock.NAME]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows moves no folder with an open file in it")
+@pytest.mark.parametrize("there", ["nothing", "an empty folder", "another run", "the other's lock alone"])
+def test_nothing_is_written_into_what_stands_in_the_place_of_the_folder(there, tmp_path):
+    held, run = Lock(tmp_path / "run"), tmp_path / "run"
+    with atomic_write(run / "a.txt") as file:
+        file.write(b"a")
+    if there == "the other's lock alone":
+        (run / lock.NAME).unlink()
+        with atomic_write(run / "b.txt"):  # it is still the folder, and nobody else is in it
+            pass
+    else:
+        run.rename(tmp_path / "moved")
+        if there == "an empty folder":
+            run.mkdir()
+    other = None
+    if "other" in there:
+        other = subprocess.Popen([sys.executable, "-c", HOLD, run], stdout=subprocess.PIPE, text=True)
+        other.stdout.readline()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(Lost, match="run is no more the folder in which this run began: .*stopped"):
+        atomic_write(run / "a.txt").__enter__()
+    assert held.lost
+    held.remove_folder()
+    assert sorted(tmp_path.rglob("*")) == before
+    if other:
+        other.kill()
+        other.communicate()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no fork")
+def test_the_lock_does_not_outlive_its_process_in_a_forked_one(tmp_path):
+    program = (
+        "import os, sys, time\nfrom minires.train.lock import Lock\nheld = Lock(sys.argv[1])\n"
+        "if os.fork() == 0: time.sleep(60)\nprint('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
+        assert process.stdout.readline() == b"held\n"
+        process.kill()
+        process.wait()
+        Lock(tmp_path).release()
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_link_to_nowhere_is_named_with_what_it_points_to(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for path in (tmp_path / "link", tmp_path / "link" / "run"):
+        with pytest.raises(ConfigError, match="link is a link to .*nothing, which is not there; make that"):
+            Lock(path)

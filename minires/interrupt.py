@@ -23,9 +23,9 @@ _GONE = {
     getattr(errno, name, None)
     for name in (
         "EPIPE EIO EBADF ENOSPC EDQUOT EFBIG ENXIO ESTALE EAGAIN ECONNRESET ECONNABORTED ENOTCONN ESHUTDOWN "
-        "ETIMEDOUT EHOSTDOWN EHOSTUNREACH ENETDOWN ENETRESET EINVAL"  # EINVAL: a console that is gone, on Windows
+        "ETIMEDOUT EHOSTDOWN EHOSTUNREACH ENETDOWN ENETRESET" + " EINVAL" * (os.name == "nt")
     ).split()
-}  # fmt: skip
+}
 _CLOSED = ("I/O operation on closed file", "write to closed file", "underlying buffer has been detached",
            "raw stream has been detached")  # fmt: skip
 Handler = Callable[[int, FrameType | None], None]

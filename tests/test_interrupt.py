@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 
 from minires import interrupt, quiet_start
 from minires.interrupt import Interrupted, Stopped, StopWish, as_exceptions
+from minires.train.telling import Listener
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are of POSIX")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -49,6 +52,19 @@ def test_only_the_program_takes_the_signals():
         (["minires.exe"], ["python", "minires.exe"], True),
         (["-m", "train"], ["python", "-X", "dev", "-m", "minires", "train"], True),
         (["-m", "minires"], ["python", "-m", "pytest", "minires"], False),
+        (["-m"], ["python", "-mminires"], True),
+        (["-m"], ["python", "-Bm", "minires"], True),
+        (["-m"], ["python", "-uIm", "minires", "train"], True),
+        (["-m"], ["python", "-um", "minires.__main__"], True),
+        (["-m"], ["python", "-Wignore", "-W", "error", "-Xdev", "-OOm", "minires"], True),
+        (["-m"], ["python", "--check-hash-based-pycs", "always", "-mminires"], True),
+        (["-m"], ["python", "-mmypack.tool", "minires"], False),
+        (["-m"], ["python", "-mminires.tool"], False),
+        (["-m"], ["python", "-m"], False),
+        (["-m"], ["python"], False),
+        (["-m"], [], False),
+        (["-m"], ["python", "tool.py", "-m", "minires"], False),
+        (["/home/me/minires.tool.py"], ["python", "/home/me/minires.tool.py"], False),
         (["tests/test_minires.py"], ["python", "tests/test_minires.py"], False),
         (["-c"], ["python", "-c", "import minires"], False),
         ([], [], False),
@@ -91,3 +107,83 @@ def test_a_signal_that_is_ignored_stays_so():
         assert not came and not stop.wanted and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_program_of_the_same_name_keeps_its_own_handlers(tmp_path):
+    (tmp_path / "minires").write_text(
+        "import signal\nown = lambda *_: None\nsignal.signal(signal.SIGTERM, own)\nimport minires\n"
+        "print(signal.getsignal(signal.SIGTERM) is own, signal.getsignal(signal.SIGINT).__name__)"
+    )
+    run = subprocess.run([sys.executable, tmp_path / "minires"], capture_output=True, text=True)
+    assert run.stdout == "True _end\n", run.stderr
+
+
+def full_pipe():
+    """Both ends of a pipe into which nothing more goes."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    for size in (65536, 1):
+        try:
+            while True:
+                os.write(write, bytes(size))
+        except BlockingIOError:
+            pass
+    os.set_blocking(write, True)
+    return read, write
+
+
+def test_a_signal_waits_for_nobody_who_does_not_read():
+    read, write = full_pipe()
+    code = (
+        "import sys; sys.argv = ['minires']\nfrom minires import cli, interrupt\nimport signal\n"
+        "from minires.commands import models\n"
+        "def run(options):\n    with interrupt.StopWish() as stop:\n"
+        "        signal.raise_signal(signal.SIGTERM)\n    raise interrupt.Interrupted('saved', stop.wanted)\n"
+        "object.__setattr__(cli.COMMANDS['models'], 'run', run)\nsys.exit(cli.main(['models']))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=write)
+    try:
+        assert process.wait(timeout=30) == 143
+    finally:
+        process.kill()
+        os.close(read)
+        os.close(write)
+
+
+def test_descriptors_are_given_back():
+    def opened():
+        return len(os.listdir("/dev/fd"))
+
+    before = opened()
+    for _ in range(3):
+        interrupt.three_streams()
+        with open(os.devnull, "w") as stream:
+            interrupt.to_nobody(stream)
+    assert opened() == before
+
+
+@pytest.mark.parametrize(
+    ("error", "gone"),
+    [
+        (OSError(errno.ENOSPC, ""), True),
+        (OSError(errno.EIO, ""), True),
+        (ValueError("write to closed file"), True),
+        (FileNotFoundError(errno.ENOENT, "no such folder"), False),
+        (PermissionError(errno.EACCES, "not yours"), False),
+        (OSError("my own"), False),
+        (ValueError("my own"), False),
+    ],
+)
+def test_a_mistake_of_who_writes_is_told_from_nobody_being_there(error, gone):
+    assert interrupt.is_gone(error) == gone
+    heard = []
+
+    def say(line):
+        heard.append(line)
+        raise error
+
+    listener = Listener(say)
+    for _ in range(2):
+        with nullcontext() if gone else pytest.raises(type(error)):
+            listener("line")
+    assert len(heard) == (1 if gone else 2)

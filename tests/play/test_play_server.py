@@ -357,6 +357,17 @@ def test_connections_that_send_nothing_cost_no_request_anything(server):
         assert received(idle[-1])[0] == 200
 
 
+def test_a_burst_of_newcomers_takes_the_places_of_those_that_send_nothing(server):
+    with contextlib.ExitStack() as opened:
+        for _ in range(connections.CONNECTIONS + 100):
+            opened.enter_context(connect(server))
+        assert ask(server, "GET", "about")[0] == 200  # they are all taken in
+        asking = [opened.enter_context(connect(server)) for _ in range(200)]
+        for one in asking:
+            one.sendall(head(server, "GET", "about"))
+        assert [received(one)[0] for one in asking] == [200] * 200
+
+
 def test_two_hundred_requests_at_once_are_all_answered(server):
     with contextlib.ExitStack() as opened:
         asking = [opened.enter_context(connect(server)) for _ in range(200)]
@@ -650,6 +661,8 @@ def test_what_cannot_be_served_is_refused(server, run, tmp_path):
         Server(server.player, server.server_port)
     with pytest.raises(ConfigError, match="port is 70000; it must be from 1 to 65535"):
         Server(server.player, 70000)
+    with pytest.raises(ConfigError, match="port is 80000"):
+        serving.serve(tmp_path, port=80000)  # before a model is looked for
 
 
 def test_it_says_its_address_and_ctrl_c_ends_it_in_one_line(run):
@@ -679,6 +692,22 @@ def test_it_says_its_address_and_ctrl_c_ends_it_in_one_line(run):
         idle.close()
     assert (out, err, program.returncode) == ("Stopped.\n", "", 0)
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 0)])
+def test_the_program_ends_with_the_status_of_the_signal(number, status, run):
+    with subprocess.Popen(
+        [sys.executable, "-m", "minires", "play", str(run), "--no-browser"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"},
+    ) as program:  # fmt: skip
+        assert program.stdout is not None
+        next(line for line in program.stdout if line.endswith("Ctrl-C ends it.\n"))
+        time.sleep(0.2)
+        program.send_signal(number)
+        out, err = program.communicate(timeout=20)
+    assert program.returncode == status
+    assert (out, err) == (("Stopped.\n", "") if not status else ("", f"minires: stopped by {number.name}\n"))
 
 
 def test_the_browser_is_opened_and_its_absence_said(run, monkeypatch):

@@ -90,6 +90,10 @@ def _message(error: BaseException) -> str:
         return f"not enough memory ({error or 'no figure given'}); try a smaller --batch-size or --size"
     if isinstance(error, ImportError):
         return f"{error}; `minires doctor` says how to install it"
+    if isinstance(error, OSError) and error.errno:
+        from minires.files import why
+
+        return f"{error.filename}: {why(error)}" if error.filename else why(error)
     return str(error)
 
 
@@ -132,6 +136,16 @@ def _harmless_output() -> AbstractContextManager[Any]:
     return nullcontext() if sys.stdout is None else redirect_stdout(_Harmless(sys.stdout))
 
 
+@contextmanager
+def _named() -> Iterator[None]:
+    """An error of the system says what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = "standard output"
+        raise
+
+
 class _Harmless:
     """A stream for a terminal on which names from files cannot do anything: see ``harmless``."""
 
@@ -139,7 +153,12 @@ class _Harmless:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        return self._stream.write(harmless(text))
+        with _named():
+            return self._stream.write(harmless(text))
+
+    def flush(self) -> None:
+        with _named():
+            self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

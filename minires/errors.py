@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 # What a terminal obeys instead of showing it: control characters, and marks that turn the direction of text.
+# And what it cannot show: bytes of a file name that are no UTF-8, which are surrogates in Python.
 _OBEYED = {*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029}
+_OBEYED |= {*range(0xD800, 0xE000)}
 _SHOWN = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in _OBEYED - {*b"\n\t"}}
 
 
 def harmless(text: str) -> str:
-    """``text`` with what a terminal would obey shown as an escape; new lines and tabs stay.
+    """``text`` with what a terminal would obey, or cannot show, as an escape; new lines and tabs stay.
 
     >>> harmless("a\\x1b[2Jb")
     'a\\\\x1b[2Jb'

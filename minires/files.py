@@ -57,7 +57,7 @@ _watched: dict[Path, Callable[[], None]] = {}  # by the full path of a folder
 
 
 def watch(folder: Path, check: Callable[[], None]) -> None:
-    """Call ``check``, which may raise, before anything is written in this folder: see ``minires.train.lock``."""
+    """Call ``check``, which may raise, before anything is written in a folder: see ``minires.train.lock``."""
     _watched[folder] = check
 
 

@@ -55,8 +55,8 @@ def _module(started: Sequence[str]) -> str:
 
 
 def set_signals() -> None:
-    """If this is the program, end it when a signal comes; there is nothing yet to clean up. A handler that is set
-    already stays: a program of the user's may bear this name, too."""
+    """If this is the program, end it when a signal comes; there is nothing yet to clean up. A handler that is
+    set already stays: a program of the user's may bear this name, too."""
     if is_the_program():
         for number in SIGNALS:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from minires import interrupt
+from minires import interrupt, quiet_start
 from minires.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def speaker(stream: TextIO | None) -> Callable[[str], None]:
                 raise
             interrupt.to_nobody(stream)
             stream = None
-            interrupt.tell("minires: warning: nobody reads what is printed; going on without")
+            quiet_start.tell("minires: warning: nobody reads what is printed; going on without")
 
     return say
 

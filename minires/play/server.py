@@ -40,7 +40,7 @@ def serve(
     open_browser: bool = True,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Serve the page for the trained model ``run`` until Ctrl-C or another signal; ``port`` 0 takes a free one.
+    """Serve the page for the trained model ``run`` until Ctrl-C; ``port`` 0 takes a free one.
 
     With ``data``, a folder, zip, tar or picture file, the page shows the pictures that are there.
 

@@ -34,8 +34,8 @@ def way_on(folder: str | os.PathLike[str]) -> str:
 def read_config(folder: str | os.PathLike[str]) -> Config:
     """The configuration of the run in a folder.
 
-    Where the file is missing or empty, as after a power failure, that of the newest good checkpoint is used, and
-    a warning says so. A run of a version that had no choice kept its last checkpoints.
+    Where the file is missing or empty, as after a power failure, that of the newest good checkpoint is used,
+    and a warning says so. A run of a version that had no choice kept its last checkpoints.
 
     Raises: CheckpointError if there is none or it is no JSON object; ConfigError for what does not fit in it;
     both name the file.
@@ -156,15 +156,17 @@ def not_yet(folder: Path) -> str | None:
 
 
 def finished(folder: str | os.PathLike[str]) -> str | None:
-    """That the run in a folder is finished, and nothing of it is left to do, in words; else None. Checkpoints
-    that are there, because they were to be kept or somebody has put them there, stay."""
+    """That the run in a folder is finished, and nothing of it is left to do, in words; else None.
+
+    Checkpoints that are there, because they were to be kept or somebody has put them there, stay.
+    """
     folder = Path(folder)
     if not _is_finished(folder):
         return None
-    kept = f"; it needs its {count} checkpoints no more" if (count := len(Checkpoints(folder).paths())) else ""
-    return (
-        f"the run in {folder} is finished: there is nothing to go on with; its model is {folder / MODEL}{kept}"
-    )
+    count = len(Checkpoints(folder).paths())
+    kept = f"; it needs its {count} checkpoint{'s' * (count > 1)} no more" if count else ""
+    model = folder / MODEL
+    return f"the run in {folder} is finished: there is nothing to go on with; its model is {model}{kept}"
 
 
 def remains(folder: Path) -> dict[str, tuple[int, int]]:

@@ -13,6 +13,7 @@ minires.errors.ConfigError: marks[1] must be a number, not 'two'
 from __future__ import annotations
 
 import json
+import re
 import reprlib
 from collections.abc import Callable
 from typing import Any
@@ -45,9 +46,13 @@ def anything(what: str, value: Any) -> None:
     """For what others check."""
 
 
+_NAME = re.compile("[\udc80-\udcff]")
+
+
 def text(what: str, value: Any) -> None:
-    """Text that can be shown and stored."""
-    if not isinstance(value, str) or any("\ud800" <= sign <= "\udfff" for sign in value):
+    """Text that can be shown and stored. A byte of a file name that is no UTF-8 is one of the signs U+DC80 to
+    U+DCFF; there are no such signs else."""
+    if not isinstance(value, str) or any("\ud800" <= sign <= "\udfff" for sign in _NAME.sub("", value)):
         raise ConfigError(f"{what} must be text, not {_short.repr(value)}")
 
 

@@ -3,7 +3,8 @@
 It is the system's own lock on the file ``.lock`` in the folder (``flock``; on Windows ``msvcrt``), which goes
 when its process goes, however that ended: an old file locks nothing. In it stands who holds it. A folder that
 is moved away takes its lock along, and what is made in its place is another folder: before each file that is
-written in a folder it is looked whether that is still the one that is held (``files.watch``). On a network that knows no such locks the file alone is looked at: a living process of this machine holds it, and one of
+written in a folder it is looked whether that is still the one that is held (``files.watch``). On a network
+that knows no such locks the file alone is looked at: a living process of this machine holds it, and one of
 another machine, which nobody here can ask after, does not.
 """
 
@@ -43,9 +44,9 @@ class Lock:
     """Holds the run folder ``out``, which is made if it is not there and ``make`` is set; of several folders
     the first that is not there yet.
 
-    A lock of this process that is not ``busy``, that of a Trainer that does not run, is taken over, and goes back
-    to it unless :meth:`keep` is called. ``given`` is the folder as it was named, ``folder`` with its full path:
-    where the process goes meanwhile does not matter.
+    A lock of this process that is not ``busy``, that of a Trainer that does not run, is taken over, and goes
+    back to it unless :meth:`keep` is called. ``given`` is the folder as it was named, ``folder`` with its full
+    path: where the process goes meanwhile does not matter.
 
     Raises: Held if somebody trains there, with who and since when; ConfigError if it is a file; MiniresError
     if the folder cannot be made or written to.
@@ -130,8 +131,8 @@ class Lock:
             for one in reversed([full, *full.parents]):
                 if one.is_symlink() and not one.exists():
                     raise ConfigError(
-                        f"{path}: {one} is a link to {os.readlink(one)}, which is not there; make that folder, "
-                        "or remove the link"
+                        f"{path}: {one} is a link to {os.readlink(one)}, which is not there; make "
+                        "that folder, or remove the link"
                     )
                 with suppress(FileExistsError):
                     if not one.is_dir():
@@ -155,8 +156,8 @@ class Lock:
                 raise MiniresError(f"cannot write {path}: {why(error)}") from error
             if file is None:
                 raise MiniresError(
-                    f"{path}, the file of the lock of a run, is a link, a folder or a device here, or has another "
-                    "name as well, and nothing was changed; remove it, or choose another folder for the run"
+                    f"{path}, the file of the lock of a run, is a link, a folder or a device here, or has "
+                    "another name as well, and nothing was changed; remove it, or choose another folder"
                 )
             try:
                 if _locked(file) and _is_at(file, path):

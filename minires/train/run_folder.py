@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minires.data import Dataset
-from minires.errors import CheckpointError
+from minires.errors import CheckpointError, harmless
 from minires.files import atomic_write, why
 from minires.limits import regular_file
 from minires.train.fields import parsed
@@ -45,9 +45,13 @@ Row = Mapping[str, Any]
 
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all. Raises: MiniresError with the file and the cause."""
+    """Write a JSON file, whole or not at all. What is no UTF-8 in the name of a file is an escape of JSON.
+
+    Raises: MiniresError with the file and the cause.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_write(path) as file:
-        file.write((json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -164,7 +168,7 @@ def draw_curves(
         axes.tick_params(labelsize=9, colors=_GREY)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color("#9ca3af")
-    figure.suptitle(title, fontsize=12, fontweight="bold")
+    figure.suptitle(harmless(title), fontsize=12, fontweight="bold")
     _save(figure, path)
 
 
@@ -269,6 +273,7 @@ def confusion_table(labels: NDArray[np.int64], guesses: NDArray[np.int64], class
 
 
 def _short(text: str, most: int) -> str:
+    text = harmless(text)
     return text if len(text) <= most else text[: most - 3] + "..."
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from minires.errors import harmless
 from minires.interrupt import is_gone
 
 SAY = Callable[[str], None]
@@ -25,7 +26,7 @@ class Listener:
         if self._gone:
             return
         try:
-            self.say(line)
+            self.say(harmless(line))
         except (OSError, ValueError) as error:
             if not is_gone(error):
                 raise

@@ -189,7 +189,8 @@ class Trainer:
                 self._unclear = None
             if isinstance(stop, Interrupted) or not there or self._lock.lost:
                 raise
-            raise Interrupted(f"interrupted; {self.given / there[-1].name} is kept", status(stop) - 128) from stop
+            kept = self.given / there[-1].name
+            raise Interrupted(f"interrupted; {kept} is kept", status(stop) - 128) from stop
         finally:
             self._let_go()
             self._left = continuing.remains(self.out)
@@ -450,9 +451,9 @@ class Trainer:
         self._lock.remove_folder()  # what is not empty stays
 
     def _leave(self, number: int) -> None:
-        path = self.save()
+        saved = self.given / self.save().name
         self._write_history()
-        raise Interrupted(f"stopped after step {self.progress.step}; everything is saved in {self.given / path.name}", number)
+        raise Interrupted(f"stopped after step {self.progress.step}; everything is saved in {saved}", number)
 
     # -------------------------------------------------------------------------------------- the figures
 

@@ -694,7 +694,9 @@ def test_it_says_its_address_and_ctrl_c_ends_it_in_one_line(run):
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 0)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 0)]
+)
 def test_the_program_ends_with_the_status_of_the_signal(number, status, run):
     with subprocess.Popen(
         [sys.executable, "-m", "minires", "play", str(run), "--no-browser"],

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,11 @@ from minires.train.checkpoint import Checkpoints
 from minires.train.lock import Held
 
 
-def trainer(out, *, splits=None, resume=False, **changes):
+def trainer(out, *, splits=None, resume=False, say=lambda line: None, **changes):
     config = Config.from_dict({**CONFIG.to_dict(), **changes})
     return Trainer(
         config, out, splits=splits or small_splits(), model=small_model(), resume=resume, progress=False,
-        say=lambda line: None,
+        say=say,
     )  # fmt: skip
 
 
@@ -224,8 +225,6 @@ def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_damaged(run, monkeyp
      ("train labels", "the training labels"), ("classes", "the class names")],
 )  # fmt: skip
 def test_other_pictures_labels_or_class_names_are_named(part, said, run):
-    from dataclasses import replace
-
     splits = small_splits()
     parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
     if part == "classes":
@@ -387,9 +386,10 @@ def test_a_folder_that_is_moved_away_gets_no_more_and_another_run_in_its_place_n
             (tmp_path / "run" / "config.json").write_text("another")
 
     run._step = moved
-    with pytest.raises(MiniresError, match="run began: another one stands in its place. The run is stopped") as e:
+    said = "run began: another one stands in its place. The run is stopped"
+    with pytest.raises(MiniresError, match=said) as lost:
         run.run()
-    assert "Mend that" not in str(e.value)
+    assert "Mend that" not in str(lost.value)
     assert contents(tmp_path / "run") == {"config.json": b"another"}
     assert trainer(tmp_path / "moved", resume=True).progress.step == 5
 
@@ -469,3 +469,22 @@ def test_a_signal_while_the_configuration_is_written_leaves_nothing(tmp_path, mo
     with pytest.raises(Interrupted):
         trainer(tmp_path / "run")
     assert not list(tmp_path.iterdir())
+
+
+def test_names_that_are_no_utf_8_stop_nothing(tmp_path):
+    name = os.fsdecode(b"r\xffn")
+    splits = small_splits()
+    parts = {
+        part: replace(getattr(splits, part), classes=(name, "b", "c"), name=name, names=())
+        for part in ("train", "val", "test")
+    }
+    splits, said = Splits(**parts, source=name), []
+    run = trainer(tmp_path / name, splits=splits, data=name, epochs=1, keep="all", say=said.append)
+    run.run()
+    assert said and [line.encode() for line in said]  # whoever prints them can
+    assert load_model(tmp_path / name, model=small_model()).classes == (name, "b", "c")
+    assert continuing.read_config(tmp_path / name).data == name
+    (tmp_path / name / "summary.json").unlink()
+    assert trainer(
+        tmp_path / name, splits=splits, data=name, epochs=1, keep="all", resume=True
+    ).progress.step == 12  # fmt: skip

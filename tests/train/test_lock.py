@@ -179,7 +179,7 @@ def test_what_stands_in_the_place_of_the_lock_is_neither_followed_nor_changed(ki
         "folder": os.mkdir,
     }[kind](run / lock.NAME)
     assert lock.holder(run) is None  # and does not wait
-    with pytest.raises(MiniresError, match="the file of the lock of a run, is .*nothing was changed; remove it"):
+    with pytest.raises(MiniresError, match="the file of the lock of a run, is .*nothing was changed; remove"):
         Lock(run)
     assert mine.read_text() == "mine" and not (tmp_path / "nothing").exists()
     assert [path.name for path in run.iterdir()] == [lock.NAME]

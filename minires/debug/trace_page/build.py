@@ -142,7 +142,7 @@ def _page(title: str, chunks: Sequence[str]) -> bytes:
     }  # fmt: skip
     page = (folder / "page.html").read_text(encoding="utf-8")
     # In one go, so that a title with such a place in it stays what it is.
-    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], page).encode()
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], page).encode(errors="backslashreplace")
 
 
 def _digest(text: str) -> str:

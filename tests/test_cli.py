@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -1063,3 +1065,17 @@ def test_a_reader_that_leaves_early_is_no_traceback(tmp_path: Path) -> None:
         program.stdout.close()
         assert program.stderr.read() == ""
     assert program.returncode == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_what_standard_output_cannot_take_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", said)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.main(["models"]) == 1
+        with contextlib.suppress(OSError):
+            full.close()
+    assert said.getvalue().startswith(
+        "minires: error: standard output: No space left on device. Free some space or choose another folder"
+    )

@@ -475,7 +475,7 @@ def test_names_that_are_no_utf_8_stop_nothing(tmp_path):
     name = os.fsdecode(b"r\xffn")
     splits = small_splits()
     parts = {
-        part: replace(getattr(splits, part), classes=(name, "b", "c"), name=name, names=())
+        part: replace(getattr(splits, part), classes=(name, "b", "c"), name=name)
         for part in ("train", "val", "test")
     }
     splits, said = Splits(**parts, source=name), []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -141,6 +142,19 @@ def test_mistakes_show_truth_guess_and_file_the_surest_first(tmp_path, figures):
     assert "picture_4.jpg" in texts and "picture_7.jpg" in texts
     first = next(axes.images[0].get_array() for axes in figures[0].axes if axes.images)
     assert np.array_equal(first, dataset.images[4])
+
+
+def test_names_that_are_no_utf_8_are_drawn_as_escapes(tmp_path, figures):
+    name = "a\udcff"
+    run_folder.draw_curves(tmp_path / "curves.png", [row(1)], title=name)
+    dataset = replace(signs(12), classes=(name,) * 6, names=(name,) * 12)
+    wrong = np.roll(np.eye(6)[dataset.labels], 1, axis=1)
+    run_folder.draw_confusion(tmp_path / "confusion.png", dataset.labels, wrong.argmax(1), dataset.classes)
+    run_folder.draw_mistakes(tmp_path / "mistakes.png", dataset, wrong)
+    assert all("a\\udcff" in " ".join(rendered(figure)) for figure in figures)
+    assert len([path for path in tmp_path.iterdir() if is_whole(path)]) == 3
+    run_folder.write_json(tmp_path / "a.json", {name: name})
+    assert run_folder.read_json(tmp_path / "a.json") == {name: name}
 
 
 def test_no_mistakes_and_very_many(tmp_path, figures):

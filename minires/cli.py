@@ -22,6 +22,7 @@ from minires.errors import ConfigError, MiniresError, UnknownName, closest, harm
 from minires.version import __version__
 
 WRONG_USE = 2
+_OUTPUT = "standard output"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,10 +91,10 @@ def _message(error: BaseException) -> str:
         return f"not enough memory ({error or 'no figure given'}); try a smaller --batch-size or --size"
     if isinstance(error, ImportError):
         return f"{error}; `minires doctor` says how to install it"
-    if isinstance(error, OSError) and error.errno:
+    if isinstance(error, OSError) and error.filename == _OUTPUT:
         from minires.files import why
 
-        return f"{error.filename}: {why(error)}" if error.filename else why(error)
+        return f"{_OUTPUT}: {why(error)}"
     return str(error)
 
 
@@ -142,7 +143,7 @@ def _named() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = "standard output"
+        error.filename = _OUTPUT
         raise
 
 

@@ -130,6 +130,26 @@ def _check_begun(folder: Path) -> None:
     )
 
 
+def hold_again(held: lock.Lock, left: dict[str, tuple[int, int]], unclear: str | None) -> None:
+    """Hold the folder of a Trainer that runs once more: the end of a run lets it go. ``left`` is what it left
+    there (see :func:`remains`), ``unclear`` why it cannot run.
+
+    Raises: MiniresError if it cannot, or the folder is not as it was left; Held if somebody trains there.
+    """
+    if not unclear and not held.held:
+        if lock.is_idle(held.folder):
+            unclear = "another Trainer has taken it over"
+        else:
+            held.again()
+            if remains(held.folder) != left:
+                held.release()
+                unclear = "somebody else has trained there meanwhile, or changed something"
+    if unclear:
+        raise MiniresError(
+            f"this Trainer no longer holds {held.given}: {unclear}; make a new one with resume=True"
+        )
+
+
 def stopped(error: MiniresError, folder: Path, step: int) -> MiniresError:
     """The error of a file that could not be written, which ends a run, with how to go on."""
     if isinstance(error, lock.Lost):

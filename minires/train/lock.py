@@ -45,8 +45,8 @@ class Lock:
     the first that is not there yet.
 
     A lock of this process that is not ``busy``, that of a Trainer that does not run, is taken over, and goes
-    back to it unless :meth:`keep` is called. ``given`` is the folder as it was named, ``folder`` its full path,
-    for a process may go elsewhere.
+    back to it unless :meth:`keep` is called. ``given`` is the folder as it was named, ``folder`` its full
+    path, for a process may go elsewhere.
 
     Raises: Held if somebody trains there, with who and since when; ConfigError if it is a file; MiniresError
     if the folder cannot be made or written to.

@@ -116,6 +116,13 @@ def belongs(
         )
 
 
+def normalization(choice: str | dict[str, Any], train_set: data.Dataset) -> data.Normalize:
+    """What the setting ``normalize`` stands for."""
+    if isinstance(choice, dict):
+        return data.Normalize(**choice)
+    return data.Normalize.of(train_set) if choice == "data" else data.Normalize.none()
+
+
 def fingerprint(splits: data.Splits) -> dict[str, Any]:
     """What the pictures and labels of the three parts are known by, and the names of the classes."""
     found: dict[str, Any] = {}

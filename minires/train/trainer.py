@@ -33,7 +33,6 @@ from minires.train import (
     checks,
     continuing,
     finetune,
-    lock,
     model_file,
     planned,
     report,
@@ -124,7 +123,7 @@ class Trainer:
         if config.train_on == "train+val":
             self.train_set = self.train_set.join(self.splits.val)
         self.val_set = self.splits.val if config.train_on == "train" else None
-        self.normalize = self._normalization()
+        self.normalize = state.normalization(config.normalize, self.train_set)
         self.loader = data.Loader(
             self.train_set, config.batch_size, seed=config.seed, normalize=self.normalize,
             augment=augment, drop_last=config.drop_last,
@@ -177,7 +176,7 @@ class Trainer:
         the first layer whose output or gradient was not finite; MiniresError if a checkpoint or the model
         cannot be written: the checkpoint before it stays, and the run goes on from there.
         """
-        self._hold_again()
+        continuing.hold_again(self._lock, self._left, self._unclear)
         self._lock.busy, self._unclear = True, "its last step has not come to its end"
         try:
             summary = self._run()
@@ -195,25 +194,6 @@ class Trainer:
             self._let_go()
             self._left = continuing.remains(self.out)
             self._lock.busy = False
-
-    def _hold_again(self) -> None:
-        """Hold the folder, which the end of a run lets go: it goes on, or is tested once more.
-
-        Raises: MiniresError if it is not as this Trainer has left it; Held if somebody trains there.
-        """
-        what = self._unclear
-        if not what and not self._lock.held:
-            if lock.is_idle(self.out):
-                what = "another Trainer has taken it over"
-            else:
-                self._lock.again()
-                if continuing.remains(self.out) != self._left:
-                    self._lock.release()
-                    what = "somebody else has trained there meanwhile, or changed something"
-        if what:
-            raise MiniresError(
-                f"this Trainer no longer holds {self.given}: {what}; make a new one with resume=True"
-            )
 
     def _run(self) -> dict[str, Any]:
         config = self.config
@@ -508,9 +488,3 @@ class Trainer:
         )  # fmt: skip
         run_folder.write_json(self.out / continuing.SUMMARY, summary)
         return summary
-
-    def _normalization(self) -> data.Normalize:
-        choice = self.config.normalize
-        if isinstance(choice, dict):
-            return data.Normalize(**choice)
-        return data.Normalize.of(self.train_set) if choice == "data" else data.Normalize.none()

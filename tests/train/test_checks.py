@@ -166,6 +166,7 @@ def test_running_statistics_that_are_not_finite_are_named_once_and_kept_over_a_s
     assert any(text.startswith("in the model that is kept") for text in summary["warnings"])
     assert any(text == "the test loss is nan" for text in summary["warnings"])
     assert summary["test_loss"] is None
+    (tmp_path / "run" / "summary.json").unlink()  # as if its end had not been reached
     again = run(tmp_path / "run", resume=True, **changes)
     assert after in again.warnings
 

@@ -167,6 +167,7 @@ def test_a_run_starts_from_another_and_goes_on_after_a_stop(tmp_path, monkeypatc
         assert (first[name].shape == second[name].shape and np.array_equal(first[name], second[name])) == same
     # Continued from its own checkpoints, it does not need the model that it started from any more.
     (tmp_path / "first" / "model.safetensors").unlink()
+    (tmp_path / "second" / "summary.json").unlink()  # as if its end had not been reached
     again = Trainer(None, tmp_path / "second", resume=True, splits=splits, progress=False, say=said.append)
     assert again.run()["test_accuracy"] == summary["test_accuracy"]
     assert not again.model.bn1.gamma.requires_grad and again.model.bn1.frozen

@@ -25,7 +25,7 @@ import numpy as np
 from minires import models, nn
 from minires.train import run_folder
 
-if sys.argv[0].endswith("__main__.py"):  # in a process of its own: they take most of such a small run
+if sys.argv[0].endswith("minires/__main__.py"):  # in a process of its own: they take most of such a small run
     for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
         setattr(run_folder, name, lambda *_, **__: None)
 

@@ -344,7 +344,7 @@ def test_a_wrong_value_is_wrong_use(
         (["--variant", "classes=3"], "--variant cannot set classes; leave it out"),
         (["--variant", "name=x"], "'name=x' is no option of a model"),
         (["--variant", "seed=3"], "--variant cannot set seed; use --seed"),
-        (["--batch-size", "99", "--drop-last"], "use a smaller batch, or --no-drop-last"),
+        (["--batch-size", "99", "--drop-last"], "Use --batch-size 9, or --no-drop-last"),
         (["--precision", "fp8"], "unknown precision 'fp8'"),
         (["--out", "run.txt"], "run.txt is a file"),
     ],

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from minires.commands.loading import load_trained, print_json, run_options, speaker
 from minires.commands.pictures import Shown, fingerprint, learnt, pictures_of, warn_of_learnt
 from minires.commands.registry import Command
-from minires.errors import ConfigError, DataError, counted
+from minires.errors import ConfigError, DataError
 from minires.files import atomic_write, with_ending
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--top", type=int, default=3, metavar="K", help="show the K likeliest labels (default: 3)"
     )
     parser.add_argument(
-        "--csv", metavar="FILE", help="write a .csv table, too: picture, label, probability, that of each class"
+        "--csv",
+        metavar="FILE",
+        help="write a table, too, a .csv: picture, label, probability, all probabilities",
     )
 
 
@@ -83,22 +85,20 @@ def run(options: argparse.Namespace) -> int:
         wrong = guessed.get("true") not in (None, guessed["label"])
         true = f"   (it is {guessed['true']})" if wrong else ""
         print(f"{guessed['picture']:<{width}}  {'   '.join(guesses)}{true}")
-    if told := [one for one in found if one.get("true") is not None]:
-        right = sum(one["label"] == one["true"] for one in told)
-        how = "their names" if all(one.named for one in pictures) else "the folders that they stand in"
+    if told := [(guessed, one) for guessed, one in zip(found, pictures, strict=True) if guessed.get("true")]:
+        right = sum(guessed["label"] == guessed["true"] for guessed, _ in told)
+        how = "their names" if all(one.named for _, one in told) else "the folders that they stand in"
         print(f"{right} of {len(told)} right, by {how}")
     return 0
 
 
-def _predicted(
-    pictures: list[Shown], trained: Trained, side: int
-) -> tuple[NDArray[np.float64], list[bytes]]:
+def _predicted(pictures: list[Shown], trained: Trained, side: int) -> tuple[NDArray[np.float64], list[bytes]]:
     """The probabilities and the fingerprint of each picture; so many are decoded at a time as need little
     memory."""
     import numpy as np
 
     from minires import train
-    from minires.data.pictures import listing
+    from minires.data.pictures import unreadable
 
     broken: list[str] = []
     results = []
@@ -117,7 +117,7 @@ def _predicted(
     if len(broken) == 1:
         raise DataError(broken[0])
     if broken:
-        raise DataError(listing(f"{counted(len(broken), 'unreadable picture')}; mend or remove them", broken))
+        raise DataError(unreadable(broken))
     return np.concatenate(results), prints
 
 

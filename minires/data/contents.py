@@ -15,8 +15,8 @@ BEGINNINGS = (
     (b"\x1f\x8b", "packed with gzip; unpack it"),
     (
         b"\x89HDF\r\n",
-        "an HDF5 file: `minires train` and `minires evaluate` read one of labelled pictures by its path, with "
-        "--data; to predict or to play, save its pictures as JPEG or PNG",
+        "an HDF5 file: `minires train` and `minires evaluate` read one of labelled pictures by its path, "
+        "with --data; to predict or to play, save its pictures as JPEG or PNG",
     ),
     (b"\x1aE\xdf\xa3", "a film; save its pictures as JPEG or PNG"),
 )

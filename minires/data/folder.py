@@ -25,7 +25,7 @@ from minires.data.layout import ByClass, Layout, layout
 from minires.data.parts import PARTS, UNLABELLED, matching
 from minires.data.pictures import Decode, decode_all
 from minires.data.tree import Entry
-from minires.errors import DataError
+from minires.errors import DataError, counted
 
 
 def split_up(
@@ -70,9 +70,10 @@ def split_up(
                 f"{part.names[0]} is {part.images.shape[1:3]} (height, width); give a size, such as size=64"
             )
     for unlabelled, held in found.unlabelled.items():
+        have = "has no label and is left out" if len(held) == 1 else "have no labels and are left out"
         other_way = unlabelled == UNLABELLED or unlabelled in other
         warnings.warn(
-            f"{where}: {len(held):,} {unlabelled} pictures have no labels and are left out"
+            f"{where}: {counted(len(held), f'{unlabelled} picture')} {have}"
             + ("" if other_way else f"; a part {unlabelled} is split off train")
             + ". `minires predict` says what is on them",
             stacklevel=3,
@@ -99,11 +100,11 @@ def parts(
 
 
 def no_labels(found: Layout, entries: list[Entry], where: str) -> str:
-    """Say that the pictures of a tree have no labels, why what may be meant as such is none, and what to do."""
+    """Say that the pictures of a tree have no labels, what is not read as such, and what to do."""
     flat = ", ".join(f"{part}/" for part in PARTS if part in found.unlabelled)
     words = [
-        f"{where}: the pictures{flat and ' in '}{flat} have no labels: they stand in no class folders. Put them "
-        "into a folder for each class, class/picture.jpg"
+        f"{where}: the pictures{flat and ' in '}{flat} have no labels: they stand in no class folders. Put "
+        "them into a folder for each class, class/picture.jpg"
     ]
     files = [e for e in entries if e.read is not None]
     if listed := next((e.name for e in files if _is_list(e.parts[-1])), ""):

@@ -178,8 +178,8 @@ def _check_memory(count: int, height: int, width: int, *, where: str, resized: b
     needed, most = count * height * width * 3, int(SHARE * memory())
     if needed > most:
         raise DataError(
-            f"{where}: {counted(count, 'picture')} of {width} x {height} take {needed / 2**20:,.0f} MB of memory, "
-            f"the limit is {most / 2**20:,.0f} MB, half of what there is; {smaller}"
+            f"{where}: {counted(count, 'picture')} of {width} x {height} take {needed / 2**20:,.0f} MB of "
+            f"memory, the limit is {most / 2**20:,.0f} MB, half of what there is; {smaller}"
         )
 
 

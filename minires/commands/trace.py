@@ -24,7 +24,7 @@ first kernel: every step with its values and gradients. The page is one file and
 
   minires trace runs/signs-default-1
   minires trace runs/signs-default-1 --image hand.jpg --label 3 --html hand.html
-  minires trace runs/signs-default-1 --data photos.zip
+  minires trace runs/signs-default-1 --data photos.zip --split val
   minires trace resnet50 --image hand.jpg         fresh weights, not trained
 
 Without --label the loss is for the label of the test picture, or else for the model's own guess; where that

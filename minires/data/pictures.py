@@ -186,8 +186,9 @@ def _check_memory(count: int, height: int, width: int, *, where: str, resized: b
 def unreadable(broken: list[str], where: str = "") -> str:
     """Say of pictures that cannot be read which they are, and why.
 
-    >>> unreadable(["a.jpg: cannot read this picture: the file is empty"], "photos")
-    'photos: 1 unreadable picture; mend or remove it:\n  a.jpg: cannot read this picture: the file is empty'
+    >>> print(unreadable(["a.jpg: the file is empty"], "photos"))
+    photos: 1 unreadable picture; mend or remove it:
+      a.jpg: the file is empty
     """
     them = "it" if len(broken) == 1 else "them"
     count = counted(len(broken), "unreadable picture")

@@ -150,7 +150,7 @@ def test_all_damaged_is_an_error(tmp_path):
             latest(tmp_path)
     assert names(tmp_path) == before
     Checkpoints(tmp_path).paths()[0].unlink()
-    with pytest.raises(CheckpointError, match="the only checkpoint in .* is damaged, and nothing was changed"):
+    with pytest.raises(CheckpointError, match="the only checkpoint .* is damaged, and nothing was changed"):
         latest(tmp_path)
 
 

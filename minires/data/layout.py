@@ -20,7 +20,7 @@ from minires.data.parts import PARTS, UNLABELLED, mixed, part_of, parts_of, says
 from minires.data.pictures import listing
 from minires.data.sources import pictures_of
 from minires.data.tree import Entry
-from minires.errors import DataError
+from minires.errors import DataError, counted
 
 ByClass = dict[str, list[Entry]]
 
@@ -165,7 +165,7 @@ def _refuse_alike(tops: dict[str, list[Entry]], depth: int, where: str) -> None:
 def _by_class(entries: list[Entry], pictures: list[Entry], level: int, where: str) -> ByClass:
     """Sort a part by class; ``level`` is the place of the class in a path."""
     if loose := [e.name for e in pictures if len(e.parts) < level + 2]:
-        raise DataError(listing(f"{where}: {len(loose)} pictures outside any class folder", loose))
+        raise DataError(listing(f"{where}: {counted(len(loose), 'picture')} outside any class folder", loose))
     found: ByClass = {}
     for e in entries:
         if len(e.parts) > level:

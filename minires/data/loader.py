@@ -48,8 +48,8 @@ class Loader:
         shuffle, drop_last = truth("loader: shuffle", shuffle), truth("loader: drop_last", drop_last)
         if drop_last and len(dataset) < batch_size:
             raise ConfigError(
-                f"loader: {len(dataset)} pictures make no whole batch of {batch_size}, and drop_last "
-                "leaves out what is none; use a smaller batch, or drop_last=False"
+                f"there are {len(dataset)} training pictures, fewer than one batch of {batch_size}: nothing "
+                f"would be trained. Use batch_size={max(1, len(dataset) // 2)}, or drop_last=False"
             )
         self.dataset = dataset
         self.batch_size = batch_size

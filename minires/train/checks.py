@@ -122,9 +122,9 @@ def outcome(
         elif chance and value is not None and value > FAR * chance >= FAR * loss:
             found.append(
                 f"the {name} loss is {value:.6g}, {value / chance:.3g} times chance level, and that of "
-                f"training {loss:.6g}: after few steps the running statistics of batch norm lag behind the "
-                "weights (try more steps, another bn_momentum, minires.train.recalibrate); else these are "
-                "other pictures"
+                f"training {loss:.6g}. After few steps the running statistics of batch norm lag behind the "
+                "weights: train for more epochs, or set recalibrate. Else the pictures differ from those of "
+                "the training"
             )
     return found
 

@@ -41,7 +41,7 @@ class Forward:
                 if plan.calls == 0:
                     self.plan = plan
                 if plan.calls == 0 and not self.made:
-                    self.say("each step goes by a plan (minires.compile); plan=False does without")
+                    self.say("each step goes by a plan of the model (minires.compile)")
             except (ConfigError, ShapeError):  # the model itself goes on
                 pass
             self.made += 1

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,11 @@ COLUMNS = (
     "pictures_per_second",
     "seconds",
 )
+# Fonts with Chinese letters, as systems have them.
+_HAN = (
+    "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Microsoft YaHei", "SimHei", "PingFang SC",
+    "Hiragino Sans GB", "Heiti SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Noto Sans CJK JP",
+)  # fmt: skip
 LONGEST_JSON = 16 * 2**20  # bytes
 LARGE = 100  # times the smallest loss, or 1: what needs a logarithmic axis
 _BLUE, _ORANGE, _GREY = "#2563a8", "#d9730d", "#6b7280"
@@ -287,5 +293,20 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, path: str | os.PathLike[str]) -> None:
-    with atomic_write(path) as file:
+    from matplotlib import font_manager, rc_context
+
+    there = set(font_manager.get_font_names())
+    fonts = ["DejaVu Sans", *(name for name in _HAN if name in there)]
+    with (
+        atomic_write(path) as file,
+        rc_context({"font.sans-serif": fonts}),
+        warnings.catch_warnings(record=True) as said,
+    ):
+        warnings.simplefilter("always")
         figure.savefig(file, format="png", dpi=120)
+    if any("missing from" in str(one.message) for one in said):
+        warnings.warn(
+            f"{path}: no font here has all letters of its names, and others are drawn as boxes; install one "
+            "that has them, for Chinese Noto Sans CJK",
+            stacklevel=2,
+        )

@@ -93,7 +93,7 @@ DOORS = {
     "traceback": fails,
     "crash": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "hang": lambda: time.sleep(60),
-    "memory": lambda: {"x": str(len(b"x" * 60_000_000))},
+    "memory": lambda: {"x": str(len(b"x" * 600_000_000))},
     "left a process": lambda: {"x": str(subprocess.Popen(["sleep", "60"]).pid)},
 }
 
@@ -102,7 +102,7 @@ DOORS = {
 def test_each_fault_is_called_by_its_name(verdict, tmp_path):
     attempts = attempts_module()
     attempts.SECONDS = 0.3 if verdict == "hang" else 60
-    attempts.BYTES = 50_000_000 if verdict == "memory" else 10**9
+    attempts.BYTES = 100_000_000 if verdict == "memory" else 10**9
     outcome = attempts.attempt(DOORS[verdict], tmp_path / "log")
     attempts.judge(outcome, Path("/x/y"), [{"x": "1"}], sealed=False, checked="all", named=True)
     assert outcome.verdict == verdict, outcome

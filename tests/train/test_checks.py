@@ -115,7 +115,7 @@ def test_a_loop_of_ones_own_is_told_what_to_do():
     with pytest.raises(ShapeError, match=r"shape \(1, 4\).*leave it out: Loader\(drop_last=True\)"):
         for x, y in loader.epoch(0):
             cross_entropy(model(Tensor(x)), y).backward()
-    with pytest.raises(ConfigError, match="2 pictures make no whole batch of 3, .* or drop_last=False"):
+    with pytest.raises(ConfigError, match="2 training pictures, fewer than .* 3: .* Use batch_size=1"):
         Loader(stripes(2, 0), 3, drop_last=True)
 
 
@@ -205,7 +205,7 @@ def test_the_facts_at_the_end_are_those_of_chance():
     assert [checks.diverged(loss, 3) for loss in (1.2, 10.9, 11.0, np.nan)] == [False, False, True, True]
     assert not checks.diverged(1e-7, 1)
     (text,) = checks.outcome(0.3, 1.0, labels, "abc", validation=13.26, test=1.0)
-    assert "the validation loss is 13.26, 12.1 times chance level, and that of training 0.3: after" in text
+    assert "the validation loss is 13.26, 12.1 times chance level, and that of training 0.3. After" in text
     assert "recalibrate" in text and checks.outcome(0.3, 1.0, labels, "abc", validation=3.2, test=None) == []
     assert len(checks.outcome(float("nan"), 0.7, labels, "abc", test=float("inf"))) == 2
     assert checks.outcome(0.0, 1.0, labels[:3], "a") == []

@@ -58,7 +58,7 @@ def test_it_says_so_and_can_be_left(tmp_path, monkeypatch):
             say=said.append,
         )  # fmt: skip
         run.run()
-        assert plan == any("each step goes by a plan (minires.compile)" in line for line in said)
+        assert plan == any("each step goes by a plan of the model (minires.compile)" in line for line in said)
         assert plan == (run._forward.plan is not None)
 
 

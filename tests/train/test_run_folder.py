@@ -194,3 +194,11 @@ def test_a_json_file_is_not_read_beyond_any_size(tmp_path):
         file.truncate(2**40)
     with pytest.raises(CheckpointError, match="no JSON file of a run has over 16,777,216"):
         run_folder.read_json(tmp_path / "config.json")
+
+
+def test_letters_that_no_font_has_are_said_once(tmp_path, recwarn):
+    labels = np.arange(4) % 2
+    run_folder.draw_confusion(tmp_path / "a.png", labels, labels, ["\U000f0000", "\U000f0001"])
+    assert ["a.png: no font here has all letters" in str(one.message) for one in recwarn] == [True]
+    run_folder.draw_confusion(tmp_path / "b.png", labels, labels, ["cat", "dog"])
+    assert len(recwarn) == 1 and (tmp_path / "b.png").stat().st_size > 1000

@@ -188,8 +188,7 @@ class Trainer:
                 self._unclear = None
             if isinstance(stop, Interrupted) or not there or self._lock.lost:
                 raise
-            kept = self.given / there[-1].name
-            raise Interrupted(f"interrupted; {kept} is kept", status(stop) - 128) from stop
+            raise Interrupted(f"interrupted; {there[-1]} is kept", status(stop) - 128) from stop
         finally:
             self._let_go()
             self._left = continuing.remains(self.out)

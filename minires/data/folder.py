@@ -12,7 +12,7 @@ Which folders are parts, and which classes, is told by :mod:`minires.data.layout
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 import numpy as np
@@ -48,6 +48,7 @@ def split_up(
     source = f"{name} (picture folders at {where})"
     if "" in found.parts:
         whole = read(found.parts[""], None)
+        _say_left_out(found.unlabelled, (), where)
         rest, test = whole.split(0.8, seed=seed)
         train, val = rest.split(train_share, seed=seed)
         return Splits(train, val, test, source)
@@ -61,14 +62,7 @@ def split_up(
                 f"{where}: pictures differ in size: {train.names[0]} is {train.images.shape[1:3]}, "
                 f"{part.names[0]} is {part.images.shape[1:3]} (height, width); give a size, such as size=64"
             )
-    for unlabelled, held in found.unlabelled.items():
-        other_way = unlabelled == UNLABELLED or unlabelled in other
-        warnings.warn(
-            f"{where}: {len(held):,} {unlabelled} pictures have no labels and are left out"
-            + ("" if other_way else f"; a part {unlabelled} is split off train")
-            + ". `minires predict` says what is on them",
-            stacklevel=3,
-        )
+    _say_left_out(found.unlabelled, other, where)
     if "test" not in other:
         train, other["test"] = train.split(0.8, seed=seed)
     if "val" not in other:
@@ -91,6 +85,17 @@ def parts(
         )
     read = partial(_dataset, size=size, name=name, where=where, decode=decode, least=1)
     return {part: partial(read, by_class, None) for part, by_class in found.parts.items()}
+
+
+def _say_left_out(unlabelled: dict[str, list[Entry]], labelled: Collection[str], where: str) -> None:
+    for part, held in unlabelled.items():
+        other_way = part == UNLABELLED or part in labelled
+        warnings.warn(
+            f"{where}: {len(held):,} {part} pictures have no labels and are left out"
+            + ("" if other_way else f"; a part {part} is split off train")
+            + ". `minires predict` says what is on them",
+            stacklevel=4,
+        )
 
 
 def _no_train(labelled: set[str], unlabelled: set[str]) -> str:

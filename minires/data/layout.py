@@ -219,8 +219,8 @@ def _refuse_alike(pictures: list[Entry], level: int, where: str) -> None:
             both = [name for name in inner[one] if name in inner[alike[0]]]
             raise DataError(
                 f"{where}: {one} and {alike[0]} hold folders of the same names ({', '.join(both[:5])}): are "
-                "these classes, and the two parts? Then name the two train and test, or give the path of one. If "
-                "the two are classes, put their pictures right into them"
+                "these classes, and the two parts? Then name the two train and test, or give the path of "
+                "one; if they are classes, put their pictures right into them"
             )
 
 

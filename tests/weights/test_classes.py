@@ -188,8 +188,10 @@ def test_pixels_are_scaled_as_hugging_face_scales_them(processor, scaled, tmp_pa
 @pytest.mark.parametrize(
     ("processor", "words"),
     [
-        ({**HALVES, "image_std": [0, 1, 1]}, "the latter positive"), ({"image_mean": ["a"] * 3}, "three numbers"),
-        ({**HALVES, "rescale_factor": 0}, "rescale_factor is 0"), ({**HALVES, "rescale_offset": True}, "shifted"),
+        ({**HALVES, "image_std": [0, 1, 1]}, "the latter positive"),
+        ({"image_mean": ["a"] * 3}, "three numbers"),
+        ({**HALVES, "rescale_factor": 0}, "rescale_factor is 0"),
+        ({**HALVES, "rescale_offset": True}, "shifted"),
         ({"rescale_factor": 0.5}, "an image_mean not stated"),
     ],
 )  # fmt: skip

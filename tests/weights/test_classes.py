@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from weights.in_this_process import in_this_process
 
+from minires import limits
 from minires.cli import main
 from minires.data import cifar
 from minires.errors import CheckpointError, ConfigError
@@ -238,8 +240,9 @@ def test_known_relatives_are_no_networks_here(name):
     assert known_as(name) is None
 
 
-def test_names_of_classes_that_contradict_each_other_are_refused_unless_names_are_given(tmp_path):
+def test_names_of_classes_that_contradict_each_other_are_refused_unless_given(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
+    monkeypatch.setattr(limits, "apart", in_this_process)
     model, small = weights(tmp_path / "w.pth")
     state = torch.load(tmp_path / "w.pth", weights_only=True)
     numbers = {"dog": torch.tensor(0), "cat": torch.tensor([1]), "eel": torch.tensor(2)}

@@ -63,6 +63,15 @@ class UnknownName(ConfigError):
     """Nothing is registered under a name."""
 
 
+def counted(number: int, singular: str, plural: str = "") -> str:
+    """A number with its noun.
+
+    >>> counted(1, "picture"), counted(1200, "picture"), counted(2, "class", "classes")
+    ('1 picture', '1,200 pictures', '2 classes')
+    """
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
 def one_of(option: str, value: object, allowed: Collection[object]) -> None:
     """Raise ConfigError unless ``value`` is one of those that ``option`` may have."""
     if not isinstance(value, Hashable) or value not in allowed:  # == of an array is no truth value

@@ -22,7 +22,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -92,7 +92,7 @@ def apart(
     name = read if isinstance(read, str) else f"{read.__module__}:{read.__qualname__}"
     memory = 2 * unfolded(size)
     order = {"read": name, "arguments": [os.fspath(path), *arguments], "seconds": seconds, "memory": memory}
-    child = process(answer, order, memory=memory, error=error)
+    child = process(answer, order, imports=[name.partition(":")[0]], memory=memory, error=error)
     late = threading.Event()
 
     def end() -> None:
@@ -149,13 +149,14 @@ def process(
     work: Callable[[Any, IO[bytes], IO[bytes]], None],
     order: Any,
     *,
+    imports: Sequence[str] = (),
     memory: int,
     error: type[MiniresError] = MiniresError,
 ) -> subprocess.Popen[bytes]:
-    """A process in which ``work(order, source, out)`` runs, once its module is imported there: ``source`` and
-    ``out`` are the other ends of its two pipes. ``order`` is what JSON can hold. It may take ``memory`` bytes
-    more than its imports (where the system can be asked to see to it), and Ctrl-C in the terminal is not for
-    it. :func:`finish` ends it.
+    """A process in which ``work(order, source, out)`` runs, once its module and those that it ``imports`` are
+    imported there: ``source`` and ``out`` are the other ends of its two pipes, ``order`` is what JSON can
+    hold. It may take ``memory`` bytes more than its imports (where the system can be asked to see to it), and
+    Ctrl-C in the terminal is not for it. :func:`finish` ends it.
 
     Raises: ``error`` if it does not begin.
     """
@@ -166,7 +167,10 @@ def process(
         [sys.executable, "-P", "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, **group,
     )  # fmt: skip
-    what = {"path": sys.path, "work": [work.__module__, work.__qualname__], "order": order, "memory": memory}
+    what = {
+        "path": sys.path, "work": [work.__module__, work.__qualname__], "imports": list(imports),
+        "order": order, "memory": memory,
+    }  # fmt: skip
     watch = threading.Timer(START, child.kill)
     watch.start()
     ready = b""
@@ -205,6 +209,8 @@ def begin(order: Mapping[str, Any]) -> None:
     os.dup2(2, 1)  # whatever else is printed
     module, function = order["work"]
     work = getattr(importlib.import_module(module), function)
+    for needed in order["imports"]:
+        importlib.import_module(needed)
     out.write(b".")
     out.flush()
     _limit_memory(order["memory"])

@@ -213,7 +213,7 @@ def test_a_run_says_what_it_did_and_what_to_do_next(place: Path, capsys: pytest.
     status, out, _ = call(capsys, *arguments)
     lines = out.splitlines()
     assert status == 0 and lines[0] == "Training on my colours, as asked for with --data"
-    assert lines[1].startswith("tiny on my colours (") and "recipe default, 1 epochs, seed 0" in lines[1]
+    assert lines[1].startswith("tiny on my colours (") and "recipe default, 1 epoch, seed 0" in lines[1]
     folder = Path("runs/my-colours-default-1")
     assert any(line.startswith("test accuracy ") for line in lines)
     look = next(line for line in lines if line.startswith("Look at "))
@@ -344,7 +344,7 @@ def test_a_wrong_value_is_wrong_use(
         (["--variant", "classes=3"], "--variant cannot set classes; leave it out"),
         (["--variant", "name=x"], "'name=x' is no option of a model"),
         (["--variant", "seed=3"], "--variant cannot set seed; use --seed"),
-        (["--batch-size", "99", "--drop-last"], "use a smaller batch, or --no-drop-last"),
+        (["--batch-size", "99", "--drop-last"], "Use --batch-size 9, or --no-drop-last"),
         (["--precision", "fp8"], "unknown precision 'fp8'"),
         (["--out", "run.txt"], "run.txt is a file"),
     ],
@@ -455,6 +455,13 @@ def test_weights_go_out_under_other_names_and_come_in_again(
     assert status == 1 and "does not fit the model; nothing was loaded" in said
     assert not Path("no.safetensors").exists()
     assert "export to what?" in refused(capsys, 2, "export", "mine.safetensors")
+    line = refused(capsys, 2, "export", "mine.safetensors", "--torch", "theirs.safetensors")
+    assert "akamaster has it (--names akamaster); --onnx writes any model" in line and "vgg" not in line
+    save_model("mine.safetensors", replace(mine, model=models.build("resnet20_cifar", seed=3), variant={}))
+    line = refused(capsys, 2, "export", "mine.safetensors", "--torch", "theirs.safetensors")
+    assert "(--names akamaster), but with pad=both (a shortcut adds zeros on both sides" in line
+    line = refused(capsys, 2, "export", "mine.safetensors", "--keras", "theirs.weights.h5")
+    assert line.endswith("--onnx writes any model")
 
 
 def test_fine_tuning_takes_over_the_model_and_makes_a_new_head(
@@ -638,10 +645,10 @@ def test_evaluate_takes_any_pictures_with_labels(
     line = refused(capsys, 1, "evaluate", run, "--data", "parts")
     assert "which part? There are train and val with labels: try --split val" in line
     line = refused(capsys, 1, "evaluate", run, "--data", "more/Red")
-    assert "the pictures have no labels" in line and "`minires predict` says what is on them" in line
+    assert "the pictures have no labels" in line and "`minires predict` says what is on pictures" in line
     pictures = run.parent / "colours"
     status, out, err = call(capsys, "evaluate", run, "--data", pictures)
-    assert "of 30 right" in out and "was trained on some of these pictures" in err
+    assert "of 30 right" in out and "was trained on 19 of these 30 pictures" in err
     status, out, err = call(capsys, "evaluate", run)
     assert "of 6 right" in out and "was trained on" not in err
 
@@ -657,7 +664,7 @@ def test_predict_takes_folders_and_archives_and_writes_a_table(
     assert [line.split()[:2] for line in out.splitlines()[:2]] == [
         ["more/green/0.png", "green"], ["more/green/1.png", "green"],
     ]  # fmt: skip
-    with open("t.csv", encoding="utf-8", newline="") as file:
+    with open("t.csv", encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["picture", "label", "true", "probability", "blue", "green", "red"]
     assert [row["true"] for row in rows] == ["green"] * 2 + ["red"] * 3 + [""] * 2
@@ -674,8 +681,103 @@ def test_predict_takes_folders_and_archives_and_writes_a_table(
         "flat.tar.gz/0.png", "flat.tar.gz/1.png", "flat.tar.gz/=1+1.png", "=here/0.png", "more/red/1.png",
     ]  # fmt: skip
     assert "true" not in found[0]
-    table = Path("t.csv").read_text().splitlines()
+    table = Path("t.csv").read_text("utf-8-sig").splitlines()
     assert table[0] == "picture,label,probability,blue,green,red" and table[4].startswith("'=here/0.png,red,")
+
+
+def test_pictures_that_a_run_was_trained_on_are_known_wherever_they_lie(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A copy of all, in another folder or an archive; of its test pictures alone nothing is said."""
+    shutil.copytree(run.parent / "colours", place / "copied")
+    shutil.make_archive("packed", "zip", "copied")
+    for command in (("evaluate", run, "--data", "copied"), ("evaluate", run, "--data", "packed.zip"),
+                    ("predict", run, "copied")):  # fmt: skip
+        status, _, err = call(capsys, *command)
+        assert status == 0 and f"warning: {run} was trained on 19 of these 30 pictures" in err, command
+    splits = data.load("copied", size=12)
+    for part in (splits.train, splits.val):
+        for name in part.names:
+            os.remove(place / "copied" / name)
+    for command in (("evaluate", run, "--data", "copied"), ("predict", run, "copied")):
+        status, out, err = call(capsys, *command)
+        assert status == 0 and "of 6 right" in out and "was trained on" not in err
+    alone = Path(shutil.copy(run / "model.safetensors", place / "alone.safetensors"))
+    status, out, err = call(capsys, "evaluate", alone, "--data", "packed.zip")
+    assert status == 0 and "of 30 right" in out and "was trained on" not in err  # nobody knows
+
+
+def test_a_table_takes_the_place_of_a_table_alone(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = Path(shutil.copy(run.parent / "colours/red/0.png", place / "red.png"))
+    before = {path: path.read_bytes() for path in (picture, run / "model.safetensors", run / "metrics.csv")}
+    shutil.copy(picture, "named.csv")
+    predict = ("predict", run, "red.png", "--csv")
+    for path in (picture, run / "model.safetensors", "table.txt"):
+        assert "but a table is written as .csv" in refused(capsys, 2, *predict, path)
+    for path in (run / "metrics.csv", "named.csv"):
+        assert "is there already, and is no table" in refused(capsys, 2, *predict, path)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    for _ in range(2):
+        assert call(capsys, *predict, "t.CSV")[0] == 0
+    assert Path("t.CSV").read_bytes().startswith(b"\xef\xbb\xbfpicture,label,")  # so that Excel knows UTF-8
+    Path("t.CSV").write_bytes(Path("t.CSV").read_bytes()[3:])
+    assert call(capsys, *predict, "t.CSV")[0] == 0
+
+
+def test_a_part_is_chosen_where_the_test_pictures_have_no_labels(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run.parent / "colours", place / "set/train")
+    shutil.copytree(run.parent / "colours", place / "set/val")
+    shutil.copytree(run.parent / "colours/red", place / "set/test")
+    for command in ("evaluate", "trace"):
+        line = refused(capsys, 1, command, run, "--data", "set")
+        assert "which part? The pictures of test have no labels. There are train and val" in line
+        assert line.endswith("try --split val")
+    found = json.loads(
+        call(capsys, "trace", run, "--data", "set", "--split", "val", "--html", "a.html", "--json")[1]
+    )
+    assert (found["picture"], found["label"]) == ("val/blue/0.png", "blue")
+    line = refused(capsys, 2, "trace", run, "--image", "set/test/0.png", "--split", "val")
+    assert "--split val is a part of a data set" in line
+    line = refused(capsys, 2, "trace", run, "--data", "set/test/0.png")
+    assert line.endswith("--data set/test/0.png is a picture by itself: use --image set/test/0.png")
+
+
+def test_an_hdf5_file_is_no_picture_and_the_message_says_what_reads_it(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "held").mkdir()
+    Path("held/test_signs.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(50))
+    for path in ("held", "held/test_signs.h5"):
+        line = refused(capsys, 1, "predict", run, path)
+        assert "an HDF5 file: `minires train` and `minires evaluate` read one" in line
+
+
+def test_labels_of_signs_are_read_from_the_names_of_files(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for part, count in (("train_signs", 2), ("test_signs", 1)):
+        (place / "SIGNS" / part).mkdir(parents=True)
+        for name in [f"{k}_IMG_{number}.jpg" for k in range(6) for number in range(count)]:
+            picture = Image.fromarray(rng.integers(0, 256, (12, 12, 3)).astype(np.uint8))
+            picture.save(place / "SIGNS" / part / name)
+    shutil.make_archive("test_signs", "zip", "SIGNS/test_signs")
+    model = models.build("tiny", classes=6, seed=0)
+    classes = tuple(map(str, range(6)))
+    trained = Trained(model, "tiny", {}, classes, data.Normalize.none(), (12, 12), "none")
+    save_model("model.safetensors", trained)
+    for path, total in (("SIGNS/test_signs", 6), ("test_signs.zip", 6), ("SIGNS", 18)):
+        status, out, _ = call(capsys, "predict", "model.safetensors", path)
+        assert status == 0 and out.splitlines()[-1].endswith(f" of {total} right, by their names")
+        if total == 6:
+            found = json.loads(call(capsys, "evaluate", "model.safetensors", "--data", path, "--json")[1])
+            assert (found["total"], found["split"]) == (6, "test")
+            found = json.loads(call(capsys, "data", path, "--json")[1])
+            assert found["per_class"] == {"test": [1] * 6}
 
 
 def test_a_table_is_written_whole_or_not_at_all(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 
 from minires.commands.loading import load_trained, print_json, run_options, speaker
-from minires.commands.pictures import labelled, trained_on
+from minires.commands.pictures import SPLITS, fingerprint, labelled, learnt, warn_of_learnt
 from minires.commands.registry import Command
 
 TEXT = """\
@@ -27,7 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", metavar="NAME", help="a data set or path (default: what the run was trained on)"
     )
-    parser.add_argument("--split", choices=("train", "val", "test", "all"), help="default: see above")
+    parser.add_argument("--split", choices=SPLITS, help="default: see above")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -36,12 +35,10 @@ def run(options: argparse.Namespace) -> int:
     trained, side = load_trained(options)
     part = labelled(options.model, options.data, options.split, trained, side)
     dataset = part.pictures
-    if part.split == "all" and trained_on(options.model, options.data):
-        warnings.warn(
-            f"{options.model} was trained on some of these pictures; without --data and --split it is tested "
-            "on the others",
-            stacklevel=2,
-        )
+    if options.split != "train" and (options.data is not None or part.split == "all"):
+        known = learnt(options.model, side)
+        seen = sum(fingerprint(image) in known for image in dataset.images) if known else 0
+        warn_of_learnt(options.model, seen, len(dataset))
     with backend.before_compiling(speaker(sys.stderr)):
         result = train.evaluate(trained.model, dataset, trained.normalize)
     correct = round(result.accuracy * len(dataset))

@@ -34,8 +34,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keras", metavar="FILE", help="write a .weights.h5 file, for load_weights in Keras 3"
     )
-    parser.add_argument("--names", metavar="WHOSE", default="torchvision",
-                        help=f"whose names: {', '.join(WRITTEN)} (default: torchvision)")  # fmt: skip
+    parser.add_argument("--names", default="torchvision", choices=WRITTEN,
+                        help="whose names (default: torchvision)")  # fmt: skip
 
 
 def _to_onnx(model: str, path: str, names: str) -> None:

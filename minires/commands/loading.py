@@ -14,7 +14,7 @@ from minires.errors import ConfigError
 
 if TYPE_CHECKING:
     from minires.nn.module import Module
-    from minires.train import Trained
+    from minires.train import Config, Trained
 
 FAILED = 1
 DEVICES = "cpu (the default), cuda, cuda:1, or auto: the GPU if there is one"
@@ -99,8 +99,8 @@ def load_square(model: str) -> tuple[Trained, int]:
     return trained, high
 
 
-def data_of_run(model: str) -> str:
-    """The data set that a model was trained on, as the configuration beside it says."""
+def config_of_run(model: str) -> Config:
+    """How a model was trained, and on what, as the configuration beside it says."""
     from minires.train import continuing
 
     folder = Path(model) if Path(model).is_dir() else Path(model).parent
@@ -108,7 +108,7 @@ def data_of_run(model: str) -> str:
         raise ConfigError(
             f"on which pictures? {folder} has no config.json that says so; use --data NAME or PATH"
         )
-    return continuing.read_config(folder).data
+    return continuing.read_config(folder)
 
 
 def searched() -> list[Path]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minires.commands.loading import data_of_run
-from minires.errors import DataError, MiniresError
+from minires.commands.loading import config_of_run
+from minires.errors import DataError, MiniresError, counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,28 +21,40 @@ if TYPE_CHECKING:
     from minires.train import Trained
 
 
+SPLITS = ("train", "val", "test", "all")
+
+
 @dataclass(frozen=True)
 class Shown:
-    """A picture: its name, the folders that it stands in below the path given, and how to decode it."""
+    """A picture: its name, what may be its label (the last one first), and how to decode it.
+
+    These are the folders that it stands in below the path given; of SIGNS it is in the name (``named``).
+    """
 
     name: str
-    folders: tuple[str, ...]
+    labels: tuple[str, ...]
     decode: Callable[..., NDArray[np.uint8]]
+    named: bool = False
 
 
 def pictures_of(paths: list[str]) -> list[Shown]:
     """All pictures at some paths, each a picture, a folder, a zip or a tar."""
     from minires import data
-    from minires.data.at_path import is_tree
+    from minires.data.at_path import called, is_tree, of_signs
+    from minires.data.tree import Entry
 
     found = []
     for path in paths:
         if not is_tree(Path(path)):
             found.append(Shown(path, (), partial(data.decode, Path(path), name=path)))
             continue
-        for picture in data.pictures_at(path):
+        held = data.pictures_at(path)
+        files = [Entry(tuple(picture.name.split("/")), picture.read) for picture in held]
+        named = of_signs(called(Path(path)), files) is not None
+        for picture, file in zip(held, files, strict=True):
             name = f"{path.rstrip('/')}/{picture.name}"
-            found.append(Shown(name, tuple(picture.name.split("/")[:-1]), partial(_decode, picture, name)))
+            labels = (file.parts[-1][0],) if named else file.parts[:-1]
+            found.append(Shown(name, labels, partial(_decode, picture, name), named))
     return found
 
 
@@ -55,7 +69,7 @@ def labelled(model: str, asked: str | None, split: str | None, trained: Trained,
     else of the data set that it was trained on."""
     from minires import data
 
-    own = data_of_run(model) if asked is None else None
+    own = config_of_run(model).data if asked is None else None
     if own is not None and split in (None, "train", "val", "test"):
         splits, split = data.load(own, size=side), split or "test"
         part = data.Part(getattr(splits, split), split, splits.source)
@@ -71,13 +85,34 @@ def labelled(model: str, asked: str | None, split: str | None, trained: Trained,
     return data.Part(fitting, part.split, part.source)
 
 
-def trained_on(model: str, asked: str | None) -> bool:
-    """Whether the run says that it was trained on this data set; None stands for its own."""
+def learnt(model: str, side: int) -> frozenset[bytes]:
+    """The fingerprints of the pictures that a run was trained on; none where its data set is not found."""
+    from minires import data
+
     try:
-        own = data_of_run(model)
-    except MiniresError:
-        return False
-    return asked in (None, own) or Path(asked or "").resolve() == Path(own).resolve()
+        config = config_of_run(model)
+        with warnings.catch_warnings(action="ignore"):  # they were told when it was trained
+            splits = data.load(config.data, size=side)
+    except (MiniresError, OSError, MemoryError):
+        return frozenset()
+    parts = [splits.train, splits.val] if config.train_on == "train+val" else [splits.train]
+    return frozenset(fingerprint(image) for part in parts for image in part.images)
+
+
+def fingerprint(image: NDArray[np.uint8]) -> bytes:
+    """What tells a decoded picture from others, wherever its file lies."""
+    return hashlib.sha256(image.tobytes()).digest()
+
+
+def warn_of_learnt(model: str, known: int, total: int) -> None:
+    """Warn if ``known`` of ``total`` pictures are those that the run was trained on."""
+    if known:
+        some = f"{known:,} of these {counted(total, 'picture')}" if total > 1 else "this picture"
+        warnings.warn(
+            f"{model} was trained on {some}: how many of them it gets right says little of new ones. "
+            f"`minires evaluate {model}` tests it on pictures of its data set that it has not seen",
+            stacklevel=3,
+        )
 
 
 def _few(names: tuple[str, ...]) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import csv
 import io
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minires.commands.loading import load_trained, print_json, run_options, speaker
-from minires.commands.pictures import Shown, pictures_of
+from minires.commands.pictures import Shown, fingerprint, learnt, pictures_of, warn_of_learnt
 from minires.commands.registry import Command
 from minires.errors import ConfigError, DataError
+from minires.files import atomic_write, with_ending
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +32,7 @@ Say what is on each picture. The largest centred square of a picture is used, re
 A folder, a zip or a tar stands for all pictures in it. Where they stand in folders named like the classes,
 the true label is shown, too."""
 AT_ONCE = 2**27  # bytes of decoded pictures
+BEGINNING = b"picture,label,"  # of a table
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +44,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--top", type=int, default=3, metavar="K", help="show the K likeliest labels (default: 3)"
     )
     parser.add_argument(
-        "--csv", metavar="FILE", help="write a table, too: picture, label, probability, that of each class"
+        "--csv",
+        metavar="FILE",
+        help="write a table, too, a .csv: picture, label, probability, all probabilities",
     )
 
 
@@ -50,14 +56,18 @@ def run(options: argparse.Namespace) -> int:
 
     if options.top < 1:
         raise ConfigError(f"--top is {options.top}; it must be at least 1")
-    if options.csv is not None and not Path(options.csv).parent.is_dir():
-        raise ConfigError(f"--csv {options.csv}: there is no folder {Path(options.csv).parent}")
+    if options.csv is not None:
+        _check_table(Path(options.csv))
     trained, side = load_trained(options)
     pictures = pictures_of(options.pictures)
-    known = matching({folder for one in pictures for folder in one.folders}, trained.classes)
-    truths = [next((known[name] for name in one.folders[::-1] if name in known), None) for one in pictures]
+    known = matching({label for one in pictures for label in one.labels}, trained.classes)
+    truths = [next((known[name] for name in one.labels[::-1] if name in known), None) for one in pictures]
     with backend.before_compiling(speaker(sys.stderr)):
-        results = _predicted(pictures, trained, side)
+        results, prints = _predicted(pictures, trained, side)
+    if any(truths):
+        known_pictures = learnt(options.model, side)
+        told_of = [one for one, truth in zip(prints, truths, strict=True) if truth is not None]
+        warn_of_learnt(options.model, sum(one in known_pictures for one in told_of), len(told_of))
     found = []
     for one, truth, probabilities in zip(pictures, truths, results, strict=True):
         order = probabilities.argsort()[::-1][: options.top]
@@ -75,21 +85,24 @@ def run(options: argparse.Namespace) -> int:
         wrong = guessed.get("true") not in (None, guessed["label"])
         true = f"   (it is {guessed['true']})" if wrong else ""
         print(f"{guessed['picture']:<{width}}  {'   '.join(guesses)}{true}")
-    if told := [one for one in found if one.get("true") is not None]:
-        right = sum(one["label"] == one["true"] for one in told)
-        print(f"{right} of {len(told)} right, by the folders that they stand in")
+    if told := [(guessed, one) for guessed, one in zip(found, pictures, strict=True) if guessed.get("true")]:
+        right = sum(guessed["label"] == guessed["true"] for guessed, _ in told)
+        how = "their names" if all(one.named for _, one in told) else "the folders that they stand in"
+        print(f"{right} of {len(told)} right, by {how}")
     return 0
 
 
-def _predicted(pictures: list[Shown], trained: Trained, side: int) -> NDArray[np.float64]:
-    """The probabilities of all pictures; so many are decoded at a time as need little memory."""
+def _predicted(pictures: list[Shown], trained: Trained, side: int) -> tuple[NDArray[np.float64], list[bytes]]:
+    """The probabilities and the fingerprint of each picture; so many are decoded at a time as need little
+    memory."""
     import numpy as np
 
     from minires import train
-    from minires.data.pictures import listing
+    from minires.data.pictures import unreadable
 
     broken: list[str] = []
     results = []
+    prints: list[bytes] = []
     step = max(1, AT_ONCE // (3 * side * side))
     for start in range(0, len(pictures), step):
         images = []
@@ -99,20 +112,33 @@ def _predicted(pictures: list[Shown], trained: Trained, side: int) -> NDArray[np
             except DataError as error:
                 broken.append(str(error))
         if not broken:
+            prints += map(fingerprint, images)
             results.append(train.predict(trained.model, np.stack(images), trained.normalize))
     if len(broken) == 1:
         raise DataError(broken[0])
     if broken:
-        raise DataError(listing(f"{len(broken)} unreadable pictures; mend or remove them", broken))
-    return np.concatenate(results)
+        raise DataError(unreadable(broken))
+    return np.concatenate(results), prints
+
+
+def _check_table(path: Path) -> None:
+    """Raise ConfigError unless a table may be written at ``path``: over another table only."""
+    with_ending("--csv", path, ".csv", "a table")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--csv {path}: there is no folder {path.parent}")
+    if not os.path.lexists(path):
+        return
+    if path.is_file():
+        with open(path, "rb") as file:
+            if file.read(len(BEGINNING) + 3).removeprefix(codecs.BOM_UTF8).startswith(BEGINNING):
+                return
+    raise ConfigError(f"--csv {path} is there already, and is no table of this command; give another name")
 
 
 def _write_table(
     path: Path, found: list[dict[str, Any]], classes: tuple[str, ...], results: NDArray[np.float64]
 ) -> None:
     """A row for each picture; the file is there whole or not at all."""
-    from minires.files import atomic_write
-
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     true = ["true"] if "true" in found[0] else []
@@ -121,7 +147,7 @@ def _write_table(
         words = [_plain(one[name] or "") for name in ("picture", "label", *true)]
         table.writerow([*words, f"{one['probability']:.6f}", *(f"{p:.6f}" for p in probabilities)])
     with atomic_write(path) as file:
-        file.write(text.getvalue().encode("utf-8", "backslashreplace"))
+        file.write(text.getvalue().encode("utf-8-sig", "backslashreplace"))  # Excel wants the mark
 
 
 def _plain(text: str) -> str:

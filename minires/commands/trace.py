@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minires.commands.loading import load_square, print_json, speaker
-from minires.commands.pictures import labelled, pictures_of
+from minires.commands.pictures import SPLITS, labelled, pictures_of
 from minires.commands.registry import Command
 from minires.errors import ConfigError
 from minires.files import PAGE, with_ending
@@ -24,7 +24,7 @@ first kernel: every step with its values and gradients. The page is one file and
 
   minires trace runs/signs-default-1
   minires trace runs/signs-default-1 --image hand.jpg --label 3 --html hand.html
-  minires trace runs/signs-default-1 --data photos.zip
+  minires trace runs/signs-default-1 --data photos.zip --split val
   minires trace resnet50 --image hand.jpg         fresh weights, not trained
 
 Without --label the loss is for the label of the test picture, or else for the model's own guess; where that
@@ -42,6 +42,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     which.add_argument(
         "--data", metavar="NAME", help="a data set or path, as for evaluate: its first picture and label"
+    )
+    parser.add_argument(
+        "--split", choices=SPLITS, help="the part of which it is the first picture, as for evaluate"
     )
     parser.add_argument("--label", metavar="NAME", help="what is on it (default: see above)")
     parser.add_argument(
@@ -115,19 +118,25 @@ def _picture_to_trace(
 ) -> tuple[Any, int | None, str]:
     """The picture of --image, or the first of --data or of the run's test pictures; the label of --label, or
     that which the data set knows; the picture's name."""
+    from minires.data.tree import is_picture
+
     label = None
     if options.label is not None:
         if options.label not in trained.classes:
             raise ConfigError(f"--label {options.label}: the model knows {', '.join(trained.classes)}")
         label = trained.classes.index(options.label)
     if options.image is not None:
+        if options.split is not None:
+            raise ConfigError(f"--split {options.split} is a part of a data set; leave it out beside --image")
         first = pictures_of([options.image])[0]
         return first.decode(size=side), label, first.name
     if options.data is None and not Path(options.model).exists():
         raise ConfigError(
             "which picture? --image FILE, or --data (a run has test pictures of its own, a fresh model none)"
         )
-    known = labelled(options.model, options.data, None, trained, side).pictures
+    if options.data is not None and Path(options.data).is_file() and is_picture(options.data):
+        raise ConfigError(f"--data {options.data} is a picture by itself: use --image {options.data}")
+    known = labelled(options.model, options.data, options.split, trained, side).pictures
     return known.images[0], int(known.labels[0]) if label is None else label, known.names[0]
 
 

@@ -106,7 +106,7 @@ def register(
     >>> data.load("strips")
     Traceback (most recent call last):
     ...
-    minires.errors.UnknownName: unknown data set 'strips'. Did you mean 'stripes'? Known: signs, ...
+    minires.errors.UnknownName: no file or folder strips here, and unknown data set 'strips'. Did you ...
     """
 
     SETS.name_given(name)
@@ -197,9 +197,8 @@ def load_part(
     parts = {} if name in SETS else _parts(name, size)
     if split is None and parts:
         if len(parts) > 1 and "test" not in parts:
-            raise DataError(
-                f"{name}: which part? There are {' and '.join(parts)} with labels: try split={[*parts][-1]!r}"
-            )
+            there = f"There are {' and '.join(parts)} with labels: try split={[*parts][-1]!r}"
+            raise DataError(f"{name}: which part? {_tree(Path(name)).no_labels()}{there}")
         split = "test" if "test" in parts else next(iter(parts)) or "all"
     if parts and split != "all" and split not in parts and not {"", "train"} & parts.keys():
         raise DataError(f"{name}: there is no part {split}; there is {' and '.join(parts)}")
@@ -284,7 +283,10 @@ def _tree(path: Path) -> Tree:
             known.refuse(path)
     if not os.path.lexists(path):
         if len(path.parts) == 1 and not path.suffix:
-            raise UnknownName(f"{SETS.unknown(str(path))}, or the path of a picture folder, zip or tar")
+            raise UnknownName(
+                f"no file or folder {path} here, and {SETS.unknown(str(path))}, or the path of a picture "
+                "folder, zip or tar"
+            )
         raise DataError(f"{path}: no such file or folder")
     return Tree.at(path)
 
@@ -316,6 +318,7 @@ def download(name: str, **options: Any) -> str:
         able = ", ".join(one for one in SETS if SETS[one].download)
         why = "it is made when used and needs no files" if known.locate is None else "use --from PATH"
         raise ConfigError(f"no download for data set {name!r}: {why}; there is one for {able}")
+    roots()  # a wrong MINIRES_DATA is said before anything is fetched
     return known.download(**options)
 
 
@@ -334,6 +337,7 @@ def prepare(name: str, source: str | os.PathLike[str]) -> str:
         raise ConfigError(f"data set {name!r} cannot be prepared from files; {able} can")
     if not Path(source).exists():
         raise DataError(f"{source}: no such file or folder")
+    roots()  # a wrong MINIRES_DATA is said before anything is copied
     return known.prepare(Path(source))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from minires.data import archives, folder, signs, sources
 from minires.data.dataset import Dataset, Splits
+from minires.data.layout import layout
 from minires.data.pictures import Decode, decode_all
 from minires.data.tree import Entry
 
@@ -25,8 +27,14 @@ class Tree:
     def at(cls, path: Path) -> Tree:
         """List the files. Raises: DataError if ``path`` is no folder, zip or tar, or cannot be read."""
         files = sources.entries(path)
-        name = path.resolve().name if path.is_dir() else path.stem.removesuffix(".tar")
-        return cls(name, str(path), files, signs.inside(files))
+        name = called(path)
+        return cls(name, str(path), files, of_signs(name, files))
+
+    def no_labels(self) -> str:
+        """Say which parts have pictures without labels; "" if there are none."""
+        with warnings.catch_warnings(action="ignore"):  # they were told when the parts were looked for
+            held = {} if self.of_signs else layout(self.files, self.where).unlabelled
+        return f"The pictures of {' and '.join(sorted(held))} have no labels. " if any(held) else ""
 
     @property
     def source(self) -> str:
@@ -45,6 +53,17 @@ class Tree:
         if self.of_signs is not None:
             return signs.entry_parts(self.of_signs, size=size, where=self.where, decode=decode)
         return folder.parts(self.files, size=size, name=self.name, where=self.where, decode=decode)
+
+
+def called(path: Path) -> str:
+    """The name of a folder, or that of an archive without its ending."""
+    return path.resolve().name if path.is_dir() else path.stem.removesuffix(".tar")
+
+
+def of_signs(name: str, files: list[Entry]) -> list[Entry] | None:
+    """The pictures, where the files at a path are those of SIGNS, or the path is one of its folders."""
+    named = [Entry((name, *e.parts), e.read) for e in files] if name in signs.FOLDERS.values() else files
+    return signs.inside(named)
 
 
 def is_tree(path: Path) -> bool:

@@ -13,7 +13,11 @@ BEGINNINGS = (
     (b"\0\0\x01\0", "an icon; save it as PNG"),
     (b"PK\x03\x04", "a zip archive; give its path by itself, or unpack it"),
     (b"\x1f\x8b", "packed with gzip; unpack it"),
-    (b"\x89HDF\r\n", "an HDF5 file"),
+    (
+        b"\x89HDF\r\n",
+        "an HDF5 file: `minires train` and `minires evaluate` read one of labelled pictures by its path, "
+        "with --data; to predict or to play, save its pictures as JPEG or PNG",
+    ),
     (b"\x1aE\xdf\xa3", "a film; save its pictures as JPEG or PNG"),
 )
 # Of the ISO base media format the kind stands in bytes 8 to 12.

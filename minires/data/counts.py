@@ -16,9 +16,9 @@ from PIL import Image
 from minires.data import twins
 from minires.data.dataset import Dataset
 from minires.data.parts import fold
-from minires.data.pictures import listing, look
+from minires.data.pictures import look, unreadable
 from minires.data.twins import Look
-from minires.errors import DataError
+from minires.errors import DataError, counted
 
 FEW_PER_CLASS, FEW_IN_TEST = 20, 30
 UNEVEN = 4  # times as many pictures in the largest class as in the smallest
@@ -69,9 +69,7 @@ class Looker:
             except (DataError, OSError) as error:
                 broken.append(str(error))
         if broken:
-            raise DataError(
-                listing(f"{where}: {len(broken)} unreadable pictures; mend or remove them", broken)
-            )
+            raise DataError(unreadable(broken, where))
         return np.zeros((len(files), 1, 1, 3), np.uint8)
 
     def add(self, part: Dataset) -> None:
@@ -122,7 +120,9 @@ def _warn_of_counts(classes: tuple[str, ...], counts: dict[str, list[int]]) -> l
     for part in ("val", "test"):
         if 0 < sum(counts.get(part, [])) < FEW_IN_TEST:
             count = sum(counts[part])
-            found.append(f"the {part} part has {count} pictures: each is {100 / count:.1f}% of the accuracy")
+            found.append(
+                f"the {part} part has {counted(count, 'picture')}: each is {100 / count:.1f}% of the accuracy"
+            )
     if single := [label for label, count in zip(classes, total, strict=True) if count == 1]:
         found.append(f"a single picture of {_few(single)}: it can be in one part only")
     high, low = int(total.argmax()), int(total.argmin())
@@ -144,18 +144,25 @@ def _warn_of_counts(classes: tuple[str, ...], counts: dict[str, list[int]]) -> l
 
 def _warn_of_twins(found: list[Twins], pictures: int) -> list[str]:
     kinds = {
-        "the same picture, byte for byte, in different {}": [twin for twin in found if not twin.nearly],
-        "nearly the same picture in different {}": [twin for twin in found if twin.nearly],
+        "the same, byte for byte,": [twin for twin in found if not twin.nearly],
+        "nearly the same": [twin for twin in found if twin.nearly],
     }
     said = []
     for words, some in kinds.items():
         across = [twin for twin in some if twin.one[0] != twin.other[0]]
         labels = [twin for twin in some if twin.one[0] == twin.other[0]]
-        for what, those in (("parts", across), ("classes", labels)):
+        for what, those, way in (
+            ("parts", across, "look at them: what shows the same scene or person belongs into one part"),
+            ("classes", labels, "look at them: a label may be wrong"),
+        ):
             if those:
                 lines = [f"{one.one[2]} ({one.one[0]}) and {one.other[2]} ({one.other[0]})" for one in those]
                 more = f", and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-                said.append(f"{len(those)} times {words.format(what)}: {', '.join(lines[:_SHOWN])}{more}")
+                pairs = counted(len(those), "pair")
+                said.append(
+                    f"{pairs} of pictures that are {words} in different {what}: {', '.join(lines[:_SHOWN])}"
+                    f"{more}; {way}"
+                )
     if pictures > twins.MOST:
         said.append(f"more than {twins.MOST:,} pictures: not looked for pictures that are nearly the same")
     return said

@@ -11,18 +11,21 @@ Which folders are parts, and which classes, is told by :mod:`minires.data.layout
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection
 from functools import partial
+from pathlib import PurePath
 
 import numpy as np
 
 from minires.data.dataset import Dataset, Splits
-from minires.data.layout import ByClass, layout
+from minires.data.layout import ByClass, Layout, layout
 from minires.data.parts import PARTS, UNLABELLED, matching
 from minires.data.pictures import Decode, decode_all
 from minires.data.tree import Entry
-from minires.errors import DataError
+from minires.errors import DataError, counted
 
 
 def split_up(
@@ -53,7 +56,12 @@ def split_up(
         train, val = rest.split(train_share, seed=seed)
         return Splits(train, val, test, source)
     if "train" not in found.parts:
-        raise DataError(f"{where}: {_no_train({*found.parts}, {*found.unlabelled})}")
+        if not found.parts:
+            raise DataError(no_labels(found, entries, where))
+        there = "/, ".join(found.parts)
+        raise DataError(
+            f"{where}: there is a folder {there}/ but no train/; only `minires evaluate` can use it"
+        )
     train = read(found.parts["train"], None)
     other = {part: read(found.parts[part], train.classes) for part in found.parts if part != "train"}
     for part in other.values():
@@ -79,31 +87,55 @@ def parts(
     """
     found = layout(entries, where)
     if not found.parts:
-        raise DataError(
-            f"{where}: the pictures have no labels: they stand in no class folders, class/picture.jpg; "
-            "`minires predict` says what is on them"
-        )
+        raise DataError(no_labels(found, entries, where))
     read = partial(_dataset, size=size, name=name, where=where, decode=decode, least=1)
     return {part: partial(read, by_class, None) for part, by_class in found.parts.items()}
 
 
 def _say_left_out(unlabelled: dict[str, list[Entry]], labelled: Collection[str], where: str) -> None:
     for part, held in unlabelled.items():
+        have = "has no label and is left out" if len(held) == 1 else "have no labels and are left out"
         other_way = part == UNLABELLED or part in labelled
         warnings.warn(
-            f"{where}: {len(held):,} {part} pictures have no labels and are left out"
+            f"{where}: {counted(len(held), f'{part} picture')} {have}"
             + ("" if other_way else f"; a part {part} is split off train")
             + ". `minires predict` says what is on them",
             stacklevel=4,
         )
 
 
-def _no_train(labelled: set[str], unlabelled: set[str]) -> str:
-    if not labelled:
-        flat = ", ".join(f"{part}/" for part in PARTS if part in unlabelled)
-        return f"the pictures{flat and ' in '}{flat} are in no class folders; expected class/picture.jpg"
-    there = "/, ".join(part for part in PARTS if part in labelled)
-    return f"there is a folder {there}/ but no train/; only `minires evaluate` can use it"
+def no_labels(found: Layout, entries: list[Entry], where: str) -> str:
+    """Say that the pictures of a tree have no labels, what is not read as such, and what to do."""
+    flat = ", ".join(f"{part}/" for part in PARTS if part in found.unlabelled)
+    words = [
+        f"{where}: the pictures{flat and ' in '}{flat} have no labels: they stand in no class folders. Put "
+        "them into a folder for each class, class/picture.jpg"
+    ]
+    files = [e for e in entries if e.read is not None]
+    if listed := next((e.name for e in files if _is_list(e.parts[-1])), ""):
+        words.append(
+            f"labels in lists, such as {listed}, are not read: where the set was exported, choose folders of "
+            "classes (often called classification, or folder structure)"
+        )
+    names = [e.name for held in found.unlabelled.values() for e in held]
+    if spoken := _named_for_classes(names):
+        words.append(f"names of files, such as {spoken}, are not taken for labels")
+    words.append("`minires predict` says what is on pictures without labels")
+    return "; ".join(words)
+
+
+def _is_list(name: str) -> bool:
+    path = PurePath(name)
+    known = path.suffix.lower() in (".csv", ".tsv", ".json", ".jsonl", ".xml", ".txt", ".yaml", ".yml")
+    return known and not path.name.lower().startswith("readme")
+
+
+def _named_for_classes(names: list[str]) -> str:
+    """The first of the names if they are a few words with numbers, cat.0.jpg and dog.0.jpg; else ""."""
+    found = [re.match(r"([^\W\d_]+)[\W_]*\d+", PurePath(name).name) for name in names]
+    times = Counter(match[1].casefold() for match in found if match)
+    several = len(times) > 1 and min(times.values()) > 1 and all(found)
+    return PurePath(names[0]).name if several else ""
 
 
 def _dataset(

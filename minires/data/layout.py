@@ -33,7 +33,7 @@ from minires.data.parts import (
 from minires.data.pictures import listing
 from minires.data.sources import pictures_of
 from minires.data.tree import Entry, not_picture
-from minires.errors import DataError
+from minires.errors import DataError, counted
 
 ByClass = dict[str, list[Entry]]
 STRAY = 0.1  # so many pictures of a folder may stand outside the folders in it, and yet these be classes
@@ -260,7 +260,7 @@ def _refuse_or_leave(tops: dict[str, list[Entry]], known: dict[str, str], where:
 def _by_class(entries: list[Entry], pictures: list[Entry], level: int, where: str) -> ByClass:
     """Sort a part by class; ``level`` is the place of the class in a path."""
     if loose := [e.name for e in pictures if len(e.parts) < level + 2]:
-        raise DataError(listing(f"{where}: {len(loose)} pictures outside any class folder", loose))
+        raise DataError(listing(f"{where}: {counted(len(loose), 'picture')} outside any class folder", loose))
     found: ByClass = {}
     for e in entries:
         if len(e.parts) > level:

@@ -49,7 +49,7 @@ class Loader:
         if drop_last and len(dataset) < batch_size:
             raise ConfigError(
                 f"there are {len(dataset)} training pictures, fewer than one batch of {batch_size}: nothing "
-                f"would be trained. Use batch_size={max(1, len(dataset) // 2)}"
+                f"would be trained. Use batch_size={max(1, len(dataset) // 2)}, or drop_last=False"
             )
         self.dataset = dataset
         self.batch_size = batch_size

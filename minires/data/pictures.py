@@ -30,7 +30,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffI
 from minires.data.contents import describe
 from minires.data.tree import read_file
 from minires.data.twins import Look
-from minires.errors import ConfigError, DataError
+from minires.errors import ConfigError, DataError, counted
 
 # Formats whose readers are plain decoders. EPS is left out on purpose: reading it starts Ghostscript.
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
@@ -150,7 +150,7 @@ def decode_all(
             )
         images[place] = image
     if broken:
-        raise DataError(listing(f"{where}: {len(broken)} unreadable pictures; mend or remove them", broken))
+        raise DataError(unreadable(broken, where))
     if images is None:
         raise DataError(f"{where}: no picture found")
     return images
@@ -180,9 +180,21 @@ def _check_memory(count: int, height: int, width: int, *, where: str, resized: b
     needed, most = count * height * width * 3, int(SHARE * memory())
     if needed > most:
         raise DataError(
-            f"{where}: {count:,} pictures of {width} x {height} take {needed / 2**20:,.0f} MB of memory, the "
-            f"limit is {most / 2**20:,.0f} MB, half of what there is; {smaller}"
+            f"{where}: {counted(count, 'picture')} of {width} x {height} take {needed / 2**20:,.0f} MB of "
+            f"memory, the limit is {most / 2**20:,.0f} MB, half of what there is; {smaller}"
         )
+
+
+def unreadable(broken: list[str], where: str = "") -> str:
+    """Say of pictures that cannot be read which they are, and why.
+
+    >>> print(unreadable(["a.jpg: the file is empty"], "photos"))
+    photos: 1 unreadable picture; mend or remove it:
+      a.jpg: the file is empty
+    """
+    them = "it" if len(broken) == 1 else "them"
+    count = counted(len(broken), "unreadable picture")
+    return listing(f"{where and f'{where}: '}{count}; mend or remove {them}", broken)
 
 
 def listing(head: str, lines: list[str]) -> str:

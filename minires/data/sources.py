@@ -73,7 +73,8 @@ def entries(path: Path) -> list[Entry]:
     kind = archives.kind(path)
     if not kind:
         raise DataError(
-            f"{path}: not a folder, a zip or a tar of picture folders; `minires predict` takes one picture"
+            f"{path}: not a folder, a zip or a tar; a data set is one of these, with a folder per class. "
+            "`minires predict` and `minires trace --image` take a picture by itself"
         )
     return archives.in_zip(path) if kind == "zip" else archives.in_tar(path)
 

@@ -71,7 +71,7 @@ def on_disk(root: Path) -> list[Entry]:
                 before = len(found)
                 found.append(Entry(inside, None))
                 walk(folder / one.name, inside, above)
-                if len(found) > before + 1 or PurePath(one.name).suffix.lower() not in USUAL:
+                if len(found) > before + 1 or not is_picture(one.name):
                     continue  # and else an empty folder that is called like a picture
                 found.pop()
             found.append(Entry(inside, partial(read_file, folder / one.name, name="/".join(inside))))
@@ -109,6 +109,11 @@ def not_picture(name: str) -> bool:
     """Whether a file is by its name no picture: a list, a description, a checksum."""
     path = PurePath(name)
     return path.suffix.lower() in NOT_PICTURES or (not path.suffix and name.lower() in NOT_PICTURE_NAMES)
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file is by its name a picture of a usual format."""
+    return PurePath(name).suffix.lower() in USUAL
 
 
 def is_archive(name: str) -> bool:

@@ -170,8 +170,10 @@ class Checkpoints:
             return None
         if misfits := [error for _, error in failed if isinstance(error, Misfit)]:
             raise misfits[0]
+        one = len(failed) == 1
+        which = "the only checkpoint" if one else f"all {len(failed)} checkpoints"
         raise CheckpointError(
-            f"all {len(failed)} checkpoints in {self.folder} are damaged, and nothing was changed: "
+            f"{which} in {self.folder} {'is' if one else 'are'} damaged, and nothing was changed: "
             f"{failed[0][1]}. Put a good copy in its place, or start again in another folder"
         )
 

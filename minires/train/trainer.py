@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minires import backend, data, models, optim
-from minires.errors import CheckpointError, ConfigError, MiniresError
+from minires.errors import CheckpointError, ConfigError, MiniresError, counted
 from minires.interrupt import Interrupted, StopWish, status
 from minires.nn.module import Module
 from minires.nn.restored import modes
@@ -191,7 +191,8 @@ class Trainer:
         self.say(
             f"{config.model} on {self.splits.source}: {len(self.train_set)} training, "
             f"{len(self.val_set) if self.val_set else 0} validation, {len(self.splits.test)} test pictures; "
-            f"recipe {config.recipe}, {config.epochs} epochs, seed {config.seed}; run folder {self.out}"
+            f"recipe {config.recipe}, {counted(config.epochs, 'epoch')}, seed {config.seed}; run folder "
+            f"{self.out}"
         )
         if config.normalize == "data":
             self._warn(checks.constant_channels(self.normalize))

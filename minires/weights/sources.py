@@ -39,6 +39,10 @@ class Source:
     small_pictures: Normalize = Normalize.imagenet()
     is_written: bool = False
 
+    def has(self, model: str) -> bool:
+        """Whether it has a network that is our ``model``."""
+        return any(re.fullmatch(pattern, model) for pattern in self.variants)
+
 
 _TORCHVISION: dict[str, dict[str, Any]] = {
     "vgg(11|13|16|19)(_bn)?": {},
@@ -120,7 +124,7 @@ def variant_for(source: str, model: str) -> dict[str, Any]:
     for pattern, variant in variants.items():
         if re.fullmatch(pattern, model):
             return dict(variant)
-    known = [name for name in models.names() if any(re.fullmatch(pattern, name) for pattern in variants)]
+    known = [name for name in models.names() if SOURCES[source].has(name)]
     raise ConfigError(f"{source} has no network that is our {model}; it has {', '.join(known)}")
 
 

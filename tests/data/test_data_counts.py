@@ -91,11 +91,14 @@ def test_twins_in_different_parts_are_named(tmp_path):
         (("train", "dog", "train/dog/2.png"), ("test", "dog", "test/dog/smaller.jpg"), True),
     ]
     assert said(
-        tmp_path, "1 times the same picture, byte for byte, in different parts: train/cat/0.png (train) and"
+        tmp_path,
+        "1 pair of pictures that are the same, byte for byte, in different parts: train/cat/0.png (train)",
     )
     assert said(
-        tmp_path, "1 times nearly the same picture in different parts: train/dog/2.png (train) and test/dog"
+        tmp_path,
+        "1 pair of pictures that are nearly the same in different parts: train/dog/2.png (train) and test",
     )
+    assert said(tmp_path, "what shows the same scene or person belongs into one part")
 
 
 def test_the_same_picture_in_two_classes_is_named(tmp_path):
@@ -123,7 +126,9 @@ def test_many_equal_pictures_take_no_time_and_no_end_of_pairs(monkeypatch):
 def test_what_cannot_be_read_is_named(tmp_path):
     fill(tmp_path, {"cat": 6, "dog": 6})
     (tmp_path / "cat" / "x.png").write_bytes(b"<html>")
-    with pytest.raises(DataError, match="1 unreadable pictures.*\n  cat/x.png: .*web page"):
+    with pytest.raises(
+        DataError, match="1 unreadable picture; mend or remove it:.*\n  cat/x.png: .*web page"
+    ):
         data.survey(tmp_path)
 
 

@@ -270,3 +270,12 @@ def test_the_real_pictures_survive_the_way_over_a_server(cache, serve, tmp_path)
         pytest.skip("needs signs/64x64_SIGNS below MINIRES_DATA")
     data.download("signs", url=serve(repository(tmp_path / "a.zip", found).read_bytes()))
     assert "the known public copy" in data.load(cache / "signs").source
+
+
+@pytest.mark.parametrize("way", ["prepare", "download"])
+def test_a_wrong_minires_data_is_said_before_anything_is_copied(cache, pictures, monkeypatch, way):
+    monkeypatch.setenv("MINIRES_DATA", "/nonexistent")
+    options = {"source": pictures} if way == "prepare" else {"url": "http://localhost:9/", "timeout": 1.0}
+    with pytest.raises(ConfigError, match="MINIRES_DATA names /nonexistent, which is not a folder"):
+        getattr(data, way)("signs", **options)
+    assert not cache.exists()

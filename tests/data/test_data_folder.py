@@ -121,7 +121,7 @@ def test_an_empty_set_is_refused(tmp_path):
         (tree({"a": 5}), "only one class, a"),
         (
             tree(TWO) | {"loose.png": picture(0)},
-            r"1 pictures outside any class folder.*\n  loose.png",
+            r"1 picture outside any class folder.*\n  loose.png",
         ),
         (tree(TWO, "train/") | tree({"c": 5}, "test/"), "classes c do not occur in train/"),
         (tree(TWO, "train/") | tree({"c": 5}, "extra/"), "extra beside train"),

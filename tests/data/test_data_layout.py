@@ -12,7 +12,7 @@ from PIL import Image
 
 import minires.data as data
 from minires.data.parts import matching, part_of, parts_of
-from minires.errors import DataError
+from minires.errors import DataError, UnknownName
 
 COUNT = iter(range(10**9))
 
@@ -196,7 +196,9 @@ def test_a_class_may_be_called_train(tmp_path):
 
 def test_flat_parts_are_not_taken_for_classes(tmp_path):
     write(tmp_path, "train", "test")
-    with pytest.raises(DataError, match="the pictures in train/, test/ are in no class folders"):
+    with pytest.raises(
+        DataError, match="the pictures in train/, test/ have no labels: they stand in no class folders"
+    ):
         data.load(tmp_path)
 
 
@@ -366,3 +368,45 @@ def test_a_test_part_alone_is_of_one_class_when_its_folder_holds_one(tmp_path):
     write(tmp_path, "test/cat/tom*3")
     found = data.load_part(tmp_path)
     assert found.pictures.classes == ("cat",) and len(found.pictures) == 3
+
+
+@pytest.mark.parametrize(
+    "files, said",
+    [
+        (
+            ["train/1.png", "train/_classes.csv", "test/2.png"],
+            "labels in lists, such as train/_classes.csv, are",
+        ),
+        (
+            ["train/images/1.png", "train/labels/1.txt", "valid/images/2.png"],
+            "such as train/labels/1.txt, are",
+        ),
+        (
+            ["cat.0.png", "cat.1.png", "dog.0.png", "dog.1.png"],
+            "names of files, such as cat.0.png, are not taken",
+        ),
+        (["1.png", "2.png", "README.txt"], "class/picture.jpg; `minires predict` says what is on pictures"),
+        (["IMG_1.png", "IMG_2.png"], "class/picture.jpg; `minires predict` says what is on pictures"),
+    ],
+)
+def test_where_labels_are_missing_the_next_step_is_said_by_all_in_the_same_words(tmp_path, files, said):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(picture() if name.endswith("png") else b"text")
+    for reader in (data.load, data.load_part, data.survey):
+        with pytest.raises(DataError, match="have no labels: they stand in no class folders") as caught:
+            reader(tmp_path)
+        assert said in str(caught.value)
+
+
+def test_what_is_neither_a_name_nor_a_path_is_called_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for reader in (data.load, data.survey):
+        with pytest.raises(UnknownName, match="no file or folder sings here, and unknown"):
+            reader("sings")
+
+
+def test_one_picture_without_a_label_is_one(tmp_path):
+    write(tmp_path, "train/a*10", "train/b*10", "test*1")
+    with pytest.warns(UserWarning, match="1 test picture has no label and is left out; a part test is split"):
+        data.load(tmp_path)

@@ -300,7 +300,7 @@ def test_odd_picture_folders_are_refused(tmp_path):
     ):
         data.load(tmp_path)
     (train / "7_IMG.jpg").rename(train / "5_IMG.jpg")
-    with pytest.raises(DataError, match=r"1 unreadable pictures.*\n  train_signs/5_IMG.jpg"):
+    with pytest.raises(DataError, match=r"1 unreadable picture;.*\n  train_signs/5_IMG.jpg"):
         data.load(tmp_path)
     for path in (tmp_path / "val_signs").iterdir():
         path.unlink()

@@ -149,6 +149,9 @@ def test_all_damaged_is_an_error(tmp_path):
         with pytest.raises(CheckpointError, match="all 2 checkpoints .* damaged, and nothing was changed"):
             latest(tmp_path)
     assert names(tmp_path) == before
+    Checkpoints(tmp_path).paths()[0].unlink()
+    with pytest.raises(CheckpointError, match="the only checkpoint .* is damaged, and nothing was changed"):
+        latest(tmp_path)
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "write"])

@@ -81,8 +81,9 @@ def test_it_comes_back_bit_for_bit_with_classes_and_scaling(tmp_path, normalize)
     again = load_model(tmp_path / "b.safetensors")
     assert (again.classes, again.size, again.normalize) == (ours.classes, ours.size, ours.normalize)
     assert again.variant == {"bn_momentum": 0.9}
+    found = again.model.state_dict()
     for name, array in ours.model.state_dict().items():
-        np.testing.assert_array_equal(again.model.state_dict()[name], array, err_msg=name)
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
 def test_the_command_writes_it(tmp_path, signs, capsys):

@@ -59,7 +59,10 @@ def export_keras(trained: Trained, path: str | os.PathLike[str]) -> str:
         raise ConfigError(f"{os.fspath(path)}: Keras reads weights from files whose names end in {ENDING}")
     kinds = {application.model: kind for kind, application in APPLICATIONS.items()}
     if trained.name not in kinds:
-        raise ConfigError(f"Keras has no network that is our {trained.name}; it has {', '.join(kinds)}")
+        raise ConfigError(
+            f"Keras has no network that is our {trained.name}; it has {', '.join(kinds)}. "
+            "--onnx writes any model"
+        )
     kind = kinds[trained.name]
     application = APPLICATIONS[kind]
     scores = graph_of(trained.model, trained.size)
@@ -110,7 +113,9 @@ def _check(trained: Trained, application: Application, kind: str) -> None:
         matched(graph_of(trained.model, trained.size), graph_of(theirs, trained.size))
     except CheckpointError as error:
         text = str(error).replace("ours ", "Keras's ").replace("our model", "Keras's model")
-        raise ConfigError(f"Keras's {kind} is another network than this {trained.name}: {text}") from error
+        raise ConfigError(
+            f"Keras's {kind} is another network than this {trained.name}: {text}. --onnx writes any model"
+        ) from error
 
 
 def _close(trained: Trained, application: Application) -> bool:

@@ -37,6 +37,7 @@ SHOWN = {
     "size", "reduction", "classes", "initializer", "last_gamma", "dropout", "convention", "bn_momentum",
     "bn_eps", "rng",
 }  # fmt: skip
+MEANING = {"pad": " (a shortcut adds zeros on both sides of the channels)"}  # of an option, for a message
 
 
 def export_torch(model: Module | Trained, path: str | os.PathLike[str], source: str = "torchvision") -> int:
@@ -101,19 +102,43 @@ def _pickled(tensors: dict[str, np.ndarray], path: str | os.PathLike[str]) -> by
 
 
 def _check_options(trained: Trained, source: str) -> None:
-    """Refuse a model that the network of ``source`` would compute otherwise, with the same weights."""
+    """Refuse a model that ``source`` lacks, or would compute otherwise with the same weights."""
+    having = [name for name in WRITTEN if SOURCES[name].has(trained.name)]
+    if source not in having:
+        ways = [_way(trained, name) for name in having] or [f"nor have {', '.join(WRITTEN)}"]
+        raise ConfigError(
+            f"{source} has no network that is our {trained.name}; {'; '.join(ways)}; --onnx writes any model"
+        )
+    for option, (here, wanted) in _differing(trained, source).items():
+        raise ConfigError(
+            f"this {trained.name} has {option}={here!r}, that of {source} {wanted!r}{MEANING.get(option, '')}"
+            f": it would take the weights and give other outputs. Train one with --variant {option}={wanted} "
+            "for it; --onnx writes any model"
+        )
+
+
+def _differing(trained: Trained, source: str) -> dict[str, tuple[Any, Any]]:
+    """The options of a model that are others in the network of ``source``: here, and there."""
     entry = models.entry(trained.name)
     parameters = inspect.signature(entry.make).parameters
     usual: dict[str, Any] = {name: one.default for name, one in parameters.items()}
     usual |= entry.preset
     here, there = {**usual, **trained.variant}, {**usual, **variant_for(source, trained.name)}
-    for option, wanted in there.items():
-        if option not in SHOWN and here[option] != wanted:
-            raise ConfigError(
-                f"this {trained.name} has {option}={here[option]!r}, that of {source} {wanted!r}: it would "
-                "take the weights and give other outputs. Train one with "
-                f"--variant {option}={wanted} for it; --onnx writes any model"
-            )
+    return {
+        option: (here[option], wanted)
+        for option, wanted in there.items()
+        if option not in SHOWN and here[option] != wanted
+    }
+
+
+def _way(trained: Trained, source: str) -> str:
+    """Say how the model goes out under the names of a source that has it."""
+    differing = _differing(trained, source)
+    others = ", ".join(
+        f"{option}={wanted}{MEANING.get(option, '')}, this has {option}={here}"
+        for option, (here, wanted) in differing.items()
+    )
+    return f"{source} has it (--names {source})" + (f", but with {others}" if others else "")
 
 
 def _check_eps(model: Module, source: str) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import math
 import os
 import signal
 import stat
@@ -36,6 +37,7 @@ UNFOLDED, TIMES = 128 * 2**20, 8  # bytes that any file may unfold to, and as ma
 SECONDS, BYTES_PER_SECOND = 10.0, 10_000_000
 START = 60.0  # seconds until the other process has imported what it needs
 LONGEST_HEAD = 64 * 2**20  # bytes of the list of arrays
+MOST_AXES = 32
 PLAIN = "biuf"  # kinds of arrays that are numbers and nothing else
 
 
@@ -258,18 +260,42 @@ def _receive(source: IO[bytes], error: type[MiniresError], *, most: int) -> tupl
     length = int.from_bytes(exactly(source, 8), "little")
     if length > LONGEST_HEAD:
         raise _Unbelievable(f"{length:,} bytes of names")
-    head = json.loads(exactly(source, length))
-    if head["failed"]:
-        kind, message = head["failed"]
+    failed, listed, info = _head(exactly(source, length))
+    if failed:
+        kind, message = failed
         raise {known.__name__: known for known in MiniresError.__subclasses__()}.get(kind, error)(message)
     arrays: Arrays = {}
-    for name, kind, shape in head["arrays"]:
-        dtype = np.dtype(kind)
-        needed = dtype.itemsize * int(np.prod(shape, dtype=object))
+    for name, dtype, shape in listed:
+        needed = dtype.itemsize * math.prod(shape)
         most -= needed
         if dtype.kind not in PLAIN or most < 0:
-            raise _Unbelievable(f"{shape} of {dtype}, which is no number or too much")
+            raise _Unbelievable(f"{list(shape)} of {dtype}, which is no number or too much")
         arrays[name] = array = np.empty(shape, dtype)
         if source.readinto(array.reshape(-1).view(np.uint8)) != needed:  # type: ignore[attr-defined]
             raise EOFError
-    return arrays, head["info"]
+    return arrays, info
+
+
+Listed = list[tuple[str, np.dtype[Any], tuple[int, ...]]]
+
+
+def _head(content: bytes) -> tuple[tuple[str, str] | None, Listed, Any]:
+    """What failed or is listed in the head of :func:`_send`, of the types that it must have."""
+    try:
+        head = json.loads(content)
+        failed = None
+        if head["failed"]:
+            kind, message = head["failed"]
+            failed = str(kind), str(message)
+        listed: Listed = []
+        for name, kind, shape in head["arrays"]:
+            if not isinstance(name, str) or not isinstance(kind, str) or len(shape) > MOST_AXES:
+                raise ValueError(f"an array {name!r} of {kind!r}")
+            if not all(type(n) is int and 0 <= n <= sys.maxsize for n in shape):
+                raise ValueError(f"the shape {shape}")
+            if 0 in shape and math.prod(n for n in shape if n) > sys.maxsize // 16:
+                raise ValueError(f"the shape {shape}")
+            listed.append((name, np.dtype(kind), tuple(shape)))
+        return failed, listed, head["info"]
+    except (ValueError, LookupError, TypeError, AttributeError, SyntaxError, RecursionError) as cause:
+        raise _Unbelievable(f"what no reader gives ({cause})") from cause

@@ -1,5 +1,6 @@
 """Files of others are read in a process of its own, which may take so much time and memory and no more."""
 
+import io
 import os
 import socket
 import sys
@@ -71,6 +72,45 @@ def test_more_than_a_file_may_unfold_to_is_not_taken_even_where_memory_is_not_li
 def test_only_numbers_are_taken_from_the_other_process(path):
     with pytest.raises(CheckpointError, match="damaged: it unfolds to .* of <U1, which is no number"):
         limits.apart(readers.not_numbers, path, error=CheckpointError)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "{", "[]", "null", "\udcff", "{}", "[" * 10**5,
+        '{"failed": 3}', '{"failed": ["a"]}', '{"failed": null}',
+        '{"failed": null, "arrays": 3, "info": 0}', '{"failed": null, "arrays": [3], "info": 0}',
+        '{"failed": null, "arrays": []}',
+        *(
+            f'{{"failed": null, "arrays": [["a", {dtype}, {shape}]], "info": 0}}'
+            for dtype, shape in (
+                ('"<f4"', "[-1]"), ('"<f4"', "[-1, -4]"), ('"<f4"', "[0, -4]"), ('"<f4"', '["a"]'),
+                ('"<f4"', "3"), ('"<f4"', "[0.5]"), ('"<f4"', "[true]"),
+                ('"<f4"', "[4294967296, 4294967296]"),
+                ('"<f4"', "[0, 4294967296, 4294967296]"), ('"<f4"', "[1e400]"), ('"<f4"', f"[{10**30}]"),
+                ('"<f4"', str([1] * 99)), ('"?!"', "[1]"), ('"O"', "[1]"), ('"f4,"', "[1]"),
+                ('"(2,2)f4"', "[1]"),
+                ("3", "[1]"), ("null", "[1]"), ('"V4"', "[1]"), ('"<U1"', "[1]"),
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_a_head_that_lies_is_an_error_with_the_name_of_the_file(path, head, monkeypatch):
+    monkeypatch.setattr(limits, "process", lambda *_, **__: Liar(head))
+    monkeypatch.setattr(limits, "finish", lambda child: None)
+    with pytest.raises(CheckpointError, match=r"some\.file is damaged: it unfolds to "):
+        limits.apart(readers.numbers, path, error=CheckpointError)
+
+
+class Liar:
+    """A process that has sent ``head``."""
+
+    def __init__(self, head):
+        content = head.encode("utf-8", "surrogateescape")
+        self.stdout = io.BytesIO(len(content).to_bytes(8, "little") + content + bytes(64))
+
+    def kill(self):
+        pass
 
 
 def test_only_regular_files_are_opened(tmp_path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 import re
 import stat
 import tarfile
@@ -141,6 +142,8 @@ def _in_tar(path: Path, size: int) -> list[Entry]:
         for member in archive:
             if not (parts := listed.parts(member.name)):
                 continue
+            if member.size < 0:
+                raise DataError(f"{path}: damaged: {member.name} has {member.size:,} bytes in this tar")
             linked = _safe_parts(member.linkname, where=str(path)) if member.islnk() else ()
             if (target := listed.found.get(linked)) and target.read:  # two names of one file
                 listed.add(parts, target.read)
@@ -157,11 +160,11 @@ def _in_tar(path: Path, size: int) -> list[Entry]:
             else:
                 source.seek(member.offset_data)
                 content = source.read(member.size)
-                if len(content) < member.size:
-                    raise EOFError
                 listed.add(parts, partial(kept.read, kept.append(content), member.size))
         if source.last.strip(b"\0") or len(source.last) < tarfile.BLOCKSIZE:
             raise EOFError  # a tar ends with zeros
+        while source.read(tarfile.BLOCKSIZE):  # to its end, where gzip, bzip2 and xz have their checksums
+            pass
     finally:
         source.close()
     return listed.entries()
@@ -173,7 +176,8 @@ def _safe_parts(member: str, *, where: str) -> tuple[str, ...]:
     Raises: DataError when the path is absolute or leads out of the archive.
     """
     parts = PurePosixPath(plain := member.replace("\\", "/")).parts  # of Windows' own tools
-    if plain.startswith("/") or ".." in parts or re.match("[A-Za-z]:", member):
+    drive = "[A-Za-z]:" if os.name == "nt" else "[A-Za-z]:(/|$)"
+    if plain.startswith("/") or ".." in parts or re.match(drive, plain):
         raise DataError(f"{where}: member {member!r} has a path that leads outside the archive; refused")
     return parts
 
@@ -292,10 +296,10 @@ def _check_size(path: Path, size: int, unfolded: int) -> None:
 
 
 def _name_in_zip(info: zipfile.ZipInfo) -> str:
-    """The name of a member. One that is not marked as UTF-8 is that all the same, or the GB 2312 of a Chinese
-    Windows, where its bytes leave no doubt.
+    """The name of a member, without slashes before it, as unzip takes it. One that is not marked as UTF-8 is
+    that all the same, or the GB 2312 of a Chinese Windows, where its bytes can be that.
     """
-    name = info.filename
+    name = info.filename.lstrip("/")
     if not info.flag_bits & 0x800 and not name.isascii():
         raw = name.encode("cp437")
         try:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import PurePath
 
@@ -51,6 +51,7 @@ def split_up(
     source = f"{name} (picture folders at {where})"
     if "" in found.parts:
         whole = read(found.parts[""], None)
+        _say_left_out(found.unlabelled, (), where)
         rest, test = whole.split(0.8, seed=seed)
         train, val = rest.split(train_share, seed=seed)
         return Splits(train, val, test, source)
@@ -69,15 +70,7 @@ def split_up(
                 f"{where}: pictures differ in size: {train.names[0]} is {train.images.shape[1:3]}, "
                 f"{part.names[0]} is {part.images.shape[1:3]} (height, width); give a size, such as size=64"
             )
-    for unlabelled, held in found.unlabelled.items():
-        have = "has no label and is left out" if len(held) == 1 else "have no labels and are left out"
-        other_way = unlabelled == UNLABELLED or unlabelled in other
-        warnings.warn(
-            f"{where}: {counted(len(held), f'{unlabelled} picture')} {have}"
-            + ("" if other_way else f"; a part {unlabelled} is split off train")
-            + ". `minires predict` says what is on them",
-            stacklevel=3,
-        )
+    _say_left_out(found.unlabelled, other, where)
     if "test" not in other:
         train, other["test"] = train.split(0.8, seed=seed)
     if "val" not in other:
@@ -97,6 +90,18 @@ def parts(
         raise DataError(no_labels(found, entries, where))
     read = partial(_dataset, size=size, name=name, where=where, decode=decode, least=1)
     return {part: partial(read, by_class, None) for part, by_class in found.parts.items()}
+
+
+def _say_left_out(unlabelled: dict[str, list[Entry]], labelled: Collection[str], where: str) -> None:
+    for part, held in unlabelled.items():
+        have = "has no label and is left out" if len(held) == 1 else "have no labels and are left out"
+        other_way = part == UNLABELLED or part in labelled
+        warnings.warn(
+            f"{where}: {counted(len(held), f'{part} picture')} {have}"
+            + ("" if other_way else f"; a part {part} is split off train")
+            + ". `minires predict` says what is on them",
+            stacklevel=4,
+        )
 
 
 def no_labels(found: Layout, entries: list[Entry], where: str) -> str:

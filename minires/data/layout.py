@@ -6,8 +6,11 @@
     cat/train/1.jpg  cat/test/2.jpg               the same, the other way round
     pets/  pets/v2/  train/train/cat/1.jpg        folders around the whole or around a part do not matter
 
-Top folders that hold folders of the same names, and are no parts by their own names, are refused: each could
-be a class or a part.
+    images/cat/1.jpg  lists/all.txt               folders of lists do not matter
+    cat/1.jpg  dog/2.jpg  test/3.jpg              classes, and pictures without labels
+
+Class folders that hold folders of the same names as another, or with the names of others, are refused: each
+could be a class, or a part or a copy.
 """
 
 from __future__ import annotations
@@ -16,13 +19,24 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 
-from minires.data.parts import PARTS, UNLABELLED, mixed, part_of, parts_of, says_nothing
+from minires.data.parts import (
+    PARTS,
+    UNLABELLED,
+    UNSORTED,
+    fold,
+    mixed,
+    part_of,
+    parts_of,
+    says_nothing,
+    words_of,
+)  # fmt: skip
 from minires.data.pictures import listing
 from minires.data.sources import pictures_of
-from minires.data.tree import Entry
+from minires.data.tree import Entry, not_picture
 from minires.errors import DataError, counted
 
 ByClass = dict[str, list[Entry]]
+STRAY = 0.1  # so many pictures of a folder may stand outside the folders in it, and yet these be classes
 
 
 @dataclass
@@ -41,7 +55,7 @@ def layout(entries: list[Entry], where: str) -> Layout:
 
     Raises: DataError when there is no picture, or the folders cannot be told apart; it says which.
     """
-    entries = pictures_of(entries, where)
+    entries = pictures_of(_without_lists(entries, where), where)
     pictures = [e for e in entries if e.read is not None]
     if not pictures:
         raise DataError(f"{where}: no picture found; expected class/picture.jpg")
@@ -67,8 +81,37 @@ def layout(entries: list[Entry], where: str) -> Layout:
         )
     if _inside_out(tops, depth):
         return _turned(pictures, depth, where)
-    _refuse_alike(tops, depth, where)
-    return Layout({"": _by_class(entries, pictures, depth, where)})
+    left = _refuse_or_leave(tops, known, where)
+    labelled = [e for e in pictures if e.parts[depth] not in left]
+    _refuse_alike(labelled, depth, where)
+    found = Layout()
+    for top, part in left.items():
+        found.unlabelled.setdefault(part, []).extend(tops[top])
+    entries = [e for e in entries if len(e.parts) <= depth or e.parts[depth] not in left]
+    found.parts[""] = _by_class(entries, labelled, depth, where)
+    return found
+
+
+def _without_lists(entries: list[Entry], where: str) -> list[Entry]:
+    """Leave out folders that hold lists and no pictures, where those beside them hold folders of pictures:
+    ``parts/parts.txt`` beside ``images/cat/1.jpg``.
+    """
+    lists: set[tuple[str, ...]] = set()
+    other: set[tuple[str, ...]] = set()
+    around: set[tuple[str, ...]] = set()  # of folders that hold folders of pictures
+    for e in entries:
+        listed = e.read is not None and not_picture(e.parts[-1])
+        if e.read is not None:
+            (lists if listed else other).update(e.parts[:k] for k in range(1, len(e.parts)))
+            if not listed:
+                around.update(e.parts[:k] for k in range(len(e.parts) - 2))
+    left = {folder for folder in lists - other if folder[:-1] in around}
+    if not left:
+        return entries
+    first = sorted({"/".join(folder) for folder in left if folder[:-1] not in left})
+    shown = ", ".join(first[:5]) + (", ..." if len(first) > 5 else "")
+    warnings.warn(f"{where}: folders that hold lists and no picture are left out: {shown}", stacklevel=3)
+    return [e for e in entries if not any(e.parts[:k] in left for k in range(1, len(e.parts) + 1))]
 
 
 def _around(entries: list[Entry], pictures: list[Entry]) -> int:
@@ -103,7 +146,9 @@ def _parted(entries: list[Entry], known: dict[str, str], depth: int, where: str)
         if part == UNLABELLED or all(len(e.parts) == level + 1 for e in pictures):
             found.unlabelled.setdefault(part, []).extend(pictures)
             continue
-        for name, held in _by_class(of_part, pictures, level, where).items():
+        by_class = _by_class(of_part, pictures, level, where)
+        _refuse_alike(pictures, level, where)
+        for name, held in by_class.items():
             found.parts.setdefault(part, {}).setdefault(name, []).extend(held)
     found.parts = {part: found.parts[part] for part in PARTS if part in found.parts}
     return found
@@ -143,23 +188,73 @@ def _turned(pictures: list[Entry], depth: int, where: str) -> Layout:
     return Layout({part: found[part] for part in PARTS if part in found})
 
 
-def _refuse_alike(tops: dict[str, list[Entry]], depth: int, where: str) -> None:
-    below = {
-        top: {e.parts[depth + 1] for e in held}
-        for top, held in tops.items()
-        if all(len(e.parts) > depth + 2 for e in held)
-    }
-    times = Counter(name for names in below.values() for name in names)
-    shared = {top: {name for name in names if times[name] > 1} for top, names in below.items()}
-    alike = [top for top in sorted(shared) if len(shared[top]) > 1]
-    for place, one in enumerate(alike):
-        for other in alike[place + 1 :]:
-            if len(both := sorted(shared[one] & shared[other])) > 1:
-                raise DataError(
-                    f"{where}: {one} and {other} hold folders of the same names ({', '.join(both[:5])}): are "
-                    "these classes, and the two parts? Then name the two train and test. If the two are "
-                    "classes, put their pictures right into them"
-                )
+def _refuse_alike(pictures: list[Entry], level: int, where: str) -> None:
+    """Refuse class folders that hold the folders of other classes, or the same folders as another: these may
+    be the classes, and what holds them parts. ``level`` is the place of the class in a path.
+
+    A folder in which all of a class stands, and names such as images, are no matter; nor are folders of which
+    many pictures stand outside, right in the class.
+    """
+    tops: dict[str, list[Entry]] = {}
+    for e in pictures:
+        tops.setdefault(e.parts[level], []).append(e)
+    folded = {fold(top): top for top in tops}
+    inner = {top: _inner(held, level) for top, held in tops.items()}
+    everywhere = set.intersection(*(set(names) for names in inner.values()))
+    for top, names in inner.items():
+        if inside := sorted(names.keys() & folded.keys() - everywhere - {fold(top)}):
+            raise DataError(
+                f"{where}: {top} holds folders with the names of those beside it "
+                f"({', '.join(folded[name] for name in inside[:5])}): is it a class, or does it hold the "
+                "same pictures again? Remove it, or give its path alone"
+            )
+    holders: dict[str, list[str]] = {}
+    for top, held in tops.items():
+        loose = sum(len(e.parts) == level + 2 for e in held)
+        for name in inner[top] if loose <= max(1, STRAY * len(held)) else ():
+            holders.setdefault(name, []).append(top)
+    for name, (one, *others) in sorted(holders.items()):
+        alike = [other for other in others if inner[one][name] or inner[other][name]]
+        if alike:
+            both = [name for name in inner[one] if name in inner[alike[0]]]
+            raise DataError(
+                f"{where}: {one} and {alike[0]} hold folders of the same names ({', '.join(both[:5])}): are "
+                "these classes, and the two parts? Then name the two train and test, or give the path of "
+                "one; if they are classes, put their pictures right into them"
+            )
+
+
+def _inner(held: list[Entry], level: int) -> dict[str, bool]:
+    """The names of the folders in a class folder, however deep, and whether others stand beside each."""
+    below: dict[tuple[str, ...], set[str]] = {}
+    for e in held:
+        for place in range(level + 1, len(e.parts) - 1):
+            if not says_nothing(name := e.parts[place]):
+                below.setdefault(e.parts[level:place], set()).add(fold(name))
+    found: dict[str, bool] = {}
+    for names in below.values():
+        for name in sorted(names):
+            found[name] = found.get(name, False) or len(names) > 1
+    return found
+
+
+def _refuse_or_leave(tops: dict[str, list[Entry]], known: dict[str, str], where: str) -> dict[str, str]:
+    """Which folders beside those of classes are parts without labels: test/1.jpg beside cat/ and dog/.
+
+    ``train`` may be a class as well: car, bus, train.
+    """
+    left = {top: part for top, part in known.items() if part != "train"}
+    if len(tops) - len(left) < 2:
+        left = {}
+    doubtful = {top for top in tops if {*words_of(top)} & UNSORTED} | (known.keys() - left.keys())
+    if doubtful:
+        beside = ", ".join(sorted(tops.keys() - doubtful)[:5])
+        warnings.warn(
+            f"{where}: {', '.join(sorted(doubtful))}, beside {beside}, "
+            "is taken for a class by its place; if its pictures are of several classes, move it elsewhere",
+            stacklevel=3,
+        )
+    return left
 
 
 def _by_class(entries: list[Entry], pictures: list[Entry], level: int, where: str) -> ByClass:

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable
 
 PARTS = ("train", "val", "test")
 UNLABELLED = "unlabelled"  # pictures to be predicted; not a part
+UNSORTED = {"unsorted", "unclassified", "uncategorised", "uncategorized", "unknown", "未分类"}
 _WORDS = {
     "train": {
         "train", "training", "trn", "tr", "tra", "trainval", "learn", "learning",

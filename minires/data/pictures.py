@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from minires.data.contents import describe
 from minires.data.tree import read_file
@@ -37,6 +41,8 @@ REDUCED, REDUCED_PROGRESSIVE = 4, 2  # so many times the pixels, of a JPEG that 
 MAX_PIXELS_UNSIZED = 16_000_000
 MAX_SCANS = 500  # of a progressive JPEG; each goes over the whole picture
 SHARE = 0.5  # of the memory
+# Of the seven passes of an interlaced PNG: the first column and row, and from one to the next.
+ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
 MAX_NAMED = 10
 Decode = Callable[..., NDArray[np.uint8]]  # such as decode_all
 
@@ -70,9 +76,7 @@ def decode(source: Path | bytes, *, name: str | None = None, size: int | None = 
                     f"{name}: {width} x {height} pixels are more than the limit of {MAX_PIXELS:,}; "
                     f"{smaller}make the picture smaller first"
                 )
-            _mend_transparency(image)
-            image.load()
-            rgb = _to_rgb(ImageOps.exif_transpose(image))
+            rgb = _loaded(image, content)
     except DataError:
         raise
     except Exception as error:  # broken files make Pillow raise nearly any kind of exception
@@ -93,11 +97,9 @@ def look(content: bytes, *, name: str) -> tuple[tuple[int, int], Look]:
             _reduce(image, 128)
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{original[0]} x {original[1]} pixels are more than {MAX_PIXELS:,}")
-            _mend_transparency(image)
-            image.load()
-            turned = ImageOps.exif_transpose(image)
+            turned = _loaded(image, content)
             wide, high = sorted(original, reverse=turned.width > turned.height)
-            return (high, wide), Look.at(_to_rgb(turned), content)
+            return (high, wide), Look.at(turned, content)
     except Exception as error:  # as in decode
         raise DataError(f"{name}: cannot read this picture: {_cause(error, content)}") from error
 
@@ -211,7 +213,65 @@ def _open(content: bytes) -> Image.Image:
             return JpegImageFile(io.BytesIO(content))
         except SyntaxError as error:
             raise UnidentifiedImageError(str(error)) from error
+    if content.startswith(b"MM\0*") and (place := _photometric(content)):  # white is 0, which Pillow refuses
+        content = content[:place] + b"\0\1" + content[place + 2 :]
     return Image.open(io.BytesIO(content), formats=FORMATS)
+
+
+def _loaded(image: Image.Image, content: bytes) -> Image.Image:
+    """The whole of an open picture, upright, in RGB."""
+    _mend_transparency(image)
+    image.load()
+    if isinstance(image, PngImageFile):
+        _check_png(image, content)
+    white, inverted = 65535, False
+    if isinstance(image, TiffImageFile) and image.mode.startswith("I;16"):
+        white = 2 ** image.tag_v2.get(BITSPERSAMPLE, (16,))[0] - 1
+        inverted = image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0 or (
+            content.startswith(b"MM\0*") and _photometric(content) > 0
+        )
+    return _to_rgb(ImageOps.exif_transpose(image), white=white, inverted=inverted)
+
+
+def _photometric(content: bytes) -> int:
+    """Where a big-endian TIFF of one 16-bit channel says that 0 is white; 0 if it does not."""
+    start = int.from_bytes(content[4:8])
+    found = {}
+    for entry in range(int.from_bytes(content[start : start + 2])):
+        place = start + 2 + 12 * entry
+        number, _, count, value = struct.unpack(">HHIH", content[place : place + 10].ljust(10, b"\0"))
+        if count == 1:
+            found[number] = value, place + 8
+    if found.get(BITSPERSAMPLE, (1,))[0] != 16:
+        return 0
+    value, place = found.get(PHOTOMETRIC_INTERPRETATION, (1, 0))
+    return place if value == 0 else 0
+
+
+def _check_png(image: PngImageFile, content: bytes) -> None:
+    """Raise ValueError if the packed rows of a PNG end early, which Pillow takes for black rows."""
+    width, height, depth, kind, _, _, interlaced = struct.unpack(">IIBBBBB", content[16:29])
+    last = image.crop((0, height - 1, width, height))
+    if not interlaced and last.getbbox(alpha_only=False):
+        return
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[kind]
+    needed = 0
+    for left, top, right, down in ADAM7 if interlaced else [(0, 0, 1, 1)]:
+        across, rows = -(-(width - left) // right), -(-(height - top) // down)
+        needed += rows * (1 + (across * bits + 7) // 8) if across > 0 and rows > 0 else 0
+    place, unpack, there = 8, zlib.decompressobj(), 0
+    while place + 8 <= len(content) and not unpack.eof:
+        length = int.from_bytes(content[place : place + 4])
+        if content[place + 4 : place + 8] == b"IDAT":
+            packed = content[place + 8 : place + 8 + length]
+            while packed and there < needed:
+                there += len(unpack.decompress(packed, 2**20))
+                packed = unpack.unconsumed_tail
+        place += length + 12
+    while there < needed and (rest := unpack.decompress(unpack.unconsumed_tail, 2**20)):
+        there += len(rest)
+    if there < needed:
+        raise ValueError(f"its rows end after {there:,} of {needed:,} bytes")
 
 
 def _reduce(image: Image.Image, least: int) -> None:
@@ -233,13 +293,16 @@ def _mend_transparency(image: Image.Image) -> None:
         image.info["transparency"] = tuple(value >> 8 for value in transparent)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any of Pillow's modes to RGB."""
+def _to_rgb(image: Image.Image, *, white: int, inverted: bool) -> Image.Image:
+    """Convert any of Pillow's modes to RGB; ``white`` is the largest grey of more than 8 bits, or, if
+    ``inverted``, black is."""
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):  # 16-bit greyscale
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
             raise ValueError(f"integer pixels from {grey.min()} to {grey.max()} do not fit into 16 bits")
-        shown = ((grey + 128) // 257).astype(np.uint8)
+        shown = np.minimum((grey * 255 + white // 2) // white, 255).astype(np.uint8)
+        if inverted:
+            shown = 255 - shown
         if (transparent := image.info.get("transparency")) is not None:  # one grey, laid over white
             shown[grey == transparent] = 255
         return Image.fromarray(shown).convert("RGB")

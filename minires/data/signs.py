@@ -47,6 +47,7 @@ URL = "https://codeload.github.com/littlecapa/pytorch_template/zip/HEAD"
 INSIDE = ("data", FOLDER)
 MAX_PICTURE_BYTES = 2**20
 HDF5 = (".h5", ".hdf5")
+MOST_NUMBERED = 1000  # classes without names, where there are not more pictures
 
 
 def locate(path: Path) -> Path | None:
@@ -54,7 +55,7 @@ def locate(path: Path) -> Path | None:
 
     Picture folders are preferred, because theirs are the official train and val parts.
     """
-    if path.is_file() and path.suffix in HDF5:
+    if path.is_file() and path.suffix.lower() in HDF5:
         return path
     for folder in (path / FOLDER, path):
         if (folder / TRAIN).is_dir() and (folder / TEST).is_dir() and not _has_classes(folder / TRAIN):
@@ -196,7 +197,7 @@ def _h5_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     visible = [p for p in folder.iterdir() if not tree.hidden(p.name)]
-    files = sorted(p for p in visible if p.suffix in HDF5)
+    files = sorted(p for p in visible if p.suffix.lower() in HDF5)
     signs = [p for p in files if p.stem in (TRAIN, TEST)]
     return files if files and not any(p.is_dir() for p in visible) else signs
 
@@ -228,6 +229,11 @@ def _read_h5(train_path: Path, test_path: Path, *, size: int | None, seed: int) 
                 f"{train_path} names the classes {', '.join(whole.classes)}, {test_path.name} "
                 f"{', '.join(test.classes)}"
             )
+    if whole.images.shape[1:] != test.images.shape[1:]:
+        raise DataError(
+            f"{train_path}: pictures differ in size: {whole.names[0]} is {whole.images.shape[1:3]}, "
+            f"{test.names[0]} is {test.images.shape[1:3]} (height, width); give a size, such as size=64"
+        )
     train, val = replace(whole, classes=classes).split(0.8, seed=seed)
     source = f"{whole.name} (HDF5 files {train_path} and {test_path.name})"
     return Splits(train, val, replace(test, classes=classes), source)
@@ -261,7 +267,13 @@ def _read_h5_half(path: Path, half: str, size: int | None) -> Dataset:
     elif name == "signs":
         classes = CLASSES
     else:
-        classes = tuple(map(str, range(int(flat.max(initial=0)) + 1)))
+        largest = int(flat.max(initial=0))
+        if largest >= max(len(images), MOST_NUMBERED):
+            raise DataError(
+                f"{path}: {half}_set_y has the label {largest:,} for {len(images):,} pictures, and no "
+                "list_classes; number the classes from 0"
+            )
+        classes = tuple(map(str, range(largest + 1)))
     return Dataset(resize(images, size), flat, classes, names, name)
 
 
@@ -319,7 +331,7 @@ def prepare(source: Path) -> str:
     Raises: DataError when the source is not complete, not readable or not the known copy; nothing is left
     behind then.
     """
-    if source.suffix in HDF5:
+    if source.suffix.lower() in HDF5:
         source = source.parent
     found = None if source.is_file() else locate(source)
     if source.is_dir() and found is None:

@@ -16,7 +16,7 @@ from minires.limits import regular_file
 NOT_PICTURES = {
     ".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".htm",
     ".ini", ".db", ".log", ".py", ".ipynb", ".sh", ".url", ".md5", ".sha1", ".sha256",
-    ".xmp", ".aae", ".identifier",
+    ".xmp", ".aae", ".identifier", ".mat",
 }  # fmt: skip
 NOT_PICTURE_NAMES = {"readme", "license", "licence", "copying", "notice", "authors", "citation", "changelog"}
 USUAL = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".heic", ".avif"}

@@ -56,7 +56,7 @@ def class_names(text: str) -> tuple[str, ...]:
 def names_in(value: Any, *, inside: bool = False) -> list[str] | None:
     """The names that a list, {0: name} or {name: 0} holds, in the order of the outputs, or None.
 
-    With ``inside`` they may be under one of the usual keys, too.
+    Numbers may begin at 1. With ``inside`` they may be under one of the usual keys, too.
 
     >>> names_in({"1": "dog", "0": "cat"}), names_in({"cat": 0, "dog": 1}), names_in(["cat", 3])
     (['cat', 'dog'], ['cat', 'dog'], None)
@@ -72,12 +72,32 @@ def names_in(value: Any, *, inside: bool = False) -> list[str] | None:
             numbered = {int(number): name for number, name in value.items()}
         except (TypeError, ValueError):
             return None
-        if sorted(numbered) != list(range(len(value))):
+        first = 1 if len(value) > 1 and 0 not in numbered else 0
+        if sorted(numbered) != list(range(first, first + len(value))):
             return None
-        value = [numbered[number] for number in range(len(value))]
+        value = [numbered[number] for number in sorted(numbered)]
     if isinstance(value, str) or not isinstance(value, Sequence) or not value:
         return None
     return list(value) if all(isinstance(one, str) for one in value) else None
+
+
+def contradiction(found: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """What is wrong where one file has several lists of names, given as (where, names), and one name is of
+    two outputs; else nothing. Lists in other words, such as identifiers of ImageNet, do not contradict.
+
+    >>> contradiction([("classes", ["cat", "dog"]), ("class_to_idx", ["dog", "cat"])])
+    "classes says that output 0 is 'cat', class_to_idx that output 1 is"
+    """
+    for place, (here, names) in enumerate(found):
+        for there, others in found[place + 1 :]:
+            for number, name in enumerate(names):
+                if name in others and number not in (same := _places(name, others)):
+                    return f"{here} says that output {number} is {name!r}, {there} that output {same[0]} is"
+    return ""
+
+
+def _places(name: str, names: Sequence[str]) -> list[int]:
+    return [number for number, other in enumerate(names) if other == name]
 
 
 def distinct(names: Sequence[str], where: str | os.PathLike[str]) -> tuple[str, ...]:

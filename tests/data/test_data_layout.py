@@ -161,7 +161,7 @@ def test_sets_beside_each_other_are_no_classes(tmp_path):
         tmp_path,
         *(f"{one}/{part}/{label}" for one in ("s1", "s2") for part in ("train", "test") for label in "ab"),
     )
-    with pytest.raises(DataError, match=r"s1 and s2 hold folders of the same names \(test, train\)"):
+    with pytest.raises(DataError, match=r"s1 and s2 hold folders of the same names \(test, train, a, b\)"):
         data.load(tmp_path)
 
 
@@ -303,6 +303,71 @@ def test_warnings_are_given_once_or_not_at_all(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert sizes(data.load(tmp_path)) == [10, 10, 10]
+
+
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        # as Kaggle unpacks "Natural images"
+        (("data/all/car", "data/all/cat", "all/car", "all/cat"), r"data holds .* beside it \(all\)"),
+        (("rose", "daisy", "flowers/rose", "flowers/daisy"), r"flowers holds .* \(daisy, rose\)"),
+        (("Rose", "daisy", "flowers/rose", "flowers*9"), r"flowers holds .* \(Rose\)"),
+        (("amazon/images/bag", "amazon/images/bike", "dslr/images/bag", "dslr/images/bike"),
+         r"amazon and dslr .* \(bag, bike\)"),
+        (("p/train/a/cat", "p/train/a/dog", "p/train/b/cat", "p/train/b/dog", "p/test/a/cat"),
+         r"a and b .* \(cat, dog\)"),
+        (("fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog", "fold1*1"), r"fold1 and fold2 .* \(cat, dog\)"),
+        (("a/cat", "a/dog", "b/cat", "b/cow"), r"a and b .* \(cat\)"),
+        (("train/cat", "train/dog", "train/copy/cat", "test/cat"), r"copy holds .* \(cat\)"),
+    ],
+)  # fmt: skip
+def test_what_holds_the_classes_is_never_taken_for_one(tmp_path, names, words):
+    with pytest.raises(DataError, match=words):
+        data.load(write(tmp_path, *names))
+
+
+@pytest.mark.parametrize("inner", ["images", "photos", "session", "session/raw", "1", "images/2024"])
+def test_one_folder_in_each_class_is_no_matter(tmp_path, inner):
+    assert data.load(write(tmp_path, f"1/{inner}", f"2/{inner}")).train.classes == ("1", "2")
+
+
+@pytest.mark.parametrize("part, split_off", [("test", True), ("Val", True), ("unlabelled", False)])
+def test_a_flat_folder_of_a_parts_name_beside_classes_is_left_out_in_words(tmp_path, part, split_off):
+    write(tmp_path, "cat", "dog", f"{part}*3")
+    words = f"3 {part.lower()} pictures have no labels and are left out"
+    with pytest.warns(UserWarning, match=words) as said:
+        splits = data.load(tmp_path)
+    assert ("split off train" in str(said[0].message)) == split_off
+    assert splits.train.classes == ("cat", "dog") and sum(sizes(splits)) == 10
+
+
+@pytest.mark.parametrize("name", ["unsorted", "Unknown", "train"])
+def test_a_folder_that_may_be_no_class_is_one_with_a_warning(tmp_path, name):
+    write(tmp_path, "cat", "dog", name)
+    with pytest.warns(UserWarning, match=f"{name}, beside cat, dog, is taken for a class by its place"):
+        assert set(data.load(tmp_path).train.classes) == {"cat", "dog", name}
+
+
+@pytest.mark.parametrize("around", [".", "CUB"])
+def test_folders_that_hold_only_lists_beside_those_of_pictures_count_as_nothing(tmp_path, around):
+    write(tmp_path / around, "images/001.Black", "images/002.Lay", "parts/more*0", "labels*0")
+    for name in ("parts/parts.txt", "parts/more/a.csv", "labels/imdb.mat", "images.txt"):
+        (tmp_path / around / name).write_text("1 2 3")
+    with pytest.warns(UserWarning, match="hold lists and no picture are left out: .*labels, .*parts$"):
+        assert data.load(tmp_path).train.classes == ("001.Black", "002.Lay")
+
+
+def test_a_class_folder_that_holds_only_a_list_is_still_an_empty_class(tmp_path):
+    write(tmp_path, "cat", "dog", "cow*0")
+    (tmp_path / "cow" / "notes.txt").write_text("none yet")
+    with pytest.raises(DataError, match="class folders with no picture; fill or remove them:\n  cow"):
+        data.load(tmp_path)
+
+
+def test_a_test_part_alone_is_of_one_class_when_its_folder_holds_one(tmp_path):
+    write(tmp_path, "test/cat/tom*3")
+    found = data.load_part(tmp_path)
+    assert found.pictures.classes == ("cat",) and len(found.pictures) == 3
 
 
 @pytest.mark.parametrize(

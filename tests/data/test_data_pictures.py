@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, features
 
 from minires.data import pictures
-from minires.data.pictures import decode, decode_all, resize
+from minires.data.pictures import decode, decode_all, look, resize
 from minires.errors import ConfigError, DataError
 
 
@@ -162,16 +162,20 @@ def test_pictures_of_two_sizes_need_a_size():
         decode_all([], size=None, where="set")
 
 
-def raw_png(depth, kind, width, rows, transparent):
-    """A PNG of one row, as its bytes are; ``kind`` 0 is grey, 2 colour; ``transparent`` its tRNS chunk."""
+def raw_png(depth, kind, width, rows, transparent, *, packed=b"", height=1, interlaced=0):
+    """A PNG of one row, as its bytes are; ``kind`` 0 is grey, 2 colour; ``transparent`` its tRNS chunk.
+    With ``packed`` these are all its pixels.
+    """
 
     def chunk(name, content):
         return (
             struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
         )
 
-    head = struct.pack(">IIBBBBB", width, 1, depth, kind, 0, 0, 0)
-    parts = [(b"IHDR", head), (b"tRNS", transparent), (b"IDAT", zlib.compress(b"\0" + rows)), (b"IEND", b"")]
+    head = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, interlaced)
+    packed = packed or zlib.compress(b"\0" + rows)
+    parts = [(b"IHDR", head), (b"IDAT", packed[:30]), (b"IDAT", packed[30:]), (b"IEND", b"")]
+    parts[1:1] = [(b"tRNS", transparent)] if transparent else []
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
@@ -191,6 +195,48 @@ def raw_png(depth, kind, width, rows, transparent):
 )
 def test_the_transparent_colour_of_a_png_is_white_at_every_depth(depth, kind, rows, transparent, right):
     assert decode(raw_png(depth, kind, 2, rows, transparent))[0].tolist() == [[v] * 3 for v in right]
+
+
+@pytest.mark.parametrize("interlaced, whole", [(0, 64 * 193), (1, 12408)])
+@pytest.mark.parametrize("missing", [0, 1, 193, 5790, 9000])
+def test_a_png_whose_rows_end_early_is_refused_and_a_black_one_read(interlaced, whole, missing):
+    rows = (b"\0" + bytes(192)) * 64 if interlaced else (b"\0" + b"\7" * 192) * 63 + bytes(193)
+    content = rows.ljust(whole, b"\0")[: whole - missing]
+    file = raw_png(8, 2, 64, b"", b"", packed=zlib.compress(content), height=64, interlaced=interlaced)
+    if not missing:
+        assert decode(file).shape == (64, 64, 3)
+        return
+    for read in (decode, look):
+        with pytest.raises(DataError, match=f"its rows end after {whole - missing:,} of|truncated"):
+            read(file, name="night.png")
+
+
+def raw_tiff(order, bits, white, width, pixels):
+    """A TIFF of one row of grey; ``white`` is 0 or 1, the PhotometricInterpretation."""
+    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: white, 273: 0, 277: 1, 278: 1, 279: len(pixels)}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    short = "H2x" if order == ">" else "HH"
+    entries = b"".join(
+        struct.pack(f"{order}HHI{short}", number, 3, 1, *((value,) if order == ">" else (value, 0)))
+        for number, value in tags.items()
+    )
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags))
+    return head + entries + bytes(4) + pixels
+
+
+@pytest.mark.parametrize(
+    "order, bits, white, pixels, right",
+    [
+        ("<", 12, 1, b"\x00\x0f\xff\x80\x00\x00", [0, 255, 128, 0]),
+        ("<", 16, 1, np.array([0, 65535, 257], "<u2").tobytes(), [0, 255, 1]),
+        (">", 16, 1, np.array([0, 65535, 257], ">u2").tobytes(), [0, 255, 1]),
+        ("<", 16, 0, np.array([0, 65535, 257], "<u2").tobytes(), [255, 0, 254]),
+        (">", 16, 0, np.array([0, 65535, 257], ">u2").tobytes(), [255, 0, 254]),
+        (">", 8, 0, b"\x00\xff\x01", [255, 0, 254]),
+    ],
+)
+def test_a_grey_tiff_has_its_white_at_every_depth(order, bits, white, pixels, right):
+    assert decode(raw_tiff(order, bits, white, len(right), pixels))[0, :, 0].tolist() == right
 
 
 def test_avif_is_read_where_pillow_has_it():

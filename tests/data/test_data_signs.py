@@ -209,6 +209,32 @@ def test_a_list_of_classes_that_does_not_fit_is_refused(tmp_path, classes, messa
         data.load(write_cats(tmp_path, classes))
 
 
+def test_a_label_far_beyond_the_pictures_is_refused_at_once(tmp_path):
+    for half in ("train", "test"):
+        with h5py.File(tmp_path / f"{half}_foo.h5", "w") as file:
+            file[f"{half}_set_x"] = np.zeros((20, 8, 8, 3), np.uint8)
+            file[f"{half}_set_y"] = np.where(np.arange(20) % 2, 10**9, 0)
+    with pytest.raises(DataError, match="has the label 1,000,000,000 for .* pictures, and no list_classes"):
+        data.load(tmp_path)
+
+
+def test_halves_of_different_sizes_need_a_size(tmp_path):
+    for half, side in (("train", 8), ("test", 6)):
+        with h5py.File(tmp_path / f"{half}_foo.h5", "w") as file:
+            file[f"{half}_set_x"] = np.random.default_rng(0).integers(0, 255, (20, side, side, 3), np.uint8)
+            file[f"{half}_set_y"] = np.arange(20) % 2
+    with pytest.raises(DataError, match=r"differ in size: .* is \(8, 8\), .* is \(6, 6\)"):
+        data.load(tmp_path)
+    assert data.load(tmp_path, size=6).test.images.shape[1:] == (6, 6, 3)
+
+
+def test_the_ending_of_an_hdf5_file_may_be_in_capitals(tmp_path):
+    write_cats(tmp_path, None)
+    for path in list(tmp_path.glob("*.h5")):
+        path.rename(path.with_suffix(".H5"))
+    assert data.load(tmp_path).train.classes == ("0", "1")
+
+
 def test_halves_that_name_different_classes_are_refused(tmp_path):
     write_cats(tmp_path, np.array([b"non-cat", b"cat"]))
     with h5py.File(tmp_path / "test_catvnoncat.h5", "a") as file:

@@ -335,3 +335,32 @@ def test_backslashes_lead_out_of_no_archive(tmp_path, name, pack):
     make = zipped if pack == "zip" else tarred
     with pytest.raises(DataError, match="has a path that leads outside the archive"):
         read_all(make(tmp_path / f"a.{pack}", {name: png()}))
+
+
+def test_slashes_before_a_name_in_a_zip_are_nothing_and_a_colon_is_no_drive(tmp_path):
+    names = {"/cat/1.png": png(), "//dog/1.png": png(1)} | ({} if os.name == "nt" else {"a:b/1.png": png(2)})
+    found = read_all(zipped(tmp_path / "a.zip", names))
+    assert found == {name.lstrip("/"): content for name, content in names.items()}
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
+def test_the_checksum_behind_a_compressed_tar_is_checked(tmp_path, mode):
+    path = tarred(tmp_path / "a.tar", {"a/1.png": png(), "b/1.png": png(1)}, mode)
+    content = bytearray(path.read_bytes())
+    content[-{"w:gz": 6, "w:bz2": 2, "w:xz": 30}[mode]] ^= 4
+    assert read_all(path)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="cannot read this tar: it is cut off or damaged"):
+        read_all(path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_member_of_a_tar_of_negative_size_is_refused(tmp_path, packed):
+    head = bytearray(member("a/1.png", tarfile.REGTYPE).tobuf())
+    head[124:136] = b"\xff" * 11 + b"\x00"  # a number of GNU tar's below zero
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    content = bytes(head) + bytes(1024)
+    (tmp_path / "a.tar").write_bytes(gzip.compress(content) if packed else content)
+    with pytest.raises(DataError, match="damaged"):
+        read_all(tmp_path / "a.tar")

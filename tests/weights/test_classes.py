@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from weights.in_this_process import in_this_process
 
+from minires import limits
 from minires.cli import main
 from minires.data import cifar
 from minires.errors import CheckpointError, ConfigError
@@ -14,6 +16,7 @@ from minires.tensor import Tensor
 from minires.train import load_model
 from minires.weights import class_names, import_weights, load_pretrained, names_of, variant_for
 from minires.weights.classes import names_in
+from minires.weights.sources import known_as
 from minires.weights.torch.export import export_torch
 
 THREE = ("cat", "dog", "eel")
@@ -25,7 +28,7 @@ THREE = ("cat", "dog", "eel")
         "cat\ndog\neel\n", "\ufeffcat\r\ndog\r\neel\r\n\r\n", '["cat", "dog", "eel"]',
         '{"0": "cat", "1": "dog", "2": "eel"}', '{"2": "eel", "0": "cat", "1": "dog"}',
         '{"dog": 1, "cat": 0, "eel": 2}', '{"id2label": {"0": "cat", "1": "dog", "2": "eel"}, "depths": [3]}',
-        '{"classes": ["cat", "dog", "eel"]}',
+        '{"classes": ["cat", "dog", "eel"]}', '{"1": "cat", "2": "dog", "3": "eel"}',
     ],
 )  # fmt: skip
 def test_names_are_read_from_text_and_json(content, tmp_path):
@@ -97,15 +100,11 @@ def test_names_of_a_config_beside_the_file_are_taken(tmp_path):
     x = Tensor(np.random.default_rng(0).random((1, 32, 32, 3), np.float32))
     np.testing.assert_array_equal(trained.model(x).numpy(), model.eval()(x).numpy())
     (tmp_path / "config.json").write_text(json.dumps({**config, "label_names": ["cat", "dog"]}))
-    with pytest.raises(
-        CheckpointError, match="names 2 classes, and the last layer has 3 outputs"
-    ):
+    with pytest.raises(CheckpointError, match="names 2 classes, and the last layer has 3 outputs"):
         import_weights(tmp_path, "resnet18", out, variant=small)
     assert import_weights(tmp_path, "resnet18", out, variant=small, classes="abc").classes == ("a", "b", "c")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(
-        CheckpointError, match="config.json, which belongs to the weights .* cannot be read"
-    ):
+    with pytest.raises(CheckpointError, match="config.json, which belongs to the weights .* cannot be read"):
         import_weights(tmp_path, "resnet18", out, variant=small)
 
 
@@ -149,11 +148,114 @@ def test_options_of_a_config_of_hugging_face_are_taken(in_bottleneck, stride_on,
 @pytest.mark.parametrize(("key", "value"), [("act_layer", "silu"), ("in_chans", 1), ("global_pool", "max")])
 def test_a_network_of_timm_made_otherwise_is_refused(key, value, tmp_path):
     _, small = weights(tmp_path / "model.safetensors")
-    arguments = {"num_classes": 3, "in_chans": 3, "global_pool": "avg", "drop_rate": 0.1, key: value}
-    config = {"architecture": "resnet18", "model_args": arguments}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=f"made with {key}={value!r}, which none here is"):
+    usual = {"num_classes": 3, "in_chans": 3, "global_pool": "avg", "drop_rate": 0.1, "act_layer": "relu"}
+    for config in ({"model_args": usual | {key: value}}, usual | {key: value}):
+        (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18", **config}))
+        with pytest.raises(CheckpointError, match=f"made with {key}={value!r}, which none here is"):
+            import_weights(tmp_path, "resnet18", tmp_path / "ours.safetensors", variant=small)
+    for config in ({"model_args": usual}, usual):
+        (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18", **config}))
         import_weights(tmp_path, "resnet18", tmp_path / "ours.safetensors", variant=small)
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18", "num_classes": 1000}))
+    with pytest.raises(CheckpointError, match="num_classes=1000, and the last layer has 3 outputs"):
+        import_weights(tmp_path, "resnet18", tmp_path / "ours.safetensors", variant=small)
+
+
+HALVES = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.125]}
+
+
+@pytest.mark.parametrize(
+    ("processor", "scaled"),
+    [
+        (HALVES, lambda x: (x / 255 - HALVES["image_mean"]) / HALVES["image_std"]),
+        ({**HALVES, "do_normalize": False}, lambda x: x / 255),
+        ({"do_normalize": False, "rescale_factor": 1 / 127.5}, lambda x: x / 127.5),
+        ({"do_normalize": False, "do_rescale": False}, lambda x: x),
+        ({**HALVES, "rescale_factor": 1 / 127.5},
+         lambda x: (x / 127.5 - HALVES["image_mean"]) / HALVES["image_std"]),
+        ({"image_mean": [123, 116, 103], "image_std": [58, 57, 56], "do_rescale": False},
+         lambda x: (x - [123, 116, 103]) / [58, 57, 56]),
+        ({"image_mean": 0.5, "image_std": 0.25}, lambda x: (x / 255 - 0.5) / 0.25),
+    ],
+)  # fmt: skip
+def test_pixels_are_scaled_as_hugging_face_scales_them(processor, scaled, tmp_path):
+    _, small = weights(tmp_path / "model.safetensors")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    import_weights(tmp_path, "resnet18", tmp_path / "ours.safetensors", variant=small)
+    x = np.arange(0, 255, 5, dtype=np.uint8).reshape(1, 1, 17, 3)
+    ours = load_model(tmp_path / "ours.safetensors").normalize(x)
+    np.testing.assert_allclose(ours, scaled(x.astype(float)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("processor", "words"),
+    [
+        ({**HALVES, "image_std": [0, 1, 1]}, "the latter positive"),
+        ({"image_mean": ["a"] * 3}, "three numbers"),
+        ({**HALVES, "rescale_factor": 0}, "rescale_factor is 0"),
+        ({**HALVES, "rescale_offset": True}, "shifted"),
+        ({"rescale_factor": 0.5}, "an image_mean not stated"),
+    ],
+)  # fmt: skip
+def test_a_scaling_that_cannot_be_followed_is_refused(processor, words, tmp_path):
+    _, small = weights(tmp_path / "model.safetensors")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    with pytest.raises(CheckpointError, match=f"preprocessor_config.json: .*{words}"):
+        import_weights(tmp_path, "resnet18", tmp_path / "ours.safetensors", variant=small)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "side"),
+    [
+        ("config.json", {"architecture": "resnet18", "pretrained_cfg": {"input_size": [3, 64, 64]}}, 64),
+        ("config.json", {"architecture": "resnet18", "pretrained_cfg": {"input_size": [3, 64, 96]}}, 224),
+        ("preprocessor_config.json", {"size": {"shortest_edge": 80}}, 80),
+        ("preprocessor_config.json", {"size": {"height": 80, "width": 80}}, 80),
+        ("preprocessor_config.json", {"size": 80, "crop_size": {"height": 64, "width": 64}}, 64),
+        ("preprocessor_config.json", {"size": 80, "crop_size": 64, "do_center_crop": False}, 80),
+    ],
+)
+def test_the_size_of_pictures_that_is_stated_beside_the_file_is_taken(name, content, side, tmp_path):
+    _, small = weights(tmp_path / "model.safetensors")
+    (tmp_path / name).write_text(json.dumps(content))
+    report = import_weights(tmp_path, "resnet18", tmp_path / "ours.safetensors", variant=small)
+    assert load_model(tmp_path / "ours.safetensors").size == (side, side)
+    assert any(f"pictures of {side}x{side}, as " in note and name in note for note in report.notes) == (
+        side != 224
+    )
+
+
+@pytest.mark.parametrize("name", ["resnet18_cats", "my_resnet18_v3", "resnet18_pretrained", "resnet_18"])
+def test_a_name_that_a_user_made_up_is_no_other_network(name, tmp_path):
+    _, small = weights(tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": name}))
+    report = import_weights(tmp_path, "resnet18", tmp_path / "ours.safetensors", variant=small)
+    assert any("taken for a name of your own" in note for note in report.notes) == (name != "resnet_18")
+
+
+@pytest.mark.parametrize("name", ["my_resnetblur50_cats", "resnetaa50_v3", "resnet50d", "ecaresnet26t",
+    "seresnext26t_32x4d", "res2net50_26w_4s", "resnet50_gn", "gluon_resnet50_v1e", "wide_resnet101_2",
+    "skresnet18", "resnetv2_50x1_bit", "densenetblur121d", "resnest50d_1s4x24d"])  # fmt: skip
+def test_known_relatives_are_no_networks_here(name):
+    assert known_as(name) is None
+
+
+def test_names_of_classes_that_contradict_each_other_are_refused_unless_given(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(limits, "apart", in_this_process)
+    model, small = weights(tmp_path / "w.pth")
+    state = torch.load(tmp_path / "w.pth", weights_only=True)
+    numbers = {"dog": torch.tensor(0), "cat": torch.tensor([1]), "eel": torch.tensor(2)}
+    out = tmp_path / "o.safetensors"
+    torch.save({"state_dict": state, "classes": list(THREE), "class_to_idx": numbers}, tmp_path / "c.pth")
+    with pytest.raises(
+        CheckpointError, match="classes says that output 0 is 'cat', class_to_idx that output 1"
+    ):
+        import_weights(tmp_path / "c.pth", "resnet18", out, variant=small)
+    assert import_weights(tmp_path / "c.pth", "resnet18", out, variant=small, classes=THREE).classes == THREE
+    torch.save({"state_dict": state, "class_to_idx": numbers}, tmp_path / "c.pth")
+    found = import_weights(tmp_path / "c.pth", "resnet18", out, variant=small)
+    assert found.classes == ("dog", "cat", "eel")
 
 
 def test_what_looks_alike_is_refused_by_the_name_of_its_file(tmp_path):

@@ -2,7 +2,7 @@
 
     config.json of transformers    layer_type, downsample_in_bottleneck, hidden_act, id2label, ...
     config.json of timm            architecture, model_args, label_names, pretrained_cfg (mean, std)
-    preprocessor_config.json       image_mean, image_std
+    preprocessor_config.json       image_mean, image_std, rescale_factor, size, crop_size, ...
 
 They are read only beside a file that is called as those programs call theirs: beside others, in a folder of
 downloads, they may belong to anything.
@@ -11,6 +11,7 @@ downloads, they may belong to anything.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,22 +20,41 @@ from typing import Any
 
 from minires.data import Normalize
 from minires.errors import CheckpointError, MiniresError
-from minires.weights.classes import KEYS, names_in
+from minires.weights.classes import KEYS, contradiction, names_in
 
 CALLED = re.compile(r"(pytorch_)?model[-.\w]*\.(safetensors|bin)(\.index\.json)?")
 LONGEST = 10_000_000  # bytes
-# What a network of timm's may be made with and still be the one of its name.
-HARMLESS = {"num_classes", "drop_rate", "drop_path_rate", "pretrained", "checkpoint_path", "in_chans"}
+ODD = ("rescale_offset", "offset", "do_grayscale", "do_flip_channel_order")
+LARGEST = 4096  # pixels of a side
+# What a network of timm's may be made with and still be the one of its name ...
+HARMLESS = {"num_classes", "drop_rate", "drop_path_rate", "drop_block_rate", "pretrained", "checkpoint_path"}
+# ... or with such a value only.
+USUAL = {
+    "in_chans": ("3",), "global_pool": ("avg",), "act_layer": ("relu",), "norm_layer": ("batchnorm2d",),
+    "output_stride": ("32",), "zero_init_last": ("true", "false"),
+}  # fmt: skip
+# Those that may stand outside of model_args as well, beside much that is not an argument.
+ARGUMENTS = {
+    *USUAL, "aa_layer", "avg_down", "block_args", "stem_type", "stem_width", "base_width", "cardinality",
+    "replace_stem_pool", "down_kernel_size", "se_layer", "attn_layer", "layers", "channels",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Beside:
-    """``named`` are architectures with where they stand; ``options`` those of our model that follow."""
+    """``named`` are architectures with where they stand; ``options`` those of our model that follow.
+
+    ``outputs`` is the number of classes, ``side`` that of the pixels of a picture with where it stands, and
+    ``contradiction`` says what is wrong in the names of classes.
+    """
 
     named: tuple[tuple[str, str], ...] = ()
     classes: tuple[str, ...] | None = None
     normalize: Normalize | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    outputs: int | None = None
+    side: tuple[str, int] | None = None
+    contradiction: str = ""
 
 
 def read(path: Path) -> Beside:
@@ -52,13 +72,27 @@ def read(path: Path) -> Beside:
         named.append((f"{where}: architecture", config["architecture"]))
         _check_timm(config, where)
     options = _huggingface(config, where) if config.get("model_type") == "resnet" else {}
-    places = (config, _mapping(config.get("pretrained_cfg")))
-    labels = [names for place in places for key in KEYS if (names := names_in(place.get(key)))]
-    normalize = None
-    if processor.get("do_normalize", True):
-        normalize = _normalize(processor.get("image_mean"), processor.get("image_std"))
-    normalize = normalize or _normalize(places[1].get("mean"), places[1].get("std"))
-    return Beside(tuple(named), tuple(labels[0]) if labels else None, normalize, options)
+    pretrained = _mapping(config.get("pretrained_cfg"))
+    labels = [
+        (f"{where}: {before}{key}", names)
+        for before, place in (("", config), ("pretrained_cfg.", pretrained))
+        for key in KEYS
+        if (names := names_in(place.get(key)))
+    ]
+    beside = path.with_name("preprocessor_config.json")
+    normalize = _processed(processor, str(beside)) if processor else None
+    normalize = normalize or _normalize(pretrained.get("mean"), pretrained.get("std"), f"{where}: mean, std")
+    sides = [(str(beside), _side(processor)), (where, _square(pretrained.get("input_size"), channels=3))]
+    outputs = _mapping(config.get("model_args")).get("num_classes", config.get("num_classes"))
+    return Beside(
+        tuple(named),
+        tuple(labels[0][1]) if labels else None,
+        normalize,
+        options,
+        outputs if isinstance(outputs, int) and outputs > 0 else None,
+        next(((at, side) for at, side in sides if side), None),
+        contradiction(labels),
+    )
 
 
 def _json(path: Path) -> Mapping[str, Any]:
@@ -78,14 +112,10 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _check_timm(config: Mapping[str, Any], where: str) -> None:
     arguments = _mapping(config.get("model_args"))
-    usual = {"in_chans": 3, "global_pool": "avg"}
-    strange = {
-        name: value
-        for name, value in arguments.items()
-        if value is not None and (name not in HARMLESS | usual.keys() or value != usual.get(name, value))
-    }
-    if strange:
-        name, value = next(iter(strange.items()))
+    for name, value in ({key: config[key] for key in ARGUMENTS & config.keys()} | {**arguments}).items():
+        usual = USUAL.get(name)
+        if value is None or name in HARMLESS or (usual and str(value).lower() in usual):
+            continue
         raise CheckpointError(f"{where}: the network was made with {name}={value!r}, which none here is")
 
 
@@ -99,12 +129,59 @@ def _huggingface(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {"stride_on": "1x1" if config.get("downsample_in_bottleneck", False) else "3x3"}
 
 
-def _normalize(mean: Any, std: Any) -> Normalize | None:
-    if not all(isinstance(one, Sequence) and len(one) == 3 for one in (mean, std)):
-        return None
-    try:
-        return Normalize(
-            (float(mean[0]), float(mean[1]), float(mean[2])), (float(std[0]), float(std[1]), float(std[2]))
+def _processed(processor: Mapping[str, Any], where: str) -> Normalize | None:
+    """How pixels 0..255 are scaled: times a factor, then less a mean and through a deviation, each if wanted.
+    None if it does not say.
+    """
+    rescaled, factor = processor.get("do_rescale", True), processor.get("rescale_factor", 1 / 255)
+    if any(
+        processor.get(key) for key in ("rescale_offset", "offset", "do_grayscale", "do_flip_channel_order")
+    ):
+        raise CheckpointError(
+            f"{where}: pixels are shifted before they are scaled, grey, or blue first, which is not done here"
         )
-    except (TypeError, ValueError, MiniresError):
+    number = isinstance(factor, int | float) and not isinstance(factor, bool)
+    if rescaled and not (number and math.isfinite(factor) and factor > 0):
+        raise CheckpointError(f"{where}: rescale_factor is {factor!r}, which is no positive number")
+    times = 255 * float(factor) if rescaled else 255.0
+    times = 1.0 if math.isclose(times, 1, rel_tol=1e-3) else times
+    if not processor.get("do_normalize", True):
+        return Normalize((0.0,) * 3, (1 / times,) * 3)
+    found = _normalize(processor.get("image_mean"), processor.get("image_std"), f"{where}: image_mean")
+    if found is None and times != 1:
+        raise CheckpointError(f"{where}: pixels are scaled by {factor}, and then by an image_mean not stated")
+    if found is None:
         return None
+    mean, std = (tuple(one / times for one in which) for which in (found.mean, found.std))
+    return _normalize(mean, std, where)
+
+
+def _side(processor: Mapping[str, Any]) -> int | None:
+    """The side of the pictures that a processor of Hugging Face makes, if it is said and they are square."""
+    crop = processor.get("crop_size") if processor.get("do_center_crop", True) else None
+    size = processor.get("size") if processor.get("do_resize", True) else None
+    return _square(crop if crop is not None else size)
+
+
+def _square(size: Any, channels: int | None = None) -> int | None:
+    if isinstance(size, Mapping):
+        size = [size[key] for key in ("height", "width", "shortest_edge") if size.get(key) is not None]
+    sides = list(size) if isinstance(size, Sequence) and not isinstance(size, str) else [size]
+    if channels is not None:
+        sides = sides[1:]
+    if not sides or any(not isinstance(one, int) or isinstance(one, bool) for one in sides):
+        return None
+    return sides[0] if len({*sides}) == 1 and 1 <= sides[0] <= LARGEST else None
+
+
+def _normalize(mean: Any, std: Any, where: str) -> Normalize | None:
+    """None if neither is stated. Raises: CheckpointError if they cannot be used."""
+    if mean is None and std is None:
+        return None
+    mean, std = ([one] * 3 if isinstance(one, int | float) else one for one in (mean, std))
+    try:
+        return Normalize(tuple(map(float, mean)), tuple(map(float, std)))  # type: ignore[arg-type]
+    except (TypeError, ValueError, MiniresError) as error:
+        raise CheckpointError(
+            f"{where}: means {mean!r} and deviations {std!r} are not three numbers each, the latter positive"
+        ) from error

@@ -19,7 +19,7 @@ import torch
 
 from minires.errors import CheckpointError
 from minires.limits import unfolded
-from minires.weights.classes import KEYS, names_in
+from minires.weights.classes import KEYS, contradiction, names_in
 from minires.weights.contents import DAMAGED_ZIP
 from minires.weights.torch.containers import state_dict_in
 from minires.weights.values import COUNTERS
@@ -143,16 +143,28 @@ def odd_kind(tensor: torch.Tensor) -> str:
 
 def _said(content: Any) -> dict[str, Any]:
     """What a checkpoint says of itself beside the weights: ``named``, the architecture with where it stands,
-    and ``classes`` with where these stand."""
+    ``classes`` with where these stand, and their ``contradiction``."""
     named: list[list[str]] = []
-    classes: list[str] | None = None
-    where = ""
+    classes: list[tuple[str, list[str]]] = []
     for place, part in _beside(content):
         named += [[f"{place}{key}", str(part[key])] for key in NAMED if isinstance(part.get(key), str)]
         for key in KEYS:
-            if classes is None and (found := names_in(part.get(key))) is not None:
-                classes, where = found, f"{place}{key}"
-    return {"named": named, "classes": classes, "classes_from": where}
+            if (found := names_in(_numbers(part.get(key)))) is not None:
+                classes.append((f"{place}{key}", found))
+    where, names = classes[0] if classes else ("", None)
+    return {
+        "named": named, "classes": names, "classes_from": where, "contradiction": contradiction(classes)
+    }  # fmt: skip
+
+
+def _numbers(value: Any) -> Any:
+    """A dict with whole numbers in the place of tensors that hold one."""
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        name: int(one) if is_tensor(one) and one.numel() == 1 and not one.dtype.is_floating_point else one
+        for name, one in value.items()
+    }
 
 
 def _beside(content: Any) -> list[tuple[str, Mapping[str, Any]]]:

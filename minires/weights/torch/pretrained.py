@@ -34,7 +34,7 @@ from minires.train import Trained, save_model
 from minires.weights.classes import distinct
 from minires.weights.name_tables import modern, places_of
 from minires.weights.report import Report
-from minires.weights.sources import SOURCES, known_as, look_alike, recognise, variant_for
+from minires.weights.sources import SOURCES, known_as, look_alike, of_a_family, recognise, variant_for
 from minires.weights.torch import beside, files
 
 
@@ -73,7 +73,7 @@ def import_model(
     """
     entry = models.entry(name)
     weights = _read(src, source, container)
-    _check_named(weights, name)
+    said = _check_named(weights, name)
     options = {**variant_for(weights.source, name), **weights.beside.options, **(variant or {})}
     stated = weights.beside.options
     if against := [option for option, value in stated.items() if options[option] != value]:
@@ -86,16 +86,32 @@ def import_model(
     # All weights come from the file, so none need to be drawn.
     build = {"initializer": "zeros", **options}
     outputs = _outputs(weights, models.build(name, classes=2, **build))
+    stated_outputs = weights.beside.outputs
+    if stated_outputs and outputs and stated_outputs != outputs:
+        raise CheckpointError(
+            f"the config.json beside {weights.path} states num_classes={stated_outputs}, and the last layer "
+            f"has {outputs} outputs"
+        )
     classes, notes = _classes(weights, classes, outputs or entry.classes, cifar.CLASSES if small else ())
+    side = options.get("size", entry.size)
+    if stated_side := weights.beside.side:
+        size_from, wanted = stated_side
+        if wanted != side and "size" in entry.options:
+            raise ConfigError(
+                f"{size_from} states pictures of {wanted}x{wanted}, and {name} is for {side}x{side}: "
+                f"give --variant size={wanted}"
+            )
+        side = wanted
+        notes.append(f"pictures of {side}x{side}, as {size_from} states")
     model = models.build(name, classes=len(classes), **build)
     report = _load(model, weights, head=True)
     normalize = SOURCES[weights.source].small_pictures if small else Normalize.imagenet()
     trained = Trained(
         model, name, options, classes, weights.beside.normalize or normalize,
-        (options.get("size", entry.size),) * 2, "cifar10" if small else "imagenet",
+        (side, side), "cifar10" if small else "imagenet",
     )  # fmt: skip
     save_model(out, trained)
-    return replace(report, notes=(*report.notes, *notes), classes=classes)
+    return replace(report, notes=(*report.notes, *said, *notes), classes=classes)
 
 
 # -------------------------------------------------------------------------------------------- in detail
@@ -126,8 +142,11 @@ def _read(path: str | os.PathLike[str], source: str | None, container: str | Non
     return _Weights(os.fspath(path), source, arrays, found.said, about, found.notes)
 
 
-def _check_named(weights: _Weights, name: str) -> None:
-    """Refuse a file that says it is another network: names and shapes of two may be the same."""
+def _check_named(weights: _Weights, name: str) -> list[str]:
+    """Refuse a file that says it is another network: names and shapes of two may be the same. Sentences on
+    what it says and cannot be compared.
+    """
+    notes = []
     named = [(f"{weights.path}: {where}", what) for where, what in weights.said.get("named", ())]
     if theirs := look_alike(Path(weights.path).name):
         named.append((f"the name of {weights.path}", theirs))
@@ -137,6 +156,9 @@ def _check_named(weights: _Weights, name: str) -> None:
             raise CheckpointError(f"{where} says {theirs!r}, which is no network here, and not our {name}")
         if ours and ours != name:
             raise CheckpointError(f"{where} says {theirs!r}, which is our {ours}: give --model {ours}")
+        if not ours and of_a_family(theirs):
+            notes.append(f"{where} says {theirs!r}: taken for a name of your own for {name}")
+    return notes
 
 
 def _check_stride(model: Module, weights: _Weights) -> None:
@@ -170,6 +192,9 @@ def _classes(
                 f"{len(given)} classes were given, and the last layer of {weights.path} has {outputs} outputs"
             )
         return distinct(given, "classes"), []
+    for contradiction in (weights.beside.contradiction, weights.said.get("contradiction")):
+        if contradiction:
+            raise CheckpointError(f"{weights.path}: {contradiction}; give the names by --class-names")
     places = [
         (weights.beside.classes, "the config.json beside the file"),
         (weights.said.get("classes"), f"{weights.said.get('classes_from')} in the file"),

@@ -8,6 +8,7 @@ sparse files are left out, which a warning says; of two files of one name the la
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import lzma
 import os
@@ -81,10 +82,11 @@ def in_zip(path: Path) -> list[Entry]:
         ) from error
     except Exception as error:  # broken files make zipfile raise nearly any kind of exception
         raise DataError(f"{path}: cannot read this zip: it is cut off or damaged ({error})") from error
-    listed = _Listed(path)
+    listed, names = _Listed(path), _unmarked_names(members, path)
     unfolded = 0
     for info in members:
-        name = _name_in_zip(info)
+        name = names[info.filename] if _is_unmarked(info) else info.filename
+        name = name.lstrip("/")  # as unzip takes it
         folder = name.endswith(("/", "\\"))
         if not (parts := listed.parts(name)):
             continue
@@ -295,19 +297,24 @@ def _check_size(path: Path, size: int, unfolded: int) -> None:
         )
 
 
-def _name_in_zip(info: zipfile.ZipInfo) -> str:
-    """The name of a member, without slashes before it, as unzip takes it. One that is not marked as UTF-8 is
-    that all the same, or the GB 2312 of a Chinese Windows, where its bytes can be that.
+def _is_unmarked(info: zipfile.ZipInfo) -> bool:
+    """Whether the encoding of a name is not said, and matters."""
+    return not info.flag_bits & 0x800 and not info.filename.isascii()
+
+
+def _unmarked_names(members: list[zipfile.ZipInfo], path: Path) -> dict[str, str]:
+    """The names whose encoding a zip does not say, by what ``zipfile`` made of them: UTF-8 if all are that,
+    else the GB 2312 of a Chinese Windows if all can be that, which a warning says, else as they are.
     """
-    name = info.filename.lstrip("/")
-    if not info.flag_bits & 0x800 and not name.isascii():
-        raw = name.encode("cp437")
-        try:
-            name = raw.decode("utf-8")
-        except UnicodeDecodeError:
-            if re.fullmatch(rb"([\x00-\x7f]|[\xb0-\xf7][\xa1-\xfe])+", raw):
-                name = raw.decode("gbk", "replace")
-    return name
+    raws = {info.filename: info.filename.encode("cp437") for info in members if _is_unmarked(info)}
+    with contextlib.suppress(UnicodeDecodeError):
+        return {name: raw.decode("utf-8") for name, raw in raws.items()}
+    if not all(re.fullmatch(rb"([\x00-\x7f]|[\xb0-\xf7][\xa1-\xfe])+", raw) for raw in raws.values()):
+        return {name: name for name in raws}
+    names = {name: raw.decode("gbk", "replace") for name, raw in raws.items()}
+    first = next(iter(names.values()))
+    warnings.warn(f"{path}: names in this zip are read as Chinese (GBK), such as {first}", stacklevel=3)
+    return names
 
 
 def _is_tar_header(head: bytes) -> bool:

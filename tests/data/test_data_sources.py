@@ -164,6 +164,19 @@ def test_backslashes_of_windows_are_separators_in_a_zip(tmp_path):
     assert read_all(zipped(tmp_path / "a.zip", {"cat\\": b"", "cat\\1.png": png()})) == {"cat/1.png": png()}
 
 
+def test_all_names_of_a_zip_have_one_encoding(tmp_path):
+    names = ["石头/1.png", "剪刀/1.png", "布/1.png"]
+    raws = [name.encode("gbk") for name in names]
+    assert raws[0].decode("utf-8") == "ʯͷ/1.png"  # the bytes of the first alone could be UTF-8
+    zipped(tmp_path / "a.zip", {str(n) * len(raw): png(n) for n, raw in enumerate(raws)})
+    content = (tmp_path / "a.zip").read_bytes()
+    for n, raw in enumerate(raws):
+        content = content.replace(str(n).encode() * len(raw), raw)
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.warns(UserWarning, match="names in this zip are read as Chinese"):
+        assert sorted(read_all(tmp_path / "a.zip")) == sorted(names)
+
+
 def test_names_without_the_mark_of_utf8_are_read(tmp_path):
     for encoding in ("utf-8", "gbk"):
         raw = "训练集/猫/1.png".encode(encoding)

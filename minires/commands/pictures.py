@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from minires.data import Part
+    from minires.data import LabelledPart
     from minires.train import Trained
 
 
@@ -64,7 +64,7 @@ def _decode(picture: Any, name: str, *, size: int) -> NDArray[np.uint8]:
     return data.decode(picture.read(), name=name, size=size)
 
 
-def labelled(model: str, asked: str | None, split: str | None, trained: Trained, side: int) -> Part:
+def labelled(model: str, asked: str | None, split: str | None, trained: Trained, side: int) -> LabelledPart:
     """The pictures to test a model on, with its classes in its order: those of ``asked``, a name or path, or
     else of the data set that it was trained on."""
     from minires import data
@@ -72,7 +72,7 @@ def labelled(model: str, asked: str | None, split: str | None, trained: Trained,
     own = config_of_run(model).data if asked is None else None
     if own is not None and split in (None, "train", "val", "test"):
         splits, split = data.load(own, size=side), split or "test"
-        part = data.Part(getattr(splits, split), split, splits.source)
+        part = data.LabelledPart(getattr(splits, split), split, splits.source)
     else:
         part = data.load_part(own or asked or "", split, size=side)
     try:
@@ -82,7 +82,7 @@ def labelled(model: str, asked: str | None, split: str | None, trained: Trained,
             f"{model} knows the classes {_few(trained.classes)}, but {part.source} has "
             f"{_few(part.pictures.classes)}; choose a data set with the same classes"
         ) from error
-    return data.Part(fitting, part.split, part.source)
+    return data.LabelledPart(fitting, part.split, part.source)
 
 
 def learnt(model: str, side: int) -> frozenset[bytes]:

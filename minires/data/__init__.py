@@ -15,7 +15,7 @@ from minires.data import augment, cifar, hands, signs
 from minires.data.at_path import Tree, is_tree
 from minires.data.augment import Compose, Normalize, build
 from minires.data.counts import Looker, Survey, summed_up
-from minires.data.dataset import Dataset, Part, Splits
+from minires.data.dataset import Dataset, LabelledPart, Splits
 from minires.data.loader import Loader
 from minires.data.pictures import decode
 from minires.data.registry import Entry
@@ -31,7 +31,7 @@ __all__ = [
     "Entry",
     "Loader",
     "Normalize",
-    "Part",
+    "LabelledPart",
     "Picture",
     "Splits",
     "Survey",
@@ -168,7 +168,7 @@ def load(name_or_path: str | os.PathLike[str], *, size: int | None = None, seed:
 
 def load_part(
     name_or_path: str | os.PathLike[str], split: str | None = None, *, size: int | None = None, seed: int = 0
-) -> Part:
+) -> LabelledPart:
     """Load pictures with labels, to test a model on them: a data set by name, or whatever is at a path.
 
     At a path all pictures are taken where there are no folders for parts, and else those of test, or of the
@@ -210,8 +210,8 @@ def load_part(
         splits = load(name, size=size, seed=seed)
         split = split or "test"
         held = [splits.train, splits.val, splits.test] if split == "all" else [getattr(splits, split)]
-        return Part(_joined(held), split, splits.source)
-    return Part(_joined(held), split, f"{held[0].name} (pictures at {name})")
+        return LabelledPart(_joined(held), split, splits.source)
+    return LabelledPart(_joined(held), split, f"{held[0].name} (pictures at {name})")
 
 
 def survey(name_or_path: str | os.PathLike[str], *, size: int | None = None, seed: int = 0) -> Survey:

@@ -144,7 +144,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class LabelledPart:
     """Pictures to test a model on, which part of a data set they are, and where they came from.
 
     ``split`` is train, val, test, or all.

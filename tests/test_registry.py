@@ -129,7 +129,8 @@ def test_a_run_of_nothing_but_own_things(tmp_path: Path) -> None:
     assert summary["dataset"] == "own_set" and summary["test_accuracy"] > 0.5
     trained = load_model(tmp_path / "run")
     assert trained.name == "own_net" and trained.variant == {"width": 6}
-    # Continued from a checkpoint: the state of the optimiser fits.
+    # Continued from a checkpoint, as if it had not come to its end: the state of the optimiser fits.
+    (tmp_path / "run" / "summary.json").unlink()
     again = Trainer(None, tmp_path / "run", resume=True, progress=False, say=lambda line: None)
     before, after = trainer.optimizer.state_dict(), again.optimizer.state_dict()
     assert "average:conv.weight" in before and before.keys() == after.keys()

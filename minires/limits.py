@@ -22,7 +22,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -93,16 +93,9 @@ def apart(
     memory = 2 * unfolded(size)
     order = {"read": name, "arguments": [os.fspath(path), *arguments], "seconds": seconds, "memory": memory}
     child = process(answer, order, imports=[name.partition(":")[0]], memory=memory, error=error)
-    late = threading.Event()
-
-    def end() -> None:
-        late.set()
-        child.kill()
-
-    watch = threading.Timer(seconds, end)
-    watch.start()
     try:
-        return _receive(piped(child.stdout), error, most=memory)
+        with ended_after(child, seconds) as late:
+            return _receive(piped(child.stdout), error, most=memory)
     except EOFError as cause:
         child.wait()
         if late.is_set():
@@ -113,7 +106,6 @@ def apart(
     except _Unbelievable as cause:
         raise error(f"{os.fspath(path)} is damaged: it unfolds to {cause}") from cause
     finally:
-        watch.cancel()
         finish(child)
 
 
@@ -171,21 +163,35 @@ def process(
         "path": sys.path, "work": [work.__module__, work.__qualname__], "imports": list(imports),
         "order": order, "memory": memory,
     }  # fmt: skip
-    watch = threading.Timer(START, child.kill)
-    watch.start()
     ready = b""
     try:
-        with contextlib.suppress(BrokenPipeError):
+        with ended_after(child, START), contextlib.suppress(BrokenPipeError):
             piped(child.stdin).write(json.dumps(what).encode() + b"\n")
             piped(child.stdin).flush()
             ready = piped(child.stdout).read(1)
     finally:
-        watch.cancel()
         if not ready:
             finish(child)
     if not ready:
         raise error(f"the process that reads files of others does not start (status {child.returncode})")
     return child
+
+
+@contextlib.contextmanager
+def ended_after(child: subprocess.Popen[bytes], seconds: float) -> Iterator[threading.Event]:
+    """End a process if this block takes longer; the event that is given says that it did."""
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        child.kill()
+
+    watch = threading.Timer(seconds, end)
+    watch.start()
+    try:
+        yield late
+    finally:
+        watch.cancel()
 
 
 def finish(child: subprocess.Popen[bytes]) -> None:

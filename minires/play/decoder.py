@@ -68,29 +68,22 @@ class _Apart:
                 raise DataError(f"{name}: the page has ended")
             if self._process is not None and self._process.poll() is not None:
                 self._end()  # it has died between two pictures
-            late = threading.Event()
             process = self._process = self._process or limits.process(
                 work, None, memory=MEMORY, error=DataError
             )
             if self._closed:  # meanwhile
                 process.kill()
             assert process.stdin is not None and process.stdout is not None
-
-            def end() -> None:
-                late.set()
-                process.kill()
-
-            watch = threading.Timer(SECONDS, end)
-            watch.start()
             try:
-                text = name.encode("utf-8", "surrogatepass")
-                process.stdin.write(_ASKED.pack(size, len(text), len(source)) + text)
-                process.stdin.write(source)
-                process.stdin.flush()
-                good, length = _TOLD.unpack(limits.exactly(process.stdout, _TOLD.size))
-                if (length != 3 * size * size) if good else (length > 65_536):
-                    raise EOFError("it sends what no decoder sends")
-                content = limits.exactly(process.stdout, length)
+                with limits.ended_after(process, SECONDS) as late:
+                    text = name.encode("utf-8", "surrogatepass")
+                    process.stdin.write(_ASKED.pack(size, len(text), len(source)) + text)
+                    process.stdin.write(source)
+                    process.stdin.flush()
+                    good, length = _TOLD.unpack(limits.exactly(process.stdout, _TOLD.size))
+                    if (length != 3 * size * size) if good else (length > 65_536):
+                        raise EOFError("it sends what no decoder sends")
+                    content = limits.exactly(process.stdout, length)
             except (OSError, EOFError) as error:
                 self._end()
                 if late.is_set():
@@ -98,8 +91,6 @@ class _Apart:
                 else:
                     reason = f"the library that decodes it gave up (status {process.returncode})"
                 raise DataError(f"{name}: cannot read this picture: {reason}") from error
-            finally:
-                watch.cancel()
         if not good:
             raise DataError(content.decode("utf-8", "surrogatepass"))
         return np.frombuffer(content, np.uint8).reshape(size, size, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import graphlib
 import importlib
 import re
@@ -123,6 +124,24 @@ def test_no_other_framework_is_imported_and_nothing_is_unpickled():
     assert users <= READERS
     for module, path in FILES.items():
         assert "allow_pickle=True" not in path.read_text(), module
+
+
+def test_every_module_can_be_imported_with_the_required_packages_alone():
+    """What belongs to an extra is imported in the function that needs it, or under a condition."""
+    named = {"pillow": "PIL"}
+    config = configparser.ConfigParser()
+    config.read(Path(__file__).parents[1] / "setup.cfg")
+    required = {re.split(r"[><=]", line)[0] for line in config["options"]["install_requires"].split()}
+    allowed = {named.get(name, name) for name in required} | set(sys.stdlib_module_names) | {"minires"}
+    wrong = [
+        f"{module} imports {name}"
+        for module, path in FILES.items()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([one.name for one in node.names] if isinstance(node, ast.Import) else [str(node.module)])
+        if name.split(".")[0] not in allowed
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_importing_the_package_imports_no_heavy_library():

@@ -12,10 +12,9 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from minires.errors import CheckpointError
 from minires.limits import unfolded
@@ -23,6 +22,9 @@ from minires.weights.classes import KEYS, contradiction, names_in
 from minires.weights.contents import DAMAGED_ZIP
 from minires.weights.torch.containers import state_dict_in
 from minires.weights.values import COUNTERS
+
+if TYPE_CHECKING:
+    import torch
 
 PIECE = 1 << 20  # bytes
 NAMED = ("arch", "architecture", "model_name", "model", "backbone", "encoder_name", "encoder")
@@ -34,6 +36,8 @@ def read(path: str, container: str | None) -> tuple[dict[str, np.ndarray], dict[
 
     Raises: CheckpointError.
     """
+    import torch
+
     torch.set_num_threads(1)
     most = unfolded(os.path.getsize(path))
     if zipfile.is_zipfile(path):
@@ -89,6 +93,8 @@ def _check_zip(path: str, most: int) -> None:
 
 
 def _load(path: str) -> Any:
+    import torch
+
     try:
         # What programs save of their options: a bare object with attributes.
         # An open file, because for a name that ends in .safetensors it would expect such a file.
@@ -123,11 +129,15 @@ def _refused(path: str, message: str, kind: str) -> str:
 
 
 def is_tensor(value: Any) -> bool:
+    import torch
+
     return isinstance(value, torch.Tensor)
 
 
 def odd_kind(tensor: torch.Tensor) -> str:
     """What a tensor is, in words, if it is not of plain floating-point numbers; else nothing."""
+    import torch
+
     dtype = str(tensor.dtype).removeprefix("torch.")
     if tensor.is_quantized:
         return f"quantised ({dtype}); save the model before it was quantised"

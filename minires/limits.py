@@ -73,26 +73,29 @@ class _Unbelievable(Exception):
 
 
 def apart(
-    read: Reader | str,
+    read: Reader,
     path: str | os.PathLike[str],
     *arguments: Any,
+    imports: Sequence[str] = (),
     error: type[MiniresError] = MiniresError,
 ) -> tuple[Arrays, Any]:
     """What ``read(path, *arguments)`` returns, arrays by name and anything that JSON can hold, read in a
     process of its own under the limits above.
 
-    ``read`` is a function of a module, so that the other process can import it, or its name "module:function"
-    where the module imports what shall not be imported here; arguments are what JSON can hold. A MiniresError
-    that it raises is raised here.
+    ``read`` is a function of a module, so that the other process can import it. The modules of ``imports``,
+    which it imports itself, are imported there before its memory is limited. Arguments are what JSON can
+    hold. A MiniresError that it raises is raised here.
 
     Raises: ``error`` if the file is none, if the limits are not enough, or if the reading crashes.
     """
     size = regular_file(path, error)
     seconds = SECONDS + size / BYTES_PER_SECOND
-    name = read if isinstance(read, str) else f"{read.__module__}:{read.__qualname__}"
     memory = 2 * unfolded(size)
-    order = {"read": name, "arguments": [os.fspath(path), *arguments], "seconds": seconds, "memory": memory}
-    child = process(answer, order, imports=[name.partition(":")[0]], memory=memory, error=error)
+    order = {
+        "read": [read.__module__, read.__qualname__], "arguments": [os.fspath(path), *arguments],
+        "seconds": seconds, "memory": memory,
+    }  # fmt: skip
+    child = process(answer, order, imports=[read.__module__, *imports], memory=memory, error=error)
     try:
         with ended_after(child, seconds) as late:
             return _receive(piped(child.stdout), error, most=memory)
@@ -111,7 +114,7 @@ def apart(
 
 def answer(order: Mapping[str, Any], source: IO[bytes], out: IO[bytes]) -> None:
     """The work of the other process: read, and write the arrays to ``out``."""
-    module, _, function = order["read"].partition(":")
+    module, function = order["read"]
     read = getattr(importlib.import_module(module), function)
     alarm(2 * order["seconds"])
     try:

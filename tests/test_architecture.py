@@ -18,10 +18,11 @@ import minires
 
 ABOVE_THE_PACKAGE = {"doctor", "commands", "cli", "__main__"}  # these may import minires itself
 INDEPENDENT = {
-    "version": set(), "quiet_start": set(), "interrupt": {"quiet_start"}, "errors": set(),
+    "version": set(), "beginnings": set(), "quiet_start": set(), "errors": set(),
+    "interrupt": {"quiet_start"},
     "registry": {"errors"}, "files": {"errors"}, "exercises": set(), "limits": {"errors"}, "hdf5": {"errors"},
     "settings": {"errors"}, "backend": {"errors", "settings"}, "modes": {"settings"},
-    "data": {"errors", "registry", "files", "limits", "hdf5"},
+    "data": {"errors", "registry", "files", "limits", "hdf5", "beginnings"},
 }  # fmt: skip
 ONLY_BACKEND = {"cupy", "numba", "llvmlite", "ml_dtypes"}
 NEVER = {"torch", "torchvision", "tensorflow", "keras", "jax", "sklearn", "scipy", "autograd", "pickle"}

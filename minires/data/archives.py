@@ -1,8 +1,9 @@
 """The files in a zip or tar, as a list. They are read one by one and never unpacked beside the archive, so
 that a path in it can do no harm.
 
-Known by content, not by name: zip, and tar as it is or compressed with gzip, bzip2 or xz. Links, devices and
-sparse files are left out, which a warning says; of two files of one name the last counts, as when unpacking.
+Known by content, not by name: zip, and tar as it is or compressed with gzip, bzip2, xz or lzma. Links,
+devices and sparse files are left out, which a warning says; of two files of one name the last counts, as when
+unpacking.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from minires import beginnings
 from minires.data.tree import MAX_FILE_BYTES, Entry, hidden, is_archive, not_picture, writable
 from minires.errors import DataError
 from minires.limits import regular_file
@@ -32,9 +34,8 @@ MAX_MEMBERS = 2_000_000
 # Pictures are compressed already: what unfolds to more than this and to as many times its size is none.
 UNFOLDED, TIMES = 2**30, 100
 _COMPRESSED: dict[bytes, Callable[..., Any]] = {
-    b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open,
+    b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open, b"]\0\0": lzma.open,
 }  # fmt: skip
-_OTHERS = {b"7z\xbc\xaf\x27\x1c": "7-Zip", b"Rar!\x1a\x07": "RAR", b"\x28\xb5\x2f\xfd": "Zstandard"}
 _PICTURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II", b"MM", b"P")
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 _LISTED = 3
@@ -55,13 +56,16 @@ def kind(path: Path) -> str:
         return "zip"
     if head.startswith(tuple(_COMPRESSED)) or _is_tar_header(head):
         return "tar"
-    for magic, name in _OTHERS.items():
-        if head.startswith(magic):
-            raise DataError(f"{path}: this is a {name} archive; unpack it, or pack it as zip or tar")
+    if packed := beginnings.packed(head):
+        raise DataError(f"{path}: this is {packed}, or pack it as zip or tar")
     if not head.startswith(_PICTURES) and zipfile.is_zipfile(path):  # something stands before the zip
         return "zip"
     if is_archive(path.name):
-        raise DataError(f"{path}: cannot read this {path.suffix[1:]}: {_what(head)}; fetch it again")
+        what = f"it is {beginnings.words(head) or 'no zip or tar'}" if head else "the file is empty"
+        raise DataError(
+            f"{path}: cannot read this {path.suffix[1:]}: {what}; fetch it again, or pack the pictures as "
+            "zip or tar"
+        )
     return ""
 
 
@@ -323,13 +327,3 @@ def _is_tar_header(head: bytes) -> bool:
     except tarfile.TarError:
         return False
     return True
-
-
-def _what(head: bytes) -> str:
-    if not head:
-        return "the file is empty"
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "it is a web page"
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, not the file itself"
-    return "it is none"

@@ -1,10 +1,14 @@
-"""What a file is that is called a picture and cannot be read as one, in words; told by its first bytes."""
+"""What a file is that is called a picture and cannot be read as one, in words; told by its first bytes.
+
+What is not a matter of pictures, :mod:`minires.beginnings` knows.
+"""
 
 from __future__ import annotations
 
+from minires import beginnings
+
 # The bytes with which a file begins, and what to say of it.
 BEGINNINGS = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the picture itself; fetch it with `git lfs pull`"),
     (b"%PDF", "a PDF document; save its pictures as JPEG or PNG"),
     (b"8BPS", "a Photoshop document; save it as JPEG or PNG"),
     (b"\xff\x0a", "a JPEG XL picture, which cannot be read; save it as JPEG or PNG"),
@@ -12,7 +16,6 @@ BEGINNINGS = (
     (b"\0\0\0\x0cjP  ", "a JPEG 2000 picture, which is not read; save it as JPEG or PNG"),
     (b"\0\0\x01\0", "an icon; save it as PNG"),
     (b"PK\x03\x04", "a zip archive; give its path by itself, or unpack it"),
-    (b"\x1f\x8b", "packed with gzip; unpack it"),
     (
         b"\x89HDF\r\n",
         "an HDF5 file: `minires train` and `minires evaluate` read one of labelled pictures by its path, "
@@ -35,7 +38,7 @@ def describe(content: bytes) -> str:
     """What ``content`` is, or "" if its first bytes say nothing; "" for a picture in a format that is read.
 
     >>> describe(b"<!DOCTYPE html><title>404</title>")
-    'a web page, not a picture; was the download refused?'
+    'a web page, not the file itself; was the download refused?'
     """
     for beginning, words in BEGINNINGS:
         if content.startswith(beginning):
@@ -45,9 +48,9 @@ def describe(content: bytes) -> str:
             if content[8:12] in brands:
                 return words
         return "a film; save its pictures as JPEG or PNG"
+    if known := beginnings.words(content[:1000]):
+        return known
     text = content[:1000].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<script")):
-        return "a web page, not a picture; was the download refused?"
     if text.startswith((b"<svg", b"<?xml")):
         return "an SVG drawing; save it as PNG" if b"svg" in text else "XML, not a picture"
     if text.startswith((b"{", b"[")):

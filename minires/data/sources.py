@@ -3,7 +3,7 @@
     photos/                       every picture below it, however deep, whether or not folders are classes
     photos.zip                    as if unpacked; backslashes between folders are taken for slashes
     photos.tar  .tar.gz .tgz      as if unpacked; known by content, not by name
-      .tar.bz2  .tar.xz
+      .tar.bz2  .tar.xz  .tar.lzma
     photo.jpg                     itself
 
 Hidden files, those of systems (``Thumbs.db``, ``__MACOSX``, ``@eaDir``), lists and descriptions (``.txt``,

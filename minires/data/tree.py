@@ -20,7 +20,10 @@ NOT_PICTURES = {
 }  # fmt: skip
 NOT_PICTURE_NAMES = {"readme", "license", "licence", "copying", "notice", "authors", "citation", "changelog"}
 USUAL = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".heic", ".avif"}
-ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".lzma", ".zst", ".7z", ".rar"}
+ARCHIVES = {
+    ".zip", ".tar", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".lzma", ".zst", ".z", ".lz", ".7z",
+    ".rar", ".cab", ".iso", ".dmg",
+}  # fmt: skip
 # What systems and storage devices put beside the files of a user, in lower case.
 SYSTEM = {
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "@__thumb", "@recycle",

@@ -19,6 +19,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from minires import beginnings
 from minires.errors import CheckpointError
 from minires.limits import LONGEST_HEAD, regular_file
 
@@ -34,19 +35,10 @@ HDF5 = b"\x89HDF\r\n\x1a\n"
 _SHOWN = 5  # names of an archive in a message
 
 _STARTS = {  # other kinds, by their first bytes
-    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`, or "
-    "by the download button of the page",
     b"GGUF": "a GGUF file of llama.cpp",
     b"\x93NUMPY": "one array of NumPy's without a name; write all with numpy.savez, by the names of the "
     "state dict",
-    b"\x1f\x8b": "packed by gzip; unpack it first",
-    b"BZh": "packed by bzip2; unpack it first",
-    b"\xfd7zXZ": "packed by xz; unpack it first",
-    b"\x28\xb5\x2f\xfd": "packed by zstd; unpack it first",
-    b"7z\xbc\xaf": "a 7z archive; unpack it first",
-    b"Rar!": "a RAR archive; unpack it first",
     b"MATLAB 5": "a file of MATLAB; write the arrays with numpy.savez, by the names of the state dict",
-    b"%PDF": "a PDF",
     b"\x89PNG": "a picture",
     b"\xff\xd8\xff": "a picture",
     b"PK\x05\x06": "an empty zip",
@@ -130,12 +122,14 @@ def _is_index(path: Path, start: bytes, size: int) -> bool:
 
 def _words(start: bytes, size: int) -> str:
     """What begins so, for a message."""
+    if known := beginnings.words(start):
+        return known
     for signs, words in _STARTS.items():
         if start.startswith(signs):
             return words
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<")):
-        return "a page of the web, not the file itself; open it in a browser to see what it says"
+    if text.startswith(b"<"):
+        return "XML or a page of the web, not the file itself; open it in a browser to see what it says"
     if start[257:262] == b"ustar":
         return (
             "a tar archive; unpack it, and give the file of weights (PyTorch before 0.2 wrote such files: "

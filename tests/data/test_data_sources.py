@@ -10,6 +10,7 @@ import stat
 import tarfile
 import tracemalloc
 import zipfile
+from functools import partial
 
 import pytest
 from PIL import Image
@@ -24,7 +25,7 @@ def png(value=0, side=4):
     Image.new("RGB", (side, side), (value, 0, 0)).save(file, "PNG")
     return file.getvalue()
 
-
+alone = partial(lzma.compress, format=lzma.FORMAT_ALONE)
 FILES = {"b/2.png": png(2), "a/deep/er/1.png": png(1), "0.png": png(0)}
 SYSTEM = {
     ".DS_Store": b"x", "__MACOSX/a/._1.png": b"x", "a/Thumbs.db": b"x", "b/@eaDir/2.png/S.jpg": b"x",
@@ -67,7 +68,7 @@ def read_all(path):
     return {picture.name: picture.read() for picture in data.pictures_at(path)}
 
 
-@pytest.mark.parametrize("form", ["folder", "zip", "w", "w:gz", "w:bz2", "w:xz", "pax", "gnu", "v7"])
+@pytest.mark.parametrize("form", ["folder", "zip", "w", "w:gz", "w:bz2", "w:xz", "lzma", "pax", "gnu", "v7"])
 def test_pictures_are_found_in_every_form_whatever_its_name(tmp_path, form):
     files = FILES | SYSTEM
     if form == "folder":
@@ -91,6 +92,9 @@ def test_pictures_are_found_in_every_form_whatever_its_name(tmp_path, form):
         path = tarred(tmp_path / "set", files | long, format=kind)
         assert read_all(path) == FILES | long
         return
+    elif form == "lzma":
+        path = tarred(tmp_path / "set.dat", files)
+        path.write_bytes(alone(path.read_bytes()))
     else:
         path = tarred(tmp_path / "set.dat", {"./" + name: content for name, content in files.items()}, form)
     assert [picture.name for picture in data.pictures_at(path)] == sorted(FILES)
@@ -110,7 +114,10 @@ def test_one_picture_is_a_list_of_one(tmp_path):
         (lambda path: path.symlink_to("/dev/zero"), "this is a device"),
         (lambda path: path.symlink_to("gone"), "no such file"),
         (lambda path: path.mkdir(), "no picture found"),
-        (lambda path: path.write_bytes(b"7z\xbc\xaf\x27\x1c"), "7-Zip archive; unpack it"),
+        (lambda path: path.write_bytes(b"7z\xbc\xaf\x27\x1c"), "7-Zip archive; unpack it, or pack it as zip"),
+        (lambda path: path.write_bytes(b"\x1f\x9d\x90"), "packed with compress; unpack it"),
+        (lambda path: path.write_bytes(b"LZIP\1"), "packed with lzip; unpack it"),
+        (lambda path: path.write_bytes(b"MSCF\0"), "a Windows cabinet; unpack it"),
         (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(99)), "cannot read this zip: it is cut off"),
         (lambda path: path.write_bytes(gzip.compress(b"no tar")), "compressed, but no tar inside"),
         (lambda path: path.with_suffix(".tar").write_bytes(b"<html>"), "no such file"),
@@ -261,7 +268,7 @@ def test_an_encrypted_zip_and_one_packed_strangely_are_refused_in_words(tmp_path
             data.pictures_at(tmp_path / "a.zip")
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress, alone])
 def test_a_tar_that_is_cut_off_is_refused(tmp_path, pack):
     plain = tarred(tmp_path / "a.tar", {f"a/{i}.png": os.urandom(2000) for i in range(9)}).read_bytes()
     for cut in (

@@ -70,13 +70,13 @@ def tarred():
 
 STRANGERS = {
     "empty": (b"", "is empty: 0 bytes"),
-    "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "pointer of Git LFS"),
-    "page": (b"\n <!DOCTYPE html><html><body>404</body></html>", "a page of the web"),
+    "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "a Git LFS.*git lfs pull"),
+    "page": (b"\n <!DOCTYPE html><html><body>404</body></html>", "a web page"),
     "gguf": (b"GGUF\x03\x00\x00\x00" + bytes(40), "a GGUF file"),
     "onnx": (b"\x08\x08\x12\x07pytorch\x1a\x052.9.0:\xa4\x01", "a file of ONNX or TensorFlow"),
     "frozen graph": (b"\n\x1b\n\x05input\x12\x0bPlaceholder*\x05", "a file of TensorFlow or Caffe"),
     "tf lite": (b"\x1c\x00\x00\x00TFL3" + bytes(40), "a file of TensorFlow Lite"),
-    "gzip": (b"\x1f\x8b\x08\x00" + bytes(40), "packed by gzip; unpack it first"),
+    "gzip": (b"\x1f\x8b\x08\x00" + bytes(40), "packed with gzip; unpack it"),
     "npy": (b"\x93NUMPY\x01\x00" + bytes(40), "one array of NumPy's"),
     "tar": (tarred(), "a tar archive"),
     "text": (b"conv1.weight 0.5 0.25\n", "text .'conv1.weight 0.5 0.25'"),

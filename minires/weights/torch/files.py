@@ -31,7 +31,7 @@ from minires.errors import CheckpointError, ConfigError
 from minires.weights.contents import DAMAGED_ZIP, kind_of
 from minires.weights.name_tables import modern
 from minires.weights.sources import recognise
-from minires.weights.torch import parts
+from minires.weights.torch import parts, pickled
 from minires.weights.torch.containers import without_prefix
 from minires.weights.values import COUNTERS, check_values
 
@@ -147,7 +147,7 @@ def _read_torch(path: Path, container: str | None) -> tuple[Arrays, dict[str, An
             f"{path} was written by PyTorch, and reading it needs PyTorch: pip install torch; "
             "a .safetensors file needs none"
         )
-    return limits.apart("minires.weights.torch.pickled:read", path, container, error=CheckpointError)
+    return limits.apart(pickled.read, path, container, imports=["torch"], error=CheckpointError)
 
 
 def _read_safetensors(path: Path, container: str | None) -> tuple[Arrays, dict[str, Any]]:

@@ -9,9 +9,11 @@ standard streams of a program may go away, too: a terminal is closed, a reader s
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -26,6 +28,7 @@ _GONE = {
         "ETIMEDOUT EHOSTDOWN EHOSTUNREACH ENETDOWN ENETRESET" + " EINVAL" * (os.name == "nt")
     ).split()
 }
+AGAIN = 0.5  # seconds
 _CLOSED = ("I/O operation on closed file", "write to closed file", "underlying buffer has been detached",
            "raw stream has been detached")  # fmt: skip
 Handler = Callable[[int, FrameType | None], None]
@@ -52,20 +55,40 @@ def status(stop: BaseException) -> int:
     return 128 + int(getattr(stop, "number", signal.SIGINT))
 
 
+_came: list[int] = []  # the signals that were made exceptions
+
+
 @contextmanager
 def as_exceptions() -> Iterator[list[int]]:
-    """Inside this block a signal raises :class:`Stopped`; gives the numbers of those that came."""
-    came: list[int] = []
+    """Inside this block a signal raises :class:`Stopped`; gives the numbers of those that came.
+
+    What follows within ``AGAIN`` seconds, as when a machine shuts down, does not raise: it would disturb what
+    the first has begun to clean up.
+    """
+    global _came
+    outside, _came = _came, []
+    last = -math.inf
 
     def stop(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        raise Stopped(number=number)
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before >= AGAIN:
+            _came.append(number)
+            raise Stopped(number=number)
 
-    before = _replace(stop)
+    handlers = _replace(stop)
     try:
-        yield came
+        yield _came
     finally:
-        _put_back(before)
+        _put_back(handlers)
+        _came = outside
+
+
+def raise_what_came() -> None:
+    """Raise :class:`Stopped` once more if a signal came and its exception was lost: what is raised while a
+    library calls back from compiled code, or in a ``__del__``, Python prints and forgets."""
+    if _came:
+        raise Stopped(number=_came[-1])
 
 
 class StopWish:

@@ -827,7 +827,7 @@ def test_commands_that_compile_say_so_the_first_time_and_beside_the_result(
         for times in (1, 0):
             status, out, err = call(capsys, *arguments)
             assert status == 0 and json.loads(out)
-            assert err.count("compiling the kernels, once on this machine") == times
+            assert err.count("compiling the kernels that are new here (they are kept") == times
 
 
 # ------------------------------------------------------------------------------------------ trace, play

@@ -187,3 +187,30 @@ def test_a_mistake_of_who_writes_is_told_from_nobody_being_there(error, gone):
         with nullcontext() if gone else pytest.raises(type(error)):
             listener("line")
     assert len(heard) == (1 if gone else 2)
+
+
+def test_signals_that_follow_at_once_do_not_disturb_the_cleaning_up():
+    cleaned = []
+    with pytest.raises(Stopped) as stopped, as_exceptions() as came:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+            cleaned.append(True)
+    assert cleaned and came == [signal.SIGTERM] and interrupt.status(stopped.value) == 143
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_whose_exception_was_lost_can_be_raised_again():
+    class Deaf:
+        def __del__(self):
+            signal.raise_signal(signal.SIGHUP)
+
+    interrupt.raise_what_came()
+    with pytest.raises(Stopped) as stopped, as_exceptions():
+        deaf = Deaf()
+        del deaf  # Python prints its exception and goes on
+        interrupt.raise_what_came()
+    assert interrupt.status(stopped.value) == 129
+    interrupt.raise_what_came()  # outside the block there is none

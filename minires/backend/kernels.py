@@ -81,8 +81,8 @@ def _announce(kept: bool) -> None:
     global _tell
     tell, _tell = _tell, None  # the kernels that follow are no news
     if tell is not None:
-        often = "once on this machine" if kept else "at each start, as no folder for them can be written to"
-        tell(f"compiling the kernels, {often}; it takes ten seconds to a minute")
+        often = "they are kept for the next time" if kept else "and not kept, as no folder can be written to"
+        tell(f"compiling the kernels that are new here ({often}); ten seconds to a minute")
 
 
 _in_use = False

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from minires import backend
 from minires.errors import ConfigError
-from minires.interrupt import status
+from minires.interrupt import raise_what_came, status
 from minires.play.connections import Connections, Task, more_descriptors
 from minires.play.messages import Answer, Refusal, Request, in_json, whole
 from minires.play.player import Player
@@ -47,12 +47,17 @@ def serve(
     Raises: CheckpointError if ``run`` is no trained model; ConfigError if its pictures are not square, or the
     port or the device cannot be used; DataError if there are no pictures at ``data``.
     """
-    _check_port(port)
-    player = Player(run, device=device, data=data)
-    with backend.before_compiling(say):
-        player.warm_up()
+    listener = listen(port)  # first, as what is to be said of the port is soon known
+    try:
+        player = Player(run, device=device, data=data)
+        with backend.before_compiling(say):
+            player.warm_up()
+        raise_what_came()
+    except BaseException:
+        listener.close()
+        raise
     more_descriptors()
-    with Server(player, port) as server:
+    with Server(player, listener) as server:
         try:
             say(f"{player.trained.name} from {run} waits for pictures at {server.url}")
             say("Only this machine can open it, and nothing is written to disk. Ctrl-C ends it.")
@@ -65,9 +70,19 @@ def serve(
             say("Stopped.")
 
 
-def _check_port(port: int) -> None:
+def listen(port: int = 0) -> socket.socket:
+    """A socket of this machine alone that listens at ``port``, 0 for a free one.
+
+    Raises: ConfigError if the port cannot be used.
+    """
     if not 0 <= port < 65536:
         raise ConfigError(f"port is {port}; it must be from 1 to 65535, or 0 for a free one")
+    try:
+        return socket.create_server(("127.0.0.1", port))
+    except OSError as error:
+        raise ConfigError(
+            f"port {port} cannot be used: {error.strerror or error}; choose another, or 0 for a free one"
+        ) from error
 
 
 def _open(url: str, say: Callable[[str], None]) -> None:
@@ -78,18 +93,12 @@ def _open(url: str, say: Callable[[str], None]) -> None:
 class Server:
     """The server around a :class:`Player`; ``url`` is the address of its page, token included.
 
-    Raises: ConfigError if the port cannot be used.
+    ``listener`` is what :func:`listen` gives; without one a free port is taken.
     """
 
-    def __init__(self, player: Player, port: int = 0) -> None:
-        _check_port(port)
+    def __init__(self, player: Player, listener: socket.socket | None = None) -> None:
         self.player, self.token = player, secrets.token_urlsafe(24)
-        try:
-            self._listener = socket.create_server(("127.0.0.1", port))
-        except OSError as error:
-            raise ConfigError(
-                f"port {port} cannot be used: {error.strerror or error}; choose another, or 0 for a free one"
-            ) from error
+        self._listener = listen() if listener is None else listener
         self.server_address = self._listener.getsockname()
         self.server_port: int = self.server_address[1]
         self.origins = {f"http://{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import stat
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -63,7 +64,8 @@ def write_config(folder: Path, config: Config) -> None:
 
 def _has_config(path: Path) -> bool:
     try:
-        return path.stat().st_size > 0
+        found = path.stat()
+        return found.st_size > 0 or not stat.S_ISREG(found.st_mode)
     except FileNotFoundError:
         return False
     except OSError:  # whoever reads it says what is wrong

@@ -658,11 +658,13 @@ def test_what_cannot_be_served_is_refused(server, run, tmp_path):
     with pytest.raises(CheckpointError, match="model.safetensors"):
         Player(tmp_path)
     with pytest.raises(ConfigError, match=f"port {server.server_port} cannot be used: .*choose another"):
-        Server(server.player, server.server_port)
+        serving.listen(server.server_port)
     with pytest.raises(ConfigError, match="port is 70000; it must be from 1 to 65535"):
-        Server(server.player, 70000)
+        serving.listen(70000)
     with pytest.raises(ConfigError, match="port is 80000"):
-        serving.serve(tmp_path, port=80000)  # before a model is looked for
+        serving.serve(tmp_path, port=80000)
+    with pytest.raises(ConfigError, match="cannot be used"):  # before a model is looked for
+        serving.serve(tmp_path, port=server.server_port)
 
 
 def test_it_says_its_address_and_ctrl_c_ends_it_in_one_line(run):

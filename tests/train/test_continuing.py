@@ -374,6 +374,14 @@ def test_without_a_configuration_that_of_the_newest_good_checkpoint_is_used(left
     assert (run / "config.json").read_bytes() == config
 
 
+@pytest.mark.skipif(os.name == "nt", reason="named pipes are of POSIX")
+def test_what_stands_in_the_place_of_the_configuration_is_not_overlooked(run):
+    (run / "config.json").unlink()
+    os.mkfifo(run / "config.json")
+    with pytest.raises(CheckpointError, match="config.json: this is a pipe, not a file"):
+        continuing.read_config(run)
+
+
 def test_a_folder_that_is_moved_away_gets_no_more_and_another_run_in_its_place_nothing(tmp_path):
     run = trainer(tmp_path / "run")
     step = run._step

@@ -227,6 +227,16 @@ def test_of_two_containers_the_model_is_taken(model, ema, tmp_path, torch, direc
         read(tmp_path / "w", container="best")
 
 
+def test_any_part_of_the_place_chooses_if_it_is_of_one_place(tmp_path, torch, direct):
+    state = {name: torch.tensor(array) for name, array in STATE.items()}
+    twice = {name: 2 * tensor for name, tensor in state.items()}
+    torch.save({"state_dict": {"a": {"net": state}, "b": {"net": twice}}}, tmp_path / "w")
+    for name in ("b", "b.net", "state_dict.b", "state_dict.b.net"):
+        same(read(tmp_path / "w", container=name), {name: 2 * array for name, array in STATE.items()})
+    with pytest.raises(CheckpointError, match="'net' may be state_dict.a.net or state_dict.b.net; which one"):
+        read(tmp_path / "w", container="net")
+
+
 def test_a_checkpoint_of_lightning(tmp_path, torch, direct):
     state = {f"model.{name}": torch.tensor(array) for name, array in STATE.items()}
     torch.save(

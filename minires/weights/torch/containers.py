@@ -81,7 +81,7 @@ def _state_dicts(content: Mapping[Any, Any], is_tensor: IsTensor) -> Iterator[tu
 def _chosen(paths: list[str], container: str | None) -> str:
     if container is not None:
         fit = [path for path in paths if path == container or path.endswith(f".{container}")]
-        fit = fit or [path for path in paths if path.startswith(f"{container}.")]
+        fit = fit or [path for path in paths if is_called(path, container)]
         if len(fit) == 1:
             return fit[0]
         if fit:
@@ -108,6 +108,15 @@ def preferred(paths: Iterable[str]) -> str | None:
         if len(fit) == 1:
             return fit[0]
     return None
+
+
+def is_called(path: str, container: str) -> bool:
+    """Whether ``container`` is the name of a place, or of some of its parts that follow one another.
+
+    >>> [is_called("state_dict.a.model", name) for name in ("model", "a.model", "odel", "state_dict.model")]
+    [True, True, False, False]
+    """
+    return f".{container}." in f".{path}."
 
 
 def is_average(path: str) -> bool:

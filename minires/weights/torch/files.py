@@ -32,7 +32,7 @@ from minires.weights.contents import DAMAGED_ZIP, kind_of
 from minires.weights.name_tables import modern
 from minires.weights.sources import recognise
 from minires.weights.torch import parts, pickled
-from minires.weights.torch.containers import without_prefix
+from minires.weights.torch.containers import is_called, without_prefix
 from minires.weights.values import COUNTERS, check_values
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -107,8 +107,7 @@ def _inside(
 ) -> tuple[dict[str, str], list[str]]:
     """The names without a prefix, new -> old, and sentences on what was taken and what was not."""
     taken, others = said.get("container", ""), said.get("containers", [])
-    fits = container is None or taken == container or taken.endswith(f".{container}")
-    fits = fits or (bool(taken) and taken.startswith(f"{container}."))
+    fits = container is None or is_called(taken, container)
     try:
         inside, prefix, rest = without_prefix(
             names, lambda names: recognise(map(modern, names)) is not None, None if fits else container

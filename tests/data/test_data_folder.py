@@ -1,10 +1,10 @@
 """Picture folders and zips of them: layouts, splits, and what is refused."""
 
 import io
-import zipfile
 
 import numpy as np
 import pytest
+from packing import write, zipped
 from PIL import Image
 
 import minires.data as data
@@ -29,21 +29,6 @@ def tree(counts, prefix=""):
     }
 
 
-def write(root, files):
-    for name, content in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return root
-
-
-def pack(path, files):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return path
-
-
 def everything(splits):
     parts = (splits.train, splits.val, splits.test)
     return {
@@ -60,7 +45,7 @@ def test_class_folders_are_split_by_seed(tmp_path, form):
         path = write(tmp_path / "pets", files)
     else:
         inside = "around/" if form == "folder in a zip" else ""
-        path = pack(tmp_path / "pets.zip", {inside + n: c for n, c in files.items()} | {"__MACOSX/a": b"x"})
+        path = zipped(tmp_path / "pets.zip", {inside + n: c for n, c in files.items()} | {"__MACOSX/a": b"x"})
     splits = data.load(path, seed=3)
     assert splits.train.classes == ("ape", "cat") and splits.train.name == "pets"
     assert [len(p) for p in (splits.train, splits.val, splits.test)] == [13, 3, 4]
@@ -83,7 +68,7 @@ def test_train_and_test_folders_stand_as_they_are(tmp_path):
     assert all(name.startswith("train/") for name in splits.train.names + splits.val.names)
 
     files |= tree({"a": 3}, "valid/")
-    splits = data.load(pack(tmp_path / "set.zip", files))
+    splits = data.load(zipped(tmp_path / "set.zip", files))
     assert splits.val.names == ("valid/a/0.png", "valid/a/1.png", "valid/a/2.png")
     assert len(splits.train) == 20
 
@@ -100,7 +85,7 @@ def test_a_class_folder_with_no_picture_is_named(tmp_path):
         data.load(root)
     with pytest.raises(DataError, match=r"no picture.*\n  test/b"):
         data.load(
-            pack(
+            zipped(
                 tmp_path / "s.zip",
                 tree(TWO, "train/") | {"test/a/0.png": picture(0), "test/b/": b""},
             )
@@ -112,7 +97,7 @@ def test_an_empty_set_is_refused(tmp_path):
     with pytest.raises(DataError, match="no picture found"):
         data.load(tmp_path / "set")
     with pytest.raises(DataError, match="no picture found"):
-        data.load(pack(tmp_path / "none.zip", {}))
+        data.load(zipped(tmp_path / "none.zip", {}))
 
 
 @pytest.mark.parametrize(
@@ -139,17 +124,17 @@ def test_odd_sets_are_refused(tmp_path, files, message):
     with pytest.raises(DataError, match=message):
         data.load(write(tmp_path / "set", files))
     with pytest.raises(DataError, match=message):
-        data.load(pack(tmp_path / "set.zip", files))
+        data.load(zipped(tmp_path / "set.zip", files))
 
 
 @pytest.mark.parametrize("name", ["../a/x.png", "a/../../x.png", "C:/a/x.png", "a\\..\\x.png"])
 def test_a_member_that_leads_outside_is_refused(tmp_path, name):
     with pytest.raises(DataError, match="leads outside the archive"):
-        data.load(pack(tmp_path / "evil.zip", tree(TWO) | {name: picture(0)}))
+        data.load(zipped(tmp_path / "evil.zip", tree(TWO) | {name: picture(0)}))
 
 
 def test_a_damaged_zip_is_named(tmp_path):
-    good = pack(tmp_path / "set.zip", tree(TWO)).read_bytes()
+    good = zipped(tmp_path / "set.zip", tree(TWO)).read_bytes()
     (tmp_path / "cut.zip").write_bytes(good[:-40])
     with pytest.raises(DataError, match="cut.zip: cannot read this zip"):
         data.load(tmp_path / "cut.zip")
@@ -163,7 +148,7 @@ def test_a_member_of_absurd_size_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MAX_FILE_BYTES", 1000)
     files = tree(TWO) | {"a/huge.png": bytes(2000)}
     with pytest.raises(DataError, match="a/huge.png: 2,000 bytes, the limit is 1,000"):
-        data.load(pack(tmp_path / "set.zip", files))
+        data.load(zipped(tmp_path / "set.zip", files))
 
 
 def test_linked_class_folders_are_followed_and_circles_refused(tmp_path):

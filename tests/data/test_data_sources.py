@@ -13,6 +13,7 @@ import zipfile
 from functools import partial
 
 import pytest
+from packing import write, zipped
 from PIL import Image
 
 import minires.data as data
@@ -32,21 +33,6 @@ SYSTEM = {
     "readme.txt": b"x", "LICENSE": b"x", "b/desktop.ini": b"x", ".Trashes/x.png": b"x",
     "lost+found/x.png": b"x",
 }  # fmt: skip
-
-
-def write(root, files):
-    for name, content in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return root
-
-
-def zipped(path, files):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return path
 
 
 def tarred(path, files, mode="w", **options):

@@ -40,6 +40,7 @@ import time
 import traceback
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ import hostile
 import hostile_paths  # noqa: F401  (adds to the list of hostile.py)
 import samples
 from attempts import FINE, attempt, judge
-from processes import ALONE, machine
+from processes import ALONE, in_jobs, machine
 
 FAULTS = (
     "silently different",
@@ -187,43 +188,16 @@ def steers(content: bytes) -> bool:
 # ------------------------------------------------------------------------------------------------ many
 
 
-def work(
-    job: int, options: argparse.Namespace, cases: list[tuple[str, int]], samples_of: Samples, told: int
-) -> None:
-    with open(told, "w", buffering=1) as pipe:
-        for name, seed in cases[job :: options.jobs]:
-            began = time.monotonic()
-            try:
-                verdict, text = case(samples_of, name, seed)
-            except Exception:
-                verdict, text = "this script", traceback.format_exc()
-            seconds = time.monotonic() - began
-            text = text if verdict not in FINE else ""
-            pipe.write(
-                json.dumps({"kind": name, "seed": seed, "verdict": verdict, "text": text, "seconds": seconds})
-                + "\n"
-            )
-
-
-def torture(
-    options: argparse.Namespace, cases: list[tuple[str, int]], samples_of: Samples
-) -> list[dict[str, Any]]:
-    reader, writer = os.pipe()
-    workers = []
-    for job in range(options.jobs):
-        if not (pid := os.fork()):
-            try:
-                os.close(reader)
-                work(job, options, cases, samples_of, writer)
-            finally:
-                os._exit(0)
-        workers.append(pid)
-    os.close(writer)
-    with open(reader) as pipe:
-        results = [json.loads(line) for line in pipe]
-    for pid in workers:
-        os.waitpid(pid, 0)
-    return results
+def work(cases: list[tuple[str, int]], samples_of: Samples) -> Iterator[dict[str, Any]]:
+    for name, seed in cases:
+        began = time.monotonic()
+        try:
+            verdict, text = case(samples_of, name, seed)
+        except Exception:
+            verdict, text = "this script", traceback.format_exc()
+        seconds = time.monotonic() - began
+        text = text if verdict not in FINE else ""
+        yield {"kind": name, "seed": seed, "verdict": verdict, "text": text, "seconds": seconds}
 
 
 def distinct(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -344,7 +318,8 @@ def main() -> int:
         for name in options.kinds:
             samples_of.of(name)
         began = time.time()
-        result = report(torture(options, cases, samples_of), options, samples_of)
+        results = list(in_jobs(options.jobs, lambda job: work(cases[job :: options.jobs], samples_of)))
+        result = report(results, options, samples_of)
     finally:
         shutil.rmtree(base, ignore_errors=True)
     seconds = time.time() - began

@@ -35,13 +35,13 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import disasters
 from case import Case, all_steps, began
-from processes import ALONE, Moment, Process, machine, train, warm
+from processes import ALONE, Moment, Process, in_jobs, machine, train, warm
 
 
 def one(case: Case) -> None:
@@ -156,49 +156,24 @@ def measure(base: Path) -> None:
         )
 
 
-def work(job: int, options: argparse.Namespace, base: Path, told: int) -> None:
-    """Cases of one process, until it has its share of the kills; each is told as a line of JSON."""
+def work(job: int, options: argparse.Namespace, base: Path) -> Iterator[dict[str, Any]]:
+    """Cases of one process, until it has its share of the kills."""
     kills, seed = 0, options.seed + job
     share = -(-options.kills // options.jobs)
-    with open(told, "w", buffering=1) as pipe:
-        while kills < share and (options.cases is None or seed < options.seed + options.cases):
-            case = run(seed, base, options.kinds)
-            kills += len(case.windows)
-            pipe.write(
-                json.dumps(
-                    {k: getattr(case, k) for k in ("seed", "kind", "did", "windows", "faults", "skipped")}
-                )
-                + "\n"
-            )
-            seed += options.jobs
+    while kills < share and (options.cases is None or seed < options.seed + options.cases):
+        case = run(seed, base, options.kinds)
+        kills += len(case.windows)
+        yield {k: getattr(case, k) for k in ("seed", "kind", "did", "windows", "faults", "skipped")}
+        seed += options.jobs
 
 
 def torture(options: argparse.Namespace, base: Path) -> list[dict[str, Any]]:
-    reader, writer = os.pipe()
-    workers = []
-    for job in range(options.jobs):
-        if not (pid := os.fork()):
-            try:
-                os.close(reader)
-                work(job, options, base, writer)
-            finally:
-                os._exit(0)
-        workers.append(pid)
-    os.close(writer)
     results, shown = [], 0
-    with open(reader) as pipe:
-        for line in pipe:
-            results.append(json.loads(line))
-            if results[-1]["faults"] and (shown := shown + 1) <= options.show:
-                told = results[-1]
-                print(
-                    f"{told['seed']}: {told['kind']}: {'; '.join(told['did'])}",
-                    *told["faults"],
-                    sep="\n    ",
-                    flush=True,
-                )
-    for pid in workers:
-        os.waitpid(pid, 0)
+    for result in in_jobs(options.jobs, lambda job: work(job, options, base)):
+        results.append(result)
+        if result["faults"] and (shown := shown + 1) <= options.show:
+            did = f"{result['seed']}: {result['kind']}: {'; '.join(result['did'])}"
+            print(did, *result["faults"], sep="\n    ", flush=True)
     return results
 
 

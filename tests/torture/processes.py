@@ -8,6 +8,7 @@ hit is a :class:`Moment`: a time, or something that happens to a file of its run
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import random
 import select
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,6 +220,28 @@ def warm(pictures: Path, out: Path) -> None:
             assert cli.main(train(pictures, out)) == 0
         finally:
             sys.stdout = before
+
+
+def in_jobs(jobs: int, work: Callable[[int], Iterator[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """What ``work(job)`` gives in each of so many processes, forked from this one, as it comes; it is what
+    JSON can hold."""
+    reader, writer = os.pipe()
+    workers = []
+    for job in range(jobs):
+        if not (pid := os.fork()):
+            try:
+                os.close(reader)
+                with open(writer, "w", buffering=1) as pipe:
+                    for result in work(job):
+                        pipe.write(json.dumps(result) + "\n")
+            finally:
+                os._exit(0)
+        workers.append(pid)
+    os.close(writer)
+    with open(reader) as pipe:
+        yield from map(json.loads, pipe)
+    for pid in workers:
+        os.waitpid(pid, 0)
 
 
 def machine() -> dict[str, Any]:

@@ -88,6 +88,8 @@ def parts(
     found = layout(entries, where)
     if not found.parts:
         raise DataError(no_labels(found, entries, where))
+    if "" in found.parts:
+        _say_left_out(found.unlabelled, PARTS, where)
     read = partial(_dataset, size=size, name=name, where=where, decode=decode, least=1)
     return {part: partial(read, by_class, None) for part, by_class in found.parts.items()}
 

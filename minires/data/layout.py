@@ -9,8 +9,8 @@
     images/cat/1.jpg  lists/all.txt               folders of lists do not matter
     cat/1.jpg  dog/2.jpg  test/3.jpg              classes, and pictures without labels
 
-Class folders that hold folders of the same names as another, or with the names of others, are refused: each
-could be a class, or a part or a copy.
+Class folders that could as well be parts, copies, or folders around the classes are refused, see
+:mod:`minires.data.doubts`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 
+from minires.data.doubts import refuse_doubtful
 from minires.data.parts import (
     PARTS,
     UNLABELLED,
     UNSORTED,
-    fold,
+    is_weak,
     mixed,
     part_of,
     parts_of,
@@ -36,7 +37,6 @@ from minires.data.tree import Entry, not_picture
 from minires.errors import DataError, counted
 
 ByClass = dict[str, list[Entry]]
-STRAY = 0.1  # so many pictures of a folder may stand outside the folders in it, and yet these be classes
 
 
 @dataclass
@@ -69,27 +69,35 @@ def layout(entries: list[Entry], where: str) -> Layout:
     nested = {top for top, held in tops.items() if any(len(e.parts) > depth + 2 for e in held)}
     if known.keys() == tops.keys() or known.keys() & nested:
         if extra := sorted(tops.keys() - known.keys()):
-            raise DataError(
-                f"{where}: {', '.join(extra)} beside {', '.join(sorted(known))}: use either class "
-                "folders or train/val/test folders"
-            )
+            _leave_beside_parts(extra, known, nested, where)
         return _parted(entries, known, depth, where)
-    if mixed(tops):
+    if both := mixed({e.parts[depth] for e in pictures if len(e.parts) > depth + 1}):
         raise DataError(
-            f"{where}: {', '.join(sorted(tops)[:6])} are named for parts and classes at once; make folders "
+            f"{where}: {', '.join(both[:6])} are named for parts and classes at once; make folders "
             "in folders of them: train/A, train/B, test/A, test/B"
         )
     if _inside_out(tops, depth):
         return _turned(pictures, depth, where)
     left = _refuse_or_leave(tops, known, where)
     labelled = [e for e in pictures if e.parts[depth] not in left]
-    _refuse_alike(labelled, depth, where)
     found = Layout()
     for top, part in left.items():
         found.unlabelled.setdefault(part, []).extend(tops[top])
     entries = [e for e in entries if len(e.parts) <= depth or e.parts[depth] not in left]
     found.parts[""] = _by_class(entries, labelled, depth, where)
+    refuse_doubtful(labelled, depth, where)
     return found
+
+
+def _leave_beside_parts(extra: list[str], known: dict[str, str], nested: set[str], where: str) -> None:
+    """Leave out the folders ``extra`` beside those of two parts, where no folders of classes are in them.
+
+    Raises: DataError if they do, or there is one part alone: these may be the classes.
+    """
+    beside = f"{where}: {', '.join(extra)} beside {', '.join(sorted(known))}"
+    if nested & {*extra} or len({known[top] for top in known.keys() & nested} & {*PARTS}) < 2:
+        raise DataError(f"{beside}: use either class folders or train/val/test folders")
+    warnings.warn(f"{beside}: the pictures there are of no part and no class, and are left out", stacklevel=3)
 
 
 def _without_lists(entries: list[Entry], where: str) -> list[Entry]:
@@ -147,7 +155,7 @@ def _parted(entries: list[Entry], known: dict[str, str], depth: int, where: str)
             found.unlabelled.setdefault(part, []).extend(pictures)
             continue
         by_class = _by_class(of_part, pictures, level, where)
-        _refuse_alike(pictures, level, where)
+        refuse_doubtful(pictures, level, where)
         for name, held in by_class.items():
             found.parts.setdefault(part, {}).setdefault(name, []).extend(held)
     found.parts = {part: found.parts[part] for part in PARTS if part in found.parts}
@@ -188,62 +196,12 @@ def _turned(pictures: list[Entry], depth: int, where: str) -> Layout:
     return Layout({part: found[part] for part in PARTS if part in found})
 
 
-def _refuse_alike(pictures: list[Entry], level: int, where: str) -> None:
-    """Refuse class folders that hold the folders of other classes, or the same folders as another: these may
-    be the classes, and what holds them parts. ``level`` is the place of the class in a path.
-
-    A folder in which all of a class stands, and names such as images, are no matter; nor are folders of which
-    many pictures stand outside, right in the class.
-    """
-    tops: dict[str, list[Entry]] = {}
-    for e in pictures:
-        tops.setdefault(e.parts[level], []).append(e)
-    folded = {fold(top): top for top in tops}
-    inner = {top: _inner(held, level) for top, held in tops.items()}
-    everywhere = set.intersection(*(set(names) for names in inner.values()))
-    for top, names in inner.items():
-        if inside := sorted(names.keys() & folded.keys() - everywhere - {fold(top)}):
-            raise DataError(
-                f"{where}: {top} holds folders with the names of those beside it "
-                f"({', '.join(folded[name] for name in inside[:5])}): is it a class, or does it hold the "
-                "same pictures again? Remove it, or give its path alone"
-            )
-    holders: dict[str, list[str]] = {}
-    for top, held in tops.items():
-        loose = sum(len(e.parts) == level + 2 for e in held)
-        for name in inner[top] if loose <= max(1, STRAY * len(held)) else ():
-            holders.setdefault(name, []).append(top)
-    for name, (one, *others) in sorted(holders.items()):
-        alike = [other for other in others if inner[one][name] or inner[other][name]]
-        if alike:
-            both = [name for name in inner[one] if name in inner[alike[0]]]
-            raise DataError(
-                f"{where}: {one} and {alike[0]} hold folders of the same names ({', '.join(both[:5])}): are "
-                "these classes, and the two parts? Then name the two train and test, or give the path of "
-                "one; if they are classes, put their pictures right into them"
-            )
-
-
-def _inner(held: list[Entry], level: int) -> dict[str, bool]:
-    """The names of the folders in a class folder, however deep, and whether others stand beside each."""
-    below: dict[tuple[str, ...], set[str]] = {}
-    for e in held:
-        for place in range(level + 1, len(e.parts) - 1):
-            if not says_nothing(name := e.parts[place]):
-                below.setdefault(e.parts[level:place], set()).add(fold(name))
-    found: dict[str, bool] = {}
-    for names in below.values():
-        for name in sorted(names):
-            found[name] = found.get(name, False) or len(names) > 1
-    return found
-
-
 def _refuse_or_leave(tops: dict[str, list[Entry]], known: dict[str, str], where: str) -> dict[str, str]:
     """Which folders beside those of classes are parts without labels: test/1.jpg beside cat/ and dog/.
 
     ``train`` may be a class as well: car, bus, train.
     """
-    left = {top: part for top, part in known.items() if part != "train"}
+    left = {top: part for top, part in known.items() if part != "train" and not is_weak(top)}
     if len(tops) - len(left) < 2:
         left = {}
     doubtful = {top for top in tops if {*words_of(top)} & UNSORTED} | (known.keys() - left.keys())

@@ -33,6 +33,12 @@ _WORDS = {
     },
     UNLABELLED: {"pred", "predict", "prediction", "unlabelled", "unlabeled", "nolabel", "nolabels", "预测"},
 }  # fmt: skip
+# Of these the words that by themselves may as well be a class: the languages te and tr, a valid ticket.
+_WEAK = {
+    "tr", "tra", "trn", "te", "tst", "vali", "valid", "validate", "validating", "dev", "development", "eval",
+    "evaluation", "learn", "learning", "training", "testing", "prediction", "prueba",
+    "评估", "开发", "评价", "检验",
+}  # fmt: skip
 # Words that may stand beside these, and say nothing.
 _SAYING_NOTHING = {
     "set", "sets", "data", "dataset", "images", "image", "imgs", "img", "pictures", "picture", "pics", "pic",
@@ -84,15 +90,28 @@ def says_nothing(name: str) -> bool:
     return bool(words) and all(word in _SAYING_NOTHING or word == "unknown" for word in words)
 
 
-def mixed(names: Collection[str]) -> bool:
-    """Whether all names have a part and something else in them, of several parts: a class for each part.
+def is_weak(name: str) -> bool:
+    """Whether the name of a part may as well be that of a class, where only classes stand beside it.
 
-    >>> mixed(["trainA", "trainB", "testA", "testB"]), mixed(["cat", "dog"]), mixed(["train", "test"])
-    (True, False, False)
+    >>> is_weak("te"), is_weak("valid"), is_weak("test"), is_weak("valid_set")
+    (True, True, False, False)
     """
-    found = [{_word(word) for word in words_of(name)} for name in names]
-    parts = {part for words in found for part in words if part in PARTS}
-    return len(parts) > 1 and all(words & {*PARTS} and None in words for words in found)
+    return {*words_of(name)} <= _WEAK
+
+
+def mixed(names: Collection[str]) -> list[str]:
+    """Those names that say a part, and of what, which another says of another part: a class for each part.
+
+    >>> mixed(["trainA", "testA", "trainB", "notes"]), mixed(["train station", "test tube"])
+    (['testA', 'trainA'], [])
+    """
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for name in names:
+        words = words_of(name)
+        parts = [part for word in words if (part := _word(word)) in PARTS]
+        if len(parts) == 1 and (rest := tuple(word for word in words if _word(word) is None)):
+            found.setdefault(rest, {})[name] = str(parts[0])
+    return sorted(name for named in found.values() if len({*named.values()}) > 1 for name in named)
 
 
 def words_of(name: str) -> list[str]:

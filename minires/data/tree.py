@@ -16,7 +16,8 @@ from minires.limits import regular_file
 NOT_PICTURES = {
     ".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".htm",
     ".ini", ".db", ".log", ".py", ".ipynb", ".sh", ".url", ".md5", ".sha1", ".sha256",
-    ".xmp", ".aae", ".identifier", ".mat",
+    ".xmp", ".aae", ".identifier", ".mat", ".pdf", ".doc", ".docx", ".xls", ".xlsx", ".pptx", ".rtf", ".m",
+    ".keras", ".pth", ".pt", ".ckpt", ".pkl", ".npy", ".npz", ".onnx", ".safetensors",
 }  # fmt: skip
 NOT_PICTURE_NAMES = {"readme", "license", "licence", "copying", "notice", "authors", "citation", "changelog"}
 USUAL = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".heic", ".avif"}

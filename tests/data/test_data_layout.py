@@ -149,7 +149,7 @@ def test_parts_within_classes_are_parts(tmp_path):
 
 
 def test_names_of_parts_and_classes_at_once_are_refused(tmp_path):
-    write(tmp_path, "trainA", "trainB", "testA", "testB")
+    write(tmp_path, "trainA", "trainB", "testA", "testB", "samples")
     with pytest.raises(
         DataError, match="testA, testB, trainA, trainB are named for parts and classes at once"
     ):
@@ -161,7 +161,7 @@ def test_sets_beside_each_other_are_no_classes(tmp_path):
         tmp_path,
         *(f"{one}/{part}/{label}" for one in ("s1", "s2") for part in ("train", "test") for label in "ab"),
     )
-    with pytest.raises(DataError, match=r"s1 and s2 hold folders of the same names \(test, train, a, b\)"):
+    with pytest.raises(DataError, match="s1 holds test, train, .*like parts, and s1 stands beside s2: is s1"):
         data.load(tmp_path)
 
 
@@ -319,11 +319,83 @@ def test_warnings_are_given_once_or_not_at_all(tmp_path):
         (("fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog", "fold1*1"), r"fold1 and fold2 .* \(cat, dog\)"),
         (("a/cat", "a/dog", "b/cat", "b/cow"), r"a and b .* \(cat\)"),
         (("train/cat", "train/dog", "train/copy/cat", "test/cat"), r"copy holds .* \(cat\)"),
+        (("data/train/cat", "data/train/dog", "data/test/cat", "results"), "data holds .*beside results"),
+        (("data/train/cat", "data/test/cat", "backup/old"), "data holds test, train, which .*give its path"),
+        (("cat/train", "cat/test", "dog/train", "dog/test", "cat*4", "dog*4"), "cat holds test, tr"),
+        (("data/cat", "data/dog", "figures", "old"), r"data holds folders \(cat, dog\) .* figures, old"),
+        (("images/cat", "images/dog", "test"), r"images holds folders \(cat, dog\) .*its path"),
+        (("lernen/cat", "lernen/dog", "pruefen"), r"lernen holds folders \(cat, dog\) .*name the two"),
+        (("lernen/cat", "lernen/dog", "lernen*2", "pruefen/Cat", "pruefen/dog"), "lernen and pruefen hold"),
+        (("a/cat*3", "a*1", "a/dog*3", "b/cat*3"), r"a and b .* \(cat\)"),
+        (("a/cat", "b/cat", "b/dog"), r"a and b .* \(cat\)"),
+        (("images", "annotations/trimaps"), "annotations stands beside images: .*no class of their own"),
+        (("COVID/images", "COVID/masks", "ok/images", "ok/masks"), "COVID/masks stands beside images"),
+        (("Images/n1-fox", "Images/n2-cat", "Annotation/n1-fox"), "Annotation stands beside Images"),
     ],
 )  # fmt: skip
 def test_what_holds_the_classes_is_never_taken_for_one(tmp_path, names, words):
     with pytest.raises(DataError, match=words):
         data.load(write(tmp_path, *names))
+
+
+@pytest.mark.parametrize("weak", ["te", "valid", "dev", "evaluation"])
+def test_a_class_whose_name_may_be_a_parts_is_no_part_and_is_evaluated(tmp_path, weak):
+    write(tmp_path, "hi", "ta", weak)
+    classes = tuple(sorted(["hi", "ta", weak]))
+    with pytest.warns(UserWarning, match=f"{weak}, beside hi, ta, is taken for a class by its place"):
+        assert data.load(tmp_path).train.classes == classes
+    with pytest.warns(UserWarning, match="is taken for a class by its place"):
+        assert data.load_part(tmp_path).pictures.classes == classes
+
+
+def test_what_is_left_out_of_classes_to_be_tested_is_said(tmp_path):
+    write(tmp_path, "cat", "dog", "test*3")
+    with pytest.warns(UserWarning, match="3 test pictures have no labels and are left out"):
+        assert len(data.load_part(tmp_path).pictures) == 10
+
+
+def test_pictures_beside_two_parts_are_left_out_in_words_and_classes_beside_them_refused(tmp_path):
+    write(tmp_path, "Train/0", "Train/1", "Test/0*2", "Test/1*2", "Meta*3")
+    with pytest.warns(UserWarning, match="Meta beside Test, Train: the pictures there are of no"):
+        assert sizes(data.load(tmp_path)) == [8, 2, 4]
+    write(tmp_path, "extra/0", "extra/1")
+    with pytest.raises(DataError, match="Meta, extra beside Test, Train: use either class folders or"):
+        data.load(tmp_path)
+    write(tmp_path / "one", "train/0", "train/1", "cat", "test")
+    with pytest.raises(DataError, match="cat beside test, train: use either"):
+        data.load(tmp_path / "one")
+
+
+def test_one_class_of_several_in_folders_is_one_class_in_words(tmp_path):
+    write(tmp_path, "cat/tom", "cat/kit", "dog", "cow")
+    with pytest.warns(UserWarning, match=r"cat holds folders \(kit, tom\) .* its pictures are taken"):
+        assert data.load(tmp_path).train.classes == ("cat", "cow", "dog")
+
+
+def test_classes_with_names_of_parts_and_something_else_are_classes(tmp_path):
+    write(tmp_path, "train station", "test tube", "cat")
+    assert data.load(tmp_path).train.classes == ("cat", "test tube", "train station")
+
+
+def test_folders_of_one_part_in_each_class_are_no_parts(tmp_path):
+    write(tmp_path, "cat/train", "dog/train")
+    splits = data.load(tmp_path)
+    assert splits.train.classes == ("cat", "dog") and sizes(splits) == [6, 2, 2]
+
+
+def test_a_class_and_a_part_without_labels_are_two_classes(tmp_path):
+    write(tmp_path, "cat", "test")
+    with pytest.warns(UserWarning, match="test, beside cat, is taken for a class by its place"):
+        assert data.load(tmp_path).train.classes == ("cat", "test")
+
+
+def test_documents_and_weights_beside_folders_are_no_pictures(tmp_path):
+    write(tmp_path, "set/cat", "set/dog")
+    for name in ("licence.pdf", "set/show.m", "COVID.metadata.xlsx", "models/s1.pth", "x.docx"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.warns(UserWarning, match="folders that hold lists and no picture are left out: models"):
+        assert data.load(tmp_path).train.classes == ("cat", "dog")
 
 
 @pytest.mark.parametrize("inner", ["images", "photos", "session", "session/raw", "1", "images/2024"])

@@ -167,10 +167,13 @@ class _Harmless:
 
 @contextmanager
 def _plain_warnings(options: argparse.Namespace) -> Iterator[None]:
-    """Warnings as one line each, without the place in the source."""
+    """Warnings as one line each, without the place in the source, and no line twice."""
+    said = set()
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        _say(f"minires: warning: {in_options(str(message), options.own, options.given)}")
+        if str(message) not in said:
+            said.add(str(message))
+            _say(f"minires: warning: {in_options(str(message), options.own, options.given)}")
 
     with warnings.catch_warnings():
         warnings.showwarning = show

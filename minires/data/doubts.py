@@ -16,7 +16,7 @@ import warnings
 
 from minires.data.parts import PARTS, fold, parts_of, says_nothing, words_of
 from minires.data.tree import Entry
-from minires.errors import DataError
+from minires.errors import DataError, counted
 
 STRAY = 0.25  # so many pictures of a folder may stand outside the folders in it, and yet these be classes
 # Pictures that belong to those in a folder beside theirs, and show no class.
@@ -109,10 +109,12 @@ def _refuse_same(
 
 
 def _refuse_around(tops: dict[str, list[Entry]], level: int, where: str) -> None:
-    """Refuse one folder of folders beside one of pictures, and a folder of folders whose name is no class."""
+    """Refuse one folder of folders beside one of pictures, and a folder of folders whose name is no class;
+    say which folders are not told apart."""
     inside = {t: {e.parts[level + 1] for e in held if len(e.parts) > level + 2} for t, held in tops.items()}
     loose = {top for top, held in tops.items() if any(len(e.parts) < level + 3 for e in held)}
-    for top in sorted(tops.keys() - loose):
+    nested = sorted(tops.keys() - loose)
+    for top in nested:
         beside = sorted(tops.keys() - {top})
         if len(inside[top]) < 2 or not beside:
             continue
@@ -123,8 +125,17 @@ def _refuse_around(tops: dict[str, list[Entry]], level: int, where: str) -> None
                 f"{shown}: are the folders in it the classes? Then give its path alone, or name the two "
                 f"train and test; if {top} is a class, put its pictures right into it"
             )
-        if not any(inside[other] for other in beside):
-            warnings.warn(f"{shown}: all its pictures are taken for the class {top}", stacklevel=4)
+
+
+    saying = {top: sorted(name for name in inside[top] if not says_nothing(name)) for top in nested}
+    merged = [top for top, names in saying.items() if names and (names[1:] or names != saying[nested[0]])]
+    if merged:
+        held, more = ", ".join(saying[merged[0]][:3]), len(merged) - 1
+        warnings.warn(
+            f"{where}: folders in class folders are not told apart: all in {merged[0]} ({held}) is of the "
+            f"class {merged[0]}" + f"; the same in {counted(more, 'other class', 'other classes')}" * bool(more),
+            stacklevel=4,
+        )
 
 
 def _inner(held: list[Entry], level: int) -> dict[str, bool]:

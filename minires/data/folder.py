@@ -51,7 +51,7 @@ def split_up(
     source = f"{name} (picture folders at {where})"
     if "" in found.parts:
         whole = read(found.parts[""], None)
-        _say_left_out(found.unlabelled, (), where)
+        _say_left_out(found.unlabelled, (), where, beside_classes=True)
         rest, test = whole.split(0.8, seed=seed)
         train, val = rest.split(train_share, seed=seed)
         return Splits(train, val, test, source)
@@ -88,20 +88,26 @@ def parts(
     found = layout(entries, where)
     if not found.parts:
         raise DataError(no_labels(found, entries, where))
-    if "" in found.parts:
-        _say_left_out(found.unlabelled, PARTS, where)
+    _say_left_out(found.unlabelled, PARTS, where)
     read = partial(_dataset, size=size, name=name, where=where, decode=decode, least=1)
     return {part: partial(read, by_class, None) for part, by_class in found.parts.items()}
 
 
-def _say_left_out(unlabelled: dict[str, list[Entry]], labelled: Collection[str], where: str) -> None:
+def _say_left_out(
+    unlabelled: dict[str, list[Entry]],
+    labelled: Collection[str],
+    where: str,
+    *,
+    beside_classes: bool = False,
+) -> None:
     for part, held in unlabelled.items():
         have = "has no label and is left out" if len(held) == 1 else "have no labels and are left out"
         other_way = part == UNLABELLED or part in labelled
         warnings.warn(
             f"{where}: {counted(len(held), f'{part} picture')} {have}"
             + ("" if other_way else f"; a part {part} is split off train")
-            + ". `minires predict` says what is on them",
+            + ". `minires predict` says what is on them"
+            + "; if they are a class, give their folder another name" * beside_classes,
             stacklevel=4,
         )
 

@@ -96,7 +96,9 @@ def _leave_beside_parts(extra: list[str], known: dict[str, str], nested: set[str
     """
     beside = f"{where}: {', '.join(extra)} beside {', '.join(sorted(known))}"
     if nested & {*extra} or len({known[top] for top in known.keys() & nested} & {*PARTS}) < 2:
-        raise DataError(f"{beside}: use either class folders or train/val/test folders")
+        raise DataError(
+            f"{beside}: use either class folders or train/val/test folders; what is neither, move elsewhere"
+        )
     warnings.warn(f"{beside}: the pictures there are of no part and no class, and are left out", stacklevel=3)
 
 

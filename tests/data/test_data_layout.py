@@ -368,8 +368,18 @@ def test_pictures_beside_two_parts_are_left_out_in_words_and_classes_beside_them
 
 def test_one_class_of_several_in_folders_is_one_class_in_words(tmp_path):
     write(tmp_path, "cat/tom", "cat/kit", "dog", "cow")
-    with pytest.warns(UserWarning, match=r"cat holds folders \(kit, tom\) .* its pictures are taken"):
+    with pytest.warns(UserWarning, match=r"not told apart: all in cat \(kit, tom\) is of the class cat$"):
         assert data.load(tmp_path).train.classes == ("cat", "cow", "dog")
+
+
+def test_folders_that_may_be_the_classes_are_merged_in_words(tmp_path):
+    write(tmp_path / "a", "animal/cat", "animal/dog", "vehicle/car", "vehicle/bus")
+    said = r"all in animal \(cat, dog\) is of the class animal; the same in 1 other class$"
+    with pytest.warns(UserWarning, match=said):
+        assert data.load(tmp_path / "a").train.classes == ("animal", "vehicle")
+    write(tmp_path / "b", "photos/cat", "more photos/dog")
+    with pytest.warns(UserWarning, match=r"all in photos \(dog|cat\) is of the class"):
+        assert len(data.load(tmp_path / "b").train.classes) == 2
 
 
 def test_classes_with_names_of_parts_and_something_else_are_classes(tmp_path):
@@ -387,6 +397,22 @@ def test_a_class_and_a_part_without_labels_are_two_classes(tmp_path):
     write(tmp_path, "cat", "test")
     with pytest.warns(UserWarning, match="test, beside cat, is taken for a class by its place"):
         assert data.load(tmp_path).train.classes == ("cat", "test")
+
+
+def test_a_class_that_is_taken_for_a_part_can_be_kept(tmp_path):
+    write(tmp_path, "homework", "exam", "test")
+    with pytest.warns(UserWarning, match="if they are a class, give their folder another name"):
+        assert data.load(tmp_path).train.classes == ("exam", "homework")
+
+
+def test_folders_in_a_part_may_be_called_like_one_part(tmp_path):
+    """One name of a part in a class is as any other, two are parts; those around the set do not count."""
+    write(tmp_path, "cat/test tube", "cat/test", "dog/a")
+    with pytest.warns(UserWarning, match="are not told apart"):
+        assert data.load(tmp_path).train.classes == ("cat", "dog")
+    assert parts_of(["train test", "test train"]) == {}
+    write(tmp_path / "test/pets", "train/cat", "train/dog", "test/cat*2")
+    assert sizes(data.load(tmp_path / "test")) == [8, 2, 2]
 
 
 def test_documents_and_weights_beside_folders_are_no_pictures(tmp_path):

@@ -130,10 +130,11 @@ def _refuse_around(tops: dict[str, list[Entry]], level: int, where: str) -> None
     saying = {top: sorted(name for name in inside[top] if not says_nothing(name)) for top in nested}
     merged = [top for top, names in saying.items() if names and (names[1:] or names != saying[nested[0]])]
     if merged:
-        held, more = ", ".join(saying[merged[0]][:3]), len(merged) - 1
+        held, count = ", ".join(saying[merged[0]][:3]), len(merged) - 1
+        more = f"; the same in {counted(count, 'other class', 'other classes')}" if count else ""
         warnings.warn(
             f"{where}: folders in class folders are not told apart: all in {merged[0]} ({held}) is of the "
-            f"class {merged[0]}" + f"; the same in {counted(more, 'other class', 'other classes')}" * bool(more),
+            f"class {merged[0]}{more}",
             stacklevel=4,
         )
 

@@ -255,11 +255,22 @@ def test_a_file_of_a_run_is_none_to_write_and_others_are(run, tmp_path):
             continuing.not_in_run("out", run / name)
         continuing.not_in_run("out", tmp_path / name)
     continuing.not_in_run("out", run / "theirs.safetensors")
-    for name in (NEWEST, BEFORE):  # it has only begun
+    config = run / "config.json"
+    config.rename(tmp_path / "config.json")
+    with pytest.raises(ConfigError, match="is a file of the run"):  # of which its checkpoints are left
+        continuing.not_in_run("out", run / "model.safetensors")
+    for name in (NEWEST, BEFORE):
         (run / name).unlink()
+    (run / "model.safetensors").write_bytes(b"")
+    continuing.not_in_run("out", run / "model.safetensors")
+    (run / "summary.json").write_text('{"test_accuracy": 1}')
     with pytest.raises(ConfigError, match="is a file of the run"):
         continuing.not_in_run("out", run / "model.safetensors")
-    (run / "config.json").write_text('{"architectures": ["ResNetForImageClassification"]}')
+    (run / "summary.json").unlink()
+    (tmp_path / "config.json").rename(config)  # it has only begun
+    with pytest.raises(ConfigError, match="is a file of the run"):
+        continuing.not_in_run("out", run / "model.safetensors")
+    config.write_text('{"architectures": ["ResNetForImageClassification"]}')
     continuing.not_in_run("out", run / "model.safetensors")
 
 

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -136,6 +136,25 @@ def with_ending(option: str, path: str | os.PathLike[str], endings: str | tuple[
         wanted = f"{', '.join(first)} or {last}" if first else last
         raise ConfigError(f"{option} is {os.fspath(path)}, but {what} is written as {wanted}")
     return ending
+
+
+def same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Whether two paths lead to one file or folder that is there, through links, too."""
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return False
+
+
+def not_over(
+    option: str, path: str | os.PathLike[str], read: Iterable[str | os.PathLike[str]], what: str
+) -> None:
+    """Check that a file to be written takes the place of none that is ``read``, which is ``what`` in words.
+
+    Raises: ConfigError if it does, or leads to one through a link.
+    """
+    if any(same_file(path, one) for one in read):
+        raise ConfigError(f"{os.fspath(path)} is {what}: {option} must be another file")
 
 
 def _umask() -> int:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 import minires
 from minires import Tensor, backend, cli, data, models, nn
@@ -466,6 +467,68 @@ def test_weights_go_out_under_other_names_and_come_in_again(
     assert line.endswith("--onnx writes any model")
 
 
+@pytest.mark.parametrize("out", [(), ("--out", "resnet18.safetensors"), ("--out", "link.safetensors")])
+def test_weights_are_not_imported_over_their_own_file(
+    out: tuple[str, ...], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("resnet18.safetensors").write_bytes(b"theirs")
+    Path("link.safetensors").symlink_to("resnet18.safetensors")
+    for source in ("resnet18.safetensors", "link.safetensors", place / "resnet18.safetensors"):
+        line = refused(capsys, 2, "import-weights", source, "--model", "resnet18", *out)
+        assert "resnet18.safetensors is the file that is imported; choose another --out" in line or (
+            out and f"{out[1]} is the file that is imported, or a part of it: --out must be another" in line
+        )
+    assert Path("resnet18.safetensors").read_bytes() == b"theirs"
+
+
+@pytest.mark.usefixtures("place")
+def test_imported_weights_take_the_place_of_no_file_that_was_not_named(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"fc.bias": np.zeros(3, np.float32)}, "theirs.safetensors")
+    Path("resnet18.safetensors").write_bytes(b"mine")
+    line = refused(capsys, 2, "import-weights", "theirs.safetensors", "--model", "resnet18")
+    assert line.endswith("resnet18.safetensors is there already; choose another --out")
+    model = (run / "model.safetensors").read_bytes()
+    command = ("import-weights", "theirs.safetensors", "--model", "resnet18", "--out")
+    for name in ("model.safetensors", "checkpoint-00000001.safetensors"):
+        line = refused(capsys, 2, *command, run / name)
+        assert f"{name} is a file of the run in {run}: --out must be another file" in line
+    assert (run / "model.safetensors").read_bytes() == model
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_trained_model_is_not_replaced_by_what_is_exported_from_it(
+    ours: bool, run: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(run, place / "copy"))
+    shutil.copy(run / "model.safetensors", "alone.safetensors")
+    Path("link.safetensors").symlink_to(copy / "model.safetensors")
+    Path("other.safetensors").symlink_to(next(copy.glob("checkpoint-*")))
+    before = {path: path.read_bytes() for path in [*copy.iterdir(), Path("alone.safetensors")]}
+    model = "copy" if ours else "alone.safetensors"
+    targets = ["copy/model.safetensors", next(copy.glob("checkpoint-*"))]
+    targets += ["link.safetensors", "other.safetensors"] if ours else [place / "alone.safetensors"]
+    for target in targets:
+        line = refused(capsys, 2, "export", model, "--onnx", "new.onnx", "--torch", target)
+        assert line.endswith("--torch must be another file"), line
+    for name, option in (("a.onnx", "--onnx"), ("a.weights.h5", "--keras"), ("a.pth", "--torch")):
+        shutil.copy("alone.safetensors", name)
+        line = refused(capsys, 2, "export", f"./{name}", option, name)
+        assert f"{name} is the model that is exported, or a file of its run: {option} must be" in line
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert Path("link.safetensors").is_symlink() and not Path("new.onnx").exists()
+
+
+@pytest.mark.usefixtures("place")
+def test_a_page_is_not_written_over_what_it_is_made_of(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(run.parent / "colours/red/0.png", "red.html")
+    shutil.copy(run / "model.safetensors", "model.html")
+    for options in ((run, "--image", "red.html", "--html", "./red.html"),
+                    ("model.html", "--html", "model.html")):  # fmt: skip
+        assert "is read for the page: --html must be another file" in refused(capsys, 2, "trace", *options)
+
+
 def test_fine_tuning_takes_over_the_model_and_makes_a_new_head(
     run: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -721,6 +784,14 @@ def test_a_table_takes_the_place_of_a_table_alone(
     for path in (run / "metrics.csv", "named.csv"):
         assert "is there already, and is no table" in refused(capsys, 2, *predict, path)
     assert all(path.read_bytes() == content for path, content in before.items())
+    with tarfile.open("tar.csv", "w", format=tarfile.USTAR_FORMAT) as packed:  # which begins as a table
+        packed.add(picture, "picture,label,red.png")
+    line = refused(capsys, 2, "predict", run, "tar.csv", "--csv", "./tar.csv")
+    assert "tar.csv is among the pictures: --csv must be another file" in line
+    begun = Path("begun")
+    begun.mkdir()
+    shutil.copy(run / "config.json", begun)
+    assert "metrics.csv is a file of the run in begun" in refused(capsys, 2, *predict, "begun/metrics.csv")
     for _ in range(2):
         assert call(capsys, *predict, "t.CSV")[0] == 0
     assert Path("t.CSV").read_bytes().startswith(b"\xef\xbb\xbfpicture,label,")  # so that Excel knows UTF-8

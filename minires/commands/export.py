@@ -8,7 +8,7 @@ from collections.abc import Callable
 from minires.commands.loading import print_json
 from minires.commands.registry import Command
 from minires.errors import ConfigError
-from minires.files import with_ending
+from minires.files import not_over, with_ending
 
 TEXT = """\
 Take a trained model out. ONNX needs `pip install onnx`; Netron opens the file. A model for PyTorch is refused
@@ -68,6 +68,8 @@ FORMATS: dict[str, tuple[str, Callable[[str, str, str], str | None], tuple[str, 
 
 
 def run(options: argparse.Namespace) -> int:
+    from minires.train import continuing
+
     written = {option: getattr(options, option) for option in FORMATS if getattr(options, option) is not None}
     if not written:
         raise ConfigError(
@@ -76,6 +78,9 @@ def run(options: argparse.Namespace) -> int:
     for option, path in written.items():  # before anything is written
         title, _, endings = FORMATS[option]
         with_ending(f"--{option}", path, endings, f"a file for {title}")
+        what = "the model that is exported, or a file of its run"
+        not_over(f"--{option}", path, continuing.files_of(options.model), what)
+        continuing.not_in_run(f"--{option}", path)
     notes = {
         option: FORMATS[option][1](options.model, path, options.names) for option, path in written.items()
     }

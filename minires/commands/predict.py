@@ -15,7 +15,7 @@ from minires.commands.loading import load_trained, print_json, run_options, spea
 from minires.commands.pictures import Shown, fingerprint, learnt, pictures_of, warn_of_learnt
 from minires.commands.registry import Command
 from minires.errors import ConfigError, DataError
-from minires.files import atomic_write, with_ending
+from minires.files import atomic_write, not_over, with_ending
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,11 +53,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from minires import backend
     from minires.data.parts import matching
+    from minires.train import continuing
 
     if options.top < 1:
         raise ConfigError(f"--top is {options.top}; it must be at least 1")
     if options.csv is not None:
         _check_table(Path(options.csv))
+        not_over("--csv", options.csv, options.pictures, "among the pictures")
+        continuing.not_in_run("--csv", options.csv)
     trained, side = load_trained(options)
     pictures = pictures_of(options.pictures)
     known = matching({label for one in pictures for label in one.labels}, trained.classes)

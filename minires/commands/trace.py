@@ -12,7 +12,7 @@ from minires.commands.loading import load_square, print_json, speaker
 from minires.commands.pictures import SPLITS, labelled, pictures_of
 from minires.commands.registry import Command
 from minires.errors import ConfigError
-from minires.files import PAGE, with_ending
+from minires.files import PAGE, not_over, with_ending
 
 if TYPE_CHECKING:
     from minires.train import Trained
@@ -59,6 +59,8 @@ def run(options: argparse.Namespace) -> int:
 
     if options.html is not None:
         with_ending("--html", options.html, PAGE, "a page")
+        read = [one for one in (options.model, options.image, options.data) if one is not None]
+        not_over("--html", options.html, read, "read for the page")
     trained, side = _trained_or_fresh(options.model)
     seen, label, picture = _picture_to_trace(options, trained, side)
     with backend.before_compiling(speaker(sys.stderr)):

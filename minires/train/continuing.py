@@ -7,6 +7,7 @@ import shlex
 import stat
 import warnings
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from minires.train.fields import shortened
 CONFIG, METRICS, SUMMARY, MODEL = "config.json", "metrics.csv", "summary.json", "model.safetensors"
 PICTURES = ("curves.png", "confusion.png", "mistakes.png")
 DAMAGED = "*.damaged*"
+OWN = (CONFIG, METRICS, SUMMARY, MODEL, PATTERN, DAMAGED, *PICTURES)
 
 
 def way_on(folder: str | os.PathLike[str]) -> str:
@@ -97,10 +99,11 @@ def check(folder: Any, *, resume: bool, held: bool = False) -> None:
 
 
 def _check_new(folder: Path) -> None:
-    held = _held(folder, CONFIG, METRICS, SUMMARY, MODEL, PATTERN, DAMAGED)
+    held = _held(folder, *OWN)
     if not held:
         return
-    shown = f"{folder} holds a run already ({', '.join(held[:3])}{', ...' if len(held) > 3 else ''})"
+    what = "pictures of the names of a run's" if set(held) <= set(PICTURES) else "a run"
+    shown = f"{folder} holds {what} already ({', '.join(held[:3])}{', ...' if len(held) > 3 else ''})"
     if _is_finished(folder):
         raise ConfigError(f"{shown}, and it is finished; choose another folder")
     if not Checkpoints(folder).paths() and held != [CONFIG]:
@@ -112,7 +115,7 @@ def _check_new(folder: Path) -> None:
 
 
 def _check_begun(folder: Path) -> None:
-    held = _held(folder, METRICS, SUMMARY, MODEL, DAMAGED)
+    held = _held(folder, METRICS, SUMMARY, MODEL, DAMAGED, *PICTURES)
     if words := finished(folder):
         raise CheckpointError(words)
     if Checkpoints(folder).paths():
@@ -199,6 +202,35 @@ def remains(folder: Path) -> dict[str, tuple[int, int]]:
             status = (folder / name).stat()
             found[name] = (status.st_mtime_ns, status.st_size)
     return found
+
+
+def files_of(model: str | os.PathLike[str]) -> list[Path]:
+    """The files of a trained model, which is a file or the folder of a run."""
+    path = Path(model)
+    return [path / name for name in _held(path, *OWN)] if path.is_dir() else [path]
+
+
+def not_in_run(option: str, path: str | os.PathLike[str]) -> None:
+    """Check that a file to be written is none of a run, there already or still to come.
+
+    Raises: ConfigError if it has the name of one, in the folder of a run.
+    """
+    path = Path(path)
+    # Where large and small letters are the same, Model.safetensors is one, too.
+    named = any(fnmatchcase(path.name.lower(), pattern) for pattern in OWN)
+    if named and _is_run(path.parent):
+        raise ConfigError(f"{path} is a file of the run in {path.parent}: {option} must be another file")
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a run began in a folder; others have a config.json, too."""
+    if _is_finished(folder) or Checkpoints(folder).paths():
+        return True
+    try:
+        Config.from_dict(run_folder.read_json(folder / CONFIG))
+        return True
+    except MiniresError:
+        return False
 
 
 def _is_finished(folder: Path) -> bool:

@@ -161,6 +161,11 @@ class Lock:
                 )
             try:
                 if _locked(file) and _is_at(file, path):
+                    if not _is_ours(file):
+                        raise MiniresError(
+                            f"{path}, the file of the lock of a run, was written by something else here, "
+                            "and nothing was changed; move it away, or choose another folder"
+                        )
                     break
             except BaseException:
                 os.close(file)
@@ -169,8 +174,11 @@ class Lock:
         else:
             raise Held(f"{self.given} is being trained by {_who(path)}; wait for its end, or stop it first")
         with suppress(OSError):  # on a full disk nobody knows who holds it, but it is held
+            os.lseek(file, 0, os.SEEK_SET)
             os.ftruncate(file, 0)
-            os.write(file, json.dumps([os.getpid(), socket.gethostname(), time.strftime(_TIME)]).encode())
+            who = json.dumps([os.getpid(), socket.gethostname(), time.strftime(_TIME)]).encode()
+            if os.write(file, who) < len(who):
+                os.ftruncate(file, 0)
         self._hold(file, _folder(self.folder))
 
     def _hold(self, file: int, folder: int) -> None:
@@ -190,6 +198,7 @@ class Lock:
 
 
 _TIME = "%Y-%m-%d %H:%M:%S"
+_LONGEST = 1000  # bytes of the file
 
 
 def holder(folder: str | os.PathLike[str]) -> str | None:
@@ -345,10 +354,22 @@ def _written(file: int) -> tuple[int, str, str]:
     """What stands in the file of a lock: process, machine and time; 0 for no process."""
     try:
         os.lseek(file, 0, os.SEEK_SET)
-        pid, host, since = json.loads(os.read(file, 1000))
-        return int(pid), str(host), str(since)
+        pid, host, since = json.loads(os.read(file, _LONGEST))
+        if type(pid) is int and isinstance(host, str) and isinstance(since, str):
+            return pid, host, since
     except (OSError, ValueError, TypeError, RecursionError):
-        return 0, "", ""
+        pass
+    return 0, "", ""
+
+
+def _is_ours(file: int) -> bool:
+    """Whether an open file is the lock of a run, and no file of the user's that happens to have its name.
+
+    One that is empty, or all zeros, is what a full disk or a power failure leaves of ours.
+    """
+    os.lseek(file, 0, os.SEEK_SET)
+    content = os.read(file, _LONGEST)
+    return os.fstat(file).st_size <= _LONGEST and (not content.strip(b"\0") or _written(file)[0] > 0)
 
 
 def _lives(pid: int) -> bool:

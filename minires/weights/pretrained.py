@@ -6,18 +6,19 @@ report = import_weights("resnet50-0676ba61.pth", "resnet50", "model.safetensors"
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from minires.errors import ConfigError
-from minires.files import with_ending
+from minires.files import not_over, with_ending
 from minires.nn.module import Module
+from minires.train.continuing import not_in_run
 from minires.weights.contents import kind_of
 from minires.weights.keras import pretrained as keras
 from minires.weights.report import Report
 from minires.weights.torch import pretrained as torch
-from minires.weights.torch.parts import in_folder
+from minires.weights.torch.parts import in_folder, of_one_model
 
 
 def load_pretrained(
@@ -65,16 +66,25 @@ def import_weights(
     file states.
 
     Units: mean and deviation of pixels scaled to 0..1.
-    Raises: as :func:`load_pretrained`; ConfigError if ``out`` does not end in .safetensors; MiniresError if
-    it cannot be written.
+    Raises: as :func:`load_pretrained`; ConfigError if ``out`` does not end in .safetensors, is one of the
+    files of ``src``, or one of a run; MiniresError if it cannot be written.
     """
     with_ending("out", out, ".safetensors", "a model of minires")
+    not_over("out", out, _files(src), "the file that is imported, or a part of it")
+    not_in_run("out", out)
     if not _is_keras(src):
         return torch.import_model(
             src, name, out, source=source, classes=classes, variant=variant, container=container
         )
     _no_source(src, source, container)
     return keras.import_model(in_folder(Path(src)), name, out, classes=classes, variant=variant)
+
+
+def _files(src: str | os.PathLike[str]) -> Iterator[Path]:
+    """The file that is given, then the parts of the model if it has some."""
+    given = in_folder(Path(src))
+    yield given
+    yield from of_one_model(given)[0]
 
 
 def _no_source(path: str | os.PathLike[str], source: str | None, container: str | None) -> None:

@@ -207,6 +207,73 @@ def test_a_run_without_a_checkpoint_is_not_started_over(run):
     assert (run / "config.json").exists()
 
 
+@pytest.mark.parametrize("name", ["curves.png", "confusion.png", "mistakes.png"])
+def test_a_picture_of_the_users_with_the_name_of_a_runs_stays(name, tmp_path):
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=f"holds pictures .*already .{name}.; choose another folder"):
+        trainer(tmp_path)
+    assert contents(tmp_path) == {name: b"mine"}
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_dict()))  # a run that never came so far
+    with pytest.raises(CheckpointError, match=f"no checkpoint to go on from, only {name}"):
+        trainer(tmp_path, resume=True)
+    with pytest.raises(ConfigError, match=f"holds a run already .config.json, {name}.; choose another"):
+        trainer(tmp_path)
+    assert (tmp_path / name).read_bytes() == b"mine"
+
+
+def test_no_run_begins_beside_damaged_checkpoints(tmp_path):
+    (tmp_path / f"{NEWEST}.damaged").write_bytes(b"what is left of it")
+    with pytest.raises(ConfigError, match="holds a run already .*damaged.; choose another folder"):
+        trainer(tmp_path)
+    assert contents(tmp_path) == {f"{NEWEST}.damaged": b"what is left of it"}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_trainer_does_not_run_again_over_a_file_that_somebody_else_has_written(name, tmp_path):
+    run = trainer(tmp_path / "run", epochs=1)
+    run.run()
+    path = tmp_path / "run" / name
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))  # with as many bytes
+    with pytest.raises(MiniresError, match="trained there meanwhile, or changed something"):
+        run.run()
+
+
+@pytest.mark.parametrize("summary", [{}, {"test_accuracy": None}])
+def test_a_run_whose_summary_has_no_test_is_not_finished(summary, run):
+    (run / "model.safetensors").write_bytes(b"half of it")
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert continuing.finished(run) is None
+    assert trainer(run, resume=True).progress.step == 10
+
+
+def test_a_file_of_a_run_is_none_to_write_and_others_are(run, tmp_path):
+    names = ["model.safetensors", "Model.safetensors", "metrics.csv", "summary.json", "curves.png", NEWEST,
+             "checkpoint-00000099.safetensors", f"{NEWEST}.damaged"]  # fmt: skip
+    for name in names:
+        with pytest.raises(ConfigError, match="is a file of the run in .*run: out must be another file"):
+            continuing.not_in_run("out", run / name)
+        continuing.not_in_run("out", tmp_path / name)
+    continuing.not_in_run("out", run / "theirs.safetensors")
+    config = run / "config.json"
+    config.rename(tmp_path / "config.json")
+    with pytest.raises(ConfigError, match="is a file of the run"):  # of which its checkpoints are left
+        continuing.not_in_run("out", run / "model.safetensors")
+    for name in (NEWEST, BEFORE):
+        (run / name).unlink()
+    (run / "model.safetensors").write_bytes(b"")
+    continuing.not_in_run("out", run / "model.safetensors")
+    (run / "summary.json").write_text('{"test_accuracy": 1}')
+    with pytest.raises(ConfigError, match="is a file of the run"):
+        continuing.not_in_run("out", run / "model.safetensors")
+    (run / "summary.json").unlink()
+    (tmp_path / "config.json").rename(config)  # it has only begun
+    with pytest.raises(ConfigError, match="is a file of the run"):
+        continuing.not_in_run("out", run / "model.safetensors")
+    config.write_text('{"architectures": ["ResNetForImageClassification"]}')
+    continuing.not_in_run("out", run / "model.safetensors")
+
+
 def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_damaged(run, monkeypatch):
     def refuse(path, *_, **__):
         raise PermissionError(13, "Permission denied")

@@ -29,6 +29,23 @@ time.sleep(60)
 """
 
 
+def trainer(out, *, resume=False):
+    return Trainer(
+        Config.from_dict({**CONFIG.to_dict(), "epochs": 1}), out, splits=small_splits(),
+        model=small_model(), resume=resume, progress=False, say=lambda line: None,
+    )  # fmt: skip
+
+
+def without_locks(monkeypatch):
+    """A disk that knows no locks, as some on networks."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def unknown(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+
+
 @pytest.fixture
 def holding(tmp_path):
     """Another process that trains in the folder ``run``."""
@@ -56,10 +73,7 @@ def test_the_second_process_is_told_who_holds_the_folder_until_that_is_killed(tm
 
 def test_of_two_trainers_of_a_process_one_that_does_not_run_is_replaced(tmp_path):
     def make(resume=False):
-        return Trainer(
-            Config.from_dict({**CONFIG.to_dict(), "epochs": 1}), tmp_path / "run", splits=small_splits(),
-            model=small_model(), resume=resume, progress=False, say=lambda line: None,
-        )  # fmt: skip
+        return trainer(tmp_path / "run", resume=resume)
 
     first = make()
     second, tried = make(resume=True), []
@@ -112,13 +126,77 @@ def test_folders_that_were_made_go_if_they_are_empty_and_others_stay(tmp_path):
         Lock(3)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '["x", 2, 3]', "[" * 900, "\x00" * 20, "[0, 1, 2]"])
-def test_what_stands_in_an_old_file_does_not_matter(tmp_path, content):
+@pytest.mark.parametrize("without", [False, True])
+@pytest.mark.parametrize("content", ["", "\x00" * 20, '[7, "a machine", "2026-11-28 10:00:00"]' + " " * 30])
+def test_what_stands_in_an_old_file_of_a_run_does_not_matter(tmp_path, content, without, monkeypatch):
+    if without:
+        without_locks(monkeypatch)
     (tmp_path / lock.NAME).write_text(content)
     assert lock.holder(tmp_path) is None
     held = Lock(tmp_path)
-    assert lock.holder(tmp_path).startswith("this process, since 20")
+    assert json.loads((tmp_path / lock.NAME).read_text())[0] == os.getpid()
+    assert without or lock.holder(tmp_path).startswith("this process, since 20")
     held.release()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("without", [False, True])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[1]", '["x", 2, 3]', "[" * 900, "[0, 1, 2]", '[0, "a", "b"]', '[true, "a", "b"]', "4711\n",
+     "my notes", '[7, "a machine", ""]' + " " * 2000 + "mine"],
+)  # fmt: skip
+def test_a_file_of_the_users_that_is_called_like_a_lock_stays_as_it_is(
+    tmp_path, content, without, monkeypatch
+):
+    if without:
+        without_locks(monkeypatch)
+    (tmp_path / lock.NAME).write_text(content)
+    assert lock.holder(tmp_path) is None
+    with pytest.raises(MiniresError, match="written by something else here, and nothing was changed; move"):
+        Lock(tmp_path)
+    with pytest.raises(MiniresError, match="written by something else"):
+        trainer(tmp_path)
+    assert (tmp_path / lock.NAME).read_text() == content and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_lock_that_did_not_fit_on_the_disk_is_not_taken_for_the_users(tmp_path, monkeypatch):
+    write = os.write
+    monkeypatch.setattr("minires.train.lock.os.write", lambda file, content: write(file, content[:5]))
+    held = Lock(tmp_path)
+    assert held.held and (tmp_path / lock.NAME).read_bytes() == b""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="flock is of POSIX")
+def test_a_lock_that_was_let_go_while_it_was_opened_is_not_held(tmp_path, monkeypatch):
+    import fcntl
+
+    flock, tried = fcntl.flock, []
+
+    def late(file, how):
+        if not tried:  # who held it removes it, as at the end of a run
+            (tmp_path / lock.NAME).unlink()
+        tried.append(file)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    held = Lock(tmp_path)
+    assert len(tried) == 2 and (tmp_path / lock.NAME).exists()
+    assert lock.holder(tmp_path).startswith("this process")
+    held.release()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows removes no file that is open")
+def test_what_is_being_written_when_another_run_begins_in_the_folder_is_not_put_into_it(tmp_path):
+    held = Lock(tmp_path)
+    (tmp_path / "a.txt").write_text("the other run's")
+    with pytest.raises(Lost, match="another run has begun in it"), atomic_write(tmp_path / "a.txt") as file:
+        file.write(b"ours")
+        (tmp_path / lock.NAME).unlink()
+        (tmp_path / lock.NAME).write_text("another")
+    held.release()
+    assert (tmp_path / "a.txt").read_text() == "the other run's"
+    assert (tmp_path / lock.NAME).read_text() == "another" and len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.skipif(os.name != "posix", reason="there is no fork")
@@ -142,12 +220,7 @@ def test_a_forked_child_takes_nothing_and_lets_nothing_go(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="flock is of POSIX")
 def test_on_a_disk_without_locks_a_living_process_of_this_machine_holds(tmp_path, monkeypatch, holding):
-    def unknown(*_):
-        raise OSError(95, "Operation not supported")
-
-    import fcntl
-
-    monkeypatch.setattr(fcntl, "flock", unknown)
+    without_locks(monkeypatch)
     with pytest.raises(Held, match=f"process {holding.pid}"):
         Lock(tmp_path / "run")
     holding.kill()

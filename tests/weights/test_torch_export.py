@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 
@@ -16,7 +17,7 @@ from minires.debug.trace_page import trace
 from minires.errors import ConfigError
 from minires.inspect import plot, plot_tape
 from minires.models import build
-from minires.train import Trained, save_model
+from minires.train import Config, Trained, save_model
 from minires.weights import load_pretrained, variant_for
 from minires.weights.onnx import export_onnx
 from minires.weights.torch.export import export_torch
@@ -45,6 +46,16 @@ def test_what_goes_out_comes_in_again(tmp_path, source, name, options):
     load_pretrained(other, tmp_path / "theirs.safetensors", source=source)
     theirs = other.state_dict()
     assert all(np.array_equal(array, theirs[key]) for key, array in model.state_dict().items())
+
+
+def test_the_files_of_a_run_stay(tmp_path):
+    model = build("resnet18", classes=2, repeats=(1, 1, 1, 1), widths=(2, 2, 2, 2))
+    (tmp_path / "config.json").write_text(json.dumps(Config().to_dict()))
+    for name in ("model.safetensors", "checkpoint-00000001.safetensors"):
+        with pytest.raises(ConfigError, match=f"{name} is a file of the run in .*: out must be another"):
+            export_torch(model, tmp_path / name)
+        assert not (tmp_path / name).exists()
+    export_torch(model, tmp_path / "theirs.safetensors")
 
 
 def test_pytorch_computes_the_same_with_them(tmp_path):

@@ -18,7 +18,7 @@ from weights.in_this_process import in_this_process
 
 from minires import limits
 from minires.errors import CheckpointError, ConfigError, MiniresError
-from minires.weights import read
+from minires.weights import import_weights, read
 from minires.weights.contents import kind_of
 from minires.weights.torch.files import find
 
@@ -530,6 +530,19 @@ def test_the_parts_of_a_model_are_put_together(stem, ending, tmp_path):
     (tmp_path / files["conv1.weight"]).unlink()
     with pytest.raises(CheckpointError, match=f"of which 1 are not in its folder: {stem}-00001-of"):
         read(tmp_path / files["fc.weight"])
+
+
+@pytest.mark.parametrize("source", ["folder", "index", "part"])
+def test_no_part_of_a_model_is_written_over(source, tmp_path):
+    files = sharded(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    path = {"folder": tmp_path, "index": index, "part": tmp_path / files["fc.weight"]}[source]
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / files["conv1.weight"])
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for name in (*files.values(), "link.safetensors"):
+        with pytest.raises(ConfigError, match=f"{name} is the file that is imported, or a part of it: out"):
+            import_weights(path, "resnet18", tmp_path / name)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_an_index_that_does_not_fit_its_parts(tmp_path):

@@ -24,6 +24,7 @@ from minires.files import atomic_write, with_ending
 from minires.nn.layers import BatchNorm2d
 from minires.nn.module import Module
 from minires.train import Trained
+from minires.train.continuing import not_in_run
 from minires.weights.name_tables import places_of
 from minires.weights.sources import SOURCES, variant_for
 from minires.weights.torch.pretrained import behind_flatten
@@ -50,10 +51,12 @@ def export_torch(model: Module | Trained, path: str | os.PathLike[str], source: 
     Shapes: convolutions (O, C/groups, KH, KW), dense layers (O, C), the first one behind a flatten with its
     inputs in the order (C, H, W); (O, C, 1, 1) where the source has a 1x1 convolution for a dense layer.
     Raises: ConfigError for an unknown source, one that has no such network, an ending that is none of those
-    above, or .pth where PyTorch is missing; MiniresError if the file cannot be written.
+    above, the name of a file of a run in its folder, or .pth where PyTorch is missing;
+    MiniresError if the file cannot be written.
     """
     one_of("source", source, WRITTEN)
     ending = with_ending("out", path, (".safetensors", *PICKLES), "a file of weights for PyTorch")
+    not_in_run("out", path)
     if isinstance(model, Trained):
         _check_options(model, source)
         model = model.model

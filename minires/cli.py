@@ -9,6 +9,7 @@ import argparse
 import importlib
 import os
 import re
+import shlex
 import sys
 import traceback
 import warnings
@@ -120,14 +121,15 @@ def in_options(text: str, own: Mapping[str, Sequence[str]], given: Iterable[str]
             continue
 
         def option(match: re.Match[str], named: list[str] = named) -> str:
-            value = match[1].strip("'")
+            value = match[1]
+            value = value[1:-1] if value[0] in "'\"" else value
             if value == "None" or (value == "False" and len(named) < 2):
                 return match[0]
-            return {"True": named[0], "False": named[-1]}.get(value, f"{named[0]} {value}")
+            return {"True": named[0], "False": named[-1]}.get(value, f"{named[0]} {shlex.quote(value)}")
 
         # A word by itself: not a part of a path, nor of the parentheses of a call, which are Python's.
-        value = r"('[^']*'|[\w:]+|-?[\d.e-]*\d)(?=[,;)]|\.? |\.?$)"
-        text = re.sub(rf"(?<![^ ])(?<!, ){name}={value}", option, text)
+        value = r"""('[^']*'|"[^"]*"|[\w:]+|-?[\d.e-]*\d)(?=[,;)]|\.?(?:\s|$))"""
+        text = re.sub(rf"(?<!\S)(?<!, ){name}={value}", option, text)
         text = re.sub(rf"(^|: |value of ){name}(?= is | must | ')", rf"\1{named[0]}", text)
     return text
 

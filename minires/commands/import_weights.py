@@ -23,8 +23,10 @@ is shows in its content, whatever its name; of a model in several files give the
   minires import-weights last.ckpt --model resnet18 --container ema --class-names cat,dog
 
 Some networks have the same names and shapes and compute something else: timm's resnetblur50 and resnetaa50
-(blurred strides), a ResNet-50 with the stride on its first 1x1. What a file or a config.json beside it states
-is compared; where nothing states it, be sure that --model and --variant are what was trained."""
+(blurred strides), a ResNet-50 with the stride on its first 1x1. What a file states is compared, and what a
+config.json of Hugging Face or timm beside it states: beside model.safetensors or pytorch_model.bin always,
+beside a file of another name if no such one is there and it says --model; else a note says that it was left
+aside. Where nothing states it, be sure that --model and --variant are what was trained."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minires import limits
-from minires.data import registry, sources, tree
+from minires.data import class_names, registry, sources, tree
 from minires.data.dataset import Dataset, Splits
 from minires.data.fetch import check_counts, copy_files, fetch_file, make_folder, staging
 from minires.data.pictures import Decode, decode_all, listing, resize
@@ -261,7 +261,7 @@ def _read_h5_half(path: Path, half: str, size: int | None) -> Dataset:
     names = tuple(f"{path.name}[{i}]" for i in range(len(images)))
     name = re.sub(r"(?i)(?<![a-z])(train|test)[_ -]?|[_ -](train|test)$", "", path.stem) or path.stem
     if named is not None:
-        classes = tuple(named)
+        classes = tuple(class_names.stripped(named, f"{path}: list_classes"))
         if not classes or len({*classes}) < len(classes):
             raise DataError(f"{path}: list_classes must name each class once, it is {list(classes)}")
     elif name == "signs":

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from minires.data.class_names import stripped
 from minires.errors import ConfigError
 from minires.limits import regular_file
 
@@ -109,12 +110,9 @@ def distinct(names: Sequence[str], where: str | os.PathLike[str]) -> tuple[str, 
     >>> distinct(["crane", "dog ", "crane"], "labels.txt")
     ('crane', 'dog', 'crane (2)')
     """
-    stripped = [name.strip() for name in names]
-    if "" in stripped:
-        raise ConfigError(f"{where}: the name of class {stripped.index('')} is empty")
     seen: Counter[str] = Counter()
     found = []
-    for number, name in enumerate(stripped):
+    for number, name in enumerate(stripped(names, where, error=ConfigError)):
         seen[name] += 1
         found.append(name if seen[name] == 1 else f"{name} ({number})")
     if len(set(found)) < len(found):

@@ -60,8 +60,8 @@ def import_weights(
     """Write the model ``name`` with the weights of somebody's file as our own ``model.safetensors``.
 
     ``classes`` are the names of the classes, in the order of the outputs: by default those that the file or a
-    config.json of Hugging Face beside it has, then those of CIFAR-10 for networks of PyTorch's that are for
-    it, else "0", "1", ... For a file of PyTorch's ``source`` and ``container`` are as in
+    config.json of Hugging Face or timm beside it has, then those of CIFAR-10 for networks of PyTorch's that
+    are for it, else "0", "1", ... For a file of PyTorch's ``source`` and ``container`` are as in
     :func:`load_pretrained`. ``variant`` are options of the model on top of those that the source has, or the
     file states.
 
@@ -90,7 +90,7 @@ def _files(src: str | os.PathLike[str]) -> Iterator[Path]:
 def _no_source(path: str | os.PathLike[str], source: str | None, container: str | None) -> None:
     if source is not None or container is not None:
         raise ConfigError(
-            f"{os.fspath(path)} is a file of Keras's: it is loaded without source= and container="
+            f"{os.fspath(path)} is a file of Keras's: a source and a container are for those of PyTorch's"
         )
 
 

@@ -200,6 +200,9 @@ def test_an_hdf5_file_without_names_of_classes_has_numbers(tmp_path):
     [
         (np.array([b"cat"]), r"label 1 of train_catvnoncat.h5\[1\] is outside 0\.\.0"),
         (np.array([b"cat", b"cat"]), "must name each class once"),
+        (np.array([b"cat", b" cat "]), "must name each class once"),
+        (np.array([b"cat", b""]), "train_catvnoncat.h5: list_classes: the name of class 1 is empty"),
+        (np.array([b"  ", b"cat"]), "list_classes: the name of class 0 is empty"),
         (np.zeros((0,), "S1"), "must name each class once"),
         (np.array([0.5, 1.5]), "list_classes' must be names, it is float64"),
     ],

@@ -198,7 +198,7 @@ def test_no_source_is_asked_for(tmp_path):
     with h5py.File(tmp_path / "any.h5", "w"):
         pass
     for option in ("source", "container"):
-        with pytest.raises(ConfigError, match="any.h5 is a file of Keras's: it is loaded without source="):
+        with pytest.raises(ConfigError, match="any.h5 is a file of Keras's: a source and a"):
             load_pretrained(build("resnet20_cifar"), tmp_path / "any.h5", **{option: "timm"})
 
 

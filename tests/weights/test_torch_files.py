@@ -545,6 +545,33 @@ def test_no_part_of_a_model_is_written_over(source, tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("other", ["model.safetensors", "pytorch_model.bin"])
+def test_of_a_whole_file_and_parts_the_same_is_taken_as_by_transformers(other, tmp_path):
+    sharded(tmp_path)
+    save_file({name: 2 * array for name, array in STATE.items()}, tmp_path / other)
+    found, whole = find(tmp_path), other == "model.safetensors"
+    taken, left = (other, "model.safetensors.index.json")[:: 1 if whole else -1]
+    same(found.arrays, {name: (2 if whole else 1) * array for name, array in STATE.items()})
+    assert found.notes[0] == f"taken: {taken}; left aside in its folder: {left}"
+    assert not any("left aside" in note for note in find(tmp_path / taken).notes)  # it was asked for
+
+
+def test_only_files_of_their_own_model_count_beside_parts(tmp_path):
+    files = sharded(tmp_path)
+    (tmp_path / "dir.index.json").mkdir()
+    (tmp_path / "broken.index.json").write_bytes(b"\xff{")
+    (tmp_path / "empty.index.json").touch()
+    (tmp_path / "odd.index.json").write_text('{"weight_map": {"a": 3}}')
+    part = tmp_path / files["fc.weight"]
+    same(read(part))
+    own = tmp_path / "model.safetensors.index.json"
+    own.rename(tmp_path / "a.index.json")  # it names the parts, whatever its own name
+    assert "read from 3 files" in find(part).notes[0]
+    own.write_text("{")
+    with pytest.raises(CheckpointError, match="model.safetensors.index.json is JSON, which holds no weights"):
+        read(part)
+
+
 def test_an_index_that_does_not_fit_its_parts(tmp_path):
     files = sharded(tmp_path)
     index = tmp_path / "model.safetensors.index.json"
@@ -561,6 +588,7 @@ def test_folders(tmp_path):
     with pytest.raises(CheckpointError, match="a folder with no file of weights known here: it is empty"):
         read(tmp_path)
     save_file(STATE, tmp_path / "best.safetensors")
+    (tmp_path / "old.pth").mkdir()  # no file
     same(read(tmp_path))
     save_file(STATE, tmp_path / "last.safetensors")
     with pytest.raises(CheckpointError, match="several files that may be weights: best.safetensors, last"):
@@ -576,4 +604,9 @@ def test_folders(tmp_path):
         read(hub)
     (hub / "refs").mkdir()
     (hub / "refs" / "main").write_text("2c3d\n")
+    assert find(hub).path.parent.name == "2c3d"
+    (hub / "refs" / "main").write_bytes(b"\xff\xfe\x002c3d")
+    with pytest.raises(CheckpointError, match="holds 2 versions of a model"):
+        read(hub)
+    shutil.rmtree(hub / "snapshots" / "0a1b")
     assert find(hub).path.parent.name == "2c3d"

@@ -1,11 +1,13 @@
 """What the files beside weights say of them: what Hugging Face and timm write there.
 
     config.json of transformers    layer_type, downsample_in_bottleneck, hidden_act, id2label, ...
-    config.json of timm            architecture, model_args, label_names, pretrained_cfg (mean, std)
+    config.json of timm            architecture, model_args, label_names, pretrained_cfg (mean, std); older
+                                   ones have what is in pretrained_cfg beside architecture itself
     preprocessor_config.json       image_mean, image_std, rescale_factor, size, crop_size, ...
 
-They are read only beside a file that is called as those programs call theirs: beside others, in a folder of
-downloads, they may belong to anything.
+They belong to the file that is called as those programs call theirs. A file with a name of its own may lie in
+a folder of downloads, beside what belongs to anything: there they are believed where no file has the usual
+name and the config.json says the same network; else a note says that they were left aside.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from typing import Any
 from minires.data import Normalize
 from minires.errors import CheckpointError, MiniresError
 from minires.weights.classes import KEYS, contradiction, names_in
+from minires.weights.sources import known_as
 
 CALLED = re.compile(r"(pytorch_)?model[-.\w]*\.(safetensors|bin)(\.index\.json)?")
 LONGEST = 10_000_000  # bytes
@@ -45,7 +48,9 @@ class Beside:
     """``named`` are architectures with where they stand; ``options`` those of our model that follow.
 
     ``outputs`` is the number of classes, ``side`` that of the pixels of a picture with where it stands, and
-    ``contradiction`` says what is wrong in the names of classes.
+    ``contradiction`` says what is wrong in the names of classes. ``refused`` says why the whole network can
+    be none of ours though its layers are, and ``unlike`` where the preparation of pictures is stated in two
+    ways. ``notes`` are sentences on what was used and what was not.
     """
 
     named: tuple[tuple[str, str], ...] = ()
@@ -55,35 +60,44 @@ class Beside:
     outputs: int | None = None
     side: tuple[str, int] | None = None
     contradiction: str = ""
+    refused: str = ""
+    unlike: str = ""
+    notes: tuple[str, ...] = ()
 
 
-def read(path: Path) -> Beside:
-    """What stands beside the file of weights at ``path``.
+def read(path: Path, tensors: Collection[str] = (), model: str | None = None) -> Beside:
+    """What stands beside the file of weights at ``path``, which has these ``tensors`` by their names and is
+    to be our ``model``.
 
     Raises: CheckpointError if it says that the network is one that our models cannot be.
     """
-    if not CALLED.fullmatch(path.name):
-        return Beside()
+    if not CALLED.fullmatch(path.name) and (left_aside := _of_others(path, tensors, model)) is not None:
+        return left_aside
     config = _json(path.with_name("config.json"))
     processor = _json(path.with_name("preprocessor_config.json"))
-    where = str(path.with_name("config.json"))
+    where, beside = (str(path.with_name(name)) for name in ("config.json", "preprocessor_config.json"))
     named: list[tuple[str, str]] = []
+    nested = pretrained = _mapping(config.get("pretrained_cfg"))
     if isinstance(config.get("architecture"), str):
         named.append((f"{where}: architecture", config["architecture"]))
-        _check_timm(config, where)
+        pretrained = config if config.get("pretrained_cfg") is None else nested
+        _check_timm(config, pretrained, where)
     options = _huggingface(config, where) if config.get("model_type") == "resnet" else {}
-    pretrained = _mapping(config.get("pretrained_cfg"))
     labels = [
         (f"{where}: {before}{key}", names)
-        for before, place in (("", config), ("pretrained_cfg.", pretrained))
+        for before, place in (("", config), ("pretrained_cfg.", nested))
         for key in KEYS
         if (names := names_in(place.get(key)))
     ]
-    beside = path.with_name("preprocessor_config.json")
-    normalize = _processed(processor, str(beside)) if processor else None
-    normalize = normalize or _normalize(pretrained.get("mean"), pretrained.get("std"), f"{where}: mean, std")
-    sides = [(str(beside), _side(processor)), (where, _square(pretrained.get("input_size"), channels=3))]
-    outputs = _mapping(config.get("model_args")).get("num_classes", config.get("num_classes"))
+    scalings = [
+        (beside, _processed(processor, beside) if processor else None),
+        (where, _normalize(pretrained.get("mean"), pretrained.get("std"), f"{where}: mean, std")),
+    ]
+    sides = [(beside, _side(processor)), (where, _square(pretrained.get("input_size"), channels=3))]
+    stated = [(at, one) for at, one in scalings if one]
+    normalize = stated[0][1] if stated else None
+    counts = [one.get("num_classes") for one in (_mapping(config.get("model_args")), config, pretrained)]
+    outputs = next((count for count in counts if count is not None), None)
     return Beside(
         tuple(named),
         tuple(labels[0][1]) if labels else None,
@@ -92,13 +106,86 @@ def read(path: Path) -> Beside:
         outputs if isinstance(outputs, int) and outputs > 0 else None,
         next(((at, side) for at, side in sides if side), None),
         contradiction(labels),
+        _other_head(config, where),
+        _unlike(scalings, sides),
+        tuple(f"pixels are scaled with {_words(one)}, as {at} states" for at, one in stated[:1]),
     )
+
+
+def _of_others(path: Path, tensors: Collection[str], model: str | None) -> Beside | None:
+    """What is left aside beside a file with a name of its own, in words; None if it belongs to that file."""
+    at = path.with_name("config.json")
+    try:
+        config = _json(at)
+    except CheckpointError as error:
+        return Beside(notes=(f"left aside: {error}",))
+    says, fits = "", False
+    if isinstance(theirs := config.get("architecture"), str):
+        if model is None:  # it is not known which of ours the network is called
+            return Beside()
+        says, fits = repr(theirs), known_as(theirs) == model
+    elif config.get("model_type") == "resnet":
+        says = f"a ResNet of transformers with depths {config.get('depths', [3, 4, 6, 3])}"
+        found = [re.match(r"(?:resnet\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\.", name) for name in tensors]
+        blocks = {(int(one[1]), int(one[2])) for one in found if one}
+        depths = [sum(stage == one for one, _ in blocks) for stage in sorted({one for one, _ in blocks})]
+        fits = bool(depths) and config.get("depths", [3, 4, 6, 3]) == depths
+    near = path.parent.glob("*model*")
+    usual = sorted(one.name for one in near if CALLED.fullmatch(one.name) and one.is_file())
+    if fits and not usual:
+        return None
+    if says:
+        why = f"belongs to {usual[0]}" if usual else f"says {says}, and not what this file is to be"
+        return Beside(notes=(f"left aside: {at}, which {why}",))
+    alone = path.with_name("preprocessor_config.json")
+    if alone.is_file():
+        return Beside(notes=(f"left aside: {alone}, as no config.json says that it belongs to {path.name}",))
+    return Beside()
+
+
+def _other_head(config: Mapping[str, Any], where: str) -> str:
+    """Why what transformers does with the outputs is no softmax over classes; "" if it is."""
+    problem = config.get("problem_type")
+    if problem not in (None, "single_label_classification"):
+        says = f"problem_type is {problem!r}"
+    elif "model_type" in config and 1 in (len(_mapping(config.get("id2label"))), config.get("num_labels")):
+        says = "there is one label"
+    else:
+        return ""
+    return (
+        f"{where}: {says}, of which transformers takes no softmax; the models here end in one. "
+        "load_pretrained(..., head=False) in Python takes all but the last layer"
+    )
+
+
+def _unlike(scalings: Sequence[tuple[str, Normalize | None]], sides: Sequence[tuple[str, int | None]]) -> str:
+    """Where two files state how pictures are prepared and do not state the same; "" where they do."""
+    (one, scaled), (other, also) = scalings
+    if scaled and also:
+        pairs = zip((*scaled.mean, *scaled.std), (*also.mean, *also.std), strict=True)
+        if not all(math.isclose(*pair, abs_tol=2e-3) for pair in pairs):
+            return f"{one} states {_words(scaled)}, and {other} {_words(also)}"
+    sizes = [side for _, side in sides if side]
+    if len({*sizes}) > 1:
+        return f"{one} states pictures of {sizes[0]}x{sizes[0]}, and {other} of {sizes[1]}x{sizes[1]}"
+    return ""
+
+
+def _words(one: Normalize) -> str:
+    """
+    >>> _words(Normalize((0.5, 0.5, 0.5), (0.25, 0.5, 1)))
+    'mean 0.5, 0.5, 0.5 and deviation 0.25, 0.5, 1'
+    """
+    mean, std = (", ".join(f"{number:.4g}" for number in which) for which in (one.mean, one.std))
+    return f"mean {mean} and deviation {std}"
 
 
 def _json(path: Path) -> Mapping[str, Any]:
     try:
-        if not path.is_file() or path.stat().st_size > LONGEST:
+        if not path.is_file():
             return {}
+        if (size := path.stat().st_size) > LONGEST:
+            raise ValueError(f"it has {size:,} bytes, and may have {LONGEST:,}")
         return _mapping(json.loads(path.read_bytes()))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
@@ -110,13 +197,17 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _check_timm(config: Mapping[str, Any], where: str) -> None:
+def _check_timm(config: Mapping[str, Any], pretrained: Mapping[str, Any], where: str) -> None:
     arguments = _mapping(config.get("model_args"))
-    for name, value in ({key: config[key] for key in ARGUMENTS & config.keys()} | {**arguments}).items():
+    also = ARGUMENTS - arguments.keys()
+    around = [(key, one[key]) for one in (pretrained, config) for key in also & one.keys()]
+    for name, value in [*around, *arguments.items()]:
         usual = USUAL.get(name)
         if value is None or name in HARMLESS or (usual and str(value).lower() in usual):
             continue
         raise CheckpointError(f"{where}: the network was made with {name}={value!r}, which none here is")
+    if offset := pretrained.get("label_offset"):
+        raise CheckpointError(f"{where}: label_offset is {offset!r}: timm leaves out the first outputs then")
 
 
 def _huggingface(config: Mapping[str, Any], where: str) -> dict[str, Any]:

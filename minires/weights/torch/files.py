@@ -17,6 +17,7 @@ import importlib.util
 import io
 import json
 import os
+import shlex
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def read(path: str | os.PathLike[str], *, container: str | None = None) -> Array
 
 def find(path: str | os.PathLike[str], *, container: str | None = None) -> Found:
     """As :func:`read`, with what the file says of itself."""
-    path = parts.in_folder(Path(path))
+    given, path = Path(path), parts.in_folder(Path(path))
     files, expected = parts.of_one_model(path)
     arrays: Arrays = {}
     odd: dict[str, str] = {}
@@ -88,9 +89,9 @@ def find(path: str | os.PathLike[str], *, container: str | None = None) -> Found
         )
     if not arrays and not odd:
         raise CheckpointError(f"{path}: there is no tensor in it")
-    notes = (
-        [] if len(files) == 1 else [f"read from {len(files)} files, {files[0].name} and those that follow"]
-    )
+    notes = [] if path == given else parts.left_aside(path)
+    if len(files) > 1:
+        notes.append(f"read from {len(files)} files, {files[0].name} and those that follow")
     inside, more_notes = _inside(path, [*arrays, *odd], said, container)
     for old in inside.values():
         if old in odd:
@@ -117,8 +118,9 @@ def _inside(
     notes = []
     for chosen, more in ((taken, others), (prefix, rest)):
         if more:
-            way = f"--container {more[0]}" if len(more) == 1 else f"--container with one of {', '.join(more)}"
-            notes.append(f"taken: {chosen or 'the outermost'}; the file also holds {', '.join(more)} ({way})")
+            way = shlex.quote(more[0]) if len(more) == 1 else f"with one of {', '.join(more)}"
+            also = f"the file also holds {', '.join(more)} (--container {way})"
+            notes.append(f"taken: {chosen or 'the outermost'}; {also}")
     aside = sorted(set(names) - set(inside.values()) - {n for n in names if _under(n, rest)})
     if aside:
         few = ", ".join(aside[:SHOWN]) + (f" and {len(aside) - SHOWN} more" if len(aside) > SHOWN else "")

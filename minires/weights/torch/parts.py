@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 from minires.errors import CheckpointError
 from minires.weights.contents import kind_of
 
-USUAL = (  # what the weights of a folder are called, the first that is there is taken
-    "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin",
+USUAL = (  # what the weights of a folder are called; the first that is there is taken, as transformers does
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
 WEIGHTS = re.compile(r".*\.(safetensors|pth|pt|th|ckpt|bin|tar|npz|h5|keras)", re.IGNORECASE)
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\..*|)")
 SHOWN = 5
+LONGEST_REVISION = 1000  # bytes
 
 
 def in_folder(path: Path) -> Path:
@@ -30,7 +32,9 @@ def in_folder(path: Path) -> Path:
         revisions = sorted(one for one in snapshots.iterdir() if one.is_dir())
         main = path / "refs" / "main"
         if main.is_file():
-            revisions = [one for one in revisions if one.name == main.read_text().strip()] or revisions
+            with open(main, "rb") as file:
+                wanted = file.read(LONGEST_REVISION).strip()
+            revisions = [one for one in revisions if os.fsencode(one.name) == wanted] or revisions
         if len(revisions) == 1:
             return in_folder(revisions[0])
         names = ", ".join(one.name for one in revisions[:SHOWN])
@@ -45,12 +49,20 @@ def in_folder(path: Path) -> Path:
         raise CheckpointError(f"{path} is a SavedModel of TensorFlow; save the model as .keras")
     if "data.pkl" in held:
         raise CheckpointError(f"{path} is what was in a file of torch.save; give that file, before unpacking")
-    weights = [name for name in held if WEIGHTS.fullmatch(name)]
+    weights = [name for name in held if WEIGHTS.fullmatch(name) and (path / name).is_file()]
     if len(weights) == 1:
         return path / weights[0]
     what = "several files that may be weights" if weights else "no file of weights known here"
     few = ", ".join((weights or held)[:SHOWN])
     raise CheckpointError(f"{path} is a folder with {what}: {few or 'it is empty'}; give the file")
+
+
+def left_aside(taken: Path) -> list[str]:
+    """A sentence on the other weights in the folder in which ``taken`` was found, if there are any."""
+    if taken.name not in USUAL:
+        return []
+    others = [name for name in USUAL if name != taken.name and (taken.parent / name).is_file()]
+    return [f"taken: {taken.name}; left aside in its folder: {', '.join(others)}"] if others else []
 
 
 def of_one_model(path: Path) -> tuple[list[Path], list[str]]:
@@ -64,10 +76,17 @@ def of_one_model(path: Path) -> tuple[list[Path], list[str]]:
     found = SHARD.fullmatch(path.name)
     if found is None:
         return [path], []
-    for index in sorted(path.parent.glob("*.index.json")):
-        if kind_of(index) == "index" and path.name in _weight_map(index).values():
-            return _of_index(index)
     stem, _, count, ending = found.groups()
+    own = path.with_name(f"{stem}{ending}.index.json")
+    for index in sorted(path.parent.glob("*.index.json"), key=lambda one: one != own):
+        if not index.is_file():
+            continue
+        try:
+            if kind_of(index) == "index" and path.name in _weight_map(index).values():
+                return _of_index(index)
+        except CheckpointError:
+            if index == own:
+                raise  # what is wrong in those of others does not matter
     files = [path.with_name(f"{stem}-{n:05}-of-{count}{ending}") for n in range(1, min(int(count), 9999) + 1)]
     return _all_there(path, files), []
 

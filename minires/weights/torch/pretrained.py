@@ -48,6 +48,8 @@ def load(
 ) -> Report:
     """Set the weights of ``model`` from a file of PyTorch's: see :func:`minires.weights.load_pretrained`."""
     weights = _read(path, source, container)
+    if head and weights.beside.refused:
+        raise CheckpointError(weights.beside.refused)
     _check_stride(model, weights)
     return _load(model, weights, head=head)
 
@@ -65,15 +67,20 @@ def import_model(
     """Write the model ``name`` with the weights of a file of PyTorch's as our own ``model.safetensors``.
 
     The model is built with the options of :func:`~minires.weights.sources.variant_for`, then those that a
-    config.json beside the file states; those in ``variant`` go before both. Without ``classes`` the names are
-    those that the file, or the config.json, has; else the ten of CIFAR-10 for as many outputs of a network
-    for pictures of 32x32; else "0", "1", ... Pictures are to be scaled as the source does it.
+    config.json that belongs to the file states; those in ``variant`` go before both. Without ``classes`` the
+    names are those that the file, or the config.json, has; else the ten of CIFAR-10 for as many outputs of a
+    network for pictures of 32x32; else "0", "1", ... Pictures are to be scaled as the config.json says, else
+    as the source does it.
 
     Raises: as :func:`minires.weights.import_weights`.
     """
     entry = models.entry(name)
-    weights = _read(src, source, container)
+    weights = _read(src, source, container, name)
     said = _check_named(weights, name)
+    if weights.beside.refused:
+        raise CheckpointError(weights.beside.refused)
+    if weights.beside.unlike:
+        raise CheckpointError(f"{weights.beside.unlike}; correct the wrong one, or move it elsewhere")
     options = {**variant_for(weights.source, name), **weights.beside.options, **(variant or {})}
     stated = weights.beside.options
     if against := [option for option, value in stated.items() if options[option] != value]:
@@ -127,7 +134,9 @@ class _Weights:
     notes: tuple[str, ...]
 
 
-def _read(path: str | os.PathLike[str], source: str | None, container: str | None) -> _Weights:
+def _read(
+    path: str | os.PathLike[str], source: str | None, container: str | None, model: str | None = None
+) -> _Weights:
     if source is not None:
         SOURCES.find(source)
     found = files.find(path, container=container)
@@ -138,8 +147,8 @@ def _read(path: str | os.PathLike[str], source: str | None, container: str | Non
         raise CheckpointError(
             f"{os.fspath(path)}: names such as {shown} are of no source known here ({', '.join(SOURCES)})"
         )
-    about = beside.read(found.path)
-    return _Weights(os.fspath(path), source, arrays, found.said, about, found.notes)
+    about = beside.read(found.path, arrays, model)
+    return _Weights(os.fspath(path), source, arrays, found.said, about, (*found.notes, *about.notes))
 
 
 def _check_named(weights: _Weights, name: str) -> list[str]:

@@ -36,28 +36,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def ctrl_c_as_in_a_terminal():
-    """A shell starts jobs in the background with Ctrl-C ignored, and whatever these start ignores it too."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def signals_as_in_a_terminal():
+    """A shell starts jobs in the background with Ctrl-C ignored, nohup with SIGHUP, and whatever these start
+    ignores it too. A handler of ours is not inherited."""
+    handlers = {"SIGINT": signal.default_int_handler, "SIGHUP": lambda number, frame: None}
+    before = {}
+    for name, handler in handlers.items():
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            before[number] = signal.signal(number, handler)
     yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.fixture
-def registries_as_before():
-    """What a test registers, or an example that it runs, is taken out of the registries again."""
-    from minires import data, models, optim
-    from minires.ops.registry import OPERATIONS
-    from minires.train import recipes, schedules
-
-    registries = (
-        models.MODELS, data.SETS, data.augment.AUGMENTATIONS, optim.OPTIMIZERS, schedules.SCHEDULES,
-        recipes.RECIPES, OPERATIONS,
-    )  # fmt: skip
-    before = [set(registry) for registry in registries]
-    yield registries
-    for registry, names in zip(registries, before, strict=True):
-        for name in set(registry) - names:
-            del registry[name]
+    for number, handler in before.items():
+        signal.signal(number, handler)

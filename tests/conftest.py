@@ -48,3 +48,21 @@ def signals_as_in_a_terminal():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def registries_as_before():
+    """What a test registers, or an example that it runs, is taken out of the registries again."""
+    from minires import data, models, optim
+    from minires.ops.registry import OPERATIONS
+    from minires.train import recipes, schedules
+
+    registries = (
+        models.MODELS, data.SETS, data.augment.AUGMENTATIONS, optim.OPTIMIZERS, schedules.SCHEDULES,
+        recipes.RECIPES, OPERATIONS,
+    )  # fmt: skip
+    before = [set(registry) for registry in registries]
+    yield registries
+    for registry, names in zip(registries, before, strict=True):
+        for name in set(registry) - names:
+            del registry[name]

@@ -6,6 +6,7 @@ import os
 import shlex
 import stat
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,15 +15,16 @@ from typing import Any
 from minires import files
 from minires.errors import CheckpointError, ConfigError, MiniresError
 from minires.train import checkpoint as checkpoints
-from minires.train import lock, run_folder
+from minires.train import lock, run_folder, state
 from minires.train.checkpoint import PATTERN, Checkpoints
 from minires.train.config import Config
 from minires.train.fields import shortened
 
 CONFIG, METRICS, SUMMARY, MODEL = "config.json", "metrics.csv", "summary.json", "model.safetensors"
+FINGERPRINT = "fingerprint.json"  # of the data, until there is a checkpoint, which holds it
 PICTURES = ("curves.png", "confusion.png", "mistakes.png")
 DAMAGED = "*.damaged*"
-OWN = (CONFIG, METRICS, SUMMARY, MODEL, PATTERN, DAMAGED, *PICTURES)
+OWN = (CONFIG, FINGERPRINT, METRICS, SUMMARY, MODEL, PATTERN, DAMAGED, *PICTURES)
 
 
 def way_on(folder: str | os.PathLike[str]) -> str:
@@ -55,6 +57,36 @@ def read_config(folder: str | os.PathLike[str]) -> Config:
         return Config.from_dict(content)
     except ConfigError as error:
         raise type(error)(f"{path}: {shortened(error)}") from error
+
+
+def begin(folder: Path, config: Config, fingerprint: Mapping[str, Any]) -> None:
+    """Write what a run has before its first checkpoint: its configuration, and what its data are known by."""
+    run_folder.write_json(folder / CONFIG, config.to_dict())
+    run_folder.write_json(folder / FINGERPRINT, fingerprint)
+
+
+def begin_again(folder: Path, fingerprint: Mapping[str, Any], source: str) -> str:
+    """Check that a run which has no checkpoint would begin on the same data; say that it begins.
+
+    Raises: CheckpointError that names what is another now.
+    """
+    path = folder / FINGERPRINT
+    if path.is_file():  # it was killed before it wrote that, or is of an older version
+        state.same_data(path, run_folder.read_json(path), fingerprint, source)
+    return "there is no checkpoint yet: the run begins with its first step"
+
+
+def has_begun(folder: Path) -> None:
+    """Remove what is needed no more once there is a checkpoint."""
+    with suppress(OSError):
+        (folder / FINGERPRINT).unlink(missing_ok=True)
+
+
+def undo(folder: Path) -> None:
+    """Remove what :func:`begin` wrote."""
+    with suppress(OSError):
+        (folder / FINGERPRINT).unlink(missing_ok=True)
+        (folder / CONFIG).unlink(missing_ok=True)
 
 
 def write_config(folder: Path, config: Config) -> None:
@@ -106,7 +138,7 @@ def _check_new(folder: Path) -> None:
     shown = f"{folder} holds {what} already ({', '.join(held[:3])}{', ...' if len(held) > 3 else ''})"
     if _is_finished(folder):
         raise ConfigError(f"{shown}, and it is finished; choose another folder")
-    if not Checkpoints(folder).paths() and held != [CONFIG]:
+    if not Checkpoints(folder).paths() and held not in ([CONFIG], [CONFIG, FINGERPRINT]):
         raise ConfigError(f"{shown}; choose another folder")
     raise ConfigError(
         f"{shown}; go on with it: {way_on(folder)} (in Python Trainer(None, folder, resume=True)), "
@@ -168,7 +200,7 @@ def stopped(error: MiniresError, folder: Path, step: int) -> MiniresError:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what writes that were killed have left; only for who holds the lock of the folder."""
-    files.remove_leftovers(folder, CONFIG, METRICS, SUMMARY, MODEL, PATTERN, *PICTURES)
+    files.remove_leftovers(folder, CONFIG, FINGERPRINT, METRICS, SUMMARY, MODEL, PATTERN, *PICTURES)
 
 
 def not_yet(folder: Path) -> str | None:

@@ -95,16 +95,11 @@ def belongs(
             f"{path} belongs to another run: {'; '.join(different)}. "
             "Continue it with its own settings, or choose another folder"
         )
-    if isinstance(info["data"], str):  # of an older version
-        changed = ["the training pictures or their labels"] if info["data"] != _older(train_set) else []
-    else:
-        names = dict.fromkeys([*info["data"], *fingerprint])
-        changed = [f"the {name}" for name in names if info["data"].get(name) != fingerprint.get(name)]
-    if changed:
-        raise CheckpointError(
-            f"{path} was made with other data than {splits.source} holds now; changed: "
-            f"{', '.join(changed)}. Make the same data available again, or choose another folder"
-        )
+    held = info["data"]
+    if isinstance(held, str):  # of an older version
+        what = "training pictures or their labels"
+        held, fingerprint = {what: held}, {what: _older(train_set)}
+    same_data(path, held, fingerprint, splits.source)
     at = info["progress"]
     fits = at["step"] == at["epoch"] * batches + at["batch"] and at["batch"] <= batches
     if not fits or at["epoch"] > config.epochs or len(info["history"]) != at["epoch"]:
@@ -113,6 +108,19 @@ def belongs(
             f"step {at['step']} "
             f"and figures of {len(info['history'])} epochs do not agree, with {config.epochs} epochs of "
             f"{batches} batches"
+        )
+
+
+def same_data(path: Any, held: Mapping[str, Any], fingerprint: Mapping[str, Any], source: str) -> None:
+    """Check that the data of a run, known by ``fingerprint``, are those that the file at ``path`` ``held``.
+
+    Raises: CheckpointError that names what is another now.
+    """
+    names = dict.fromkeys([*held, *fingerprint])
+    if changed := [f"the {name}" for name in names if held.get(name) != fingerprint.get(name)]:
+        raise CheckpointError(
+            f"{path} was made with other data than {source} holds now; changed: "
+            f"{', '.join(changed)}. Make the same data available again, or choose another folder"
         )
 
 

@@ -87,7 +87,7 @@ class Trainer:
         continuing.check(out, resume=resume)
         self._lock = Lock(out, make=not resume)
         self.out, self.given = self._lock.folder, self._lock.given  # its full path, and as it was named
-        self._is_new = False  # whether all that stands in the folder is the configuration that we wrote
+        self._is_new = False  # whether all that stands in the folder is what a run begins with
         self._unclear: str | None = None  # why this Trainer cannot run again
         try:
             continuing.check(self.given, resume=resume, held=True)
@@ -97,11 +97,12 @@ class Trainer:
             self.config = config if isinstance(config, Config) else Config.from_dict(config)
             self._prepare(splits, model, resume)
             if resume:
-                self.checkpoints.latest(self._take)
+                if self.checkpoints.latest(self._take) is None:
+                    self.say(continuing.begin_again(self.out, self._fingerprint, self.splits.source))
                 continuing.write_config(self.out, self.config)
             else:
                 self._is_new = True
-                run_folder.write_json(self.out / continuing.CONFIG, self.config.to_dict())
+                continuing.begin(self.out, self.config, self._fingerprint)
             self._lock.keep()
             self._left = continuing.remains(self.out)
         except BaseException:
@@ -386,6 +387,7 @@ class Trainer:
         self._is_new = False
         try:
             path = self.checkpoints.save(self.progress.step, groups, info)
+            continuing.has_begun(self.out)
         except MiniresError as error:
             raise continuing.stopped(error, self.given, self.progress.step) from error
         self._tick()  # saving is time of the run, but not of training
@@ -420,14 +422,13 @@ class Trainer:
             )  # fmt: skip
         self.history = info["history"]
         self.warnings = info.get("warnings") or []
-        names = [field.name for field in dataclasses.fields(Progress)]
+        names = (field.name for field in dataclasses.fields(Progress))
         self.progress = Progress(**{name: info["progress"][name] for name in names})
 
     def _let_go(self) -> None:
         """Let the folder go; a run that made no step leaves it as it was before."""
         if self._is_new and self.progress.step == 0 and self._lock.held and not self._lock.lost:
-            with suppress(OSError):
-                (self.out / continuing.CONFIG).unlink(missing_ok=True)
+            continuing.undo(self.out)
         self._lock.remove_folder()  # what is not empty stays
 
     def _leave(self, number: int) -> None:

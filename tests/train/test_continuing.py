@@ -305,6 +305,30 @@ def test_other_pictures_labels_or_class_names_are_named(part, said, run):
         trainer(run, resume=True, splits=Splits(**parts, source="here"))
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_on_the_same_data_alone(tmp_path):
+    out, said = tmp_path / "run", []
+    killed = trainer(out)
+    killed._lock.release()  # as the system does for a process that is gone
+    assert set(contents(out)) >= {"config.json", "fingerprint.json"}
+    with pytest.raises(ConfigError, match=r"holds a run already .config.json, fingerprint.json.; go on with"):
+        trainer(out)
+    before = contents(out)
+    others = Splits(stripes(93, 8), stripes(24, 1), stripes(24, 2), "others")
+    with pytest.raises(CheckpointError, match="fingerprint.json was made with other data than others holds"):
+        trainer(out, resume=True, splits=others)
+    assert contents(out) == before
+    assert trainer(out, resume=True, say=said.append, epochs=1).run()["steps"] == 12
+    assert said[0] == "there is no checkpoint yet: the run begins with its first step"
+    assert "fingerprint.json" not in contents(out)  # the checkpoints held it
+
+
+def test_a_file_of_the_users_with_the_name_of_the_fingerprint_stays(tmp_path):
+    (tmp_path / "fingerprint.json").write_text("mine")
+    with pytest.raises(ConfigError, match="holds a run already .fingerprint.json.; choose another folder"):
+        trainer(tmp_path)
+    assert contents(tmp_path) == {"fingerprint.json": b"mine"}
+
+
 def test_a_checkpoint_of_the_version_before_goes_on(run):
     import hashlib
 

@@ -157,6 +157,15 @@ def not_over(
         raise ConfigError(f"{os.fspath(path)} is {what}: {option} must be another file")
 
 
+def not_there(option: str, path: str | os.PathLike[str]) -> None:
+    """Check that nothing stands yet where a model is to be written, which nobody can make again.
+
+    Raises: ConfigError if something does.
+    """
+    if os.path.lexists(path):
+        raise ConfigError(f"{os.fspath(path)} is there already; choose another {option}")
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -461,10 +461,10 @@ def test_weights_go_out_under_other_names_and_come_in_again(
     assert status == 1 and "does not fit the model; nothing was loaded" in said
     assert not Path("no.safetensors").exists()
     assert "export to what?" in refused(capsys, 2, "export", "mine.safetensors")
-    line = refused(capsys, 2, "export", "mine.safetensors", "--torch", "theirs.safetensors")
+    line = refused(capsys, 2, "export", "mine.safetensors", "--torch", "other.safetensors")
     assert "akamaster has it (--names akamaster); --onnx writes any model" in line and "vgg" not in line
     save_model("mine.safetensors", replace(mine, model=models.build("resnet20_cifar", seed=3), variant={}))
-    line = refused(capsys, 2, "export", "mine.safetensors", "--torch", "theirs.safetensors")
+    line = refused(capsys, 2, "export", "mine.safetensors", "--torch", "other.safetensors")
     assert "(--names akamaster), but with pad=both (a shortcut adds zeros on both sides" in line
     line = refused(capsys, 2, "export", "mine.safetensors", "--keras", "theirs.weights.h5")
     assert line.endswith("--onnx writes any model")
@@ -478,9 +478,8 @@ def test_weights_are_not_imported_over_their_own_file(
     Path("link.safetensors").symlink_to("resnet18.safetensors")
     for source in ("resnet18.safetensors", "link.safetensors", place / "resnet18.safetensors"):
         line = refused(capsys, 2, "import-weights", source, "--model", "resnet18", *out)
-        assert "resnet18.safetensors is the file that is imported; choose another --out" in line or (
-            out and f"{out[1]} is the file that is imported, or a part of it: --out must be another" in line
-        )
+        name = out[1] if out else "resnet18.safetensors"
+        assert line.endswith(f"{name} is the file that is imported; choose another --out")
     assert Path("resnet18.safetensors").read_bytes() == b"theirs"
 
 
@@ -494,9 +493,9 @@ def test_imported_weights_take_the_place_of_no_file_that_was_not_named(
     assert line.endswith("resnet18.safetensors is there already; choose another --out")
     model = (run / "model.safetensors").read_bytes()
     command = ("import-weights", "theirs.safetensors", "--model", "resnet18", "--out")
-    for name in ("model.safetensors", "checkpoint-00000001.safetensors"):
-        line = refused(capsys, 2, *command, run / name)
-        assert f"{name} is a file of the run in {run}: --out must be another file" in line
+    assert "model.safetensors is there already" in refused(capsys, 2, *command, run / "model.safetensors")
+    line = refused(capsys, 2, *command, run / "checkpoint-00000001.safetensors")
+    assert f"00000001.safetensors is a file of the run in {run}: --out must be another file" in line
     assert (run / "model.safetensors").read_bytes() == model
 
 
@@ -800,6 +799,37 @@ def test_a_table_takes_the_place_of_a_table_alone(
     assert Path("t.CSV").read_bytes().startswith(b"\xef\xbb\xbfpicture,label,")  # so that Excel knows UTF-8
     Path("t.CSV").write_bytes(Path("t.CSV").read_bytes()[3:])
     assert call(capsys, *predict, "t.CSV")[0] == 0
+
+
+def test_where_the_pictures_of_a_run_have_moved_it_is_said_what_to_do(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(run, place / "copy"))
+    (copy / "model.safetensors").rename("model.safetensors")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "data": str(place / "moved")}))
+    shutil.copy("model.safetensors", copy)
+    for command in (("evaluate", "copy"), ("trace", "copy")):
+        line = refused(capsys, 1, *command)
+        assert f"pictures that copy was trained on are no more at {place / 'moved'}: put them back" in line
+        assert line.endswith("or give pictures with --data")
+    (copy / "summary.json").unlink()
+    line = refused(capsys, 1, "train", "--resume", "copy")
+    assert line.endswith(f"are no more at {place / 'moved'}: put them back there")
+
+
+def test_weights_of_others_are_no_trained_model_and_the_way_to_one_is_named(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"fc.bias": np.zeros(3, np.float32)}, "theirs.safetensors")
+    Path("theirs.pth").write_bytes(b"PK\x03\x04" + bytes(60))
+    Path("theirs.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(60))
+    Path("page.pth").write_bytes(b"<!DOCTYPE html><title>404</title>" + bytes(60))
+    for name in ("theirs.safetensors", "theirs.pth", "theirs.h5"):
+        line = refused(capsys, 1, "predict", name, "a.png")
+        assert line.endswith(f"trained by: minires import-weights {name} --model NAME"), line
+    line = refused(capsys, 1, "predict", "page.pth", "a.png")
+    assert line.endswith("a web page, not the file itself; was the download refused?")
 
 
 def test_a_part_is_chosen_where_the_test_pictures_have_no_labels(

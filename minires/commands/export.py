@@ -8,7 +8,7 @@ from collections.abc import Callable
 from minires.commands.loading import print_json
 from minires.commands.registry import Command
 from minires.errors import ConfigError
-from minires.files import not_over, with_ending
+from minires.files import not_over, not_there, with_ending
 
 TEXT = """\
 Take a trained model out. ONNX needs `pip install onnx`; Netron opens the file. A model for PyTorch is refused
@@ -81,6 +81,7 @@ def run(options: argparse.Namespace) -> int:
         what = "the model that is exported, or a file of its run"
         not_over(f"--{option}", path, continuing.files_of(options.model), what)
         continuing.not_in_run(f"--{option}", path)
+        not_there(f"--{option}", path)
     notes = {
         option: FORMATS[option][1](options.model, path, options.names) for option, path in written.items()
     }

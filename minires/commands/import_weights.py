@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 
 from minires.commands.loading import print_json, variant_of, variant_option
 from minires.commands.registry import Command
 from minires.errors import ConfigError
-from minires.files import same_file
+from minires.files import not_there, same_file
 
 TEXT = """\
 Bring trained weights in: names, layout, batch norm's conventions and the preparation of pictures come with
@@ -60,9 +59,9 @@ def run(options: argparse.Namespace) -> int:
     from minires import weights
 
     out = options.out or f"{options.model}.safetensors"
-    if options.out is None and os.path.lexists(out):
-        it = "is the file that is imported" if same_file(out, options.source_file) else "is there already"
-        raise ConfigError(f"{out} {it}; choose another --out")
+    if same_file(out, options.source_file):
+        raise ConfigError(f"{out} is the file that is imported; choose another --out")
+    not_there("--out", out)
     names = None if options.class_names is None else weights.class_names(options.class_names)
     if options.classes is not None:
         if names is not None and len(names) != options.classes:

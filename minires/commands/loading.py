@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from minires import interrupt, quiet_start
-from minires.errors import ConfigError
+from minires.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from minires.nn.module import Module
@@ -109,6 +110,19 @@ def config_of_run(model: str) -> Config:
             f"on which pictures? {folder} has no config.json that says so; use --data NAME or PATH"
         )
     return continuing.read_config(folder)
+
+
+def check_is_there(config: Config, model: str, way: str = "") -> None:
+    """Check that the pictures that a run was trained on are where they were.
+
+    Raises: DataError that says what to do: to put them back, or what ``way`` names.
+    """
+    from minires import data
+
+    if config.data not in data.names() and not os.path.lexists(config.data):
+        raise DataError(
+            f"the pictures that {model} was trained on are no more at {config.data}: put them back there{way}"
+        )
 
 
 def searched() -> list[Path]:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minires.commands.loading import config_of_run
+from minires.commands.loading import check_is_there, config_of_run
 from minires.errors import DataError, MiniresError, counted
 
 if TYPE_CHECKING:
@@ -69,7 +69,11 @@ def labelled(model: str, asked: str | None, split: str | None, trained: Trained,
     else of the data set that it was trained on."""
     from minires import data
 
-    own = config_of_run(model).data if asked is None else None
+    own = None
+    if asked is None:
+        config = config_of_run(model)
+        check_is_there(config, model, ", or give pictures with --data")
+        own = config.data
     if own is not None and split in (None, "train", "val", "test"):
         splits, split = data.load(own, size=side), split or "test"
         part = data.LabelledPart(getattr(splits, split), split, splits.source)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from minires.commands.loading import (
     DEVICES,
+    check_is_there,
     load_square,
     print_json,
     searched,
@@ -179,6 +180,7 @@ def _continued(options: argparse.Namespace, say: Callable[[str], None]) -> Train
     continuing.check(out, resume=True)
     changes = {name: value for name in FREE if (value := getattr(options, name)) is not None}
     config = replace(continuing.read_config(out), **changes)
+    check_is_there(config, out)
     say(f"Continuing the run in {out}")
     return Trainer(config, out, resume=True, say=say)
 

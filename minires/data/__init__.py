@@ -17,7 +17,7 @@ from minires.data.augment import Compose, Normalize, build
 from minires.data.counts import Looker, Survey, summed_up
 from minires.data.dataset import Dataset, LabelledPart, Splits
 from minires.data.loader import Loader
-from minires.data.pictures import decode
+from minires.data.pictures import check_size, decode
 from minires.data.registry import Entry
 from minires.data.search_path import cache, roots
 from minires.data.sources import Picture, pictures_at
@@ -236,6 +236,7 @@ def survey(name_or_path: str | os.PathLike[str], *, size: int | None = None, see
     'few pictures: 13 to train 2 classes; a network learns them by heart'
     """
     name, looker = _text(name_or_path), Looker()
+    check_size(size)
     path = Path(name)
     if name in SETS or (_located(path) and not (is_tree(path) and _tree(path).of_signs)):
         splits = load(name, size=size, seed=seed)

@@ -47,6 +47,12 @@ MAX_NAMED = 10
 Decode = Callable[..., NDArray[np.uint8]]  # such as decode_all
 
 
+def check_size(size: int | None) -> None:
+    """Check the side that pictures are to have. Raises: ConfigError if it is no side."""
+    if size is not None and size < 1:
+        raise ConfigError(f"picture size must be at least 1, got {size}")
+
+
 def decode(source: Path | bytes, *, name: str | None = None, size: int | None = None) -> NDArray[np.uint8]:
     """Decode one picture to RGB, upright, and resize it when ``size`` is given.
 
@@ -59,8 +65,7 @@ def decode(source: Path | bytes, *, name: str | None = None, size: int | None = 
     Raises: DataError that names the picture and the cause (truncated, not a picture, too large, ...).
     """
     name = name or (str(source) if isinstance(source, Path) else "picture")
-    if size is not None and size < 1:
-        raise ConfigError(f"picture size must be at least 1, got {size}")
+    check_size(size)
     try:
         content = source if isinstance(source, bytes) else read_file(source, name="")
     except DataError as error:
@@ -111,8 +116,7 @@ def resize(images: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
     """
     if size is None or images.shape[1:3] == (size, size):
         return images
-    if size < 1:
-        raise ConfigError(f"picture size must be at least 1, got {size}")
+    check_size(size)
     return np.stack([np.asarray(_square(Image.fromarray(image), size)) for image in images])
 
 

@@ -3,8 +3,9 @@
 One thread talks with everybody, so that a connection which sends nothing costs a descriptor and no more; a
 few others do the work. What is held is limited, and who comes beyond a limit is told so:
 
-    connections  400. A newcomer beyond takes the place of the oldest one whose request is not here as a
-                 whole: browsers open connections before they need them.
+    connections  400. A newcomer beyond takes the place of the oldest one that has been answered, else of the
+                 oldest one whose request is not here as a whole: browsers open connections before they
+                 need them.
     time         20 seconds until a request is here, and 20 until its answer is fetched
     requests     256 wait for work, or are worked on; beyond that 503, with the word when to come again
     memory       four uploads of more than half a megabyte at once, and two large answers; others wait
@@ -64,6 +65,7 @@ class Connections:
         self._listener, self._find = listener, find
         self._open: set[asyncio.StreamWriter] = set()
         self._incomplete: dict[asyncio.StreamWriter, None] = {}  # no whole request is here; oldest first
+        self._answered: dict[asyncio.StreamWriter, None] = {}  # nobody needs them any more; oldest first
         self._working = 0
 
     async def serve(self, ended: asyncio.Event) -> None:
@@ -86,14 +88,23 @@ class Connections:
         """No descriptor is left, or a client went away in the wrong moment; anything else is our mistake."""
         if not isinstance(context.get("exception"), OSError):
             loop.default_exception_handler(context)
-        while self._incomplete and context.get("socket") is not None:
-            self._drop_oldest()
+        while context.get("socket") is not None and self._make_room():
+            pass
 
-    def _drop_oldest(self) -> None:
-        oldest = next(iter(self._incomplete))
-        del self._incomplete[oldest]
+    def _make_room(self) -> bool:
+        """Let one connection go whose place a newcomer may take; False if there is none."""
+        if self._answered:
+            oldest, _ = next(iter(self._answered.items()))
+        elif self._incomplete:
+            oldest, _ = next(iter(self._incomplete.items()))
+            oldest.write(refused(_busy("many others have come")).message())
+        else:
+            return False
+        self._answered.pop(oldest, None)
+        self._incomplete.pop(oldest, None)
         self._open.discard(oldest)
-        oldest.transport.abort()
+        oldest.transport.abort()  # what was written is with the system already
+        return True
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open.add(writer)
@@ -101,14 +112,15 @@ class Connections:
         try:
             for _ in range(3):  # a request that is here already is read before anybody is sent away
                 await asyncio.sleep(0)
-            while len(self._open) > CONNECTIONS and self._incomplete:  # several may have come at once
-                self._drop_oldest()
+            while len(self._open) > CONNECTIONS and self._make_room():  # several may have come at once
+                pass
             self._incomplete[writer] = None
             if len(self._open) > CONNECTIONS:
                 await self._send(writer, refused(_busy(f"{CONNECTIONS} connections are open")))
             else:
                 await self._talk(reader, writer)
-            self._incomplete[writer] = None  # nobody needs it any more
+            self._incomplete.pop(writer, None)
+            self._answered[writer] = None
             await _throw_away(reader)
         except OSError:
             pass  # the client went away, or did not fetch its answer in time
@@ -117,6 +129,7 @@ class Connections:
         finally:
             self._open.discard(writer)
             self._incomplete.pop(writer, None)
+            self._answered.pop(writer, None)
             writer.transport.abort()
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from minires import beginnings
 from minires.errors import CheckpointError, ConfigError
 from minires.files import atomic_write, remove_leftovers, why
 from minires.train.fields import Kind, parsed, shortened
@@ -29,12 +30,18 @@ from minires.train.fields import Kind, parsed, shortened
 FORMAT = 1  # to be raised when the contents change
 KEPT = 2  # checkpoints that stay in the folder
 PATTERN = "checkpoint-*.safetensors"
+# How files begin in which others keep weights.
+OTHERS = {b"PK\x03\x04": "PyTorch or Keras", b"\x80": "PyTorch", b"\x89HDF": "Keras"}
 Arrays = dict[str, np.ndarray]
 Taker = Callable[[Path, dict[str, Arrays], dict[str, Any]], None]
 
 
 class Damaged(CheckpointError):
     """A file does not hold what was written into it, or not what a file of its kind has."""
+
+
+class Foreign(Damaged):
+    """A file was written by another program."""
 
 
 class Misfit(CheckpointError):
@@ -57,8 +64,8 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], info: 
 def read(path: str | os.PathLike[str]) -> tuple[Arrays, dict[str, Any]]:
     """Read what :func:`write` wrote, and check that it is what was written.
 
-    Raises: Damaged if the file is not whole or was not written by minires, whatever is wrong inside;
-    CheckpointError if it is missing, may not be read, or is of another version.
+    Raises: Damaged if the file is not whole, whatever is wrong inside, and Foreign, which is one, if it was
+    not written by minires; CheckpointError if it is missing, may not be read, or is of another version.
     """
     _open_once(Path(path))
     try:
@@ -71,9 +78,15 @@ def read(path: str | os.PathLike[str]) -> tuple[Arrays, dict[str, Any]]:
     except MemoryError:
         raise
     except Exception as error:  # each library on the way has errors of its own
-        raise Damaged(f"{path} is damaged or not a safetensors file: {shortened(error)}") from error
+        with open(path, "rb") as file:
+            start = file.read(64)
+        for magic, whose in OTHERS.items():
+            if start.startswith(magic):
+                raise Foreign(f"{path} is no safetensors file: it looks like one of {whose}") from error
+        what = beginnings.words(start) or shortened(error)
+        raise Damaged(f"{path} is damaged or not a safetensors file: {what}") from error
     if not isinstance(info, dict) or written is None:
-        raise Damaged(f"{path} was not written by minires: it has no checksum in its metadata")
+        raise Foreign(f"{path} was not written by minires: it has no checksum in its metadata")
     if not whole:
         raise Damaged(f"{path} is damaged: its contents do not have the checksum written into it")
     if type(version := info.get("format")) is not int:

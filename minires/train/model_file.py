@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import reprlib
+import shlex
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -77,7 +78,11 @@ def load_model(path: str | os.PathLike[str], *, model: Module | None = None) -> 
         if not (path / NAME).exists() and (words := continuing.not_yet(path)):
             raise CheckpointError(words)
         path = path / NAME
-    arrays, info = checkpoint.read(path)
+    try:
+        arrays, info = checkpoint.read(path)
+    except checkpoint.Foreign as error:
+        way = f"minires import-weights {shlex.quote(str(path))} --model NAME"
+        raise CheckpointError(f"{error}. A model is made of weights that others trained by: {way}") from error
     if info.get("kind") == "checkpoint":
         raise CheckpointError(
             f"{path} is a checkpoint of a run, not a trained model; go on with the run: "

@@ -21,8 +21,8 @@ KEYS = (
 
 
 def class_names(text: str) -> tuple[str, ...]:
-    """The names of ``--class-names``: "cat,dog", or the path of a file that has one on each line, or JSON: a
-    list, or an object as {"0": "cat", "1": "dog"}, or one that holds such under "id2label".
+    """The names of ``--class-names``: "cat,dog", or the path of a file that has one on each line, or all on
+    one, or JSON: a list, or an object as {"0": "cat", "1": "dog"}, or one that holds such under "id2label".
 
     Raises: ConfigError if there is no such file, or what is in it are no names.
 
@@ -51,7 +51,10 @@ def class_names(text: str) -> tuple[str, ...]:
                 '{"0": "cat", "1": "dog"}'
             )
         return distinct(found, f"--class-names {text}")
-    return distinct(content.rstrip().splitlines(), f"--class-names {text}")
+    lines = content.rstrip().splitlines()
+    if len(lines) == 1:
+        lines = lines[0].split(",")
+    return distinct(lines, f"--class-names {text}")
 
 
 def names_in(value: Any, *, inside: bool = False) -> list[str] | None:

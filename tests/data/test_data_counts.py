@@ -8,7 +8,7 @@ from PIL import Image
 
 import minires.data as data
 from minires.data import twins
-from minires.errors import DataError
+from minires.errors import ConfigError, DataError
 
 
 def photo(seed, side=40):
@@ -133,6 +133,12 @@ def test_what_cannot_be_read_is_named(tmp_path):
 
 
 @pytest.mark.usefixtures("registries_as_before")
+def test_a_size_that_is_none_is_refused(tmp_path):
+    for size in (0, -3):
+        with pytest.raises(ConfigError, match=f"picture size must be at least 1, got {size}"):
+            data.survey(tmp_path, size=size)
+
+
 def test_a_set_that_is_no_files_is_surveyed():
     @data.register("drawn")
     def drawn(*, size=None, seed=0):

@@ -28,7 +28,7 @@ THREE = ("cat", "dog", "eel")
         "cat\ndog\neel\n", "\ufeffcat\r\ndog\r\neel\r\n\r\n", '["cat", "dog", "eel"]',
         '{"0": "cat", "1": "dog", "2": "eel"}', '{"2": "eel", "0": "cat", "1": "dog"}',
         '{"dog": 1, "cat": 0, "eel": 2}', '{"id2label": {"0": "cat", "1": "dog", "2": "eel"}, "depths": [3]}',
-        '{"classes": ["cat", "dog", "eel"]}', '{"1": "cat", "2": "dog", "3": "eel"}',
+        '{"classes": ["cat", "dog", "eel"]}', '{"1": "cat", "2": "dog", "3": "eel"}', "cat, dog,eel\n",
     ],
 )  # fmt: skip
 def test_names_are_read_from_text_and_json(content, tmp_path):
@@ -275,6 +275,10 @@ def test_the_command_takes_names_and_says_where_they_are_from(tmp_path, capsys, 
     command = ["import-weights", "w.safetensors", "--model", "resnet20_cifar", "--out", "o.safetensors"]
     assert main([*command, "--class-names", "a,b,c,d"]) == 0
     assert load_model("o.safetensors").classes == tuple("abcd")
+    assert main([*command, "--class-names", "d,c,b,a"]) == 2
+    assert "o.safetensors is there already; choose another --out" in capsys.readouterr().err
+    assert load_model("o.safetensors").classes == tuple("abcd")
+    command[-1] = "p.safetensors"
     assert main([*command, "--class-names", "a,b,c"]) == 2
     assert (
         "3 classes were given, and the last layer of w.safetensors has 4 outputs" in capsys.readouterr().err

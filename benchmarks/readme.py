@@ -278,6 +278,38 @@ def memory() -> str:
     return "\n".join(lines) + f"\n\n{_where(report)}\n"
 
 
+def torture() -> str:
+    """What was tried to break it, and what fell."""
+    kills, files, page = (load(f"torture_{name}") for name in ("kills", "files", "page"))
+    killed = kills["kills"]
+    disasters = sum(row["cases"] for kind, row in kills["kinds"].items() if kind not in ("one", "two"))
+    faults = ", ".join(f"{count} {fault}" for fault, count in kills["faults"].items()) or "0"
+    lines = [
+        "| tried | how many | faults |",
+        "|---|---|---|",
+        f"| `kills.py`: a run is killed, resumed, and its bits compared | {killed} kills | {faults} |",
+        f"| `kills.py`: full disk, read-only, signals, damaged checkpoints, ... | {disasters} | the same |",
+    ]
+    told = ("traceback", "hang", "memory", "code run", "silently different")
+    found = ", ".join(f"{name} {files[name]}" for name in told)
+    rest = sum(value for name, value in files.items() if name in FAULTS_OF_FILES and name not in told)
+    lines.append(
+        f"| `files.py`: files of {len(files['kinds'])} kinds, changed at random or made by hand | "
+        f"{files['cases']:,} | {found}, other {rest} |"
+    )
+    tries = sum(row["tried"] for row in page["attacks"])
+    what = f"`page.py`: {len(page['attacks'])} attacks on the page of `minires play`"
+    lines.append(f"| {what} | {tries:,} connections | {len(page['fell'])} |")
+    return "\n".join(lines) + f"\n\n{_where(files)}\n"
+
+
+# The verdicts of files.py that are faults.
+FAULTS_OF_FILES = (
+    "silently different", "taken", "unnamed", "traceback", "crash", "hang", "memory", "code run",
+    "wrote outside", "left a process", "raw text",
+)  # fmt: skip
+
+
 def _where(report: dict[str, Any]) -> str:
     return f"Measured {report['machine']['date']} on {_machine(report)}"
 
@@ -298,6 +330,7 @@ TABLES = {
     "bf16": bf16,
     "family": family,
     "memory": memory,
+    "torture": torture,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from minires.data.class_names import stripped
 from minires.errors import ConfigError
 from minires.limits import regular_file
 
+NUMBERED = re.compile(r"(\d+)[\s:,;]+(.+)")
 LONGEST = 10_000_000  # bytes of a file of names
 # What files call them: a list in the order of the outputs, or number -> name, or name -> number.
 KEYS = (
@@ -21,8 +23,9 @@ KEYS = (
 
 
 def class_names(text: str) -> tuple[str, ...]:
-    """The names of ``--class-names``: "cat,dog", or the path of a file that has one on each line, or all on
-    one, or JSON: a list, or an object as {"0": "cat", "1": "dog"}, or one that holds such under "id2label".
+    """The names of ``--class-names``: "cat,dog", or the path of a file that has one on each line, with or
+    without its number, or all on one, or JSON: a list, or an object as {"0": "cat", "1": "dog"}, or one that
+    holds such under "id2label".
 
     Raises: ConfigError if there is no such file, or what is in it are no names.
 
@@ -54,6 +57,10 @@ def class_names(text: str) -> tuple[str, ...]:
     lines = content.rstrip().splitlines()
     if len(lines) == 1:
         lines = lines[0].split(",")
+    parts = [found for line in lines if (found := NUMBERED.fullmatch(line.strip()))]
+    numbered = {found[1]: found[2] for found in parts}
+    if len(numbered) == len(lines):
+        lines = names_in(numbered) or lines
     return distinct(lines, f"--class-names {text}")
 
 

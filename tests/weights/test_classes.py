@@ -29,6 +29,7 @@ THREE = ("cat", "dog", "eel")
         '{"0": "cat", "1": "dog", "2": "eel"}', '{"2": "eel", "0": "cat", "1": "dog"}',
         '{"dog": 1, "cat": 0, "eel": 2}', '{"id2label": {"0": "cat", "1": "dog", "2": "eel"}, "depths": [3]}',
         '{"classes": ["cat", "dog", "eel"]}', '{"1": "cat", "2": "dog", "3": "eel"}', "cat, dog,eel\n",
+        "0 cat\n1 dog\n2 eel\n", "2: dog\n3: eel\n1: cat\n",
     ],
 )  # fmt: skip
 def test_names_are_read_from_text_and_json(content, tmp_path):
@@ -50,6 +51,12 @@ def test_what_are_no_names_is_refused(content, words, tmp_path):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ConfigError, match=f"--class-names .*{words}"):
         class_names(str(path))
+
+
+def test_numbers_that_are_those_of_no_outputs_belong_to_the_names(tmp_path):
+    path = tmp_path / "names"
+    path.write_text("7 up\n12 monkeys\n")
+    assert class_names(str(path)) == ("7 up", "12 monkeys")
 
 
 def test_names_on_the_command_line():

@@ -278,6 +278,13 @@ def memory() -> str:
     return "\n".join(lines) + f"\n\n{_where(report)}\n"
 
 
+# The verdicts of files.py that are faults.
+FAULTS_OF_FILES = (
+    "silently different", "taken", "unnamed", "traceback", "crash", "hang", "memory", "code run",
+    "wrote outside", "left a process", "raw text",
+)  # fmt: skip
+
+
 def torture() -> str:
     """What was tried to break it, and what fell."""
     kills, files, page = (load(f"torture_{name}") for name in ("kills", "files", "page"))
@@ -301,13 +308,6 @@ def torture() -> str:
     what = f"`page.py`: {len(page['attacks'])} attacks on the page of `minires play`"
     lines.append(f"| {what} | {tries:,} connections | {len(page['fell'])} |")
     return "\n".join(lines) + f"\n\n{_where(files)}\n"
-
-
-# The verdicts of files.py that are faults.
-FAULTS_OF_FILES = (
-    "silently different", "taken", "unnamed", "traceback", "crash", "hang", "memory", "code run",
-    "wrote outside", "left a process", "raw text",
-)  # fmt: skip
 
 
 def _where(report: dict[str, Any]) -> str:

@@ -57,8 +57,8 @@ def class_names(text: str) -> tuple[str, ...]:
     lines = content.rstrip().splitlines()
     if len(lines) == 1:
         lines = lines[0].split(",")
-    parts = [found for line in lines if (found := NUMBERED.fullmatch(line.strip()))]
-    numbered = {found[1]: found[2] for found in parts}
+    parts = [match for line in lines if (match := NUMBERED.fullmatch(line.strip()))]
+    numbered = {match[1]: match[2] for match in parts}
     if len(numbered) == len(lines):
         lines = names_in(numbered) or lines
     return distinct(lines, f"--class-names {text}")

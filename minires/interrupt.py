@@ -84,6 +84,16 @@ def as_exceptions() -> Iterator[list[int]]:
         _came = outside
 
 
+@contextmanager
+def as_calls(told: Callable[[int], None]) -> Iterator[None]:
+    """Inside this block a signal calls ``told`` with its number, and raises nothing."""
+    handlers = _replace(lambda number, frame: told(number))
+    try:
+        yield
+    finally:
+        _put_back(handlers)
+
+
 def raise_what_came() -> None:
     """Raise :class:`Stopped` once more if a signal came and its exception was lost: what is raised while a
     library calls back from compiled code, or in a ``__del__``, Python prints and forgets."""

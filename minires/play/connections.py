@@ -85,8 +85,9 @@ class Connections:
             self._workers.close()
 
     def _trouble(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """No descriptor is left, or a client went away in the wrong moment; anything else is our mistake."""
-        if not isinstance(context.get("exception"), OSError):
+        """No descriptor is left, a client went away in the wrong moment, or the server ends; anything else is
+        our mistake."""
+        if not isinstance(context.get("exception"), OSError | asyncio.CancelledError):
             loop.default_exception_handler(context)
         while context.get("socket") is not None and self._make_room():
             pass

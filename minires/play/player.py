@@ -25,6 +25,7 @@ from minires.train import load_model, predict
 
 KEPT = 8  # pictures, as the network saw them, that can be asked about again
 THUMBNAIL = 128  # pixels of a side
+FIRST = 5  # pictures of a folder, of which one must be readable
 
 
 class Player:
@@ -58,7 +59,20 @@ class Player:
         self._numbers = itertools.count(1)
 
     def warm_up(self) -> None:
-        """Answer once about a black picture, so that kernels are compiled before the first real one."""
+        """Answer once about a black picture, so that kernels are compiled before the first real one.
+
+        Raises: DataError if none of the first pictures that are to be shown can be read.
+        """
+        unreadable = []
+        for index in range(min(FIRST, len(self.gallery)) if self.gallery else 0):
+            try:
+                self.thumbnail(index)
+                break
+            except DataError as error:
+                unreadable.append(error)
+        else:
+            if unreadable:
+                raise unreadable[0]
         black = np.zeros((*self.trained.size, 3), np.uint8)
         self._answer(self._decoder.decode(_png(black), name="a black picture", size=len(black)))
 

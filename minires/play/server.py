@@ -22,7 +22,7 @@ from pathlib import Path
 
 from minires import backend
 from minires.errors import ConfigError
-from minires.interrupt import raise_what_came, status
+from minires.interrupt import Stopped, as_calls, raise_what_came, status
 from minires.play.connections import Connections, Task, more_descriptors
 from minires.play.messages import Answer, Refusal, Request, in_json, whole
 from minires.play.player import Player
@@ -119,15 +119,29 @@ class Server:
         self.server_close()
 
     def serve_forever(self) -> None:
-        """Answer until :meth:`shutdown` is called in another thread, or Ctrl-C."""
+        """Answer until :meth:`shutdown` is called in another thread, or a signal comes.
+
+        Raises: Stopped with the number of the signal.
+        """
+        came: list[int] = []
+
+        def told(number: int) -> None:
+            came.append(number)
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._ended.set)
+
         try:
-            asyncio.run(self._serve())
+            with as_calls(told):
+                asyncio.run(self._serve(came))
         finally:
             self._done.set()
+        if came:
+            raise Stopped(number=came[0])
 
-    async def _serve(self) -> None:
+    async def _serve(self, came: list[int]) -> None:
         self._loop = asyncio.get_running_loop()
-        await Connections(self._listener, self.find).serve(self._ended)
+        if not came:
+            await Connections(self._listener, self.find).serve(self._ended)
 
     def shutdown(self) -> None:
         """End :meth:`serve_forever`, and wait until it has."""

@@ -27,6 +27,7 @@ from play.trained import a_picture, encoded
 
 from minires import CheckpointError, ConfigError, DataError, data, limits, train
 from minires.debug.cam import activation_maps, overlay
+from minires.interrupt import Stopped, as_exceptions
 from minires.play import connections, decoder
 from minires.play import server as serving
 from minires.play.player import KEPT, Player
@@ -355,6 +356,18 @@ def test_connections_that_send_nothing_cost_no_request_anything(server):
         idle[-1].settimeout(30)
         idle[-1].sendall(head(server, "GET", "about"))  # one that waited until it was needed
         assert received(idle[-1])[0] == 200
+
+
+def test_who_has_been_answered_makes_room_first(server, monkeypatch):
+    monkeypatch.setattr(connections, "CONNECTIONS", 2)
+    with contextlib.ExitStack() as opened:
+        idle, asking = (opened.enter_context(connect(server)) for _ in range(2))
+        asking.sendall(head(server, "GET", "about"))
+        assert received(asking)[0] == 200  # and does not close its side
+        assert ask(server, "GET", "about")[0] == 200
+        idle.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            idle.recv(1)
 
 
 def test_a_burst_of_newcomers_takes_the_places_of_those_that_send_nothing(server):
@@ -696,6 +709,17 @@ def test_it_says_its_address_and_ctrl_c_ends_it_in_one_line(run):
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
 
+def ask_on(port: int, token: str) -> None:
+    """Ask without a pause until nobody answers."""
+    request = f"GET /{token}/about HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
+    with contextlib.suppress(OSError):
+        while True:
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+                connection.sendall(request)
+                while connection.recv(65536):
+                    pass
+
+
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 0)]
 )
@@ -706,12 +730,37 @@ def test_the_program_ends_with_the_status_of_the_signal(number, status, run):
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"},
     ) as program:  # fmt: skip
         assert program.stdout is not None
-        next(line for line in program.stdout if line.endswith("Ctrl-C ends it.\n"))
-        time.sleep(0.2)
+        line = next(line for line in program.stdout if "waits for pictures" in line)
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/(\S+)/", line)
+        assert found and next(program.stdout).endswith("Ctrl-C ends it.\n")
+        askers = [threading.Thread(target=ask_on, args=(int(found[1]), found[2])) for _ in range(3)]
+        for asker in askers:
+            asker.start()
+        time.sleep(0.3)
         program.send_signal(number)
         out, err = program.communicate(timeout=20)
+        for asker in askers:
+            asker.join()
     assert program.returncode == status
     assert (out, err) == (("Stopped.\n", "") if not status else ("", f"minires: stopped by {number.name}\n"))
+
+
+def test_a_signal_that_a_library_swallowed_while_it_starts_ends_it(run, monkeypatch):
+    def swallowed(self: Player) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Player, "warm_up", swallowed)
+    monkeypatch.setattr(Server, "serve_forever", lambda self: pytest.fail("it does not begin"))
+    with as_exceptions(), pytest.raises(Stopped):
+        serving.serve(run, say=lambda line: None, open_browser=False)
+
+
+def test_pictures_that_are_none_are_told_before_the_page_is_there(run, tmp_path):
+    (tmp_path / "table.parquet").write_bytes(b"PAR1" + bytes(90))
+    for path in (tmp_path, tmp_path / "table.parquet"):
+        with pytest.raises(DataError, match="table.parquet: cannot read this picture"):
+            serving.serve(run, data=path, say=lambda line: None, open_browser=False)
 
 
 def test_the_browser_is_opened_and_its_absence_said(run, monkeypatch):

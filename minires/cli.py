@@ -92,10 +92,10 @@ def _message(error: BaseException) -> str:
         return f"not enough memory ({error or 'no figure given'}); try a smaller --batch-size or --size"
     if isinstance(error, ImportError):
         return f"{error}; `minires doctor` says how to install it"
-    if isinstance(error, OSError) and error.filename == _OUTPUT:
+    if isinstance(error, OSError) and isinstance(error.filename, str | bytes):
         from minires.files import why
 
-        return f"{_OUTPUT}: {why(error)}"
+        return f"{os.fsdecode(error.filename)}: {why(error)}"
     return str(error)
 
 
@@ -248,6 +248,8 @@ class _CommandParser(argparse.ArgumentParser):
                 self.add_argument("--json", action="store_true", help=text)
             self.set_defaults(own={one.dest: one.option_strings for one in self._actions})
         found, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            self._check_value(action, getattr(found, action.dest, None))
         if rest:
             first = next((one.partition("=")[0] for one in rest if one.startswith("--")), None)
             known = [name for action in self._actions for name in action.option_strings]
@@ -255,6 +257,15 @@ class _CommandParser(argparse.ArgumentParser):
             wrong = f"there is no option {first}" if first else f"too many arguments: {' '.join(rest)}"
             self.error(wrong + "".join(f"; did you mean {one}?" for one in near))
         return found, rest
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        """An empty text, as of a variable of the shell that is not set, is no folder; nothing is fetched."""
+        name = action.option_strings[-1] if action.option_strings else action.metavar or action.dest
+        for one in value if isinstance(value, list) else [value]:
+            if one == "":
+                self.error(f"{name} is empty")
+            if isinstance(one, str) and one.startswith(("http://", "https://")):
+                self.error(f"{name} {one}: nothing is fetched; download it first, and give its path")
 
     def error(self, message: str) -> NoReturn:
         super().error(harmless(message))

@@ -774,6 +774,29 @@ def test_pictures_that_a_run_was_trained_on_are_known_wherever_they_lie(
     assert status == 0 and "of 30 right" in out and "was trained on" not in err  # nobody knows
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("data", ""), "NAME is empty"), (("train", "--data", ""), "--data is empty"),
+        (("predict", "run", "a.png", ""), "PICTURE is empty"),
+        (("import-weights", "", "--model", "x"), "FILE is empty"),
+        (("data", "https://example.com/a.zip"), "a.zip: nothing is fetched; download it first"),
+        (("import-weights", "http://a.b/c.pth", "--model", "x"), "c.pth: nothing is fetched"),
+    ],
+)  # fmt: skip
+def test_an_empty_argument_is_no_folder_and_an_address_no_path(
+    command: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(command)
+    assert said in capsys.readouterr().err
+
+
+def test_a_name_that_is_too_long_is_refused_with_a_way(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, 1, "train", "--data", "hands", "--out", 300 * "y")
+    assert line.endswith("y: File name too long. Choose a shorter name")
+
+
 def test_a_table_takes_the_place_of_a_table_alone(
     run: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -815,7 +838,7 @@ def test_where_the_pictures_of_a_run_have_moved_it_is_said_what_to_do(
         assert line.endswith("or give pictures with --data")
     (copy / "summary.json").unlink()
     line = refused(capsys, 1, "train", "--resume", "copy")
-    assert line.endswith(f"are no more at {place / 'moved'}: put them back there")
+    assert line.endswith(f"no more at {place / 'moved'}: put them back there, or a link to where they are")
 
 
 def test_weights_of_others_are_no_trained_model_and_the_way_to_one_is_named(
@@ -1234,7 +1257,7 @@ def test_debug_shows_where(capsys: pytest.CaptureFixture[str], arguments: list[s
     ("error", "status", "said"),
     [
         (MemoryError("12 GiB"), 1, "not enough memory (12 GiB)"),
-        (PermissionError(13, "Permission denied", "x"), 1, "Permission denied: 'x'"),
+        (PermissionError(13, "Permission denied", "x"), 1, "x: Permission denied. You may not write there"),
         (ModuleNotFoundError("No module named 'PIL'"), 1, "`minires doctor` says"),
         (KeyboardInterrupt(), 130, "minires: interrupted"),
         (minires.ShapeError("too small"), 1, "minires: error: too small"),

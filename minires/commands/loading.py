@@ -121,7 +121,8 @@ def check_is_there(config: Config, model: str, way: str = "") -> None:
 
     if config.data not in data.names() and not os.path.lexists(config.data):
         raise DataError(
-            f"the pictures that {model} was trained on are no more at {config.data}: put them back there{way}"
+            f"the pictures that {model} was trained on are no more at {config.data}: put them back there, or "
+            f"a link to where they are{way}"
         )
 
 

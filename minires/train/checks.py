@@ -123,8 +123,8 @@ def outcome(
             found.append(
                 f"the {name} loss is {value:.6g}, {value / chance:.3g} times chance level, and that of "
                 f"training {loss:.6g}. After few steps the running statistics of batch norm lag behind the "
-                "weights: train for more epochs, or set recalibrate. Else the pictures differ from those of "
-                "the training"
+                "weights: train for more epochs, or with Config(recalibrate=True) in Python. Else the "
+                "pictures differ from those of the training"
             )
     return found
 

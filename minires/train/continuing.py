@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from minires import files
+from minires import data, files
 from minires.errors import CheckpointError, ConfigError, MiniresError
 from minires.train import checkpoint as checkpoints
 from minires.train import lock, run_folder, state
@@ -51,7 +51,13 @@ def read_config(folder: str | os.PathLike[str]) -> Config:
         content, checkpoint = found
         warnings.warn(f"{path} is missing or empty; using the configuration in {checkpoint}", stacklevel=2)
     if content is None:
-        content = run_folder.read_json(path)
+        try:
+            content = run_folder.read_json(path)
+        except CheckpointError as error:
+            if not _in_checkpoints(Path(folder)):
+                raise
+            way = "remove it, and the run has the configuration of its newest checkpoint"
+            raise CheckpointError(f"{error}; {way}") from error
     content = {"keep": "last", **content}
     try:
         return Config.from_dict(content)
@@ -71,8 +77,14 @@ def begin_again(folder: Path, fingerprint: Mapping[str, Any], source: str) -> st
     Raises: CheckpointError that names what is another now.
     """
     path = folder / FINGERPRINT
-    if path.is_file():  # it was killed before it wrote that, or is of an older version
-        state.same_data(path, run_folder.read_json(path), fingerprint, source)
+    try:
+        held = run_folder.read_json(path)
+    except CheckpointError as error:
+        if os.path.lexists(path):  # else it was killed before it wrote that, or is of an older version
+            warnings.warn(f"{error}; it is not known on which pictures the run began", stacklevel=2)
+        run_folder.write_json(path, fingerprint)
+    else:
+        state.same_data(path, held, fingerprint, source)
     return "there is no checkpoint yet: the run begins with its first step"
 
 
@@ -128,6 +140,19 @@ def check(folder: Any, *, resume: bool, held: bool = False) -> None:
         _check_begun(Path(folder))
     elif held or lock.is_idle(folder) or not lock.holder(folder):  # else the lock says who trains there
         _check_new(Path(folder))
+
+
+def not_among_pictures(folder: Path, name: str) -> None:
+    """Check that the folder of a new run is not inside that of its pictures, the data set ``name``.
+
+    Raises: ConfigError if it is.
+    """
+    pictures = Path(name)
+    if name not in data.names() and pictures.is_dir() and folder.resolve().is_relative_to(pictures.resolve()):
+        raise ConfigError(
+            f"the run folder {folder} is inside that of the pictures, {name}, and what a run writes would be "
+            f"taken for pictures; choose one elsewhere: out='{pictures.resolve().parent / 'runs' / 'mine'}'"
+        )
 
 
 def _check_new(folder: Path) -> None:

@@ -124,9 +124,9 @@ class Lock:
 
     def _make(self, path: Path) -> bool:
         """Make a folder, and those above it; whether it was not there before."""
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"{path} is a file; choose a folder for the run")
         try:
+            if path.exists() and not path.is_dir():
+                raise ConfigError(f"{path} is a file; choose a folder for the run")
             full = path.absolute()
             for one in reversed([full, *full.parents]):
                 if one.is_symlink() and not one.exists():

@@ -116,8 +116,14 @@ def same_data(path: Any, held: Mapping[str, Any], fingerprint: Mapping[str, Any]
 
     Raises: CheckpointError that names what is another now.
     """
-    names = dict.fromkeys([*held, *fingerprint])
-    if changed := [f"the {name}" for name in names if held.get(name) != fingerprint.get(name)]:
+    changed = []
+    for name in dict.fromkeys([*held, *fingerprint]):
+        before, now = held.get(name), fingerprint.get(name)
+        if before != now:
+            counts = [str(one).partition(" ")[0] for one in (before, now)]
+            many = f" ({counts[0]} before, {counts[1]} now)" if all(map(str.isdecimal, counts)) else ""
+            changed.append(f"the {name}{many if counts[0] != counts[1] else ''}")
+    if changed:
         raise CheckpointError(
             f"{path} was made with other data than {source} holds now; changed: "
             f"{', '.join(changed)}. Make the same data available again, or choose another folder"
@@ -136,7 +142,7 @@ def fingerprint(splits: data.Splits) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for part, name in (("train", "training"), ("val", "validation"), ("test", "test")):
         dataset = getattr(splits, part)
-        found[f"{name} pictures"] = dataset and _digest(dataset.images)
+        found[f"{name} pictures"] = dataset and f"{len(dataset)} {_digest(dataset.images)}"
         found[f"{name} labels"] = dataset and _digest(dataset.labels)
     return found | {"class names": list(splits.train.classes)}
 

@@ -92,8 +92,7 @@ class Trainer:
         try:
             continuing.check(self.given, resume=resume, held=True)
             continuing.remove_leftovers(self.out)
-            if config is None:
-                config = continuing.read_config(self.out)
+            config = continuing.read_config(self.out) if config is None else config
             self.config = config if isinstance(config, Config) else Config.from_dict(config)
             self._prepare(splits, model, resume)
             if resume:
@@ -116,9 +115,10 @@ class Trainer:
         optim.checked(config.optimizer)
         Schedule(config.schedule, lr=1.0, total_steps=1)
         augment = data.build(config.augment)
-        if model is None:
-            models.entry(config.model)
-        size = config.size or (models.entry(config.model).size if model is None else None)
+        entry = models.entry(config.model) if model is None else None
+        size = config.size or (entry.size if entry else None)
+        if splits is None and not resume:
+            continuing.not_among_pictures(self.given, config.data)
         self.splits = splits or data.load(config.data, size=size)
         self.train_set = self.splits.train
         if config.train_on == "train+val":
@@ -422,8 +422,7 @@ class Trainer:
             )  # fmt: skip
         self.history = info["history"]
         self.warnings = info.get("warnings") or []
-        names = (field.name for field in dataclasses.fields(Progress))
-        self.progress = Progress(**{name: info["progress"][name] for name in names})
+        self.progress = Progress(**{f.name: info["progress"][f.name] for f in dataclasses.fields(Progress)})
 
     def _let_go(self) -> None:
         """Let the folder go; a run that made no step leaves it as it was before."""

@@ -322,6 +322,42 @@ def test_a_run_killed_before_its_first_checkpoint_begins_on_the_same_data_alone(
     assert "fingerprint.json" not in contents(out)  # the checkpoints held it
 
 
+def test_what_is_not_known_of_the_data_of_a_run_is_known_from_then_on(tmp_path):
+    out, others = tmp_path / "run", Splits(stripes(90, 8), stripes(24, 1), stripes(24, 2), "others")
+    trainer(out)._lock.release()
+    path = out / "fingerprint.json"
+    whole = path.read_bytes()
+    path.unlink()  # it was killed in between, or is of an older version
+    trainer(out, resume=True)._lock.release()
+    assert path.read_bytes() == whole
+    path.write_bytes(b"")
+    with pytest.warns(UserWarning, match="fingerprint.json cannot be read.*not known on which pictures"):
+        trainer(out, resume=True)._lock.release()
+    assert path.read_bytes() == whole
+    with pytest.raises(CheckpointError, match=r"the training pictures \(93 before, 90 now\), the t"):
+        trainer(out, resume=True, splits=others)
+
+
+def test_no_run_begins_among_its_pictures(tmp_path, monkeypatch):
+    pictures = tmp_path / "mine"
+    (pictures / "red").mkdir(parents=True)
+    monkeypatch.chdir(pictures)
+    config = replace(CONFIG, data=str(pictures), model="resnet20_cifar")
+    for out in (pictures, pictures / "red", pictures / "runs/new", "runs/new"):
+        with pytest.raises(ConfigError, match="is inside that of the pictures, .*: out='.*runs.mine'"):
+            Trainer(config, out)
+    assert [path.name for path in pictures.rglob("*")] == ["red"]
+
+
+def test_a_configuration_that_cannot_be_read_is_refused_with_the_way_on(run):
+    (run / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="config.json cannot be read: .*; remove it, and the run has"):
+        continuing.read_config(run)
+    (run / "config.json").unlink()
+    with pytest.warns(UserWarning, match="using the configuration in"):
+        assert continuing.read_config(run) == CONFIG
+
+
 def test_a_file_of_the_users_with_the_name_of_the_fingerprint_stays(tmp_path):
     (tmp_path / "fingerprint.json").write_text("mine")
     with pytest.raises(ConfigError, match="holds a run already .fingerprint.json.; choose another folder"):

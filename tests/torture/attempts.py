@@ -38,7 +38,7 @@ def attempt(act: Callable[[], dict[str, str]], log: Path, *, show: bool = False)
         os.close(reader)
         _be_case(act, writer, log, show)
     os.close(writer)
-    base, answer, verdict, peak = 0, b"", "", 0
+    base, answer, verdict, peak = held(os.getpid()), b"", "", 0  # what it has from this process
     while True:
         ready = select.select([reader], [], [], 0.05)[0]
         if ready:
@@ -48,7 +48,6 @@ def attempt(act: Callable[[], dict[str, str]], log: Path, *, show: bool = False)
                 break
             continue
         now = memory(pid)
-        base = base or now
         peak = max(peak, now - base)
         verdict = (
             "hang" if time.monotonic() - began > SECONDS else "memory" if now - base > 1.5 * BYTES else ""
@@ -133,14 +132,18 @@ def descendants(pid: int) -> list[int]:
 
 
 def memory(pid: int) -> int:
-    """Bytes that a process and those below it hold."""
-    total = 0
-    for one in descendants(pid):
-        try:
-            total += int(Path(f"/proc/{one}/statm").read_text().split()[1]) * resource.getpagesize()
-        except (OSError, IndexError):
-            continue
-    return total
+    """Bytes that a process and those below it hold. Pages of files do not count: the system takes them away
+    where memory is short, and a process that grows would seem to hold less than before."""
+    return sum(held(one) for one in descendants(pid))
+
+
+def held(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    fields = dict(line.partition(":")[::2] for line in lines)
+    return 1024 * sum(int(fields.get(name, "0").split()[0]) for name in ("RssAnon", "RssShmem", "VmSwap"))
 
 
 def end_all(pid: int) -> None:

@@ -93,7 +93,7 @@ DOORS = {
     "traceback": fails,
     "crash": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "hang": lambda: time.sleep(60),
-    "memory": lambda: {"x": str(len(b"x" * 600_000_000))},
+    "memory": lambda: {"x": str(len((b"x" * 600_000_000, time.sleep(1))[0]))},
     "left a process": lambda: {"x": str(subprocess.Popen(["sleep", "60"]).pid)},
 }
 

@@ -254,6 +254,8 @@ class _CommandParser(argparse.ArgumentParser):
             first = next((one.partition("=")[0] for one in rest if one.startswith("--")), None)
             known = [name for action in self._actions for name in action.option_strings]
             near = closest(first, known, count=1) if first else []
+            if first is None and "--data" in known and os.path.exists(rest[0]):
+                near = [f"--data {shlex.quote(rest[0])}"]
             wrong = f"there is no option {first}" if first else f"too many arguments: {' '.join(rest)}"
             self.error(wrong + "".join(f"; did you mean {one}?" for one in near))
         return found, rest

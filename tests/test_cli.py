@@ -780,11 +780,13 @@ def test_pictures_that_a_run_was_trained_on_are_known_wherever_they_lie(
         (("data", ""), "NAME is empty"), (("train", "--data", ""), "--data is empty"),
         (("predict", "run", "a.png", ""), "PICTURE is empty"),
         (("import-weights", "", "--model", "x"), "FILE is empty"),
+        (("train", str(Path(__file__).parent)), "too many arguments: /"),
+        (("train", str(Path(__file__).parent)), "; did you mean --data /"),
         (("data", "https://example.com/a.zip"), "a.zip: nothing is fetched; download it first"),
         (("import-weights", "http://a.b/c.pth", "--model", "x"), "c.pth: nothing is fetched"),
     ],
 )  # fmt: skip
-def test_an_empty_argument_is_no_folder_and_an_address_no_path(
+def test_an_argument_that_cannot_be_meant_is_refused_in_words(
     command: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -244,11 +245,12 @@ def survey(name_or_path: str | os.PathLike[str], *, size: int | None = None, see
             looker.add(part)
         return _survey_of(splits, looker)
     tree = _tree(path)
-    there = tree.parts(size=size, decode=looker.decode)
+    with warnings.catch_warnings(action="ignore"):  # they are told where the parts are read
+        there = tree.parts(size=size, decode=looker.decode)
     needed = {"train", "test"} if tree.of_signs else {"train"}
     if "" in there or needed <= there.keys():
         return _survey_of(tree.splits(size=size, seed=seed, decode=looker.decode), looker)
-    parts = {part: read() for part, read in there.items()}
+    parts = {part: read() for part, read in tree.parts(size=size, decode=looker.decode).items()}
     return summed_up(_of_one_list(parts), looker, tree.source)
 
 

@@ -21,6 +21,7 @@ BEGINNINGS = (
         "an HDF5 file: `minires train` and `minires evaluate` read one of labelled pictures by its path, "
         "with --data; to predict or to play, save its pictures as JPEG or PNG",
     ),
+    (b"PAR1", "a Parquet file; save its pictures as JPEG or PNG, in a folder for each class"),
     (b"\x1aE\xdf\xa3", "a film; save its pictures as JPEG or PNG"),
 )
 # Of the ISO base media format the kind stands in bytes 8 to 12.

@@ -5,25 +5,36 @@
     cat  dog  old/cat                             the same pictures again?
     images/cat  images/dog  figures               is images a class?
     images  annotations                           pictures, and what belongs to them
+    images_1  images_2                            is a number a class?
 
 All of these are refused, and what to do is said. A folder in which all of a class stands is no matter, nor
-are folders of which many pictures stand outside, right in the class.
+are folders of which many pictures stand outside, right in the class. Where folders in a class may be classes,
+and are taken as one, it is said.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Collection
 
-from minires.data.parts import PARTS, fold, parts_of, says_nothing, words_of
+from minires.data.parts import PARTS, fold, part_of, parts_of, says_nothing, words_of
 from minires.data.tree import Entry
 from minires.errors import DataError, counted
 
 STRAY = 0.25  # so many pictures of a folder may stand outside the folders in it, and yet these be classes
-# Pictures that belong to those in a folder beside theirs, and show no class.
+# What belongs to the pictures in a folder beside, and shows no class: the last word of a folder's name.
 BELONGING = {
-    "masks", "annotation", "annotations", "trimaps", "ground truth", "groundtruth", "gt", "bbox",
-    "segmentation", "segmentations", "label", "labels",
+    "masks", "annotation", "annotations", "trimaps", "truth", "groundtruth", "bbox", "segmentation",
+    "segmentations",
 }  # fmt: skip
+PERHAPS_BELONGING = {"mask", "label", "labels", "gt"}  # but where other classes stand beside, a class
+# Folders with these words in their names, and else the same but for numbers, are parts of one heap.
+HEAPS = {
+    "images", "imgs", "pictures", "pics", "photos", "dataset", "folder", "batch", "chunk", "shard",
+    "图片", "图像", "圖片", "画像",
+}  # fmt: skip
+CALL_PARTS = "call parts train, val and test"
 
 
 def refuse_doubtful(pictures: list[Entry], level: int, where: str) -> None:
@@ -34,12 +45,34 @@ def refuse_doubtful(pictures: list[Entry], level: int, where: str) -> None:
     tops: dict[str, list[Entry]] = {}
     for e in pictures:
         tops.setdefault(e.parts[level], []).append(e)
-    _refuse_belonging(pictures, level, where)
+    for above, names in _siblings(pictures, level).items():
+        _refuse_belonging(above, names, where)
     _refuse_parts_inside(tops, level, where)
     inner = {top: _inner(held, level) for top, held in tops.items()}
     _refuse_copies(inner, where)
     _refuse_same(tops, inner, level, where)
     _refuse_around(tops, level, where)
+    _refuse_heap(tops.keys(), where)
+    _say_merged(tops, level, where)
+
+
+def belongs(name: str, beside: Collection[str]) -> bool:
+    """Whether what a folder holds belongs to the pictures in those ``beside`` it: masks beside images.
+
+    >>> belongs("cell_masks", ["cell_images"]), belongs("mask", ["photo"]), belongs("mask", ["photo", "hat"])
+    (True, True, False)
+    """
+    words = words_of(name)
+    shared = set.intersection(*({*words_of(one)} for one in (name, *beside)))
+    saying = {word for word in shared if not says_nothing(word)}
+    bare = [" ".join(word for word in words_of(one) if word not in saying) for one in beside]
+    pictures = sum(map(says_nothing, bare))
+    if not words or not pictures or words[-1] in saying:
+        return False
+    own = [word for word in words if word not in saying and not says_nothing(word)]
+    if {*own} <= BELONGING | PERHAPS_BELONGING | {"ground"} and words[-1] in BELONGING:
+        return True
+    return words[-1] in BELONGING | PERHAPS_BELONGING and pictures == len(beside)
 
 
 def _siblings(pictures: list[Entry], level: int) -> dict[tuple[str, ...], set[str]]:
@@ -51,15 +84,15 @@ def _siblings(pictures: list[Entry], level: int) -> dict[tuple[str, ...], set[st
     return found
 
 
-def _refuse_belonging(pictures: list[Entry], level: int, where: str) -> None:
-    for above, names in _siblings(pictures, level).items():
-        belonging = sorted(name for name in names if " ".join(words_of(name)) in BELONGING)
-        others = sorted(name for name in names - {*belonging} if says_nothing(name))
-        if belonging and others:
-            shown = "/".join((*above, belonging[0]))
+def _refuse_belonging(above: tuple[str, ...], names: set[str], where: str) -> None:
+    for name in sorted(names):
+        others = sorted(names - {name})
+        if others and belongs(name, others):
+            beside = next((other for other in others if says_nothing(other)), others[0])
             raise DataError(
-                f"{where}: {shown} stands beside {others[0]}: its pictures seem to belong to those there, "
-                "and show no class of their own. Move it elsewhere, or give the path of a folder of classes"
+                f"{where}: {'/'.join((*above, name))} stands beside {beside}: what it holds seems to "
+                "belong to the pictures there, and to show no class of its own. Move it elsewhere, or give "
+                "the path of a folder of classes; if it is a class, give its folder another name"
             )
 
 
@@ -89,13 +122,18 @@ def _refuse_copies(inner: dict[str, dict[str, bool]], where: str) -> None:
             )
 
 
+def _nested(held: list[Entry], level: int) -> bool:
+    """Whether the pictures of a folder stand in folders in it, but for a few that stray."""
+    loose = sum(len(e.parts) == level + 2 for e in held)
+    return loose < len(held) and loose <= max(1, STRAY * len(held))
+
+
 def _refuse_same(
     tops: dict[str, list[Entry]], inner: dict[str, dict[str, bool]], level: int, where: str
 ) -> None:
     holders: dict[str, list[str]] = {}
     for top, held in tops.items():
-        loose = sum(len(e.parts) == level + 2 for e in held)
-        for name in inner[top] if loose <= max(1, STRAY * len(held)) else ():
+        for name in inner[top] if _nested(held, level) else ():
             holders.setdefault(name, []).append(top)
     for name, (one, *others) in sorted(holders.items()):
         alike = [other for other in others if inner[one][name] or inner[other][name]]
@@ -103,39 +141,57 @@ def _refuse_same(
             both = [name for name in inner[one] if name in inner[alike[0]]]
             raise DataError(
                 f"{where}: {one} and {alike[0]} hold folders of the same names ({', '.join(both[:5])}): are "
-                "these classes, and the two parts? Then name the two train and test, or give the path of "
-                "one; if they are classes, put their pictures right into them"
+                f"these the classes? Then give the path of one, or {CALL_PARTS}; if {one} and {alike[0]} are "
+                "classes, put their pictures right into them"
             )
 
 
 def _refuse_around(tops: dict[str, list[Entry]], level: int, where: str) -> None:
-    """Refuse one folder of folders beside one of pictures, and a folder of folders whose name is no class;
-    say which folders are not told apart."""
-    inside = {t: {e.parts[level + 1] for e in held if len(e.parts) > level + 2} for t, held in tops.items()}
-    loose = {top for top, held in tops.items() if any(len(e.parts) < level + 3 for e in held)}
-    nested = sorted(tops.keys() - loose)
+    """Refuse one folder of folders beside one of pictures, and a folder of folders whose name is no class."""
+    nested = sorted(top for top, held in tops.items() if _nested(held, level))
     for top in nested:
+        inside = sorted({e.parts[level + 1] for e in tops[top] if len(e.parts) > level + 2})
         beside = sorted(tops.keys() - {top})
-        if len(inside[top]) < 2 or not beside:
-            continue
-        held, others = ", ".join(sorted(inside[top])[:5]), ", ".join(beside[:5])
-        shown = f"{where}: {top} holds folders ({held}) and stands beside {others}"
-        if says_nothing(top) or (len(beside) == 1 and not inside[beside[0]]):
+        no_class = says_nothing(top) or part_of(top) == "train"
+        if len(inside) > 1 and beside and (no_class or (len(beside) == 1 and beside[0] not in nested)):
+            shown = "/".join(tops[top][0].parts[: level + 1])
             raise DataError(
-                f"{shown}: are the folders in it the classes? Then give its path alone, or name the two "
-                f"train and test; if {top} is a class, put its pictures right into it"
+                f"{where}: {shown} holds folders ({', '.join(inside[:5])}) and stands beside "
+                f"{', '.join(beside[:5])}: are the folders in it the classes? Then give its path alone, or "
+                f"{CALL_PARTS}; if {top} is a class, put its pictures right into it"
             )
 
 
-    saying = {top: sorted(name for name in inside[top] if not says_nothing(name)) for top in nested}
-    merged = [top for top, names in saying.items() if names and (names[1:] or names != saying[nested[0]])]
+def _refuse_heap(tops: Collection[str], where: str) -> None:
+    """Refuse folders of which only numbers tell one from another, where their names say nothing else."""
+    bare = {" ".join(re.sub(r"\d+$", "", word) for word in words_of(top)) for top in tops}
+    words = bare.copy().pop()
+    if len(tops) > 1 and len(bare) == 1 and (says_nothing(words) or {*words.split()} & HEAPS):
+        shown = ", ".join(sorted(tops)[:3]) + (", ..." if len(tops) > 3 else "")
+        raise DataError(
+            f"{where}: of {shown} only the numbers differ: are these parts of one heap of pictures? Then "
+            "make a folder for each class, class/picture.jpg; if they are classes, call their folders by "
+            "other names"
+        )
+
+
+def _say_merged(tops: dict[str, list[Entry]], level: int, where: str) -> None:
+    """Warn where folders in a class, however deep, are not told apart; those that say nothing, or the name
+    of the class again, do not count."""
+    merged = []
+    for top, held in sorted(tops.items()):
+        saying = {
+            tuple(n for n in e.parts[level + 1 : -1] if not says_nothing(n) and fold(n) != fold(top))
+            for e in held
+        }
+        if len(saying) > 1 or (says_nothing(top) and any(saying)):
+            shown = ", ".join(sorted("/".join(names) for names in saying if names)[:3])
+            merged.append(f"{'/'.join(held[0].parts[: level + 1])} ({shown}) is of the class {top}")
     if merged:
-        held, count = ", ".join(saying[merged[0]][:3]), len(merged) - 1
+        count = len(merged) - 1
         more = f"; the same in {counted(count, 'other class', 'other classes')}" if count else ""
         warnings.warn(
-            f"{where}: folders in class folders are not told apart: all in {merged[0]} ({held}) is of the "
-            f"class {merged[0]}{more}",
-            stacklevel=4,
+            f"{where}: folders in class folders are not told apart: all in {merged[0]}{more}", stacklevel=4
         )
 
 

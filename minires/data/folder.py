@@ -22,7 +22,7 @@ import numpy as np
 
 from minires.data.dataset import Dataset, Splits
 from minires.data.layout import ByClass, Layout, layout
-from minires.data.parts import PARTS, UNLABELLED, matching
+from minires.data.parts import PARTS, UNLABELLED, matching, part_of
 from minires.data.pictures import Decode, decode_all
 from minires.data.tree import Entry
 from minires.errors import DataError, counted
@@ -114,7 +114,8 @@ def _say_left_out(
 
 def no_labels(found: Layout, entries: list[Entry], where: str) -> str:
     """Say that the pictures of a tree have no labels, what is not read as such, and what to do."""
-    flat = ", ".join(f"{part}/" for part in PARTS if part in found.unlabelled)
+    without = [(part, found.unlabelled[part]) for part in PARTS if part in found.unlabelled]
+    flat = ", ".join(f"{_folder(held, part)}/" for part, held in without)
     words = [
         f"{where}: the pictures{flat and ' in '}{flat} have no labels: they stand in no class folders. Put "
         "them into a folder for each class, class/picture.jpg"
@@ -130,6 +131,11 @@ def no_labels(found: Layout, entries: list[Entry], where: str) -> str:
         words.append(f"names of files, such as {spoken}, are not taken for labels")
     words.append("`minires predict` says what is on pictures without labels")
     return "; ".join(words)
+
+
+def _folder(held: list[Entry], part: str) -> str:
+    """What the folder of a part is called."""
+    return next((name for name in held[0].parts[:-1] if part_of(name) == part), part)
 
 
 def _is_list(name: str) -> bool:

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from minires.data.doubts import refuse_doubtful
+from minires.data.doubts import belongs, refuse_doubtful
 from minires.data.parts import (
     PARTS,
     UNLABELLED,
@@ -32,7 +33,7 @@ from minires.data.parts import (
     words_of,
 )  # fmt: skip
 from minires.data.pictures import listing
-from minires.data.sources import pictures_of
+from minires.data.sources import instead_of_pictures, pictures_of
 from minires.data.tree import Entry, not_picture
 from minires.errors import DataError, counted
 
@@ -55,10 +56,31 @@ def layout(entries: list[Entry], where: str) -> Layout:
 
     Raises: DataError when there is no picture, or the folders cannot be told apart; it says which.
     """
-    entries = pictures_of(_without_lists(entries, where), where)
+    found = _sorted(pictures_of(_without_lists(entries, where), where), entries, where)
+    found.parts = {part: _named(by_class, where) for part, by_class in found.parts.items()}
+    return found
+
+
+def _named(by_class: ByClass, where: str) -> ByClass:
+    """The classes with names without space around them."""
+    found: ByClass = {}
+    for folder, held in by_class.items():
+        if not (name := folder.strip()):
+            raise DataError(f"{where}: a class folder is called {folder!r}: give it a name with letters")
+        if name in found:
+            raise DataError(
+                f"{where}: two class folders are called {name!r}, but for the space around ({folder!r}): put "
+                "their pictures into one, or give one another name"
+            )
+        found[name] = held
+    return found
+
+
+def _sorted(entries: list[Entry], everything: list[Entry], where: str) -> Layout:
     pictures = [e for e in entries if e.read is not None]
     if not pictures:
-        raise DataError(f"{where}: no picture found; expected class/picture.jpg")
+        what = instead_of_pictures(everything)
+        raise DataError(f"{where}: no picture found; expected class/picture.jpg{what}")
     depth = _around(entries, pictures)
     if all(len(e.parts) == depth + 1 for e in pictures):
         return Layout(unlabelled={"": pictures})
@@ -67,7 +89,9 @@ def layout(entries: list[Entry], where: str) -> Layout:
         tops.setdefault(e.parts[depth], []).append(e)
     known = parts_of(tops)
     nested = {top for top, held in tops.items() if any(len(e.parts) > depth + 2 for e in held)}
-    if known.keys() == tops.keys() or known.keys() & nested:
+    if not nested and len(tops) == 1 and says_nothing(*tops):
+        return Layout(unlabelled={"": pictures})
+    if known.keys() == tops.keys() or (known.keys() & nested and not _weak(known, nested)):
         if extra := sorted(tops.keys() - known.keys()):
             _leave_beside_parts(extra, known, nested, where)
         return _parted(entries, known, depth, where)
@@ -78,7 +102,9 @@ def layout(entries: list[Entry], where: str) -> Layout:
         )
     if _inside_out(tops, depth):
         return _turned(pictures, depth, where)
-    left = _refuse_or_leave(tops, known, where)
+    left = {top: part for top, part in known.items() if part != "train" and not is_weak(top)}
+    if len(tops) - len(left) < 2:
+        left = {}
     labelled = [e for e in pictures if e.parts[depth] not in left]
     found = Layout()
     for top, part in left.items():
@@ -86,7 +112,15 @@ def layout(entries: list[Entry], where: str) -> Layout:
     entries = [e for e in entries if len(e.parts) <= depth or e.parts[depth] not in left]
     found.parts[""] = _by_class(entries, labelled, depth, where)
     refuse_doubtful(labelled, depth, where)
+    _say_doubtful(tops.keys() - left.keys(), known.keys() - left.keys(), where)
     return found
+
+
+def _weak(known: dict[str, str], nested: set[str]) -> bool:
+    """Whether the folders ``nested`` that hold folders are classes, though names of some may be parts'."""
+    parts = known.keys() & nested
+    others = nested - known.keys()
+    return all(map(is_weak, parts)) and bool(others or len({known[top] for top in parts} & {*PARTS}) < 2)
 
 
 def _leave_beside_parts(extra: list[str], known: dict[str, str], nested: set[str], where: str) -> None:
@@ -104,7 +138,7 @@ def _leave_beside_parts(extra: list[str], known: dict[str, str], nested: set[str
 
 def _without_lists(entries: list[Entry], where: str) -> list[Entry]:
     """Leave out folders that hold lists and no pictures, where those beside them hold folders of pictures:
-    ``parts/parts.txt`` beside ``images/cat/1.jpg``.
+    ``parts/parts.txt`` beside ``images/cat/1.jpg``; without a word ``labels`` beside ``images``.
     """
     lists: set[tuple[str, ...]] = set()
     other: set[tuple[str, ...]] = set()
@@ -116,11 +150,13 @@ def _without_lists(entries: list[Entry], where: str) -> list[Entry]:
             if not listed:
                 around.update(e.parts[:k] for k in range(len(e.parts) - 2))
     left = {folder for folder in lists - other if folder[:-1] in around}
-    if not left:
-        return entries
-    first = sorted({"/".join(folder) for folder in left if folder[:-1] not in left})
-    shown = ", ".join(first[:5]) + (", ..." if len(first) > 5 else "")
-    warnings.warn(f"{where}: folders that hold lists and no picture are left out: {shown}", stacklevel=3)
+    if first := sorted({"/".join(folder) for folder in left if folder[:-1] not in left}):
+        shown = ", ".join(first[:5]) + (", ..." if len(first) > 5 else "")
+        warnings.warn(f"{where}: folders that hold lists and no picture are left out: {shown}", stacklevel=3)
+    for folder in lists - other - left:
+        beside = [one[-1] for one in other if one[:-1] == folder[:-1]]
+        if beside and all(map(says_nothing, beside)) and belongs(folder[-1], beside):
+            left.add(folder)
     return [e for e in entries if not any(e.parts[:k] in left for k in range(1, len(e.parts) + 1))]
 
 
@@ -198,23 +234,16 @@ def _turned(pictures: list[Entry], depth: int, where: str) -> Layout:
     return Layout({part: found[part] for part in PARTS if part in found})
 
 
-def _refuse_or_leave(tops: dict[str, list[Entry]], known: dict[str, str], where: str) -> dict[str, str]:
-    """Which folders beside those of classes are parts without labels: test/1.jpg beside cat/ and dog/.
-
-    ``train`` may be a class as well: car, bus, train.
-    """
-    left = {top: part for top, part in known.items() if part != "train" and not is_weak(top)}
-    if len(tops) - len(left) < 2:
-        left = {}
-    doubtful = {top for top in tops if {*words_of(top)} & UNSORTED} | (known.keys() - left.keys())
+def _say_doubtful(tops: Collection[str], parts: Collection[str], where: str) -> None:
+    """Warn of folders that are taken for classes, though their names say a part, or that they are of none."""
+    doubtful = {top for top in tops if {*words_of(top)} & UNSORTED} | {*parts}
     if doubtful:
-        beside = ", ".join(sorted(tops.keys() - doubtful)[:5])
+        beside = ", ".join(sorted({*tops} - doubtful)[:5])
         warnings.warn(
             f"{where}: {', '.join(sorted(doubtful))}, beside {beside}, "
             "is taken for a class by its place; if its pictures are of several classes, move it elsewhere",
             stacklevel=3,
         )
-    return left
 
 
 def _by_class(entries: list[Entry], pictures: list[Entry], level: int, where: str) -> ByClass:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from minires.data import archives, tree
+from minires.data import archives, contents, tree
 from minires.data.tree import Entry
 from minires.errors import DataError
 
@@ -57,10 +57,33 @@ def pictures_at(path: str | os.PathLike[str]) -> list[Picture]:
         raise DataError(f"{path}: no such file or folder")
     if not path.is_dir() and not archives.kind(path):
         return [Picture(tree.writable(path.name), partial(tree.read_file, path))]
-    found = [Picture(e.name, e.read) for e in pictures_of(entries(path), str(path)) if e.read is not None]
+    there = entries(path)
+    found = [e for e in pictures_of(there, str(path)) if e.read is not None]
     if not found:
-        raise DataError(f"{path}: no picture found")
-    return found
+        raise DataError(f"{path}: no picture found{instead_of_pictures(there)}")
+    return [Picture(e.name, partial(_read, e, path)) for e in found]
+
+
+def _read(entry: Entry, path: Path) -> bytes:
+    """The bytes of a file below ``path``, which errors name from there on."""
+    assert entry.read is not None
+    try:
+        return entry.read()
+    except DataError as error:
+        raise DataError(error.message.replace(entry.name, str(path / entry.name), 1)) from error
+
+
+def instead_of_pictures(found: list[Entry]) -> str:
+    """Name a file of those in which there is no picture, with what it is; "" if there is none."""
+    files = [entry for entry in found if entry.read is not None]
+    told = min(files, key=lambda entry: tree.is_about(entry.parts[-1]), default=None)
+    if told is None or told.read is None:
+        return ""
+    try:
+        what = contents.describe(told.read())
+    except DataError:  # too large, or not to be read
+        what = ""
+    return f"; {told.name} is {what or 'by its name no picture'}"
 
 
 def entries(path: Path) -> list[Entry]:

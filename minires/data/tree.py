@@ -17,6 +17,7 @@ NOT_PICTURES = {
     ".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".htm",
     ".ini", ".db", ".log", ".py", ".ipynb", ".sh", ".url", ".md5", ".sha1", ".sha256",
     ".xmp", ".aae", ".identifier", ".mat", ".pdf", ".doc", ".docx", ".xls", ".xlsx", ".pptx", ".rtf", ".m",
+    ".h5", ".hdf5", ".parquet", ".arrow", ".feather", ".tfrecord", ".tfrecords", ".mdb",
     ".keras", ".pth", ".pt", ".ckpt", ".pkl", ".npy", ".npz", ".onnx", ".safetensors",
 }  # fmt: skip
 NOT_PICTURE_NAMES = {"readme", "license", "licence", "copying", "notice", "authors", "citation", "changelog"}
@@ -91,7 +92,7 @@ def read_file(path: Path, *, name: str | None = None) -> bytes:
     """
     name = str(path) if name is None else name
     if path.is_symlink() and not path.exists():
-        raise DataError(f"{name}: a link to {os.readlink(path)}, which is not there")
+        raise DataError(f"{name}: a link to {os.readlink(path)}, which is not there; remove it")
     try:
         size = regular_file(path, DataError)
     except DataError as error:
@@ -101,7 +102,7 @@ def read_file(path: Path, *, name: str | None = None) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error.strerror}") from error
+        raise DataError(f"{name}: cannot be read: {error.strerror}; allow it, or remove it") from error
 
 
 def hidden(name: str) -> bool:
@@ -112,7 +113,12 @@ def hidden(name: str) -> bool:
 def not_picture(name: str) -> bool:
     """Whether a file is by its name no picture: a list, a description, a checksum."""
     path = PurePath(name)
-    return path.suffix.lower() in NOT_PICTURES or (not path.suffix and name.lower() in NOT_PICTURE_NAMES)
+    return path.suffix.lower() in NOT_PICTURES or (not path.suffix and is_about(name))
+
+
+def is_about(name: str) -> bool:
+    """Whether a file is by its name about the others: README.txt, LICENSE."""
+    return PurePath(name).stem.lower() in NOT_PICTURE_NAMES
 
 
 def is_picture(name: str) -> bool:

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 import minires.data as data
+from minires.data.layout import layout
 from minires.data.parts import matching, part_of, parts_of
+from minires.data.tree import Entry
 from minires.errors import DataError, UnknownName
 
 COUNT = iter(range(10**9))
@@ -325,14 +327,26 @@ def test_warnings_are_given_once_or_not_at_all(tmp_path):
         (("cat/train", "cat/test", "dog/train", "dog/test", "cat*4", "dog*4"), "cat holds test, tr"),
         (("data/cat", "data/dog", "figures", "old"), r"data holds folders \(cat, dog\) .* figures, old"),
         (("images/cat", "images/dog", "test"), r"images holds folders \(cat, dog\) .*its path"),
-        (("lernen/cat", "lernen/dog", "pruefen"), r"lernen holds folders \(cat, dog\) .*name the two"),
+        (("lernen/cat", "lernen/dog", "pruefen"), r"lernen holds folders \(cat, dog\) .*call parts train"),
         (("lernen/cat", "lernen/dog", "lernen*2", "pruefen/Cat", "pruefen/dog"), "lernen and pruefen hold"),
         (("a/cat*1", "a*1", "a/dog*1", "b/cat*1", "b/dog*1"), r"a and b .* \(cat, dog\)"),
         (("a/cat", "a/dog", "b/Cat", "b/emu"), r"a and b .* \(cat\)"),
         (("a/cat", "b/cat", "b/dog"), r"a and b .* \(cat\)"),
-        (("images", "annotations/trimaps"), "annotations stands beside images: .*no class of their own"),
+        (("images", "annotations/trimaps"), "annotations stands beside images: .*no class of its own"),
         (("COVID/images", "COVID/masks", "ok/images", "ok/masks"), "COVID/masks stands beside images"),
         (("Images/n1-fox", "Images/n2-cat", "Annotation/n1-fox"), "Annotation stands beside Images"),
+        (("images", "mask"), "mask stands beside images"),
+        (("images", "image_masks"), "image_masks stands beside images"),
+        (("png_images", "png_masks"), "png_masks stands beside png_images"),
+        (("cell_images", "cell_masks", "cell_segmentation_masks"), "cell_masks stands beside cell_images"),
+        (("images/cat", "images/dog", "images*1", "figures"), r"images holds folders \(cat, dog\) .*figures"),
+        (("train/images/cat", "train/images/dog", "train/images*1", "train/x"), "train/images holds folders"),
+        (("good", "defect/dent", "defect/scratch", "defect*1"), r"defect holds folders \(dent, scratch\)"),
+        (("Training/a", "Training/b", "extra/x"), r"Training holds folders \(a, b\) and stands beside extra"),
+        (("images_001/images", "images_002/images"), "of images_001, images_002 only the numbers differ"),
+        (("HAM10000_images_part_1", "HAM10000_images_part_2"), "numbers differ: .*call their folders"),
+        (("part1", "part2", "part10"), "of part1, part10, part2 only the numbers differ"),
+        (("New folder", "New folder (2)"), "only the numbers differ"),
     ],
 )  # fmt: skip
 def test_what_holds_the_classes_is_never_taken_for_one(tmp_path, names, words):
@@ -374,13 +388,77 @@ def test_one_class_of_several_in_folders_is_one_class_in_words(tmp_path):
         assert data.load(tmp_path).train.classes == ("cat", "cow", "dog")
 
 
+def said_of(*names):
+    """What is warned of where pictures stand in these folders."""
+    entries = [Entry((*name.split("/"), f"{i}.png"), bytes) for name in names for i in range(2)]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        layout(entries, "set")
+    return [str(one.message).removeprefix("set: ") for one in said]
+
+
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        ("pets/images/cat pets/images/dog plants/images/rose", "all in pets (cat, dog) is of the class pets"),
+        ("pets/x/cat pets/x/dog cars/x", "all in pets (x/cat, x/dog) is of the class pets"),
+        ("pets/cat plants/images/rose plants/images/fern cars/a", "all in plants (fern, rose) is of"),
+        ("cat cat/old dog dog/new", "all in cat (old) is of the class cat; the same in 1 other class"),
+        ("top/pets/x top/pets/y top/cars top/b", "all in top/pets (x, y) is of the class pets"),
+    ],
+)
+def test_folders_that_are_merged_are_named_however_deep_they_stand(names, words):
+    (said,) = said_of(*names.split())
+    assert said.startswith(f"folders in class folders are not told apart: {words}")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "cat/cat dog/Dog bird", "cat/tom dog/rex", "cat/images cat dog",
+        "0 1 9", "n01440764 n02102040", "class_1 class_2", "c0 c9", "00000 00042",
+        "steel_part_1 steel_part_2", "labels photos plates", "gt photo suv", "with_mask without_mask",
+        "face face_mask",
+    ],
+)  # fmt: skip
+def test_plain_classes_are_taken_without_a_word(names):
+    assert said_of(*names.split()) == []
+
+
+@pytest.mark.parametrize(
+    "names", ["en/a tr/b hi/c", "en/a tr/b te/c hi/d", "valid/a invalid/b", "dev/a prod/b"]
+)
+def test_classes_whose_names_may_be_those_of_parts_may_hold_folders(names):
+    (said,) = said_of(*names.split())
+    assert "is taken for a class by its place" in said
+
+
+@pytest.mark.parametrize("names", ["pictures/cat pictures/dog test", "cat dog unknown/birds unknown/fish"])
+def test_what_is_refused_is_not_said_to_be_taken(names):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DataError, match="are the folders in it the classes"):
+            said_of(*names.split())
+
+
+def test_class_names_have_no_space_around_them(tmp_path):
+    write(tmp_path, "cat ", "dog")
+    assert data.load(tmp_path).train.classes == ("cat", "dog")
+    write(tmp_path, "cat")
+    with pytest.raises(DataError, match="two class folders are called 'cat', but for the space around"):
+        data.load(tmp_path)
+    write(tmp_path / "b", " ", "dog")
+    with pytest.raises(DataError, match="a class folder is called ' '"):
+        data.load(tmp_path / "b")
+
+
 def test_folders_that_may_be_the_classes_are_merged_in_words(tmp_path):
     write(tmp_path / "a", "animal/cat", "animal/dog", "vehicle/car", "vehicle/bus")
     said = r"all in animal \(cat, dog\) is of the class animal; the same in 1 other class$"
     with pytest.warns(UserWarning, match=said):
         assert data.load(tmp_path / "a").train.classes == ("animal", "vehicle")
     write(tmp_path / "b", "photos/cat", "more photos/dog")
-    with pytest.warns(UserWarning, match=r"all in photos \(dog|cat\) is of the class"):
+    with pytest.warns(UserWarning, match=r"all in photos \(cat\) is of the class photos$"):
         assert len(data.load(tmp_path / "b").train.classes) == 2
 
 
@@ -486,6 +564,8 @@ def test_a_test_part_alone_is_of_one_class_when_its_folder_holds_one(tmp_path):
             ["cat.0.png", "cat.1.png", "dog.0.png", "dog.1.png"],
             "names of files, such as cat.0.png, are not taken",
         ),
+        (["images/1.png", "images/2.png", "labels/1.txt"], "in lists, such as labels/1.txt, are not read"),
+        (["dvc/train/1.png", "dvc/test1/1.png"], "the pictures in train/, test1/ have no labels"),
         (["1.png", "2.png", "README.txt"], "class/picture.jpg; `minires predict` says what is on pictures"),
         (["IMG_1.png", "IMG_2.png"], "class/picture.jpg; `minires predict` says what is on pictures"),
     ],
@@ -511,3 +591,29 @@ def test_one_picture_without_a_label_is_one(tmp_path):
     write(tmp_path, "train/a*10", "train/b*10", "test*1")
     with pytest.warns(UserWarning, match="1 test picture has no label and is left out; a part test is split"):
         data.load(tmp_path)
+
+
+def test_what_is_left_out_is_said_once_by_a_survey(tmp_path):
+    write(tmp_path, "train/a*10", "train/b*10", "test*1")
+    with pytest.warns(UserWarning) as said:
+        data.survey(tmp_path)
+    assert ["a part test is split off train" in str(one.message) for one in said] == [True]
+
+
+def test_hdf5_among_pictures_is_none_and_a_set_without_pictures_says_what_is_there(tmp_path):
+    write(tmp_path / "a", "cat", "dog")
+    (tmp_path / "a" / "set.h5").write_bytes(b"x")
+    (tmp_path / "a" / "cat" / "set.hdf5").write_bytes(b"x")
+    assert data.load(tmp_path / "a").train.classes == ("cat", "dog")
+    (tmp_path / "b" / "data").mkdir(parents=True)
+    (tmp_path / "b" / "README.md").write_text("about")
+    for name, content, words in (
+        ("x.tfrecord", b"x", "is by its name no picture"),
+        ("x.parquet", b"PAR1", "is a Parquet file"),
+        ("x.h5", b"\x89HDF\r\n\x1a\n", "is an HDF5 file"),
+    ):
+        (tmp_path / "b" / "data" / name).write_bytes(content)
+        for reader in (data.load, data.load_part, data.survey, data.pictures_at):
+            with pytest.raises(DataError, match=f"no picture found.*; data/{name} {words}"):
+                reader(tmp_path / "b")
+        (tmp_path / "b" / "data" / name).unlink()

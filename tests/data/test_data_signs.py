@@ -263,10 +263,6 @@ def test_hdf5_files_beside_folders_of_pictures_are_no_set(tmp_path):
             Image.new("RGB", (8, 8), (i, len(label), 0)).save(tmp_path / label / f"{i}.png")
     write_cats(tmp_path, None)
     (tmp_path / "weights.h5").write_bytes(b"x")
-    with pytest.raises(DataError, match="3 pictures outside any class folder.*weights.h5|outside any class"):
-        data.load_part(tmp_path)
-    for path in tmp_path.glob("*.h5"):
-        path.unlink()
     assert data.load_part(tmp_path).pictures.classes == ("a", "b")
 
 

@@ -143,7 +143,7 @@ def test_files_that_are_none_are_named_when_read_and_never_opened(tmp_path):
         if picture.name in FILES:
             assert picture.read() == FILES[picture.name]
         else:
-            with pytest.raises(DataError, match=f"^{picture.name}: {said.pop(picture.name)}"):
+            with pytest.raises(DataError, match=f"^{root}/{picture.name}: {said.pop(picture.name)}"):
                 picture.read()
     assert not said
 
@@ -370,3 +370,12 @@ def test_a_member_of_a_tar_of_negative_size_is_refused(tmp_path, packed):
     (tmp_path / "a.tar").write_bytes(gzip.compress(content) if packed else content)
     with pytest.raises(DataError, match="damaged"):
         read_all(tmp_path / "a.tar")
+
+
+def test_a_file_in_a_folder_that_cannot_be_read_is_named_as_given_with_what_to_do(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "gone.jpg").symlink_to("/nowhere")
+    (picture,) = data.pictures_at(tmp_path)
+    words = f"^{tmp_path}/a/gone.jpg: a link to /nowhere, which is not there; remove it$"
+    with pytest.raises(DataError, match=words):
+        picture.read()

@@ -132,13 +132,13 @@ def test_what_cannot_be_read_is_named(tmp_path):
         data.survey(tmp_path)
 
 
-@pytest.mark.usefixtures("registries_as_before")
 def test_a_size_that_is_none_is_refused(tmp_path):
     for size in (0, -3):
         with pytest.raises(ConfigError, match=f"picture size must be at least 1, got {size}"):
             data.survey(tmp_path, size=size)
 
 
+@pytest.mark.usefixtures("registries_as_before")
 def test_a_set_that_is_no_files_is_surveyed():
     @data.register("drawn")
     def drawn(*, size=None, seed=0):

@@ -146,6 +146,20 @@ def same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> boo
         return False
 
 
+def check_name(path: str | os.PathLike[str], error: type[MiniresError]) -> None:
+    """Check that there can be a file of such a name.
+
+    Raises: ``error`` if it is too long.
+    """
+    try:
+        os.lstat(path)
+    except ValueError:  # a null byte in it: there is no such file
+        return
+    except OSError as cause:
+        if cause.errno == errno.ENAMETOOLONG:
+            raise error(f"{os.fspath(path)}: {why(cause)}") from cause
+
+
 def not_over(
     option: str, path: str | os.PathLike[str], read: Iterable[str | os.PathLike[str]], what: str
 ) -> None:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import readers
 
-from minires import hdf5, limits
+from minires import data, hdf5, limits, weights
 from minires.data import archives, cifar, fetch, pictures, tree
-from minires.errors import CheckpointError, DataError
+from minires.errors import CheckpointError, DataError, MiniresError
 from minires.play import connections, decoder, server
-from minires.train import model_file, run_folder
+from minires.train import load_model, model_file, run_folder
 from minires.weights import classes
 from minires.weights.keras import config as keras_config
 from minires.weights.keras import files as keras_files
@@ -34,6 +34,16 @@ def test_arrays_and_what_json_can_hold_come_back_as_they_were(path):
     assert arrays["bytes"].tobytes() == b"abc" and arrays["bytes"].flags.writeable
     assert arrays["none"].shape == (0, 3) and arrays["none"].dtype == np.float32
     assert arrays["one"].shape == () and arrays["one"] == 1.5
+
+
+@pytest.mark.parametrize(
+    "read",
+    [data.load, data.load_part, data.survey, data.pictures_at, load_model, weights.read,
+     lambda name: weights.import_weights(name, "resnet18", "out.safetensors")],
+)  # fmt: skip
+def test_a_name_that_no_file_can_have_is_refused_in_words(read):
+    with pytest.raises(MiniresError, match="a: File name too long. Choose a shorter name"):
+        read("a" * 300)
 
 
 def test_an_error_of_the_reader_is_raised_here(path):

@@ -23,6 +23,7 @@ from minires.data.registry import Entry
 from minires.data.search_path import cache, roots
 from minires.data.sources import Picture, pictures_at
 from minires.errors import ConfigError, DataError, UnknownName, as_seed, one_of, whole
+from minires.files import check_name
 from minires.registry import Registry
 
 __all__ = [
@@ -261,6 +262,7 @@ def _survey_of(splits: Splits, looker: Looker) -> Survey:
 def _text(name_or_path: object) -> str:
     if not isinstance(name_or_path, str | os.PathLike):
         raise ConfigError(f"a data set is named, or is the path of a folder or archive; not {name_or_path!r}")
+    check_name(name_or_path, DataError)
     return os.fspath(name_or_path)
 
 

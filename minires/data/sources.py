@@ -23,6 +23,7 @@ from pathlib import Path
 from minires.data import archives, contents, tree
 from minires.data.tree import Entry
 from minires.errors import DataError
+from minires.files import check_name
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def pictures_at(path: str | os.PathLike[str]) -> list[Picture]:
     >>> data.decode(found[0].read(), name=found[0].name).shape
     (4, 6, 3)
     """
+    check_name(path, DataError)
     path = Path(path)
     if not os.path.lexists(path):
         raise DataError(f"{path}: no such file or folder")

@@ -14,6 +14,7 @@ from typing import Any
 from minires import models
 from minires.data import Normalize
 from minires.errors import CheckpointError, ConfigError, MiniresError
+from minires.files import check_name
 from minires.nn import init
 from minires.nn.module import Module
 from minires.train import checkpoint, checks, continuing
@@ -73,6 +74,7 @@ def load_model(path: str | os.PathLike[str], *, model: Module | None = None) -> 
     """
     if not isinstance(path, str | os.PathLike):
         raise ConfigError(f"a trained model is read from the path of its file or run folder, not {path!r}")
+    check_name(path, CheckpointError)
     path = Path(path)
     if path.is_dir():
         if not (path / NAME).exists() and (words := continuing.not_yet(path)):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minires.errors import CheckpointError
+from minires.files import check_name
 from minires.weights.contents import kind_of
 
 USUAL = (  # what the weights of a folder are called; the first that is there is taken, as transformers does
@@ -25,6 +26,7 @@ def in_folder(path: Path) -> Path:
 
     Raises: CheckpointError if there is none, or it cannot be told which.
     """
+    check_name(path, CheckpointError)
     if not path.is_dir():
         return path
     snapshots = path / "snapshots"  # models--microsoft--resnet-50 in the cache of Hugging Face
@@ -110,7 +112,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _all_there(path: Path, files: list[Path]) -> list[Path]:
-    if missing := [file.name for file in files if not file.is_file()]:
+    if missing := [file.name for file in files if not os.path.isfile(file)]:
         raise CheckpointError(
             f"{path} belongs to a model in {len(files)} files, of which {len(missing)} are not in its "
             f"folder: {', '.join(missing[:SHOWN])}"

@@ -31,7 +31,10 @@ FORMAT = 1  # to be raised when the contents change
 KEPT = 2  # checkpoints that stay in the folder
 PATTERN = "checkpoint-*.safetensors"
 # How files begin in which others keep weights.
-OTHERS = {b"PK\x03\x04": "PyTorch or Keras", b"\x80": "PyTorch", b"\x89HDF": "Keras"}
+OTHERS = {
+    b"PK\x03\x04": "PyTorch or Keras", b"\x89HDF": "Keras",
+    **{b"\x80" + bytes([protocol]): "PyTorch" for protocol in range(2, 6)},
+}  # fmt: skip
 Arrays = dict[str, np.ndarray]
 Taker = Callable[[Path, dict[str, Arrays], dict[str, Any]], None]
 
@@ -80,10 +83,12 @@ def read(path: str | os.PathLike[str]) -> tuple[Arrays, dict[str, Any]]:
     except Exception as error:  # each library on the way has errors of its own
         with open(path, "rb") as file:
             start = file.read(64)
+        begins_so = start[8:9] == b"{"  # behind the length of the header
         for magic, whose in OTHERS.items():
-            if start.startswith(magic):
+            if start.startswith(magic) and not begins_so:
                 raise Foreign(f"{path} is no safetensors file: it looks like one of {whose}") from error
-        what = beginnings.words(start) or shortened(error)
+        no_such = "" if begins_so or not start.isascii() else "it does not begin as one"
+        what = beginnings.words(start) or no_such or shortened(error)
         raise Damaged(f"{path} is damaged or not a safetensors file: {what}") from error
     if not isinstance(info, dict) or written is None:
         raise Foreign(f"{path} was not written by minires: it has no checksum in its metadata")
@@ -118,7 +123,7 @@ def _open_once(path: Path) -> None:
     except FileNotFoundError:
         if path.is_symlink():
             raise Damaged(f"{path} is a link to {os.readlink(path)}, which is not there") from None
-        raise CheckpointError(f"{path} does not exist; give the run folder or a file that is in it") from None
+        raise CheckpointError(f"{path} does not exist; give a run folder, or its model.safetensors") from None
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {why(error)}") from error
     except ValueError as error:  # a null byte in the name

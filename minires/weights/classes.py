@@ -14,6 +14,7 @@ from minires.data.class_names import stripped
 from minires.errors import ConfigError
 from minires.limits import regular_file
 
+JSON = ("[", "{")
 NUMBERED = re.compile(r"(\d+)[\s:,;]+(.+)")
 LONGEST = 10_000_000  # bytes of a file of names
 # What files call them: a list in the order of the outputs, or number -> name, or name -> number.
@@ -33,35 +34,45 @@ def class_names(text: str) -> tuple[str, ...]:
     ('cat', 'dog')
     """
     path = Path(text)
-    if "," in text and not path.is_file():
-        return distinct(text.split(","), "--class-names")
-    if not path.exists():
-        raise ConfigError(f"--class-names {text}: no such file, and a list needs at least two names: cat,dog")
-    if regular_file(path, ConfigError) > LONGEST:
-        raise ConfigError(f"--class-names {text}: a file of names has {LONGEST:,} bytes at most")
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--class-names {text}: cannot be read as text in UTF-8: {error}") from error
-    if content.lstrip().startswith(("[", "{")):
+    if os.path.exists(path):
+        where = f"--class-names {text}"
+        if regular_file(path, ConfigError) > LONGEST:
+            raise ConfigError(f"{where}: a file of names has {LONGEST:,} bytes at most")
+        try:
+            content = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{where}: cannot be read as text in UTF-8: {error}") from error
+    elif "," in text or text.lstrip().startswith(JSON):
+        where, content = "--class-names", text
+    else:
+        raise ConfigError(
+            f"--class-names {text}: no such file, and a list needs at least two names: cat,dog"
+        )
+    names = _listed(content, where)
+    if where == "--class-names" and (twice := [name for name, n in Counter(names).items() if n > 1]):
+        raise ConfigError(f"--class-names has {twice[0]!r} twice")
+    return distinct(names, where)
+
+
+def _listed(content: str, where: str) -> list[str]:
+    """The names in a text, in JSON, a line each, or all in one line."""
+    if content.lstrip().startswith(JSON):
         try:
             found = names_in(json.loads(content), inside=True)
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"--class-names {text}: this is no JSON: {error}") from error
+            raise ConfigError(f"{where}: this is no JSON: {error}") from error
         if found is None:
             raise ConfigError(
-                f"--class-names {text}: this JSON holds no names; it may be a list, or an object like "
+                f"{where}: this JSON holds no names; it may be a list, or an object like "
                 '{"0": "cat", "1": "dog"}'
             )
-        return distinct(found, f"--class-names {text}")
+        return found
     lines = content.rstrip().splitlines()
     if len(lines) == 1:
-        lines = lines[0].split(",")
+        return [name.strip() for name in lines[0].split(",")]
     parts = [match for line in lines if (match := NUMBERED.fullmatch(line.strip()))]
     numbered = {match[1]: match[2] for match in parts}
-    if len(numbered) == len(lines):
-        lines = names_in(numbered) or lines
-    return distinct(lines, f"--class-names {text}")
+    return (names_in(numbered) if len(numbered) == len(lines) else None) or lines
 
 
 def names_in(value: Any, *, inside: bool = False) -> list[str] | None:

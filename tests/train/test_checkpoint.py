@@ -116,6 +116,35 @@ def test_foreign_missing_and_future_files_are_named(tmp_path, monkeypatch):
         latest(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        *[(b"\x80" + bytes([protocol]) + b"}q", "one of PyTorch") for protocol in range(2, 6)],
+        (b"PK\x03\x04", "one of PyTorch or Keras"), (b"\x89HDF\r\n\x1a\n", "one of Keras"),
+        (b"<!doctype html>", "a web page"), (b"epoch,step,lr\n1,2,3\n", "it does not begin as one"),
+        (b"\xff" * 20, "damaged or not a safetensors file"),
+    ],
+)  # fmt: skip
+def test_what_a_file_is_that_is_no_checkpoint_is_said(content, words, tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=words):
+        checkpoint.read(tmp_path / "x.safetensors")
+
+
+def test_a_damaged_file_of_ours_is_not_taken_for_one_of_others(tmp_path):
+    """The length of its header, with which it begins, may look like the beginning of a pickle."""
+    path, begin = tmp_path / "ours.safetensors", b""
+    for length in range(400, 1000):
+        checkpoint.write(path, {"a": np.zeros(3)}, {"kind": "model", "pad": "x" * length})
+        if (begin := path.read_bytes()[:2]) == b"\x80\x03":
+            break
+    assert begin == b"\x80\x03"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(checkpoint.Damaged, match="damaged or not a safetensors file") as caught:
+        checkpoint.read(path)
+    assert not isinstance(caught.value, checkpoint.Foreign)
+
+
 def test_the_last_two_are_kept_and_the_newest_is_used(tmp_path):
     save(tmp_path, 5, 10, 9_999_999, 100_000_000)
     assert names(tmp_path) == ["checkpoint-09999999.safetensors", "checkpoint-100000000.safetensors"]

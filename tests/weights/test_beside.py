@@ -1,5 +1,6 @@
 """What Hugging Face and timm write beside weights: whose it is, and what of it no model of ours can be."""
 
+import contextlib
 import json
 import os
 
@@ -7,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from minires.cli import main
-from minires.errors import CheckpointError
+from minires.errors import CheckpointError, MiniresError
 from minires.models import build
 from minires.train import load_model
 from minires.weights import import_weights, load_pretrained, names_of, variant_for
@@ -67,6 +68,11 @@ def test_what_an_older_config_of_timm_says_beside_the_architecture_is_taken(tmp_
     ("said", "words"),
     [
         ({"num_classes": 1000}, "num_classes=1000, and the last layer has 3 outputs"),
+        ({"num_classes": "5"}, "num_classes=5, and the last layer has 3 outputs"),
+        ({"mean": [123.675, 116.28, 103.53]}, "are of pixels 0..255; timm's are of 0..1"),
+        ({"aa_layer": "blurpool"}, "made with aa_layer='blurpool'"),
+        ({"block_args": {"attn_layer": "se"}}, "made with block_args="),
+        ({"stem_type": "deep"}, "made with stem_type='deep'"),
         ({"global_pool": "max"}, "made with global_pool='max'"),
         ({"label_offset": 1}, "label_offset is 1: timm leaves out"),
     ],
@@ -79,7 +85,55 @@ def test_what_no_model_here_is_is_refused_in_either_form(said, words, tmp_path):
             imported(tmp_path / "model.safetensors")
 
 
+def test_what_an_option_of_timms_leaves_as_it_is_is_no_matter(tmp_path):
+    weights(tmp_path / "model.safetensors")
+    same = {"features_only": False, "exportable": True, "img_size": 224, "avg_down": False, "block_args": {}}
+    write(tmp_path, architecture="resnet18", model_args=same, pretrained_cfg=HALF)
+    assert imported(tmp_path / "model.safetensors")[0].normalize.mean == (0.5,) * 3
+    for other in ({"features_only": True}, {"avg_down": True}, {"global_pool": ""}):
+        write(tmp_path, architecture="resnet18", model_args=other)
+        with pytest.raises(CheckpointError, match=f"made with {next(iter(other))}="):
+            imported(tmp_path / "model.safetensors")
+
+
+def test_a_network_with_one_output_is_no_softmax(tmp_path):
+    model = build("resnet18", classes=1, **{**variant_for("torchvision", "resnet18"), **SMALL})
+    export_torch(model, tmp_path / "model.safetensors", "torchvision")
+    with pytest.raises(CheckpointError, match="one output, for yes or no through a sigmoid, it seems"):
+        imported(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["model.fp16.safetensors", "model-00001-of-00001.safetensors"])
+def test_the_config_belongs_to_a_file_that_is_called_as_theirs_are(name, tmp_path):
+    weights(tmp_path / name)
+    write(tmp_path, architecture="resnet50", pretrained_cfg=HALF)
+    with pytest.raises(MiniresError, match="architecture says 'resnet50'"):
+        imported(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["model_final.safetensors", "my_model.safetensors", "model-2.safetensors"])
+def test_and_not_to_one_that_is_called_alike(name, tmp_path):
+    weights(tmp_path / name)
+    write(tmp_path, architecture="resnet50", pretrained_cfg=HALF)
+    trained, notes = imported(tmp_path / name)
+    assert trained.normalize.mean[0] == 0.485 and "says 'resnet50', and not what this file is to be" in notes
+    (tmp_path / "model_card.bin").write_bytes(b"not of this")
+    write(tmp_path, architecture="resnet18", pretrained_cfg=HALF)
+    assert imported(tmp_path / name)[0].normalize.mean[0] == 0.5
+
+
 # ------------------------------------------------------------------------------------------- two that differ
+
+
+@pytest.mark.parametrize(("mean", "fits"), [(0.501, True), (0.51, False)])
+def test_means_that_differ_by_rounding_are_the_same(mean, fits, tmp_path):
+    weights(tmp_path / "model.safetensors")
+    write(tmp_path, architecture="resnet18", pretrained_cfg=HALF)
+    told = {"image_mean": [mean] * 3, "image_std": [0.5] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
+    refused = pytest.raises(CheckpointError, match="mean 0.51, .* and .* mean 0.5")
+    with contextlib.nullcontext() if fits else refused:
+        imported(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize(

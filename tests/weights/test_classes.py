@@ -63,6 +63,12 @@ def test_names_on_the_command_line():
     assert class_names("cat, dog,eel") == THREE
     with pytest.raises(ConfigError, match="names.txt: no such file, and a list needs at least two names"):
         class_names("names.txt")
+    for text in ('["cat", "dog", "eel"]', '{"0": "cat", "1": "dog", "2": "eel"}'):
+        assert class_names(text) == THREE
+    with pytest.raises(ConfigError, match="--class-names has 'cat' twice"):
+        class_names("cat, dog,cat")
+    with pytest.raises(ConfigError, match="--class-names: this is no JSON"):
+        class_names('["cat", "dog"')
     with pytest.raises(ConfigError, match="name of class 1 is empty"):
         class_names("cat,,dog")
     assert names_in([True, "a"]) is None and names_in("abc") is None and names_in({0: "a", 2: "b"}) is None

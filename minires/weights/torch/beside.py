@@ -25,16 +25,20 @@ from minires.errors import CheckpointError, MiniresError
 from minires.weights.classes import KEYS, contradiction, names_in
 from minires.weights.sources import known_as
 
-CALLED = re.compile(r"(pytorch_)?model[-.\w]*\.(safetensors|bin)(\.index\.json)?")
+# With a variant, as fp16, perhaps, and the number of a part.
+CALLED = re.compile(r"(pytorch_)?model(\.\w+)?(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
 LONGEST = 10_000_000  # bytes
 ODD = ("rescale_offset", "offset", "do_grayscale", "do_flip_channel_order")
 LARGEST = 4096  # pixels of a side
 # What a network of timm's may be made with and still be the one of its name ...
-HARMLESS = {"num_classes", "drop_rate", "drop_path_rate", "drop_block_rate", "pretrained", "checkpoint_path"}
+HARMLESS = {
+    "num_classes", "drop_rate", "drop_path_rate", "drop_block_rate", "pretrained", "checkpoint_path",
+    "exportable", "scriptable", "img_size", "input_size",
+}  # fmt: skip
 # ... or with such a value only.
 USUAL = {
     "in_chans": ("3",), "global_pool": ("avg",), "act_layer": ("relu",), "norm_layer": ("batchnorm2d",),
-    "output_stride": ("32",), "zero_init_last": ("true", "false"),
+    "output_stride": ("32",), "zero_init_last": ("true", "false"), "features_only": ("false",),
 }  # fmt: skip
 # Those that may stand outside of model_args as well, beside much that is not an argument.
 ARGUMENTS = {
@@ -89,10 +93,10 @@ def read(path: Path, tensors: Collection[str] = (), model: str | None = None) ->
         for key in KEYS
         if (names := names_in(place.get(key)))
     ]
-    scalings = [
-        (beside, _processed(processor, beside) if processor else None),
-        (where, _normalize(pretrained.get("mean"), pretrained.get("std"), f"{where}: mean, std")),
-    ]
+    timms = _normalize(pretrained.get("mean"), pretrained.get("std"), f"{where}: mean, std")
+    if timms and max(timms.mean) > 2:
+        raise CheckpointError(f"{where}: {_words(timms)} are of pixels 0..255; timm's are of 0..1")
+    scalings = [(beside, _processed(processor, beside) if processor else None), (where, timms)]
     sides = [(beside, _side(processor)), (where, _square(pretrained.get("input_size"), channels=3))]
     stated = [(at, one) for at, one in scalings if one]
     normalize = stated[0][1] if stated else None
@@ -103,7 +107,7 @@ def read(path: Path, tensors: Collection[str] = (), model: str | None = None) ->
         tuple(labels[0][1]) if labels else None,
         normalize,
         options,
-        outputs if isinstance(outputs, int) and outputs > 0 else None,
+        int(str(outputs)) or None if str(outputs).isdecimal() else None,
         next(((at, side) for at, side in sides if side), None),
         contradiction(labels),
         _other_head(config, where),
@@ -203,7 +207,8 @@ def _check_timm(config: Mapping[str, Any], pretrained: Mapping[str, Any], where:
     around = [(key, one[key]) for one in (pretrained, config) for key in also & one.keys()]
     for name, value in [*around, *arguments.items()]:
         usual = USUAL.get(name)
-        if value is None or name in HARMLESS or (usual and str(value).lower() in usual):
+        none = value is None or (not usual and value in (False, "", {}, []))
+        if none or name in HARMLESS or (usual and str(value).lower() in usual):
             continue
         raise CheckpointError(f"{where}: the network was made with {name}={value!r}, which none here is")
     if offset := pretrained.get("label_offset"):

@@ -93,6 +93,12 @@ def import_model(
     # All weights come from the file, so none need to be drawn.
     build = {"initializer": "zeros", **options}
     outputs = _outputs(weights, models.build(name, classes=2, **build))
+    if outputs == 1:
+        raise CheckpointError(
+            f"the last layer of {weights.path} has one output, for yes or no through a sigmoid, it seems; "
+            "the models here end in a softmax over two classes or more. load_pretrained(..., head=False) in "
+            "Python takes all but the last layer"
+        )
     stated_outputs = weights.beside.outputs
     if stated_outputs and outputs and stated_outputs != outputs:
         raise CheckpointError(
@@ -198,7 +204,8 @@ def _classes(
     if given is not None:
         if len(given) != outputs:
             raise ConfigError(
-                f"{len(given)} classes were given, and the last layer of {weights.path} has {outputs} outputs"
+                f"{len(given)} classes were given, and the last layer of {weights.path} has {outputs} "
+                "outputs. Commas separate names; a file with one on each line holds names with commas"
             )
         return distinct(given, "classes"), []
     for contradiction in (weights.beside.contradiction, weights.said.get("contradiction")):

@@ -289,20 +289,21 @@ def torture() -> str:
     """What was tried to break it, and what fell."""
     kills, files, page = (load(f"torture_{name}") for name in ("kills", "files", "page"))
     killed = kills["kills"]
-    disasters = sum(row["cases"] for kind, row in kills["kinds"].items() if kind not in ("one", "two"))
-    faults = ", ".join(f"{count} {fault}" for fault, count in kills["faults"].items()) or "0"
+    rows = {kind: row for kind, row in kills["kinds"].items() if kind not in ("one", "two")}
+    disasters, fell = (sum(row[name] for row in rows.values()) for name in ("cases", "with faults"))
+    lost = sum(kills["kinds"][kind]["with faults"] for kind in ("one", "two"))
     lines = [
         "| tried | how many | faults |",
         "|---|---|---|",
-        f"| `kills.py`: a run is killed, resumed, and its bits compared | {killed} kills | {faults} |",
-        f"| `kills.py`: full disk, read-only, signals, damaged checkpoints, ... | {disasters} | the same |",
+        f"| `kills.py`: a run is killed, resumed, and its bits compared | {killed} kills | {lost} |",
+        f"| `kills.py`: full disk, read-only, signals, damage, ... | {disasters} runs | {fell} |",
     ]
     told = ("traceback", "hang", "memory", "code run", "silently different")
     found = ", ".join(f"{name} {files[name]}" for name in told)
     rest = sum(value for name, value in files.items() if name in FAULTS_OF_FILES and name not in told)
     lines.append(
         f"| `files.py`: files of {len(files['kinds'])} kinds, changed at random or made by hand | "
-        f"{files['cases']:,} | {found}, other {rest} |"
+        f"{files['cases']:,} files | {found}, other {rest} |"
     )
     tries = sum(row["tried"] for row in page["attacks"])
     what = f"`page.py`: {len(page['attacks'])} attacks on the page of `minires play`"

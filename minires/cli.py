@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with _plain_warnings(options), _harmless_output():
                 _parser().parse_args(arguments, options)
                 status: int = options.run(options)
+                interrupt.raise_what_came()
                 if sys.stdout is not None:
                     sys.stdout.flush()
                 return status

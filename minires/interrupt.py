@@ -8,10 +8,12 @@ standard streams of a program may go away, too: a terminal is closed, a reader s
 
 from __future__ import annotations
 
+import _thread
 import errno
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +30,7 @@ _GONE = {
         "ETIMEDOUT EHOSTDOWN EHOSTUNREACH ENETDOWN ENETRESET" + " EINVAL" * (os.name == "nt")
     ).split()
 }
-AGAIN = 0.5  # seconds
+AGAIN, SOON = 0.5, 0.01  # seconds
 _CLOSED = ("I/O operation on closed file", "write to closed file", "underlying buffer has been detached",
            "raw stream has been detached")  # fmt: skip
 Handler = Callable[[int, FrameType | None], None]
@@ -63,11 +65,12 @@ def as_exceptions() -> Iterator[list[int]]:
     """Inside this block a signal raises :class:`Stopped`; gives the numbers of those that came.
 
     What follows within ``AGAIN`` seconds, as when a machine shuts down, does not raise: it would disturb what
-    the first has begun to clean up.
+    the first has begun to clean up. What is raised where Python prints and forgets it, in a ``__del__`` or a
+    callback of a weak reference, is not printed, and raised again a moment later.
     """
     global _came
     outside, _came = _came, []
-    last = -math.inf
+    last, later = -math.inf, threading.Timer(0, lambda: None)
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal last
@@ -76,10 +79,22 @@ def as_exceptions() -> Iterator[list[int]]:
             _came.append(number)
             raise Stopped(number=number)
 
-    handlers = _replace(stop)
+    def forgotten(what: Any) -> None:
+        nonlocal last, later
+        if not isinstance(what.exc_value, Stopped):
+            hook(what)
+            return
+        last, later = -math.inf, threading.Timer(SOON, _thread.interrupt_main, [what.exc_value.number])
+        later.daemon = True
+        later.start()
+
+    handlers, hook = _replace(stop), sys.unraisablehook
+    sys.unraisablehook = forgotten
     try:
         yield _came
     finally:
+        later.cancel()
+        sys.unraisablehook = hook
         _put_back(handlers)
         _came = outside
 
@@ -95,8 +110,8 @@ def as_calls(told: Callable[[int], None]) -> Iterator[None]:
 
 
 def raise_what_came() -> None:
-    """Raise :class:`Stopped` once more if a signal came and its exception was lost: what is raised while a
-    library calls back from compiled code, or in a ``__del__``, Python prints and forgets."""
+    """Raise :class:`Stopped` once more if a signal came and its exception was lost, for example where a
+    library calls back from compiled code."""
     if _came:
         raise Stopped(number=_came[-1])
 

@@ -214,3 +214,42 @@ def test_a_signal_whose_exception_was_lost_can_be_raised_again():
         interrupt.raise_what_came()
     assert interrupt.status(stopped.value) == 129
     interrupt.raise_what_came()  # outside the block there is none
+
+
+class Ringing:
+    """Gets a signal while it is taken away, where Python prints what is raised, and forgets it."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_what_python_forgets_is_raised_again_and_not_printed(monkeypatch):
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    with pytest.raises(Stopped) as stopped, as_exceptions() as came:
+        Ringing()
+        for _ in range(500):
+            time.sleep(0.01)
+        pytest.fail("it went on for seconds")
+    assert stopped.value.number == signal.SIGTERM and came == [signal.SIGTERM] * 2 and not printed
+    assert sys.unraisablehook == printed.append
+
+
+def test_what_is_forgotten_at_the_very_end_is_not_lost(monkeypatch):
+    monkeypatch.setattr(interrupt, "SOON", 60)
+    with as_exceptions():
+        Ringing()
+        with pytest.raises(Stopped):
+            interrupt.raise_what_came()
+
+
+def test_another_error_that_python_forgets_is_told_as_before(monkeypatch):
+    class Failing:
+        def __del__(self):
+            raise ValueError("mine")
+
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: printed.append(str(what.exc_value)))
+    with as_exceptions():
+        Failing()
+    assert printed == ["mine"]

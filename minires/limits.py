@@ -168,9 +168,10 @@ def process(
     }  # fmt: skip
     ready = b""
     try:
-        with ended_after(child, START), contextlib.suppress(BrokenPipeError):
-            piped(child.stdin).write(json.dumps(what).encode() + b"\n")
-            piped(child.stdin).flush()
+        with ended_after(child, START):
+            with contextlib.suppress(BrokenPipeError):  # it has ended: what it said before is there
+                piped(child.stdin).write(json.dumps(what).encode() + b"\n")
+                piped(child.stdin).flush()
             ready = piped(child.stdout).read(1)
     finally:
         if not ready:

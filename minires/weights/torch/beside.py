@@ -7,7 +7,8 @@
 
 They belong to the file that is called as those programs call theirs. A file with a name of its own may lie in
 a folder of downloads, beside what belongs to anything: there they are believed where no file has the usual
-name and the config.json says the same network; else a note says that they were left aside.
+name and the config.json says the same network; else a note says that they were left aside. So it does beside
+any file if the config.json says a network of no family known here.
 """
 
 from __future__ import annotations

@@ -23,9 +23,10 @@ is shows in its content, whatever its name; of a model in several files give the
 
 Some networks have the same names and shapes and compute something else: timm's resnetblur50 and resnetaa50
 (blurred strides), a ResNet-50 with the stride on its first 1x1. What a file states is compared, and what a
-config.json of Hugging Face or timm beside it states: beside model.safetensors or pytorch_model.bin always,
-beside a file of another name if no such one is there and it says --model; else a note says that it was left
-aside. Where nothing states it, be sure that --model and --variant are what was trained."""
+config.json of Hugging Face or timm beside it states: beside model.safetensors or pytorch_model.bin (also
+model.fp16.safetensors, model-00001-of-00002.safetensors) always, beside a file of another name if no such
+one is there and it says --model. Else, and if it says a network of no family known here, a note says that it
+was left aside. Where nothing states it, be sure that --model and --variant are what was trained."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +66,10 @@ def run(options: argparse.Namespace) -> int:
     names = None if options.class_names is None else weights.class_names(options.class_names)
     if options.classes is not None:
         if names is not None and len(names) != options.classes:
-            raise ConfigError(f"--class-names has {len(names)} names, and --classes says {options.classes}")
+            raise ConfigError(
+                f"--class-names has {len(names)} names, and --classes says {options.classes}. "
+                + weights.classes.COMMAS
+            )
         names = names or tuple(str(number) for number in range(options.classes))
     report = weights.import_weights(
         options.source_file, options.model, out, source=options.source, classes=names,

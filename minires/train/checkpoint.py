@@ -8,6 +8,7 @@ is found out, while any program that reads safetensors can still open it.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
@@ -87,9 +88,10 @@ def read(path: str | os.PathLike[str]) -> tuple[Arrays, dict[str, Any]]:
         for magic, whose in OTHERS.items():
             if start.startswith(magic) and not begins_so:
                 raise Foreign(f"{path} is no safetensors file: it looks like one of {whose}") from error
-        no_such = "" if begins_so or not start.isascii() else "it does not begin as one"
-        what = beginnings.words(start) or no_such or shortened(error)
-        raise Damaged(f"{path} is damaged or not a safetensors file: {what}") from error
+        known = beginnings.words(start)
+        if not known and _is_text(start):
+            raise Damaged(f"{path} is no safetensors file: it holds text") from error
+        raise Damaged(f"{path} is damaged or not a safetensors file: {known or shortened(error)}") from error
     if not isinstance(info, dict) or written is None:
         raise Foreign(f"{path} was not written by minires: it has no checksum in its metadata")
     if not whole:
@@ -101,6 +103,15 @@ def read(path: str | os.PathLike[str]) -> tuple[Arrays, dict[str, Any]]:
             f"{path} was written by another version of minires: its format is {version}, not {FORMAT}"
         )
     return arrays, info
+
+
+def _is_text(start: bytes) -> bool:
+    """Whether a file begins with text; the length of a header, with which ours do, has zeros."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)  # the last letter may be cut
+    except UnicodeDecodeError:
+        return False
+    return len(start) > 8 and b"\0" not in start
 
 
 def check(path: str | os.PathLike[str], info: Mapping[str, Any], kind: Kind) -> None:

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from minires.data.class_names import stripped
-from minires.errors import ConfigError
+from minires.errors import CheckpointError, ConfigError
 from minires.limits import regular_file
 
 JSON = ("[", "{")
 NUMBERED = re.compile(r"(\d+)[\s:,;]+(.+)")
+SHOWN = 3
+COMMAS = "Commas separate names; a file with one on each line holds names with commas"
 LONGEST = 10_000_000  # bytes of a file of names
 # What files call them: a list in the order of the outputs, or number -> name, or name -> number.
 KEYS = (
@@ -26,9 +28,9 @@ KEYS = (
 def class_names(text: str) -> tuple[str, ...]:
     """The names of ``--class-names``: "cat,dog", or the path of a file that has one on each line, with or
     without its number, or all on one, or JSON: a list, or an object as {"0": "cat", "1": "dog"}, or one that
-    holds such under "id2label".
+    holds such under "id2label". In a file a name may stand twice: ImageNet has two cranes.
 
-    Raises: ConfigError if there is no such file, or what is in it are no names.
+    Raises: ConfigError if there is no such file, what is in it are no names, or one typed here stands twice.
 
     >>> class_names("cat, dog")
     ('cat', 'dog')
@@ -45,13 +47,11 @@ def class_names(text: str) -> tuple[str, ...]:
     elif "," in text or text.lstrip().startswith(JSON):
         where, content = "--class-names", text
     else:
-        raise ConfigError(
-            f"--class-names {text}: no such file, and a list needs at least two names: cat,dog"
-        )
-    names = _listed(content, where)
-    if where == "--class-names" and (twice := [name for name, n in Counter(names).items() if n > 1]):
+        raise ConfigError(f"--class-names {text}: no such file, and a list needs at least two names: cat,dog")
+    names = stripped(_listed(content, where), where, error=ConfigError)
+    if where == "--class-names" and (twice := _twice(names)):
         raise ConfigError(f"--class-names has {twice[0]!r} twice")
-    return distinct(names, where)
+    return tuple(names)
 
 
 def _listed(content: str, where: str) -> list[str]:
@@ -69,7 +69,7 @@ def _listed(content: str, where: str) -> list[str]:
         return found
     lines = content.rstrip().splitlines()
     if len(lines) == 1:
-        return [name.strip() for name in lines[0].split(",")]
+        return lines[0].split(",")
     parts = [match for line in lines if (match := NUMBERED.fullmatch(line.strip()))]
     numbered = {match[1]: match[2] for match in parts}
     return (names_in(numbered) if len(numbered) == len(lines) else None) or lines
@@ -118,6 +118,37 @@ def contradiction(found: Sequence[tuple[str, Sequence[str]]]) -> str:
     return ""
 
 
+def _twice(names: Sequence[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
+
+
+def said_twice(names: Sequence[str]) -> list[str]:
+    """A sentence on what :func:`distinct` makes of names that stand twice, if there are any.
+
+    >>> said_twice(["crane", "dog", "crane"])
+    ["more than one class is called 'crane': the number of the class stands behind the later names"]
+    """
+    called = ", ".join(map(repr, (twice := _twice([name.strip() for name in names]))[:SHOWN]))
+    more = f" and {len(twice) - SHOWN} others" if len(twice) > SHOWN else ""
+    sentence = (
+        f"more than one class is called {called}{more}: the number of the class stands behind the later names"
+    )
+    return [sentence] if twice else []
+
+
+def several(outputs: int | None, path: str | os.PathLike[str]) -> None:
+    """Check that the last layer of a file has two outputs or more.
+
+    Raises: CheckpointError if it has one.
+    """
+    if outputs == 1:
+        raise CheckpointError(
+            f"{os.fspath(path)}: its last layer has one output, for yes or no through a sigmoid, it seems; "
+            "the models here end in a softmax over two classes or more (of one it is always 1). "
+            "load_pretrained(..., head=False) in Python takes all but the last layer"
+        )
+
+
 def _places(name: str, names: Sequence[str]) -> list[int]:
     return [number for number, other in enumerate(names) if other == name]
 
@@ -136,6 +167,6 @@ def distinct(names: Sequence[str], where: str | os.PathLike[str]) -> tuple[str, 
     for number, name in enumerate(stripped(names, where, error=ConfigError)):
         seen[name] += 1
         found.append(name if seen[name] == 1 else f"{name} ({number})")
-    if len(set(found)) < len(found):
-        raise ConfigError(f"{where}: two classes have one name: {Counter(found).most_common(1)[0][0]}")
+    if again := _twice(found):
+        raise ConfigError(f"{where}: two classes have one name: {again[0]}")
     return tuple(found)

@@ -121,7 +121,11 @@ def test_foreign_missing_and_future_files_are_named(tmp_path, monkeypatch):
     [
         *[(b"\x80" + bytes([protocol]) + b"}q", "one of PyTorch") for protocol in range(2, 6)],
         (b"PK\x03\x04", "one of PyTorch or Keras"), (b"\x89HDF\r\n\x1a\n", "one of Keras"),
-        (b"<!doctype html>", "a web page"), (b"epoch,step,lr\n1,2,3\n", "it does not begin as one"),
+        (b"<!doctype html>", "a web page"),
+        (b"epoch,step,lr\n1,2,3\n", "no safetensors file: it holds text"),
+        (b'{"model":{"a":1}}', "no safetensors file: it holds text"),
+        (('{"names":["' + "\u00e9" * 40).encode(), "no safetensors file: it holds text"),
+        (b"", "damaged or not a safetensors file"),
         (b"\xff" * 20, "damaged or not a safetensors file"),
     ],
 )  # fmt: skip

@@ -69,7 +69,9 @@ def test_what_an_older_config_of_timm_says_beside_the_architecture_is_taken(tmp_
     [
         ({"num_classes": 1000}, "num_classes=1000, and the last layer has 3 outputs"),
         ({"num_classes": "5"}, "num_classes=5, and the last layer has 3 outputs"),
-        ({"mean": [123.675, 116.28, 103.53]}, "are of pixels 0..255; timm's are of 0..1"),
+        ({"num_classes": 5.0}, "num_classes=5, and the last layer has 3 outputs"),
+        ({"mean": [123.675, 116.28, 103.53]}, "are of pixels 0..255, it seems, and must be of 0..1 there"),
+        ({"std": [58.395, 57.12, 57.375]}, "are of pixels 0..255, it seems, and must be of 0..1 there"),
         ({"aa_layer": "blurpool"}, "made with aa_layer='blurpool'"),
         ({"block_args": {"attn_layer": "se"}}, "made with block_args="),
         ({"stem_type": "deep"}, "made with stem_type='deep'"),
@@ -87,10 +89,21 @@ def test_what_no_model_here_is_is_refused_in_either_form(said, words, tmp_path):
 
 def test_what_an_option_of_timms_leaves_as_it_is_is_no_matter(tmp_path):
     weights(tmp_path / "model.safetensors")
-    same = {"features_only": False, "exportable": True, "img_size": 224, "avg_down": False, "block_args": {}}
+    same = {
+        "features_only": False, "exportable": True, "img_size": 224, "avg_down": False, "block_args": {},
+        "aa_layer": "", "down_kernel_size": 1, "base_width": 64, "cardinality": 1, "stem_width": 64,
+        "bn_eps": 1e-5, "no_jit": True, "layers": [1, 1, 1, 1],
+    }  # fmt: skip
     write(tmp_path, architecture="resnet18", model_args=same, pretrained_cfg=HALF)
     assert imported(tmp_path / "model.safetensors")[0].normalize.mean == (0.5,) * 3
-    for other in ({"features_only": True}, {"avg_down": True}, {"global_pool": ""}):
+    others = {
+        "features_only": True,
+        "avg_down": True,
+        "global_pool": "",
+        "down_kernel_size": 3,
+        "bn_eps": 1e-3,
+    }
+    for other in ({key: value} for key, value in others.items()):
         write(tmp_path, architecture="resnet18", model_args=other)
         with pytest.raises(CheckpointError, match=f"made with {next(iter(other))}="):
             imported(tmp_path / "model.safetensors")
@@ -101,6 +114,45 @@ def test_a_network_with_one_output_is_no_softmax(tmp_path):
     export_torch(model, tmp_path / "model.safetensors", "torchvision")
     with pytest.raises(CheckpointError, match="one output, for yes or no through a sigmoid, it seems"):
         imported(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"architecture": "vit_base"}, {"model_type": "convnext"}, {"model_type": "vit", "num_labels": 1}],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "w.safetensors"])
+def test_a_config_of_no_network_known_here_is_left_aside_with_a_word(name, said, tmp_path):
+    weights(tmp_path / name)
+    write(tmp_path, **said, **HALF, pretrained_cfg=HALF, label_names=["a", "b", "c"])
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": 0.5, "image_std": 0.5}')
+    trained, notes = imported(tmp_path / name)
+    assert trained.normalize.mean[0] == 0.485 and trained.classes == ("0", "1", "2")
+    assert "left aside: " in notes and repr(next(iter(said.values()))) in notes
+
+
+@pytest.mark.parametrize("file", ["microsoft/resnet-50", "timm/resnet18.a1_in1k", "hf_hub:timm/resnet18"])
+def test_a_name_of_a_hub_is_no_file_and_nothing_is_downloaded(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=f"{file}: no such file; if .* fetch its folder first, as min"):
+        import_weights(file, "resnet18", "o.safetensors")
+    (tmp_path / "runs").mkdir()
+    for own in ("runs/gone", "none/gone.pth", "gone", "a/b/c"):
+        with pytest.raises(CheckpointError, match="no such file$"):
+            import_weights(own, "resnet18", "o.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_theirs"),
+    [
+        ("model.safetensors", True), ("pytorch_model.bin", True), ("model.fp16.safetensors", True),
+        ("pytorch_model-00001-of-00002.bin", True), ("model.fp16-00001-of-00002.safetensors", True),
+        ("model.safetensors.index.json", True), ("model.safetensors.index.fp16.json", True),
+        ("model_final.safetensors", False), ("model_card.bin", False), ("modelnet.bin", False),
+        ("model-1-of-2.safetensors", False), ("my_model.safetensors", False), ("model.pth", False),
+    ],
+)  # fmt: skip
+def test_what_transformers_and_timm_call_their_files(name, is_theirs):
+    assert (beside.CALLED.fullmatch(name) is not None) == is_theirs
 
 
 @pytest.mark.parametrize("name", ["model.fp16.safetensors", "model-00001-of-00001.safetensors"])

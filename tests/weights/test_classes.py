@@ -67,6 +67,10 @@ def test_names_on_the_command_line():
         assert class_names(text) == THREE
     with pytest.raises(ConfigError, match="--class-names has 'cat' twice"):
         class_names("cat, dog,cat")
+    with pytest.raises(ConfigError, match="--class-names has 'cat' twice"):
+        class_names('["cat", "cat ", "dog"]')
+    with pytest.raises(ConfigError, match="--class-names: the name of class 0 is empty"):
+        class_names(",")
     with pytest.raises(ConfigError, match="--class-names: this is no JSON"):
         class_names('["cat", "dog"')
     with pytest.raises(ConfigError, match="name of class 1 is empty"):
@@ -91,6 +95,19 @@ def test_classes_are_as_many_as_the_file_has_outputs(tmp_path):
     assert load_model(out).classes == THREE == report.classes and not report.notes
     with pytest.raises(ConfigError, match="2 classes were given, and the last layer of .* has 3 outputs"):
         import_weights(tmp_path / "w.safetensors", "resnet18", out, variant=small, classes=("a", "b"))
+
+
+def test_names_that_a_file_has_twice_get_their_numbers_with_a_word(tmp_path):
+    _, small = weights(tmp_path / "w.safetensors")
+    (tmp_path / "names.txt").write_text("crane\ndog\ncrane\n")
+    given, out = class_names(str(tmp_path / "names.txt")), tmp_path / "o.safetensors"
+    assert given == ("crane", "dog", "crane")
+    said = "more than one class is called 'crane': the number of the class stands behind the later names"
+    report = import_weights(tmp_path / "w.safetensors", "resnet18", out, variant=small, classes=given)
+    assert load_model(out).classes == ("crane", "dog", "crane (2)") and said in report.notes
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18", "label_names": given}))
+    report = import_weights(tmp_path / "w.safetensors", "resnet18", out, variant=small)
+    assert load_model(out).classes == ("crane", "dog", "crane (2)") and said in report.notes
 
 
 def test_ten_outputs_for_small_pictures_are_cifar10_and_others_are_not(tmp_path):
@@ -297,7 +314,7 @@ def test_the_command_takes_names_and_says_where_they_are_from(tmp_path, capsys, 
         "3 classes were given, and the last layer of w.safetensors has 4 outputs" in capsys.readouterr().err
     )
     assert main([*command, "--class-names", "a,b,c,d", "--classes", "3"]) == 2
-    assert "--class-names has 4 names, and --classes says 3" in capsys.readouterr().err
+    assert "--class-names has 4 names, and --classes says 3. Commas separate" in capsys.readouterr().err
     assert main([*command[:-1], "o.pth"]) == 2
     assert "--out is o.pth, but a model of minires is written as .safetensors" in capsys.readouterr().err
     assert main(["import-weights", "w.safetensors", "--model", "resnet20_cifar", "--json"]) == 0

@@ -133,3 +133,17 @@ def test_notes_that_are_damaged_are_refused(tmp_path, signs, change, message):
         file.attrs["minires"] = json.dumps({**notes, **change})
     with pytest.raises(CheckpointError, match=message):
         import_weights(path, "resnet50_signs", tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_network_of_keras_with_one_output_is_no_softmax(tmp_path, noted):
+    model = oracle.shake(build("resnet50_signs", classes=1))
+    normalize = APPLICATIONS["ResNet50-signs"].normalize
+    one = Trained(model.eval(), "resnet50_signs", {}, ("yes",), normalize, (64, 64), "own")
+    export_keras(one, tmp_path / "a.weights.h5")
+    if not noted:
+        with h5py.File(tmp_path / "a.weights.h5", "r+") as file:
+            del file.attrs["minires"]
+    with pytest.raises(CheckpointError, match=r"a.weights.h5: its last layer has one output, .* always 1"):
+        import_weights(tmp_path / "a.weights.h5", "resnet50_signs", tmp_path / "b.safetensors")
+    assert not (tmp_path / "b.safetensors").exists()

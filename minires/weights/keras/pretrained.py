@@ -25,6 +25,7 @@ from minires.models import Entry
 from minires.nn.layers import Conv2d
 from minires.nn.module import Module
 from minires.train import Trained, save_model
+from minires.weights.classes import COMMAS, distinct, said_twice, several
 from minires.weights.keras import files, names
 from minires.weights.keras.applications import APPLICATIONS, Application
 from minires.weights.keras.config import LARGEST, Network
@@ -107,7 +108,8 @@ def import_model(
     save_model(out, trained)
     numbers = sum(array.size for array in fit.state.values())
     return Report(
-        file.path, f"Keras's {_KINDS[name]}", len(fit.state), numbers, notes=tuple(fit.notes),
+        file.path, f"Keras's {_KINDS[name]}", len(fit.state), numbers,
+        notes=(*fit.notes, *said_twice(classes or ())),
         classes=tuple(fit.classes),
     )  # fmt: skip
 
@@ -241,13 +243,14 @@ class _Wish:
 
     def named(self, count: int, known: list[str] | None = None) -> list[str]:
         """The names of the classes: those given, those in the file, or numbers."""
+        several(count, self.file.path)
         if self.classes is None:
             return known or [str(number) for number in range(count)]
         if len(self.classes) != count:
             raise CheckpointError(
-                f"its last layer gives {count} classes, and {len(self.classes)} are asked for"
+                f"its last layer gives {count} classes, and {len(self.classes)} are asked for. {COMMAS}"
             )
-        return self.classes
+        return list(distinct(self.classes, "classes"))
 
     def stated(self, found: Network, options: dict[str, Any], classes: int) -> dict[str, Any]:
         """The options of batch norm with which our model has what the file states."""

@@ -7,7 +7,8 @@
 
 They belong to the file that is called as those programs call theirs. A file with a name of its own may lie in
 a folder of downloads, beside what belongs to anything: there they are believed where no file has the usual
-name and the config.json says the same network; else a note says that they were left aside.
+name and the config.json says the same network; else a note says that they were left aside. So it does beside
+any file if the config.json says a network of no family known here.
 """
 
 from __future__ import annotations
@@ -23,27 +24,29 @@ from typing import Any
 from minires.data import Normalize
 from minires.errors import CheckpointError, MiniresError
 from minires.weights.classes import KEYS, contradiction, names_in
-from minires.weights.sources import known_as
+from minires.weights.sources import known_as, of_a_family
 
 # With a variant, as fp16, perhaps, and the number of a part.
-CALLED = re.compile(r"(pytorch_)?model(\.\w+)?(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
+CALLED = re.compile(r"(pytorch_)?model(\.\w+)?(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index(\.\w+)?\.json)?")
 LONGEST = 10_000_000  # bytes
 ODD = ("rescale_offset", "offset", "do_grayscale", "do_flip_channel_order")
 LARGEST = 4096  # pixels of a side
-# What a network of timm's may be made with and still be the one of its name ...
+BRIGHTEST = 2.0  # a mean or a deviation of pixels in 0..1 is below it, one of pixels in 0..255 above
+# What a network of timm's may be made with and still be the one of its name, or shows in its tensors ...
 HARMLESS = {
-    "num_classes", "drop_rate", "drop_path_rate", "drop_block_rate", "pretrained", "checkpoint_path",
-    "exportable", "scriptable", "img_size", "input_size",
+    "num_classes", "drop_rate", "drop_path_rate", "drop_block_rate", "drop_connect_rate", "pretrained",
+    "pretrained_cfg", "checkpoint_path", "cache_dir", "exportable", "scriptable", "no_jit", "img_size",
+    "input_size", "stem_width", "base_width", "cardinality", "layers", "channels", "bn_momentum",
 }  # fmt: skip
 # ... or with such a value only.
 USUAL = {
     "in_chans": ("3",), "global_pool": ("avg",), "act_layer": ("relu",), "norm_layer": ("batchnorm2d",),
     "output_stride": ("32",), "zero_init_last": ("true", "false"), "features_only": ("false",),
+    "down_kernel_size": ("1",), "bn_eps": ("1e-05",),
 }  # fmt: skip
 # Those that may stand outside of model_args as well, beside much that is not an argument.
 ARGUMENTS = {
-    *USUAL, "aa_layer", "avg_down", "block_args", "stem_type", "stem_width", "base_width", "cardinality",
-    "replace_stem_pool", "down_kernel_size", "se_layer", "attn_layer", "layers", "channels",
+    *USUAL, "aa_layer", "avg_down", "block_args", "stem_type", "replace_stem_pool", "se_layer", "attn_layer",
 }  # fmt: skip
 
 
@@ -78,6 +81,8 @@ def read(path: Path, tensors: Collection[str] = (), model: str | None = None) ->
     if not CALLED.fullmatch(path.name) and (left_aside := _of_others(path, tensors, model)) is not None:
         return left_aside
     config = _json(path.with_name("config.json"))
+    if unknown := _unknown(config):
+        return Beside(notes=(f"left aside: {path.with_name('config.json')}, which says {unknown}",))
     processor = _json(path.with_name("preprocessor_config.json"))
     where, beside = (str(path.with_name(name)) for name in ("config.json", "preprocessor_config.json"))
     named: list[tuple[str, str]] = []
@@ -93,21 +98,21 @@ def read(path: Path, tensors: Collection[str] = (), model: str | None = None) ->
         for key in KEYS
         if (names := names_in(place.get(key)))
     ]
-    timms = _normalize(pretrained.get("mean"), pretrained.get("std"), f"{where}: mean, std")
-    if timms and max(timms.mean) > 2:
-        raise CheckpointError(f"{where}: {_words(timms)} are of pixels 0..255; timm's are of 0..1")
-    scalings = [(beside, _processed(processor, beside) if processor else None), (where, timms)]
+    scalings = [
+        (beside, _processed(processor, beside) if processor else None),
+        (where, _normalize(pretrained.get("mean"), pretrained.get("std"), f"{where}: mean, std")),
+    ]
     sides = [(beside, _side(processor)), (where, _square(pretrained.get("input_size"), channels=3))]
     stated = [(at, one) for at, one in scalings if one]
     normalize = stated[0][1] if stated else None
     counts = [one.get("num_classes") for one in (_mapping(config.get("model_args")), config, pretrained)]
-    outputs = next((count for count in counts if count is not None), None)
+    stated_outputs = next((count for count in counts if count is not None), None)
     return Beside(
         tuple(named),
         tuple(labels[0][1]) if labels else None,
         normalize,
         options,
-        int(str(outputs)) or None if str(outputs).isdecimal() else None,
+        _count(stated_outputs),
         next(((at, side) for at, side in sides if side), None),
         contradiction(labels),
         _other_head(config, where),
@@ -134,6 +139,8 @@ def _of_others(path: Path, tensors: Collection[str], model: str | None) -> Besid
         blocks = {(int(one[1]), int(one[2])) for one in found if one}
         depths = [sum(stage == one for one, _ in blocks) for stage in sorted({one for one, _ in blocks})]
         fits = bool(depths) and config.get("depths", [3, 4, 6, 3]) == depths
+    else:
+        says = _unknown(config)
     near = path.parent.glob("*model*")
     usual = sorted(one.name for one in near if CALLED.fullmatch(one.name) and one.is_file())
     if fits and not usual:
@@ -145,6 +152,29 @@ def _of_others(path: Path, tensors: Collection[str], model: str | None) -> Besid
     if alone.is_file():
         return Beside(notes=(f"left aside: {alone}, as no config.json says that it belongs to {path.name}",))
     return Beside()
+
+
+def _unknown(config: Mapping[str, Any]) -> str:
+    """What a config.json says of a network that no name here is like, in words; "" if it says none such."""
+    theirs, kind = config.get("architecture"), config.get("model_type", "resnet")
+    if isinstance(theirs, str):
+        return repr(theirs) if known_as(theirs) == "" and not of_a_family(theirs) else ""
+    return "" if kind == "resnet" else f"model_type {kind!r}"
+
+
+def _count(value: Any) -> int | None:
+    """A number of classes as JSON may have it, 3, 3.0 or "3"; None if it is none.
+
+    >>> [_count(one) for one in (3, 3.0, "3", 0, True, "three", [3])]
+    [3, 3, 3, None, None, None, None]
+    """
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return int(number) if number.is_integer() and number > 0 else None
 
 
 def _other_head(config: Mapping[str, Any], where: str) -> str:
@@ -243,13 +273,10 @@ def _processed(processor: Mapping[str, Any], where: str) -> Normalize | None:
     times = 1.0 if math.isclose(times, 1, rel_tol=1e-3) else times
     if not processor.get("do_normalize", True):
         return Normalize((0.0,) * 3, (1 / times,) * 3)
-    found = _normalize(processor.get("image_mean"), processor.get("image_std"), f"{where}: image_mean")
-    if found is None and times != 1:
+    mean, std = processor.get("image_mean"), processor.get("image_std")
+    if mean is None and std is None and times != 1:
         raise CheckpointError(f"{where}: pixels are scaled by {factor}, and then by an image_mean not stated")
-    if found is None:
-        return None
-    mean, std = (tuple(one / times for one in which) for which in (found.mean, found.std))
-    return _normalize(mean, std, where)
+    return _normalize(mean, std, f"{where}: image_mean", times)
 
 
 def _side(processor: Mapping[str, Any]) -> int | None:
@@ -270,14 +297,26 @@ def _square(size: Any, channels: int | None = None) -> int | None:
     return sides[0] if len({*sides}) == 1 and 1 <= sides[0] <= LARGEST else None
 
 
-def _normalize(mean: Any, std: Any, where: str) -> Normalize | None:
-    """None if neither is stated. Raises: CheckpointError if they cannot be used."""
+def _normalize(mean: Any, std: Any, where: str, times: float = 1.0) -> Normalize | None:
+    """Mean and deviation of pixels in 0..1 from those of pixels in 0..``times``; None if neither is stated.
+
+    Raises: CheckpointError if they cannot be used, or are of other pixels.
+    """
     if mean is None and std is None:
         return None
     mean, std = ([one] * 3 if isinstance(one, int | float) else one for one in (mean, std))
     try:
-        return Normalize(tuple(map(float, mean)), tuple(map(float, std)))  # type: ignore[arg-type]
+        found = Normalize(
+            tuple(float(one) / times for one in mean),  # type: ignore[arg-type]
+            tuple(float(one) / times for one in std),  # type: ignore[arg-type]
+        )
     except (TypeError, ValueError, MiniresError) as error:
         raise CheckpointError(
             f"{where}: means {mean!r} and deviations {std!r} are not three numbers each, the latter positive"
         ) from error
+    if max(map(abs, (*found.mean, *found.std))) > BRIGHTEST:
+        raise CheckpointError(
+            f"{where}: means {mean!r} and deviations {std!r} are of pixels 0..255, it seems, and must be of "
+            f"0..{times:g} there"
+        )
+    return found

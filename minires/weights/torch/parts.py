@@ -17,6 +17,7 @@ USUAL = (  # what the weights of a folder are called; the first that is there is
 )  # fmt: skip
 WEIGHTS = re.compile(r".*\.(safetensors|pth|pt|th|ckpt|bin|tar|npz|h5|keras)", re.IGNORECASE)
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\..*|)")
+ON_A_HUB = re.compile(r"(hf[-_]hub:|hf:/+)?[\w.-]+/[\w.-]+")  # owner/name
 SHOWN = 5
 LONGEST_REVISION = 1000  # bytes
 
@@ -28,6 +29,12 @@ def in_folder(path: Path) -> Path:
     """
     check_name(path, CheckpointError)
     if not path.is_dir():
+        missing = not os.path.lexists(path) and not path.parent.is_dir() and not WEIGHTS.fullmatch(path.name)
+        if missing and ON_A_HUB.fullmatch(os.fspath(path)):
+            raise CheckpointError(
+                f"{path}: no such file; if it is a model of Hugging Face's, fetch its folder first, as "
+                "minires downloads nothing"
+            )
         return path
     snapshots = path / "snapshots"  # models--microsoft--resnet-50 in the cache of Hugging Face
     if snapshots.is_dir():

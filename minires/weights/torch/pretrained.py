@@ -31,7 +31,7 @@ from minires.errors import CheckpointError, ConfigError
 from minires.nn.layers import BatchNorm2d, Conv2d, Flatten, Linear
 from minires.nn.module import Module
 from minires.train import Trained, save_model
-from minires.weights.classes import distinct
+from minires.weights.classes import COMMAS, distinct, said_twice, several
 from minires.weights.name_tables import modern, places_of
 from minires.weights.report import Report
 from minires.weights.sources import SOURCES, known_as, look_alike, of_a_family, recognise, variant_for
@@ -93,12 +93,7 @@ def import_model(
     # All weights come from the file, so none need to be drawn.
     build = {"initializer": "zeros", **options}
     outputs = _outputs(weights, models.build(name, classes=2, **build))
-    if outputs == 1:
-        raise CheckpointError(
-            f"the last layer of {weights.path} has one output, for yes or no through a sigmoid, it seems; "
-            "the models here end in a softmax over two classes or more. load_pretrained(..., head=False) in "
-            "Python takes all but the last layer"
-        )
+    several(outputs, weights.path)
     stated_outputs = weights.beside.outputs
     if stated_outputs and outputs and stated_outputs != outputs:
         raise CheckpointError(
@@ -205,9 +200,9 @@ def _classes(
         if len(given) != outputs:
             raise ConfigError(
                 f"{len(given)} classes were given, and the last layer of {weights.path} has {outputs} "
-                "outputs. Commas separate names; a file with one on each line holds names with commas"
+                f"outputs. {COMMAS}"
             )
-        return distinct(given, "classes"), []
+        return distinct(given, "classes"), said_twice(given)
     for contradiction in (weights.beside.contradiction, weights.said.get("contradiction")):
         if contradiction:
             raise CheckpointError(f"{weights.path}: {contradiction}; give the names by --class-names")
@@ -223,7 +218,7 @@ def _classes(
                     "outputs; give their names by --class-names"
                 )
             found = distinct(names, where)
-            return found, [f"the names of the {outputs} classes are from {where}"]
+            return found, [f"the names of the {outputs} classes are from {where}", *said_twice(names)]
     if len(usual) == outputs:
         return tuple(usual), []
     return tuple(map(str, range(outputs))), [

@@ -225,6 +225,11 @@ def _two_hundred(page: Page, rng: random.Random) -> list[tuple[bytes, str]]:
     return [rng.choice(kinds) for _ in range(200)]
 
 
+def _long_to_decode(page: Page, rng: random.Random) -> list[tuple[bytes, str]]:
+    """So long that each process that decodes is needed."""
+    return [(page.post(noise(rng, 1000)), "a guess") for _ in range(8)]
+
+
 def _traces_and_maps(page: Page, rng: random.Random) -> list[tuple[bytes, str]]:
     picture = json.loads(page.exchange(page.post(page.picture)).content)["picture"]
     trace, maps = f"trace?picture={picture}", f"maps?picture={picture}&label={rng.randrange(6)}"
@@ -621,7 +626,8 @@ def torture(seconds: float, seed: int, only: str, say: Callable[[str], None]) ->
 
 
 def _torture(page: Page, seconds: float, seed: int, only: str, say: Callable[[str], None]) -> dict[str, Any]:
-    at_once(_two_hundred, (200,))(page, random.Random(0), ExitStack(), Tally())
+    for requests in (_two_hundred, _long_to_decode):
+        at_once(requests, (200,))(page, random.Random(0), ExitStack(), Tally())
     page.honest()  # now all has started that it starts when it is needed
     time.sleep(2.5)
     watch = Watch(page.process.pid)

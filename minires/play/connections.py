@@ -95,9 +95,9 @@ class Connections:
     def _make_room(self) -> bool:
         """Let one connection go whose place a newcomer may take; False if there is none."""
         if self._answered:
-            oldest, _ = next(iter(self._answered.items()))
+            oldest = next(iter(self._answered))
         elif self._incomplete:
-            oldest, _ = next(iter(self._incomplete.items()))
+            oldest = next(iter(self._incomplete))
             oldest.write(refused(_busy("many others have come")).message())
         else:
             return False

@@ -96,8 +96,8 @@ def has_begun(folder: Path) -> None:
 
 def undo(folder: Path) -> None:
     """Remove what :func:`begin` wrote."""
+    has_begun(folder)
     with suppress(OSError):
-        (folder / FINGERPRINT).unlink(missing_ok=True)
         (folder / CONFIG).unlink(missing_ok=True)
 
 

@@ -260,9 +260,7 @@ def _processed(processor: Mapping[str, Any], where: str) -> Normalize | None:
     None if it does not say.
     """
     rescaled, factor = processor.get("do_rescale", True), processor.get("rescale_factor", 1 / 255)
-    if any(
-        processor.get(key) for key in ("rescale_offset", "offset", "do_grayscale", "do_flip_channel_order")
-    ):
+    if any(map(processor.get, ODD)):
         raise CheckpointError(
             f"{where}: pixels are shifted before they are scaled, grey, or blue first, which is not done here"
         )

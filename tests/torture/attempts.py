@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -79,6 +80,7 @@ def attempt(act: Callable[[], dict[str, str]], log: Path, *, show: bool = False)
 def _be_case(act: Callable[[], dict[str, str]], told: int, log: Path, show: bool) -> None:
     """In the child: call ``act``, and tell what came out."""
     os.setsid()
+    gc.freeze()  # garbage of the process that was forked: to give it back here would hide what ``act`` takes
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     if not show:
         os.dup2(handle, 1)

@@ -30,6 +30,8 @@ from __future__ import annotations
 
 import argparse
 import collections
+import importlib
+import importlib.util
 import json
 import os
 import random
@@ -267,7 +269,6 @@ def report(results: list[dict[str, Any]], options: argparse.Namespace, samples_o
 def warm(samples_of: Samples) -> None:
     """Import all that doors use, and load the kernels, before anything is forked."""
     import h5py  # noqa: F401
-    import torch  # noqa: F401
     from PIL import Image
 
     import minires.commands.data
@@ -275,6 +276,8 @@ def warm(samples_of: Samples) -> None:
     import minires.train
     import minires.weights  # noqa: F401
 
+    if importlib.util.find_spec("torch"):  # the kinds that it writes need it
+        importlib.import_module("torch")
     Image.init()
     folder = samples_of.base / "warm"
     for name in ("own model", "checkpoint"):

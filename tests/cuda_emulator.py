@@ -28,7 +28,8 @@ from minires.ops.registry import described
 
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 MARGIN = 64  # numbers before and behind an array
-_FOLDER = Path(tempfile.mkdtemp(prefix="minires-emulated-"))
+_KEPT = tempfile.TemporaryDirectory(prefix="minires-emulated-")  # until this process ends
+_FOLDER = Path(_KEPT.name)
 
 
 def compiler() -> str | None:
@@ -76,6 +77,17 @@ def kernels(code: str) -> list[str]:
     return re.findall(r'extern "C" __global__ void (?:__launch_bounds__\(\w+\) )?(\w+)\(', code)
 
 
+_GXX = [compiler() or "g++", "-O1", "-std=c++17", "-fPIC"]
+
+
+@functools.cache
+def _header() -> Path:
+    """A copy of the header beside which it stands read by the compiler already: half of the work."""
+    header = Path(shutil.copy(HEADER, _FOLDER))
+    subprocess.run([*_GXX, "-x", "c++-header", header, "-o", f"{header}.gch"], check=False)
+    return header
+
+
 @functools.cache
 def library(code: str) -> ctypes.CDLL:
     """A source compiled for the CPU, with a function launch_<name> for each kernel."""
@@ -86,9 +98,9 @@ def library(code: str) -> ctypes.CDLL:
     )
     stem = hashlib.sha256(f"{code}{HEADER.read_text()}".encode()).hexdigest()[:16]
     source, target = _FOLDER / f"{stem}.cpp", _FOLDER / f"{stem}.so"
-    source.write_text(f'#include "{HEADER}"\n{code}\n{launches}\n')
-    command = [compiler() or "g++", "-O1", "-std=c++17", "-shared", "-fPIC"]
-    done = subprocess.run([*command, source, "-o", target], capture_output=True, text=True, check=False)
+    source.write_text(f'#include "{_header()}"\n{code}\n{launches}\n')
+    command = [*_GXX, "-shared", source, "-o", target]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return ctypes.CDLL(str(target))
 

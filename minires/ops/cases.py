@@ -24,7 +24,7 @@ from minires.ops.registry import OPERATIONS, Case, described
 from minires.ops.reshape import reshape, transpose
 from minires.tensor import Tensor
 
-MOST = 500  # elements of an input whose gradients are measured at most
+MOST = 200  # elements of an input whose gradients are measured at most
 
 
 def all_cases() -> dict[str, list[Case]]:

@@ -60,14 +60,14 @@ def _products(
     first, last = 0, r[24]
     if r[25]:
         first, last, start, stop = start, stop, 0, r[23]
-    nothing = floats[:0]
+    nothing, zero, no = floats[:0], np.int64(0), np.bool_(False)  # Numba compiles anew for a literal
     added = floats[r[6] :] if r[6] >= 0 else nothing
     products_numba(
         rows, columns, floats[r[3] :], nothing, floats[r[4] : r[4] + r[26]], floats[r[5] :], added,
         floats[r[7] :], offsets[r[8] : r[8] + r[11] * r[9]].reshape(r[11], r[9]), offsets[r[10] :],
         every[: r[11]], sees[r[12] : r[12] + r[11] * r[13]].reshape(r[11], r[13]), floats, nothing,
-        r[14] != 0, False, r[15], r[16], r[17], r[18], r[19], r[20], r[21], 0, 0, 0, r[22], start, stop,
-        first, last,
+        r[14] != 0, no, r[15], r[16], r[17], r[18], r[19], r[20], r[21], zero, zero, zero, r[22], start,
+        stop, first, last,
     )  # fmt: skip
 
 

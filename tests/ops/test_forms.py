@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from contextlib import suppress
 
@@ -50,20 +51,28 @@ def test_every_operation_says_its_arithmetic():
         assert known.name in WITHOUT or known.arithmetic is not None, known.name
 
 
+def places(shape, most=500):
+    """Every place of an array; of a larger one so many, chosen at random."""
+    flat = np.random.default_rng(0).permutation(math.prod(shape))[:most]
+    return list(zip(*map(np.ndarray.tolist, np.unravel_index(flat, shape)), strict=True)) if shape else [()]
+
+
+def near(got, expected):
+    return math.isclose(got, expected, rel_tol=1e-10, abs_tol=1e-10)
+
+
 @pytest.mark.parametrize("case", EVERY_CASE)
 def test_the_declared_arithmetic_gives_every_number(case):
     form = describe(case.op).arithmetic
     for call, dy, gradients in calls(case):
         values = values_of(call, dy)
-        for index in np.ndindex(values.shape):
-            result = form.number(values, index).result
-            assert result == pytest.approx(values.y[index], rel=1e-10, abs=1e-10), index
+        for index in places(values.shape):
+            assert near(form.number(values, index).result, values.y[index]), index
         if hasattr(form, "whole"):
             assert form.whole(values) == pytest.approx(values.y, rel=1e-10, abs=1e-10)
         for name, expected in ((name, dx) for name, dx in gradients.items() if dx is not None):
-            for index in np.ndindex(expected.shape):
-                got = form.gradient(values, name, index)
-                assert got == pytest.approx(expected[index], rel=1e-10, abs=1e-10), (name, index)
+            for index in places(expected.shape):
+                assert near(form.gradient(values, name, index), expected[index]), (name, index)
 
 
 @pytest.mark.parametrize("case", EVERY_CASE)

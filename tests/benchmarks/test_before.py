@@ -14,7 +14,7 @@ JOB = Job("resnet20_cifar", batch=4, size=16, threads=1)
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A copy of what is tested, with the kernels that were compiled for it, taken for its own by ``before``."""
+    """A copy of what is tested, with its compiled kernels, that ``before`` takes for its own checkout."""
     shutil.copytree(Path(minires.__file__).parent, tmp_path / "now/minires")
     left_out = shutil.ignore_patterns("results")
     shutil.copytree(before.HERE / "benchmarks", tmp_path / "now/benchmarks", ignore=left_out)

@@ -1,5 +1,6 @@
 """What all tests need."""
 
+import gc
 import importlib
 import os
 import pkgutil
@@ -15,6 +16,12 @@ def pytest_sessionstart() -> None:
     """Every file of an operation is imported, so that the tests of all operations know one that is new."""
     for module in pkgutil.walk_packages(ops.__path__, "minires.ops."):
         importlib.import_module(module.name)
+
+
+def pytest_collection_finish() -> None:
+    """No garbage collection looks through what pytest has made of 16,000 tests: half the time of some."""
+    gc.collect()
+    gc.freeze()
 
 
 # ``pytest -n auto`` runs the tests on several processes, see pytest-xdist; these two hooks are asked by it.

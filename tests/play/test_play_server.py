@@ -689,7 +689,7 @@ def test_it_says_its_address_and_ctrl_c_ends_it_in_one_line(run):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     with subprocess.Popen(
         [sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, cwd=run,
     ) as program:  # fmt: skip
         assert program.stdout is not None
         lines = (line for line in program.stdout if not line.startswith("compiling"))
@@ -727,7 +727,7 @@ def test_the_program_ends_with_the_status_of_the_signal(number, status, run):
     with subprocess.Popen(
         [sys.executable, "-m", "minires", "play", str(run), "--no-browser"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}, cwd=run,
     ) as program:  # fmt: skip
         assert program.stdout is not None
         line = next(line for line in program.stdout if "waits for pictures" in line)

@@ -18,6 +18,15 @@ def pytest_sessionstart() -> None:
         importlib.import_module(module.name)
 
 
+# What takes minutes is begun first: else one process would be at it long after the others have ended.
+LONG = ("tutorials/test_site.py", "plan/test_training.py", "plan/test_called.py", "models/test_tables.py",
+        "benchmarks/test_compare.py")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
+
+
 def pytest_collection_finish() -> None:
     """No garbage collection looks through what pytest has made of 16,000 tests: half the time of some."""
     gc.collect()
@@ -39,6 +48,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """The tests of a file stay together: they share what was made for them, a trained run or a site."""
     from xdist.scheduler import LoadFileScheduling
 
+    config.option.loadscopereorder = False
     return LoadFileScheduling(config, log) if config.getoption("dist") == "load" else None
 
 

@@ -1,5 +1,6 @@
 """What all tests need."""
 
+import collections
 import gc
 import importlib
 import os
@@ -18,13 +19,13 @@ def pytest_sessionstart() -> None:
         importlib.import_module(module.name)
 
 
-# What takes minutes is begun first: else one process would be at it long after the others have ended.
-LONG = ("tutorials/test_site.py", "plan/test_training.py", "plan/test_called.py", "models/test_tables.py",
-        "benchmarks/test_compare.py")  # fmt: skip
+LONG = ("tutorials/test_site.py", "benchmarks/test_compare.py")  # minutes, in a few tests
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
+    """Large files first, so that no process works on long after the others; before them ``LONG``."""
+    sizes = collections.Counter(item.path for item in items)
+    items.sort(key=lambda item: (not item.path.as_posix().endswith(LONG), -sizes[item.path]))
 
 
 def pytest_collection_finish() -> None:
@@ -48,7 +49,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """The tests of a file stay together: they share what was made for them, a trained run or a site."""
     from xdist.scheduler import LoadFileScheduling
 
-    config.option.loadscopereorder = False
+    config.option.loadscopereorder = False  # as they were sorted above
     return LoadFileScheduling(config, log) if config.getoption("dist") == "load" else None
 
 

@@ -30,8 +30,7 @@ from __future__ import annotations
 
 import argparse
 import collections
-import importlib
-import importlib.util
+import contextlib
 import json
 import os
 import random
@@ -276,8 +275,8 @@ def warm(samples_of: Samples) -> None:
     import minires.train
     import minires.weights  # noqa: F401
 
-    if importlib.util.find_spec("torch"):  # the kinds that it writes need it
-        importlib.import_module("torch")
+    with contextlib.suppress(ImportError):  # the kinds that it writes need it
+        import torch  # noqa: F401
     Image.init()
     folder = samples_of.base / "warm"
     for name in ("own model", "checkpoint"):

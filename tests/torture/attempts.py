@@ -39,7 +39,7 @@ def attempt(act: Callable[[], dict[str, str]], log: Path, *, show: bool = False)
         os.close(reader)
         _be_case(act, writer, log, show)
     os.close(writer)
-    base, answer, verdict, peak = held(os.getpid()), b"", "", 0  # what it has from this process
+    base, answer, verdict, peak = _first_line(reader), b"", "", 0
     while True:
         ready = select.select([reader], [], [], 0.05)[0]
         if ready:
@@ -77,10 +77,26 @@ def attempt(act: Callable[[], dict[str, str]], log: Path, *, show: bool = False)
     return outcome
 
 
+def _first_line(reader: int) -> int:
+    """What the child holds from the process that was forked, in bytes."""
+    line = b""
+    while part := os.read(reader, 1):
+        if part == b"\n":
+            return int(line)
+        line += part
+    return 0  # it is dead already
+
+
 def _be_case(act: Callable[[], dict[str, str]], told: int, log: Path, show: bool) -> None:
     """In the child: call ``act``, and tell what came out."""
     os.setsid()
-    gc.freeze()  # garbage of the process that was forked: to give it back here would hide what ``act`` takes
+    from minires.backend.thread_pool import give_memory_back
+    from minires.errors import MiniresError
+
+    # Garbage of the process that was forked, and what its heap has kept of freed arrays, would hide what
+    # ``act`` takes: it would give back the one and take the other.
+    gc.freeze()
+    give_memory_back()
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     if not show:
         os.dup2(handle, 1)
@@ -89,9 +105,8 @@ def _be_case(act: Callable[[], dict[str, str]], told: int, log: Path, show: bool
     resource.setrlimit(resource.RLIMIT_AS, (virtual() + MOST, virtual() + MOST))
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the process that was forked
     base = peak_kilobytes()
+    os.write(told, b"%d\n" % held(os.getpid()))
     verdict, text, content = "ok", "", None
-    from minires.errors import MiniresError
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

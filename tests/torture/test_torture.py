@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from minires.backend import thread_pool
+
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are watched as Linux lets one")
 
@@ -111,21 +113,36 @@ def test_each_fault_is_called_by_its_name(verdict, tmp_path):
 
 def test_garbage_from_before_does_not_hide_what_a_case_takes(tmp_path):
     """A case is forked, and its first garbage collection would give back what the process before it left."""
-    attempts = attempts_module()
-    attempts.BYTES = 100_000_000
-    garbage: list[Any] = [b"y" * 400_000_000]
+    garbage: list[Any] = [b"y" * 700_000_000]
     garbage.append(garbage)
     del garbage
 
     def takes_as_much():
         gc.collect()
-        return {"x": str(len((b"x" * 400_000_000, time.sleep(1))[0]))}
+        return DOORS["memory"]()
 
     gc.disable()
     try:
-        assert attempts.attempt(takes_as_much, tmp_path / "log").verdict == "memory"
+        assert verdict_of_memory(takes_as_much, tmp_path) == "memory"
     finally:
         gc.enable()
+
+
+def test_freed_memory_of_before_does_not_hide_what_a_case_takes(tmp_path):
+    """The heap of the process that is forked is full of freed arrays, kept for the next ones."""
+    thread_pool.get_pool()  # from now on
+    before = b"y" * 700_000_000
+    del before
+    try:
+        assert verdict_of_memory(DOORS["memory"], tmp_path) == "memory"
+    finally:
+        thread_pool.give_memory_back()
+
+
+def verdict_of_memory(act, tmp_path):
+    attempts = attempts_module()
+    attempts.BYTES = 100_000_000
+    return attempts.attempt(act, tmp_path / "log").verdict
 
 
 @pytest.mark.parametrize(

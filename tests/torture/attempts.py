@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -14,6 +15,9 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from minires.backend.thread_pool import give_memory_back
+from minires.errors import MiniresError
 
 FINE = ("same", "different", "refused")
 SECONDS, BYTES = 20.0, 10**9
@@ -33,13 +37,14 @@ class Outcome:
 
 def attempt(act: Callable[[], dict[str, str]], log: Path, *, show: bool = False) -> Outcome:
     """Run ``act`` in a process of its own, under the limits. What it prints goes to ``log``."""
+    give_memory_back()  # freed arrays that the heap keeps would hide what ``act`` takes: it would take them
     reader, writer = os.pipe()
     began = time.monotonic()
     if not (pid := os.fork()):
         os.close(reader)
         _be_case(act, writer, log, show)
     os.close(writer)
-    base, answer, verdict, peak = _first_line(reader), b"", "", 0
+    base, answer, verdict, peak = held(os.getpid()), b"", "", 0  # what it has from this process
     while True:
         ready = select.select([reader], [], [], 0.05)[0]
         if ready:
@@ -77,26 +82,10 @@ def attempt(act: Callable[[], dict[str, str]], log: Path, *, show: bool = False)
     return outcome
 
 
-def _first_line(reader: int) -> int:
-    """What the child holds from the process that was forked, in bytes."""
-    line = b""
-    while part := os.read(reader, 1):
-        if part == b"\n":
-            return int(line)
-        line += part
-    return 0  # it is dead already
-
-
 def _be_case(act: Callable[[], dict[str, str]], told: int, log: Path, show: bool) -> None:
     """In the child: call ``act``, and tell what came out."""
     os.setsid()
-    from minires.backend.thread_pool import give_memory_back
-    from minires.errors import MiniresError
-
-    # Garbage of the process that was forked, and what its heap has kept of freed arrays, would hide what
-    # ``act`` takes: it would give back the one and take the other.
-    gc.freeze()
-    give_memory_back()
+    gc.freeze()  # garbage of the process that was forked: to give it back here would hide what ``act`` takes
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     if not show:
         os.dup2(handle, 1)
@@ -104,8 +93,7 @@ def _be_case(act: Callable[[], dict[str, str]], told: int, log: Path, show: bool
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (virtual() + MOST, virtual() + MOST))
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the process that was forked
-    base = peak_kilobytes()
-    os.write(told, b"%d\n" % held(os.getpid()))
+    base = peak_kilobytes(os.getpid())
     verdict, text, content = "ok", "", None
     try:
         with warnings.catch_warnings():
@@ -121,7 +109,7 @@ def _be_case(act: Callable[[], dict[str, str]], told: int, log: Path, show: bool
         verdict, text = "traceback", f"{type(error).__name__}: {str(error)[:200]} ({place})"
         if show:
             traceback.print_exc()
-    own, others = peak_kilobytes(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    own, others = peak_kilobytes(os.getpid()), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     told_text = json.dumps(
         {"verdict": verdict, "text": text, "content": content, "grown": 1024 * max(own - base, others - base)}
     )
@@ -130,10 +118,10 @@ def _be_case(act: Callable[[], dict[str, str]], told: int, log: Path, show: bool
     os._exit(0)
 
 
-def peak_kilobytes() -> int:
-    """The most memory that this process had at once."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0])
+def peak_kilobytes(pid: int) -> int:
+    """The most memory that a process had at once; 0 of one that has ended and is not waited for yet."""
+    peak = Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2].split()
+    return int(peak[0]) if peak else 0
 
 
 def virtual() -> int:
@@ -141,10 +129,11 @@ def virtual() -> int:
 
 
 def descendants(pid: int) -> list[int]:
-    try:
-        below = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        below = []
+    """A process, and those below it, whichever of its threads has started them."""
+    below: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # the thread has ended meanwhile
+            below += map(int, path.read_text().split())
     return [pid, *(deeper for one in below for deeper in descendants(one))]
 
 

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,23 @@ def test_freed_memory_of_before_does_not_hide_what_a_case_takes(tmp_path):
         assert verdict_of_memory(DOORS["memory"], tmp_path) == "memory"
     finally:
         thread_pool.give_memory_back()
+
+
+def test_what_a_thread_has_started_counts(tmp_path):
+    program = "import time; x = b'x' * 600_000_000; time.sleep(1)"
+
+    def takes_it_elsewhere():
+        thread = threading.Thread(target=subprocess.run, args=([sys.executable, "-c", program],))
+        thread.start()
+        thread.join()
+        return {"x": "1"}
+
+    attempts = attempts_module()
+    seen = []
+    attempts.held = lambda pid, held=attempts.held: seen.append(pid) or held(pid)
+    attempts.BYTES = 100_000_000
+    assert attempts.attempt(takes_it_elsewhere, tmp_path / "log").verdict == "memory"
+    assert len(set(seen)) > 2  # this process, the case, and what its thread has started
 
 
 def verdict_of_memory(act, tmp_path):

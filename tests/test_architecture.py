@@ -22,7 +22,7 @@ INDEPENDENT = {
     "interrupt": {"quiet_start"},
     "registry": {"errors"}, "files": {"errors"}, "exercises": set(), "limits": {"errors"}, "hdf5": {"errors"},
     "settings": {"errors"}, "backend": {"errors", "settings"}, "modes": {"settings"},
-    "data": {"errors", "registry", "files", "limits", "hdf5", "beginnings"},
+    "data": {"errors", "registry", "files", "limits", "hdf5", "beginnings", "backend"},
 }  # fmt: skip
 ONLY_BACKEND = {"cupy", "numba", "llvmlite", "ml_dtypes"}
 NEVER = {"torch", "torchvision", "tensorflow", "keras", "jax", "sklearn", "scipy", "autograd", "pickle"}

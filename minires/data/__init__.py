@@ -12,16 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from minires.data import augment, cifar, hands, signs
+from minires.data import augment, cifar, hands, shards, signs
 from minires.data.at_path import Tree, is_tree
 from minires.data.augment import Compose, Normalize, build
 from minires.data.counts import Looker, Survey, summed_up
 from minires.data.dataset import Dataset, LabelledPart, Splits
 from minires.data.loader import Loader
+from minires.data.opening import Opener
 from minires.data.pictures import check_size, decode
 from minires.data.registry import Entry
 from minires.data.search_path import cache, roots
 from minires.data.sources import Picture, pictures_at
+from minires.data.streaming import Stream, Unreadable
 from minires.errors import ConfigError, DataError, UnknownName, as_seed, one_of, whole
 from minires.files import check_name
 from minires.registry import Registry
@@ -36,7 +38,9 @@ __all__ = [
     "LabelledPart",
     "Picture",
     "Splits",
+    "Stream",
     "Survey",
+    "Unreadable",
     "augment",
     "build",
     "cache",
@@ -141,41 +145,77 @@ def find(name: str) -> Path | None:
     return None
 
 
-def load(name_or_path: str | os.PathLike[str], *, size: int | None = None, seed: int = 0) -> Splits:
-    """Load a data set by name, or from a path: a picture folder, zip or tar, SIGNS or CIFAR-10 in any form.
+def load(
+    name_or_path: str | os.PathLike[str],
+    *,
+    size: int | None = None,
+    seed: int = 0,
+    stream: bool | None = None,
+    draft: bool = False,
+    cache: str | None = None,
+) -> Splits:
+    """Load a data set by name, or from a path: a picture folder, zip or tar, shards of WebDataset, SIGNS or
+    CIFAR-10 in any form.
 
     ``size`` resizes the pictures to squares; ``seed`` chooses the validation pictures where the set itself
     does not. A known name is never taken for a path; write ``./signs`` for a folder of that name.
 
-    Raises: ConfigError for a name that is neither known nor a path; DataError when the set is not found,
-    not complete or not readable.
+    With ``stream`` the pictures are decoded when they are asked for, and not kept: see
+    :class:`~minires.data.streaming.Stream`. None does so where they would take more than 1 GiB, or a quarter
+    of the memory. Of a stream alone: ``draft`` reads JPEGs at a fraction of their size where it is still
+    twice what is needed, which is faster and other by a little; ``cache="pixels"`` keeps the resized pictures
+    in a file in the user's cache, for this run and later ones.
+
+    Raises: ConfigError for a name that is neither known nor a path, or what cannot be streamed; DataError
+    when the set is not found, not complete or not readable.
     """
     name = _text(name_or_path)
     size = None if size is None else whole("size", size)
-    seed = as_seed(seed)
+    opener = Opener(stream=stream, draft=draft, cache=cache)
+    splits = _loaded(name, size, as_seed(seed), opener)
+    if opener.wanted and not isinstance(splits.train.images, Stream):
+        raise ConfigError(
+            f"{name}: {opener.wanted} is for pictures in files, one each: folders, zips, tars and shards; "
+            "this set is made or read as a whole, and stands in memory"
+        )
+    return splits
+
+
+def _loaded(name: str, size: int | None, seed: int, decode: Opener) -> Splits:
     options: dict[str, Any] = {"size": size, "seed": seed}
+
+    def read(known: Entry, *found: Path) -> Splits:
+        return known.read(*found, **options, **({"decode": decode} if known.decodes else {}))
+
     if name in SETS:
         if SETS[name].locate is None:
-            return SETS[name].read(**options)
-        found = find(name)
-        if found is None:
+            return read(SETS[name])
+        place = find(name)
+        if place is None:
             raise DataError(_not_found(name))
-        return SETS[name].read(found, **options)
+        return read(SETS[name], place)
     path = Path(name)
     for known in reversed(SETS.values()):  # a user's own before ours
         if known.locate is not None and (found := known.locate(path)):
-            return known.read(found, **options)
-    return _tree(path).splits(**options)
+            return read(known, found)
+    return _tree(path).splits(**options, decode=decode)
 
 
 def load_part(
-    name_or_path: str | os.PathLike[str], split: str | None = None, *, size: int | None = None, seed: int = 0
+    name_or_path: str | os.PathLike[str],
+    split: str | None = None,
+    *,
+    size: int | None = None,
+    seed: int = 0,
+    stream: bool | None = None,
+    draft: bool = False,
 ) -> LabelledPart:
     """Load pictures with labels, to test a model on them: a data set by name, or whatever is at a path.
 
     At a path all pictures are taken where there are no folders for parts, and else those of test, or of the
     only part; ``split`` asks for train, val, test or all. A part that is not there is split off as ``load``
     does. Which classes occur, and in which order, is that of the folders: see ``Dataset.with_classes``.
+    ``stream`` and ``draft`` are those of ``load``.
 
     Raises: DataError as ``load``, for pictures without labels, and if none of several parts is chosen.
 
@@ -196,7 +236,8 @@ def load_part(
         one_of("split", split, ("train", "val", "test", "all"))
     name = _text(name_or_path)
     size = None if size is None else whole("size", size)
-    parts = {} if name in SETS else _parts(name, size)
+    opener = Opener(stream=stream, draft=draft)
+    parts = {} if name in SETS else _parts(name, size, opener)
     if split is None and parts:
         if len(parts) > 1 and "test" not in parts:
             there = f"There are {' and '.join(parts)} with labels: try split={[*parts][-1]!r}"
@@ -209,7 +250,7 @@ def load_part(
     elif split in parts:
         held = [parts[split]()]
     else:
-        splits = load(name, size=size, seed=seed)
+        splits = load(name, size=size, seed=seed, stream=stream, draft=draft)
         split = split or "test"
         held = [splits.train, splits.val, splits.test] if split == "all" else [getattr(splits, split)]
         return LabelledPart(_joined(held), split, splits.source)
@@ -266,15 +307,16 @@ def _text(name_or_path: object) -> str:
     return os.fspath(name_or_path)
 
 
-def _parts(name: str, size: int | None) -> dict[str, Callable[[], Dataset]]:
+def _parts(name: str, size: int | None, decode: Opener) -> dict[str, Callable[[], Dataset]]:
     """The labelled parts at a path as they stand; none for a user's own set, which only ``load`` reads."""
     path = Path(name)
     for known in reversed(SETS.values()):
-        if known.parts is not None and (found := known.parts(path, size=size)):
+        options = {"decode": decode} if known.decodes else {}
+        if known.parts is not None and (found := known.parts(path, size=size, **options)):
             return found
         if known.locate is not None and known.locate(path):
             return {}
-    return _tree(path).parts(size=size)
+    return _tree(path).parts(size=size, decode=decode)
 
 
 def _located(path: Path) -> bool:
@@ -286,7 +328,7 @@ def _tree(path: Path) -> Tree:
     for known in SETS.values():
         if known.refuse is not None:
             known.refuse(path)
-    if not os.path.lexists(path):
+    if not os.path.lexists(path) and not shards.is_pattern(path):
         if len(path.parts) == 1 and not path.suffix:
             raise UnknownName(
                 f"no file or folder {path} here, and {SETS.unknown(str(path))}, or the path of a picture "

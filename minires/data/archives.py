@@ -21,6 +21,7 @@ import threading
 import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -86,7 +87,7 @@ def in_zip(path: Path) -> list[Entry]:
         ) from error
     except Exception as error:  # broken files make zipfile raise nearly any kind of exception
         raise DataError(f"{path}: cannot read this zip: it is cut off or damaged ({error})") from error
-    listed, names = _Listed(path), _unmarked_names(members, path)
+    listed, names, lock = _Listed(path), _unmarked_names(members, path), threading.Lock()
     unfolded = 0
     for info in members:
         name = names[info.filename] if _is_unmarked(info) else info.filename
@@ -109,22 +110,23 @@ def in_zip(path: Path) -> list[Entry]:
                 "pack it again as an ordinary zip, or unpack it and give the folder"
             )
         unfolded += info.file_size
-        listed.add(parts, partial(_read_member, archive, info, "/".join(parts)))
+        listed.add(parts, _InZip(archive, info, "/".join(parts), lock))
     _check_size(path, size, unfolded)
     return listed.entries()
 
 
-def in_tar(path: Path) -> list[Entry]:
+def in_tar(path: Path, *, reopen: bool = False) -> list[Entry]:
     """List the files and folders in a tar, compressed or not, sorted, hidden ones left out.
 
-    The pictures of a compressed tar are kept, as they are, in a temporary file, which has no name.
+    The pictures of a compressed tar are kept, as they are, in a temporary file, which has no name. With
+    ``reopen`` a tar that is not compressed is opened for each reading, so that thousands can be used.
 
     Raises: DataError when it is no tar or is damaged, has a member whose path leads outside, or unfolds to
     far more than pictures do.
     """
     size = regular_file(path, DataError)
     try:
-        return _in_tar(path, size)
+        return _in_tar(path, size, reopen)
     except DataError:
         raise
     except Exception as error:  # gzip, bz2, lzma, tarfile: each has its own, and damage brings others
@@ -132,12 +134,21 @@ def in_tar(path: Path) -> list[Entry]:
         raise DataError(f"{path}: cannot read this tar: it is cut off or damaged ({cause})") from error
 
 
-def _in_tar(path: Path, size: int) -> list[Entry]:
+def is_compressed(path: Path) -> bool:
+    """Whether a file begins as one that is compressed by gzip, bzip2, xz or lzma."""
+    with open(path, "rb") as file:
+        return file.read(6).startswith(tuple(_COMPRESSED))
+
+
+def _in_tar(path: Path, size: int, reopen: bool) -> list[Entry]:
     with open(path, "rb") as file:
         head = file.read(6)
     unpack = next((how for magic, how in _COMPRESSED.items() if head.startswith(magic)), None)
-    source = _Watched((unpack or open)(path, "rb"), path, size)
-    kept = _Slices(tempfile.TemporaryFile() if unpack else open(path, "rb"))
+    source = _Watched((unpack or open)(path, "rb"), path, size, skip=unpack is None)
+    kept: _Slices | _Reopened = _Reopened(path)
+    if unpack or not reopen:
+        kept = _Slices(tempfile.TemporaryFile() if unpack else open(path, "rb"))
+    told = _file_stamp(path)  # of the whole, beside the place in it
     listed = _Listed(path)
     try:
         try:
@@ -160,13 +171,13 @@ def _in_tar(path: Path, size: int) -> list[Entry]:
             elif member.size > MAX_FILE_BYTES:
                 listed.add(parts, partial(_refuse_size, "/".join(parts), member.size))
             elif unpack is None:
-                listed.add(parts, partial(kept.read, member.offset_data, member.size))
+                listed.add(parts, _InFile(kept, member.offset_data, member.size, told))
             elif not_picture(parts[-1]) or any(map(hidden, parts)):
                 listed.add(parts, bytes)  # never asked for
             else:
                 source.seek(member.offset_data)
                 content = source.read(member.size)
-                listed.add(parts, partial(kept.read, kept.append(content), member.size))
+                listed.add(parts, _InFile(kept, kept.append(content), member.size, told))
         if source.last.strip(b"\0") or len(source.last) < tarfile.BLOCKSIZE:
             raise EOFError  # a tar ends with zeros
         while source.read(tarfile.BLOCKSIZE):  # to its end, where gzip, bzip2 and xz have their checksums
@@ -230,8 +241,8 @@ class _Listed:
 class _Watched:
     """A file that is read from its beginning to its end, as ``tarfile`` needs it, and not without a limit."""
 
-    def __init__(self, file: IO[bytes], path: Path, size: int) -> None:
-        self._file, self._path, self._size = file, path, size
+    def __init__(self, file: IO[bytes], path: Path, size: int, *, skip: bool) -> None:
+        self._file, self._path, self._size, self._skip = file, path, size, skip
         self.last = b""
 
     def read(self, count: int) -> bytes:
@@ -242,6 +253,8 @@ class _Watched:
         return self.last
 
     def seek(self, place: int) -> None:
+        if self._skip and place > self._file.tell():  # a file itself, where reading all would take long
+            self._file.seek(place)
         while (left := place - self._file.tell()) > 0 and self.read(min(left, 2**20)):
             pass
 
@@ -271,6 +284,8 @@ class _Slices:
         return place
 
     def read(self, place: int, size: int) -> bytes:
+        if hasattr(os, "pread"):  # no thread waits for another
+            return os.pread(self._file.fileno(), size, place)
         with self._lock:
             self._file.seek(place)
             return self._file.read(size)
@@ -279,14 +294,76 @@ class _Slices:
         self._file.close()
 
 
-def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> bytes:
-    if info.file_size > MAX_FILE_BYTES:
-        _refuse_size(name, info.file_size)
-    try:
-        with archive.open(info) as member:
-            return member.read(info.file_size)  # without a number, a size that is a lie would not limit it
-    except Exception as error:  # broken files make zipfile and zlib raise nearly any kind of exception
-        raise DataError(f"{name}: damaged in the zip: {error or 'it ends too early'}") from error
+class _Reopened:
+    """Parts of a file, which is opened for each: a system allows a process some hundreds of open files."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._told = path, _file_stamp(path)
+
+    def append(self, content: bytes) -> int:
+        raise AssertionError("what is not compressed is read where it lies")
+
+    def read(self, place: int, size: int) -> bytes:
+        try:
+            with open(self._path, "rb", buffering=0) as file:
+                file.seek(place)
+                content = file.read(size)
+        except OSError as error:
+            raise DataError(f"{self._path}: cannot be read: {error.strerror}") from error
+        if _file_stamp(self._path) != self._told:
+            raise DataError(f"{self._path}: was changed while it was in use; begin again")
+        return content
+
+
+@dataclass(frozen=True, slots=True)
+class _InFile:
+    """Reads a part of a file."""
+
+    kept: _Slices | _Reopened
+    place: int
+    size: int
+    told: str  # of the whole archive
+
+    def __call__(self) -> bytes:
+        return self.kept.read(self.place, self.size)
+
+    def stamp(self) -> str:
+        """What is another when the archive is."""
+        return f"{self.told} {self.place} {self.size}"
+
+
+@dataclass(frozen=True, slots=True)
+class _InZip:
+    """Reads a member of a zip; several threads may, at once but for the look at its own header."""
+
+    archive: zipfile.ZipFile
+    info: zipfile.ZipInfo
+    name: str
+    lock: threading.Lock  # ``zipfile`` counts who has the file open, and not for several threads
+
+    def __call__(self) -> bytes:
+        size = self.info.file_size
+        if size > MAX_FILE_BYTES:
+            _refuse_size(self.name, size)
+        try:
+            with self.lock:
+                member = self.archive.open(self.info)
+            try:
+                return member.read(size)  # without a number, a size that is a lie would not limit it
+            finally:
+                with self.lock:
+                    member.close()
+        except Exception as error:  # broken files make zipfile and zlib raise nearly any kind of exception
+            raise DataError(f"{self.name}: damaged in the zip: {error or 'it ends too early'}") from error
+
+    def stamp(self) -> str:
+        """What is another when the content is: its size and checksum."""
+        return f"{self.info.file_size} {self.info.CRC:08x}"
+
+
+def _file_stamp(path: Path) -> str:
+    found = os.stat(path)
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def _refuse_size(name: str, size: int) -> bytes:

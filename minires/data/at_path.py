@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from minires.data import archives, folder, signs, sources
+from minires.data import archives, folder, shards, signs, sources
 from minires.data.dataset import Dataset, Splits
-from minires.data.layout import layout
+from minires.data.layout import Layout, layout
 from minires.data.pictures import Decode, decode_all
 from minires.data.tree import Entry
 
@@ -22,37 +22,46 @@ class Tree:
     where: str
     files: list[Entry]
     of_signs: list[Entry] | None  # the pictures, where they are those of SIGNS
+    shards: Layout | None = None  # what is in them, where they are shards of WebDataset
 
     @classmethod
     def at(cls, path: Path) -> Tree:
-        """List the files. Raises: DataError if ``path`` is no folder, zip or tar, or cannot be read."""
+        """List the files. Raises: DataError if ``path`` is no folder, zip, tar or pattern of shards, or
+        cannot be read."""
+        if shards.is_pattern(path):
+            name = path.name.partition("{")[0].strip("-_.") or "shards"
+            return cls(name, str(path), [], None, shards.at_pattern(path))
         files = sources.entries(path)
-        name = called(path)
-        return cls(name, str(path), files, of_signs(name, files))
+        name, found = called(path), shards.among(path, files)
+        return cls(name, str(path), files, None if found else of_signs(name, files), found)
 
     def no_labels(self) -> str:
         """Say which parts have pictures without labels; "" if there are none."""
         with warnings.catch_warnings(action="ignore"):  # they were told when the parts were looked for
-            held = {} if self.of_signs else layout(self.files, self.where).unlabelled
+            held = {} if self.of_signs or self.shards else layout(self.files, self.where).unlabelled
         return f"The pictures of {' and '.join(sorted(held))} have no labels. " if any(held) else ""
 
     @property
     def source(self) -> str:
-        return f"{'signs' if self.of_signs else self.name} (picture folders at {self.where})"
+        kind = "shards" if self.shards else "picture folders"
+        return f"{'signs' if self.of_signs else self.name} ({kind} at {self.where})"
 
     def splits(self, *, size: int | None, seed: int, decode: Decode = decode_all) -> Splits:
         """Train, val and test; what is not there is split off. Raises: DataError, as ``folder.split_up``."""
         if self.of_signs is not None:
             return signs.read_entries(self.of_signs, size=size, seed=seed, where=self.where, decode=decode)
         return folder.split_up(
-            self.files, size=size, seed=seed, name=self.name, where=self.where, decode=decode
-        )
+            self.files, size=size, seed=seed, name=self.name, where=self.where, decode=decode,
+            found=self.shards,
+        )  # fmt: skip
 
     def parts(self, *, size: int | None, decode: Decode = decode_all) -> dict[str, Callable[[], Dataset]]:
         """The labelled parts that are there, each to be read by a call. Raises: as ``folder.parts``."""
         if self.of_signs is not None:
             return signs.entry_parts(self.of_signs, size=size, where=self.where, decode=decode)
-        return folder.parts(self.files, size=size, name=self.name, where=self.where, decode=decode)
+        return folder.parts(
+            self.files, size=size, name=self.name, where=self.where, decode=decode, found=self.shards
+        )
 
 
 def called(path: Path) -> str:

@@ -3,6 +3,11 @@
 Each is a small object called with a batch and a random generator: it returns a new batch of the same shape
 and dtype, uint8 or float32, pixels from 0 to 255, and leaves its input as it was. In a recipe they are
 written as JSON: ``[["shift", {"pixels": 4}], "flip"]``.
+
+A step may have ``from_picture(image, size, rng)``, too, which takes a picture of a stream as it is in its
+file, upright and in RGB, and gives uint8 (size, size, 3): as the first step it is used in the place of the
+centre square. ``least(size)`` then says how many pixels the shorter side must have that such a picture may be
+reduced to. One that is ``only_from_picture`` is of no use elsewhere.
 """
 
 from __future__ import annotations
@@ -16,8 +21,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+from PIL import Image
 
 from minires.data.dataset import Dataset
+from minires.data.imagenet import PcaColour, ScaleCrop, cut
+from minires.data.streaming import PIECE, Stream
 from minires.errors import ConfigError, as_number, as_whole, plain, several, unknown
 from minires.registry import Registry
 
@@ -122,6 +130,10 @@ class RandomResizedCrop:
     The box has ``scale`` (from, to) of the picture's area and a width-to-height ratio in ``ratio``,
     relative to that of the picture; a side that would not fit is cut to the picture's.
 
+    Of a stream, as the first step, the box is cut out of the picture as it is in its file: ``scale`` is a
+    share of its area and ``ratio`` that of the box itself, drawn up to ten times until it fits;
+    else it is the largest centred box of a ratio in the range.
+
     Shapes: (N, H, W, 3) -> (N, H, W, 3).
     Raises: ConfigError for ranges that are empty or out of bounds.
     Source: Szegedy et al. 2014, "Going Deeper with Convolutions", section 6.
@@ -146,12 +158,40 @@ class RandomResizedCrop:
         y = _sample(y, left, wide, axis=2)
         return np.rint(y).astype(np.uint8) if x.dtype == np.uint8 else y
 
+    def least(self, size: int) -> int:
+        """How many pixels the shorter side of a picture should have at least."""
+        return math.ceil(size / math.sqrt(self.scale[0]))
+
+    def from_picture(self, image: Image.Image, size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """The box of a picture as it is in its file, resized. Shapes: -> (size, size, 3)."""
+        width, height = image.size
+        low, high = self.ratio
+        for _ in range(TRIES):
+            area = width * height * rng.uniform(*self.scale)
+            ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
+            wide, tall = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < wide <= width and 0 < tall <= height:
+                left, top = int(rng.integers(0, width - wide + 1)), int(rng.integers(0, height - tall + 1))
+                return cut(image, (left, top, left + wide, top + tall), size)
+        ratio = min(max(width / height, low), high)
+        wide, tall = max(1, min(width, round(height * ratio))), max(1, min(height, round(width / ratio)))
+        left, top = (width - wide) // 2, (height - tall) // 2
+        return cut(image, (left, top, left + wide, top + tall), size)
+
 
 @dataclass(frozen=True)
 class Compose:
     """Apply several augmentations one after the other; none at all changes nothing."""
 
     steps: tuple[Augmentation, ...] = ()
+
+    def __post_init__(self) -> None:
+        for step in self.steps[1:]:
+            if getattr(step, "only_from_picture", False):
+                raise ConfigError(
+                    f"augmentation: {type(step).__name__} takes pictures as they are in their files, and "
+                    "must be the first of the list"
+                )
 
     def __call__(self, x: Batch, rng: np.random.Generator) -> Batch:
         for step in self.steps:
@@ -192,13 +232,13 @@ class Normalize:
         return cls((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
     @classmethod
-    def of(cls, dataset: Dataset) -> Normalize:
-        """Measure mean and deviation of each channel on a data set (its training part, as a rule)."""
+    def of(cls, dataset: Dataset, *, seed: int = 0) -> Normalize:
+        """Measure mean and deviation of each channel on a data set (its training part, as a rule); of one
+        that is not in memory on ``MEASURED`` pictures, chosen by ``seed``."""
         # From the 256 counts of each channel: exact, and without a float copy of all pictures.
         levels = np.arange(256) / 255
         mean, std = [], []
-        for channel in range(3):
-            counts = np.bincount(dataset.images[..., channel].reshape(-1), minlength=256)
+        for counts in _counts(dataset.images, seed):
             share = counts / counts.sum()
             m = float(share @ levels)
             mean.append(m)
@@ -214,9 +254,43 @@ class Normalize:
         return y
 
 
+def _counts(images: NDArray[np.uint8] | Stream, seed: int) -> NDArray[np.int64]:
+    """How often each channel has each of the 256 levels: (3, 256)."""
+    if not isinstance(images, Stream):
+        return np.stack([np.bincount(images[..., k].reshape(-1), minlength=256) for k in range(3)])
+    chosen: Any = slice(None)
+    if len(images) > MEASURED:
+        chosen = np.sort(np.random.default_rng([seed, 0x3EA5]).permutation(len(images))[:MEASURED])
+    pieces = np.arange(len(images))[chosen]
+    cuts = (pieces[start : start + PIECE] for start in range(0, len(pieces), PIECE))
+    counts = np.zeros((3, 256), np.int64)
+    for batch in images.batches(cuts):
+        counts += _counts(batch, seed)
+    return counts
+
+
+def begun_by(augment: Augmentation | None) -> tuple[Any, Augmentation | None]:
+    """The first step, if it takes pictures as they are in their files and else None, and what follows."""
+    steps = augment.steps if isinstance(augment, Compose) else (augment,) if augment is not None else ()
+    if steps and hasattr(steps[0], "from_picture"):
+        return steps[0], Compose(steps[1:])
+    return None, augment
+
+
+def needs_stream(augment: Augmentation | None) -> bool:
+    """Whether the first step is of use for a stream only."""
+    return bool(getattr(begun_by(augment)[0], "only_from_picture", False))
+
+
 AUGMENTATIONS: Registry[Callable[..., Augmentation]] = Registry(
-    "augmentation", {"shift": Shift, "flip": Flip, "jitter": ColorJitter, "crop": RandomResizedCrop}
-)
+    "augmentation",
+    {
+        "shift": Shift, "flip": Flip, "jitter": ColorJitter, "crop": RandomResizedCrop,
+        "scale_crop": ScaleCrop, "pca_colour": PcaColour,
+    },
+)  # fmt: skip
+MEASURED = 10_000  # pictures of a stream, for mean and deviation
+TRIES = 10  # to find a box that fits into a picture
 GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from minires.data import archives, folder
 from minires.data.dataset import Dataset, Splits
 from minires.data.fetch import check_counts, copy_files, staging
-from minires.data.pictures import resize
+from minires.data.pictures import Decode, decode_all, resize
 from minires.data.registry import Entry
 from minires.data.search_path import cache
 from minires.errors import DataError
@@ -38,7 +38,9 @@ def locate(path: Path) -> Path | None:
     return path if zips(path) else None
 
 
-def read(path: Path, *, size: int | None = None, seed: int = 0) -> Splits:
+def read(
+    path: Path, *, size: int | None = None, seed: int = 0, decode: Decode = decode_all
+) -> Splits:
     """Read CIFAR-10 from a folder in either form.
 
     Raises: DataError when files are missing or damaged, or when only the pickled form is there.
@@ -55,7 +57,9 @@ def read(path: Path, *, size: int | None = None, seed: int = 0) -> Splits:
     found_zips = zips(found)
     entries = [entry for path in found_zips for entry in archives.in_zip(path)]
     where = ", ".join(str(path) for path in found_zips)
-    splits = folder.split_up(entries, size=size, seed=seed, name="cifar10", where=where, train_share=0.9)
+    splits = folder.split_up(
+        entries, size=size, seed=seed, name="cifar10", where=where, train_share=0.9, decode=decode
+    )
     if splits.train.classes != CLASSES:
         raise DataError(f"{where}: not the classes of CIFAR-10: {', '.join(splits.train.classes)}")
     return splits
@@ -137,5 +141,6 @@ ENTRY = Entry(
     title="ten kinds of animals and vehicles, 32x32",
     how=f"put {BINARY}/ (from cifar-10-binary.tar.gz) or zips of picture folders there",
     refuse=refuse_pickles,
+    decodes=True,
     prepare=prepare,
 )

@@ -1,4 +1,4 @@
-"""A labelled set of pictures in memory, and its three parts: train, val, test."""
+"""A labelled set of pictures, in memory or decoded when asked for, and its three parts: train, val, test."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from minires.data.parts import matching
+from minires.data.streaming import Stream
 from minires.errors import DataError, ShapeError, as_seed, number
 
 
@@ -16,11 +17,14 @@ from minires.errors import DataError, ShapeError, as_seed, number
 class Dataset:
     """Pictures with their labels, class names and the place each picture came from.
 
+    ``images`` is an array, or a :class:`~minires.data.streaming.Stream`, which decodes when it is indexed and
+    stays one in ``take``, ``split``, ``join`` and ``with_classes``.
+
     Shapes: images (N, H, W, 3) uint8; labels (N,) int64, each in 0 .. len(classes)-1; names has N entries.
     Raises: ShapeError for a wrong shape or dtype; DataError for an empty set or a label out of range.
     """
 
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | Stream
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     names: tuple[str, ...]
@@ -67,7 +71,7 @@ class Dataset:
         chosen = chosen.astype(np.int64)
         return replace(
             self,
-            images=self.images[chosen],
+            images=self.images.take(chosen) if isinstance(self.images, Stream) else self.images[chosen],
             labels=self.labels[chosen],
             names=tuple(self.names[i] for i in chosen),
         )
@@ -133,10 +137,18 @@ class Dataset:
             )
         return replace(
             self,
-            images=np.concatenate([self.images, other.images]),
+            images=_joined(self.images, other.images),
             labels=np.concatenate([self.labels, other.labels]),
             names=self.names + other.names,
         )
+
+
+def _joined(one: NDArray[np.uint8] | Stream, other: NDArray[np.uint8] | Stream) -> NDArray[np.uint8] | Stream:
+    if isinstance(one, Stream) and isinstance(other, Stream):
+        return one.join(other)
+    if isinstance(one, Stream) or isinstance(other, Stream):
+        raise DataError("cannot join pictures in memory and a stream; load both with stream=True")
+    return np.concatenate([one, other])
 
 
 def _few(names: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 
 from minires.data.dataset import Dataset, Splits
 from minires.data.layout import ByClass, Layout, layout
+from minires.data.opening import of_set
 from minires.data.parts import PARTS, UNLABELLED, matching, part_of
 from minires.data.pictures import Decode, decode_all
 from minires.data.tree import Entry
@@ -37,18 +38,21 @@ def split_up(
     where: str,
     train_share: float = 0.8,
     decode: Decode = decode_all,
+    found: Layout | None = None,
 ) -> Splits:
     """Turn the entries of a tree into train, val and test; ``where`` names the tree in messages.
 
-    Pictures are resized as in ``pictures.decode``; without ``size`` all must have one size. Where there is no
-    val part, ``train_share`` of the training pictures stay and the others validate.
+    ``found`` is what is known of their parts and classes already. Pictures are resized as in
+    ``pictures.decode``; without ``size`` all must have one size. Where there is no val part, ``train_share``
+    of the training pictures stay and the others validate.
 
     Raises: DataError naming an empty set, a class folder with no picture, pictures outside any class folder,
     every unreadable picture, a damaged archive, or classes that only the val or test part has.
     """
-    found = layout(entries, where)
-    read = partial(_dataset, size=size, name=name, where=where, decode=decode)
-    source = f"{name} (picture folders at {where})"
+    shards, found = found is not None, found or layout(entries, where)
+    decode = of_set(decode, _count(found))
+    read = partial(_dataset, size=size, name=name, where=where, decode=decode, order=found.order)
+    source = f"{name} ({'shards' if shards else 'picture folders'} at {where})"
     if "" in found.parts:
         whole = read(found.parts[""], None)
         _say_left_out(found.unlabelled, (), where, beside_classes=True)
@@ -79,18 +83,29 @@ def split_up(
 
 
 def parts(
-    entries: list[Entry], *, size: int | None, name: str, where: str, decode: Decode = decode_all
+    entries: list[Entry],
+    *,
+    size: int | None,
+    name: str,
+    where: str,
+    decode: Decode = decode_all,
+    found: Layout | None = None,
 ) -> dict[str, Callable[[], Dataset]]:
     """The labelled parts of a tree as they stand, each to be read by a call; "" where it has no parts.
 
     Raises: DataError as ``split_up``; where no picture has a label, it says what can be done with them.
     """
-    found = layout(entries, where)
+    found = found or layout(entries, where)
     if not found.parts:
         raise DataError(no_labels(found, entries, where))
     _say_left_out(found.unlabelled, PARTS, where)
-    read = partial(_dataset, size=size, name=name, where=where, decode=decode, least=1)
+    decode = of_set(decode, _count(found))
+    read = partial(_dataset, size=size, name=name, where=where, decode=decode, least=1, order=found.order)
     return {part: partial(read, by_class, None) for part, by_class in found.parts.items()}
+
+
+def _count(found: Layout) -> int:
+    return sum(len(held) for by_class in found.parts.values() for held in by_class.values())
 
 
 def _say_left_out(
@@ -161,9 +176,10 @@ def _dataset(
     where: str,
     decode: Decode = decode_all,
     least: int = 2,
+    order: tuple[str, ...] = (),
 ) -> Dataset:
     if classes is None:
-        classes = tuple(sorted(by_class))
+        classes = tuple(label for label in order if label in by_class) or tuple(sorted(by_class))
     known = matching(by_class, classes)
     if unknown := sorted(by_class.keys() - known.keys()):
         raise DataError(

@@ -44,11 +44,13 @@ ByClass = dict[str, list[Entry]]
 class Layout:
     """The pictures of a tree by part and class; the only part is "" where there are no folders for parts.
 
-    ``unlabelled`` has the parts whose pictures stand in no class folder.
+    ``unlabelled`` has the parts whose pictures stand in no class folder; ``order`` is that of the classes, if
+    it is another than that of their names.
     """
 
     parts: dict[str, ByClass] = field(default_factory=dict)
     unlabelled: dict[str, list[Entry]] = field(default_factory=dict)
+    order: tuple[str, ...] = ()
 
 
 def layout(entries: list[Entry], where: str) -> Layout:

@@ -1,16 +1,18 @@
-"""Batches of a data set: shuffled by seed, augmented, normalised, prepared one ahead in a thread."""
+"""Batches of a data set: shuffled by seed, augmented, normalised, prepared ahead in threads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NoReturn
+from contextlib import closing
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minires.data.augment import Augmentation, Normalize
+from minires.data.augment import Augmentation, Normalize, begun_by, needs_stream
 from minires.data.dataset import Dataset
+from minires.data.streaming import Stream
 from minires.errors import ConfigError, as_seed, as_whole, truth, whole
 
 Pair = tuple[NDArray[np.float32], NDArray[np.int64]]
@@ -20,11 +22,17 @@ class Loader:
     """Gives the batches of each epoch.
 
     Everything random follows from (seed, epoch, batch): the order of an epoch from the first two, the
-    augmentation of a batch from all three. So a run that goes on at any batch sees the very same pictures.
+    augmentation of a batch from all three; of a picture of a stream from (seed, epoch, its place in the set).
+    So a run that goes on at any batch sees the very same pictures, with any number of threads.
+
+    Pictures of a stream are decoded, augmented and normalised each by itself, in as many threads as
+    operations use, a few batches ahead. A first step of ``augment`` that takes pictures as they are in their
+    files gets them so, see :mod:`minires.data.augment`.
 
     Shapes: x (B, H, W, 3) float32, y (B,) int64; the last batch is smaller unless ``drop_last``.
     Two loaders with the same seed go through their pictures in the same order.
-    Raises: ConfigError for a batch size below 1, a negative seed, or ``drop_last`` with no whole batch.
+    Raises: ConfigError for a batch size below 1, a negative seed, ``drop_last`` with no whole batch, or a
+    first step that takes pictures as they are in their files where these are in memory, or in a cache.
     """
 
     def __init__(
@@ -58,6 +66,14 @@ class Loader:
         self.augment = augment
         self.normalize = normalize or Normalize.none()
         self.drop_last = drop_last
+        self._first, self._then = begun_by(augment)
+        if isinstance(dataset.images, Stream):
+            _check_first(self._first, dataset.images)
+        elif needs_stream(augment):
+            raise ConfigError(
+                f"the augmentation {type(self._first).__name__} takes pictures as they are in their files, "
+                "and these are in memory: load them with stream=True (on the command line --stream)"
+            )
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -70,10 +86,11 @@ class Loader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Pair]:
         """Iterate over the batches start, start+1, ... of an epoch.
 
-        The next batch is prepared in a thread while the caller works on this one; what goes wrong there
-        is raised here. Closing the iterator ends the thread.
+        The next batch is prepared in a thread while the caller works on this one, or several of a stream in
+        several threads; what goes wrong there is raised here. Closing the iterator ends the threads.
 
-        Raises: ConfigError when the epoch or the first batch is out of range.
+        Raises: ConfigError when the epoch or the first batch is out of range; Unreadable, a DataError, in the
+        place of a batch of a stream in which pictures cannot be read.
         """
         of, first = as_whole(epoch), as_whole(start)
         if of is None or first is None or of < 0 or not 0 <= first <= len(self):
@@ -88,6 +105,9 @@ class Loader:
         order = np.arange(len(self.dataset))
         if self.shuffle:
             order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
+        if isinstance(images := self.dataset.images, Stream):
+            yield from self._streamed(images, order, epoch, start)
+            return
         # Leaving the block, also by close() or an exception, waits for the one thread and ends it.
         with ThreadPoolExecutor(1, thread_name_prefix="minires-loader") as pool:
             ahead = pool.submit(self._prepare, order, epoch, start)
@@ -103,3 +123,41 @@ class Loader:
         if self.augment is not None:
             x = self.augment(x, np.random.default_rng([self.seed, epoch, batch, 1]))
         return self.normalize(x), self.dataset.labels[chosen]
+
+    def _streamed(
+        self, images: Stream, order: NDArray[np.int64], epoch: int, start: int
+    ) -> Iterator[Pair]:
+        cuts = [slice(n * self.batch_size, (n + 1) * self.batch_size) for n in range(start, len(self))]
+
+        def make(place: int) -> NDArray[Any]:
+            rng = np.random.default_rng([self.seed, epoch, place, 2])
+            if self._first is None:
+                x = images.decoded(place)[None]
+            else:
+                size = images.shape[1]
+                picture = images.picture(place, least=self._first.least(size))
+                x = self._first.from_picture(picture, size, rng)[None]
+            if self._then is not None:
+                x = self._then(x, rng)
+            one: NDArray[Any] = self.normalize(x)[0]
+            return one
+
+        batches = images.made((order[cut] for cut in cuts), make, batch_size=self.batch_size)
+        with closing(batches):
+            for cut, x in zip(cuts, batches, strict=True):
+                yield x, self.dataset.labels[order[cut]]
+
+
+def _check_first(step: Any, images: Stream) -> None:
+    """Check that a stream can give the pictures as they are in their files, if ``step`` takes them so."""
+    if step is None:
+        return
+    name = type(step).__name__
+    if images.files.pixels is not None:
+        raise ConfigError(
+            f"the augmentation {name} takes pictures as they are in their files, and cache='pixels' keeps "
+            "them at one size; leave the cache out"
+        )
+    if not images.files.square:
+        raise ConfigError(f"the augmentation {name} makes squares: give a size, such as size=224")
+    step.least(images.shape[1])

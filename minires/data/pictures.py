@@ -53,19 +53,37 @@ def check_size(size: int | None) -> None:
         raise ConfigError(f"picture size must be at least 1, got {size}")
 
 
-def decode(source: Path | bytes, *, name: str | None = None, size: int | None = None) -> NDArray[np.uint8]:
+def decode(
+    source: Path | bytes, *, name: str | None = None, size: int | None = None, draft: bool = False
+) -> NDArray[np.uint8]:
     """Decode one picture to RGB, upright, and resize it when ``size`` is given.
 
     EXIF rotation is applied. Greyscale, palette and CMYK become RGB; 16-bit greyscale is scaled to 8 bits;
     alpha is laid over white. With ``size``, the largest centred square is cut out and resized with a Lanczos
     filter, so nothing is distorted; without it the picture keeps its size and shape. Of an animation the
-    first frame is taken.
+    first frame is taken. ``draft`` reads a JPEG at a fraction of its size, see :func:`picture`.
 
     Shapes: (H, W, 3), or (size, size, 3).
     Raises: DataError that names the picture and the cause (truncated, not a picture, too large, ...).
     """
-    name = name or (str(source) if isinstance(source, Path) else "picture")
     check_size(size)
+    rgb = picture(source, name=name, least=size, draft=draft)
+    if size is not None:
+        rgb = _square(rgb, size)
+    return np.array(rgb, dtype=np.uint8)
+
+
+def picture(
+    source: Path | bytes, *, name: str | None = None, least: int | None = None, draft: bool = False
+) -> Image.Image:
+    """One picture as Pillow has it, in RGB and upright, of the size that it has in its file.
+
+    With ``least``, a JPEG may be read at a half, a quarter or an eighth of its size, both its sides still
+    twice ``least``: where it is too large else, or with ``draft`` wherever it can be, which is faster.
+
+    Raises: DataError, as ``decode``.
+    """
+    name = name or (str(source) if isinstance(source, Path) else "picture")
     try:
         content = source if isinstance(source, bytes) else read_file(source, name="")
     except DataError as error:
@@ -73,22 +91,19 @@ def decode(source: Path | bytes, *, name: str | None = None, size: int | None = 
     try:
         with _open(content) as image:
             width, height = image.size
-            if size is not None and width * height > MAX_PIXELS:
-                _reduce(image, 2 * size)
+            if least is not None and (draft or width * height > MAX_PIXELS):
+                _reduce(image, 2 * least)
             if image.width * image.height > MAX_PIXELS:
-                smaller = "give a size, or " if isinstance(image, JpegImageFile) and size is None else ""
+                smaller = "give a size, or " if isinstance(image, JpegImageFile) and least is None else ""
                 raise DataError(
                     f"{name}: {width} x {height} pixels are more than the limit of {MAX_PIXELS:,}; "
                     f"{smaller}make the picture smaller first"
                 )
-            rgb = _loaded(image, content)
+            return _loaded(image, content)
     except DataError:
         raise
     except Exception as error:  # broken files make Pillow raise nearly any kind of exception
         raise DataError(f"{name}: cannot read this picture: {_cause(error, content)}") from error
-    if size is not None:
-        rgb = _square(rgb, size)
-    return np.array(rgb, dtype=np.uint8)
 
 
 def look(content: bytes, *, name: str) -> tuple[tuple[int, int], Look]:
@@ -134,7 +149,7 @@ def decode_all(
     broken: list[str] = []
     first = ""
     if size is not None:
-        _check_memory(len(files), size, size, where=where, resized=True)
+        check_memory(len(files), size, size, where=where, resized=True)
     for place, (name, read) in enumerate(files):
         try:
             image = decode(read(), name=name, size=size)
@@ -145,13 +160,10 @@ def decode_all(
             continue
         if images is None:
             first = name
-            _check_memory(len(files), *image.shape[:2], where=where, resized=size is not None)
+            check_memory(len(files), *image.shape[:2], where=where, resized=size is not None)
             images = np.empty((len(files), *image.shape), np.uint8)
         if image.shape != images.shape[1:]:
-            raise DataError(
-                f"{where}: pictures differ in size: {first} is {_size(images[0])}, {name} is {_size(image)}; "
-                "give a size, such as size=64, to which all are resized"
-            )
+            raise differ(where, first, images.shape[1:3], name, image.shape[:2])
         images[place] = image
     if broken:
         raise DataError(unreadable(broken, where))
@@ -173,19 +185,39 @@ def memory() -> int:
     return min(found, default=8 * 2**30)
 
 
-def _check_memory(count: int, height: int, width: int, *, where: str, resized: bool) -> None:
-    """Raise DataError if so many pictures of this size are more than a set may take."""
-    smaller = "give a smaller size, or fewer pictures" if resized else "give a size, such as size=64"
-    if not resized and height * width > MAX_PIXELS_UNSIZED:
+class Differ(DataError):
+    """Pictures differ in size that must not."""
+
+
+def differ(
+    where: str, one: str, size: Sequence[int], other: str, other_size: Sequence[int]
+) -> Differ:
+    """The error of two pictures that differ in their (height, width)."""
+    return Differ(
+        f"{where}: pictures differ in size: {one} is {_size(size)}, {other} is {_size(other_size)}; "
+        "give a size, such as size=64, to which all are resized"
+    )
+
+
+def check_unsized(height: int, width: int, *, where: str) -> None:
+    """Raise DataError if pictures are too large to be kept as they are."""
+    if height * width > MAX_PIXELS_UNSIZED:
         raise DataError(
             f"{where}: pictures of {width} x {height} pixels are more than the limit of "
-            f"{MAX_PIXELS_UNSIZED:,} without a size; {smaller}, to which all are resized"
+            f"{MAX_PIXELS_UNSIZED:,} without a size; give a size, such as size=64, to which all are resized"
         )
+
+
+def check_memory(count: int, height: int, width: int, *, where: str, resized: bool) -> None:
+    """Raise DataError if so many pictures of this size are more than a set may take in memory."""
+    smaller = "give a smaller size, or fewer pictures" if resized else "give a size, such as size=64"
+    if not resized:
+        check_unsized(height, width, where=where)
     needed, most = count * height * width * 3, int(SHARE * memory())
     if needed > most:
         raise DataError(
             f"{where}: {counted(count, 'picture')} of {width} x {height} take {needed / 2**20:,.0f} MB of "
-            f"memory, the limit is {most / 2**20:,.0f} MB, half of what there is; {smaller}"
+            f"memory, the limit is {most / 2**20:,.0f} MB, half of what there is; {smaller}, or stream=True"
         )
 
 
@@ -234,7 +266,8 @@ def _loaded(image: Image.Image, content: bytes) -> Image.Image:
         inverted = image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0 or (
             content.startswith(b"MM\0*") and _photometric(content) > 0
         )
-    return _to_rgb(ImageOps.exif_transpose(image), white=white, inverted=inverted)
+    ImageOps.exif_transpose(image, in_place=True)
+    return _to_rgb(image, white=white, inverted=inverted)
 
 
 def _photometric(content: bytes) -> int:
@@ -315,7 +348,7 @@ def _to_rgb(image: Image.Image, *, white: int, inverted: bool) -> Image.Image:
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
@@ -328,8 +361,8 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     return square.resize((size, size), Image.Resampling.LANCZOS)
 
 
-def _size(image: NDArray[np.uint8]) -> str:
-    return f"{image.shape[1]} x {image.shape[0]}"
+def _size(shape: Sequence[int]) -> str:
+    return f"{shape[1]} x {shape[0]}"
 
 
 def _cause(error: Exception, content: bytes) -> str:

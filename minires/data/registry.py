@@ -19,9 +19,10 @@ class Entry:
 
     ``title`` says in a line what it is; ``how`` how to get its files; ``refuse`` raises DataError for files
     that must not be read; ``parts(path, size=)`` gives the labelled parts that are at a path, each to be read
-    by a call, where a set can be there in part; ``prepare`` brings files at hand into the cache, and
-    ``download`` those on the network, and both report in a line; ``stand_in`` is the set that is used where
-    this one is not found.
+    by a call, where a set can be there in part; with ``decodes``, ``read`` and ``parts`` take the keyword
+    ``decode``, which makes an array or a stream of pictures in files; ``prepare`` brings files at hand into
+    the cache, and ``download`` those on the network, and both report in a line; ``stand_in`` is the set that
+    is used where this one is not found.
     """
 
     read: Callable[..., Splits]
@@ -30,6 +31,7 @@ class Entry:
     how: str = ""
     refuse: Callable[[Path], None] | None = None
     parts: Callable[..., dict[str, Callable[[], Dataset]]] | None = None
+    decodes: bool = False
     prepare: Callable[[Path], str] | None = None
     download: Callable[..., str] | None = None
     stand_in: str = ""

@@ -28,6 +28,7 @@ from minires import limits
 from minires.data import class_names, registry, sources, tree
 from minires.data.dataset import Dataset, Splits
 from minires.data.fetch import check_counts, copy_files, fetch_file, make_folder, staging
+from minires.data.opening import of_set
 from minires.data.pictures import Decode, decode_all, listing, resize
 from minires.data.search_path import cache
 from minires.data.tree import Entry
@@ -63,7 +64,9 @@ def locate(path: Path) -> Path | None:
     return path if len(_h5_pairs(path)) == 1 else None
 
 
-def read(path: Path, *, size: int | None = None, seed: int = 0) -> Splits:
+def read(
+    path: Path, *, size: int | None = None, seed: int = 0, decode: Decode = decode_all
+) -> Splits:
     """Read SIGNS from a folder in either form, or from one of the two HDF5 files (its sister lies beside it).
 
     Where there is no val part (HDF5), a fifth of the training pictures is split off by ``seed``: 864 + 216.
@@ -80,17 +83,19 @@ def read(path: Path, *, size: int | None = None, seed: int = 0) -> Splits:
             f"files {TRAIN}.h5 and {TEST}.h5"
         )
     if (found / TRAIN).is_dir():
-        return read_entries(_entries(found), size=size, seed=seed, where=str(found))
+        return read_entries(_entries(found), size=size, seed=seed, where=str(found), decode=decode)
     return _read_h5(*_h5_pairs(found)[0], size=size, seed=seed)
 
 
-def parts(path: Path, *, size: int | None = None) -> dict[str, Callable[[], Dataset]]:
+def parts(
+    path: Path, *, size: int | None = None, decode: Decode = decode_all
+) -> dict[str, Callable[[], Dataset]]:
     """The parts of SIGNS at ``path`` as they stand, each to be read by a call; none if it is not SIGNS.
 
     One HDF5 file without its sister, or a folder with one of them, is one part.
     """
     if (found := locate(path)) is not None and (found / TRAIN).is_dir():
-        return entry_parts(_entries(found), size=size, where=str(found))
+        return entry_parts(_entries(found), size=size, where=str(found), decode=decode)
     files = [path] if found == path and path.is_file() else _h5_in(path)
     halves = _h5_halves(files[0]) if files else ()
     if files != [path] and len({*halves}) < 2:  # of neither half by its name
@@ -133,7 +138,7 @@ def entry_parts(
     entries: list[Entry], *, size: int | None, where: str, decode: Decode = decode_all
 ) -> dict[str, Callable[[], Dataset]]:
     """The parts of SIGNS among these pictures, each to be read by a call."""
-    there = {e.parts[0] for e in entries}
+    there, decode = {e.parts[0] for e in entries}, of_set(decode, len(entries))
     return {
         part: partial(_read_folder, [e for e in entries if e.parts[0] == name], name, size, where, decode)
         for part, name in FOLDERS.items()
@@ -175,7 +180,7 @@ def _has_classes(folder: Path) -> bool:
 
 def _entries(root: Path) -> list[Entry]:
     named = [((p.parent.name, tree.writable(p.name)), p) for p in pictures(root)]
-    held = [Entry(parts, partial(tree.read_file, path, name="/".join(parts))) for parts, path in named]
+    held = [Entry(parts, tree.OnDisk(str(path), "/".join(parts))) for parts, path in named]
     return held + [Entry((part,), None) for part in (TRAIN, VAL, TEST) if (root / part).is_dir()]
 
 
@@ -388,6 +393,7 @@ ENTRY = registry.Entry(
     read=read,
     locate=locate,
     parts=parts,
+    decodes=True,
     title="photographs of hands that show 0 to 5, 64x64",
     how="get it with `minires data signs --download`, or use --data hands, which needs no download",
     prepare=prepare,

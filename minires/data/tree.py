@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePath
 
 from minires.errors import DataError
@@ -36,7 +36,7 @@ MAX_DEPTH = 64
 MAX_FILE_BYTES = 256 * 2**20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A file or folder of the tree: its path inside, and how to read it (None for a folder)."""
 
@@ -46,6 +46,31 @@ class Entry:
     @property
     def name(self) -> str:
         return "/".join(self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class OnDisk:
+    """Reads a file below a folder, which errors call ``name``."""
+
+    path: str
+    name: str
+
+    def __call__(self) -> bytes:
+        return read_file(Path(self.path), name=self.name)
+
+    def stamp(self) -> str:
+        """What is another when the file is: its size and the time of its last change."""
+        try:
+            found = os.stat(self.path)
+        except OSError:  # gone: who reads it says so
+            return "not there"
+        return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def stamp(read: Callable[[], bytes]) -> str:
+    """What is another when the file that ``read`` reads is: what it says itself, or else a hash of it."""
+    said = getattr(read, "stamp", None)
+    return str(said()) if said is not None else hashlib.sha256(read()).hexdigest()
 
 
 def on_disk(root: Path) -> list[Entry]:
@@ -79,7 +104,7 @@ def on_disk(root: Path) -> list[Entry]:
                 if len(found) > before + 1 or not is_picture(one.name):
                     continue  # and else an empty folder that is called like a picture
                 found.pop()
-            found.append(Entry(inside, partial(read_file, folder / one.name, name="/".join(inside))))
+            found.append(Entry(inside, OnDisk(os.path.join(folder, one.name), "/".join(inside))))
 
     walk(root, (), frozenset())
     return sorted(found, key=lambda entry: entry.parts)

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minires import backend
-from minires.data import Dataset, Normalize
+from minires.data import Dataset, Normalize, Stream
+from minires.data.streaming import Pixels, batches
 from minires.errors import ShapeError, whole
 from minires.nn.layers import BatchNorm2d
 from minires.nn.module import Module
@@ -28,7 +29,7 @@ class Evaluation:
 
 
 def predict(
-    model: Module | Plan, images: NDArray[np.uint8], normalize: Normalize, *, batch_size: int = 64
+    model: Module | Plan, images: Pixels | Stream, normalize: Normalize, *, batch_size: int = 64
 ) -> NDArray[np.float64]:
     """Give the probability of each class for each picture. Of many pictures the model is planned first
     (``minires.compile``), as far as it can be; a ready ``Plan`` may be given, and says itself how many at a
@@ -37,7 +38,8 @@ def predict(
     Shapes: images (N, H, W, 3) uint8 of the size the model was trained on -> (N, classes).
     Raises: ShapeError if the pictures are not uint8 of that shape.
     """
-    return np.exp(_log_probabilities(model, images, normalize, batch_size))
+    logs = _log_probabilities(model, images, normalize, batch_size)
+    return np.exp(logs, out=logs)
 
 
 def evaluate(model: Module, dataset: Dataset, normalize: Normalize, *, batch_size: int = 64) -> Evaluation:
@@ -50,11 +52,11 @@ def evaluate(model: Module, dataset: Dataset, normalize: Normalize, *, batch_siz
     logs = _log_probabilities(model, dataset.images, normalize, batch_size)
     of_truth = logs[np.arange(len(dataset)), dataset.labels]
     right = (logs.argmax(axis=1) == dataset.labels) & ~np.isnan(logs).any(axis=1)
-    return Evaluation(float(-of_truth.mean()), float(right.mean()), np.exp(logs))
+    return Evaluation(float(-of_truth.mean()), float(right.mean()), np.exp(logs, out=logs))
 
 
 def recalibrate(
-    model: Module, images: NDArray[np.uint8], normalize: Normalize, *, batch_size: int = 64
+    model: Module, images: Pixels | Stream, normalize: Normalize, *, batch_size: int = 64
 ) -> None:
     """Replace batch norm's running statistics by averages over ``images`` with the weights as they are now.
 
@@ -69,7 +71,8 @@ def recalibrate(
     norms = [part for part in model.modules() if isinstance(part, BatchNorm2d) and not part.frozen]
     momenta = [norm.momentum for norm in norms]
     # Data sets come sorted by class; a batch of one class would have the wrong variance.
-    images = images[np.random.default_rng(0).permutation(len(images))]
+    order = np.random.default_rng(0).permutation(len(images))
+    images = images.take(order) if isinstance(images, Stream) else images[order]
     with modes(model, training=False), no_grad():
         for norm in norms:
             norm.training = True
@@ -88,8 +91,8 @@ def recalibrate(
                 norm.momentum = momentum
 
 
-def _check(images: NDArray[np.uint8]) -> None:
-    if not isinstance(images, np.ndarray):
+def _check(images: Pixels | Stream) -> None:
+    if not isinstance(images, np.ndarray | Stream):
         raise ShapeError(f"pictures must be a NumPy array, uint8 (N, H, W, 3), not a {type(images).__name__}")
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) == 0:
         raise ShapeError(
@@ -101,19 +104,20 @@ _PLANNED = 8  # batches, from which on a plan takes less time than it saves
 
 
 def _log_probabilities(
-    model: Module | Plan, images: NDArray[np.uint8], normalize: Normalize, batch_size: int
+    model: Module | Plan, images: Pixels | Stream, normalize: Normalize, batch_size: int
 ) -> NDArray[np.float64]:
     _check(images)
     batch_size = len(model) if isinstance(model, Plan) else whole("batch_size", batch_size)
     if isinstance(model, Module) and len(images) >= _PLANNED * batch_size:
         model = planned(model, normalize(images[:batch_size]).shape)
     if isinstance(model, Plan):
-        cuts = range(0, len(images), batch_size)
-        batches = [model(normalize(images[cut : cut + batch_size])) for cut in cuts]
+        cuts = (slice(cut, cut + batch_size) for cut in range(0, len(images), batch_size))
+        found = [model(normalize(batch)) for batch in batches(images, cuts)]
     else:
         with modes(model, training=False), no_grad():
-            batches = [model(x).numpy() for x in _batches(model, images, normalize, batch_size)]
-    logits: NDArray[np.float64] = np.concatenate(batches).astype(np.float64)
+            found = [model(x).numpy() for x in _batches(model, images, normalize, batch_size)]
+    logits: NDArray[np.float64] = np.concatenate(found).astype(np.float64)
+    del found  # of many classes and pictures these are large
     logits -= logits.max(axis=1, keepdims=True)  # exp() of large logits would overflow
     logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
     return logits
@@ -121,7 +125,7 @@ def _log_probabilities(
 
 def _batches(
     model: Module,
-    images: NDArray[np.uint8],
+    images: Pixels | Stream,
     normalize: Callable[..., NDArray[np.float32]],
     batch_size: int,
     *,
@@ -131,5 +135,6 @@ def _batches(
     batch_size = whole("batch_size", batch_size)
     device = next((parameter.device for parameter in model.parameters()), "cpu")
     starts = range(0, max(1, len(images) - least + 1), max(least, batch_size))
-    for start, stop in zip(starts, [*starts[1:], len(images)], strict=True):
-        yield Tensor(backend.to_device(normalize(images[start:stop]), device))
+    cuts = (slice(*ends) for ends in zip(starts, [*starts[1:], len(images)], strict=True))
+    for batch in batches(images, cuts):
+        yield Tensor(backend.to_device(normalize(batch), device))

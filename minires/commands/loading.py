@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -119,7 +118,7 @@ def check_is_there(config: Config, model: str, way: str = "") -> None:
     """
     from minires import data
 
-    if config.data not in data.names() and not os.path.lexists(config.data):
+    if config.data not in data.names() and not data.is_there(config.data):
         raise DataError(
             f"the pictures that {model} was trained on are no more at {config.data}: put them back there, or "
             f"a link to where they are{way}"

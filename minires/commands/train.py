@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # Settings of a run that are options of the same name.
 SETTINGS = (
     "model", "epochs", "batch_size", "drop_last", "plan", "seed", "device", "precision", "size", "train_on",
-    "freeze", "keep",
+    "freeze", "keep", "stream", "draft", "cache",
 )  # fmt: skip
 FREE = ("device", "keep")  # those that may change when a run is continued
 
@@ -56,8 +56,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     def option(name: str, metavar: str, help: str, kind: Callable[[str], Any] = str) -> None:
         parser.add_argument(name, metavar=metavar, help=help, type=kind)
 
-    option("--data", "NAME", f"{', '.join(data.names())}, or the path of a picture folder, zip or tar "
-           f"(default: the recipe's; else {usual} if found, else {data.entry(usual).stand_in})")  # fmt: skip
+    option("--data", "NAME", f"{', '.join(data.names())}, or the path of a picture folder, zip, tar or of "
+           "WebDataset's shards, such as 'set-{000..009}.tar' (default: the recipe's; else "
+           f"{usual} if found, else {data.entry(usual).stand_in})")  # fmt: skip
     option("--model", "NAME", "the model (default: that of the recipe)")
     variant_option(parser)
     option("--recipe", "NAME", f"settings that belong together: {', '.join(recipes.names())}; "
@@ -73,6 +74,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--lr", "X", "the highest learning rate of the schedule", float)
     option("--seed", "N", "of weights, order and augmentation (default: 0)", int)
     option("--size", "N", "resize the pictures to N x N (default: what the model is made for)", int)
+    parser.add_argument("--stream", action=argparse.BooleanOptionalAction, default=None,
+                        help="decode pictures while they are needed, or keep all in memory (default: in "
+                        "memory where they take no more than 1 GiB, or a quarter of it)")  # fmt: skip
+    parser.add_argument("--draft", action="store_true", default=None,
+                        help="read JPEGs at a fraction of their size where that is twice what is needed: "
+                        "faster, and other by a little; streams")  # fmt: skip
+    parser.add_argument("--cache", choices=("pixels",), nargs="?", const="pixels",
+                        help="keep the resized pictures in a file in the user's cache, for this run and "
+                        "later ones; streams")  # fmt: skip
     option("--train-on", "PARTS", "train, or train+val: then nothing is validated")
     option("--device", "NAME", DEVICES)
     option("--precision", "NAME", "fp32 (the default); tf32: faster matrix products on a GPU; bf16: "
@@ -211,7 +221,7 @@ def _choose_data(asked: str | None, recipe: str) -> tuple[str, str, bool]:
 
     if asked is not None:
         why = f"Training on {asked}, as asked for with --data"
-        if asked not in data.names() and Path(asked).exists():
+        if asked not in data.names() and data.is_there(asked):
             asked = str(Path(asked).resolve())  # it must be found when the run is continued from elsewhere
         return asked, why, False
     if named := recipes.get(recipe).get("data"):

@@ -35,6 +35,7 @@ __all__ = [
     "Entry",
     "Loader",
     "Normalize",
+    "Opener",
     "LabelledPart",
     "Picture",
     "Splits",
@@ -48,6 +49,7 @@ __all__ = [
     "download",
     "entry",
     "find",
+    "is_there",
     "load",
     "load_part",
     "names",
@@ -143,6 +145,12 @@ def find(name: str) -> Path | None:
             if found := locate(root / name):
                 return found
     return None
+
+
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Whether something is at a path, or the first of the shards for which it stands: set-{000..009}.tar."""
+    place = Path(path)
+    return os.path.lexists(place) or (shards.is_pattern(place) and shards.expanded(place)[0].exists())
 
 
 def load(

@@ -70,8 +70,8 @@ class ScaleCrop:
         Shapes: -> (size, size, 3).
         """
         self.least(size)
-        scale = int(rng.integers(self.shorter[0], self.shorter[1] + 1)) / min(image.size)
-        wide, high = (max(size, round(side * scale)) for side in image.size)
+        shorter = int(rng.integers(self.shorter[0], self.shorter[1] + 1))
+        wide, high = (round(side * shorter / min(image.size)) for side in image.size)
         left, top = int(rng.integers(0, wide - size + 1)), int(rng.integers(0, high - size + 1))
         across, down = image.width / wide, image.height / high  # pixels of the picture for one of the scaled
         box = (left * across, top * down, (left + size) * across, (top + size) * down)

@@ -45,6 +45,9 @@ class Config:
     variant: dict[str, Any] = field(default_factory=dict)  # its options
     data: str = "signs"  # a name that minires.data.load knows, or a path
     size: int | None = None  # resize the pictures to squares of this many pixels
+    stream: bool | None = None  # decode pictures while they are needed; None: those that are too many to keep
+    draft: bool = False  # of a stream: read JPEGs at a fraction of their size where that is enough
+    cache: str | None = None  # of a stream: "pixels" keeps the resized pictures in a file for later runs
     train_on: str = "train"  # or "train+val": then nothing is validated
     recipe: str = "default"  # what Config.of made this from; the name alone changes nothing
     epochs: int = 20
@@ -71,6 +74,7 @@ class Config:
             "int": int,
             "str": str,
             "bool": bool,
+            "bool | None": bool | None,
             "float": int | float,
             "int | None": int | None,
             "str | None": str | None,
@@ -82,8 +86,9 @@ class Config:
             value = plain(getattr(self, one.name))
             value = bool(value) if isinstance(value, np.bool_) else value
             object.__setattr__(self, one.name, value)
-            is_bool = isinstance(value, bool)  # which Python counts among the whole numbers
-            if not isinstance(value, kinds[str(one.type)]) or is_bool != (one.type == "bool"):
+            # Python counts truths among the whole numbers.
+            wrong = isinstance(value, bool) and not str(one.type).startswith("bool")
+            if wrong or not isinstance(value, kinds[str(one.type)]):
                 raise ConfigError(f"{one.name} is {value!r}; it must be of type {one.type}")
             if isinstance(value, dict):
                 mapping(one.name, value)
@@ -113,6 +118,7 @@ class Config:
             raise ConfigError(unknown("value of train_on", self.train_on, ["train", "train+val"]))
         if self.keep not in KEEP:
             raise ConfigError(unknown("value of keep", self.keep, KEEP))
+        data.Opener(stream=self.stream, draft=self.draft, cache=self.cache)
         if self.precision not in PRECISIONS:
             raise ConfigError(unknown("precision", self.precision, PRECISIONS))
         for part in self.freeze:

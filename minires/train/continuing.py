@@ -88,6 +88,16 @@ def begin_again(folder: Path, fingerprint: Mapping[str, Any], source: str) -> st
     return "there is no checkpoint yet: the run begins with its first step"
 
 
+def before(folder: Path) -> dict[str, Any]:
+    """What the newest good checkpoint of a run says, or what the run began with; else nothing."""
+    for path in reversed(Checkpoints(folder).paths()):
+        with suppress(CheckpointError):
+            return checkpoints.read(path)[1]
+    with suppress(CheckpointError):
+        return {"data": run_folder.read_json(folder / FINGERPRINT)}
+    return {}
+
+
 def has_begun(folder: Path) -> None:
     """Remove what is needed no more once there is a checkpoint."""
     with suppress(OSError):

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minires import backend
-from minires.data import Dataset, Splits
+from minires.data import Dataset, Splits, Stream
+from minires.data.augment import MEASURED
+from minires.errors import counted
 from minires.nn.module import Module
 from minires.train import run_folder
 from minires.train.config import Config
@@ -50,6 +52,18 @@ def summary(
         "versions": run_folder.versions(),
         **others,
     }
+
+
+def of_stream(train_set: Dataset, *, measured: bool) -> list[str]:
+    """What is to be said of training pictures that are not in memory, whose mean was ``measured`` or not."""
+    if not isinstance(train_set.images, Stream):
+        return []
+    by = counted(backend.threads(), "thread")
+    said = [f"the pictures are decoded while they are needed (stream), by {by}"]
+    if measured and len(train_set) > MEASURED:
+        some = f"{MEASURED:,} of the {len(train_set):,} training pictures, chosen by the seed"
+        said.append(f"mean and deviation of the pixels were measured on {some}")
+    return said
 
 
 def left_out(config: Config, train_set: Dataset) -> int:

@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from minires import data
-from minires.errors import CheckpointError
+from minires.errors import CheckpointError, ConfigError
 from minires.train import checkpoint
 from minires.train.checkpoint import Damaged
 from minires.train.config import Config
 from minires.train.evaluation import Evaluation
-from minires.train.fields import Optional, between, either, exactly, listing, real, record, table, text
+from minires.train.fields import (
+    Optional,
+    between,
+    either,
+    exactly,
+    listing,
+    positive,
+    real,
+    record,
+    table,
+    text,
+)
 from minires.train.run_folder import COLUMNS, finite
 
 # Settings that may change when a run is continued.
-FREE = ("device", "plan", "checkpoint_every", "keep")
+FREE = ("device", "plan", "checkpoint_every", "keep", "cache")
+ADDED = {"stream": None, "draft": False}  # settings that older checkpoints have not, as they were then
+FILES = "files"  # what a stream's pictures are known by, in the place of their pixels
+MENDED = "mended pictures"  # those that could not be read, and that a run does not know by their files
 COUNT = between(0)
 KIND = record(
     kind=exactly("checkpoint"),
@@ -37,6 +52,7 @@ KIND = record(
         for name in COLUMNS if name not in ("epoch", "step")
     })),
     warnings=Optional(listing(text)),  # older checkpoints have none
+    normalize=Optional(record(mean=listing(real, count=3), std=listing(positive, count=3))),
 )  # fmt: skip
 
 
@@ -90,7 +106,9 @@ def belongs(
     if info.get("kind") == "model":
         raise CheckpointError(f"{path} is a trained model, and not a checkpoint of a run")
     checkpoint.check(path, info, KIND)
-    if different := checkpoint.differences(info["config"], config.to_dict(), ignore=FREE):
+    saved, here = {**ADDED, **info["config"]}, config.to_dict()
+    free = FREE if None not in (saved["stream"], here["stream"]) else (*FREE, "stream")
+    if different := checkpoint.differences(saved, here, ignore=free):
         raise CheckpointError(
             f"{path} belongs to another run: {'; '.join(different)}. "
             "Continue it with its own settings, or choose another folder"
@@ -130,19 +148,47 @@ def same_data(path: Any, held: Mapping[str, Any], fingerprint: Mapping[str, Any]
         )
 
 
-def normalization(choice: str | dict[str, Any], train_set: data.Dataset) -> data.Normalize:
-    """What the setting ``normalize`` stands for."""
+def normalization(
+    choice: str | dict[str, Any], train_set: data.Dataset, *, seed: int = 0, held: Any = None
+) -> data.Normalize:
+    """What the setting ``normalize`` stands for; ``held``, what a run that goes on had measured."""
     if isinstance(choice, dict):
         return data.Normalize(**choice)
-    return data.Normalize.of(train_set) if choice == "data" else data.Normalize.none()
+    if choice != "data":
+        return data.Normalize.none()
+    if isinstance(train_set.images, data.Stream) and isinstance(held, dict):
+        with suppress(ConfigError, KeyError):
+            return data.Normalize(held["mean"], held["std"])
+    return data.Normalize.of(train_set, seed=seed)
 
 
-def fingerprint(splits: data.Splits) -> dict[str, Any]:
-    """What the pictures and labels of the three parts are known by, and the names of the classes."""
-    found: dict[str, Any] = {}
+def streamed(info: Mapping[str, Any]) -> bool | None:
+    """Whether the pictures of a run, of which ``info`` was saved, were streamed; None if it does not say."""
+    held = info.get("data")
+    known = held.get("training pictures") if isinstance(held, dict) else held
+    return f" {FILES} " in known if isinstance(known, str) else None
+
+
+def mended(info: Mapping[str, Any]) -> frozenset[str]:
+    """The pictures that a run could not read, and that are others when they are mended."""
+    held = info.get("data")
+    names = held.get(MENDED) if isinstance(held, dict) else None
+    return frozenset(map(str, names)) if isinstance(names, list) else frozenset()
+
+
+def fingerprint(splits: data.Splits, *, without: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """What the pictures and labels of the three parts are known by, and the names of the classes.
+
+    Pictures of a stream are known by the names, sizes and times of their files, but those ``without``.
+    """
+    found: dict[str, Any] = {MENDED: sorted(without)} if without else {}
     for part, name in (("train", "training"), ("val", "validation"), ("test", "test")):
         dataset = getattr(splits, part)
-        found[f"{name} pictures"] = dataset and f"{len(dataset)} {_digest(dataset.images)}"
+        if dataset and isinstance(dataset.images, data.Stream):
+            known = f"{FILES} {dataset.images.fingerprint(without=without)}"
+        else:
+            known = dataset and _digest(dataset.images)
+        found[f"{name} pictures"] = dataset and f"{len(dataset)} {known}"
         found[f"{name} labels"] = dataset and _digest(dataset.labels)
     return found | {"class names": list(splits.train.classes)}
 

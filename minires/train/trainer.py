@@ -7,7 +7,6 @@ saved (dropout), so a run that was killed at any moment and continued gives the 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import os
 import sys
@@ -88,6 +87,7 @@ class Trainer:
             continuing.remove_leftovers(self.out)
             config = continuing.read_config(self.out) if config is None else config
             self.config = config if isinstance(config, Config) else Config.from_dict(config)
+            self._known: dict[frozenset[str], dict[str, Any]] = {}  # by the pictures that are left out of it
             self._prepare(splits, model, resume)
             if resume:
                 if self.checkpoints.latest(self._take) is None:
@@ -113,12 +113,19 @@ class Trainer:
         size = config.size or (entry.size if entry else None)
         if splits is None and not resume:
             continuing.not_among_pictures(self.given, config.data)
-        self.splits = splits or data.load(config.data, size=size)
+        held = continuing.before(self.out) if resume else {}
+        self._mended = state.mended(held)
+        self.splits = splits or data.load(
+            config.data, size=size, stream=self._streams(augment, held), draft=config.draft,
+            cache=config.cache,
+        )  # fmt: skip
         self.train_set = self.splits.train
         if config.train_on == "train+val":
             self.train_set = self.train_set.join(self.splits.val)
         self.val_set = self.splits.val if config.train_on == "train" else None
-        self.normalize = state.normalization(config.normalize, self.train_set)
+        self.normalize = state.normalization(
+            config.normalize, self.train_set, seed=config.seed, held=held.get("normalize")
+        )
         self.loader = data.Loader(
             self.train_set, config.batch_size, seed=config.seed, normalize=self.normalize,
             augment=augment, drop_last=config.drop_last,
@@ -162,6 +169,13 @@ class Trainer:
         self._figures = Figures(self.out, config, self.train_set.name, self._warn)
         self._since = time.perf_counter()
 
+    def _streams(self, augment: data.Compose, held: Mapping[str, Any]) -> bool | None:
+        """Whether the pictures are to be streamed: as the run says, its augmentation needs it, or it was when
+        the run began; None: as their number tells."""
+        if self.config.stream is not None:
+            return self.config.stream
+        return True if data.augment.needs_stream(augment) else state.streamed(held)
+
     # ------------------------------------------------------------------------------------------ the run
 
     def run(self) -> dict[str, Any]:
@@ -171,7 +185,8 @@ class Trainer:
 
         Raises: Interrupted after SIGINT, SIGTERM or SIGHUP, once the state is saved; MiniresError that names
         the first layer whose output or gradient was not finite; MiniresError if a checkpoint or the model
-        cannot be written: the checkpoint before it stays, and the run goes on from there.
+        cannot be written: the checkpoint before it stays, and the run goes on from there; MiniresError that
+        names pictures of a stream which cannot be read: the run is saved, and goes on when they are mended.
         """
         continuing.hold_again(self._lock, self._left, self._unclear)
         self._lock.busy, self._unclear = True, "its last step has not come to its end"
@@ -179,6 +194,12 @@ class Trainer:
             summary = self._run()
             self._unclear = None
             return summary
+        except data.Unreadable as error:
+            if self.progress.step:  # else nothing was begun
+                self._mended |= {*error.names}
+                self.save()
+                self._unclear = None
+            raise continuing.stopped(error, self.given, self.progress.step) from error
         except KeyboardInterrupt as stop:
             there = self.checkpoints.paths()
             if isinstance(stop, Interrupted):
@@ -200,6 +221,8 @@ class Trainer:
             f"recipe {config.recipe}, {counted(config.epochs, 'epoch')}, seed {config.seed}; run folder "
             f"{self.given}"
         )
+        for line in report.of_stream(self.train_set, measured=config.normalize == "data"):
+            self.say(line)
         if config.normalize == "data":
             self._warn(checks.constant_channels(self.normalize))
         if self.progress.epoch == config.epochs:
@@ -324,6 +347,7 @@ class Trainer:
             "kind": "checkpoint",
             "config": self.config.to_dict(),
             "data": self._fingerprint,
+            "normalize": {"mean": list(self.normalize.mean), "std": list(self.normalize.std)},
             "threads": backend.threads(),
             "progress": dataclasses.asdict(self.progress),
             "random": self.model.random_states(),
@@ -340,12 +364,16 @@ class Trainer:
         self._tick()  # saving is time of the run, but not of training
         return path
 
-    @functools.cached_property
+    @property
     def _fingerprint(self) -> dict[str, Any]:
-        return state.fingerprint(self.splits)
+        """What the data are known by."""
+        if self._mended not in self._known:
+            self._known[self._mended] = state.fingerprint(self.splits, without=self._mended)
+        return self._known[self._mended]
 
     def _take(self, path: Path, groups: Mapping[str, Any], info: Mapping[str, Any]) -> None:
         """Continue from what a checkpoint holds."""
+        self._mended = state.mended(info)
         here = self.splits, self.train_set, self._fingerprint, len(self.loader)
         state.belongs(path, info, self.config, *here)
         try:

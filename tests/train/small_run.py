@@ -1,7 +1,8 @@
 """A small run as a program of its own, for the tests that kill it: ``small_run.py OUT [--resume]``.
 
 It prints a line after each step. With ``DIE_IN_WRITE=n`` in the environment it kills itself inside its n-th
-checkpoint write, when half of the temporary file is on the disk.
+checkpoint write, when half of the temporary file is on the disk. With ``PICTURES=folder`` its pictures are a
+stream of those that :func:`write_pictures` wrote there.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from minires import nn
-from minires.data import Dataset, Splits
+from minires.data import Dataset, Splits, load
 from minires.train import Config, Trainer
 
 CONFIG = Config(
@@ -25,6 +28,9 @@ CONFIG = Config(
     schedule={"name": "plateau", "patience": 0, "factor": 0.5, "threshold": 0.2, "warmup": 0.2},
     augment=[["shift", {"pixels": 2}], "flip"],
 )  # fmt: skip
+
+
+STREAMED = replace(CONFIG, augment=[["crop", {"scale": [0.5, 1.0]}], "flip", "pca_colour"], normalize="data")
 
 
 def small_model(classes: int = 3, seed: int = 0) -> nn.Module:
@@ -58,6 +64,18 @@ def small_splits() -> Splits:
     return Splits(stripes(93, 0), stripes(24, 1), stripes(24, 2), "stripes (made from a seed)")
 
 
+def write_pictures(root: Path) -> Path:
+    """The pictures of ``small_splits``, half as large again, in files."""
+    splits = small_splits()
+    for part in ("train", "val", "test"):
+        held = getattr(splits, part)
+        for place, (image, label) in enumerate(zip(held.images, held.labels, strict=True)):
+            path = root / part / held.classes[label] / f"{place:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).resize((18, 18)).save(path)
+    return root
+
+
 class Chatty(Trainer):
     def _step(self, x, y):
         super()._step(x, y)
@@ -84,4 +102,7 @@ if __name__ == "__main__":
     out = Path(sys.argv[1])
     if "DIE_IN_WRITE" in os.environ:
         die_in_write(out, int(os.environ["DIE_IN_WRITE"]))
-    Chatty(CONFIG, out, splits=small_splits(), model=small_model(), resume="--resume" in sys.argv).run()
+    splits, config = small_splits(), CONFIG
+    if "PICTURES" in os.environ:
+        splits, config = load(os.environ["PICTURES"], size=12, stream=True), STREAMED
+    Chatty(config, out, splits=splits, model=small_model(), resume="--resume" in sys.argv).run()

@@ -19,6 +19,7 @@ from minires.commands import (
     summary,
     trace,
     train,
+    weights,
 )
 from minires.commands.loading import FAILED
 from minires.commands.registry import Command
@@ -36,6 +37,7 @@ COMMANDS: Registry[Command] = Registry("command", {
     "trace": trace.COMMAND,
     "play": play.COMMAND,
     "diff": diff.COMMAND,
+    "weights": weights.COMMAND,
     "import-weights": import_weights.COMMAND,
     "export": export.COMMAND,
     "gradcheck": gradcheck.COMMAND,

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from minires.commands.loading import (
     DEVICES,
+    TRAINED,
+    TrainedModel,
     check_is_there,
     load_square,
     print_json,
@@ -77,8 +79,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--device", "NAME", DEVICES)
     option("--precision", "NAME", "fp32 (the default); tf32: faster matrix products on a GPU; bf16: "
            "activations in bfloat16 while training, parameters in float32")  # fmt: skip
-    option("--start-from", "RUN", "fine-tune a trained model, of a run folder or a model.safetensors file: "
-           "its picture size and normalisation, and a new last layer if the classes are others")  # fmt: skip
+    parser.add_argument("--start-from", metavar="RUN", action=TrainedModel, help=f"fine-tune {TRAINED}: "
+                        "its picture size and normalisation, and a new last layer if the classes are others")
     parser.add_argument(
         "--freeze", action="append", metavar="PART",
         help="a part that stays as it is, for example conv1, or 'res[23]*'; can be repeated",

@@ -5,6 +5,7 @@ doctor`` works where a package is missing.
 """
 
 from minires.commands import (
+    compare,
     data,
     diff,
     doctor,
@@ -30,6 +31,7 @@ __all__ = ["COMMANDS", "FAILED", "Command"]
 COMMANDS: Registry[Command] = Registry("command", {
     "train": train.COMMAND,
     "evaluate": evaluate.COMMAND,
+    "compare": compare.COMMAND,
     "predict": predict.COMMAND,
     "models": models.COMMAND,
     "summary": summary.COMMAND,

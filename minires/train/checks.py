@@ -75,6 +75,12 @@ def constant_channels(normalize: Normalize) -> list[str]:
     return [f"all pixels of all training pictures are equal in {where}, so there is nothing to learn from it"]
 
 
+def numbers(model: Module) -> dict[str, Array]:
+    """All that a model learns and measures, by path."""
+    parameters = {path: parameter.data for path, parameter in model.named_parameters()}
+    return {**parameters, **dict(model.named_buffers())}
+
+
 def not_finite(when: str, arrays: Mapping[str, Array]) -> list[str]:
     """A warning if a number in these arrays, which have names, is NaN or infinite."""
     bad = [

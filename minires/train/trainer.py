@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import numpy as np
 from tqdm import tqdm
@@ -28,26 +28,17 @@ from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.ops.cross_entropy import cross_entropy
 from minires.tensor import Tensor
-from minires.train import (
-    captured,
-    checks,
-    continuing,
-    finetune,
-    model_file,
-    planned,
-    report,
-    run_folder,
-    state,
-)
+from minires.train import captured, checks, continuing, ending, finetune, planned, report, run_folder, state
 from minires.train.checkpoint import Checkpoints, Damaged, Misfit
 from minires.train.config import Config
-from minires.train.diagnose import first_not_finite
 from minires.train.ema import EMA
-from minires.train.evaluation import Evaluation, evaluate, recalibrate
+from minires.train.evaluation import evaluate
 from minires.train.figures import Figures
 from minires.train.lock import Lock
+from minires.train.observers import Observer, Observers
 from minires.train.schedules import Schedule
 from minires.train.state import Progress
+from minires.train.steps import Steps
 from minires.train.telling import Listener, Stream
 
 
@@ -58,7 +49,8 @@ class Trainer:
     ``config`` may be None when ``resume`` is set: the run's own ``config.json`` is used. ``splits`` replaces
     the data set that the configuration names, ``model`` the model it would build: each epoch trains all
     of it but what ``freeze`` names, and leaves each module in its own mode. ``progress`` shows a bar,
-    None only on a terminal; ``say`` gets each line of the report.
+    None only on a terminal; ``say`` gets each line of the report. ``observers`` hear how the run goes, see
+    :class:`~minires.train.Observer`.
 
     The folder is held by a lock until the run ends: nobody else trains there meanwhile. What fails before
     the first step leaves no folder.
@@ -79,9 +71,11 @@ class Trainer:
         resume: bool = False,
         progress: bool | None = None,
         say: Callable[[str], None] = print,
+        observers: Iterable[Observer] = (),
     ) -> None:
         self.say: Callable[[str], None] = Listener(say)  # that nobody is there to hear it ends no run
-        self._show = progress
+        self._show, self._bar = progress, None  # the bar, while it is shown
+        self._observers = Observers(observers, lambda line: self._say_beside(f"warning: {line}"))
         if config is None and not resume:
             raise ConfigError("a new run needs a configuration, for example Config.of('default')")
         continuing.check(out, resume=resume)
@@ -159,10 +153,12 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.warnings: list[str] = []  # what makes the result doubtful: see minires.train.checks
         self.checkpoints = Checkpoints(self.out, all=config.keep == "all")
-        self._dropout_before: dict[str, Any] = {}
-        self._pending: list[Callable[[], None]] = []  # what is to be done with the figures of the last steps
         on_gpu = self.device != "cpu"
-        self._capture = captured.Capture(model, self.optimizer, self._loss, self.say) if on_gpu else None
+        capture = captured.Capture(model, self.optimizer, self._loss, self.say) if on_gpu else None
+        self._steps = Steps(
+            model, self.optimizer, self._forward, self._loss, self._stop_not_finite, device=self.device,
+            activations=self.activations, ema=self.ema, capture=capture,
+        )  # fmt: skip
         self._figures = Figures(self.out, config, self.train_set.name, self._warn)
         self._since = time.perf_counter()
 
@@ -191,6 +187,7 @@ class Trainer:
                 raise
             raise Interrupted(f"interrupted; {there[-1]} is kept", status(stop) - 128) from stop
         finally:
+            self._bar = None
             self._let_go()
             self._left = continuing.remains(self.out)
             self._lock.busy = False
@@ -221,13 +218,16 @@ class Trainer:
             total=config.epochs * per_epoch, initial=self.progress.epoch * per_epoch + self.progress.pictures,
             unit=" pictures", disable=hidden, dynamic_ncols=True,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {rate_fmt}, {remaining} left{postfix}",
-        ) as bar, backend.before_compiling(functools.partial(self._say_beside, bar)), \
+        ) as bar, backend.before_compiling(self._say_beside), \
                 backend.precision(config.precision):  # fmt: skip
-            self._since, self._forward.say = time.perf_counter(), functools.partial(self._say_beside, bar)
+            self._bar = bar
+            self._observers.tell("begins", self)
+            self._since, self._forward.say = time.perf_counter(), self._say_beside
             while self.progress.epoch < config.epochs:
                 self._epoch(stop, bar)
             if stop.wanted:
                 self._leave(stop.wanted)
+        self._bar = None
         return self._finish()
 
     def _epoch(self, stop: StopWish, bar: Any) -> None:
@@ -244,9 +244,12 @@ class Trainer:
                 text = f"loss {run_folder.shown(loss, 3)}, accuracy {100 * accuracy:.1f}%"
                 bar.set_postfix_str(text, refresh=False)
                 bar.update(len(y))
+                if self._observers:
+                    self._observers.tell("stepped", self)
+                    self._tick()  # their time is the run's, but not that of training
                 last = progress.batch == len(self.loader)
                 if last:
-                    self._settle()
+                    self._steps.settle()
                 if stop.wanted:
                     self._leave(stop.wanted)
                 if config.checkpoint_every and progress.step % config.checkpoint_every == 0 and not last:
@@ -257,33 +260,29 @@ class Trainer:
         row = self.progress.row(self.optimizer.lr, len(self.loader), val)
         self.history.append(row)
         self.schedule.epoch_end(row["train_loss"] if val is None else val.loss)
-        self._say_beside(bar, run_folder.epoch_line(row, config.epochs))
+        self._say_beside(run_folder.epoch_line(row, config.epochs))
         if not any(text.startswith("after epoch") for text in self.warnings):  # once is enough
             averages = {f"average of {path}": a for path, a in self.ema.averages.items()} if self.ema else {}
-            found = checks.not_finite(f"after epoch {row['epoch']}", {**self._numbers(), **averages})
-            self._warn(found, functools.partial(self._say_beside, bar))
+            after, numbers = f"after epoch {row['epoch']}", checks.numbers(self.model)
+            self._warn(checks.not_finite(after, {**numbers, **averages}))
         self.progress = progress.next_epoch()
         self.save()
         self._write_history()
+        self._observers.tell("epoch_ended", self, row, val)
         if stop.wanted:
             self._leave(stop.wanted)
 
-    def _say_beside(self, bar: Any, line: str) -> None:
-        """Say a line while the bar is shown."""
-        with bar.external_write_mode():
+    def _say_beside(self, line: str) -> None:
+        """Say a line, beside the bar while that is shown."""
+        with self._bar.external_write_mode() if self._bar is not None else nullcontext():
             self.say(line)
 
-    def _warn(self, found: Iterable[str], say: Callable[[str], None] | None = None) -> None:
+    def _warn(self, found: Iterable[str]) -> None:
         """Say what was found, and keep it for the summary."""
         for text in found:
             if text not in self.warnings:
                 self.warnings.append(text)
-                (say or self.say)(f"warning: {text}")
-
-    def _numbers(self) -> dict[str, Any]:
-        """All that the model learns and measures."""
-        parameters = {path: parameter.data for path, parameter in self.model.named_parameters()}
-        return {**parameters, **dict(self.model.named_buffers())}
+                self._say_beside(f"warning: {text}")
 
     def _tick(self) -> float:
         """Add the time since the last call to the run's; return it."""
@@ -293,73 +292,21 @@ class Trainer:
 
     def _step(self, x: np.ndarray, y: np.ndarray) -> None:
         """One step of the optimiser; nothing is changed if its loss or gradient is not finite."""
-        x = x.astype(self.activations, copy=False)
-        self._dropout_before = self.model.random_states()
-        self.optimizer.lr = self.schedule.lr(self.progress.step)
-        if self._capture and (step := self._capture(x, y)):
-            slot = step(x, y)
-            self._settle()
-            self._pending.append(functools.partial(self._account, slot.read, x, y, self.progress.step))
-        else:
-            self._settle()
-            self._eager_step(x, y)
-        if self.ema:
-            self.ema.update()
-        self.progress.batch += 1
-        self.progress.step += 1
-
-    def _eager_step(self, x: np.ndarray, y: np.ndarray) -> None:
-        pictures = Tensor(backend.to_device(x, self.device))
-        logits = self._forward(pictures)
-        loss = self._loss(logits, y)
-        value = float(loss.item())
-        if not math.isfinite(value):
-            self._stop_not_finite(f"the loss is {value}", x, y, self.progress.step)
-        loss.backward()
-        norm = self.optimizer.gradient_norm()
-        if not math.isfinite(norm):
-            self._stop_not_finite(f"the norm of the gradients is {norm}", x, y, self.progress.step)
-        self.optimizer.step(norm=norm)
-        self.optimizer.zero_grad()
-        right = int((logits.numpy().argmax(axis=1) == y).sum())
-        self._account(lambda: captured.Figures(value, right, norm), x, y, self.progress.step)
-
-    def _settle(self) -> None:
-        """Read the figures of the steps that were started and not yet read."""
-        while self._pending:
-            self._pending.pop(0)()
-
-    def _account(self, read: Callable[[], captured.Figures], x: np.ndarray, y: np.ndarray, step: int) -> None:
-        """Add the figures of one step to those of the epoch."""
-        figures, progress = read(), self.progress
-        for what, value in (("loss", figures.loss), ("norm of the gradients", figures.norm)):
-            if not math.isfinite(value):
-                self._stop_not_finite(f"the {what} is {value}", x, y, step)
-        progress.pictures += len(y)
-        progress.loss += figures.loss * len(y)
-        progress.right += figures.right
-        progress.norm += figures.norm
+        self._steps(x, y, self.progress, self.schedule.lr(self.progress.step))
 
     def _loss(self, logits: Tensor, y: Any) -> Tensor:
         return cross_entropy(logits, y, label_smoothing=self.config.label_smoothing)
 
-    def _stop_not_finite(self, what: str, x: np.ndarray, y: np.ndarray, step: int) -> None:
+    def _stop_not_finite(self, what: str, step: int, first: str) -> Never:
         batch = self.progress.batch - (self.progress.step - step)
         place = f"step {step} (epoch {self.progress.epoch + 1}, batch {batch})"
-        self.model.load_random_states(self._dropout_before)
-        pictures = Tensor(backend.to_device(x, self.device))
-        first = first_not_finite(self.model, pictures, lambda logits: self._loss(logits, y))
-        diverged = not first.startswith("the input")
-        self.warnings.append(
-            f"{checks.LOST if diverged else ''}{what} at {place}. First not finite: {first}. The run is "
-            "stopped, and what it has saved is kept; "
-            + (f"try {checks.GENTLER}" if diverged else "mend the pictures or their normalisation")
-        )
+        why, diverged = ending.lost(what, place, first)
+        self.warnings.append(why)
         self._tick()
         self._figures.drawn = -math.inf
         self._write_history()
         with suppress(MiniresError):  # what has happened is the more important news
-            self._write_summary(diverged)
+            self._observers.tell("ends", self, self._write_summary(diverged))
         raise MiniresError(self.warnings[-1])
 
     # ---------------------------------------------------------------------------------------- the state
@@ -369,7 +316,7 @@ class Trainer:
 
         Raises: MiniresError if it cannot be written; the one before it stays.
         """
-        self._settle()
+        self._steps.settle()
         groups = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.ema:
             groups["ema"] = self.ema.state_dict()
@@ -443,48 +390,21 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         """Test the weights that are kept, and write them, then all figures, then the summary; only when that
         is on the disk the checkpoints go."""
-        config, test_set = self.config, self.splits.test
-        with self.ema.swap() if self.ema else nullcontext():
-            if config.recalibrate:
-                recalibrate(self.model, self.train_set.images, self.normalize)
-            val = evaluate(self.model, self.val_set, self.normalize) if self.val_set else None
-            test = evaluate(self.model, test_set, self.normalize)
-            found = checks.not_finite("in the model that is kept", self._numbers())
-            try:
-                model_file.save_model(self.out / model_file.NAME, model_file.Trained(
-                    self.model, config.model, self.variant, test_set.classes, self.normalize,
-                    (test_set.images.shape[1], test_set.images.shape[2]), self.train_set.name,
-                ))  # fmt: skip
-            except MiniresError as error:
-                raise continuing.stopped(error, self.given, self.progress.step) from error
+        tested = ending.test(self, self.ema.swap() if self.ema else nullcontext())
         self._tick()
-        self._figures.last(test_set, test.probabilities)
+        self._figures.last(self.splits.test, tested.test.probabilities)
         self._write_history()
-        last, losses = self.history[-1], {"validation": val.loss if val else None, "test": test.loss}
-        self._warn([*found, *checks.outcome(
-            last["train_loss"], last["train_accuracy"], self.train_set.labels, test_set.classes, **losses
-        )])  # fmt: skip
-        finite = not found and all(math.isfinite(loss) for loss in losses.values() if loss is not None)
-        diverged = not finite or checks.diverged(last["train_loss"], len(test_set.classes))
+        self._warn(ending.doubts(self, tested))
         try:
-            summary = self._write_summary(diverged, test=test, val=val)
+            summary = self._write_summary(ending.diverged(self, tested), tested)
         except MiniresError as error:
             raise continuing.stopped(error, self.given, self.progress.step) from error
-        if config.keep == "none" and not self._lock.lost:
+        if self.config.keep == "none" and not self._lock.lost:
             self.checkpoints.remove()
-        self.say(
-            f"test accuracy {100 * test.accuracy:.2f}% ({round(test.accuracy * len(test_set))} of "
-            f"{len(test_set)}), test loss {run_folder.shown(test.loss)}, {self.progress.seconds:.0f} s; "
-            f"see {self.given}"
-        )
+        self.say(ending.result(self, tested))
+        self._observers.tell("ends", self, summary)
         return summary
 
-    def _write_summary(self, diverged: bool, **tested: Evaluation | None) -> dict[str, Any]:
+    def _write_summary(self, diverged: bool, tested: ending.Tested | None = None) -> dict[str, Any]:
         self._is_new = False
-        summary = report.summary(
-            self.config, self.splits, self.train_set, self.model, self.history, diverged=diverged,
-            seconds=self.progress.seconds, steps=self.progress.step, device=self.device,
-            warnings=self.warnings, **tested,
-        )  # fmt: skip
-        run_folder.write_json(self.out / continuing.SUMMARY, summary)
-        return summary
+        return ending.summary(self, diverged=diverged, tested=tested)

@@ -170,7 +170,7 @@ def test_a_captured_run_is_a_run(gpu, tmp_path, monkeypatch, precision):
         if way == "anew":
             monkeypatch.setattr(captured, "WARM_UP", 10**6)
         runs[way] = _trained(tmp_path / way, said.append, precision=precision)
-    assert runs["captured"]._capture.step and not runs["anew"]._capture.step
+    assert runs["captured"]._steps.capture.step and not runs["anew"]._steps.capture.step
     metrics = {way: (tmp_path / way / "metrics.csv").read_text().splitlines() for way in runs}
     header = metrics["anew"][0].split(",")
     timed = {header.index(name) for name in header if "second" in name or "per_s" in name}

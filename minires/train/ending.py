@@ -1,0 +1,109 @@
+"""The ends of a run: its weights are tested, kept and summed up, or its loss was not finite."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from minires import data
+from minires.errors import MiniresError
+from minires.train import checks, continuing, model_file, report, run_folder
+from minires.train.evaluation import Evaluation, evaluate, recalibrate
+from minires.train.observers import Run
+
+
+class Ending(Run, Protocol):
+    """What the end of a run needs besides what observers may read."""
+
+    given: Any  # the folder, as it was named
+    device: str
+    variant: dict[str, Any]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What the weights that are kept have shown; ``found`` are warnings of what in them is not finite."""
+
+    test: Evaluation
+    val: Evaluation | None
+    found: list[str]
+
+    def losses(self) -> dict[str, float | None]:
+        """The losses, by the part of the pictures."""
+        return {"validation": self.val.loss if self.val else None, "test": self.test.loss}
+
+    def is_finite(self) -> bool:
+        """Whether the weights and the losses are."""
+        return not self.found and all(loss is None or math.isfinite(loss) for loss in self.losses().values())
+
+
+def test(run: Ending, kept: AbstractContextManager[Any]) -> Tested:
+    """Test the weights that the model has inside the block ``kept``, and write them.
+
+    Raises: MiniresError, with how to go on, if the file cannot be written.
+    """
+    test_set: data.Dataset = run.splits.test
+    with kept:
+        if run.config.recalibrate:
+            recalibrate(run.model, run.train_set.images, run.normalize)
+        val = evaluate(run.model, run.val_set, run.normalize) if run.val_set else None
+        result = evaluate(run.model, test_set, run.normalize)
+        found = checks.not_finite("in the model that is kept", checks.numbers(run.model))
+        try:
+            model_file.save_model(run.out / model_file.NAME, model_file.Trained(
+                run.model, run.config.model, run.variant, test_set.classes, run.normalize,
+                (test_set.images.shape[1], test_set.images.shape[2]), run.train_set.name,
+            ))  # fmt: skip
+        except MiniresError as error:
+            raise continuing.stopped(error, run.given, run.progress.step) from error
+    return Tested(result, val, found)
+
+
+def doubts(run: Ending, tested: Tested) -> list[str]:
+    """What makes the result doubtful, in words."""
+    last = run.history[-1]
+    return [*tested.found, *checks.outcome(
+        last["train_loss"], last["train_accuracy"], run.train_set.labels, run.splits.test.classes,
+        **tested.losses(),
+    )]  # fmt: skip
+
+
+def diverged(run: Ending, tested: Tested) -> bool:
+    """Whether the run has come to nothing."""
+    return not tested.is_finite() or checks.diverged(
+        run.history[-1]["train_loss"], len(run.splits.test.classes)
+    )
+
+
+def result(run: Ending, tested: Tested) -> str:
+    """The last line of the report."""
+    test, count = tested.test, len(run.splits.test)
+    return (
+        f"test accuracy {100 * test.accuracy:.2f}% ({round(test.accuracy * count)} of "
+        f"{count}), test loss {run_folder.shown(test.loss)}, {run.progress.seconds:.0f} s; "
+        f"see {run.given}"
+    )
+
+
+def lost(what: str, place: str, first: str) -> tuple[str, bool]:
+    """Why a run is stopped whose loss or gradient is not finite, in words, and whether it has diverged."""
+    diverged = not first.startswith("the input")
+    return (
+        f"{checks.LOST if diverged else ''}{what} at {place}. First not finite: {first}. The run is "
+        "stopped, and what it has saved is kept; "
+        + (f"try {checks.GENTLER}" if diverged else "mend the pictures or their normalisation")
+    ), diverged
+
+
+def summary(run: Ending, *, diverged: bool, tested: Tested | None = None) -> dict[str, Any]:
+    """Write ``summary.json``, and give what it holds. Raises: MiniresError if it cannot be written."""
+    content = report.summary(
+        run.config, run.splits, run.train_set, run.model, run.history, diverged=diverged,
+        seconds=run.progress.seconds, steps=run.progress.step, device=run.device,
+        warnings=run.warnings, test=tested.test if tested else None, val=tested.val if tested else None,
+    )  # fmt: skip
+    run_folder.write_json(run.out / continuing.SUMMARY, content)
+    return content

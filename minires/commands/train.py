@@ -88,6 +88,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--out", "FOLDER", "the run folder (default: runs/<data>-<recipe>-<number>)")
     option("--keep", "WHICH", "checkpoints that stay when the run is finished: none (the default), the "
            "last two (last), or all")  # fmt: skip
+    parser.add_argument("--tensorboard", action=argparse.BooleanOptionalAction, default=None,
+                        help="write event files for TensorBoard, too, into tensorboard/ of the run; needs "
+                        "tensorboardX (default: where the run that is continued did)")  # fmt: skip
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -138,8 +141,9 @@ def run(options: argparse.Namespace) -> int:
 def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer:
     """A new run: the recipe, the options on top of it, and a folder of its own."""
     from minires import models
-    from minires.train import Config, Trainer
+    from minires.train import Config, TensorBoard, Trainer
 
+    observers = [TensorBoard()] if options.tensorboard else []
     recipe = options.recipe or "default"
     changes = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
     changes = {**_taken_over(options), **changes}
@@ -150,7 +154,7 @@ def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer
     optimizer = base.optimizer if options.lr is None else {**base.optimizer, "lr": options.lr}
     variant = {**base.variant, **variant_of(options)}
     config = replace(base, data=name, optimizer=optimizer, variant=variant)
-    trainer = Trainer(config, options.out or _new_folders(name, recipe), say=say)
+    trainer = Trainer(config, options.out or _new_folders(name, recipe), say=say, observers=observers)
     if is_stand_in:
         trainer.splits = replace(trainer.splits, source=f"{trainer.splits.source}: {why}")
     return trainer
@@ -176,15 +180,20 @@ def _taken_over(options: argparse.Namespace) -> dict[str, Any]:
 
 def _continued(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer:
     """The run in a folder, from its newest checkpoint, with its own settings."""
-    from minires.train import Trainer, continuing
+    from minires.train import TensorBoard, Trainer, continuing, tensorboard
 
     out = _resumed(options)
     continuing.check(out, resume=True)
+    wanted = options.tensorboard
+    if wanted is None and (wanted := tensorboard.was_written(out)) and (why := tensorboard.missing()):
+        say(f"warning: {why}; going on without")  # nobody has asked for it now
+        wanted = False
+    observers = [TensorBoard()] if wanted else []
     changes = {name: value for name in FREE if (value := getattr(options, name)) is not None}
     config = replace(continuing.read_config(out), **changes)
     check_is_there(config, out)
     say(f"Continuing the run in {out}")
-    return Trainer(config, out, resume=True, say=say)
+    return Trainer(config, out, resume=True, say=say, observers=observers)
 
 
 def _resumed(options: argparse.Namespace) -> str:

@@ -21,8 +21,9 @@ INDEPENDENT = {
     "version": set(), "beginnings": set(), "quiet_start": set(), "errors": set(),
     "interrupt": {"quiet_start"},
     "registry": {"errors"}, "files": {"errors"}, "exercises": set(), "limits": {"errors"}, "hdf5": {"errors"},
+    "download": {"errors"},
     "settings": {"errors"}, "backend": {"errors", "settings"}, "modes": {"settings"},
-    "data": {"errors", "registry", "files", "limits", "hdf5", "beginnings", "backend"},
+    "data": {"errors", "registry", "files", "download", "limits", "hdf5", "beginnings", "backend"},
 }  # fmt: skip
 ONLY_BACKEND = {"cupy", "numba", "llvmlite", "ml_dtypes"}
 NEVER = {"torch", "torchvision", "tensorflow", "keras", "jax", "sklearn", "scipy", "autograd", "pickle"}

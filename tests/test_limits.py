@@ -16,7 +16,7 @@ from minires.data import archives, cifar, fetch, pictures, tree
 from minires.errors import CheckpointError, DataError, MiniresError
 from minires.play import connections, decoder, server
 from minires.train import load_model, model_file, run_folder
-from minires.weights import classes
+from minires.weights import classes, fetching
 from minires.weights.keras import config as keras_config
 from minires.weights.keras import files as keras_files
 from minires.weights.torch import beside, containers
@@ -240,6 +240,8 @@ def test_the_guide_states_the_limits_that_there_are():
         (connections.CONNECTIONS, "{} connections"),
         (connections.WORKING, "{} requests at a time"),
         (fetch.MAX_ARCHIVE_BYTES // mib, "--download` | {} MiB"),
+        (fetching.ROOM // mib, "--fetch` | {} MiB more"),
+        (fetching.MOST // 2**30, "and {} GiB where nobody says"),
     ]
     text = (Path(__file__).parents[1] / "tutorials/guide/limits.md").read_text(encoding="utf-8")
     missing = [words.format(value) for value, words in limited if words.format(value) not in text]

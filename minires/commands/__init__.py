@@ -5,6 +5,7 @@ doctor`` works where a package is missing.
 """
 
 from minires.commands import (
+    compare,
     data,
     diff,
     doctor,
@@ -19,6 +20,7 @@ from minires.commands import (
     summary,
     trace,
     train,
+    weights,
 )
 from minires.commands.loading import FAILED
 from minires.commands.registry import Command
@@ -29,6 +31,7 @@ __all__ = ["COMMANDS", "FAILED", "Command"]
 COMMANDS: Registry[Command] = Registry("command", {
     "train": train.COMMAND,
     "evaluate": evaluate.COMMAND,
+    "compare": compare.COMMAND,
     "predict": predict.COMMAND,
     "models": models.COMMAND,
     "summary": summary.COMMAND,
@@ -36,6 +39,7 @@ COMMANDS: Registry[Command] = Registry("command", {
     "trace": trace.COMMAND,
     "play": play.COMMAND,
     "diff": diff.COMMAND,
+    "weights": weights.COMMAND,
     "import-weights": import_weights.COMMAND,
     "export": export.COMMAND,
     "gradcheck": gradcheck.COMMAND,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from minires.commands.loading import print_json
+from minires.commands.loading import TRAINED, TrainedModel, print_json
 from minires.commands.registry import Command
 from minires.errors import ConfigError
 from minires.files import not_over, not_there, with_ending
@@ -23,7 +23,7 @@ where that of the same name there would give other outputs with its weights.
 def add_options(parser: argparse.ArgumentParser) -> None:
     from minires.weights.torch.export import WRITTEN
 
-    parser.add_argument("model", metavar="RUN", help="a run folder, or a model.safetensors file")
+    parser.add_argument("model", metavar="RUN", action=TrainedModel, help=TRAINED)
     parser.add_argument("--onnx", metavar="FILE", help="write an .onnx file; the batch size is left free")
     parser.add_argument(
         "--torch",

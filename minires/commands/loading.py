@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from minires.train import Config, Trained
 
 FAILED = 1
+TRAINED = "a run folder, a model.safetensors file, or a name that `minires weights` lists"
 DEVICES = "cpu (the default), cuda, cuda:1, or auto: the GPU if there is one"
 
 
@@ -40,9 +41,18 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     variant_option(parser)
 
 
+class TrainedModel(argparse.Action):
+    """Takes the path of a trained model, or the name of a known file of weights: see ``minires weights``."""
+
+    def __call__(self, parser: object, namespace: Any, value: Any, option: str | None = None) -> None:
+        from minires.weights import path_of
+
+        setattr(namespace, self.dest, path_of(value))
+
+
 def run_options(parser: argparse.ArgumentParser) -> None:
     """The trained model, and the device to use it on: see :func:`load_trained`."""
-    parser.add_argument("model", metavar="RUN", help="a run folder, or a model.safetensors file")
+    parser.add_argument("model", metavar="RUN", action=TrainedModel, help=TRAINED)
     parser.add_argument("--device", default="cpu", metavar="NAME", help=DEVICES)
 
 

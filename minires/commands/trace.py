@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minires.commands.loading import load_square, print_json, speaker
+from minires.commands.loading import TRAINED, TrainedModel, load_square, print_json, speaker
 from minires.commands.pictures import SPLITS, labelled, pictures_of
 from minires.commands.registry import Command
 from minires.errors import ConfigError
@@ -33,7 +33,7 @@ is so sure that its loss is about 0, for the class that the model finds second b
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", metavar="RUN", help="a run folder, a model.safetensors file, or a model's name"
+        "model", metavar="RUN", action=TrainedModel, help=f"{TRAINED}; or a model's name"
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(

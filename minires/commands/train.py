@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from minires.commands.loading import (
     DEVICES,
+    TRAINED,
+    TrainedModel,
     check_is_there,
     load_square,
     print_json,
@@ -87,8 +89,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--device", "NAME", DEVICES)
     option("--precision", "NAME", "fp32 (the default); tf32: faster matrix products on a GPU; bf16: "
            "activations in bfloat16 while training, parameters in float32")  # fmt: skip
-    option("--start-from", "RUN", "fine-tune a trained model, of a run folder or a model.safetensors file: "
-           "its picture size and normalisation, and a new last layer if the classes are others")  # fmt: skip
+    parser.add_argument("--start-from", metavar="RUN", action=TrainedModel, help=f"fine-tune {TRAINED}: "
+                        "its picture size and normalisation, and a new last layer if the classes are others")
     parser.add_argument(
         "--freeze", action="append", metavar="PART",
         help="a part that stays as it is, for example conv1, or 'res[23]*'; can be repeated",
@@ -96,6 +98,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--out", "FOLDER", "the run folder (default: runs/<data>-<recipe>-<number>)")
     option("--keep", "WHICH", "checkpoints that stay when the run is finished: none (the default), the "
            "last two (last), or all")  # fmt: skip
+    parser.add_argument("--tensorboard", action=argparse.BooleanOptionalAction, default=None,
+                        help="write event files for TensorBoard, too, into tensorboard/ of the run; needs "
+                        "tensorboardX (default: where the run that is continued did)")  # fmt: skip
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -146,8 +151,9 @@ def run(options: argparse.Namespace) -> int:
 def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer:
     """A new run: the recipe, the options on top of it, and a folder of its own."""
     from minires import models
-    from minires.train import Config, Trainer
+    from minires.train import Config, TensorBoard, Trainer
 
+    observers = [TensorBoard()] if options.tensorboard else []
     recipe = options.recipe or "default"
     changes = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
     changes = {**_taken_over(options), **changes}
@@ -158,7 +164,7 @@ def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer
     optimizer = base.optimizer if options.lr is None else {**base.optimizer, "lr": options.lr}
     variant = {**base.variant, **variant_of(options)}
     config = replace(base, data=name, optimizer=optimizer, variant=variant)
-    trainer = Trainer(config, options.out or _new_folders(name, recipe), say=say)
+    trainer = Trainer(config, options.out or _new_folders(name, recipe), say=say, observers=observers)
     if is_stand_in:
         trainer.splits = replace(trainer.splits, source=f"{trainer.splits.source}: {why}")
     return trainer
@@ -184,15 +190,20 @@ def _taken_over(options: argparse.Namespace) -> dict[str, Any]:
 
 def _continued(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer:
     """The run in a folder, from its newest checkpoint, with its own settings."""
-    from minires.train import Trainer, continuing
+    from minires.train import TensorBoard, Trainer, continuing, tensorboard
 
     out = _resumed(options)
     continuing.check(out, resume=True)
+    wanted = options.tensorboard
+    if wanted is None and (wanted := tensorboard.was_written(out)) and (why := tensorboard.missing()):
+        say(f"warning: {why}; going on without")  # nobody has asked for it now
+        wanted = False
+    observers = [TensorBoard()] if wanted else []
     changes = {name: value for name in FREE if (value := getattr(options, name)) is not None}
     config = replace(continuing.read_config(out), **changes)
     check_is_there(config, out)
     say(f"Continuing the run in {out}")
-    return Trainer(config, out, resume=True, say=say)
+    return Trainer(config, out, resume=True, say=say, observers=observers)
 
 
 def _resumed(options: argparse.Namespace) -> str:

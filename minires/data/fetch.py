@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import shutil
 import tempfile
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
+from minires import download
 from minires.data.dataset import Splits
-from minires.errors import ConfigError, DataError
+from minires.errors import DataError
 from minires.files import why
 
 MAX_ARCHIVE_BYTES = 500 * 2**20
@@ -34,29 +29,12 @@ def fetch_file(name: str, url: str, path: Path, *, timeout: float) -> None:
 
     Raises: ConfigError for an address that is not http; DataError that says why nothing whole came.
     """
-    if urllib.parse.urlsplit(url).scheme not in ("https", "http"):
-        raise ConfigError(f"download: only https addresses, got {url}")
-    try:
-        with urllib.request.urlopen(url, timeout=timeout) as reply, open(path, "wb") as file:
-            total = int(reply.headers.get("Content-Length") or 0) or None
-            with tqdm(total=total, unit="B", unit_scale=True, desc=name, leave=False) as bar:
-                while block := reply.read(2**16):
-                    file.write(block)
-                    bar.update(len(block))
-                    if bar.n > MAX_ARCHIVE_BYTES:
-                        raise DataError(f"{url}: over {MAX_ARCHIVE_BYTES:,} bytes; this is not the archive")
-                if total is not None and bar.n < total:
-                    raise DataError(f"{url}: connection ended after {bar.n:,} of {total:,} bytes; try again")
-    except urllib.error.HTTPError as error:
-        raise DataError(
-            f"{url}: the server answered {error.code} {error.reason}; it may have moved"
-        ) from error
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        cause = getattr(error, "reason", None) or error
-        raise DataError(
-            f"no network: cannot reach {urllib.parse.urlsplit(url).netloc} ({cause}); connect and try again, "
-            f"or bring the pictures another way and run `minires data {name} --from PATH`"
-        ) from error
+    instead = f"bring the pictures another way and run `minires data {name} --from PATH`"
+    with open(path, "wb") as file:
+        download.fetch(
+            url, file.write, name=name, most=MAX_ARCHIVE_BYTES, what="the archive", instead=instead,
+            timeout=timeout,
+        )  # fmt: skip
 
 
 def copy_files(paths: list[Path], target: Path) -> None:

@@ -9,10 +9,11 @@ from minires.train.finetune import freeze, start_from
 from minires.train.model_file import Trained, load_model, save_model
 from minires.train.observers import Observer
 from minires.train.schedules import Schedule
+from minires.train.tensorboard import TensorBoard
 from minires.train.trainer import Trainer
 
 __all__ = [
-    "EMA", "Config", "Evaluation", "Interrupted", "Observer", "Schedule", "Trained", "Trainer",
-    "evaluate", "freeze", "load_model", "predict", "recalibrate", "recipes", "save_model",
+    "EMA", "Config", "Evaluation", "Interrupted", "Observer", "Schedule", "TensorBoard", "Trained",
+    "Trainer", "evaluate", "freeze", "load_model", "predict", "recalibrate", "recipes", "save_model",
     "schedules", "start_from",
 ]  # fmt: skip

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import platform
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,16 @@ from minires.data import Dataset
 from minires.errors import CheckpointError, harmless
 from minires.files import atomic_write, why
 from minires.limits import regular_file
+from minires.train.canvas import (
+    BLUE,
+    GREY,
+    ORANGE,
+    epochs_axis,
+    new_figure,
+    plain_axes,
+    save_figure,
+    short,
+)
 from minires.train.fields import parsed
 from minires.version import __version__
 
@@ -39,14 +48,8 @@ COLUMNS = (
     "pictures_per_second",
     "seconds",
 )
-# Fonts with Chinese letters, as systems have them.
-_HAN = (
-    "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Microsoft YaHei", "SimHei", "PingFang SC",
-    "Hiragino Sans GB", "Heiti SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Noto Sans CJK JP",
-)  # fmt: skip
 LONGEST_JSON = 16 * 2**20  # bytes
 LARGE = 100  # times the smallest loss, or 1: what needs a logarithmic axis
-_BLUE, _ORANGE, _GREY = "#2563a8", "#d9730d", "#6b7280"
 Row = Mapping[str, Any]
 
 
@@ -129,12 +132,12 @@ def draw_curves(
 
     With ``label_smoothing`` the training loss is one of smoothed labels, and cannot reach zero: it is said.
     """
-    figure = _figure(11.0, 3.6)
+    figure = new_figure(11.0, 3.6)
     loss, accuracy, rate = figure.subplots(1, 3)
     epochs = [row["epoch"] for row in rows]
     for axes, kind, name in ((loss, "loss", "Loss"), (accuracy, "accuracy", "Accuracy (%)")):
         scale = 100 if kind == "accuracy" else 1
-        for part, colour, label in (("train", _BLUE, "training"), ("val", _ORANGE, "validation")):
+        for part, colour, label in (("train", BLUE, "training"), ("val", ORANGE, "validation")):
             values = [row[f"{part}_{kind}"] for row in rows]
             if label_smoothing and (part, kind) == ("train", "loss"):
                 label = "training, smoothed labels"
@@ -148,7 +151,7 @@ def draw_curves(
                     linewidth=1.8,
                     label=label,
                 )
-        if kind == "loss" and _many_orders(rows):
+        if kind == "loss" and many_orders(rows):
             axes.set_yscale("log")
             name = "Loss, logarithmic axis"
         axes.set_title(name, fontsize=11)
@@ -157,7 +160,7 @@ def draw_curves(
     rate.plot(
         epochs,
         [row["lr"] for row in rows],
-        color=_GREY,
+        color=GREY,
         linewidth=1.8,
         marker="o",
         markersize=3.5 if len(rows) < 40 else 0,
@@ -166,19 +169,13 @@ def draw_curves(
     rate.set_ylim(bottom=0)
     rate.yaxis.set_major_formatter("{x:g}")
     for axes in (loss, accuracy, rate):
-        axes.set_xlabel("epoch", fontsize=9)
-        axes.set_xlim(0.5, max(epochs) + 0.5)
-        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-        axes.grid(color="#e5e7eb", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.tick_params(labelsize=9, colors=_GREY)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color("#9ca3af")
+        epochs_axis(axes, max(epochs))
+        plain_axes(axes)
     figure.suptitle(harmless(title), fontsize=12, fontweight="bold")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _many_orders(rows: Sequence[Row]) -> bool:
+def many_orders(rows: Sequence[Row]) -> bool:
     """Whether a loss is so large that on a linear axis the others would all look like zero."""
     losses = [row[name] for row in rows for name in ("train_loss", "val_loss")]
     positive = [loss for loss in losses if loss is not None and 0 < loss < math.inf]
@@ -196,7 +193,7 @@ def draw_confusion(
     table = confusion_table(labels, guesses, count)
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     side = min(14.0, max(4.6, 0.55 * count + 2.0))
-    figure = _figure(side + 0.6, side)
+    figure = new_figure(side + 0.6, side)
     axes = figure.subplots()
     picture = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
     if count <= 25:
@@ -211,7 +208,7 @@ def draw_confusion(
                     fontsize=10 if count <= 12 else 7,
                     color="white" if share[i, j] > 0.55 else "#1f2937",
                 )
-    names = [_short(name, 18) for name in classes]
+    names = [short(name, 18) for name in classes]
     long = max(map(len, names)) > 3
     if count <= 60:
         axes.set_xticks(range(count), names, rotation=45 if long else 0, ha="right" if long else "center")
@@ -231,7 +228,7 @@ def draw_confusion(
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=0)
     axes.spines[:].set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_mistakes(
@@ -244,7 +241,7 @@ def draw_mistakes(
     shown = wrong[:most]
     columns = min(8, max(4, len(shown)))
     rows = max(1, -(-len(shown) // columns))
-    figure = _figure(1.75 * columns, 2.3 * rows + 0.6)
+    figure = new_figure(1.75 * columns, 2.3 * rows + 0.6)
     of = f", the {len(shown)} surest are shown" if len(shown) < len(wrong) else ""
     title = f"{len(wrong)} of {len(dataset)} test pictures misclassified{of}"
     figure.suptitle(title, fontsize=12, fontweight="bold")
@@ -253,21 +250,21 @@ def draw_mistakes(
     for axes, index in zip(figure.axes, shown, strict=False):
         sure = 100 * probabilities[index, guesses[index]]
         axes.imshow(dataset.images[index], interpolation="nearest")
-        truth, guess = (_short(dataset.classes[k], 16) for k in (dataset.labels[index], guesses[index]))
+        truth, guess = (short(dataset.classes[k], 16) for k in (dataset.labels[index], guesses[index]))
         axes.set_title(f"true: {truth}\nguessed: {guess}, {sure:.0f}%", fontsize=9, pad=4)
         axes.text(
             0.5,
             -0.04,
-            _short(Path(dataset.names[index]).name, 26),
+            short(Path(dataset.names[index]).name, 26),
             transform=axes.transAxes,
             ha="center",
             va="top",
             fontsize=6.5,
-            color=_GREY,
+            color=GREY,
         )
     if not len(wrong):
-        figure.text(0.5, 0.4, f"All {len(dataset)} are right.", ha="center", fontsize=14, color=_BLUE)
-    _save(figure, path)
+        figure.text(0.5, 0.4, f"All {len(dataset)} are right.", ha="center", fontsize=14, color=BLUE)
+    save_figure(figure, path)
 
 
 def confusion_table(labels: NDArray[np.int64], guesses: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
@@ -276,37 +273,3 @@ def confusion_table(labels: NDArray[np.int64], guesses: NDArray[np.int64], class
     Shapes: labels (N,), guesses (N,) -> (classes, classes).
     """
     return np.bincount(labels * classes + guesses, minlength=classes * classes).reshape(classes, classes)
-
-
-def _short(text: str, most: int) -> str:
-    text = harmless(text)
-    return text if len(text) <= most else text[: most - 3] + "..."
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Any, path: str | os.PathLike[str]) -> None:
-    from matplotlib import font_manager, rc_context
-
-    there = set(font_manager.get_font_names())
-    fonts = ["DejaVu Sans", *(name for name in _HAN if name in there)]
-    with (
-        atomic_write(path) as file,
-        rc_context({"font.sans-serif": fonts}),
-        warnings.catch_warnings(record=True) as said,
-    ):
-        warnings.simplefilter("always")
-        figure.savefig(file, format="png", dpi=120)
-    if any("missing from" in str(one.message) for one in said):
-        warnings.warn(
-            f"{path}: no font here has all letters of its names, and others are drawn as boxes; install one "
-            "that has them, for Chinese Noto Sans CJK",
-            stacklevel=2,
-        )

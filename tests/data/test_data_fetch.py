@@ -3,14 +3,13 @@
 import os
 import shutil
 import socket
-import threading
 import zipfile
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from local_server import serving
 from PIL import Image
 
 import minires.data as data
@@ -55,32 +54,8 @@ def repository(path, root, extra=()):
 
 @pytest.fixture
 def serve():
-    """Start a server on this machine that answers every request with what it is given."""
-    running = []
-
-    def start(content=b"", status=200, length=None):
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.send_response(status)
-                if length != "unknown":
-                    self.send_header("Content-Length", str(len(content) if length is None else length))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *args):
-                pass
-
-        server = HTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        running.append((server, thread))
-        return f"http://127.0.0.1:{server.server_port}/archive.zip"
-
-    yield start
-    for server, thread in running:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving() as start:
+        yield start
 
 
 def left_over(cache):

@@ -34,13 +34,13 @@ def rendered(figure):
 @pytest.fixture
 def figures(monkeypatch):
     """The figures drawn in the test."""
-    made, make = [], run_folder._figure
+    made, make = [], run_folder.new_figure
 
     def kept(*size):
         made.append(make(*size))
         return made[-1]
 
-    monkeypatch.setattr(run_folder, "_figure", kept)
+    monkeypatch.setattr(run_folder, "new_figure", kept)
     return made
 
 

@@ -15,12 +15,32 @@ from minires.train import checkpoint
 from minires.train.checkpoint import Damaged
 from minires.train.config import Config
 from minires.train.evaluation import Evaluation
-from minires.train.fields import Optional, between, either, exactly, listing, real, record, table, text
+from minires.train.fields import (
+    Optional,
+    between,
+    either,
+    exactly,
+    listing,
+    positive,
+    real,
+    record,
+    table,
+    text,
+)
 from minires.train.run_folder import COLUMNS, finite
 
 # Settings that may change when a run is continued.
 FREE = ("device", "plan", "checkpoint_every", "keep")
 COUNT = between(0)
+WIDEST = 1 << 13  # pixels of a side
+TRAINED = {  # what weights are of, and how they are used
+    "model": text,
+    "variant": table(),
+    "classes": listing(text, least=1),
+    "normalize": record(mean=listing(real, count=3), std=listing(positive, count=3)),
+    "size": listing(between(1, WIDEST), count=2),
+    "dataset": text,
+}
 KIND = record(
     kind=exactly("checkpoint"),
     config=table(),
@@ -37,6 +57,7 @@ KIND = record(
         for name in COLUMNS if name not in ("epoch", "step")
     })),
     warnings=Optional(listing(text)),  # older checkpoints have none
+    trained=Optional(record(**TRAINED)),  # nor this
 )  # fmt: skip
 
 

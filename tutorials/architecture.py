@@ -17,8 +17,8 @@ ROOT = Path(minires.__file__).parent
 FLOORS = [
     "version", "beginnings", "quiet_start", "interrupt", "errors", "registry", "settings", "files", "limits",
     "hdf5", "exercises", "backend", "array_making", "modes", "tape", "tensor", "gradient_check", "ops", "nn",
-    "plan", "models", "data", "optim", "train", "weights", "inspect", "debug", "play", "doctor", "commands",
-    "cli", "__main__",
+    "plan", "models", "data", "optim", "train", "weights", "inspect", "debug", "local_page",
+    "play", "doctor", "commands", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -14,8 +14,9 @@ import readers
 from minires import data, hdf5, limits, weights
 from minires.data import archives, cifar, fetch, pictures, tree
 from minires.errors import CheckpointError, DataError, MiniresError
-from minires.play import connections, decoder, server
-from minires.train import load_model, model_file, run_folder
+from minires.local_page import connections
+from minires.play import decoder, server
+from minires.train import load_model, model_file, run_folder, state
 from minires.weights import classes, fetching
 from minires.weights.keras import config as keras_config
 from minires.weights.keras import files as keras_files
@@ -230,7 +231,7 @@ def test_the_guide_states_the_limits_that_there_are():
         (limits.LONGEST_HEAD // mib, "{} MiB; 10 MB"),
         (beside.LONGEST // million, "64 MiB; {} MB"),
         (classes.LONGEST // million, "64 MiB; {} MB"),
-        (model_file.WIDEST, "pictures of {:,} pixels a side;"),
+        (state.WIDEST, "pictures of {:,} pixels a side;"),
         (model_file.ROOM, "its file and {:,} numbers"),
         (run_folder.LONGEST_JSON // mib, "a run folder | {} MiB"),
         (server.LARGEST // million, "uploads of {} MB"),

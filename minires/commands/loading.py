@@ -96,10 +96,11 @@ def load_trained(options: argparse.Namespace) -> tuple[Trained, int]:
     return trained, side
 
 
-def load_square(model: str) -> tuple[Trained, int]:
+def load_square(model: str, *, finished: bool = False) -> tuple[Trained, int]:
+    """A trained model, as ``minires.train.load_model`` gives it, and the side of its pictures."""
     from minires import train
 
-    trained = train.load_model(model)
+    trained = train.load_model(model, finished=finished)
     high, wide = trained.size
     if high != wide:
         raise ConfigError(

@@ -174,7 +174,7 @@ def _taken_over(options: argparse.Namespace) -> dict[str, Any]:
     """What a run takes over from the trained model that it starts from."""
     if options.start_from is None:
         return {}
-    trained, side = load_square(options.start_from)
+    trained, side = load_square(options.start_from, finished=True)
     if options.model not in (None, trained.name):
         raise ConfigError(
             f"{options.start_from} is a {trained.name}, but --model is {options.model}; leave --model out"

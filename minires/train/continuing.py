@@ -239,11 +239,13 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def not_yet(folder: Path) -> str | None:
-    """Why there is no model in a folder yet, and what to do; None if it is the folder of no run."""
+    """Why there is neither a model nor a checkpoint in a folder, and what to do; None if it is the folder of
+    no run."""
     if who := lock.holder(folder):
-        return f"{folder} is still being trained by {who}; its model comes at the end"
-    if Checkpoints(folder).paths() or _held(folder, CONFIG) and not _held(folder, SUMMARY):
-        return f"the run in {folder} is not finished, and has no model yet; go on with it: {way_on(folder)}"
+        return f"{folder} is being trained by {who}, and has no checkpoint yet; try again a little later"
+    if _held(folder, CONFIG) and not _held(folder, SUMMARY):
+        way = way_on(folder)
+        return f"the run in {folder} was stopped before its first checkpoint; go on with it: {way}"
     return None
 
 

@@ -40,6 +40,15 @@ class Tested:
         return not self.found and all(loss is None or math.isfinite(loss) for loss in self.losses().values())
 
 
+def trained(run: Ending) -> model_file.Trained:
+    """The model as it is now, with what is needed to use it."""
+    shown = run.train_set
+    return model_file.Trained(
+        run.model, run.config.model, run.variant, shown.classes, run.normalize,
+        (shown.images.shape[1], shown.images.shape[2]), shown.name,
+    )  # fmt: skip
+
+
 def test(run: Ending, kept: AbstractContextManager[Any]) -> Tested:
     """Test the weights that the model has inside the block ``kept``, and write them.
 
@@ -53,10 +62,7 @@ def test(run: Ending, kept: AbstractContextManager[Any]) -> Tested:
         result = evaluate(run.model, test_set, run.normalize)
         found = checks.not_finite("in the model that is kept", checks.numbers(run.model))
         try:
-            model_file.save_model(run.out / model_file.NAME, model_file.Trained(
-                run.model, run.config.model, run.variant, test_set.classes, run.normalize,
-                (test_set.images.shape[1], test_set.images.shape[2]), run.train_set.name,
-            ))  # fmt: skip
+            model_file.save_model(run.out / model_file.NAME, trained(run))
         except MiniresError as error:
             raise continuing.stopped(error, run.given, run.progress.step) from error
     return Tested(result, val, found)

@@ -28,10 +28,11 @@ def start_from(
     it knows others, as many or not, the last layer keeps its new weights. Without ``classes`` only their
     number counts. Returns the names of what was not copied.
 
-    Raises: CheckpointError if the file cannot be read or its model is another one; nothing is changed then.
+    Raises: CheckpointError if the file cannot be read, its run is not finished (what it would be started from
+    would change meanwhile), or its model is another one; nothing is changed then.
     ConfigError for what is no path, or if ``classes`` are not as many as the outputs.
     """
-    trained = load_model(path)
+    trained = load_model(path, finished=True)
     state, own = trained.model.state_dict(), model.state_dict()
     layers = list(model.named_modules())
     heads = [name for name, part in layers if isinstance(part, Linear)][-1:]

@@ -17,21 +17,13 @@ from minires.errors import CheckpointError, ConfigError, MiniresError
 from minires.files import check_name
 from minires.nn import init
 from minires.nn.module import Module
-from minires.train import checkpoint, checks, continuing
-from minires.train.fields import between, exactly, listing, positive, real, record, shortened, table, text
+from minires.train import checkpoint, checks, continuing, unfinished
+from minires.train.fields import exactly, record, shortened
+from minires.train.state import TRAINED
 
 ROOM = 10_000_000  # numbers
 NAME = continuing.MODEL
-WIDEST = 1 << 13  # pixels of a side
-KIND = record(
-    kind=exactly("model"),
-    model=text,
-    variant=table(),
-    classes=listing(text, least=1),
-    normalize=record(mean=listing(real, count=3), std=listing(positive, count=3)),
-    size=listing(between(1, WIDEST), count=2),
-    dataset=text,
-)
+KIND = record(kind=exactly("model"), **TRAINED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +44,12 @@ def save_model(path: str | os.PathLike[str], trained: Trained) -> None:
 
     Raises: MiniresError that names the file and the cause.
     """
-    info = {
-        "kind": "model",
+    checkpoint.write(path, trained.model.state_dict(), {"kind": "model", **described(trained)})
+
+
+def described(trained: Trained) -> dict[str, Any]:
+    """What stands in a file beside the weights, as plain data."""
+    return {
         "model": trained.name,
         "variant": trained.variant,
         "classes": list(trained.classes),
@@ -61,13 +57,16 @@ def save_model(path: str | os.PathLike[str], trained: Trained) -> None:
         "size": list(trained.size),
         "dataset": trained.dataset,
     }
-    checkpoint.write(path, trained.model.state_dict(), info)
 
 
-def load_model(path: str | os.PathLike[str], *, model: Module | None = None) -> Trained:
+def load_model(
+    path: str | os.PathLike[str], *, model: Module | None = None, finished: bool = False
+) -> Trained:
     """Read a trained model from its file or its run folder, ready for inference.
 
-    ``model`` takes the weights where the file's model is not one that ``minires.models.build`` knows.
+    Where the run is not finished, its newest good checkpoint is taken, with the averaged weights if the run
+    keeps some, and a warning says of which step. ``model`` takes the weights where the file's model is not
+    one that ``minires.models.build`` knows. ``finished`` refuses a run that is not.
 
     Raises: CheckpointError if the file is missing, damaged, not a trained model, or of another model;
     ConfigError for what is no path.
@@ -76,10 +75,33 @@ def load_model(path: str | os.PathLike[str], *, model: Module | None = None) -> 
         raise ConfigError(f"a trained model is read from the path of its file or run folder, not {path!r}")
     check_name(path, CheckpointError)
     path = Path(path)
+    found = None
     if path.is_dir():
-        if not (path / NAME).exists() and (words := continuing.not_yet(path)):
-            raise CheckpointError(words)
-        path = path / NAME
+        if not (path / NAME).exists() and (found := unfinished.newest(path)) is None:
+            # It may have come to its end while we looked.
+            if not (path / NAME).exists() and (words := continuing.not_yet(path)):
+                raise CheckpointError(words)
+        if found is not None and finished:
+            raise CheckpointError(
+                f"the run in {path} is not finished, and has no model yet; go on with it: "
+                f"{continuing.way_on(path)}"
+            )
+        folder, path = path, path / NAME if found is None else found.path
+    if found is not None:
+        arrays, info = found.arrays, found.info
+    else:
+        arrays, info = _read(path)
+    trained = _made(path, arrays, info, model)
+    if found is not None:
+        said = f"the run in {folder} is not finished: this is its newest checkpoint, of {found.place}"
+        warnings.warn(said, stacklevel=2)
+    for doubt in checks.not_finite(f"in {path}", arrays):
+        warnings.warn(doubt, stacklevel=2)
+    return trained
+
+
+def _read(path: Path) -> tuple[checkpoint.Arrays, dict[str, Any]]:
+    """What a model file holds. Raises: CheckpointError if it is none."""
     try:
         arrays, info = checkpoint.read(path)
     except checkpoint.Foreign as error:
@@ -87,9 +109,14 @@ def load_model(path: str | os.PathLike[str], *, model: Module | None = None) -> 
         raise CheckpointError(f"{error}. A model is made of weights that others trained by: {way}") from error
     if info.get("kind") == "checkpoint":
         raise CheckpointError(
-            f"{path} is a checkpoint of a run, not a trained model; go on with the run: "
-            f"{continuing.way_on(path.parent)}, its end writes {NAME}"
+            f"{path} is a checkpoint of a run, not a trained model; give the run, {path.parent}, of which "
+            f"the newest is taken, or go on with it: {continuing.way_on(path.parent)}, its end writes {NAME}"
         )
+    return arrays, info
+
+
+def _made(path: Path, arrays: checkpoint.Arrays, info: Mapping[str, Any], model: Module | None) -> Trained:
+    """The model that a file says, with its weights. Raises: CheckpointError if they do not fit."""
     checkpoint.check(path, info, KIND)
     if model is None and info["model"] not in models.MODELS:
         raise CheckpointError(
@@ -102,8 +129,6 @@ def load_model(path: str | os.PathLike[str], *, model: Module | None = None) -> 
         model.load_state_dict(arrays)
     except MiniresError as error:
         raise CheckpointError(f"{path} holds a {info['model']}: {shortened(error)}") from error
-    for doubt in checks.not_finite(f"in {path}", arrays):
-        warnings.warn(doubt, stacklevel=2)
     return Trained(
         model.eval(), info["model"], info["variant"], tuple(info["classes"]),
         Normalize(**info["normalize"]), (info["size"][0], info["size"][1]), info["dataset"],

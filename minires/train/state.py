@@ -36,6 +36,15 @@ ADDED = {"stream": None, "draft": False}  # settings that older checkpoints have
 FILES = "files"  # what a stream's pictures are known by, in the place of their pixels
 MENDED = "mended pictures"  # those that could not be read, and that a run does not know by their files
 COUNT = between(0)
+WIDEST = 1 << 13  # pixels of a side
+TRAINED = {  # what weights are of, and how they are used
+    "model": text,
+    "variant": table(),
+    "classes": listing(text, least=1),
+    "normalize": record(mean=listing(real, count=3), std=listing(positive, count=3)),
+    "size": listing(between(1, WIDEST), count=2),
+    "dataset": text,
+}
 KIND = record(
     kind=exactly("checkpoint"),
     config=table(),
@@ -53,6 +62,7 @@ KIND = record(
     })),
     warnings=Optional(listing(text)),  # older checkpoints have none
     normalize=Optional(record(mean=listing(real, count=3), std=listing(positive, count=3))),
+    trained=Optional(record(**TRAINED)),  # nor this
 )  # fmt: skip
 
 

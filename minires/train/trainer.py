@@ -27,7 +27,18 @@ from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.ops.cross_entropy import cross_entropy
 from minires.tensor import Tensor
-from minires.train import captured, checks, continuing, ending, finetune, planned, report, run_folder, state
+from minires.train import (
+    captured,
+    checks,
+    continuing,
+    ending,
+    finetune,
+    model_file,
+    planned,
+    report,
+    run_folder,
+    state,
+)
 from minires.train.checkpoint import Checkpoints, Damaged, Misfit
 from minires.train.config import Config
 from minires.train.ema import EMA
@@ -346,6 +357,7 @@ class Trainer:
         info = {
             "kind": "checkpoint",
             "config": self.config.to_dict(),
+            "trained": model_file.described(ending.trained(self)),
             "data": self._fingerprint,
             "normalize": {"mean": list(self.normalize.mean), "std": list(self.normalize.std)},
             "threads": backend.threads(),

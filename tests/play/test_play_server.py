@@ -29,7 +29,9 @@ from play.trained import a_picture, encoded
 from minires import CheckpointError, ConfigError, DataError, data, limits, train
 from minires.debug.cam import activation_maps, overlay
 from minires.interrupt import Stopped, as_exceptions
-from minires.play import connections, decoder
+from minires.local_page import connections
+from minires.local_page import server as local
+from minires.play import decoder
 from minires.play import server as serving
 from minires.play.player import KEPT, Player
 from minires.play.server import LARGEST, Server
@@ -171,6 +173,8 @@ def test_the_page_says_what_the_model_is(server):
         ("page.js", "text/javascript"),
         ("page.css", "text/css"),
         ("words.js", "text/javascript"),
+        ("base.css", "text/css"),
+        ("speech.js", "text/javascript"),
     ],
 )
 def test_the_files_of_the_page_are_there_and_may_load_nothing_else(server, name, kind):
@@ -677,9 +681,9 @@ def test_what_cannot_be_served_is_refused(server, run, tmp_path):
     with pytest.raises(CheckpointError, match="model.safetensors"):
         Player(tmp_path)
     with pytest.raises(ConfigError, match=f"port {server.server_port} cannot be used: .*choose another"):
-        serving.listen(server.server_port)
+        local.listen(server.server_port)
     with pytest.raises(ConfigError, match="port is 70000; it must be from 1 to 65535"):
-        serving.listen(70000)
+        local.listen(70000)
     with pytest.raises(ConfigError, match="port is 80000"):
         serving.serve(tmp_path, port=80000)
     with pytest.raises(ConfigError, match="cannot be used"):  # before a model is looked for
@@ -786,7 +790,7 @@ def test_the_browser_is_opened_and_its_absence_said(run, monkeypatch):
         assert ended.wait(20)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(serving.webbrowser, "open", no_browser)
+    monkeypatch.setattr(local.webbrowser, "open", no_browser)
     monkeypatch.setattr(Server, "serve_forever", until_then)
     serving.serve(run, say=say)
     assert said[-1] == "Stopped." and opened[0] in next(line for line in said if "waits for pictures" in line)

@@ -117,7 +117,7 @@ def test_whatever_is_wrong_in_what_a_checkpoint_says_the_one_before_it_is_used(r
             moved = run / f"{NEWEST}.damaged"
             assert found.progress.step == (5 if moved.exists() else 10), (place, wrong)
             if not moved.exists():  # what may be as well
-                assert place[-1] in ("format", "warnings", "threads", "loss", "norm", "seconds",
+                assert place[-1] in ("format", "warnings", "trained", "threads", "loss", "norm", "seconds",
                                      "epoch_seconds", "pictures", "right", "history"), place  # fmt: skip
             moved.unlink(missing_ok=True)
             del found
@@ -462,17 +462,6 @@ def test_a_run_that_never_began_leaves_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError):
         run.run()
     assert contents(tmp_path / "mine") == {"notes.txt": b"mine"}
-
-
-def test_there_is_no_model_yet_says_why(run, tmp_path):
-    with pytest.raises(CheckpointError, match="not finished, and has no model yet; .*minires train --resume"):
-        load_model(run)
-    with pytest.raises(CheckpointError, match="model.safetensors does not exist"):
-        load_model(tmp_path)
-    held = trainer(run, resume=True)
-    with pytest.raises(CheckpointError, match="is still being trained by this process, since 20"):
-        load_model(run)
-    del held
 
 
 def test_what_is_kept_stands_in_the_configuration_and_an_older_run_keeps_its_last(run):

@@ -145,22 +145,31 @@ def test_a_run_whose_audience_leaves_comes_to_its_end(gone, place):
     assert names("run") == END
 
 
+LOOKS = ["evaluate", "run"], ["predict", "run", "pictures/dark/0.png"], ["trace", "run", "--html", "t.html"]
+
+
+def looks_inside(capsys, *commands):
+    """Each command that uses a model takes the newest checkpoint of the run, and says so in a line."""
+    for command in commands:
+        capsys.readouterr()
+        assert cli.main(["--import", "tiny_of_mine", *command]) == 0, command
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1 and "the run in run is not finished: this is its newest checkpoint" in said[0]
+
+
 @pytest.mark.usefixtures("place")
 def test_what_cannot_go_on_is_answered_with_the_way_on(capsys, monkeypatch, registries_as_before):
     monkeypatch.syspath_prepend(os.getcwd())
     monkeypatch.delitem(sys.modules, "tiny_of_mine", raising=False)
-    process = start("--epochs", "9")
-    wait_for(process, "epoch 1/9")
-    for command in (["evaluate", "run"], ["predict", "run", "x.png"], ["trace", "run"], ["play", "run"]):
-        assert f"still being trained by process {process.pid} " in refused(capsys, 1, *command), command
+    process = start("--epochs", "999")
+    wait_for(process, "epoch   2/999")
+    looks_inside(capsys, *LOOKS)
     line = refused(capsys, 1, "train", "--resume", "run")
     assert f"run is being trained by process {process.pid} on" in line and "stop it first" in line
     process.send_signal(signal.SIGINT)
     process.communicate()
+    looks_inside(capsys, LOOKS[0])
     way = "go on with it: minires train --resume run"
-    for command in (["evaluate", "run"], ["predict", "run", "x.png"], ["trace", "run"], ["play", "run"]):
-        line = refused(capsys, 1, *command)
-        assert line.startswith("minires: error: the run in run is not finished") and line.endswith(way)
     assert way in refused(capsys, 2, "train", "--data", "pictures", "--out", "run")
     line = refused(capsys, 2, "train", "--resume", "run", "--out", "other")
     assert "--resume run goes on in that folder, but --out is other" in line

@@ -2,7 +2,9 @@ import { camera } from "./camera.js";
 import { find } from "./dom.js";
 import { drawing } from "./draw.js";
 import { show } from "./show.js";
-import { changeLanguage, putWords } from "./words.js";
+import { changeLanguage, speak } from "./speech.js";
+import { changeTheme } from "./theme.js";
+import { WORDS } from "./words.js";
 
 const LARGEST = 20e6; // bytes; the server refuses more
 
@@ -147,15 +149,7 @@ function tabs(leave) {
   byArrows(list, select);
 }
 
-function theme() {
-  const root = document.documentElement;
-  const dark = root.dataset.theme
-    ? root.dataset.theme === "dark"
-    : matchMedia("(prefers-color-scheme: dark)").matches;
-  root.dataset.theme = dark ? "light" : "dark";
-}
-
-putWords();
+speak(WORDS);
 byFile();
 turning();
 byArrows(find("strip"), () => {});
@@ -165,7 +159,7 @@ tabs(stop);
 byArrows(find("stages"), chooseStage);
 find("lay").addEventListener("change", () => update({}));
 find("more").addEventListener("click", () => update({ all: !state.all }));
-find("theme").addEventListener("click", theme);
+find("theme").addEventListener("click", changeTheme);
 find("language").addEventListener("click", () => {
   changeLanguage();
   update({});

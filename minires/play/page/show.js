@@ -1,6 +1,6 @@
 import { find, make, refill } from "./dom.js";
+import { say } from "./speech.js";
 import { showStrip } from "./strip.js";
-import { say } from "./words.js";
 
 const FIRST = 10; // classes that are shown before "show all"
 

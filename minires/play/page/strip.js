@@ -1,5 +1,5 @@
 import { find, make, refill } from "./dom.js";
-import { say } from "./words.js";
+import { say } from "./speech.js";
 
 let shown = null; // the list that the strip was made of: it is not made again, nor its pictures fetched
 

@@ -1,5 +1,5 @@
 /** What the page says, in English and Chinese. {name} is filled in by say(). */
-const WORDS = {
+export const WORDS = {
   en: {
     theme: "Dark / light",
     about: "{model}, trained on {dataset}, {count} classes",
@@ -85,26 +85,3 @@ const WORDS = {
     refused: "无法使用这张图片：{message}",
   },
 };
-
-let language = "en";
-
-/** The words for a key in the language of the page, with {name} replaced by the values given. */
-export function say(key, values = {}) {
-  return WORDS[language][key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
-}
-
-/** Change between English and Chinese, and put the words into the elements that ask for some. */
-export function changeLanguage() {
-  language = language === "en" ? "zh" : "en";
-  putWords();
-}
-
-export function putWords() {
-  document.documentElement.lang = language;
-  for (const element of document.querySelectorAll("[data-word]")) {
-    element.textContent = say(element.dataset.word);
-  }
-  const other = document.getElementById("language");
-  other.textContent = language === "en" ? "中文" : "English";
-  other.lang = language === "en" ? "zh" : "en";
-}

@@ -29,7 +29,7 @@ from http import HTTPStatus
 from typing import Any
 
 from minires.errors import MiniresError
-from minires.play.messages import END, LONGEST_HEAD, Answer, Refusal, Request, parse, refused
+from minires.local_page.messages import END, LONGEST_HEAD, Answer, Refusal, Request, parse, refused
 
 CONNECTIONS = 400  # at once
 BACKLOG = 128  # more that wait in the system to be taken in
@@ -275,7 +275,7 @@ class Workers:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._count = count
         for number in range(count):
-            threading.Thread(target=self._run, name=f"minires-play-{number}", daemon=True).start()
+            threading.Thread(target=self._run, name=f"minires-page-{number}", daemon=True).start()
 
     async def do(self, job: Callable[[], Answer]) -> Answer:
         """What ``job`` returns; it may raise nothing."""

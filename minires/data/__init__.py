@@ -17,6 +17,7 @@ from minires.data.at_path import Tree, is_tree
 from minires.data.augment import Compose, Normalize, build
 from minires.data.counts import Looker, Survey, summed_up
 from minires.data.dataset import Dataset, LabelledPart, Splits
+from minires.data.glance import Glance, Glancer
 from minires.data.loader import Loader
 from minires.data.opening import Opener
 from minires.data.pictures import check_size, decode
@@ -33,6 +34,7 @@ __all__ = [
     "Compose",
     "Dataset",
     "Entry",
+    "Glance",
     "Loader",
     "Normalize",
     "Opener",
@@ -49,6 +51,7 @@ __all__ = [
     "download",
     "entry",
     "find",
+    "glance",
     "is_there",
     "load",
     "load_part",
@@ -302,6 +305,32 @@ def survey(name_or_path: str | os.PathLike[str], *, size: int | None = None, see
         return _survey_of(tree.splits(size=size, seed=seed, decode=looker.decode), looker)
     parts = {part: read() for part, read in tree.parts(size=size, decode=looker.decode).items()}
     return summed_up(_of_one_list(parts), looker, tree.source)
+
+
+def glance(name_or_path: str | os.PathLike[str], *, seed: int = 0) -> Glance:
+    """Count the pictures of a data set as ``load`` would divide them, and measure some of them.
+
+    Of pictures at a path none is kept, and few are read; a known set is loaded.
+
+    Raises: DataError, as ``load``, but for pictures that cannot be read.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> root = Path(tempfile.mkdtemp())
+    >>> for name in ("cat", "dog"):
+    ...     (root / name).mkdir()
+    ...     for i in range(10):
+    ...         Image.new("RGB", (50, 40), (9 * i, 0, 0)).save(root / name / f"{i}.png")
+    >>> found = glance(root)
+    >>> found.classes, found.per_class, found.shorter
+    (('cat', 'dog'), (7, 6), 40)
+    """
+    name, glancer = _text(name_or_path), Glancer()
+    path = Path(name)
+    if name in SETS or (_located(path) and not (is_tree(path) and _tree(path).of_signs)):
+        return glancer.of(load(name, seed=seed))
+    with warnings.catch_warnings(action="ignore"):  # they are told when the pictures are read
+        return glancer.of(_tree(path).splits(size=None, seed=seed, decode=glancer.decode))
 
 
 def _survey_of(splits: Splits, looker: Looker) -> Survey:

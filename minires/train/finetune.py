@@ -16,12 +16,14 @@ from minires.errors import CheckpointError, ConfigError, nearest
 from minires.nn.layers import BatchNorm2d, Conv2d, Linear
 from minires.nn.module import Module, Parameter
 from minires.train.model_file import load_model
+from minires.train.starters import path_of
 
 
 def start_from(
     model: Module, path: str | os.PathLike[str], *, classes: Sequence[str] | None = None
 ) -> list[str]:
-    """Copy the weights of a trained model (a ``model.safetensors`` or a run folder) into ``model``.
+    """Copy the weights of a trained model (a ``model.safetensors``, a run folder, or the name of a starter, see
+    :mod:`minires.train.starters`) into ``model``.
 
     ``classes`` are the names of the classes that ``model`` is to tell apart, in the order of its outputs. If
     the trained model knows the same ones, its last layer is taken over, its outputs put into this order; if
@@ -32,7 +34,7 @@ def start_from(
     would change meanwhile), or its model is another one; nothing is changed then.
     ConfigError for what is no path, or if ``classes`` are not as many as the outputs.
     """
-    trained = load_model(path, finished=True)
+    trained = load_model(path_of(path), finished=True)
     state, own = trained.model.state_dict(), model.state_dict()
     layers = list(model.named_modules())
     heads = [name for name, part in layers if isinstance(part, Linear)][-1:]

@@ -17,7 +17,7 @@ from minires.errors import CheckpointError, ConfigError, MiniresError
 from minires.files import check_name
 from minires.nn import init
 from minires.nn.module import Module
-from minires.train import checkpoint, checks, continuing, unfinished
+from minires.train import checkpoint, checks, continuing, int8, unfinished
 from minires.train.fields import exactly, record, shortened
 from minires.train.state import TRAINED
 
@@ -39,12 +39,16 @@ class Trained:
     dataset: str
 
 
-def save_model(path: str | os.PathLike[str], trained: Trained) -> None:
+def save_model(path: str | os.PathLike[str], trained: Trained, *, small: bool = False) -> None:
     """Write a trained model to a safetensors file, whole or not at all.
+
+    A ``small`` file has the kernels as whole numbers of 8 bits: see :mod:`minires.train.int8`.
 
     Raises: MiniresError that names the file and the cause.
     """
-    checkpoint.write(path, trained.model.state_dict(), {"kind": "model", **described(trained)})
+    arrays = trained.model.state_dict()
+    info = {"kind": "model", **described(trained)}
+    checkpoint.write(path, int8.packed(arrays) if small else arrays, info)
 
 
 def described(trained: Trained) -> dict[str, Any]:
@@ -124,6 +128,7 @@ def _made(path: Path, arrays: checkpoint.Arrays, info: Mapping[str, Any], model:
             "minires.models.register; on the command line: minires --import MODULE ...), or give its model="
         )
     try:
+        arrays = int8.unpacked(arrays)
         if model is None:
             model = _built(info, sum(array.size for array in arrays.values()))
         model.load_state_dict(arrays)

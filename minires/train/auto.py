@@ -1,0 +1,130 @@
+"""The recipe ``auto``: looks at the pictures and at the machine, and chooses; says what and why.
+
+What is chosen, and by what; each setting that is given stays as it is given, and the others follow it:
+
+    start     the trained weights that are part of the package, ``starter``: some hundred pictures do not
+              teach a network from the beginning what edges and textures are. Another model starts new.
+    size      32 where the pictures are as small as those that the starter learnt from, else 64
+    steps     at least 400, however few the pictures are, and at least eight epochs; fewer of more than a
+              hundred thousand pictures
+    batch     16, or 32 of 2,000 pictures and more
+    augment   random boxes, mirrored or not, in other light: a few pictures are seen in many ways
+    classes   balanced where the largest has twice the pictures of the smallest
+    the end   running statistics of batch norm measured anew, as few steps leave them behind the weights;
+              of 50 validation pictures and more the weights of the best epoch are kept
+    device    the GPU if there is one
+
+The figures that led to these numbers are in ``benchmarks/results/own_pictures.json``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minires import models
+from minires.data import Glance
+from minires.errors import counted
+from minires.train.model_file import load_model
+from minires.train.starters import STARTER, path_of
+
+NAME = "auto"
+STEPS, EPOCHS, MOST_STEPS, FEWEST_EPOCHS = 400, 8, 12_000, 3
+SMALL, LARGE = 32, 64  # pixels of a side
+MANY = 2000  # pictures, from which on a batch is 32
+UNEVEN = 2.0  # the largest class to the smallest
+MEANT = 50  # validation pictures, from which on the best epoch is more than luck
+AUGMENT: list[Any] = [["crop", {"scale": [0.5, 1.0]}], "flip", ["jitter", {}]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The settings of a run, fields of :class:`~minires.train.config.Config`, and three lines of why."""
+
+    settings: dict[str, Any]
+    lines: tuple[str, str, str]
+
+
+def choose(seen: Glance, given: Mapping[str, Any] | None = None) -> Choice:
+    """Choose the settings of a run on the pictures that were ``seen``; those that are ``given`` stay.
+
+    ``start_from=None``, given, starts new.
+
+    Raises: CheckpointError if a model that is given to start from cannot be read; ConfigError for an unknown
+    model.
+
+    >>> from minires.data import Glance
+    >>> chosen = choose(Glance("pets", ("cat", "dog"), (30, 29), 59, 16, 19, 480))
+    >>> chosen.settings["start_from"], chosen.settings["size"], chosen.settings["epochs"]
+    ('starter', 64, 100)
+    >>> print("\\n".join(chosen.lines))
+    59 training pictures of 2 classes, 29 to 30 of each: resnet20_cifar from `starter`, at 64x64 (...)
+    ...
+    """
+    given = dict(given or {})
+    settings = {**_start(seen, given), **given}
+    batch = settings.setdefault("batch_size", min(32 if seen.train >= MANY else 16, max(2, seen.train)))
+    settings.setdefault("drop_last", seen.train >= 2 * batch)
+    per_epoch = seen.train // batch if settings["drop_last"] else -(-seen.train // batch)
+    wanted = max(STEPS / per_epoch, min(EPOCHS, max(FEWEST_EPOCHS, MOST_STEPS / per_epoch)))
+    epochs = settings.setdefault("epochs", math.ceil(wanted))
+    settings.setdefault("optimizer", {"name": "adam", "lr": 1e-3})
+    settings.setdefault("schedule", {"name": "one-cycle", "peak": 0.25})
+    settings.setdefault("augment", AUGMENT)
+    settings.setdefault("label_smoothing", 0.1)
+    settings.setdefault("recalibrate", True)
+    settings.setdefault("device", "auto")
+    low, high = min(seen.per_class), max(seen.per_class)
+    settings.setdefault("balance", "sampler" if high >= UNEVEN * max(low, 1) else "none")
+    validated = settings.get("train_on", "train") == "train"
+    settings.setdefault("keep", "best" if validated and seen.val >= MEANT else "none")
+    return Choice(settings, _lines(seen, settings, steps=epochs * per_epoch))
+
+
+def _start(seen: Glance, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Model, weights, size of the pictures, and what goes with them."""
+    start = given.get("start_from", None if {"model", "variant"} & given.keys() else STARTER)
+    if start is None:
+        name = given.get("model", "resnet20_cifar")
+        models.entry(name)
+        return {"model": name, "start_from": None}
+    trained = load_model(path_of(start))
+    size = trained.size[0]
+    if start == STARTER and seen.shorter > 1.5 * SMALL:
+        size = LARGE
+    return {
+        "model": trained.name,
+        "variant": trained.variant,
+        "size": size,
+        "normalize": {"mean": list(trained.normalize.mean), "std": list(trained.normalize.std)},
+        "start_from": start,
+    }
+
+
+def _lines(seen: Glance, settings: Mapping[str, Any], *, steps: int) -> tuple[str, str, str]:
+    low, high = min(seen.per_class), max(seen.per_class)
+    each = f"{low}" if low == high else f"{low} to {high}"
+    start, size = settings["start_from"], settings.get("size") or models.entry(settings["model"]).size
+    pictures = counted(seen.train, "training picture")
+    classes = counted(len(seen.classes), "class", "classes")
+    first = (
+        f"{pictures} of {classes}, {each} of each: "
+        f"{settings['model']}{f' from `{start}`' if start else ', from the beginning'}, at {size}x{size} "
+        f"({'--model, --start-from, --size' if start else '--model, --size'} change that)"
+    )
+    epochs = settings["epochs"]
+    second = (
+        f"{counted(steps, 'step')} of {settings['batch_size']} pictures, {counted(epochs, 'epoch')}, as what "
+        f"counts is how often the weights are changed (--epochs, --batch-size, --lr)"
+    )
+    names = [one if isinstance(one, str) else one[0] for one in settings["augment"]]
+    third = [f"each picture changed at random: {', '.join(names)}" if names else "pictures as they are"]
+    if settings["balance"] != "none":
+        third.append(f"classes are balanced ({settings['balance']})")
+    if settings["recalibrate"]:
+        third.append("running statistics are measured anew at the end")
+    if settings["keep"] == "best":
+        third.append("the weights of the best epoch are kept")
+    return first, second, f"{'; '.join(third)} (--set augment=[], --balance, --no-recalibrate, --keep)"

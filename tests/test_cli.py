@@ -646,6 +646,23 @@ def test_evaluate_counts_what_is_right(
     assert train["total"] == summary["train_pictures"] and train["accuracy"] > 0.8
 
 
+def test_evaluate_by_several_views_of_each_picture(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = json.loads(call(capsys, "evaluate", run, "--json")[1])
+    for crops, scales in (("1", [28]), ("10", [28, 36]), ("full", [28, 36]), ("10", [])):
+        options = ["--crops", crops, *(["--scales", ",".join(map(str, scales))] if scales else [])]
+        status, out, err = call(capsys, "evaluate", run, *options, "--json")
+        assert status == 0, err
+        got = json.loads(out)
+        assert got["total"] == plain["total"] and got["loss"] != plain["loss"], options
+        assert got["crops"] == crops and got["scales"] == scales
+    assert ", ten crops:" in call(capsys, "evaluate", run, "--crops", "10")[1]
+    assert "--scales is for --crops" in refused(capsys, 2, "evaluate", run, "--scales", "40")
+    assert "whole numbers" in refused(capsys, 2, "evaluate", run, "--crops", "10", "--scales", "4x")
+    assert "cannot be cut" in refused(capsys, 2, "evaluate", run, "--crops", "10", "--scales", "2")
+
+
 def test_evaluate_refuses_what_does_not_fit(
     run: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,9 +64,12 @@ def _decode(picture: Any, name: str, *, size: int) -> NDArray[np.uint8]:
     return data.decode(picture.read(), name=name, size=size)
 
 
-def labelled(model: str, asked: str | None, split: str | None, trained: Trained, side: int) -> LabelledPart:
+def labelled(
+    model: str, asked: str | None, split: str | None, trained: Trained, side: int,
+    *, stream: bool | None = None,
+) -> LabelledPart:  # fmt: skip
     """The pictures to test a model on, with its classes in its order: those of ``asked``, a name or path, or
-    else of the data set that it was trained on."""
+    else of the data set that it was trained on. ``stream`` is as in ``data.load``."""
     from minires import data
 
     own = None
@@ -75,10 +78,10 @@ def labelled(model: str, asked: str | None, split: str | None, trained: Trained,
         check_is_there(config, model, ", or give pictures with --data")
         own = config.data
     if own is not None and split in (None, "train", "val", "test"):
-        splits, split = data.load(own, size=side), split or "test"
+        splits, split = data.load(own, size=side, stream=stream), split or "test"
         part = data.LabelledPart(getattr(splits, split), split, splits.source)
     else:
-        part = data.load_part(own or asked or "", split, size=side)
+        part = data.load_part(own or asked or "", split, size=side, stream=stream)
     try:
         fitting = part.pictures.with_classes(trained.classes)
     except DataError as error:

@@ -7,13 +7,14 @@ from minires.train.ema import EMA
 from minires.train.evaluation import Evaluation, evaluate, predict, recalibrate
 from minires.train.finetune import freeze, start_from
 from minires.train.model_file import Trained, load_model, save_model
+from minires.train.multicrop import evaluate_crops
 from minires.train.observers import Observer
 from minires.train.schedules import Schedule
 from minires.train.tensorboard import TensorBoard
 from minires.train.trainer import Trainer
 
 __all__ = [
-    "EMA", "Config", "Evaluation", "Interrupted", "Observer", "Schedule", "TensorBoard", "Trained",
-    "Trainer", "evaluate", "freeze", "load_model", "predict", "recalibrate", "recipes", "save_model",
+    "EMA", "Config", "Evaluation", "Interrupted", "Observer", "Schedule", "TensorBoard", "Trained", "Trainer",
+    "evaluate", "evaluate_crops", "freeze", "load_model", "predict", "recalibrate", "recipes", "save_model",
     "schedules", "start_from",
 ]  # fmt: skip

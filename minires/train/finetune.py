@@ -22,8 +22,8 @@ from minires.train.starters import path_of
 def start_from(
     model: Module, path: str | os.PathLike[str], *, classes: Sequence[str] | None = None
 ) -> list[str]:
-    """Copy the weights of a trained model (a ``model.safetensors``, a run folder, or the name of a starter, see
-    :mod:`minires.train.starters`) into ``model``.
+    """Copy the weights of a trained model (a ``model.safetensors``, a run folder, or the name of a starter,
+    see :mod:`minires.train.starters`) into ``model``.
 
     ``classes`` are the names of the classes that ``model`` is to tell apart, in the order of its outputs. If
     the trained model knows the same ones, its last layer is taken over, its outputs put into this order; if

@@ -14,7 +14,7 @@ scales 224, 256, 384, 480, 640 in the fully convolutional form (from Simonyan & 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +22,12 @@ from PIL import Image
 
 from minires import backend
 from minires.data import Dataset, Normalize, Stream
-from minires.errors import ConfigError, ShapeError, counted, one_of, whole
+from minires.errors import ConfigError, ShapeError, one_of, whole
 from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.ops.softmax import softmax
 from minires.tensor import Tensor, no_grad
-from minires.train.evaluation import Evaluation, of_probabilities
+from minires.train.evaluation import Evaluation
 
 CROPS = (1, 10, "full")
 Pixels = NDArray[np.uint8]
@@ -90,7 +90,11 @@ def evaluate_crops(
                 each = softmax(logits).numpy().astype(np.float64)  # (pictures * views, classes)
                 total += each.reshape(len(pictures), -1, each.shape[1]).mean(axis=1)
             found.append(total / len(taken))
-    return of_probabilities(np.concatenate(found), dataset.labels)
+    probabilities = np.concatenate(found)
+    of_truth = probabilities[np.arange(len(dataset)), dataset.labels]
+    right = (probabilities.argmax(axis=1) == dataset.labels) & ~np.isnan(probabilities).any(axis=1)
+    loss = -np.log(np.maximum(of_truth, np.finfo(np.float64).tiny)).mean()  # which leaves NaN as it is
+    return Evaluation(float(loss), float(right.mean()), probabilities)
 
 
 def original(dataset: Dataset, place: int, least: int) -> Image.Image:
@@ -105,7 +109,8 @@ def cut(picture: Image.Image, scale: int, side: int, crops: int | str) -> Pixels
 
     Shapes: -> (crops, side, side, 3); of "full" (2, H, W, 3), the shorter of H and W the scale.
 
-    >>> cut(Image.new("RGB", (60, 40)), 36, 32, 10).shape, cut(Image.new("RGB", (60, 40)), 36, 32, "full").shape
+    >>> picture = Image.new("RGB", (60, 40))
+    >>> cut(picture, 36, 32, 10).shape, cut(picture, 36, 32, "full").shape
     ((10, 32, 32, 3), (2, 36, 54, 3))
     """
     wide, high = (scale * length // min(picture.size) for length in picture.size)

@@ -61,7 +61,6 @@ KIND = record(
         for name in COLUMNS if name not in ("epoch", "step")
     })),
     warnings=Optional(listing(text)),  # older checkpoints have none
-    normalize=Optional(record(mean=listing(real, count=3), std=listing(positive, count=3))),
     trained=Optional(record(**TRAINED)),  # nor this
 )  # fmt: skip
 
@@ -170,6 +169,12 @@ def normalization(
         with suppress(ConfigError, KeyError):
             return data.Normalize(held["mean"], held["std"])
     return data.Normalize.of(train_set, seed=seed)
+
+
+def measured(info: Mapping[str, Any]) -> Any:
+    """The mean and the deviation that a run had, of which ``info`` was saved; None if it does not say."""
+    trained = info.get("trained")
+    return trained.get("normalize") if isinstance(trained, dict) else None
 
 
 def streamed(info: Mapping[str, Any]) -> bool | None:

@@ -135,7 +135,7 @@ class Trainer:
             self.train_set = self.train_set.join(self.splits.val)
         self.val_set = self.splits.val if config.train_on == "train" else None
         self.normalize = state.normalization(
-            config.normalize, self.train_set, seed=config.seed, held=held.get("normalize")
+            config.normalize, self.train_set, seed=config.seed, held=state.measured(held)
         )
         self.loader = data.Loader(
             self.train_set, config.batch_size, seed=config.seed, normalize=self.normalize,
@@ -359,7 +359,6 @@ class Trainer:
             "config": self.config.to_dict(),
             "trained": model_file.described(ending.trained(self)),
             "data": self._fingerprint,
-            "normalize": {"mean": list(self.normalize.mean), "std": list(self.normalize.std)},
             "threads": backend.threads(),
             "progress": dataclasses.asdict(self.progress),
             "random": self.model.random_states(),

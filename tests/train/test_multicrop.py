@@ -22,7 +22,10 @@ def photo(seed, wide=90, high=60):
     return Image.fromarray(small).resize((wide, high), Image.Resampling.BICUBIC)
 
 
-@pytest.mark.parametrize(("wide", "high", "scale", "side"), [(90, 60, 37, 32), (61, 97, 40, 33), (40, 40, 32, 32)])
+SIZES = [(90, 60, 37, 32), (61, 97, 40, 33), (40, 40, 32, 32)]
+
+
+@pytest.mark.parametrize(("wide", "high", "scale", "side"), SIZES)
 def test_ten_crops_are_corners_and_middle_and_their_mirror_images(wide, high, scale, side):
     """As torchvision's Resize and TenCrop have it, written a second time."""
     picture = photo(0, wide, high)

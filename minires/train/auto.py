@@ -105,7 +105,7 @@ def _start(seen: Glance, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _lines(seen: Glance, settings: Mapping[str, Any], *, steps: int) -> tuple[str, str, str]:
     low, high = min(seen.per_class), max(seen.per_class)
-    each = f"{low}" if low == high else f"{low} to {high}"
+    each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     start, size = settings["start_from"], settings.get("size") or models.entry(settings["model"]).size
     pictures = counted(seen.train, "training picture")
     classes = counted(len(seen.classes), "class", "classes")

@@ -1,0 +1,107 @@
+"""What the recipe auto chooses from the pictures, and that whatever is given stays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minires import data, optim
+from minires.data import Glance
+from minires.errors import CheckpointError, ConfigError
+from minires.tensor import Tensor
+from minires.train import Config, auto, load_model, starters
+from minires.train.schedules import Schedule
+
+
+def seen(*per_class, shorter=400, val=0, test=20):
+    names = tuple(f"class{k}" for k in range(len(per_class)))
+    return Glance("photos", names, per_class, sum(per_class), val, test, shorter)
+
+
+def chosen(glance, **given):
+    return auto.choose(glance, given).settings
+
+
+def steps(settings, pictures):
+    batch = settings["batch_size"]
+    per_epoch = pictures // batch if settings["drop_last"] else -(-pictures // batch)
+    return settings["epochs"] * per_epoch
+
+
+@pytest.mark.parametrize("counts", [(1, 1), (2, 3), (9, 8), (16, 15, 15), (50,) * 5, (900, 20), (6000, 7000)])
+def test_every_choice_is_a_configuration_that_can_run(counts):
+    glance = seen(*counts, val=sum(counts) // 4)
+    config = Config.from_dict(auto.choose(glance).settings)
+    assert 1 < config.batch_size <= max(2, glance.train)
+    optimizer = optim.build(config.optimizer, [Tensor(np.zeros(2), requires_grad=True)])
+    Schedule(config.schedule, lr=optimizer.lr, total_steps=10)
+    data.build(config.augment)
+    trained = load_model(starters.path_of(config.start_from))
+    assert (config.model, config.variant) == (trained.name, trained.variant)
+
+
+@pytest.mark.parametrize("count", [3, 17, 46, 59, 250, 900, 3000, 40_000, 300_000, 5_000_000])
+def test_few_pictures_get_enough_steps_and_many_not_too_many(count):
+    settings = chosen(seen(count // 3, count - count // 3))
+    assert steps(settings, count) >= auto.STEPS
+    assert settings["epochs"] >= auto.FEWEST_EPOCHS
+    if settings["epochs"] > auto.FEWEST_EPOCHS and steps(settings, count) > auto.STEPS * 1.2:
+        assert settings["epochs"] <= auto.EPOCHS
+        assert steps(settings, count) <= auto.MOST_STEPS * 1.4  # a part of an epoch more
+
+
+def test_the_size_follows_the_pictures():
+    assert chosen(seen(20, 20, shorter=32))["size"] == 32
+    assert chosen(seen(20, 20, shorter=400))["size"] == 64
+    assert chosen(seen(20, 20, shorter=0))["size"] == 32  # none could be measured
+
+
+def test_uneven_classes_are_balanced():
+    assert chosen(seen(20, 30))["balance"] == "none"
+    assert chosen(seen(20, 60, 30))["balance"] == "sampler"
+
+
+def test_the_best_epoch_is_kept_where_validation_means_something():
+    assert chosen(seen(20, 20, val=10))["keep"] == "none"
+    assert chosen(seen(200, 200, val=100))["keep"] == "best"
+    assert chosen(seen(200, 200, val=100), train_on="train+val")["keep"] == "none"
+
+
+def test_what_is_given_stays_and_the_rest_follows_it():
+    given = {
+        "epochs": 3, "batch_size": 5, "size": 48, "augment": ["flip"], "recalibrate": False, "device": "cpu",
+        "optimizer": {"name": "sgd", "lr": 0.1}, "label_smoothing": 0.0, "balance": "weights", "keep": "all",
+        "schedule": {"name": "cosine"}, "drop_last": False, "start_from": None, "model": "resnet18",
+        "variant": {"stem": "cifar"},
+    }  # fmt: skip
+    settings = chosen(seen(20, 80), **given)
+    assert {name: settings[name] for name in given} == given
+    lines = auto.choose(seen(20, 80), given).lines
+    assert "resnet18, from the beginning, at 48x48" in lines[0] and "60 steps of 5 pictures" in lines[1]
+    assert "flip; classes are balanced (weights) (" in lines[2]
+
+
+def test_another_model_starts_from_the_beginning():
+    settings = chosen(seen(20, 20), model="resnet18")
+    assert settings["start_from"] is None and settings.get("size") is None
+    assert chosen(seen(20, 20), start_from=None)["model"] == "resnet20_cifar"
+    with pytest.raises(ConfigError, match="Did you mean 'resnet18'"):
+        chosen(seen(20, 20), model="resnet81")
+    with pytest.raises(CheckpointError, match="nothing.safetensors does not exist"):
+        chosen(seen(20, 20), start_from="nothing.safetensors")
+
+
+def test_three_lines_say_what_and_why():
+    lines = auto.choose(seen(16, 15, 15)).lines
+    assert lines[0].startswith("46 training pictures of 3 classes, 15 to 16 of each: ")
+    assert "from `starter`, at 64x64" in lines[0] and "--start-from" in lines[0]
+    assert "400 steps of 16 pictures, 200 epochs" in lines[1] and "--epochs" in lines[1]
+    assert "crop, flip, jitter" in lines[2] and "measured anew" in lines[2]
+
+
+def test_a_starter_is_found_by_its_name_and_knows_what_it_learnt_from():
+    assert starters.names() == ("starter",)
+    trained = load_model(starters.path_of("starter"))
+    assert trained.size == (32, 32) and len(trained.classes) == 10 and trained.dataset == "cifar10"
+    assert sum(parameter.size for parameter in trained.model.parameters()) == 605_026
+    assert starters.path_of("./starter") == "./starter"

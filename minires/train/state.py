@@ -32,7 +32,6 @@ from minires.train.run_folder import COLUMNS, finite
 
 # Settings that may change when a run is continued.
 FREE = ("device", "plan", "checkpoint_every", "keep", "cache")
-ADDED = {"stream": None, "draft": False}  # settings that older checkpoints have not, as they were then
 FILES = "files"  # what a stream's pictures are known by, in the place of their pixels
 MENDED = "mended pictures"  # those that could not be read, and that a run does not know by their files
 COUNT = between(0)
@@ -115,7 +114,8 @@ def belongs(
     if info.get("kind") == "model":
         raise CheckpointError(f"{path} is a trained model, and not a checkpoint of a run")
     checkpoint.check(path, info, KIND)
-    saved, here = {**ADDED, **info["config"]}, config.to_dict()
+    # A version that had no such setting did as by default; what it streamed its data say.
+    saved, here = {**Config().to_dict(), **info["config"]}, config.to_dict()
     free = FREE if None not in (saved["stream"], here["stream"]) else (*FREE, "stream")
     if different := checkpoint.differences(saved, here, ignore=free):
         raise CheckpointError(

@@ -132,7 +132,7 @@ class Learnt:
             return sum(fingerprint(image) in self.pixels for image in images), len(images)
         if not isinstance(images, Stream):
             return 0, len(images)
-        places = range(0, len(images), -(-len(images) // ASKED))
+        places = some(len(images))
         return sum(self.has_file(images.named(place)[1]) for place in places), len(places)
 
     def has_file(self, read: Callable[[], bytes]) -> bool:
@@ -145,6 +145,11 @@ class Learnt:
         if size not in self._hashes:
             self._hashes[size] = {_hash(one) for one in self.files[size]} - {b""}
         return _hash(read) in self._hashes[size]
+
+
+def some(count: int) -> range:
+    """The places of ``ASKED`` of so many pictures, or of all."""
+    return range(0, count, max(1, -(-count // ASKED)))
 
 
 def _hash(read: Callable[[], bytes]) -> bytes:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from minires.commands.loading import load_trained, print_json, run_options, speaker
 from minires.commands.pictures import (
-    ASKED,
     Shown,
     fingerprint,
     learnt,
     pictures_of,
+    some,
     warn_of_learnt,
 )
 from minires.commands.registry import Command
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
         known_pictures = learnt(options.model, side)
         told_of = [place for place, truth in enumerate(truths) if truth is not None]
         if known_pictures.files:
-            told_of = told_of[:: -(-len(told_of) // ASKED)]
+            told_of = [told_of[at] for at in some(len(told_of))]
             count = sum(known_pictures.has_file(pictures[place].read) for place in told_of)
         else:
             count = sum(prints[place] in known_pictures.pixels for place in told_of)

@@ -791,6 +791,60 @@ def test_pictures_that_a_run_was_trained_on_are_known_wherever_they_lie(
     assert status == 0 and "of 30 right" in out and "was trained on" not in err  # nobody knows
 
 
+def test_pictures_of_a_run_that_streamed_are_known_by_their_files(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_pictures(place / "colours")
+    options = ("--data", "colours", "--model", "tiny", "--epochs", "2", "--out", "run", "--stream")
+    status, out, err = call(capsys, "train", *options)
+    assert status == 0 and "the pictures are decoded while they are needed (stream)" in out
+    assert json.loads(Path("run/config.json").read_text())["stream"] is True
+    shutil.copytree("colours", "copied")
+    shutil.make_archive("packed", "zip", "copied")
+    for command in (("evaluate", "run", "--data", "copied"), ("evaluate", "run", "--data", "packed.zip"),
+                    ("predict", "run", "copied")):  # fmt: skip
+        status, out, err = call(capsys, *command)
+        assert status == 0 and "warning: run was trained on 19 of these 30 pictures" in err, command
+    monkeypatch.setattr("minires.commands.pictures.ASKED", 10)
+    for command in ("evaluate", "run", "--data", "copied"), ("predict", "run", "copied"):
+        assert "of these 10 pictures" in call(capsys, *command)[2], command
+    status, out, err = call(capsys, "evaluate", "run")
+    assert status == 0 and "of 6 right" in out and "was trained on" not in err
+    status, out, err = call(capsys, "evaluate", "run", "--data", "signs")
+    assert "was trained on" not in err
+
+
+def test_every_picture_is_decoded_once_by_data_check(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_pictures(place / "colours")
+    status, out, err = call(capsys, "data", "colours", "--check")
+    assert status == 0 and "all of 30 pictures can be read" in out and not err
+    broken = sorted((place / "colours").rglob("*.png"))[5:17]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:90])
+    status, out, err = call(capsys, "data", "colours", "--check")
+    assert status == 1 and "12 of 30 pictures cannot be read; mend or remove them:" in out
+    names = [path.relative_to(place / "colours").as_posix() for path in broken]
+    assert [line.strip().split(": ")[0] for line in out.splitlines()[1:]] == names  # not ten of them
+    status, out, err = call(capsys, "data", "colours", "--check", "--json")
+    told = json.loads(out)
+    assert status == 1 and told["pictures"] == 30 and len(told["unreadable"]) == 12
+    assert "say which data set" in refused(capsys, 2, "data", "--check")
+    assert "no such file" in refused(capsys, 1, "data", "no/where", "--check")
+
+
+def test_a_cache_and_a_draft_are_settings_of_a_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_pictures(place / "colours")
+    options = ("--data", "colours", "--model", "tiny", "--epochs", "1")
+    assert call(capsys, "train", *options, "--out", "a", "--cache", "--draft")[0] == 0
+    config = json.loads(Path("a/config.json").read_text())
+    assert (config["stream"], config["cache"], config["draft"]) == (None, "pixels", True)
+    assert len([*(place / "cache/minires/pixels").glob("*.uint8")]) == 1
+    line = refused(capsys, 2, "train", *options, "--out", "b", "--cache", "--no-stream")
+    assert "cache is for a stream; leave it out" in line
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [

@@ -6,9 +6,9 @@ import argparse
 import warnings
 from typing import TYPE_CHECKING
 
-from minires.commands.loading import print_json, searched
+from minires.commands.loading import FAILED, print_json, searched
 from minires.commands.registry import Command
-from minires.errors import ConfigError
+from minires.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from minires.data import Survey
@@ -21,9 +21,11 @@ cache, where --from and --download put them.
   minires data signs --download
   minires data signs --from Downloads/signs.zip
   minires data photos/
+  minires data photos/ --check
 
 Of a path the pictures are counted, of any size, and what is doubtful is said: few pictures, uneven classes,
-pictures that are there twice in different parts, or nearly."""
+pictures that are there twice in different parts, or nearly. --check decodes every picture once and names
+each that cannot be read, so that no run comes to one."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +42,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--download", action="store_true", help=f"fetch the public copy ({fetched} only) and verify it"
     )
+    how.add_argument(
+        "--check", action="store_true", help="decode every picture once; exit with 1 if one cannot be read"
+    )
     parser.add_argument("--size", type=int, metavar="N", help="as if resized to N x N")
 
 
@@ -47,10 +52,12 @@ def run(options: argparse.Namespace) -> int:
     from minires import data
 
     if options.name is None:
-        if options.source or options.download:
+        if options.source or options.download or options.check:
             raise ConfigError("say which data set: minires data signs --download, for example")
         _list(as_json=options.json)
         return 0
+    if options.check:
+        return _check(options.name, as_json=options.json)
     report = None
     if options.source:
         report = data.prepare(options.name, options.source)
@@ -64,6 +71,33 @@ def run(options: argparse.Namespace) -> int:
         for warning in found.warnings:
             warnings.warn(warning, stacklevel=2)
     return 0
+
+
+def _check(name: str, *, as_json: bool) -> int:
+    """Decode every picture once, and name those that cannot be read."""
+    from tqdm import tqdm
+
+    from minires import data
+
+    with tqdm(unit=" pictures", disable=None, desc="decoding") as bar:
+
+        def told(done: int, count: int) -> None:
+            bar.total = count
+            bar.update(done - bar.n)
+
+        found = data.check(name, told=told)
+    broken = len(found.unreadable)
+    if as_json:
+        print_json({"source": found.source, "pictures": found.count, "unreadable": found.unreadable})
+    elif broken:
+        them = "it" if broken == 1 else "them"
+        count = counted(found.count, "picture")
+        print(f"{found.source}: {broken:,} of {count} cannot be read; mend or remove {them}:")
+        for line in found.unreadable:
+            print(f"  {line}")
+    else:
+        print(f"{found.source}: all of {counted(found.count, 'picture')} can be read")
+    return FAILED if broken else 0
 
 
 def _list(*, as_json: bool) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 
 from minires.commands.loading import load_trained, print_json, run_options, speaker
-from minires.commands.pictures import SPLITS, fingerprint, labelled, learnt, warn_of_learnt
+from minires.commands.pictures import SPLITS, labelled, learnt, warn_of_learnt
 from minires.commands.registry import Command
-from minires.errors import ConfigError
+from minires.errors import ConfigError, MiniresError
 
 TEXT = """\
 Test a trained model: how many pictures it gets right, and the mean cross-entropy.
@@ -38,18 +39,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from minires import backend, train
+    from minires import backend, data, train
 
     scales = _scales(options)
     trained, side = load_trained(options)
-    part = labelled(
-        options.model, options.data, options.split, trained, side, stream=options.crops is not None or None
-    )
+    asked = options.model, options.data, options.split, trained, side
+    part = labelled(*asked, stream=options.crops is not None or None)
     dataset = part.pictures
     if options.split != "train" and (options.data is not None or part.split == "all"):
-        known = learnt(options.model, side)
-        seen = sum(fingerprint(image) in known for image in dataset.images) if known else 0
-        warn_of_learnt(options.model, seen, len(dataset))
+        known, known_by_files = learnt(options.model, side), dataset
+        if known.files and not isinstance(dataset.images, data.Stream):
+            with suppress(MiniresError):  # what is no files is none of theirs
+                known_by_files = labelled(*asked, stream=True).pictures
+        if known:
+            warn_of_learnt(options.model, *known.among(known_by_files))
     with backend.before_compiling(speaker(sys.stderr)):
         if options.crops is None:
             result = train.evaluate(trained.model, dataset, trained.normalize)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,16 +17,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from minires.data import LabelledPart
+    from minires.data import Dataset, LabelledPart
     from minires.train import Trained
 
 
+ASKED = 1000  # pictures of a large set that are looked for among those that a run was trained on
 SPLITS = ("train", "val", "test", "all")
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture: its name, what may be its label (the last one first), and how to decode it.
+    """A picture: its name, what may be its label (the last one first), how to decode it, and to read it.
 
     These are the folders that it stands in below the path given; of SIGNS it is in the name (``named``).
     """
@@ -34,6 +35,7 @@ class Shown:
     name: str
     labels: tuple[str, ...]
     decode: Callable[..., NDArray[np.uint8]]
+    read: Callable[[], bytes]
     named: bool = False
 
 
@@ -41,12 +43,13 @@ def pictures_of(paths: list[str]) -> list[Shown]:
     """All pictures at some paths, each a picture, a folder, a zip or a tar."""
     from minires import data
     from minires.data.at_path import called, is_tree, of_signs
-    from minires.data.tree import Entry
+    from minires.data.tree import Entry, read_file
 
     found = []
     for path in paths:
         if not is_tree(Path(path)):
-            found.append(Shown(path, (), partial(data.decode, Path(path), name=path)))
+            read = partial(read_file, Path(path), name=path)
+            found.append(Shown(path, (), partial(data.decode, Path(path), name=path), read))
             continue
         held = data.pictures_at(path)
         files = [Entry(tuple(picture.name.split("/")), picture.read) for picture in held]
@@ -54,7 +57,7 @@ def pictures_of(paths: list[str]) -> list[Shown]:
         for picture, file in zip(held, files, strict=True):
             name = f"{path.rstrip('/')}/{picture.name}"
             labels = (file.parts[-1][0],) if named else file.parts[:-1]
-            found.append(Shown(name, labels, partial(_decode, picture, name), named))
+            found.append(Shown(name, labels, partial(_decode, picture, name), picture.read, named))
     return found
 
 
@@ -65,11 +68,16 @@ def _decode(picture: Any, name: str, *, size: int) -> NDArray[np.uint8]:
 
 
 def labelled(
-    model: str, asked: str | None, split: str | None, trained: Trained, side: int,
-    *, stream: bool | None = None,
-) -> LabelledPart:  # fmt: skip
+    model: str,
+    asked: str | None,
+    split: str | None,
+    trained: Trained,
+    side: int,
+    *,
+    stream: bool | None = None,
+) -> LabelledPart:
     """The pictures to test a model on, with its classes in its order: those of ``asked``, a name or path, or
-    else of the data set that it was trained on. ``stream`` is as in ``data.load``."""
+    else of the data set that it was trained on; ``stream`` is that of ``data.load``."""
     from minires import data
 
     own = None
@@ -78,7 +86,7 @@ def labelled(
         check_is_there(config, model, ", or give pictures with --data")
         own = config.data
     if own is not None and split in (None, "train", "val", "test"):
-        splits, split = data.load(own, size=side, stream=stream), split or "test"
+        splits, split = data.load(own, size=side, stream=stream, draft=config.draft), split or "test"
         part = data.LabelledPart(getattr(splits, split), split, splits.source)
     else:
         part = data.load_part(own or asked or "", split, size=side, stream=stream)
@@ -92,18 +100,76 @@ def labelled(
     return data.LabelledPart(fitting, part.split, part.source)
 
 
-def learnt(model: str, side: int) -> frozenset[bytes]:
-    """The fingerprints of the pictures that a run was trained on; none where its data set is not found."""
+class Learnt:
+    """The pictures that a run was trained on: by their pixels where they are in memory, and by their files
+    where they are not."""
+
+    def __init__(self, parts: Sequence[Dataset]) -> None:
+        from minires.data import Stream
+        from minires.data.tree import size_of
+
+        self.pixels: set[bytes] = set()
+        self.files: dict[int, list[Callable[[], bytes]]] = {}  # by their sizes
+        self._hashes: dict[int, set[bytes]] = {}
+        for images in (part.images for part in parts):
+            if isinstance(images, Stream):
+                for place in range(len(images)):
+                    _, read = images.named(place)
+                    self.files.setdefault(size_of(read), []).append(read)
+            else:
+                self.pixels.update(map(fingerprint, images))
+
+    def __bool__(self) -> bool:
+        return bool(self.pixels or self.files)
+
+    def among(self, dataset: Dataset) -> tuple[int, int]:
+        """How many pictures of a data set are among them, and of how many that is: of a large set, known by
+        its files, ``ASKED`` are looked for."""
+        from minires.data import Stream
+
+        images = dataset.images
+        if not self.files:
+            return sum(fingerprint(image) in self.pixels for image in images), len(images)
+        if not isinstance(images, Stream):
+            return 0, len(images)
+        places = some(len(images))
+        return sum(self.has_file(images.named(place)[1]) for place in places), len(places)
+
+    def has_file(self, read: Callable[[], bytes]) -> bool:
+        """Whether a file has the bytes of one of theirs."""
+        from minires.data.tree import size_of
+
+        size = size_of(read)
+        if size not in self.files:
+            return False
+        if size not in self._hashes:
+            self._hashes[size] = {_hash(one) for one in self.files[size]} - {b""}
+        return _hash(read) in self._hashes[size]
+
+
+def some(count: int) -> range:
+    """The places of ``ASKED`` of so many pictures, or of all."""
+    return range(0, count, max(1, -(-count // ASKED)))
+
+
+def _hash(read: Callable[[], bytes]) -> bytes:
+    try:
+        return hashlib.sha256(read()).digest()
+    except (DataError, OSError):  # gone, or not to be read
+        return b""
+
+
+def learnt(model: str, side: int) -> Learnt:
+    """The pictures that a run was trained on; none where its data set is not found."""
     from minires import data
 
     try:
         config = config_of_run(model)
         with warnings.catch_warnings(action="ignore"):  # they were told when it was trained
-            splits = data.load(config.data, size=side)
+            splits = data.load(config.data, size=side, stream=config.stream)
+        return Learnt([splits.train, splits.val] if config.train_on == "train+val" else [splits.train])
     except (MiniresError, OSError, MemoryError):
-        return frozenset()
-    parts = [splits.train, splits.val] if config.train_on == "train+val" else [splits.train]
-    return frozenset(fingerprint(image) for part in parts for image in part.images)
+        return Learnt([])
 
 
 def fingerprint(image: NDArray[np.uint8]) -> bytes:

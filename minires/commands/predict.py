@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minires.commands.loading import load_trained, print_json, run_options, speaker
-from minires.commands.pictures import Shown, fingerprint, learnt, pictures_of, warn_of_learnt
+from minires.commands.pictures import (
+    Shown,
+    fingerprint,
+    learnt,
+    pictures_of,
+    some,
+    warn_of_learnt,
+)
 from minires.commands.registry import Command
 from minires.errors import ConfigError, DataError
 from minires.files import atomic_write, not_over, with_ending
@@ -69,8 +76,13 @@ def run(options: argparse.Namespace) -> int:
         results, prints = _predicted(pictures, trained, side)
     if any(truths):
         known_pictures = learnt(options.model, side)
-        told_of = [one for one, truth in zip(prints, truths, strict=True) if truth is not None]
-        warn_of_learnt(options.model, sum(one in known_pictures for one in told_of), len(told_of))
+        told_of = [place for place, truth in enumerate(truths) if truth is not None]
+        if known_pictures.files:
+            told_of = [told_of[at] for at in some(len(told_of))]
+            count = sum(known_pictures.has_file(pictures[place].read) for place in told_of)
+        else:
+            count = sum(prints[place] in known_pictures.pixels for place in told_of)
+        warn_of_learnt(options.model, count, len(told_of))
     found = []
     for one, truth, probabilities in zip(pictures, truths, results, strict=True):
         order = probabilities.argsort()[::-1][: options.top]

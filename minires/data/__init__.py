@@ -6,21 +6,23 @@ A data set of your own gets a name with :func:`register`, and is then loaded and
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from minires.data import augment, cifar, hands, shards, signs
+from minires.data import augment, cifar, hands, shards, signs, twins
 from minires.data.at_path import Tree, is_tree
 from minires.data.augment import Compose, Normalize, build
+from minires.data.checking import Checked, Collector, unreadable
 from minires.data.counts import Looker, Survey, summed_up
 from minires.data.dataset import Dataset, LabelledPart, Splits
 from minires.data.glance import Glance, Glancer
 from minires.data.loader import Loader
 from minires.data.opening import Opener
-from minires.data.pictures import check_size, decode
+from minires.data.pictures import Decode, check_size, decode
 from minires.data.registry import Entry
 from minires.data.search_path import cache, roots
 from minires.data.sources import Picture, pictures_at
@@ -31,6 +33,7 @@ from minires.registry import Registry
 
 __all__ = [
     "SETS",
+    "Checked",
     "Compose",
     "Dataset",
     "Entry",
@@ -47,6 +50,7 @@ __all__ = [
     "augment",
     "build",
     "cache",
+    "check",
     "decode",
     "download",
     "entry",
@@ -192,7 +196,7 @@ def load(
     return splits
 
 
-def _loaded(name: str, size: int | None, seed: int, decode: Opener) -> Splits:
+def _loaded(name: str, size: int | None, seed: int, decode: Decode) -> Splits:
     options: dict[str, Any] = {"size": size, "seed": seed}
 
     def read(known: Entry, *found: Path) -> Splits:
@@ -272,7 +276,7 @@ def survey(name_or_path: str | os.PathLike[str], *, size: int | None = None, see
     """Count the pictures of a data set by part and class, and look for what is doubtful in it.
 
     The parts are those that ``load`` gives; of pictures at a path that has no train part, those that are
-    there. The pictures may be of any size, and are not kept.
+    there. The pictures may be of any size, and are not kept; of more than 50,000 some are looked at.
 
     Raises: DataError, as ``load``.
 
@@ -298,6 +302,8 @@ def survey(name_or_path: str | os.PathLike[str], *, size: int | None = None, see
             looker.add(part)
         return _survey_of(splits, looker)
     tree = _tree(path)
+    if (count := tree.count()) > twins.MOST:
+        looker = Looker(every=-(-count // twins.ENOUGH))
     with warnings.catch_warnings(action="ignore"):  # they are told where the parts are read
         there = tree.parts(size=size, decode=looker.decode)
     needed = {"train", "test"} if tree.of_signs else {"train"}
@@ -331,6 +337,39 @@ def glance(name_or_path: str | os.PathLike[str], *, seed: int = 0) -> Glance:
         return glancer.of(load(name, seed=seed))
     with warnings.catch_warnings(action="ignore"):  # they are told when the pictures are read
         return glancer.of(_tree(path).splits(size=None, seed=seed, decode=glancer.decode))
+
+
+def check(
+    name_or_path: str | os.PathLike[str], *, told: Callable[[int, int], object] = lambda done, count: None
+) -> Checked:
+    """Decode every picture of a data set once, on all threads, and name those that cannot be read.
+
+    ``told`` hears how many are done, and how many there are.
+
+    Raises: DataError, as ``load``, if the set itself cannot be found or read.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> root = Path(tempfile.mkdtemp())
+    >>> for name in ("cat", "dog"):
+    ...     (root / name).mkdir()
+    ...     Image.new("RGB", (8, 8)).save(root / name / "1.png")
+    >>> _ = (root / "dog" / "2.png").write_bytes(b"<html>")
+    >>> checked = check(root)
+    >>> checked.count, checked.unreadable[0][:38]
+    (3, 'dog/2.png: cannot read this picture: t')
+    """
+    name, collector = _text(name_or_path), Collector()
+    path = Path(name)
+    if name in SETS or (_located(path) and not (is_tree(path) and _tree(path).of_signs)):
+        splits = _loaded(name, None, 0, collector.decode)
+        source, count = splits.source, sum(map(len, (splits.train, splits.val, splits.test)))
+    else:
+        tree = _tree(path)
+        parts = tree.parts(size=None, decode=collector.decode).values()
+        source, count = tree.source, sum(len(read()) for read in parts)
+    done = itertools.count(1)
+    return Checked(source, count, unreadable(collector.named, lambda: told(next(done), count)))
 
 
 def _survey_of(splits: Splits, looker: Looker) -> Survey:

@@ -6,14 +6,16 @@ Threads, and not processes: decoding and resizing pictures let go of Python's gl
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 P = TypeVar("P")
+S = TypeVar("S")
 AT_ONCE = 4  # pictures in a task, so that handing it to a thread costs little
 
 
@@ -21,7 +23,7 @@ AT_ONCE = 4  # pictures in a task, so that handing it to a thread costs little
 class Job(Generic[T, P]):
     """Parts that threads work on side by side, and what is made of the results, in their order."""
 
-    parts: list[Callable[[], P]]
+    parts: Sequence[Callable[[], P]]
     whole: Callable[[list[P]], T]
 
 
@@ -54,6 +56,27 @@ def in_order(jobs: Iterable[Job[T, P]], *, threads: int, ahead: int) -> Generato
             for futures, _ in waiting:
                 for future in futures:
                     future.cancel()
+
+
+def each(work: Callable[[S], P], items: Sequence[S], *, threads: int) -> Iterator[P]:
+    """``work`` of each of many items, in their order, a few tens ahead.
+
+    >>> list(each(len, ["a", "bc", ""], threads=2))
+    [1, 2, 0]
+    """
+
+    def some(which: range) -> list[P]:
+        return [work(items[at]) for at in which]
+
+    starts = range(0, len(items), AT_ONCE)
+    parts = (range(start, min(start + AT_ONCE, len(items))) for start in starts)
+    jobs = (Job([partial(some, which)], _only) for which in parts)
+    for results in in_order(jobs, threads=threads, ahead=enough(AT_ONCE, threads)):
+        yield from results
+
+
+def _only(parts: list[P]) -> P:
+    return parts[0]
 
 
 def groups(count: int, threads: int) -> list[range]:

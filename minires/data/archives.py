@@ -321,15 +321,19 @@ class _InFile:
 
     kept: _Slices | _Reopened
     place: int
-    size: int
+    count: int
     told: str  # of the whole archive
 
     def __call__(self) -> bytes:
-        return self.kept.read(self.place, self.size)
+        return self.kept.read(self.place, self.count)
+
+    def size(self) -> int:
+        """How many bytes it has."""
+        return self.count
 
     def stamp(self) -> str:
         """What is another when the archive is."""
-        return f"{self.told} {self.place} {self.size}"
+        return f"{self.told} {self.place} {self.count}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,6 +359,10 @@ class _InZip:
                     member.close()
         except Exception as error:  # broken files make zipfile and zlib raise nearly any kind of exception
             raise DataError(f"{self.name}: damaged in the zip: {error or 'it ends too early'}") from error
+
+    def size(self) -> int:
+        """How many bytes it has, as the zip says."""
+        return self.info.file_size
 
     def stamp(self) -> str:
         """What is another when the content is: its size and checksum."""

@@ -11,7 +11,7 @@ from minires.data import archives, folder, shards, signs, sources
 from minires.data.dataset import Dataset, Splits
 from minires.data.layout import Layout, layout
 from minires.data.pictures import Decode, decode_all
-from minires.data.tree import Entry
+from minires.data.tree import Entry, not_picture
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,12 @@ class Tree:
         with warnings.catch_warnings(action="ignore"):  # they were told when the parts were looked for
             held = {} if self.of_signs or self.shards else layout(self.files, self.where).unlabelled
         return f"The pictures of {' and '.join(sorted(held))} have no labels. " if any(held) else ""
+
+    def count(self) -> int:
+        """How many pictures there are, as far as their names tell."""
+        if self.shards:
+            return sum(len(held) for by_class in self.shards.parts.values() for held in by_class.values())
+        return sum(e.read is not None and not not_picture(e.parts[-1]) for e in self.files)
 
     @property
     def source(self) -> str:

@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from minires.data import twins
+from minires import backend
+from minires.data import ahead, twins
 from minires.data.dataset import Dataset
 from minires.data.parts import fold
 from minires.data.pictures import look, unreadable
+from minires.data.streaming import Named
 from minires.data.twins import Look
 from minires.errors import DataError, counted
 
@@ -54,20 +56,22 @@ class Survey:
 class Looker:
     """In the place of ``decode_all``: looks at each picture, and keeps none."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, every: int = 1) -> None:
+        self.every = every  # of so many pictures one is looked at
         self.looks: dict[str, Look] = {}
         self.sizes: list[tuple[int, int]] = []
 
     def decode(
         self, files: Sequence[tuple[str, Callable[[], bytes]]], *, size: int | None, where: str
     ) -> NDArray[np.uint8]:
-        broken = []
-        for name, read in files:
-            try:
-                found, self.looks[name] = look(read(), name=name)
-                self.sizes.append(found)
-            except (DataError, OSError) as error:
-                broken.append(str(error))
+        broken, chosen = [], files[:: self.every]
+        seen = ahead.each(_looked, chosen, threads=backend.threads())
+        for (name, _), found in zip(chosen, seen, strict=True):
+            if isinstance(found, str):
+                broken.append(found)
+                continue
+            shape, self.looks[name] = found
+            self.sizes.append(shape)
         if broken:
             raise DataError(unreadable(broken, where))
         return np.zeros((len(files), 1, 1, 3), np.uint8)
@@ -79,14 +83,28 @@ class Looker:
             self.sizes.append(image.shape[:2])
 
 
+def _looked(named: Named) -> tuple[tuple[int, int], Look] | str:
+    """What is seen of a picture, or what is wrong with it."""
+    name, read = named
+    try:
+        return look(read(), name=name)
+    except (DataError, OSError) as error:
+        return str(error)
+
+
 def summed_up(parts: dict[str, Dataset], looker: Looker, source: str) -> Survey:
     """Sum up the parts of a data set, whose pictures the ``looker`` has seen."""
     first = next(iter(parts.values()))
     classes = first.classes
     counts = {name: np.bincount(part.labels, minlength=len(classes)).tolist() for name, part in parts.items()}
-    found = _twins(parts, looker)
+    found = _twins(parts, looker) if looker.every == 1 else []
     sizes = sorted(looker.sizes, key=lambda size: (size[0] * size[1], size))
     warnings = [*_warn_of_counts(classes, counts), *_warn_of_twins(found, len(looker.looks))]
+    if looker.every > 1:
+        warnings.append(
+            f"{sum(map(sum, counts.values())):,} pictures: looked at {len(looker.looks):,} of them, for "
+            "their sizes, and for none that is there twice; --check decodes every one"
+        )
     return Survey(first.name, source, classes, counts, sizes[0], sizes[-1], found, warnings)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from minires.errors import ConfigError, one_of, plain, several, whole
+from minires.errors import ConfigError, number, one_of, plain, several, whole
 
 RESAMPLE = {name: Image.Resampling[name.upper()] for name in ("bilinear", "bicubic", "lanczos")}
 # Of the pixels of ImageNet's training pictures, from 0 to 1, red, green and blue: the eigenvalues of their
@@ -96,7 +96,7 @@ class PcaColour:
 
     def __post_init__(self) -> None:
         what = "augmentation pca_colour:"
-        (std,) = several(f"{what} std", [self.std], least=0)
+        std = number(f"{what} std", self.std, least=0)
         values = several(f"{what} values", plain(self.values), count=3, least=0)
         rows = plain(self.vectors)
         if not isinstance(rows, list | tuple) or len(rows) != 3:

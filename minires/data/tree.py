@@ -58,6 +58,13 @@ class OnDisk:
     def __call__(self) -> bytes:
         return read_file(Path(self.path), name=self.name)
 
+    def size(self) -> int:
+        """How many bytes the file has; -1 if it is gone."""
+        try:
+            return os.stat(self.path).st_size
+        except OSError:
+            return -1
+
     def stamp(self) -> str:
         """What is another when the file is: its size and the time of its last change."""
         try:
@@ -71,6 +78,12 @@ def stamp(read: Callable[[], bytes]) -> str:
     """What is another when the file that ``read`` reads is: what it says itself, or else a hash of it."""
     said = getattr(read, "stamp", None)
     return str(said()) if said is not None else hashlib.sha256(read()).hexdigest()
+
+
+def size_of(read: Callable[[], bytes]) -> int:
+    """How many bytes ``read`` reads: as it says itself, or else as they are counted."""
+    said = getattr(read, "size", None)
+    return int(said()) if said is not None else len(read())
 
 
 def on_disk(root: Path) -> list[Entry]:

@@ -164,7 +164,7 @@ def test_the_colours_of_imagenet_are_eigenvectors():
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"std": -1}, r"std\[0\] is -1"),
+        ({"std": -1}, "std is -1; it must be at least 0"),
         ({"values": [1, 2]}, "values must be 3 numbers"),
         ({"values": [1, 2, -3]}, "must be at least 0"),
         ({"vectors": [[1, 2, 3]]}, "vectors must be 3 lists of 3 numbers"),

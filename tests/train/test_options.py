@@ -11,6 +11,7 @@ import inspect
 
 import numpy as np
 import pytest
+from PIL import Image
 from train.small_run import small_model, stripes
 
 from minires import data, models, nn, optim
@@ -101,13 +102,25 @@ PICTURES = stripes(12, 0)
 
 
 def _augmented(name, options):
-    return data.build([[name, options]])(PICTURES.images, np.random.default_rng(0))
+    steps, rng = data.build([[name, options]]), np.random.default_rng(0)
+    if name == "scale_crop":
+        return steps.steps[0].from_picture(Image.fromarray(PICTURES.images[0]), 10, rng)
+    return steps(PICTURES.images, rng)
 
 
+SPECIAL = {  # of options whose default does not say what they take
+    ("scale_crop", "shorter"): ("whole", 20),
+    ("scale_crop", "resample"): ("word", "bicubic"),
+    ("pca_colour", "values"): ("numbers", (0.5, 0.25, 0.125)),
+    ("pca_colour", "vectors"): (None, None),  # rows of numbers: see tests/data/test_data_imagenet.py
+}
 for name, make in AUGMENTATIONS.items():
     for parameter in inspect.signature(make).parameters.values():
-        kind = kind_of(parameter.default)
-        good = {"number": 0.5, "whole": 2, "pair": (0.5, 0.75), "word": "edge"}[kind]
+        kind, good = SPECIAL.get((name, parameter.name)) or (kind_of(parameter.default), None)
+        if (name, parameter.name) not in SPECIAL:
+            good = {"number": 0.5, "whole": 2, "pair": (0.5, 0.75), "word": "edge"}[kind]
+        if kind is None:
+            continue
         use = lambda v, n=name, p=parameter.name: _augmented(n, {p: v})  # noqa: E731
         _add(f"augmentation {name} {parameter.name}", kind, good, use)
 _add("normalize mean", "numbers", (0.5, 0.5, 0.5), lambda v: Normalize(v, (1, 1, 1))(PICTURES.images))

@@ -15,7 +15,7 @@ import platform
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,6 +125,19 @@ def write_metrics(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
 def draw_curves(
     path: str | os.PathLike[str], rows: Sequence[Row], *, title: str, label_smoothing: float = 0.0
 ) -> None:
+    """Write the :func:`curves` to a file."""
+    _save(curves_figure(rows, title=title, label_smoothing=label_smoothing), path)
+
+
+def curves(rows: Sequence[Row], *, title: str, label_smoothing: float = 0.0) -> bytes:
+    """A PNG of loss, accuracy and learning rate over the epochs: see :func:`curves_figure`."""
+    file = io.BytesIO()
+    with warnings.catch_warnings(action="ignore"):  # of letters that no font has
+        _png(curves_figure(rows, title=title, label_smoothing=label_smoothing), file)
+    return file.getvalue()
+
+
+def curves_figure(rows: Sequence[Row], *, title: str, label_smoothing: float = 0.0) -> Any:
     """Draw loss, accuracy and learning rate over the epochs.
 
     With ``label_smoothing`` the training loss is one of smoothed labels, and cannot reach zero: it is said.
@@ -175,7 +188,7 @@ def draw_curves(
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color("#9ca3af")
     figure.suptitle(harmless(title), fontsize=12, fontweight="bold")
-    _save(figure, path)
+    return figure
 
 
 def _many_orders(rows: Sequence[Row]) -> bool:
@@ -292,18 +305,18 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def _save(figure: Any, path: str | os.PathLike[str]) -> None:
+def _png(figure: Any, file: IO[bytes]) -> None:
     from matplotlib import font_manager, rc_context
 
     there = set(font_manager.get_font_names())
-    fonts = ["DejaVu Sans", *(name for name in _HAN if name in there)]
-    with (
-        atomic_write(path) as file,
-        rc_context({"font.sans-serif": fonts}),
-        warnings.catch_warnings(record=True) as said,
-    ):
-        warnings.simplefilter("always")
+    with rc_context({"font.sans-serif": ["DejaVu Sans", *(name for name in _HAN if name in there)]}):
         figure.savefig(file, format="png", dpi=120)
+
+
+def _save(figure: Any, path: str | os.PathLike[str]) -> None:
+    with atomic_write(path) as file, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        _png(figure, file)
     if any("missing from" in str(one.message) for one in said):
         warnings.warn(
             f"{path}: no font here has all letters of its names, and others are drawn as boxes; install one "

@@ -30,7 +30,7 @@ from minires.train.fields import (
 from minires.train.run_folder import COLUMNS, finite
 
 # Settings that may change when a run is continued.
-FREE = ("device", "plan", "checkpoint_every", "keep")
+FREE = ("device", "plan", "watch", "checkpoint_every", "keep")
 COUNT = between(0)
 WIDEST = 1 << 13  # pixels of a side
 TRAINED = {  # what weights are of, and how they are used

@@ -17,7 +17,7 @@ ROOT = Path(minires.__file__).parent
 FLOORS = [
     "version", "beginnings", "quiet_start", "interrupt", "errors", "registry", "settings", "files", "limits",
     "hdf5", "exercises", "backend", "array_making", "modes", "tape", "tensor", "gradient_check", "ops", "nn",
-    "plan", "models", "data", "optim", "train", "weights", "inspect", "debug", "local_page",
+    "plan", "models", "data", "optim", "train", "weights", "inspect", "debug", "local_page", "watch",
     "play", "doctor", "commands", "cli", "__main__",
 ]  # fmt: skip
 

@@ -19,6 +19,7 @@ from minires.commands import (
     summary,
     trace,
     train,
+    watch,
 )
 from minires.commands.loading import FAILED
 from minires.commands.registry import Command
@@ -28,6 +29,7 @@ __all__ = ["COMMANDS", "FAILED", "Command"]
 
 COMMANDS: Registry[Command] = Registry("command", {
     "train": train.COMMAND,
+    "watch": watch.COMMAND,
     "evaluate": evaluate.COMMAND,
     "predict": predict.COMMAND,
     "models": models.COMMAND,

@@ -143,8 +143,9 @@ def seconds_left(content: Mapping[str, Any]) -> float | None:
     progress = content["progress"]
     if content["state"] != "running" or progress is None or progress["left"] is None:
         return None
-    left: float = progress["left"]
-    return max(0.0, left - max(0.0, time.time() - progress["time"]))
+    said: float = progress["left"]
+    passed: float = time.time() - progress["time"]
+    return max(0.0, said - max(0.0, passed))
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

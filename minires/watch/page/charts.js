@@ -26,12 +26,13 @@ function powers(least, most) {
   const step = Math.max(1, Math.ceil((to - from) / 5));
   const found = [];
   for (let power = from; power <= to; power += step) found.push(10 ** power);
-  return found;
+  const few = found.filter((one) => one >= least && one <= most).length < 2;
+  return few ? found.flatMap((one) => [one, 2 * one, 5 * one]) : found;
 }
 
 /**
  * Draw lines into `host`. A series is {name, colour, points: [[x, y], ...], under}; what is `under` is a thin
- * line. Options: `format` of a value, `log` axis or not, `most` the largest value of the axis, `zero` begins it
+ * line. Options: `format` of a value, `tick` of one at the axis, `log` axis or not, `most` the largest value of the axis, `zero` begins it
  * at 0, `where` says an x in words, `none` is said where there is nothing to draw, `last` the end of the x axis.
  */
 export function lines(host, series, options) {
@@ -63,7 +64,7 @@ export function lines(host, series, options) {
   for (const level of levels.filter((one) => scale(one) >= bottom - 1e-9 && scale(one) <= top + 1e-9)) {
     svg.append(
       shape("line", { class: "grid", x1: EDGE.left, x2: wide - EDGE.right, y1: py(level), y2: py(level) }),
-      shape("text", { x: EDGE.left - 6, y: py(level) + 4, "text-anchor": "end" }, options.format(level)),
+      shape("text", { x: EDGE.left - 6, y: py(level) + 4, "text-anchor": "end" }, (options.tick ?? options.format)(level)),
     );
   }
   for (const x of ticks(x0, x1, Math.min(8, Math.floor(wide / 70))).filter((one) => Number.isInteger(one))) {

@@ -94,7 +94,7 @@ function showCurves({ metrics, progress, config }) {
   const sizes = losses.flatMap((one) => one.points.map(([, y]) => y)).filter((y) => y > 0);
   const log = sizes.length > 0 && Math.max(...sizes) > 100 * Math.max(1, Math.min(...sizes));
   lines(find("loss"), losses, { ...common, log, zero: !log, format: short, label: say("loss") });
-  lines(find("accuracy"), both("accuracy", 2), { ...common, zero: true, most: 1, format: percent, label: say("accuracy") });
+  lines(find("accuracy"), both("accuracy", 2), { ...common, zero: true, most: 1, format: percent, tick: (share) => `${Math.round(100 * share)}%`, label: say("accuracy") });
   const rates = progress?.points.length ? steps(3) : epochs("lr");
   lines(find("lr"), [{ name: say("lr"), colour: TRAIN, points: rates, under: rates.length > 60 }], { ...common, zero: true, format: short, label: say("lr") });
   const norms = epochs("gradient_norm");

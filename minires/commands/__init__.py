@@ -20,6 +20,7 @@ from minires.commands import (
     summary,
     trace,
     train,
+    watch,
     weights,
 )
 from minires.commands.loading import FAILED
@@ -30,6 +31,7 @@ __all__ = ["COMMANDS", "FAILED", "Command"]
 
 COMMANDS: Registry[Command] = Registry("command", {
     "train": train.COMMAND,
+    "watch": watch.COMMAND,
     "evaluate": evaluate.COMMAND,
     "compare": compare.COMMAND,
     "predict": predict.COMMAND,

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 # Settings of a run that are options of the same name.
 SETTINGS = (
     "model", "epochs", "batch_size", "drop_last", "plan", "seed", "device", "precision", "size", "train_on",
-    "freeze", "keep", "stream", "draft", "cache",
+    "freeze", "watch", "keep", "stream", "draft", "cache",
 )  # fmt: skip
-FREE = ("device", "keep")  # those that may change when a run is continued
+FREE = ("device", "watch", "keep")  # those that may change when a run is continued
 
 
 TEXT = """\
@@ -96,6 +96,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="a part that stays as it is, for example conv1, or 'res[23]*'; can be repeated",
     )  # fmt: skip
     option("--out", "FOLDER", "the run folder (default: runs/<data>-<recipe>-<number>)")
+    parser.add_argument("--watch", action=argparse.BooleanOptionalAction, default=None,
+                        help="write what `minires watch` shows of layers and classes (the default), or not")
     option("--keep", "WHICH", "checkpoints that stay when the run is finished: none (the default), the "
            "last two (last), or all")  # fmt: skip
     parser.add_argument("--tensorboard", action=argparse.BooleanOptionalAction, default=None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 from minires.errors import harmless
 from minires.files import atomic_write
@@ -58,23 +58,27 @@ def save_figure(
 
     Raises: MiniresError with the file and the cause.
     """
-    from matplotlib import font_manager, rc_context
-
-    there = set(font_manager.get_font_names())
-    fonts = ["DejaVu Sans", *(name for name in _HAN if name in there)]
-    with (
-        atomic_write(path) as file,
-        rc_context({"font.sans-serif": fonts, "svg.hashsalt": "minires"}),  # the same bits each time
-        warnings.catch_warnings(record=True) as said,
-    ):
+    with atomic_write(path) as file, warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        figure.savefig(file, format=format, dpi=120, metadata=metadata)
+        write_figure(figure, file, format=format, metadata=metadata)
     if any("missing from" in str(one.message) for one in said):
         warnings.warn(
             f"{path}: no font here has all letters of its names, and others are drawn as boxes; install one "
             "that has them, for Chinese Noto Sans CJK",
             stacklevel=3,
         )
+
+
+def write_figure(
+    figure: Any, file: IO[bytes], *, format: str = "png", metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write a figure to an open file, in fonts that have Chinese letters where there are some."""
+    from matplotlib import font_manager, rc_context
+
+    there = set(font_manager.get_font_names())
+    fonts = ["DejaVu Sans", *(name for name in _HAN if name in there)]
+    with rc_context({"font.sans-serif": fonts, "svg.hashsalt": "minires"}):  # the same bits each time
+        figure.savefig(file, format=format, dpi=120, metadata=metadata)
 
 
 def short(text: str, most: int) -> str:

@@ -70,6 +70,7 @@ class Config:
     start_from: str | None = None  # a trained model, whose weights are the start
     freeze: list[Any] = field(default_factory=list)  # parts that stay as they are: see minires.train.freeze
     plan: bool = True  # on the CPU, long runs step by a plan where one can be made: see minires.compile
+    watch: bool = True  # write what `minires watch` shows: see minires.train.watched
     checkpoint_every: int = 200  # steps between checkpoints within an epoch; 0: at the end of epochs only
     # Checkpoints that stay when the run is finished: "none", "last" (two), "all"; or "best": none, and the
     # model is that of the epoch with the best validation, not of the last.

@@ -22,9 +22,10 @@ from minires.train.fields import shortened
 
 CONFIG, METRICS, SUMMARY, MODEL = "config.json", "metrics.csv", "summary.json", "model.safetensors"
 FINGERPRINT = "fingerprint.json"  # of the data, until there is a checkpoint, which holds it
+WATCH, PROGRESS, SAMPLES = "watch.json", "progress.json", "samples.png"  # see minires.train.watched
 PICTURES = ("curves.png", "confusion.png", "mistakes.png")
 DAMAGED = "*.damaged*"
-OWN = (CONFIG, FINGERPRINT, METRICS, SUMMARY, MODEL, PATTERN, DAMAGED, *PICTURES)
+OWN = (CONFIG, FINGERPRINT, METRICS, SUMMARY, MODEL, PATTERN, DAMAGED, *PICTURES, WATCH, PROGRESS, SAMPLES)
 
 
 def way_on(folder: str | os.PathLike[str]) -> str:
@@ -107,14 +108,17 @@ def has_begun(folder: Path) -> None:
 def undo(folder: Path) -> None:
     """Remove what :func:`begin` wrote."""
     has_begun(folder)
-    with suppress(OSError):
-        (folder / CONFIG).unlink(missing_ok=True)
+    for name in (CONFIG, WATCH, PROGRESS, SAMPLES):
+        with suppress(OSError):
+            (folder / name).unlink(missing_ok=True)
 
 
 def write_config(folder: Path, config: Config) -> None:
     """Write the configuration of a run that goes on where it has none, or another choice of what is kept."""
     path = folder / CONFIG
-    if not _has_config(path) or read_config(folder).keep != config.keep:
+    if not _has_config(path) or (before := read_config(folder)).keep != config.keep or (
+        before.watch != config.watch
+    ):
         run_folder.write_json(path, config.to_dict())
 
 
@@ -169,11 +173,12 @@ def _check_new(folder: Path) -> None:
     held = _held(folder, *OWN)
     if not held:
         return
-    what = "pictures of the names of a run's" if set(held) <= set(PICTURES) else "a run"
+    what = "pictures of the names of a run's" if set(held) <= {*PICTURES, SAMPLES} else "a run"
     shown = f"{folder} holds {what} already ({', '.join(held[:3])}{', ...' if len(held) > 3 else ''})"
     if _is_finished(folder):
         raise ConfigError(f"{shown}, and it is finished; choose another folder")
-    if not Checkpoints(folder).paths() and held not in ([CONFIG], [CONFIG, FINGERPRINT]):
+    begun = [name for name in held if name not in (WATCH, PROGRESS, SAMPLES)]
+    if not Checkpoints(folder).paths() and begun not in ([CONFIG], [CONFIG, FINGERPRINT]):
         raise ConfigError(f"{shown}; choose another folder")
     raise ConfigError(
         f"{shown}; go on with it: {way_on(folder)} (in Python Trainer(None, folder, resume=True)), "
@@ -235,7 +240,8 @@ def stopped(error: MiniresError, folder: Path, step: int) -> MiniresError:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what writes that were killed have left; only for who holds the lock of the folder."""
-    files.remove_leftovers(folder, CONFIG, FINGERPRINT, METRICS, SUMMARY, MODEL, PATTERN, *PICTURES)
+    files.remove_leftovers(folder, CONFIG, FINGERPRINT, METRICS, SUMMARY, MODEL, PATTERN, *PICTURES, WATCH,
+                           PROGRESS, SAMPLES)  # fmt: skip
 
 
 def not_yet(folder: Path) -> str | None:

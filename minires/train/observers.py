@@ -24,7 +24,8 @@ class Run(Protocol):
     ``train_set`` and ``val_set`` those that it trains on and validates with (None where nothing is
     validated), ``normalize`` is how they are prepared and ``loader`` what gives the batches; ``model``,
     ``optimizer`` and ``schedule`` are as they are now; ``progress`` is the place in the run, ``history`` the
-    figures of the epochs that are done, as metrics.csv has them. ``say`` takes a line of the report.
+    figures of the epochs that are done, as metrics.csv has them. ``say`` takes a line of the report, of which
+    ``said`` has the last ones.
 
     They are to be read, and not changed: the bits of a run hang on them.
     """
@@ -41,7 +42,10 @@ class Run(Protocol):
     schedule: Schedule
     progress: Progress
     history: list[dict[str, Any]]
-    say: Callable[[str], None]
+    said: Iterable[str]
+
+    def say(self, line: str) -> None:
+        """Say a line of the report."""
 
 
 class Observer:
@@ -82,10 +86,16 @@ class Observers:
     """
 
     def __init__(self, observers: Iterable[Observer], warn: Callable[[str], None]) -> None:
-        self._all, self._warn = list(observers), warn
-        for one in self._all:
+        self._all: list[Observer] = []
+        self._warn = warn
+        self.add(*observers)
+
+    def add(self, *observers: Observer) -> None:
+        """Tell these, too, before the others. Raises: ConfigError for what is no :class:`Observer`."""
+        for one in observers:
             if not isinstance(one, Observer):
                 raise ConfigError(f"an observer is of a subclass of minires.train.Observer; {one!r} is not")
+        self._all = [*observers, *self._all]
 
     def __bool__(self) -> bool:
         return bool(self._all)

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from minires.train.canvas import (
     plain_axes,
     save_figure,
     short,
+    write_figure,
 )
 from minires.train.fields import parsed
 from minires.version import __version__
@@ -133,6 +135,25 @@ def draw_curves(
     label_smoothing: float = 0.0,
     balance: str = "none",
 ) -> None:
+    """Write the :func:`curves` to a file."""
+    save_figure(curves_figure(rows, title=title, label_smoothing=label_smoothing, balance=balance), path)
+
+
+def curves(
+    rows: Sequence[Row], *, title: str, label_smoothing: float = 0.0, balance: str = "none"
+) -> bytes:
+    """A PNG of loss, accuracy and learning rate over the epochs: see :func:`curves_figure`."""
+    file = io.BytesIO()
+    with warnings.catch_warnings(action="ignore"):  # of letters that no font has
+        write_figure(
+            curves_figure(rows, title=title, label_smoothing=label_smoothing, balance=balance), file
+        )
+    return file.getvalue()
+
+
+def curves_figure(
+    rows: Sequence[Row], *, title: str, label_smoothing: float = 0.0, balance: str = "none"
+) -> Any:
     """Draw loss, accuracy and learning rate over the epochs.
 
     With ``label_smoothing`` the training loss is one of smoothed labels, and cannot reach zero; with
@@ -180,7 +201,7 @@ def draw_curves(
         epochs_axis(axes, max(epochs))
         plain_axes(axes)
     figure.suptitle(harmless(title), fontsize=12, fontweight="bold")
-    save_figure(figure, path)
+    return figure
 
 
 def many_orders(rows: Sequence[Row]) -> bool:

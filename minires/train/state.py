@@ -31,7 +31,7 @@ from minires.train.fields import (
 from minires.train.run_folder import COLUMNS, finite
 
 # Settings that may change when a run is continued.
-FREE = ("device", "plan", "checkpoint_every", "keep", "cache")
+FREE = ("device", "plan", "watch", "checkpoint_every", "keep", "cache")
 FILES = "files"  # what a stream's pictures are known by, in the place of their pixels
 MENDED = "mended pictures"  # those that could not be read, and that a run does not know by their files
 COUNT = between(0)

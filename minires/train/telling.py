@@ -1,28 +1,39 @@
-"""Telling somebody who may be gone: a terminal that was closed, a reader such as ``head`` that has enough.
+"""What is told while a run goes: which epochs and when, how long it may take; and to whom.
 
-That ends no run: it goes on, and what nobody hears is not said.
+Who is told may be gone: a terminal that was closed, a reader such as ``head`` that has enough. That ends no
+run: it goes on, and what nobody hears is not said.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from minires.errors import harmless
 from minires.interrupt import is_gone
+from minires.train import run_folder
+from minires.train.observers import Observer, Run
 
 SAY = Callable[[str], None]
+LINES = 60  # of epochs, in the report of a run
+PAUSE = 30.0  # seconds between two lines of progress
+KEPT = 100  # lines
 
 
 class Listener:
-    """Calls ``say`` with each line, until nobody is there any more."""
+    """Calls ``say`` with each line, until nobody is there any more; ``said`` are the last lines."""
 
     def __init__(self, say: SAY) -> None:
         self.say = say
+        self.said: deque[str] = deque(maxlen=KEPT)
         self._gone = False
 
     def __call__(self, line: str) -> None:
+        self.said.append(line)
         if self._gone:
             return
         try:
@@ -58,3 +69,96 @@ class Stream:
 
     def __hash__(self) -> int:
         return hash(self._stream)
+
+
+def lines_of_epochs(history: Sequence[Mapping[str, Any]], epochs: int) -> list[Mapping[str, Any]]:
+    """The epochs that are told of when the last one in ``history`` is done: of a run of many epochs each so
+    manieth, the first and the last; and before such a one the best so far, if it was not told of.
+
+    >>> rows = [{"epoch": n + 1, "val_accuracy": 0.5 + (n == 4) / 4} for n in range(1000)]
+    >>> [row["epoch"] for n in range(1, 1001) for row in lines_of_epochs(rows[:n], 1000)][:5]
+    [1, 5, 34, 68, 102]
+    """
+    every = 1 if epochs <= LINES else math.ceil(2 * epochs / LINES)
+    last = history[-1]
+    if not (last["epoch"] in (1, epochs) or last["epoch"] % every == 0):
+        return []
+    told = (last["epoch"] - 1) // every * every  # the last one before this
+    best = best_of(history)
+    return [best, last] if max(1, told) < best["epoch"] < last["epoch"] else [last]
+
+
+def best_of(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The first epoch of the highest validation accuracy, or of the lowest training loss without one."""
+    if history[0].get("val_accuracy") is not None:
+        return max(history, key=lambda row: (row["val_accuracy"], -row["epoch"]))
+    return min(history, key=lambda row: (row["train_loss"], row["epoch"]))
+
+
+class Pace:
+    """How fast a run goes, all that is done between its steps included."""
+
+    def __init__(self) -> None:
+        self._from: tuple[int, float] | None = None
+
+    def begins(self, run: Run) -> None:
+        """Forget how fast it went before."""
+        self._from = None
+
+    def stepped(self, run: Run) -> None:
+        """The first step, for which kernels may be compiled, says nothing."""
+        if self._from is None:
+            self._from = run.progress.step, time.monotonic()
+
+    def left(self, run: Run) -> float | None:
+        """The seconds that the rest of the run may take; None if that is not known yet."""
+        total, step = run.config.epochs * len(run.loader), run.progress.step
+        if step >= total:
+            return 0.0
+        if self._from is None or step == self._from[0]:
+            return None
+        return (total - step) * (time.monotonic() - self._from[1]) / (step - self._from[0])
+
+
+def about(seconds: float) -> str:
+    """A time in words.
+
+    >>> about(8), about(250), about(5400), about(300_000)
+    ('about 8 s', 'about 4 min', 'about 1.5 h', 'about 3.5 days')
+    """
+    if seconds < 90:
+        return f"about {max(1, seconds):.0f} s"
+    if seconds < 5400:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:.1f} h" if seconds < 2 * 86_400 else f"about {seconds / 86_400:.1f} days"
+
+
+class ProgressLines(Observer):
+    """Says now and then, where no bar is seen, how far the run is and how long the rest may take."""
+
+    def __init__(self, pause: float = PAUSE) -> None:
+        self.pause, self.pace = pause, Pace()
+        self._said = time.monotonic()
+
+    def begins(self, run: Run) -> None:
+        """Wait from now on."""
+        self.pace.begins(run)
+        self._said = time.monotonic()
+
+    def stepped(self, run: Run) -> None:
+        """Say a line, if the last one is long ago."""
+        self.pace.stepped(run)
+        progress = run.progress
+        if time.monotonic() - self._said < self.pause or progress.batch == len(run.loader):
+            return
+        self._said = time.monotonic()
+        text = f"epoch {progress.epoch + 1}/{run.config.epochs}, step {progress.batch} of {len(run.loader)}"
+        if progress.pictures:
+            text += f", loss {run_folder.shown(progress.loss / progress.pictures)}"
+        left = self.pace.left(run)
+        run.say(text + (f", {about(left)} left" if left is not None else ""))
+
+    def epoch_ended(self, run: Run, row: Mapping[str, Any], val: Any) -> None:
+        """The line of an epoch is one, too."""
+        if lines_of_epochs(run.history, run.config.epochs):
+            self._said = time.monotonic()

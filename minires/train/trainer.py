@@ -12,13 +12,12 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Never
 
 import numpy as np
-from tqdm import tqdm
 
 from minires import backend, data, models, optim
 from minires.errors import CheckpointError, ConfigError, MiniresError, counted
@@ -35,6 +34,7 @@ from minires.train import (
     ending,
     finetune,
     model_file,
+    notebook,
     planned,
     report,
     run_folder,
@@ -50,7 +50,8 @@ from minires.train.lock import Lock
 from minires.train.observers import Observer, Observers
 from minires.train.schedules import Schedule
 from minires.train.state import Progress
-from minires.train.telling import Listener, Stream
+from minires.train.telling import Listener, ProgressLines, Stream, lines_of_epochs
+from minires.train.watched import Watch
 
 
 class Trainer:
@@ -60,7 +61,8 @@ class Trainer:
     ``config`` may be None when ``resume`` is set: the run's own ``config.json`` is used. ``splits`` replaces
     the data set that the configuration names, ``model`` the model it would build: each epoch trains all
     of it but what ``freeze`` names, and leaves each module in its own mode. ``progress`` shows a bar,
-    None only on a terminal; ``say`` gets each line of the report. ``observers`` hear how the run goes, see
+    None only on a terminal and in a notebook, where the curves are shown, too; elsewhere a line says now and
+    then how far it is. ``say`` gets each line of the report. ``observers`` hear how the run goes, see
     :class:`~minires.train.Observer`.
 
     The folder is held by a lock until the run ends: nobody else trains there meanwhile. What fails before
@@ -84,9 +86,10 @@ class Trainer:
         say: Callable[[str], None] = print,
         observers: Iterable[Observer] = (),
     ) -> None:
-        self.say: Callable[[str], None] = Listener(say)  # that nobody is there to hear it ends no run
+        self._listener = Listener(say)  # that nobody is there to hear it ends no run
+        self.said: Iterable[str] = self._listener.said
         self._show, self._bar = progress, None  # the bar, while it is shown
-        self._observers = Observers(observers, lambda line: self._say_beside(f"warning: {line}"))
+        self._observers = Observers(observers, lambda line: self.say(f"warning: {line}"))
         if config is None and not resume:
             raise ConfigError("a new run needs a configuration, for example Config.of('default')")
         continuing.check(out, resume=resume)
@@ -101,6 +104,7 @@ class Trainer:
             self.config = config if isinstance(config, Config) else Config.from_dict(config)
             self._known: dict[frozenset[str], dict[str, Any]] = {}  # by the pictures that are left out of it
             self._prepare(splits, model, resume)
+            self._observers.add(*self._usual_observers())
             if resume:
                 if self.checkpoints.latest(self._take) is None:
                     self.say(continuing.begin_again(self.out, self._fingerprint, self.splits.source))
@@ -262,17 +266,17 @@ class Trainer:
                 f"each time, which make no whole batch of {config.batch_size} (drop_last)"
             )
         per_epoch = len(self.train_set) - left_out
-        hidden = True if sys.stderr is None else None if self._show is None else not self._show
-        with StopWish() as stop, tqdm(
-            file=Stream(sys.stderr),
+        here = {} if notebook.is_notebook() else {"file": Stream(sys.stderr)}
+        with StopWish() as stop, notebook.bar_class()(
+            **here,
             total=config.epochs * per_epoch, initial=self.progress.epoch * per_epoch + self.progress.pictures,
-            unit=" pictures", disable=hidden, dynamic_ncols=True,
+            unit=" pictures", disable=not self._shows_bar, dynamic_ncols=True,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {rate_fmt}, {remaining} left{postfix}",
-        ) as bar, backend.before_compiling(self._say_beside), \
+        ) as bar, backend.before_compiling(self.say), \
                 backend.precision(config.precision):  # fmt: skip
             self._bar = bar
             self._observers.tell("begins", self)
-            self._since, self._forward.say = time.perf_counter(), self._say_beside
+            self._since, self._forward.say = time.perf_counter(), self.say
             while not self._is_done():
                 self._epoch(stop, bar)
             if stop.wanted:
@@ -311,7 +315,8 @@ class Trainer:
         row = self.progress.row(self.optimizer.lr, len(self.loader), val)
         self.history.append(row)
         self.schedule.epoch_end(row["train_loss"] if val is None else val.loss)
-        self._say_beside(run_folder.epoch_line(row, config.epochs))
+        for told in lines_of_epochs(self.history, config.epochs):
+            self.say(run_folder.epoch_line(told, config.epochs))
         if not any(text.startswith("after epoch") for text in self.warnings):  # once is enough
             averages = {f"average of {path}": a for path, a in self.ema.averages.items()} if self.ema else {}
             after, numbers = f"after epoch {row['epoch']}", checks.numbers(self.model)
@@ -339,17 +344,33 @@ class Trainer:
         all_done = self.progress.epoch == self.config.epochs
         return None if all_done else best.spent(self.history, self.config.patience)
 
-    def _say_beside(self, line: str) -> None:
-        """Say a line, beside the bar while that is shown."""
+    def say(self, line: str) -> None:
+        """Say a line of the report, beside the bar while that is shown."""
         with self._bar.external_write_mode() if self._bar is not None else nullcontext():
-            self.say(line)
+            self._listener(line)
+
+    @property
+    def _shows_bar(self) -> bool:
+        """Whether there is a bar, as asked for; else only where somebody sees how it moves."""
+        if self._show is not None or sys.stderr is None:
+            return bool(self._show) and sys.stderr is not None
+        return notebook.is_notebook() or Stream(sys.stderr).isatty()
+
+    def _usual_observers(self) -> Iterator[Observer]:
+        """Those that every run has, as far as they are of use where it runs."""
+        if self.config.watch:
+            yield Watch()
+        if self._show is None and not self._shows_bar:
+            yield ProgressLines()
+        if self._show is not False and notebook.is_notebook():
+            yield notebook.LiveCurves()
 
     def _warn(self, found: Iterable[str]) -> None:
         """Say what was found, and keep it for the summary."""
         for text in found:
             if text not in self.warnings:
                 self.warnings.append(text)
-                self._say_beside(f"warning: {text}")
+                self.say(f"warning: {text}")
 
     def _tick(self) -> float:
         """Add the time since the last call to the run's; return it."""

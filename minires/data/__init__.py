@@ -19,7 +19,7 @@ from minires.data.augment import Compose, Normalize, build
 from minires.data.checking import Checked, Collector, unreadable
 from minires.data.counts import Looker, Survey, summed_up
 from minires.data.dataset import Dataset, LabelledPart, Splits
-from minires.data.glance import Glance, Glancer
+from minires.data.glancing import Glance, Glancer
 from minires.data.loader import Loader
 from minires.data.opening import Opener
 from minires.data.pictures import Decode, check_size, decode

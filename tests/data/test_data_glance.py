@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from minires import data
-from minires.data.glance import LOOKED_AT
+from minires.data.glancing import LOOKED_AT
 from minires.data.tree import Entry
 from minires.errors import ConfigError, DataError
 

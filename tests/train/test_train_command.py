@@ -149,8 +149,8 @@ def test_a_run_whose_audience_leaves_comes_to_its_end(gone, place):
 def test_what_cannot_go_on_is_answered_with_the_way_on(capsys, monkeypatch, registries_as_before):
     monkeypatch.syspath_prepend(os.getcwd())
     monkeypatch.delitem(sys.modules, "tiny_of_mine", raising=False)
-    process = start("--epochs", "9")
-    wait_for(process, "epoch 1/9")
+    process = start("--epochs", "99")  # long enough for all that is asked while it trains
+    wait_for(process, "epoch  1/99")
     for command in (["evaluate", "run"], ["predict", "run", "x.png"], ["trace", "run"], ["play", "run"]):
         assert f"still being trained by process {process.pid} " in refused(capsys, 1, *command), command
     line = refused(capsys, 1, "train", "--resume", "run")

@@ -45,9 +45,11 @@ class TrainedModel(argparse.Action):
     """Takes the path of a trained model, or the name of a known file of weights: see ``minires weights``."""
 
     def __call__(self, parser: object, namespace: Any, value: Any, option: str | None = None) -> None:
-        from minires.weights import path_of
+        if not os.path.lexists(value):  # only then is the table of names read, which takes a moment
+            from minires.weights import path_of
 
-        setattr(namespace, self.dest, path_of(value))
+            value = path_of(value)
+        setattr(namespace, self.dest, value)
 
 
 def run_options(parser: argparse.ArgumentParser) -> None:

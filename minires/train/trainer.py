@@ -237,6 +237,11 @@ class Trainer:
                 f"each epoch leaves out {left_out} of the {len(self.train_set)} training pictures, others "
                 f"each time, which make no whole batch of {config.batch_size} (drop_last)"
             )
+        if config.batch_size > len(self.train_set):
+            self.say(
+                f"batch_size is {config.batch_size}, and there are {len(self.train_set)} training pictures: "
+                "each epoch is one step, on all of them"
+            )
         per_epoch = len(self.train_set) - left_out
         hidden = True if sys.stderr is None else None if self._show is None else not self._show
         with StopWish() as stop, tqdm(

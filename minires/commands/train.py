@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minires.commands import given_settings
 from minires.commands.loading import (
     DEVICES,
     TRAINED,
-    TrainedModel,
     check_is_there,
     load_square,
     print_json,
@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
 # Settings of a run that are options of the same name.
 SETTINGS = (
-    "model", "epochs", "batch_size", "drop_last", "plan", "seed", "device", "precision", "size", "train_on",
-    "freeze", "watch", "keep", "stream", "draft", "cache",
+    "model", "epochs", "batch_size", "accumulate", "drop_last", "plan", "balance", "patience", "recalibrate",
+    "seed", "device", "precision", "size", "train_on", "freeze", "watch", "keep", "stream", "draft", "cache",
 )  # fmt: skip
+INSIDE = {"lr": ("optimizer", "lr"), "clip_norm": ("optimizer", "clip_norm")}  # options that lead into one
 FREE = ("device", "watch", "keep")  # those that may change when a run is continued
 
 
@@ -46,12 +47,15 @@ comes when the terminal is closed.
   minires train                                  the default recipe
   minires train --data signs --recipe two-epoch  as far as two epochs can get
   minires train --data my-pictures               a folder with one subfolder of pictures per class
+  minires train --data my-pictures --epochs 100 --patience 10 --keep best --balance weights
+                                                 until validation gets no better, the best epoch is kept
+  minires train --set schedule.name=cosine --set ema=0.99   any setting of minires.train.Config
   minires train --resume runs/signs-default-1    go on with a run that was stopped"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     from minires import data
-    from minires.train import Config, recipes
+    from minires.train import Config, auto, recipes
 
     usual = Config.data
 
@@ -63,10 +67,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
            f"{usual} if found, else {data.entry(usual).stand_in})")  # fmt: skip
     option("--model", "NAME", "the model (default: that of the recipe)")
     variant_option(parser)
-    option("--recipe", "NAME", f"settings that belong together: {', '.join(recipes.names())}; "
-           "the options below change single ones")  # fmt: skip
+    option("--recipe", "NAME", f"settings that belong together: {', '.join((auto.NAME, *recipes.names()))}; "
+           "the options below change single ones (default: auto, which looks at the pictures, for those at a "
+           "path, else default)")  # fmt: skip
     option("--epochs", "N", "how many times to go through the pictures", int)
     option("--batch-size", "N", "pictures per step", int)
+    option("--accumulate", "N", "let each batch go through the model in N parts, which takes less memory: "
+           "the gradient is that of the batch, but batch norm sees each part by itself", int)  # fmt: skip
     parser.add_argument("--drop-last", action=argparse.BooleanOptionalAction, default=None,
                         help="leave out the last batch of an epoch if it is smaller, or train on it "
                         "(default: the recipe's)")  # fmt: skip
@@ -74,6 +81,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                         help="step by a plan of the model (minires.compile), as long runs on the CPU do "
                         "where one can be made, or always by the model itself")  # fmt: skip
     option("--lr", "X", "the highest learning rate of the schedule", float)
+    option("--clip-norm", "X", "the largest norm that the gradients of a step keep", float)
+    option("--balance", "WAY", "for classes of uneven size: weights (the loss of a picture counts the more "
+           "the rarer its class), sampler (each class is drawn as often), or none (the default)")  # fmt: skip
+    option("--patience", "N", "stop after N epochs in which validation did not get better", int)
+    parser.add_argument("--recalibrate", action=argparse.BooleanOptionalAction, default=None,
+                        help="measure batch norm's running statistics anew at the end (default: the "
+                        "recipe's, which do not)")  # fmt: skip
     option("--seed", "N", "of weights, order and augmentation (default: 0)", int)
     option("--size", "N", "resize the pictures to N x N (default: what the model is made for)", int)
     parser.add_argument("--stream", action=argparse.BooleanOptionalAction, default=None,
@@ -89,8 +103,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--device", "NAME", DEVICES)
     option("--precision", "NAME", "fp32 (the default); tf32: faster matrix products on a GPU; bf16: "
            "activations in bfloat16 while training, parameters in float32")  # fmt: skip
-    parser.add_argument("--start-from", metavar="RUN", action=TrainedModel, help=f"fine-tune {TRAINED}: "
-                        "its picture size and normalisation, and a new last layer if the classes are others")
+    option("--start-from", "RUN", f"fine-tune {TRAINED}: its picture size and normalisation, and a new last "
+           "layer if the classes are others; or none (default: the recipe's)")  # fmt: skip
     parser.add_argument(
         "--freeze", action="append", metavar="PART",
         help="a part that stays as it is, for example conv1, or 'res[23]*'; can be repeated",
@@ -99,10 +113,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--watch", action=argparse.BooleanOptionalAction, default=None,
                         help="write what `minires watch` shows of layers and classes (the default), or not")
     option("--keep", "WHICH", "checkpoints that stay when the run is finished: none (the default), the "
-           "last two (last), or all")  # fmt: skip
+           "last two (last), or all; with best none stay, and the model is that of the epoch with the best "
+           "validation instead of the last")  # fmt: skip
     parser.add_argument("--tensorboard", action=argparse.BooleanOptionalAction, default=None,
                         help="write event files for TensorBoard, too, into tensorboard/ of the run; needs "
                         "tensorboardX (default: where the run that is continued did)")  # fmt: skip
+    parser.add_argument(
+        "--set", action="append", metavar="NAME=VALUE",
+        help="any setting of minires.train.Config, for example ema=0.99, schedule.name=cosine or "
+        "augment='[[\"shift\",{\"pixels\":2}],\"flip\"]'; can be repeated",
+    )  # fmt: skip
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -153,41 +173,92 @@ def run(options: argparse.Namespace) -> int:
 def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer:
     """A new run: the recipe, the options on top of it, and a folder of its own."""
     from minires import models
-    from minires.train import Config, TensorBoard, Trainer
+    from minires.train import Config, TensorBoard, Trainer, auto
 
-    observers = [TensorBoard()] if options.tensorboard else []
-    recipe = options.recipe or "default"
+    settings = given_settings.read(options.set)
+    settings = given_settings.as_options(options, settings, ("data", "recipe", "start_from", *SETTINGS))
+    recipe = options.recipe or _usual_recipe(options.data)
     changes = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
     changes = {**_taken_over(options), **changes}
-    base = Config.of(recipe, **changes)
-    models.entry(base.model)  # an unknown model is named before the data set is read
+    models.entry(changes.get("model", Config.model))  # an unknown one is named before the data set is read
     name, why, is_stand_in = _choose_data(options.data, recipe)
     say(why)
-    optimizer = base.optimizer if options.lr is None else {**base.optimizer, "lr": options.lr}
-    variant = {**base.variant, **variant_of(options)}
-    config = replace(base, data=name, optimizer=optimizer, variant=variant)
+    if recipe == auto.NAME:
+        recipe_settings = _chosen(name, settings, changes, options, say)
+    else:
+        recipe_settings = Config.settings_of(recipe, **changes)
+    before = {**Config().to_dict(), **recipe_settings}
+    given = {name: getattr(options, name) for name in INSIDE if getattr(options, name) is not None}
+    own = [given_settings.option(name, INSIDE[name], value) for name, value in given.items()]
+    own += [
+        given_settings.Given(("variant", name), value, f"--variant {name}={value}")
+        for name, value in variant_of(options).items()
+    ]
+    base = given_settings.made(given_settings.applied(before, settings, own), settings, before)
+    models.entry(base.model)
+    observers = [TensorBoard()] if options.tensorboard else []
+    config = replace(base, data=name)
     trainer = Trainer(config, options.out or _new_folders(name, recipe), say=say, observers=observers)
     if is_stand_in:
         trainer.splits = replace(trainer.splits, source=f"{trainer.splits.source}: {why}")
     return trainer
 
 
+def _usual_recipe(asked: str | None) -> str:
+    """The recipe, where none is named: pictures of the user's own are looked at."""
+    from minires import data
+    from minires.train import auto
+
+    return "default" if asked is None or asked in data.names() else auto.NAME
+
+
+def _chosen(
+    name: str, settings: list[given_settings.Given], changes: dict[str, Any], options: argparse.Namespace,
+    say: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """What the recipe auto chooses for these pictures, beside what is given; it says so."""
+    from minires import data
+    from minires.train import auto
+
+    given = {one.path[0]: one.value for one in settings if len(one.path) == 1} | changes
+    if options.variant:  # of a model that is another then
+        given = {"variant": variant_of(options), **given}
+    choice = auto.choose(data.glance(name), given)
+    for line in choice.lines:
+        say(line)
+    return {**choice.settings, "recipe": auto.NAME}
+
+
 def _taken_over(options: argparse.Namespace) -> dict[str, Any]:
     """What a run takes over from the trained model that it starts from."""
+    from minires.train import starters
+
     if options.start_from is None:
         return {}
-    trained, side = load_square(options.start_from, finished=True)
+    if options.start_from == "none":
+        return {"start_from": None}
+    if options.start_from in starters.names():
+        start = options.start_from  # a name that goes on meaning the same wherever the package is
+        trained, side = load_square(str(starters.path_of(start)))
+    else:
+        from minires.weights import path_of
+
+        start = str(Path(path_of(options.start_from)).resolve())
+        trained, side = load_square(start, finished=True)
     if options.model not in (None, trained.name):
         raise ConfigError(
             f"{options.start_from} is a {trained.name}, but --model is {options.model}; leave --model out"
         )
-    return {
+    taken = {
         "model": trained.name,
         "variant": trained.variant,
         "size": side,
         "normalize": {"mean": list(trained.normalize.mean), "std": list(trained.normalize.std)},
-        "start_from": str(Path(options.start_from).resolve()),
+        "start_from": start,
     }
+    if start in starters.names() and (options.recipe or _usual_recipe(options.data)) == "auto":
+        del taken["size"]  # which is chosen by the pictures
+    return taken
 
 
 def _continued(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer:
@@ -201,7 +272,9 @@ def _continued(options: argparse.Namespace, say: Callable[[str], None]) -> Train
         say(f"warning: {why}; going on without")  # nobody has asked for it now
         wanted = False
     observers = [TensorBoard()] if wanted else []
-    changes = {name: value for name in FREE if (value := getattr(options, name)) is not None}
+    settings = given_settings.as_options(options, given_settings.read(options.set), FREE)
+    changes = {one.path[0]: one.value for one in settings}
+    changes |= {name: value for name in FREE if (value := getattr(options, name)) is not None}
     config = replace(continuing.read_config(out), **changes)
     check_is_there(config, out)
     say(f"Continuing the run in {out}")
@@ -210,6 +283,8 @@ def _continued(options: argparse.Namespace, say: Callable[[str], None]) -> Train
 
 def _resumed(options: argparse.Namespace) -> str:
     """The folder of the run that is to go on, once it is clear that nothing else is asked for."""
+    from minires.train import state
+
     given = [one for one in (options.resume, options.out) if isinstance(one, str)]
     if not given:
         raise ConfigError(
@@ -218,9 +293,12 @@ def _resumed(options: argparse.Namespace) -> str:
     out = given[0]
     if len({Path(one).resolve() for one in given}) > 1:
         raise ConfigError(f"--resume {out} goes on in that folder, but --out is {given[1]}; leave --out out")
-    own = ("data", "recipe", "lr", "variant", "start_from", *SETTINGS)
-    if settled := [name for name in own if getattr(options, name) is not None and name not in FREE]:
-        given = [f"--{name.replace('_', '-')}" for name in settled]
+    own = ("data", "recipe", *INSIDE, "variant", "start_from", *SETTINGS)
+    settled = [name for name in own if getattr(options, name) is not None and name not in FREE]
+    given = [f"--{name.replace('_', '-')}" for name in settled]
+    paths = [one.path for one in given_settings.read(options.set)]
+    given += [f"--set {'.'.join(path)}" for path in paths if path[0] not in state.FREE or len(path) > 1]
+    if given:
         raise ConfigError(
             f"a run is continued with its own settings; leave out {', '.join(given)}, or start a new run"
         )
@@ -230,14 +308,14 @@ def _resumed(options: argparse.Namespace) -> str:
 def _choose_data(asked: str | None, recipe: str) -> tuple[str, str, bool]:
     """The data set to train on, a sentence that says which it is and why, and whether it is a stand-in."""
     from minires import data
-    from minires.train import Config, recipes
+    from minires.train import Config, auto, recipes
 
     if asked is not None:
         why = f"Training on {asked}, as asked for with --data"
         if asked not in data.names() and data.is_there(asked):
             asked = str(Path(asked).resolve())  # it must be found when the run is continued from elsewhere
         return asked, why, False
-    if named := recipes.get(recipe).get("data"):
+    if recipe != auto.NAME and (named := recipes.get(recipe).get("data")):
         return named, f"Training on {named}, the data set of the recipe {recipe}", False
     usual = Config.data
     if (found := data.find(usual)) is not None:

@@ -249,7 +249,7 @@ class Normalize:
         gain = (1 / (255 * np.array(self.std))).astype(np.float32)
         offset = (np.array(self.mean) / np.array(self.std)).astype(np.float32)
         y = x.astype(np.float32, order="C")
-        # Row by row, as loops over three numbers would take several times as long: (N, H, W, 3) -> (N, H, W*3).
+        # Row by row, (N, H, W, 3) -> (N, H, W*3): loops over three numbers take several times as long.
         width = x.shape[-2]
         rows = y.reshape(*x.shape[:-2], 3 * width)
         rows *= np.tile(gain, width)

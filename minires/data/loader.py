@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from minires.data import sampling
 from minires.data.augment import Augmentation, Normalize, begun_by, needs_stream
 from minires.data.dataset import Dataset
 from minires.data.streaming import Stream
@@ -29,10 +30,14 @@ class Loader:
     operations use, a few batches ahead. A first step of ``augment`` that takes pictures as they are in their
     files gets them so, see :mod:`minires.data.augment`.
 
+    ``balanced`` draws each class equally often in an epoch, of as many pictures as there are: all those of a
+    small class several times, and of a large one some; which follows from (seed, epoch) alone.
+
     Shapes: x (B, H, W, 3) float32, y (B,) int64; the last batch is smaller unless ``drop_last``.
     Two loaders with the same seed go through their pictures in the same order.
-    Raises: ConfigError for a batch size below 1, a negative seed, ``drop_last`` with no whole batch, or a
-    first step that takes pictures as they are in their files where these are in memory, or in a cache.
+    Raises: ConfigError for a batch size below 1, a negative seed, ``drop_last`` with no whole batch,
+    ``balanced`` without ``shuffle``, or a first step that takes pictures as they are in their files where
+    these are in memory, or in a cache.
     """
 
     def __init__(
@@ -45,6 +50,7 @@ class Loader:
         augment: Augmentation | None = None,
         normalize: Normalize | None = None,
         drop_last: bool = False,
+        balanced: bool = False,
     ) -> None:
         if not (hasattr(dataset, "images") and hasattr(dataset, "labels")):
             raise ConfigError(f"loader: a Dataset has images and labels; {type(dataset).__name__} has not")
@@ -54,6 +60,8 @@ class Loader:
         batch_size = whole("loader: the batch size", batch_size)
         seed = as_seed(seed)
         shuffle, drop_last = truth("loader: shuffle", shuffle), truth("loader: drop_last", drop_last)
+        if truth("loader: balanced", balanced) and not shuffle:
+            raise ConfigError("loader: balanced=True draws the pictures of an epoch; leave out shuffle=False")
         if drop_last and len(dataset) < batch_size:
             raise ConfigError(
                 f"there are {len(dataset)} training pictures, fewer than one batch of {batch_size}: nothing "
@@ -66,6 +74,7 @@ class Loader:
         self.augment = augment
         self.normalize = normalize or Normalize.none()
         self.drop_last = drop_last
+        self.balanced = bool(balanced)
         self._first, self._then = begun_by(augment)
         if isinstance(dataset.images, Stream):
             _check_first(self._first, dataset.images)
@@ -102,9 +111,11 @@ class Loader:
     def _batches(self, epoch: int, start: int) -> Iterator[Pair]:
         if start == len(self):
             return
-        order = np.arange(len(self.dataset))
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
+        order, rng = np.arange(len(self.dataset)), np.random.default_rng([self.seed, epoch])
+        if self.balanced:
+            order = sampling.balanced(self.dataset.labels, rng)
+        elif self.shuffle:
+            order = rng.permutation(len(self.dataset))
         if isinstance(images := self.dataset.images, Stream):
             yield from self._streamed(images, order, epoch, start)
             return
@@ -129,8 +140,12 @@ class Loader:
     ) -> Iterator[Pair]:
         cuts = [slice(n * self.batch_size, (n + 1) * self.batch_size) for n in range(start, len(self))]
 
-        def make(place: int) -> NDArray[Any]:
-            rng = np.random.default_rng([self.seed, epoch, place, 2])
+        again = sampling.occurrences(order) if self.balanced else None
+
+        def make(at: int) -> NDArray[Any]:
+            place = int(order[at])
+            nth = [] if again is None or not again[at] else [int(again[at])]  # else the same twice
+            rng = np.random.default_rng([self.seed, epoch, place, 2, *nth])
             if self._first is None:
                 x = images.decoded(place)[None]
             else:
@@ -142,7 +157,8 @@ class Loader:
             one: NDArray[Any] = self.normalize(x)[0]
             return one
 
-        batches = images.made((order[cut] for cut in cuts), make, batch_size=self.batch_size)
+        wanted = (np.arange(len(order))[cut] for cut in cuts)
+        batches = images.made(wanted, make, batch_size=self.batch_size, order=order)
         with closing(batches):
             for cut, x in zip(cuts, batches, strict=True):
                 yield x, self.dataset.labels[order[cut]]

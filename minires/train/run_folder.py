@@ -123,11 +123,17 @@ def write_metrics(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
 
 
 def draw_curves(
-    path: str | os.PathLike[str], rows: Sequence[Row], *, title: str, label_smoothing: float = 0.0
+    path: str | os.PathLike[str],
+    rows: Sequence[Row],
+    *,
+    title: str,
+    label_smoothing: float = 0.0,
+    balance: str = "none",
 ) -> None:
     """Draw loss, accuracy and learning rate over the epochs.
 
-    With ``label_smoothing`` the training loss is one of smoothed labels, and cannot reach zero: it is said.
+    With ``label_smoothing`` the training loss is one of smoothed labels, and cannot reach zero; with
+    ``balance`` it is weighed by the classes, or of pictures that were drawn evenly: it is said.
     """
     figure = _figure(11.0, 3.6)
     loss, accuracy, rate = figure.subplots(1, 3)
@@ -136,8 +142,10 @@ def draw_curves(
         scale = 100 if kind == "accuracy" else 1
         for part, colour, label in (("train", _BLUE, "training"), ("val", _ORANGE, "validation")):
             values = [row[f"{part}_{kind}"] for row in rows]
-            if label_smoothing and (part, kind) == ("train", "loss"):
-                label = "training, smoothed labels"
+            if part == "train":
+                label += ", smoothed labels" * (kind == "loss" and label_smoothing > 0)
+                label += ", weighed by class" * (kind == "loss" and balance == "weights")
+                label += ", classes drawn evenly" * (balance == "sampler")
             if any(value is not None for value in values):
                 axes.plot(
                     epochs,

@@ -32,7 +32,6 @@ from minires.train.run_folder import COLUMNS, finite
 
 # Settings that may change when a run is continued.
 FREE = ("device", "plan", "checkpoint_every", "keep", "cache")
-ADDED = {"stream": None, "draft": False}  # settings that older checkpoints have not, as they were then
 FILES = "files"  # what a stream's pictures are known by, in the place of their pixels
 MENDED = "mended pictures"  # those that could not be read, and that a run does not know by their files
 COUNT = between(0)
@@ -106,9 +105,10 @@ def belongs(
     if info.get("kind") == "model":
         raise CheckpointError(f"{path} is a trained model, and not a checkpoint of a run")
     checkpoint.check(path, info, KIND)
-    saved, here = {**ADDED, **info["config"]}, config.to_dict()
-    free = FREE if None not in (saved["stream"], here["stream"]) else (*FREE, "stream")
-    if different := checkpoint.differences(saved, here, ignore=free):
+    # A version that had no such setting did as by default.
+    before, here = {**Config().to_dict(), **info["config"]}, config.to_dict()
+    free = FREE if None not in (before["stream"], here["stream"]) else (*FREE, "stream")
+    if different := checkpoint.differences(before, here, ignore=free):
         raise CheckpointError(
             f"{path} belongs to another run: {'; '.join(different)}. "
             "Continue it with its own settings, or choose another folder"
@@ -134,8 +134,10 @@ def same_data(path: Any, held: Mapping[str, Any], fingerprint: Mapping[str, Any]
 
     Raises: CheckpointError that names what is another now.
     """
-    changed = []
-    for name in dict.fromkeys([*held, *fingerprint]):
+    changed, names = [], dict.fromkeys([*held, *fingerprint])
+    if held.get(MENDED) != fingerprint.get(MENDED):  # of before a picture was mended: its file was another
+        names = dict.fromkeys(name for name in names if not name.endswith("pictures"))
+    for name in names:
         before, now = held.get(name), fingerprint.get(name)
         if before != now:
             counts = [str(one).partition(" ")[0] for one in (before, now)]

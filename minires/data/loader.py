@@ -140,8 +140,12 @@ class Loader:
     ) -> Iterator[Pair]:
         cuts = [slice(n * self.batch_size, (n + 1) * self.batch_size) for n in range(start, len(self))]
 
-        def make(place: int) -> NDArray[Any]:
-            rng = np.random.default_rng([self.seed, epoch, place, 2])
+        again = sampling.occurrences(order) if self.balanced else None
+
+        def make(at: int) -> NDArray[Any]:
+            place = int(order[at])
+            nth = [] if again is None or not again[at] else [int(again[at])]  # else the same twice
+            rng = np.random.default_rng([self.seed, epoch, place, 2, *nth])
             if self._first is None:
                 x = images.decoded(place)[None]
             else:
@@ -153,7 +157,8 @@ class Loader:
             one: NDArray[Any] = self.normalize(x)[0]
             return one
 
-        batches = images.made((order[cut] for cut in cuts), make, batch_size=self.batch_size)
+        wanted = (np.arange(len(order))[cut] for cut in cuts)
+        batches = images.made(wanted, make, batch_size=self.batch_size, order=order)
         with closing(batches):
             for cut, x in zip(cuts, batches, strict=True):
                 yield x, self.dataset.labels[order[cut]]

@@ -29,3 +29,18 @@ def balanced(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.
         whole, some = divmod(each + (k in more), len(places))
         parts += [np.tile(places, whole), rng.permutation(places)[:some]]
     return rng.permutation(np.concatenate(parts))
+
+
+def occurrences(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each place of an order has stood there before.
+
+    Shapes: (N,) -> (N,).
+
+    >>> occurrences(np.array([3, 1, 3, 3, 1])).tolist()
+    [0, 0, 1, 2, 1]
+    """
+    sorting = np.argsort(order, kind="stable")
+    first = np.searchsorted(order[sorting], order[sorting], side="left")
+    found = np.empty_like(order)
+    found[sorting] = np.arange(len(order)) - first
+    return found

@@ -131,13 +131,20 @@ class Stream:
         return self.made(wanted, self.decoded, batch_size=PIECE, dtype=np.uint8)
 
     def made(
-        self, batches: Iterable[NDArray[np.int64]], make: Make, *, batch_size: int, dtype: Any = np.float32
+        self,
+        batches: Iterable[NDArray[np.int64]],
+        make: Make,
+        *,
+        batch_size: int,
+        dtype: Any = np.float32,
+        order: NDArray[np.int64] | None = None,
     ) -> Generator[NDArray[Any], None, None]:
-        """Batches of pictures that ``make(place)`` gives, each of the size of all, several batches ahead.
+        """Batches of pictures that ``make(place)`` gives, each of the size of all, several batches ahead;
+        with ``order``, these are the places in it, and it holds those of the pictures.
 
         Raises: Unreadable, in the place of its batch, for a DataError or OSError of ``make``.
         """
-        with closing(self._tried(batches, make, batch_size, dtype)) as found:
+        with closing(self._tried(batches, make, batch_size, dtype, order)) as found:
             for batch, broken in found:
                 if broken:
                     text = unreadable([text for _, text in broken], self.files.where)
@@ -193,14 +200,24 @@ class Stream:
         return places
 
     def _tried(
-        self, batches: Iterable[NDArray[np.int64]], make: Make, batch_size: int, dtype: Any
+        self,
+        batches: Iterable[NDArray[np.int64]],
+        make: Make,
+        batch_size: int,
+        dtype: Any,
+        order: NDArray[np.int64] | None = None,
     ) -> Generator[tuple[NDArray[Any], Broken], None, None]:
         threads = backend.threads()
-        jobs = (self._job(places, make, threads, dtype) for places in batches)
+        jobs = (self._job(places, make, threads, dtype, order) for places in batches)
         return ahead.in_order(jobs, threads=threads, ahead=ahead.enough(batch_size, threads))
 
     def _job(
-        self, places: NDArray[np.int64], make: Make, threads: int, dtype: Any
+        self,
+        places: NDArray[np.int64],
+        make: Make,
+        threads: int,
+        dtype: Any,
+        order: NDArray[np.int64] | None,
     ) -> ahead.Job[tuple[NDArray[Any], Broken], Broken]:
         """A batch, made in parts, into one array."""
         batch: NDArray[Any] = np.empty((len(places), *self.files.size, 3), dtype)
@@ -213,7 +230,8 @@ class Stream:
                 except Differ:
                     raise
                 except (DataError, OSError) as error:
-                    broken.append((self.named(int(places[at]))[0], str(error)))
+                    place = int(places[at] if order is None else order[places[at]])
+                    broken.append((self.named(place)[0], str(error)))
             return broken
 
         def whole(parts: list[Broken]) -> tuple[NDArray[Any], Broken]:

@@ -143,8 +143,10 @@ def same_data(path: Any, held: Mapping[str, Any], fingerprint: Mapping[str, Any]
 
     Raises: CheckpointError that names what is another now.
     """
-    changed = []
-    for name in dict.fromkeys([*held, *fingerprint]):
+    changed, names = [], dict.fromkeys([*held, *fingerprint])
+    if held.get(MENDED) != fingerprint.get(MENDED):  # of before a picture was mended: its file was another
+        names = dict.fromkeys(name for name in names if not name.endswith("pictures"))
+    for name in names:
         before, now = held.get(name), fingerprint.get(name)
         if before != now:
             counts = [str(one).partition(" ")[0] for one in (before, now)]

@@ -212,6 +212,18 @@ def test_without_augmentation_a_stream_gives_the_batches_of_memory(root):
     assert Normalize.of(held) == Normalize.of(streamed)
 
 
+def test_a_picture_that_a_balanced_epoch_shows_again_is_augmented_anew(root, threads):
+    train = data.load(root, size=12, stream=True).train
+    few = train.take([*np.flatnonzero(train.labels == 0), np.flatnonzero(train.labels == 1)[0]])
+    options = {"balanced": True, "augment": build([["jitter", {}]]), "seed": 4}
+    whole = batches(few, 4, **options)
+    threads(1)
+    assert same(whole, batches(few, 4, **options)) and same(whole[2:], batches(few, 4, start=2, **options))
+    x, y = (np.concatenate(arrays) for arrays in zip(*whole, strict=True))
+    again = x[y == 1]
+    assert len(again) == 7 and len({one.tobytes() for one in again}) == 7
+
+
 def test_only_a_few_batches_are_prepared_ahead(root, threads):
     threads(2)
     train = data.load(root, size=12, stream=True).train.take(np.arange(1000) % 26)

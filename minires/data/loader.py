@@ -9,6 +9,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from minires.data import sampling
 from minires.data.augment import Augmentation, Normalize
 from minires.data.dataset import Dataset
 from minires.errors import ConfigError, as_seed, as_whole, truth, whole
@@ -22,9 +23,13 @@ class Loader:
     Everything random follows from (seed, epoch, batch): the order of an epoch from the first two, the
     augmentation of a batch from all three. So a run that goes on at any batch sees the very same pictures.
 
+    ``balanced`` draws each class equally often in an epoch, of as many pictures as there are: all those of a
+    small class several times, and of a large one some; which follows from (seed, epoch) alone.
+
     Shapes: x (B, H, W, 3) float32, y (B,) int64; the last batch is smaller unless ``drop_last``.
     Two loaders with the same seed go through their pictures in the same order.
-    Raises: ConfigError for a batch size below 1, a negative seed, or ``drop_last`` with no whole batch.
+    Raises: ConfigError for a batch size below 1, a negative seed, ``drop_last`` with no whole batch, or
+    ``balanced`` without ``shuffle``.
     """
 
     def __init__(
@@ -37,6 +42,7 @@ class Loader:
         augment: Augmentation | None = None,
         normalize: Normalize | None = None,
         drop_last: bool = False,
+        balanced: bool = False,
     ) -> None:
         if not (hasattr(dataset, "images") and hasattr(dataset, "labels")):
             raise ConfigError(f"loader: a Dataset has images and labels; {type(dataset).__name__} has not")
@@ -46,6 +52,8 @@ class Loader:
         batch_size = whole("loader: the batch size", batch_size)
         seed = as_seed(seed)
         shuffle, drop_last = truth("loader: shuffle", shuffle), truth("loader: drop_last", drop_last)
+        if truth("loader: balanced", balanced) and not shuffle:
+            raise ConfigError("loader: balanced=True draws the pictures of an epoch; leave out shuffle=False")
         if drop_last and len(dataset) < batch_size:
             raise ConfigError(
                 f"there are {len(dataset)} training pictures, fewer than one batch of {batch_size}: nothing "
@@ -58,6 +66,7 @@ class Loader:
         self.augment = augment
         self.normalize = normalize or Normalize.none()
         self.drop_last = drop_last
+        self.balanced = bool(balanced)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -85,9 +94,11 @@ class Loader:
     def _batches(self, epoch: int, start: int) -> Iterator[Pair]:
         if start == len(self):
             return
-        order = np.arange(len(self.dataset))
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
+        order, rng = np.arange(len(self.dataset)), np.random.default_rng([self.seed, epoch])
+        if self.balanced:
+            order = sampling.balanced(self.dataset.labels, rng)
+        elif self.shuffle:
+            order = rng.permutation(len(self.dataset))
         # Leaving the block, also by close() or an exception, waits for the one thread and ends it.
         with ThreadPoolExecutor(1, thread_name_prefix="minires-loader") as pool:
             ahead = pool.submit(self._prepare, order, epoch, start)

@@ -15,7 +15,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -150,16 +150,24 @@ class Checkpoints:
         self.folder = Path(folder)
         self._kept = None if all else KEPT
 
-    def save(self, step: int, groups: Mapping[str, Arrays], info: Mapping[str, Any]) -> Path:
-        """Write a checkpoint of ``{group: {name: array}}`` and ``info``, then drop the ones no longer kept.
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self.folder / f"checkpoint-{step:08d}.safetensors"
+
+    def save(
+        self, step: int, groups: Mapping[str, Arrays], info: Mapping[str, Any], *, keep: Collection[int] = ()
+    ) -> Path:
+        """Write a checkpoint of ``{group: {name: array}}`` and ``info``, then drop the ones no longer kept;
+        those of the steps ``keep`` stay.
 
         Raises: MiniresError if it cannot be written; the earlier checkpoints are untouched then.
         """
-        path = self.folder / f"checkpoint-{step:08d}.safetensors"
+        path = self.path(step)
         flat = {f"{group}/{name}": array for group, part in groups.items() for name, array in part.items()}
         write(path, flat, info)
         if self._kept is not None:
-            self._remove(self.paths()[: -self._kept])
+            stay = {self.path(one) for one in keep}
+            self._remove([one for one in self.paths()[: -self._kept] if one not in stay])
         return path
 
     def paths(self) -> list[Path]:
@@ -170,6 +178,16 @@ class Checkpoints:
             if (match := re.fullmatch(r"checkpoint-([0-9]{1,18})\.safetensors", path.name))
         ]
         return [path for _, path in sorted(found)]
+
+    @staticmethod
+    def read(path: Path) -> tuple[dict[str, Arrays], dict[str, Any]]:
+        """The arrays of a checkpoint by group and name, and its info. Raises: as :func:`read`."""
+        arrays, info = read(path)
+        groups: dict[str, Arrays] = {}
+        for name, array in arrays.items():
+            group, _, rest = name.partition("/")
+            groups.setdefault(group, {})[rest] = array
+        return groups, info
 
     def latest(self, take: Taker) -> Path | None:
         """Read the newest checkpoint that is undamaged and that ``take(path, groups, info)`` takes, which
@@ -184,12 +202,7 @@ class Checkpoints:
         failed: list[tuple[Path, CheckpointError]] = []
         for path in reversed(self.paths()):
             try:
-                arrays, info = read(path)
-                groups: dict[str, Arrays] = {}
-                for name, array in arrays.items():
-                    group, _, rest = name.partition("/")
-                    groups.setdefault(group, {})[rest] = array
-                take(path, groups, info)
+                take(path, *self.read(path))
             except (Damaged, Misfit) as error:
                 failed.append((path, error))
                 continue

@@ -20,6 +20,7 @@ from minires.errors import ConfigError, ShapeError
 from minires.nn.module import Module
 from minires.nn.restored import left_as_it_is
 from minires.tensor import Tensor, no_grad
+from minires.train.steps import parts
 
 SHOWN = 5  # names in a warning
 FAR, DIVERGED = 3, 10  # times the loss of chance: too high, and lost
@@ -27,16 +28,25 @@ GENTLER = "a lower learning rate, more warm-up or clip_norm"
 LOST = "the run diverged: "
 
 
-def batches_of_one(model: Module, loader: Loader, *, activations: Any = np.float32) -> None:
+def batches_of_one(
+    model: Module, loader: Loader, *, activations: Any = np.float32, accumulate: int = 1
+) -> None:
     """Try a batch of one picture where there will be one, so that it does not stop a run after an epoch.
 
     A batch norm with one value per channel has no variance: behind a global pool, or where the maps are 1x1.
+    With ``accumulate`` it sees parts of batches.
 
     Raises: ConfigError that says where, and what to do, if the model can be trained on two pictures but not
     on one.
     """
     count, size = len(loader.dataset), loader.batch_size
-    if min(size, count) > 1 and (loader.drop_last or count % size != 1):
+    batches = [size] if loader.drop_last else [min(size, count), count % size or size]
+
+    def with_ones(accumulate: int) -> list[int]:
+        """The batches that have a part of one picture."""
+        return [pictures for pictures in batches if 1 in parts(pictures, size, accumulate)]
+
+    if not with_ones(accumulate):
         return
     pictures = loader.normalize(loader.dataset.images[:1]).astype(activations, copy=False)
     device = next(model.parameters()).device
@@ -53,7 +63,11 @@ def batches_of_one(model: Module, loader: Loader, *, activations: Any = np.float
         error = trouble(1)
         if error is None or trouble(2) is not None:  # what fails with two as well has another cause
             return
-    if count == 1:
+    if not with_ones(1):
+        fewer = next(fewer for fewer in range(accumulate - 1, 0, -1) if not with_ones(fewer))
+        what = f"accumulate is {accumulate}: a batch of {with_ones(accumulate)[0]} has parts of one picture"
+        way = f"Use accumulate={fewer}, or larger batches"
+    elif count == 1:
         what, way = "there is one training picture", "Train on at least two pictures"
     elif size == 1:
         what, way = "batch_size is 1", "Use a batch size of at least 2"
@@ -102,10 +116,14 @@ def diverged(loss: float, classes: int) -> bool:
 
 
 def outcome(
-    loss: float, accuracy: float, labels: NDArray[np.int64], classes: Sequence[str], **others: float | None
+    loss: float,
+    accuracy: float,
+    labels: NDArray[np.int64] | None,
+    classes: Sequence[str],
+    **others: float | None,
 ) -> list[str]:
     """Warnings if training ended no better than guessing, or one of ``others``, losses, is far worse than it
-    or not finite."""
+    or not finite. ``labels`` are those of an epoch, None where accuracy is not what was trained for."""
     chance = math.log(len(classes))
     found = []
     if not loss <= chance:
@@ -116,7 +134,7 @@ def outcome(
             f"ln {len(classes)} = {chance:.4f}, that of holding all classes for equally likely"
             + (f"; try {GENTLER}" if loss > FAR * chance else "")
         )
-    most = np.bincount(labels).max() / len(labels)
+    most = 1.0 if labels is None else np.bincount(labels).max() / len(labels)
     if most < 1 and not accuracy > most:
         found.append(
             f"the training accuracy of the last epoch is {100 * accuracy:.2f}%, not above {100 * most:.2f}%, "
@@ -129,7 +147,7 @@ def outcome(
             found.append(
                 f"the {name} loss is {value:.6g}, {value / chance:.3g} times chance level, and that of "
                 f"training {loss:.6g}. After few steps the running statistics of batch norm lag behind the "
-                "weights: train for more epochs, or with Config(recalibrate=True) in Python. Else the "
+                "weights: train for more epochs, or with recalibrate=True (--recalibrate). Else the "
                 "pictures differ from those of the training"
             )
     return found

@@ -16,10 +16,11 @@ from minires import data, optim
 from minires.backend.cublas import PRECISIONS
 from minires.errors import ConfigError, UnknownName, mapping, plain, unknown
 from minires.nn.module import Parameter
+from minires.train.balance import WAYS
 from minires.train.recipes import get
 from minires.train.schedules import Schedule
 
-KEEP = ("none", "last", "all")
+KEEP = ("none", "best", "last", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +51,16 @@ class Config:
     epochs: int = 20
     batch_size: int = 32
     drop_last: bool = False  # leave out the last batch of an epoch if it is smaller
+    accumulate: int = 1  # a batch goes through the model in so many parts; batch norm sees each by itself
     optimizer: dict[str, Any] = field(default_factory=lambda: {"name": "adam", "lr": 1e-3})
     schedule: dict[str, Any] = field(default_factory=lambda: {"name": "constant"})
     augment: list[Any] = field(default_factory=list)  # see minires.data.augment
     normalize: str | dict[str, Any] = "data"  # "data": measured; "none": only / 255; or {"mean", "std"}
     label_smoothing: float = 0.0
+    balance: str = "none"  # "weights": rare classes count more; "sampler": each class is drawn as often
     ema: float = 0.0  # decay of the weights' running average, which is what is kept; 0: none
     recalibrate: bool = False  # measure batch norm's running statistics anew at the end
+    patience: int | None = None  # stop after so many epochs in which validation did not get better
     seed: int = 0
     device: str = "cpu"  # or "cuda", "cuda:1", "auto"
     precision: str = "fp32"  # or "tf32", products on a GPU; or "bf16", activations while training
@@ -65,7 +69,9 @@ class Config:
     plan: bool = True  # on the CPU, long runs step by a plan where one can be made: see minires.compile
     watch: bool = True  # write what `minires watch` shows: see minires.train.watched
     checkpoint_every: int = 200  # steps between checkpoints within an epoch; 0: at the end of epochs only
-    keep: str = "none"  # checkpoints that stay when the run is finished: "none", "last" (two), "all"
+    # Checkpoints that stay when the run is finished: "none", "last" (two), "all"; or "best": none, and the
+    # model is that of the epoch with the best validation, not of the last.
+    keep: str = "none"
 
     def __post_init__(self) -> None:
         kinds = {
@@ -91,6 +97,8 @@ class Config:
         for name, low, high in (
             ("epochs", 1, None),
             ("batch_size", 1, None),
+            ("accumulate", 1, None),
+            ("patience", 1, None),
             ("size", 1, None),
             ("seed", 0, 2**64),
             ("checkpoint_every", 0, None),
@@ -114,6 +122,19 @@ class Config:
             raise ConfigError(unknown("value of train_on", self.train_on, ["train", "train+val"]))
         if self.keep not in KEEP:
             raise ConfigError(unknown("value of keep", self.keep, KEEP))
+        if self.balance not in WAYS:
+            raise ConfigError(unknown("value of balance", self.balance, WAYS))
+        if self.accumulate > self.batch_size:
+            raise ConfigError(
+                f"accumulate is {self.accumulate}; it must be at most batch_size, {self.batch_size}, as each "
+                "part of a batch has a picture"
+            )
+        for name, wanted in (("patience", self.patience is not None), ("keep", self.keep == "best")):
+            if wanted and self.train_on != "train":
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}, and asks for validation, but with train_on="
+                    f"{self.train_on!r} nothing is validated; leave it out, or use train_on='train'"
+                )
         if self.precision not in PRECISIONS:
             raise ConfigError(unknown("precision", self.precision, PRECISIONS))
         for part in self.freeze:

@@ -14,6 +14,8 @@ from minires.backend import Array
 from minires.nn.module import Module
 from minires.tensor import Tensor
 
+NOTHING = "nothing: run again, the step was finite, so the cause is not in model and batch alone"
+
 
 class _Found(Exception):
     """Ends the forward pass at the layer that it names."""
@@ -24,7 +26,8 @@ def first_not_finite(model: Module, x: Tensor, loss_of: Callable[[Tensor], Tenso
 
     Looked at in this order: the input, the parameters and running statistics, the output of each layer, the
     loss, and the gradients from the loss back to the input. ``loss_of`` makes the loss from the model's
-    output. The model's running statistics and random states move on as in any forward pass.
+    output; ``NOTHING`` says that all was finite. The model's running statistics and random states move on as
+    in any forward pass.
     """
     if bad := _bad(x.data):
         pictures = sorted({int(index) for index in np.argwhere(~np.isfinite(x.numpy()))[:, 0]})
@@ -45,7 +48,7 @@ def first_not_finite(model: Module, x: Tensor, loss_of: Callable[[Tensor], Tenso
             if gradient is not None and (bad := _bad(gradient)):
                 layer = step.node.path or "the loss"
                 return f"the gradient that {layer} ({step.node.op}) hands back, {gradient.shape}: {bad}"
-    return "nothing: run again, the step was finite, so the cause is not in model and batch alone"
+    return NOTHING
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from minires import data
 from minires.errors import MiniresError
 from minires.train import checks, continuing, model_file, report, run_folder
@@ -70,9 +72,14 @@ def test(run: Ending, kept: AbstractContextManager[Any]) -> Tested:
 
 def doubts(run: Ending, tested: Tested) -> list[str]:
     """What makes the result doubtful, in words."""
-    last = run.history[-1]
+    last, labels = run.history[-1], run.train_set.labels
+    shown = {
+        "none": labels,
+        "sampler": np.arange(len(labels)) % len(np.unique(labels)),  # so often is each class drawn
+        "weights": None,  # the frequent classes, which decide on the accuracy, count less
+    }
     return [*tested.found, *checks.outcome(
-        last["train_loss"], last["train_accuracy"], run.train_set.labels, run.splits.test.classes,
+        last["train_loss"], last["train_accuracy"], shown[run.config.balance], run.splits.test.classes,
         **tested.losses(),
     )]  # fmt: skip
 
@@ -104,12 +111,15 @@ def lost(what: str, place: str, first: str) -> tuple[str, bool]:
     ), diverged
 
 
-def summary(run: Ending, *, diverged: bool, tested: Tested | None = None) -> dict[str, Any]:
+def summary(
+    run: Ending, *, diverged: bool, tested: Tested | None = None, stopped_early: str | None = None
+) -> dict[str, Any]:
     """Write ``summary.json``, and give what it holds. Raises: MiniresError if it cannot be written."""
+    test, val = (tested.test, tested.val) if tested else (None, None)
     content = report.summary(
-        run.config, run.splits, run.train_set, run.model, run.history, diverged=diverged,
-        seconds=run.progress.seconds, steps=run.progress.step, device=run.device,
-        warnings=run.warnings, test=tested.test if tested else None, val=tested.val if tested else None,
+        run.config, run.splits, run.train_set, run.model, run.history, test=test, val=val, diverged=diverged,
+        stopped_early=stopped_early, seconds=run.progress.seconds, steps=run.progress.step,
+        device=run.device, warnings=run.warnings,
     )  # fmt: skip
     run_folder.write_json(run.out / continuing.SUMMARY, content)
     return content

@@ -37,8 +37,8 @@ class Figures:
         self._write(METRICS, run_folder.write_metrics, rows)
         if time.monotonic() - self.drawn > REDRAW or last:
             title = f"{self.config.model} on {self.dataset}, recipe {self.config.recipe}"
-            smoothing = self.config.label_smoothing
-            self._write("curves.png", run_folder.draw_curves, rows, title=title, label_smoothing=smoothing)
+            of_loss = {"label_smoothing": self.config.label_smoothing, "balance": self.config.balance}
+            self._write("curves.png", run_folder.draw_curves, rows, title=title, **of_loss)
             self.drawn = time.monotonic()
 
     def last(self, test: Dataset, probabilities: NDArray[np.floating]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from minires import backend
 from minires.data import Dataset, Splits
 from minires.nn.module import Module
-from minires.train import run_folder
+from minires.train import best, run_folder
 from minires.train.config import Config
 from minires.train.evaluation import Evaluation
 
@@ -26,15 +26,20 @@ def summary(
 ) -> dict[str, Any]:
     """The figures of a run as plain data for JSON; what was not measured, or is not finite, is None.
 
-    The training figures are those of the last epoch that came to its end. ``others`` are put beside them.
+    The training figures are those of the last epoch that came to its end, of which there are ``epochs_done``;
+    ``best_epoch`` is the best by validation, ``kept_epoch`` that whose weights were tested and are the model.
+    ``others`` are put beside them.
     """
-    last = history[-1] if history else {}
+    last, best_epoch = history[-1] if history else {}, (best.best(history) or {}).get("epoch")
     return {
         "model": config.model,
         "dataset": train_set.name,
         "source": splits.source,
         "recipe": config.recipe,
         "epochs": config.epochs,
+        "epochs_done": len(history),
+        "best_epoch": best_epoch,
+        "kept_epoch": None if test is None else best_epoch if config.keep == "best" else len(history),
         "seed": config.seed,
         "test_accuracy": test.accuracy if test else None,
         "test_loss": run_folder.finite(test.loss if test else None),

@@ -123,24 +123,30 @@ def write_metrics(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
 
 
 def draw_curves(
-    path: str | os.PathLike[str], rows: Sequence[Row], *, title: str, label_smoothing: float = 0.0
+    path: str | os.PathLike[str],
+    rows: Sequence[Row],
+    *,
+    title: str,
+    label_smoothing: float = 0.0,
+    balance: str = "none",
 ) -> None:
-    """Write the :func:`curves` to a file."""
-    _save(curves_figure(rows, title=title, label_smoothing=label_smoothing), path)
+    """Write a picture of :func:`curves` to a file."""
+    _save(curves(rows, title=title, label_smoothing=label_smoothing, balance=balance), path)
 
 
-def curves(rows: Sequence[Row], *, title: str, label_smoothing: float = 0.0) -> bytes:
-    """A PNG of loss, accuracy and learning rate over the epochs: see :func:`curves_figure`."""
+def as_png(figure: Any) -> bytes:
+    """A figure as the bytes of a PNG file."""
     file = io.BytesIO()
     with warnings.catch_warnings(action="ignore"):  # of letters that no font has
-        _png(curves_figure(rows, title=title, label_smoothing=label_smoothing), file)
+        _png(figure, file)
     return file.getvalue()
 
 
-def curves_figure(rows: Sequence[Row], *, title: str, label_smoothing: float = 0.0) -> Any:
+def curves(rows: Sequence[Row], *, title: str, label_smoothing: float = 0.0, balance: str = "none") -> Any:
     """Draw loss, accuracy and learning rate over the epochs.
 
-    With ``label_smoothing`` the training loss is one of smoothed labels, and cannot reach zero: it is said.
+    With ``label_smoothing`` the training loss is one of smoothed labels, and cannot reach zero; with
+    ``balance`` it is weighed by the classes, or of pictures that were drawn evenly: it is said.
     """
     figure = _figure(11.0, 3.6)
     loss, accuracy, rate = figure.subplots(1, 3)
@@ -149,8 +155,10 @@ def curves_figure(rows: Sequence[Row], *, title: str, label_smoothing: float = 0
         scale = 100 if kind == "accuracy" else 1
         for part, colour, label in (("train", _BLUE, "training"), ("val", _ORANGE, "validation")):
             values = [row[f"{part}_{kind}"] for row in rows]
-            if label_smoothing and (part, kind) == ("train", "loss"):
-                label = "training, smoothed labels"
+            if part == "train":
+                label += ", smoothed labels" * (kind == "loss" and label_smoothing > 0)
+                label += ", weighed by class" * (kind == "loss" and balance == "weights")
+                label += ", classes drawn evenly" * (balance == "sampler")
             if any(value is not None for value in values):
                 axes.plot(
                     epochs,

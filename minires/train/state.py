@@ -111,7 +111,8 @@ def belongs(
     if info.get("kind") == "model":
         raise CheckpointError(f"{path} is a trained model, and not a checkpoint of a run")
     checkpoint.check(path, info, KIND)
-    if different := checkpoint.differences(info["config"], config.to_dict(), ignore=FREE):
+    before = {**Config().to_dict(), **info["config"]}  # a version that had no such setting did as by default
+    if different := checkpoint.differences(before, config.to_dict(), ignore=FREE):
         raise CheckpointError(
             f"{path} belongs to another run: {'; '.join(different)}. "
             "Continue it with its own settings, or choose another folder"

@@ -10,11 +10,10 @@ import dataclasses
 import functools
 import math
 import os
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, nullcontext, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Never
 
@@ -25,33 +24,33 @@ from minires.errors import CheckpointError, ConfigError, MiniresError, counted
 from minires.interrupt import Interrupted, StopWish, status
 from minires.nn.module import Module
 from minires.nn.restored import modes
-from minires.ops.cross_entropy import cross_entropy
 from minires.tensor import Tensor
 from minires.train import (
+    audience,
+    balance,
+    best,
     captured,
     checks,
     continuing,
     ending,
     finetune,
     model_file,
-    notebook,
     planned,
     report,
     run_folder,
     state,
+    steps,
 )
 from minires.train.checkpoint import Checkpoints, Damaged, Misfit
 from minires.train.config import Config
 from minires.train.ema import EMA
-from minires.train.evaluation import evaluate
+from minires.train.evaluation import Evaluation, evaluate
 from minires.train.figures import Figures
 from minires.train.lock import Lock
 from minires.train.observers import Observer, Observers
 from minires.train.schedules import Schedule
 from minires.train.state import Progress
-from minires.train.steps import Steps
-from minires.train.telling import Listener, ProgressLines, Stream, lines_of_epochs
-from minires.train.watched import Watch
+from minires.train.telling import Listener, lines_of_epochs
 
 
 class Trainer:
@@ -103,10 +102,12 @@ class Trainer:
             config = continuing.read_config(self.out) if config is None else config
             self.config = config if isinstance(config, Config) else Config.from_dict(config)
             self._prepare(splits, model, resume)
-            self._observers.add(*self._usual_observers())
+            self._observers.add(*audience.observers(self.config, self._show))
             if resume:
                 if self.checkpoints.latest(self._take) is None:
                     self.say(continuing.begin_again(self.out, self._fingerprint, self.splits.source))
+                if self.config.keep == "best":
+                    best.check(self.checkpoints, self.history)
                 continuing.write_config(self.out, self.config)
             else:
                 self._is_new = True
@@ -136,7 +137,7 @@ class Trainer:
         self.normalize = state.normalization(config.normalize, self.train_set)
         self.loader = data.Loader(
             self.train_set, config.batch_size, seed=config.seed, normalize=self.normalize,
-            augment=augment, drop_last=config.drop_last,
+            augment=augment, drop_last=config.drop_last, balanced=config.balance == "sampler",
         )  # fmt: skip
 
         self.variant = dict(config.variant)
@@ -157,22 +158,33 @@ class Trainer:
             self.say(f"precision 'bf16' is {slow}")
         self.activations = backend.activations(config.precision)
         self.model = model.to(self.device)
-        checks.batches_of_one(self.model, self.loader, activations=self.activations)
+        checks.batches_of_one(
+            self.model, self.loader, activations=self.activations, accumulate=config.accumulate
+        )
         self.optimizer = optim.build(config.optimizer, model.named_parameters())
         total = config.epochs * len(self.loader)
         self.schedule = Schedule(config.schedule, lr=self.optimizer.lr, total_steps=total)
         self.ema = EMA(model, config.ema) if config.ema else None
-        self._forward = planned.Forward(model, total if config.plan else 0, config.batch_size)
+        passes = total * config.accumulate if config.plan else 0
+        self._forward = planned.Forward(model, passes, -(-config.batch_size // config.accumulate))
+        weights = None
+        if config.balance == "weights":
+            weights = balance.class_weights(self.train_set.labels, len(self.train_set.classes))
+        self._batch_loss = balance.Loss(label_smoothing=config.label_smoothing, weights=weights)
 
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
         self.warnings: list[str] = []  # what makes the result doubtful: see minires.train.checks
         self.checkpoints = Checkpoints(self.out, all=config.keep == "all")
-        on_gpu = self.device != "cpu"
-        capture = captured.Capture(model, self.optimizer, self._loss, self.say) if on_gpu else None
-        self._steps = Steps(
+        self._best: Mapping[str, Any] | None = None  # what the checkpoint of the best epoch holds, once read
+        on_gpu, whole = self.device != "cpu", config.accumulate == 1
+        capture = captured.Capture(model, self.optimizer, self._loss, self.say) if on_gpu and whole else None
+        if on_gpu and not whole:
+            self.say("the step is not captured into a CUDA graph: its batch goes through the model in parts")
+        self._steps = steps.Steps(
             model, self.optimizer, self._forward, self._loss, self._stop_not_finite, device=self.device,
             activations=self.activations, ema=self.ema, capture=capture,
+            parts=lambda pictures: steps.parts(pictures, config.batch_size, config.accumulate),
         )  # fmt: skip
         self._figures = Figures(self.out, config, self.train_set.name, self._warn)
         self._since = time.perf_counter()
@@ -217,7 +229,9 @@ class Trainer:
         )
         if config.normalize == "data":
             self._warn(checks.constant_channels(self.normalize))
-        if self.progress.epoch == config.epochs:
+        if words := balance.words(config.balance, self.train_set):
+            self.say(words)
+        if self._is_done():
             self.say(f"all {self.progress.step} steps are done; testing again")
         elif self.progress.step:
             self.say(f"continuing after step {self.progress.step}, in epoch {self.progress.epoch + 1}")
@@ -227,22 +241,23 @@ class Trainer:
                 f"each time, which make no whole batch of {config.batch_size} (drop_last)"
             )
         per_epoch = len(self.train_set) - left_out
-        here = {} if notebook.is_notebook() else {"file": Stream(sys.stderr)}
-        with StopWish() as stop, notebook.bar_class()(
-            **here,
+        with StopWish() as stop, audience.bar(
+            self._show,
             total=config.epochs * per_epoch, initial=self.progress.epoch * per_epoch + self.progress.pictures,
-            unit=" pictures", disable=not self._shows_bar, dynamic_ncols=True,
+            unit=" pictures",
             bar_format="{desc} {percentage:3.0f}%|{bar}| {rate_fmt}, {remaining} left{postfix}",
         ) as bar, backend.before_compiling(self.say), \
                 backend.precision(config.precision):  # fmt: skip
             self._bar = bar
             self._observers.tell("begins", self)
             self._since, self._forward.say = time.perf_counter(), self.say
-            while self.progress.epoch < config.epochs:
+            while not self._is_done():
                 self._epoch(stop, bar)
             if stop.wanted:
                 self._leave(stop.wanted)
         self._bar = None
+        if why := self._stopped_early():
+            self.say(f"stopped after epoch {self.progress.epoch} of {config.epochs}: {why}")
         return self._finish()
 
     def _epoch(self, stop: StopWish, bar: Any) -> None:
@@ -269,13 +284,14 @@ class Trainer:
                     self._leave(stop.wanted)
                 if config.checkpoint_every and progress.step % config.checkpoint_every == 0 and not last:
                     self.save()
-        with self.ema.swap() if self.ema else nullcontext():
-            val = evaluate(self.model, self.val_set, self.normalize) if self.val_set else None
+        val = self._validated()
         self._tick()
         row = self.progress.row(self.optimizer.lr, len(self.loader), val)
         self.history.append(row)
         self.schedule.epoch_end(row["train_loss"] if val is None else val.loss)
-        for told in lines_of_epochs(self.history, config.epochs):
+        for told in lines_of_epochs(
+            self.history, config.epochs, last=best.spent(self.history, config.patience) is not None
+        ):
             self.say(run_folder.epoch_line(told, config.epochs))
         if not any(text.startswith("after epoch") for text in self.warnings):  # once is enough
             averages = {f"average of {path}": a for path, a in self.ema.averages.items()} if self.ema else {}
@@ -288,26 +304,26 @@ class Trainer:
         if stop.wanted:
             self._leave(stop.wanted)
 
+    def _validated(self) -> Evaluation | None:
+        """What the validation pictures say of the weights as they are now, averaged where they are."""
+        if self.val_set is None:
+            return None
+        with self.ema.swap() if self.ema else nullcontext():
+            return evaluate(self.model, self.val_set, self.normalize)
+
+    def _is_done(self) -> bool:
+        """Whether all epochs are done, or it is of no use to wait for a better one."""
+        return self.progress.epoch == self.config.epochs or self._stopped_early() is not None
+
+    def _stopped_early(self) -> str | None:
+        """Why the run does not go through all of its epochs, in words; None if it does."""
+        all_done = self.progress.epoch == self.config.epochs
+        return None if all_done else best.spent(self.history, self.config.patience)
+
     def say(self, line: str) -> None:
         """Say a line of the report, beside the bar while that is shown."""
         with self._bar.external_write_mode() if self._bar is not None else nullcontext():
             self._listener(line)
-
-    @property
-    def _shows_bar(self) -> bool:
-        """Whether there is a bar, as asked for; else only where somebody sees how it moves."""
-        if self._show is not None or sys.stderr is None:
-            return bool(self._show) and sys.stderr is not None
-        return notebook.is_notebook() or Stream(sys.stderr).isatty()
-
-    def _usual_observers(self) -> Iterator[Observer]:
-        """Those that every run has, as far as they are of use where it runs."""
-        if self.config.watch:
-            yield Watch()
-        if self._show is None and not self._shows_bar:
-            yield ProgressLines()
-        if self._show is not False and notebook.is_notebook():
-            yield notebook.LiveCurves()
 
     def _warn(self, found: Iterable[str]) -> None:
         """Say what was found, and keep it for the summary."""
@@ -327,7 +343,7 @@ class Trainer:
         self._steps(x, y, self.progress, self.schedule.lr(self.progress.step))
 
     def _loss(self, logits: Tensor, y: Any) -> Tensor:
-        return cross_entropy(logits, y, label_smoothing=self.config.label_smoothing)
+        return self._batch_loss(logits, y)
 
     def _stop_not_finite(self, what: str, step: int, first: str) -> Never:
         batch = self.progress.batch - (self.progress.step - step)
@@ -366,7 +382,8 @@ class Trainer:
         }
         self._is_new = False
         try:
-            path = self.checkpoints.save(self.progress.step, groups, info)
+            keep = best.steps_to_keep(self.history) if self.config.keep == "best" else ()
+            path = self.checkpoints.save(self.progress.step, groups, info, keep=keep)
             continuing.has_begun(self.out)
         except MiniresError as error:
             raise continuing.stopped(error, self.given, self.progress.step) from error
@@ -379,8 +396,7 @@ class Trainer:
 
     def _take(self, path: Path, groups: Mapping[str, Any], info: Mapping[str, Any]) -> None:
         """Continue from what a checkpoint holds."""
-        here = self.splits, self.train_set, self._fingerprint, len(self.loader)
-        state.belongs(path, info, self.config, *here)
+        self._check_belongs(path, info)
         try:
             self.model.load_state_dict(groups.get("model", {}))
             self.optimizer.load_state_dict(groups.get("optimizer", {}))
@@ -404,6 +420,20 @@ class Trainer:
         self.warnings = info.get("warnings") or []
         self.progress = Progress(**{f.name: info["progress"][f.name] for f in dataclasses.fields(Progress)})
 
+    def _check_belongs(self, path: Path, info: Mapping[str, Any]) -> None:
+        here = self.splits, self.train_set, self._fingerprint, len(self.loader)
+        state.belongs(path, info, self.config, *here)
+
+    def _kept(self) -> AbstractContextManager[None]:
+        """A block in which the model has the weights that are kept: averaged ones where there are such, of
+        the last epoch or of the best. Raises: CheckpointError if those of the best cannot be read."""
+        row = best.best(self.history) if self.config.keep == "best" else None
+        if row is None or row["epoch"] == len(self.history):
+            return self.ema.swap() if self.ema else nullcontext()
+        if self._best is None:  # a run that is tested once more has no checkpoints
+            self._best = best.weights_of(row, self.checkpoints, self._check_belongs)
+        return best.weights(self.model, self.ema, self._best)
+
     def _let_go(self) -> None:
         """Let the folder go; a run that made no step leaves it as it was before."""
         if self._is_new and self.progress.step == 0 and self._lock.held and not self._lock.lost:
@@ -418,12 +448,12 @@ class Trainer:
     # -------------------------------------------------------------------------------------- the figures
 
     def _write_history(self) -> None:
-        self._figures.history(self.history, last=self.progress.epoch == self.config.epochs)
+        self._figures.history(self.history, last=self._is_done())
 
     def _finish(self) -> dict[str, Any]:
         """Test the weights that are kept, and write them, then all figures, then the summary; only when that
         is on the disk the checkpoints go."""
-        tested = ending.test(self, self.ema.swap() if self.ema else nullcontext())
+        tested = ending.test(self, self._kept())
         self._tick()
         self._figures.last(self.splits.test, tested.test.probabilities)
         self._write_history()
@@ -432,7 +462,7 @@ class Trainer:
             summary = self._write_summary(ending.diverged(self, tested), tested)
         except MiniresError as error:
             raise continuing.stopped(error, self.given, self.progress.step) from error
-        if self.config.keep == "none" and not self._lock.lost:
+        if self.config.keep in ("none", "best") and not self._lock.lost:
             self.checkpoints.remove()
         self.say(ending.result(self, tested))
         self._observers.tell("ends", self, summary)
@@ -440,4 +470,4 @@ class Trainer:
 
     def _write_summary(self, diverged: bool, tested: ending.Tested | None = None) -> dict[str, Any]:
         self._is_new = False
-        return ending.summary(self, diverged=diverged, tested=tested)
+        return ending.summary(self, diverged=diverged, tested=tested, stopped_early=self._stopped_early())

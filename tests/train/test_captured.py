@@ -161,15 +161,15 @@ def _trained(out, say, **changes):
     return trainer
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_captured_run_is_a_run(gpu, tmp_path, monkeypatch, precision):
+@pytest.mark.parametrize(("precision", "balance"), [("fp32", "none"), ("bf16", "none"), ("fp32", "weights")])
+def test_a_captured_run_is_a_run(gpu, tmp_path, monkeypatch, precision, balance):
     """With a last batch that is smaller, checkpoints in the middle, a moving average and clipping."""
     said = []
     runs = {}
     for way in ("captured", "anew"):
         if way == "anew":
             monkeypatch.setattr(captured, "WARM_UP", 10**6)
-        runs[way] = _trained(tmp_path / way, said.append, precision=precision)
+        runs[way] = _trained(tmp_path / way, said.append, precision=precision, balance=balance)
     assert runs["captured"]._steps.capture.step and not runs["anew"]._steps.capture.step
     metrics = {way: (tmp_path / way / "metrics.csv").read_text().splitlines() for way in runs}
     header = metrics["anew"][0].split(",")
@@ -183,6 +183,15 @@ def test_a_captured_run_is_a_run(gpu, tmp_path, monkeypatch, precision):
     assert not [line for line in said if "captured into" in line]
     assert all(run.activations == backend.activations(precision) for run in runs.values())
     assert {str(array.dtype) for array in states[0].values()} == {"float32", "float64", "int64"}
+
+
+def test_a_step_in_parts_is_launched_anew(gpu, tmp_path):
+    said = []
+    trainer = _trained(tmp_path / "run", said.append, epochs=1, accumulate=2)
+    assert trainer.progress.step == 12 and trainer._steps.capture is None
+    assert "the step is not captured into a CUDA graph: its batch goes through the model in parts" in said
+    on_cpu = _trained(tmp_path / "cpu", said.append, epochs=1, accumulate=2, device="cpu")
+    assert trainer.history[0]["train_loss"] == pytest.approx(on_cpu.history[0]["train_loss"], rel=1e-3)
 
 
 def test_what_cannot_be_captured_is_launched_anew(gpu, tmp_path, monkeypatch):

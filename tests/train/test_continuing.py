@@ -382,6 +382,25 @@ def test_a_checkpoint_of_the_version_before_goes_on(run):
         trainer(run, resume=True, splits=others)
 
 
+def test_a_run_of_a_version_without_some_settings_goes_on_as_they_are_by_default(run, tmp_path):
+    """Neither its configuration nor its checkpoints say anything of these."""
+    new = ("accumulate", "balance", "patience", "recalibrate")
+    for path in Checkpoints(run).paths():
+        changed(path, lambda arrays, info: [info["config"].pop(name) for name in new])
+    older = json.loads((run / "config.json").read_text())
+    for name in new:
+        del older[name]
+    (run / "config.json").write_text(json.dumps(older))
+    with pytest.raises(CheckpointError, match="another run: balance is 'none' there and 'weights'"):
+        trainer(run, resume=True, balance="weights")
+    data, model = small_splits(), small_model()
+    again = Trainer(None, run, splits=data, model=model, resume=True, progress=False, say=lambda line: None)
+    assert again.progress.step == 10 and again.config == CONFIG
+    again.run()
+    trainer(tmp_path / "whole").run()
+    assert (run / continuing.MODEL).read_bytes() == (tmp_path / "whole" / continuing.MODEL).read_bytes()
+
+
 def test_checkpoints_stay_or_go_when_the_run_is_finished(tmp_path):
     for keep, steps in (("none", []), ("last", [10, 12]), ("all", [5, 10, 12])):
         trainer(tmp_path / keep, epochs=1, keep=keep).run()

@@ -103,6 +103,19 @@ def test_curves_say_that_the_training_loss_is_of_smoothed_labels(tmp_path, figur
     assert [text.get_text() for text in accuracy.get_legend().get_texts()][0] == "training"
 
 
+@pytest.mark.parametrize(("balance", "of_loss", "of_accuracy"), [
+    ("none", "training, smoothed labels", "training"),
+    ("weights", "training, smoothed labels, weighed by class", "training"),
+    ("sampler", "training, smoothed labels, classes drawn evenly", "training, classes drawn evenly"),
+])  # fmt: skip
+def test_curves_say_how_the_classes_count(balance, of_loss, of_accuracy, tmp_path, figures):
+    options = {"label_smoothing": 0.1, "balance": balance}
+    run_folder.draw_curves(tmp_path / "curves.png", [row(1), row(2)], title="t", **options)
+    loss, accuracy, _ = figures[0].axes
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == [of_loss, "validation"]
+    assert [text.get_text() for text in accuracy.get_legend().get_texts()] == [of_accuracy, "validation"]
+
+
 def test_curves_without_validation_have_one_line(tmp_path, figures):
     rows = [row(n, val_loss=None, val_accuracy=None) for n in (1, 2)]
     run_folder.draw_curves(tmp_path / "curves.png", rows, title="t")

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from minires.train import run_folder
+from minires.train import best, run_folder
 from minires.train.observers import Observer, Run
 
 SPARED = 30  # times as long as drawing takes is waited before the curves are drawn again
@@ -44,13 +44,13 @@ class LiveCurves(Observer):
         """Draw the curves, unless that would take much of the time of such short epochs."""
         ipython: Any = importlib.import_module("IPython.display")
         start = time.monotonic()
-        last = row["epoch"] == run.config.epochs
+        spent = best.spent(run.history, run.config.patience)
+        last = row["epoch"] == run.config.epochs or spent is not None
         if start < self._next and not last:
             return
         title = f"{run.config.model} on {run.train_set.name}, epoch {row['epoch']} of {run.config.epochs}"
-        png = run_folder.curves(
-            run.history, title=title, label_smoothing=run.config.label_smoothing, balance=run.config.balance
-        )
+        of_loss: dict[str, Any] = {"label_smoothing": run.config.label_smoothing, "balance": run.config.balance}
+        png = run_folder.as_png(run_folder.curves(run.history, title=title, **of_loss))
         picture = ipython.Image(data=png, format="png", width=880)
         if self._shown is None:
             self._shown = ipython.display(picture, display_id=True)

@@ -135,25 +135,19 @@ def draw_curves(
     label_smoothing: float = 0.0,
     balance: str = "none",
 ) -> None:
-    """Write the :func:`curves` to a file."""
-    save_figure(curves_figure(rows, title=title, label_smoothing=label_smoothing, balance=balance), path)
+    """Write a picture of :func:`curves` to a file."""
+    save_figure(curves(rows, title=title, label_smoothing=label_smoothing, balance=balance), path)
 
 
-def curves(
-    rows: Sequence[Row], *, title: str, label_smoothing: float = 0.0, balance: str = "none"
-) -> bytes:
-    """A PNG of loss, accuracy and learning rate over the epochs: see :func:`curves_figure`."""
+def as_png(figure: Any) -> bytes:
+    """A figure as the bytes of a PNG file."""
     file = io.BytesIO()
     with warnings.catch_warnings(action="ignore"):  # of letters that no font has
-        write_figure(
-            curves_figure(rows, title=title, label_smoothing=label_smoothing, balance=balance), file
-        )
+        write_figure(figure, file)
     return file.getvalue()
 
 
-def curves_figure(
-    rows: Sequence[Row], *, title: str, label_smoothing: float = 0.0, balance: str = "none"
-) -> Any:
+def curves(rows: Sequence[Row], *, title: str, label_smoothing: float = 0.0, balance: str = "none") -> Any:
     """Draw loss, accuracy and learning rate over the epochs.
 
     With ``label_smoothing`` the training loss is one of smoothed labels, and cannot reach zero; with

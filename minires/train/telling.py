@@ -15,7 +15,7 @@ from typing import Any
 
 from minires.errors import harmless
 from minires.interrupt import is_gone
-from minires.train import run_folder
+from minires.train import best, run_folder
 from minires.train.observers import Observer, Run
 
 SAY = Callable[[str], None]
@@ -71,28 +71,24 @@ class Stream:
         return hash(self._stream)
 
 
-def lines_of_epochs(history: Sequence[Mapping[str, Any]], epochs: int) -> list[Mapping[str, Any]]:
-    """The epochs that are told of when the last one in ``history`` is done: of a run of many epochs each so
-    manieth, the first and the last; and before such a one the best so far, if it was not told of.
+def lines_of_epochs(
+    history: Sequence[Mapping[str, Any]], epochs: int, *, last: bool = False
+) -> list[Mapping[str, Any]]:
+    """The epochs that are told of when the newest one in ``history`` is done: of a run of many epochs each so
+    manieth, the first and the ``last``, which that of ``epochs`` is in any case; and before such a one the
+    best so far, if it was not told of.
 
-    >>> rows = [{"epoch": n + 1, "val_accuracy": 0.5 + (n == 4) / 4} for n in range(1000)]
+    >>> rows = [{"epoch": n + 1, "val_accuracy": 0.5 + (n == 4) / 4, "val_loss": 1} for n in range(1000)]
     >>> [row["epoch"] for n in range(1, 1001) for row in lines_of_epochs(rows[:n], 1000)][:5]
     [1, 5, 34, 68, 102]
     """
     every = 1 if epochs <= LINES else math.ceil(2 * epochs / LINES)
-    last = history[-1]
-    if not (last["epoch"] in (1, epochs) or last["epoch"] % every == 0):
+    newest = history[-1]
+    if not (last or newest["epoch"] in (1, epochs) or newest["epoch"] % every == 0):
         return []
-    told = (last["epoch"] - 1) // every * every  # the last one before this
-    best = best_of(history)
-    return [best, last] if max(1, told) < best["epoch"] < last["epoch"] else [last]
-
-
-def best_of(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The first epoch of the highest validation accuracy, or of the lowest training loss without one."""
-    if history[0].get("val_accuracy") is not None:
-        return max(history, key=lambda row: (row["val_accuracy"], -row["epoch"]))
-    return min(history, key=lambda row: (row["train_loss"], row["epoch"]))
+    told = (newest["epoch"] - 1) // every * every  # the last one before this
+    found = best.best(history) or min(history, key=lambda row: row["train_loss"])
+    return [found, newest] if max(1, told) < found["epoch"] < newest["epoch"] else [newest]
 
 
 class Pace:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Never
@@ -26,6 +25,7 @@ from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.tensor import Tensor
 from minires.train import (
+    audience,
     balance,
     best,
     captured,
@@ -34,7 +34,6 @@ from minires.train import (
     ending,
     finetune,
     model_file,
-    notebook,
     planned,
     report,
     run_folder,
@@ -50,8 +49,7 @@ from minires.train.lock import Lock
 from minires.train.observers import Observer, Observers
 from minires.train.schedules import Schedule
 from minires.train.state import Progress
-from minires.train.telling import Listener, ProgressLines, Stream, lines_of_epochs
-from minires.train.watched import Watch
+from minires.train.telling import Listener, lines_of_epochs
 
 
 class Trainer:
@@ -104,7 +102,7 @@ class Trainer:
             self.config = config if isinstance(config, Config) else Config.from_dict(config)
             self._known: dict[frozenset[str], dict[str, Any]] = {}  # by the pictures that are left out of it
             self._prepare(splits, model, resume)
-            self._observers.add(*self._usual_observers())
+            self._observers.add(*audience.observers(self.config, self._show))
             if resume:
                 if self.checkpoints.latest(self._take) is None:
                     self.say(continuing.begin_again(self.out, self._fingerprint, self.splits.source))
@@ -271,11 +269,10 @@ class Trainer:
                 "each epoch is one step, on all of them"
             )
         per_epoch = len(self.train_set) - left_out
-        here = {} if notebook.is_notebook() else {"file": Stream(sys.stderr)}
-        with StopWish() as stop, notebook.bar_class()(
-            **here,
+        with StopWish() as stop, audience.bar(
+            self._show,
             total=config.epochs * per_epoch, initial=self.progress.epoch * per_epoch + self.progress.pictures,
-            unit=" pictures", disable=not self._shows_bar, dynamic_ncols=True,
+            unit=" pictures",
             bar_format="{desc} {percentage:3.0f}%|{bar}| {rate_fmt}, {remaining} left{postfix}",
         ) as bar, backend.before_compiling(self.say), \
                 backend.precision(config.precision):  # fmt: skip
@@ -320,7 +317,9 @@ class Trainer:
         row = self.progress.row(self.optimizer.lr, len(self.loader), val)
         self.history.append(row)
         self.schedule.epoch_end(row["train_loss"] if val is None else val.loss)
-        for told in lines_of_epochs(self.history, config.epochs):
+        for told in lines_of_epochs(
+            self.history, config.epochs, last=best.spent(self.history, config.patience) is not None
+        ):
             self.say(run_folder.epoch_line(told, config.epochs))
         if not any(text.startswith("after epoch") for text in self.warnings):  # once is enough
             averages = {f"average of {path}": a for path, a in self.ema.averages.items()} if self.ema else {}
@@ -353,22 +352,6 @@ class Trainer:
         """Say a line of the report, beside the bar while that is shown."""
         with self._bar.external_write_mode() if self._bar is not None else nullcontext():
             self._listener(line)
-
-    @property
-    def _shows_bar(self) -> bool:
-        """Whether there is a bar, as asked for; else only where somebody sees how it moves."""
-        if self._show is not None or sys.stderr is None:
-            return bool(self._show) and sys.stderr is not None
-        return notebook.is_notebook() or Stream(sys.stderr).isatty()
-
-    def _usual_observers(self) -> Iterator[Observer]:
-        """Those that every run has, as far as they are of use where it runs."""
-        if self.config.watch:
-            yield Watch()
-        if self._show is None and not self._shows_bar:
-            yield ProgressLines()
-        if self._show is not False and notebook.is_notebook():
-            yield notebook.LiveCurves()
 
     def _warn(self, found: Iterable[str]) -> None:
         """Say what was found, and keep it for the summary."""

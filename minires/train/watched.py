@@ -27,7 +27,7 @@ from PIL import Image
 
 from minires.errors import CheckpointError, ConfigError
 from minires.files import atomic_write
-from minires.train import continuing, probe, run_folder
+from minires.train import best, continuing, probe, run_folder
 from minires.train.evaluation import Evaluation
 from minires.train.fields import Kind, Optional, between, exactly, listing, real, record, text
 from minires.train.observers import Observer, Run
@@ -130,7 +130,7 @@ class Watch(Observer):
 
     def epoch_ended(self, run: Run, row: Mapping[str, Any], val: Evaluation | None) -> None:
         """Look at the model, if it is the turn of this epoch."""
-        if self._is_due(run, row["epoch"]):
+        if self._is_due(run, row["epoch"]) or best.spent(run.history, run.config.patience):
             self._look(run, row, val)
         self._updates = None
         self._point = self._sums(run)

@@ -1,4 +1,4 @@
-import { say } from "./words.js";
+import { say } from "./speech.js";
 
 const TROUBLES = { NotAllowedError: "cameraRefused", SecurityError: "cameraRefused", NotReadableError: "cameraBusy" };
 

@@ -1,4 +1,4 @@
-"""What ``summary.json`` holds, of a run that came to its end and of one that did not."""
+"""What is said where a run begins, and what ``summary.json`` holds, come it to its end or not."""
 
 from __future__ import annotations
 
@@ -68,6 +68,22 @@ def of_stream(train_set: Dataset, *, measured: bool) -> list[str]:
     if measured and len(train_set) > MEASURED:
         some = f"{MEASURED:,} of the {len(train_set):,} training pictures, chosen by the seed"
         said.append(f"mean and deviation of the pixels were measured on {some}")
+    return said
+
+
+def of_batches(config: Config, train_set: Dataset) -> list[str]:
+    """What is to be said of pictures that make no whole batch."""
+    said = []
+    if some := left_out(config, train_set):
+        said.append(
+            f"each epoch leaves out {some} of the {len(train_set)} training pictures, others each time, which "
+            f"make no whole batch of {config.batch_size} (drop_last)"
+        )
+    if config.batch_size > len(train_set):
+        said.append(
+            f"batch_size is {config.batch_size}, and there are {len(train_set)} training pictures: each epoch "
+            "is one step, on all of them"
+        )
     return said
 
 

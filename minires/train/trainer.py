@@ -258,17 +258,9 @@ class Trainer:
             self.say(f"all {self.progress.step} steps are done; testing again")
         elif self.progress.step:
             self.say(f"continuing after step {self.progress.step}, in epoch {self.progress.epoch + 1}")
-        if left_out := report.left_out(config, self.train_set):
-            self.say(
-                f"each epoch leaves out {left_out} of the {len(self.train_set)} training pictures, others "
-                f"each time, which make no whole batch of {config.batch_size} (drop_last)"
-            )
-        if config.batch_size > len(self.train_set):
-            self.say(
-                f"batch_size is {config.batch_size}, and there are {len(self.train_set)} training pictures: "
-                "each epoch is one step, on all of them"
-            )
-        per_epoch = len(self.train_set) - left_out
+        for line in report.of_batches(config, self.train_set):
+            self.say(line)
+        per_epoch = len(self.train_set) - report.left_out(config, self.train_set)
         with StopWish() as stop, audience.bar(
             self._show,
             total=config.epochs * per_epoch, initial=self.progress.epoch * per_epoch + self.progress.pictures,

@@ -76,13 +76,13 @@ def of_batches(config: Config, train_set: Dataset) -> list[str]:
     said = []
     if some := left_out(config, train_set):
         said.append(
-            f"each epoch leaves out {some} of the {len(train_set)} training pictures, others each time, which "
-            f"make no whole batch of {config.batch_size} (drop_last)"
+            f"each epoch leaves out {some} of the {len(train_set)} training pictures, others each time, "
+            f"which make no whole batch of {config.batch_size} (drop_last)"
         )
     if config.batch_size > len(train_set):
         said.append(
-            f"batch_size is {config.batch_size}, and there are {len(train_set)} training pictures: each epoch "
-            "is one step, on all of them"
+            f"batch_size is {config.batch_size}, and there are {len(train_set)} training pictures: each "
+            "epoch is one step, on all of them"
         )
     return said
 

@@ -67,7 +67,7 @@ def _is_there(pixels: Path, about: Path, known: dict[str, Any], size: int) -> bo
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what writes that were killed have left: another run may write the same now, and is left alone."""
+    """Remove what writes that were killed have left; not what another run may be writing now."""
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > LEFT:

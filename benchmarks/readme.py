@@ -278,6 +278,26 @@ def memory() -> str:
     return "\n".join(lines) + f"\n\n{_where(report)}\n"
 
 
+def streaming() -> str:
+    """What training on pictures beyond memory takes."""
+    report = load("streaming")
+    memory, rate, waiting = (report[name] for name in ("memory", "rate", "waiting"))
+    side, count = f"{rate['side']}x{rate['side']}", f"{memory['pictures']:,} pictures of 256x256"
+    lines = [
+        "| | |", "|---|---|",
+        f"| peak memory of training on {count}, {memory['pixels_MiB']:,} MiB | {memory['peak_MiB']:,} MiB |",
+        f"| pictures of {rate['file']} decoded, cut, resized to {side} and normalised in a second, "
+        f"{rate['threads']} threads | {rate['pictures_per_second']['minires']:,} |",
+    ]  # fmt: skip
+    if "ratio" in rate:
+        theirs = rate["pictures_per_second"]["torchvision"]
+        lines.append(f"| the same, torchvision with as many worker processes of PyTorch | {theirs:,} |")
+    share, step = 100 * waiting["waited_share"], f"{waiting['step_seconds']:.2f} s"
+    what = f"a step of {waiting['model']} at {side}, batch {waiting['batch']}"
+    lines.append(f"| waited for pictures, of {what} ({step}) | {share:.1f}% |")
+    return "\n".join(lines) + f"\n\n{_where(report)}\n"
+
+
 def torture() -> str:
     """What was tried to break it, and what fell."""
     kills, files, page = (load(f"torture_{name}") for name in ("kills", "files", "page"))
@@ -324,6 +344,7 @@ TABLES = {
     "bf16": bf16,
     "family": family,
     "memory": memory,
+    "streaming": streaming,
     "torture": torture,
 }
 

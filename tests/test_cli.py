@@ -834,6 +834,24 @@ def test_every_picture_is_decoded_once_by_data_check(
     assert "no such file" in refused(capsys, 1, "data", "no/where", "--check")
 
 
+def test_shards_are_trained_on_and_found_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = sorted(make_pictures(place / "colours").rglob("*.png"))
+    for shard in range(3):
+        with tarfile.open(place / f"set-{shard:02}.tar", "w") as archive:
+            for number, path in enumerate(pictures[shard::3]):
+                archive.add(path, f"{number}.png")
+                (place / "label").write_text(path.parent.name)
+                archive.add(place / "label", f"{number}.cls")
+    options = ("--data", "set-{00..02}.tar", "--model", "tiny", "--epochs", "1", "--out", "run")
+    status, out, err = call(capsys, "train", *options)
+    assert status == 0 and "19 training, 5 validation, 6 test pictures" in out and not err
+    status, out, err = call(capsys, "evaluate", "run")
+    assert status == 0 and "of 6 right" in out
+    assert "all of 30 pictures can be read" in call(capsys, "data", "set-{00..02}.tar", "--check")[1]
+    (place / "set-00.tar").unlink()
+    assert "are no more at" in refused(capsys, 1, "evaluate", "run")
+
+
 def test_a_cache_and_a_draft_are_settings_of_a_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_pictures(place / "colours")
     options = ("--data", "colours", "--model", "tiny", "--epochs", "1")

@@ -12,7 +12,7 @@ import pytest
 import readers
 
 from minires import data, hdf5, limits, weights
-from minires.data import archives, cifar, fetch, pictures, tree
+from minires.data import archives, cifar, fetch, opening, pictures, shards, tree
 from minires.errors import CheckpointError, DataError, MiniresError
 from minires.local_page import connections
 from minires.play import decoder, server
@@ -212,6 +212,9 @@ def test_the_guide_states_the_limits_that_there_are():
         (pictures.MAX_PIXELS * pictures.REDUCED_PROGRESSIVE, "progressive: {:,}, and"),
         (pictures.MAX_SCANS, "and {} scans"),
         (pictures.MAX_PIXELS_UNSIZED, "without a size for all, {:,};"),
+        (opening.STREAM_FROM // 2**30, "in memory {} GiB of pixels, or a quarter"),
+        (shards.MOST, "{:,} in a pattern"),
+        (shards.LONGEST // mib, "class names of {} MiB"),
         (tree.MAX_FILE_BYTES // mib, "a file of {} MiB"),
         (tree.MAX_DEPTH, "folders {} deep"),
         (archives.MAX_MEMBERS, "{:,} files"),
@@ -246,4 +249,4 @@ def test_the_guide_states_the_limits_that_there_are():
     ]
     text = (Path(__file__).parents[1] / "tutorials/guide/limits.md").read_text(encoding="utf-8")
     missing = [words.format(value) for value, words in limited if words.format(value) not in text]
-    assert not missing and pictures.SHARE == 0.5
+    assert not missing and pictures.SHARE == 0.5 and opening.SHARE == 4

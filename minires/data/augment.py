@@ -6,8 +6,8 @@ written as JSON: ``[["shift", {"pixels": 4}], "flip"]``.
 
 A step may have ``from_picture(image, size, rng)``, too, which takes a picture of a stream as it is in its
 file, upright and in RGB, and gives uint8 (size, size, 3): as the first step it is used in the place of the
-centre square. ``least(size)`` then says how many pixels the shorter side must have that such a picture may be
-reduced to. One that is ``only_from_picture`` is of no use elsewhere.
+centre square. ``least(size)`` may say how many pixels the shorter side must have of a picture that is read at
+a fraction of its size (``size``, if it does not). One that is ``only_from_picture`` is of no use elsewhere.
 """
 
 from __future__ import annotations
@@ -278,6 +278,13 @@ def begun_by(augment: Augmentation | None) -> tuple[Any, Augmentation | None]:
     if steps and hasattr(steps[0], "from_picture"):
         return steps[0], Compose(steps[1:])
     return None, augment
+
+
+def least_of(step: Any, size: int) -> int:
+    """How many pixels the shorter side of a picture should have at least for a first step: the size, unless
+    it says another number. Raises: what the step raises, if it cannot make squares of that size."""
+    own = getattr(step, "least", None)
+    return size if own is None else int(own(size))
 
 
 def needs_stream(augment: Augmentation | None) -> bool:

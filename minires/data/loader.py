@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minires.data import sampling
-from minires.data.augment import Augmentation, Normalize, begun_by, needs_stream
+from minires.data.augment import Augmentation, Normalize, begun_by, least_of, needs_stream
 from minires.data.dataset import Dataset
 from minires.data.streaming import Stream
 from minires.errors import ConfigError, as_seed, as_whole, truth, whole
@@ -139,7 +139,8 @@ class Loader:
         self, images: Stream, order: NDArray[np.int64], epoch: int, start: int
     ) -> Iterator[Pair]:
         cuts = [slice(n * self.batch_size, (n + 1) * self.batch_size) for n in range(start, len(self))]
-
+        places, size = np.arange(len(order)), images.shape[1]
+        least = least_of(self._first, size)
         again = sampling.occurrences(order) if self.balanced else None
 
         def make(at: int) -> NDArray[Any]:
@@ -149,15 +150,18 @@ class Loader:
             if self._first is None:
                 x = images.decoded(place)[None]
             else:
-                size = images.shape[1]
-                picture = images.picture(place, least=self._first.least(size))
-                x = self._first.from_picture(picture, size, rng)[None]
+                x = self._first.from_picture(images.picture(place, least=least), size, rng)[None]
+                if x.shape != (1, size, size, 3) or x.dtype != np.uint8:
+                    raise ConfigError(
+                        f"from_picture of {type(self._first).__name__} must give uint8 ({size}, {size}, 3), "
+                        f"not {x.dtype} {x.shape[1:]}"
+                    )
             if self._then is not None:
                 x = self._then(x, rng)
             one: NDArray[Any] = self.normalize(x)[0]
             return one
 
-        wanted = (np.arange(len(order))[cut] for cut in cuts)
+        wanted = (places[cut] for cut in cuts)
         batches = images.made(wanted, make, batch_size=self.batch_size, order=order)
         with closing(batches):
             for cut, x in zip(cuts, batches, strict=True):
@@ -176,4 +180,4 @@ def _check_first(step: Any, images: Stream) -> None:
         )
     if not images.files.square:
         raise ConfigError(f"the augmentation {name} makes squares: give a size, such as size=224")
-    step.least(images.shape[1])
+    least_of(step, images.shape[1])

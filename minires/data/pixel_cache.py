@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +29,10 @@ from minires.data.pictures import unreadable
 from minires.data.search_path import cache
 from minires.data.streaming import PIECE, Files, Stream
 from minires.errors import DataError
-from minires.files import atomic_write, remove_leftovers
+from minires.files import atomic_write
 
 FORMAT = 1
+LEFT = 3600.0  # seconds since the last change of a file that nobody writes any more
 
 
 def kept(stream: Stream) -> Files:
@@ -64,10 +66,18 @@ def _is_there(pixels: Path, about: Path, known: dict[str, Any], size: int) -> bo
         return False
 
 
+def _remove_leftovers(path: Path) -> None:
+    """Remove what writes that were killed have left; not what another run may be writing now."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > LEFT:
+                left.unlink()
+
+
 def _write(stream: Stream, path: Path) -> None:
     """Decode all pictures into a file, which is there whole or not at all."""
     count, needed = len(stream), int(np.prod(stream.shape))
-    remove_leftovers(path.parent, path.name)
+    _remove_leftovers(path)
     if needed > (free := shutil.disk_usage(path.parent).free):
         raise DataError(
             f"{path.parent}: the cache of {count:,} pictures needs {needed / 1e9:.1f} GB, and "

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import minires.data as data
-from minires.data import twins
+from minires.data import counts, twins
 from minires.errors import ConfigError, DataError
 
 
@@ -121,6 +121,22 @@ def test_many_equal_pictures_take_no_time_and_no_end_of_pairs(monkeypatch):
     assert len(twins.same(looks)) == 2000
     monkeypatch.setattr(twins, "MOST", 100)
     assert twins.nearly(looks) == []
+
+
+def test_of_very_many_pictures_some_are_looked_at(tmp_path, monkeypatch):
+    fill(tmp_path, {"cat": 30, "dog": 31})
+    save(tmp_path / "cat" / "99.png", photo(7, side=40))
+    monkeypatch.setattr(twins, "MOST", 60)
+    monkeypatch.setattr(twins, "ENOUGH", 20)
+    looked, look = [], counts.look
+    monkeypatch.setattr(counts, "look", lambda content, name: looked.append(name) or look(content, name=name))
+    found = data.survey(tmp_path)
+    assert sum(map(sum, found.counts.values())) == 62 and len(looked) <= 20 and found.twins == []
+    assert found.counts == {
+        part: np.bincount(getattr(data.load(tmp_path, size=4), part).labels).tolist() for part in found.counts
+    }
+    (warning,) = [one for one in found.warnings if "looked at" in one]
+    assert warning.startswith(f"62 pictures: looked at {len(looked)} of them") and "--check" in warning
 
 
 def test_what_cannot_be_read_is_named(tmp_path):

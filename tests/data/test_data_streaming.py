@@ -12,7 +12,17 @@ from packing import write, zipped
 from PIL import Image
 
 from minires import backend, data
-from minires.data import Loader, Normalize, Stream, build, opening, pictures, pixel_cache, streaming
+from minires.data import (
+    Loader,
+    Normalize,
+    Stream,
+    augment,
+    build,
+    opening,
+    pictures,
+    pixel_cache,
+    streaming,
+)
 from minires.errors import ConfigError, DataError, ShapeError
 
 STEPS = ["crop", ["shift", {"pixels": 2}], "flip", ["jitter", {}], "pca_colour"]
@@ -274,6 +284,30 @@ def test_an_error_of_an_augmentation_reaches_the_caller(root):
     assert running() == []
 
 
+@pytest.mark.usefixtures("registries_as_before")
+def test_a_step_of_ones_own_may_take_the_picture_as_it_is(root):
+    @augment.register("corner")
+    class Corner:
+        def __init__(self, side=0):
+            self.side = side
+
+        def __call__(self, x, rng):
+            raise AssertionError("not for a stream")
+
+        def from_picture(self, image, size, rng):
+            side = self.side or size
+            return np.asarray(image.crop((0, 0, side, side)))
+
+    train = data.load(root, size=12, stream=True).train
+    x, _ = batches(train, 40, augment=build(["corner", "pca_colour"]), shuffle=False)[0]
+    assert x.shape == (26, 12, 12, 3)
+    x, _ = batches(train, 40, augment=build(["corner"]), shuffle=False)[0]
+    whole = data.decode(FILES[train.names[3]])
+    assert np.array_equal(x[3], Normalize.none()(whole[None, :12, :12])[0])
+    with pytest.raises(ConfigError, match=r"Corner must give uint8 \(12, 12, 3\), not uint8 \(13, 13, 3\)"):
+        batches(train, 5, augment=build([["corner", {"side": 13}]]))
+
+
 def test_steps_that_need_the_file_are_refused_for_pictures_in_memory(root):
     train = data.load(root, size=12).train
     steps = build([["scale_crop", {"shorter": 20}]])
@@ -362,6 +396,19 @@ def test_a_cache_names_every_unreadable_picture_and_leaves_nothing(root, cached,
     with pytest.raises(DataError, match="2 unreadable pictures.*\n  a/03.jpg: .*\n  b/19.jpg"):
         cached()
     assert list((tmp_path / "cache/minires/pixels").iterdir()) == []
+
+
+def test_what_a_killed_write_of_a_cache_left_is_removed_and_that_of_another_run_is_not(cached, tmp_path):
+    cached()
+    folder = tmp_path / "cache/minires/pixels"
+    (pixels,) = folder.glob("*.uint8")
+    (folder / pixels.with_suffix(".json").name).unlink()
+    old, new = (folder / f".{pixels.name}.{name}.tmp" for name in ("aaaaaaaa", "bbbbbbbb"))
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    cached()
+    assert not old.exists() and new.exists() and pixels.exists()
 
 
 def test_a_full_disk_and_a_step_that_needs_the_file_are_said(cached, monkeypatch):

@@ -50,13 +50,16 @@ def test_killed_while_streaming_and_resumed_gives_the_same_bits(pictures, tmp_pa
     assert_same_bits(out, final_state(whole))
 
 
-@pytest.mark.parametrize("part", ["train", "val", "test"])
-def test_a_run_stops_at_an_unreadable_picture_and_goes_on_when_it_is_mended(tmp_path, part):
+ENDS = [("train", "last"), ("val", "last"), ("test", "last"), ("test", "best")]
+
+
+@pytest.mark.parametrize("part, keep", ENDS)
+def test_a_run_stops_at_an_unreadable_picture_and_goes_on_when_it_is_mended(tmp_path, part, keep):
     pictures = write_pictures(tmp_path / "pictures")
-    trained(pictures, tmp_path / "whole", stream=True).run()
+    trained(pictures, tmp_path / "whole", stream=True, keep=keep).run()
     spoilt = sorted((pictures / part).rglob("*.png"))[7]
     content, out, said = spoilt.read_bytes(), tmp_path / "run", []
-    runner = trained(pictures, out, stream=True, said=said)
+    runner = trained(pictures, out, stream=True, said=said, keep=keep)
     spoilt.write_bytes(content[:80])
     with pytest.raises(MiniresError) as error:
         runner.run()
@@ -66,11 +69,14 @@ def test_a_run_stops_at_an_unreadable_picture_and_goes_on_when_it_is_mended(tmp_
     stopped = checkpoint.read(checkpoint.Checkpoints(out).paths()[-1])[1]
     assert stopped["data"][state.MENDED] == [name] and stopped["progress"]["step"] > 0
     with pytest.raises(MiniresError, match=name):  # not mended yet: nothing is lost
-        trained(pictures, out, resume=True).run()
+        trained(pictures, out, resume=True, keep=keep).run()
     spoilt.write_bytes(content)
     os.utime(spoilt, ns=(1, 1))
-    trained(pictures, out, resume=True).run()
-    assert_same_bits(out, final_state(tmp_path / "whole"))
+    trained(pictures, out, resume=True, keep=keep).run()
+    if keep == "last":
+        assert_same_bits(out, final_state(tmp_path / "whole"))
+    ours, whole = (checkpoint.read(run / "model.safetensors")[0] for run in (out, tmp_path / "whole"))
+    assert all(np.array_equal(ours[name], whole[name]) for name in whole)
 
 
 def test_a_run_with_other_files_does_not_go_on(tmp_path):
@@ -174,3 +180,13 @@ def test_a_draft_is_part_of_what_a_run_is(pictures, tmp_path):
     assert isinstance(again.train_set.images, data.Stream)
     with pytest.raises(CheckpointError, match="draft is True there and False here"):
         trained(pictures, tmp_path / "run", stream=True, resume=True)
+
+
+def test_a_checkpoint_of_before_a_picture_was_mended_is_still_one_of_the_run():
+    before = {"test pictures": "3 files a", "test labels": "x"}
+    now = {state.MENDED: ["a.png"], "test pictures": "3 files b", "test labels": "x"}
+    state.same_data("it", before, now, "there")
+    with pytest.raises(CheckpointError, match="changed: the test labels"):
+        state.same_data("it", {**before, "test labels": "y"}, now, "there")
+    with pytest.raises(CheckpointError, match="changed: the test pictures"):
+        state.same_data("it", {**before, state.MENDED: ["a.png"]}, now, "there")

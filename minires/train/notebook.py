@@ -49,8 +49,10 @@ class LiveCurves(Observer):
         if start < self._next and not last:
             return
         title = f"{run.config.model} on {run.train_set.name}, epoch {row['epoch']} of {run.config.epochs}"
-        of_loss: dict[str, Any] = {"label_smoothing": run.config.label_smoothing, "balance": run.config.balance}
-        png = run_folder.as_png(run_folder.curves(run.history, title=title, **of_loss))
+        config = run.config
+        png = run_folder.as_png(run_folder.curves(
+            run.history, title=title, label_smoothing=config.label_smoothing, balance=config.balance
+        ))  # fmt: skip
         picture = ipython.Image(data=png, format="png", width=880)
         if self._shown is None:
             self._shown = ipython.display(picture, display_id=True)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minires.commands import given_settings
 from minires.commands.loading import (
     DEVICES,
     check_is_there,
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
 
 # Settings of a run that are options of the same name.
 SETTINGS = (
-    "model", "epochs", "batch_size", "drop_last", "plan", "seed", "device", "precision", "size", "train_on",
-    "freeze", "watch", "keep",
+    "model", "epochs", "batch_size", "accumulate", "drop_last", "plan", "balance", "patience", "recalibrate",
+    "seed", "device", "precision", "size", "train_on", "freeze", "watch", "keep",
 )  # fmt: skip
+INSIDE = {"lr": ("optimizer", "lr"), "clip_norm": ("optimizer", "clip_norm")}  # options that lead into one
 FREE = ("device", "watch", "keep")  # those that may change when a run is continued
 
 
@@ -44,6 +46,9 @@ comes when the terminal is closed.
   minires train                                  the default recipe
   minires train --data signs --recipe two-epoch  as far as two epochs can get
   minires train --data my-pictures               a folder with one subfolder of pictures per class
+  minires train --data my-pictures --epochs 100 --patience 10 --keep best --balance weights
+                                                 until validation gets no better, the best epoch is kept
+  minires train --set schedule.name=cosine --set ema=0.99   any setting of minires.train.Config
   minires train --resume runs/signs-default-1    go on with a run that was stopped"""
 
 
@@ -64,6 +69,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
            "the options below change single ones")  # fmt: skip
     option("--epochs", "N", "how many times to go through the pictures", int)
     option("--batch-size", "N", "pictures per step", int)
+    option("--accumulate", "N", "let each batch go through the model in N parts, which takes less memory: "
+           "the gradient is that of the batch, but batch norm sees each part by itself", int)  # fmt: skip
     parser.add_argument("--drop-last", action=argparse.BooleanOptionalAction, default=None,
                         help="leave out the last batch of an epoch if it is smaller, or train on it "
                         "(default: the recipe's)")  # fmt: skip
@@ -71,6 +78,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                         help="step by a plan of the model (minires.compile), as long runs on the CPU do "
                         "where one can be made, or always by the model itself")  # fmt: skip
     option("--lr", "X", "the highest learning rate of the schedule", float)
+    option("--clip-norm", "X", "the largest norm that the gradients of a step keep", float)
+    option("--balance", "WAY", "for classes of uneven size: weights (the loss of a picture counts the more "
+           "the rarer its class), sampler (each class is drawn as often), or none (the default)")  # fmt: skip
+    option("--patience", "N", "stop after N epochs in which validation did not get better", int)
+    parser.add_argument("--recalibrate", action=argparse.BooleanOptionalAction, default=None,
+                        help="measure batch norm's running statistics anew at the end (default: the "
+                        "recipe's, which do not)")  # fmt: skip
     option("--seed", "N", "of weights, order and augmentation (default: 0)", int)
     option("--size", "N", "resize the pictures to N x N (default: what the model is made for)", int)
     option("--train-on", "PARTS", "train, or train+val: then nothing is validated")
@@ -87,7 +101,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--watch", action=argparse.BooleanOptionalAction, default=None,
                         help="write what `minires watch` shows of layers and classes (the default), or not")
     option("--keep", "WHICH", "checkpoints that stay when the run is finished: none (the default), the "
-           "last two (last), or all")  # fmt: skip
+           "last two (last), or all; with best none stay, and the model is that of the epoch with the best "
+           "validation instead of the last")  # fmt: skip
+    parser.add_argument(
+        "--set", action="append", metavar="NAME=VALUE",
+        help="any setting of minires.train.Config, for example ema=0.99, schedule.name=cosine or "
+        "augment='[[\"shift\",{\"pixels\":2}],\"flip\"]'; can be repeated",
+    )  # fmt: skip
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -140,16 +160,23 @@ def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer
     from minires import models
     from minires.train import Config, Trainer
 
+    settings = given_settings.read(options.set)
+    settings = given_settings.as_options(options, settings, ("data", "recipe", "start_from", *SETTINGS))
     recipe = options.recipe or "default"
     changes = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
     changes = {**_taken_over(options), **changes}
-    base = Config.of(recipe, **changes)
+    before = {**Config().to_dict(), **Config.settings_of(recipe, **changes)}
+    given = {name: getattr(options, name) for name in INSIDE if getattr(options, name) is not None}
+    own = [given_settings.option(name, INSIDE[name], value) for name, value in given.items()]
+    own += [
+        given_settings.Given(("variant", name), value, f"--variant {name}={value}")
+        for name, value in variant_of(options).items()
+    ]
+    base = given_settings.made(given_settings.applied(before, settings, own), settings, before)
     models.entry(base.model)  # an unknown model is named before the data set is read
     name, why, is_stand_in = _choose_data(options.data, recipe)
     say(why)
-    optimizer = base.optimizer if options.lr is None else {**base.optimizer, "lr": options.lr}
-    variant = {**base.variant, **variant_of(options)}
-    config = replace(base, data=name, optimizer=optimizer, variant=variant)
+    config = replace(base, data=name)
     trainer = Trainer(config, options.out or _new_folders(name, recipe), say=say)
     if is_stand_in:
         trainer.splits = replace(trainer.splits, source=f"{trainer.splits.source}: {why}")
@@ -180,7 +207,9 @@ def _continued(options: argparse.Namespace, say: Callable[[str], None]) -> Train
 
     out = _resumed(options)
     continuing.check(out, resume=True)
-    changes = {name: value for name in FREE if (value := getattr(options, name)) is not None}
+    settings = given_settings.as_options(options, given_settings.read(options.set), FREE)
+    changes = {one.path[0]: one.value for one in settings}
+    changes |= {name: value for name in FREE if (value := getattr(options, name)) is not None}
     config = replace(continuing.read_config(out), **changes)
     check_is_there(config, out)
     say(f"Continuing the run in {out}")
@@ -189,6 +218,8 @@ def _continued(options: argparse.Namespace, say: Callable[[str], None]) -> Train
 
 def _resumed(options: argparse.Namespace) -> str:
     """The folder of the run that is to go on, once it is clear that nothing else is asked for."""
+    from minires.train import state
+
     given = [one for one in (options.resume, options.out) if isinstance(one, str)]
     if not given:
         raise ConfigError(
@@ -197,9 +228,12 @@ def _resumed(options: argparse.Namespace) -> str:
     out = given[0]
     if len({Path(one).resolve() for one in given}) > 1:
         raise ConfigError(f"--resume {out} goes on in that folder, but --out is {given[1]}; leave --out out")
-    own = ("data", "recipe", "lr", "variant", "start_from", *SETTINGS)
-    if settled := [name for name in own if getattr(options, name) is not None and name not in FREE]:
-        given = [f"--{name.replace('_', '-')}" for name in settled]
+    own = ("data", "recipe", *INSIDE, "variant", "start_from", *SETTINGS)
+    settled = [name for name in own if getattr(options, name) is not None and name not in FREE]
+    given = [f"--{name.replace('_', '-')}" for name in settled]
+    paths = [one.path for one in given_settings.read(options.set)]
+    given += [f"--set {'.'.join(path)}" for path in paths if path[0] not in state.FREE or len(path) > 1]
+    if given:
         raise ConfigError(
             f"a run is continued with its own settings; leave out {', '.join(given)}, or start a new run"
         )

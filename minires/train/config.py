@@ -126,7 +126,7 @@ class Config:
             raise ConfigError(unknown("value of balance", self.balance, WAYS))
         if self.accumulate > self.batch_size:
             raise ConfigError(
-                f"accumulate is {self.accumulate}; it must be at most batch_size, {self.batch_size}, as each "
+                f"accumulate is {self.accumulate}; it must be at most batch_size={self.batch_size}, as each "
                 "part of a batch has a picture"
             )
         for name, wanted in (("patience", self.patience is not None), ("keep", self.keep == "best")):
@@ -162,10 +162,15 @@ class Config:
 
         The recipe's ``variant`` is one of its own model: with another model it falls away.
         """
+        return cls.from_dict(cls.settings_of(recipe, **changes))
+
+    @classmethod
+    def settings_of(cls, recipe: str = "default", **changes: Any) -> dict[str, Any]:
+        """Give what :meth:`of` makes a configuration of: a recipe's settings and the changes, unchecked."""
         settings = {"model": cls.model, **get(recipe)}
         if changes.get("model", settings["model"]) != settings["model"]:
             settings.pop("variant", None)
-        return cls.from_dict({**settings, "recipe": recipe, **changes})
+        return {**settings, "recipe": recipe, **changes}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Config:

@@ -240,6 +240,11 @@ class Trainer:
                 f"each epoch leaves out {left_out} of the {len(self.train_set)} training pictures, others "
                 f"each time, which make no whole batch of {config.batch_size} (drop_last)"
             )
+        if config.batch_size > len(self.train_set):
+            self.say(
+                f"batch_size is {config.batch_size}, and there are {len(self.train_set)} training pictures: "
+                "each epoch is one step, on all of them"
+            )
         per_epoch = len(self.train_set) - left_out
         with StopWish() as stop, audience.bar(
             self._show,

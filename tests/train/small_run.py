@@ -1,4 +1,4 @@
-"""A small run as a program of its own, for the tests that kill it: ``small_run.py OUT [--resume]``.
+"""A small run as a program of its own, for the tests that kill it: ``small_run.py OUT [--best] [--resume]``.
 
 It prints a line after each step. With ``DIE_IN_WRITE=n`` in the environment it kills itself inside its n-th
 checkpoint write, when half of the temporary file is on the disk.
@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,11 @@ CONFIG = Config(
     optimizer={"name": "adam", "lr": 3e-3, "weight_decay": 1e-3, "clip_norm": 5.0},
     schedule={"name": "plateau", "patience": 0, "factor": 0.5, "threshold": 0.2, "warmup": 0.2},
     augment=[["shift", {"pixels": 2}], "flip"],
+)  # fmt: skip
+# The same, until validation gets no better, in parts, of classes that are drawn evenly.
+BEST = replace(
+    CONFIG, epochs=20, keep="best", patience=2, accumulate=2, balance="sampler", recalibrate=True,
+    schedule={"name": "constant"}, optimizer={"name": "adam", "lr": 0.02, "clip_norm": 1.0},
 )  # fmt: skip
 
 
@@ -84,4 +90,5 @@ if __name__ == "__main__":
     out = Path(sys.argv[1])
     if "DIE_IN_WRITE" in os.environ:
         die_in_write(out, int(os.environ["DIE_IN_WRITE"]))
-    Chatty(CONFIG, out, splits=small_splits(), model=small_model(), resume="--resume" in sys.argv).run()
+    config, resume = BEST if "--best" in sys.argv else CONFIG, "--resume" in sys.argv
+    Chatty(config, out, splits=small_splits(), model=small_model(), resume=resume).run()

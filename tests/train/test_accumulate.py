@@ -154,5 +154,5 @@ def test_parts_of_one_picture_are_refused_where_a_batch_norm_cannot_take_them(tm
     checks.batches_of_one(model, Loader(stripes(16, 0), 8), accumulate=4)
     with pytest.raises(ConfigError, match="last batch of each epoch has one picture"):
         checks.batches_of_one(model, Loader(stripes(17, 0), 8), accumulate=4)
-    with pytest.raises(ConfigError, match="accumulate is 33; it must be at most batch_size, 32"):
+    with pytest.raises(ConfigError, match="accumulate is 33; it must be at most batch_size=32, as"):
         Config(accumulate=33)

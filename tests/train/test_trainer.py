@@ -312,6 +312,18 @@ def test_pictures_that_are_left_out_are_counted(tmp_path):
     assert summary["left_out_of_each_epoch"] == 5 and summary["steps"] == 11
 
 
+def test_a_batch_that_is_larger_than_the_set_is_all_of_it_and_it_is_said(tmp_path):
+    said = []
+    config = {**CONFIG.to_dict(), "epochs": 2, "batch_size": 100, "accumulate": 4}
+    run = Trainer(config, tmp_path / "run", splits=small_splits(), model=small_model(), say=said.append)
+    assert run.run()["steps"] == 2
+    assert said[1] == (
+        "batch_size is 100, and there are 93 training pictures: each epoch is one step, on all of them"
+    )
+    with pytest.raises(ConfigError, match="93 training pictures, fewer than one batch of 100"):
+        trainer(tmp_path / "other", batch_size=100, drop_last=True)
+
+
 def test_the_bar_shows_loss_accuracy_speed_and_time_left(tmp_path, capsys):
     trainer(tmp_path / "run", progress=True, epochs=1).run()
     bar = capsys.readouterr().err

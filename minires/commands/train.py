@@ -86,8 +86,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
            "the rarer its class), sampler (each class is drawn as often), or none (the default)")  # fmt: skip
     option("--patience", "N", "stop after N epochs in which validation did not get better", int)
     parser.add_argument("--recalibrate", action=argparse.BooleanOptionalAction, default=None,
-                        help="measure batch norm's running statistics anew at the end (default: the "
-                        "recipe's, which do not)")  # fmt: skip
+                        help="measure batch norm's running statistics anew for validation and at the end "
+                        "(default: the recipe's; auto does)")  # fmt: skip
     option("--seed", "N", "of weights, order and augmentation (default: 0)", int)
     option("--size", "N", "resize the pictures to N x N (default: what the model is made for)", int)
     parser.add_argument("--stream", action=argparse.BooleanOptionalAction, default=None,

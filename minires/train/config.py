@@ -62,7 +62,7 @@ class Config:
     label_smoothing: float = 0.0
     balance: str = "none"  # "weights": rare classes count more; "sampler": each class is drawn as often
     ema: float = 0.0  # decay of the weights' running average, which is what is kept; 0: none
-    recalibrate: bool = False  # measure batch norm's running statistics anew at the end
+    recalibrate: bool = False  # measure batch norm's running statistics anew for validation and at the end
     patience: int | None = None  # stop after so many epochs in which validation did not get better
     seed: int = 0
     device: str = "cpu"  # or "cuda", "cuda:1", "auto"

@@ -41,7 +41,7 @@ def layers_of(model: Module, *, most: int = MOST_LAYERS) -> list[Layer]:
     >>> [layer.path for layer in layers_of(build("resnet20_cifar"))][:3]
     ['conv1', 'res2a_branch2a', 'res2a_branch2b']
     >>> [(layer.path, layer.kind) for layer in layers_of(build("resnet20_cifar"), most=12)][:2]
-    [('conv1', 'Conv2d'), ('res2a', 'BasicBlock')]
+    [('conv1', 'Conv2d'), ('res2a', 'ResidualBlock')]
     """
     modules = dict(model.named_modules())
     found = [path for path, module in modules.items() if _has_weights(module)]

@@ -43,7 +43,7 @@ from minires.train import (
 from minires.train.checkpoint import Checkpoints, Damaged, Misfit
 from minires.train.config import Config
 from minires.train.ema import EMA
-from minires.train.evaluation import Evaluation, evaluate
+from minires.train.evaluation import Evaluation, evaluate, recalibrated
 from minires.train.figures import Figures
 from minires.train.lock import Lock
 from minires.train.observers import Observer, Observers
@@ -328,8 +328,10 @@ class Trainer:
         """What the validation pictures say of the weights as they are now, averaged where they are."""
         if self.val_set is None:
             return None
-        with self.ema.swap() if self.ema else nullcontext():
-            return evaluate(self.model, self.val_set, self.normalize)
+        model, images = self.model, self.train_set.images
+        anew = recalibrated(model, images, self.normalize) if self.config.recalibrate else nullcontext()
+        with self.ema.swap() if self.ema else nullcontext(), anew:
+            return evaluate(model, self.val_set, self.normalize)
 
     def _is_done(self) -> bool:
         """Whether all epochs are done, or it is of no use to wait for a better one."""

@@ -128,8 +128,11 @@ class Reading:
             broken.append(f"{continuing.METRICS}: {shortened(error, most=300)}")
             return []
         try:
-            for row in csv.DictReader(io.StringIO(text, newline="")):
-                rows.append({name: _figure(row[name]) for name in run_folder.COLUMNS})
+            table = csv.DictReader(io.StringIO(text, newline=""))
+            if text and not {"epoch", "step"} <= set(table.fieldnames or ()):
+                raise ValueError("no line of names")
+            for row in table:
+                rows.append({name: _figure(row.get(name, "")) for name in run_folder.COLUMNS})
                 if rows[-1]["epoch"] is None or rows[-1]["step"] is None:
                     raise ValueError("a row without epoch")
         except (csv.Error, KeyError, TypeError, ValueError):

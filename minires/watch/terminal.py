@@ -50,7 +50,7 @@ def follow(
 def screen(content: Mapping[str, Any], columns: int = 80, lines: int = 24) -> list[str]:
     """The lines of a run, as :meth:`Reading.now` gives it, cut to a screen."""
     config, progress, rows = content["config"], content["progress"], content["metrics"]
-    found = [f"{content['run']}: {config.get('model', '?')} on {config.get('data', '?')}, {_state(content)}"]
+    found = [f"{_state(content)}: {config.get('model', '?')} on {config.get('data', '?')}, {content['run']}"]
     if progress:
         done = progress["step"] / max(1, progress["epochs"] * progress["batches"])
         width = max(10, min(40, columns - 50))
@@ -122,7 +122,7 @@ def _percent(share: float) -> str:
 
 def _state(content: Mapping[str, Any]) -> str:
     if content["state"] == "running":
-        return f"trained by {content['who']}"
+        return f"in training by {content['who']}"
     if content["state"] == "stopped" and (content["summary"] or {}).get("diverged"):
-        return "stopped: it diverged"
+        return "stopped, as it diverged"
     return {"finished": "finished", "stopped": "stopped", "gone": "the folder is gone"}[content["state"]]

@@ -198,7 +198,7 @@ def test_a_run_without_a_checkpoint_is_not_started_over(run):
     (run / "metrics.csv").write_text("epoch\n1\n")
     with pytest.raises(CheckpointError, match="no checkpoint to go on from, only metrics.csv"):
         trainer(run, resume=True)
-    with pytest.raises(ConfigError, match="holds a run .config.json, metrics.csv, .*; choose another"):
+    with pytest.raises(ConfigError, match="a run already .config.json, metrics.csv, .*; choose another"):
         trainer(run)
     assert contents(run) == {**before, "metrics.csv": b"epoch\n1\n"}
     # Only its configuration: it was killed before its first checkpoint, and begins.

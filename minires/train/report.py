@@ -71,20 +71,20 @@ def of_stream(train_set: Dataset, *, measured: bool) -> list[str]:
     return said
 
 
-def of_batches(config: Config, train_set: Dataset) -> list[str]:
-    """What is to be said of pictures that make no whole batch."""
-    said = []
-    if some := left_out(config, train_set):
-        said.append(
-            f"each epoch leaves out {some} of the {len(train_set)} training pictures, others each time, "
-            f"which make no whole batch of {config.batch_size} (drop_last)"
+def batches(config: Config, train_set: Dataset) -> list[str]:
+    """What is special about the batches of an epoch, in words."""
+    found, count = [], len(train_set)
+    if left := left_out(config, train_set):
+        found.append(
+            f"each epoch leaves out {left} of the {count} training pictures, others "
+            f"each time, which make no whole batch of {config.batch_size} (drop_last)"
         )
-    if config.batch_size > len(train_set):
-        said.append(
-            f"batch_size is {config.batch_size}, and there are {len(train_set)} training pictures: each "
-            "epoch is one step, on all of them"
+    if config.batch_size > count:
+        found.append(
+            f"batch_size is {config.batch_size}, and there are {count} training pictures: "
+            "each epoch is one step, on all of them"
         )
-    return said
+    return found
 
 
 def left_out(config: Config, train_set: Dataset) -> int:

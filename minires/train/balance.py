@@ -70,6 +70,8 @@ def words(way: str, train_set: Dataset) -> str | None:
     there = np.flatnonzero(counts)
     few, many = (int(there[place]) for place in (counts[there].argmin(), counts[there].argmax()))
     small, large = (f"{train_set.classes[k]} ({counted(int(counts[k]), 'picture')})" for k in (few, many))
+    if way != "none" and few == many:
+        return f"each class has {counted(int(counts[few]), 'picture')}: there is nothing to balance"
     if way == "weights":
         of = class_weights(train_set.labels, len(train_set.classes))
         return (

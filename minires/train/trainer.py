@@ -480,6 +480,8 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         """Test the weights that are kept, and write them, then all figures, then the summary; only when that
         is on the disk the checkpoints go."""
+        if self.config.keep == "best" and (row := best.best(self.history)):
+            self.say(f"the weights of epoch {row['epoch']}, the best by validation, are tested and kept")
         tested = ending.test(self, self._kept())
         self._tick()
         self._figures.last(self.splits.test, tested.test.probabilities)

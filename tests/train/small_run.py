@@ -1,4 +1,4 @@
-"""A small run as a program of its own, for the tests that kill it: ``small_run.py OUT [--resume]``.
+"""A small run as a program of its own, for the tests that kill it: ``small_run.py OUT [--best] [--resume]``.
 
 It prints a line after each step. With ``DIE_IN_WRITE=n`` in the environment it kills itself inside its n-th
 checkpoint write, when half of the temporary file is on the disk. With ``PICTURES=folder`` its pictures are a
@@ -28,9 +28,14 @@ CONFIG = Config(
     schedule={"name": "plateau", "patience": 0, "factor": 0.5, "threshold": 0.2, "warmup": 0.2},
     augment=[["shift", {"pixels": 2}], "flip"],
 )  # fmt: skip
-
-
-STREAMED = replace(CONFIG, augment=[["crop", {"scale": [0.5, 1.0]}], "flip", "pca_colour"], normalize="data")
+# The same, until validation gets no better, in parts, of classes that are drawn evenly.
+BEST = replace(
+    CONFIG, epochs=20, keep="best", patience=2, accumulate=2, balance="sampler", recalibrate=True,
+    schedule={"name": "constant"}, optimizer={"name": "adam", "lr": 0.02, "clip_norm": 1.0},
+)  # fmt: skip
+# On streamed pictures.
+STREAMED_STEPS = [["crop", {"scale": [0.5, 1.0]}], "flip", "pca_colour"]
+STREAMED = replace(CONFIG, augment=STREAMED_STEPS, normalize="data")
 
 
 def small_model(classes: int = 3, seed: int = 0) -> nn.Module:
@@ -102,7 +107,8 @@ if __name__ == "__main__":
     out = Path(sys.argv[1])
     if "DIE_IN_WRITE" in os.environ:
         die_in_write(out, int(os.environ["DIE_IN_WRITE"]))
-    splits, config = small_splits(), CONFIG
+    splits, config = small_splits(), BEST if "--best" in sys.argv else CONFIG
     if "PICTURES" in os.environ:
-        splits, config = load(os.environ["PICTURES"], size=12, stream=True), STREAMED
+        steps = {"augment": STREAMED_STEPS, "normalize": "data"}
+        splits, config = load(os.environ["PICTURES"], size=12, stream=True), replace(config, **steps)
     Chatty(config, out, splits=splits, model=small_model(), resume="--resume" in sys.argv).run()

@@ -112,6 +112,11 @@ def test_the_sampler_follows_from_seed_and_epoch_alone():
         Loader(pictures, 8, balanced="yes")
 
 
+def test_where_there_is_nothing_to_balance_it_is_said():
+    assert balance.words("weights", stripes(9, 0)) == "each class has 3 pictures: there is nothing to balance"
+    assert balance.words("none", stripes(9, 0)) is balance.words("none", uneven(0)) is None
+
+
 @pytest.mark.parametrize("way", ["weights", "sampler"])
 def test_a_balanced_run_says_so_and_goes_on_to_the_same_bits(way, tmp_path):
     said, changes = [], {"balance": way, "accumulate": 2, "epochs": 2}

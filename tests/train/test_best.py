@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -91,8 +92,10 @@ def test_patience_counts_the_epochs_since_the_best():
 @pytest.mark.parametrize("recalibrates", [False, True])
 def test_the_weights_of_the_best_epoch_are_tested_and_kept(ema, recalibrates, tmp_path):
     out, changes = tmp_path / "run", {"keep": "best", "ema": ema, "recalibrate": recalibrates}
-    run = run_of(out, **changes)
+    said: list[str] = []
+    run = run_of(out, said=said, **changes)
     summary = run.run()
+    assert "the weights of epoch 3, the best by validation, are tested and kept" in said
     own = run.model.state_dict()
     assert (summary["best_epoch"], summary["kept_epoch"], summary["epochs_done"]) == (3, 3, 5)
     assert names(out) == []
@@ -100,7 +103,7 @@ def test_the_weights_of_the_best_epoch_are_tested_and_kept(ema, recalibrates, tm
     short = run_of(tmp_path / "short", epochs=EPOCHS, dies_after=36, **{**changes, "keep": "all"})
     with pytest.raises(RuntimeError):
         short.run()
-    with short.ema.swap() if ema else _nothing():
+    with short.ema.swap() if ema else nullcontext():
         if recalibrates:
             recalibrate(short.model, short.train_set.images, short.normalize)
         expected = short.model.state_dict()
@@ -116,16 +119,13 @@ def test_the_weights_of_the_best_epoch_are_tested_and_kept(ema, recalibrates, tm
     assert last.run()["kept_epoch"] == 5
     if not recalibrates:  # which moves the own statistics
         assert all(np.array_equal(array, own[name]) for name, array in last.model.state_dict().items())
+    if ema and not recalibrates:
+        averages = last.ema.state_dict()
+        assert all(np.array_equal(array, averages[name]) for name, array in run.ema.state_dict().items())
     if not ema:
         assert any(not np.array_equal(kept(out)[name], own[name]) for name in own)
     again = run.run()
     assert again["test_loss"] == summary["test_loss"] and again["kept_epoch"] == 3
-
-
-def _nothing():
-    from contextlib import nullcontext
-
-    return nullcontext()
 
 
 def test_its_checkpoint_stays_as_long_as_it_may_be_needed(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -113,3 +114,28 @@ def test_a_signal_finishes_the_step_saves_and_says_where(number, uninterrupted, 
     code, said, err = finish(start(out, "--resume"))
     assert code == 0 and f"continuing after step {step}, in epoch 2" in said, err
     assert_same_bits(out, uninterrupted)
+
+
+def test_the_best_epoch_is_the_same_however_often_the_run_is_killed(tmp_path):
+    """It stops by itself, keeps the weights of an epoch before the last, and removes its checkpoints."""
+    whole, out, moments = tmp_path / "whole", tmp_path / "run", random.Random(3)
+    code, said, err = finish(start(whole, "--best"))
+    assert code == 0 and "validation has not got better for 2 epochs" in said, err
+    summary = json.loads((whole / "summary.json").read_text())
+    last = summary["epochs_done"]
+    assert summary["kept_epoch"] == summary["best_epoch"] == last - 2 and 3 <= last < 20
+    for step in sorted(moments.sample(range(1, 12 * last), 6)) + [12 * last]:  # and once at its end
+        process = start(out, "--best", *(["--resume"] if (out / "config.json").exists() else []))
+        reached = wait_for_step(process, step)
+        time.sleep(moments.uniform(0, 0.03))
+        process.kill()
+        code, _, err = finish(process)
+        assert code == -signal.SIGKILL and reached >= step, err
+    code, _, err = finish(start(out, "--best", "--resume"))
+    assert code == 0, err
+    again = json.loads((out / "summary.json").read_text())
+    same = ("epochs_done", "best_epoch", "kept_epoch", "stopped_early", "steps", "test_loss", "val_loss")
+    assert [again[name] for name in same] == [summary[name] for name in same]
+    weights, expected = (checkpoint.read(folder / "model.safetensors")[0] for folder in (out, whole))
+    assert all(np.array_equal(array, expected[name]) for name, array in weights.items())
+    assert not checkpoint.Checkpoints(out).paths()

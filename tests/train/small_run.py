@@ -33,9 +33,9 @@ BEST = replace(
     CONFIG, epochs=20, keep="best", patience=2, accumulate=2, balance="sampler", recalibrate=True,
     schedule={"name": "constant"}, optimizer={"name": "adam", "lr": 0.02, "clip_norm": 1.0},
 )  # fmt: skip
-
-
-STREAMED = replace(CONFIG, augment=[["crop", {"scale": [0.5, 1.0]}], "flip", "pca_colour"], normalize="data")
+# On streamed pictures.
+STREAMED_STEPS = [["crop", {"scale": [0.5, 1.0]}], "flip", "pca_colour"]
+STREAMED = replace(CONFIG, augment=STREAMED_STEPS, normalize="data")
 
 
 def small_model(classes: int = 3, seed: int = 0) -> nn.Module:
@@ -109,5 +109,6 @@ if __name__ == "__main__":
         die_in_write(out, int(os.environ["DIE_IN_WRITE"]))
     splits, config = small_splits(), BEST if "--best" in sys.argv else CONFIG
     if "PICTURES" in os.environ:
-        splits, config = load(os.environ["PICTURES"], size=12, stream=True), STREAMED
+        steps = {"augment": STREAMED_STEPS, "normalize": "data"}
+        splits, config = load(os.environ["PICTURES"], size=12, stream=True), replace(config, **steps)
     Chatty(config, out, splits=splits, model=small_model(), resume="--resume" in sys.argv).run()

@@ -33,14 +33,15 @@ def trained(pictures: Path, out: Path, *, resume: bool = False, said=None, **cha
     return Trainer(config, out, model=small_model(), resume=resume, progress=False, say=lines.append)
 
 
-def test_killed_while_streaming_and_resumed_gives_the_same_bits(pictures, tmp_path):
+@pytest.mark.parametrize("more", [(), ("--best",)])
+def test_killed_while_streaming_and_resumed_gives_the_same_bits(pictures, tmp_path, more):
     whole = tmp_path / "whole"
-    code, _, err = finish(start(whole, PICTURES=str(pictures)))
+    code, _, err = finish(start(whole, *more, PICTURES=str(pictures)))
     assert code == 0, err
     out, moments = tmp_path / "run", random.Random(3)
     for step in sorted(moments.sample(range(1, STEPS), 5)):
         resume = ["--resume"] if (out / "config.json").exists() else []
-        process = start(out, *resume, PICTURES=str(pictures))
+        process = start(out, *resume, *more, PICTURES=str(pictures))
         assert wait_for_step(process, step) >= step
         time.sleep(moments.uniform(0, 0.03))
         process.kill()

@@ -161,6 +161,7 @@ def run(options: argparse.Namespace) -> int:
     commands = {
         f"{minires} predict {place} PICTURE...": f"is it {shown}?",
         f"{minires} evaluate {place}": "test it again; with --data on other pictures",
+        f"{minires} watch {place}": "how it went: curves, layers, classes",
         f"{minires} trace {place}": "walk through it with a test picture, forward and backward",
         f"{minires} play {place}": "show it pictures in the browser",
         f"{minires} summary {trainer.config.model}": "its layers, parameters and MACs",

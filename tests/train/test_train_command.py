@@ -163,7 +163,7 @@ def test_what_cannot_go_on_is_answered_with_the_way_on(capsys, monkeypatch, regi
     monkeypatch.syspath_prepend(os.getcwd())
     monkeypatch.delitem(sys.modules, "tiny_of_mine", raising=False)
     process = start("--epochs", "999")
-    wait_for(process, "epoch   2/999")
+    wait_for(process, "epoch  34/999")  # of so many epochs each 34th is told of
     looks_inside(capsys, *LOOKS)
     line = refused(capsys, 1, "train", "--resume", "run")
     assert f"run is being trained by process {process.pid} on" in line and "stop it first" in line

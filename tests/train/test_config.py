@@ -43,6 +43,11 @@ def test_recipes_meet_their_names():
     assert cifar.optimizer == {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
     assert cifar.batch_size == 128 and cifar.model == "resnet20_cifar"
     assert 64_000 <= cifar.epochs * 352 < 64_500  # 45,000 pictures make 352 steps
+    large = Config.of("imagenet")
+    assert (large.model, large.size, large.batch_size) == ("resnet50", 224, 256)
+    assert large.optimizer == cifar.optimizer and large.augment[0] == ["scale_crop", {"shorter": [256, 480]}]
+    assert large.schedule["name"] == "plateau" and large.schedule["factor"] == 0.1
+    assert 590_000 <= large.epochs * (1_281_167 // 256) <= 610_000  # 60e4 iterations
 
 
 def test_changing_a_configuration_does_not_change_the_recipe():

@@ -7,6 +7,7 @@ import itertools
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -224,9 +225,12 @@ def _chosen(
     given = {one.path[0]: one.value for one in settings if len(one.path) == 1} | changes
     if options.variant:  # of a model that is another then
         given = {"variant": variant_of(options), **given}
-    choice = auto.choose(data.glance(name), given)
+    seen = data.glance(name)
+    choice = auto.choose(seen, given)
     for line in choice.lines:
         say(line)
+    for doubt in seen.doubts():
+        warnings.warn(doubt, stacklevel=2)
     return {**choice.settings, "recipe": auto.NAME}
 
 

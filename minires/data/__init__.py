@@ -328,7 +328,7 @@ def glance(name_or_path: str | os.PathLike[str], *, seed: int = 0) -> Glance:
     ...     for i in range(10):
     ...         Image.new("RGB", (50, 40), (9 * i, 0, 0)).save(root / name / f"{i}.png")
     >>> found = glance(root)
-    >>> found.classes, found.per_class, found.shorter
+    >>> found.classes, found.counts["train"], found.shorter
     (('cat', 'dog'), (7, 6), 40)
     """
     name, glancer = _text(name_or_path), Glancer()

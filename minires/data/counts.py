@@ -6,7 +6,7 @@ names that differ in case alone, and pictures that are there twice in different 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -99,7 +99,7 @@ def summed_up(parts: dict[str, Dataset], looker: Looker, source: str) -> Survey:
     counts = {name: np.bincount(part.labels, minlength=len(classes)).tolist() for name, part in parts.items()}
     found = _twins(parts, looker) if looker.every == 1 else []
     sizes = sorted(looker.sizes, key=lambda size: (size[0] * size[1], size))
-    warnings = [*_warn_of_counts(classes, counts), *_warn_of_twins(found, len(looker.looks))]
+    warnings = [*of_counts(classes, counts), *_warn_of_twins(found, len(looker.looks))]
     if looker.every > 1:
         warnings.append(
             f"{sum(map(sum, counts.values())):,} pictures: looked at {len(looker.looks):,} of them, for "
@@ -127,7 +127,8 @@ def _others(group: list[int], seen: list[tuple[str, str, str]]) -> list[int]:
     return [place for place in first.values() if place != group[0]]
 
 
-def _warn_of_counts(classes: tuple[str, ...], counts: dict[str, list[int]]) -> list[str]:
+def of_counts(classes: Sequence[str], counts: Mapping[str, Sequence[int]]) -> list[str]:
+    """What is doubtful in how many pictures of each class each part has, in words."""
     found = []
     total = np.sum([*counts.values()], axis=0)
     train = counts.get("train")

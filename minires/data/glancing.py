@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from minires.data.counts import of_counts
 from minires.data.dataset import Splits
 from minires.data.pictures import look
 from minires.errors import DataError
@@ -20,18 +21,23 @@ LOOKED_AT = 40  # pictures of a part, of which the sizes are measured
 
 @dataclass(frozen=True)
 class Glance:
-    """What there is to train on: pictures of each class in the training part, and how many of each part.
+    """What there is to train on: for each of the parts train, val and test how many pictures of each class.
 
     ``shorter`` is the median of the shorter sides of some pictures, in pixels; 0 if none could be read.
     """
 
     name: str
     classes: tuple[str, ...]
-    per_class: tuple[int, ...]
-    train: int
-    val: int
-    test: int
+    counts: dict[str, tuple[int, ...]]
     shorter: int
+
+    def total(self, part: str) -> int:
+        """How many pictures a part has."""
+        return sum(self.counts[part])
+
+    def doubts(self) -> list[str]:
+        """What is doubtful in the numbers, in words, as ``data.survey`` warns of it."""
+        return of_counts(self.classes, self.counts)
 
 
 @dataclass
@@ -55,8 +61,8 @@ class Glancer:
         """What the parts have; of pictures in memory their own size counts."""
         train = splits.train
         sides = self.sides or [min(train.images.shape[1:3])]
-        counts = np.bincount(train.labels, minlength=len(train.classes)).tolist()
-        return Glance(
-            train.name, train.classes, tuple(counts), len(train), len(splits.val), len(splits.test),
-            int(np.median(sides)) if sides else 0,
-        )  # fmt: skip
+        counts = {
+            part: tuple(np.bincount(held.labels, minlength=len(train.classes)).tolist())
+            for part, held in (("train", train), ("val", splits.val), ("test", splits.test))
+        }
+        return Glance(train.name, train.classes, counts, int(np.median(sides)) if sides else 0)

@@ -5,8 +5,8 @@ What is chosen, and by what; each setting that is given stays as it is given, an
     start     the trained weights that are part of the package, ``starter``: some hundred pictures do not
               teach a network from the beginning what edges and textures are. Another model starts new.
     size      32 where the pictures are as small as those that the starter learnt from, else 64
-    steps     at least 400, however few the pictures are, and at least eight epochs; fewer of more than a
-              hundred thousand pictures
+    steps     at least 400, however few the pictures are, and at least eight epochs; fewer of more than
+              fifty thousand pictures
     batch     16, or 32 of 2,000 pictures and more
     augment   random boxes, mirrored or not, in other light: a few pictures are seen in many ways
     classes   balanced where the largest has twice the pictures of the smallest
@@ -26,7 +26,8 @@ from typing import Any
 
 from minires import models
 from minires.data import Glance
-from minires.errors import counted
+from minires.errors import counted, whole
+from minires.train.config import Config
 from minires.train.model_file import load_model
 from minires.train.starters import STARTER, path_of
 
@@ -56,31 +57,34 @@ def choose(seen: Glance, given: Mapping[str, Any] | None = None) -> Choice:
     model.
 
     >>> from minires.data import Glance
-    >>> chosen = choose(Glance("pets", ("cat", "dog"), (30, 29), 59, 16, 19, 480))
+    >>> counts = {"train": (30, 29), "val": (8, 8), "test": (10, 9)}
+    >>> chosen = choose(Glance("pets", ("cat", "dog"), counts, shorter=480))
     >>> chosen.settings["start_from"], chosen.settings["size"], chosen.settings["epochs"]
     ('starter', 64, 100)
     >>> print("\\n".join(chosen.lines))
     59 training pictures of 2 classes, 29 to 30 of each: resnet20_cifar from `starter`, at 64x64 (...)
     ...
     """
-    given = dict(given or {})
+    given, train = dict(given or {}), seen.total("train")
     settings = {**_start(seen, given), **given}
-    batch = settings.setdefault("batch_size", min(32 if seen.train >= MANY else 16, max(2, seen.train)))
-    settings.setdefault("drop_last", seen.train >= 2 * batch)
-    per_epoch = seen.train // batch if settings["drop_last"] else -(-seen.train // batch)
+    batch = settings.setdefault("batch_size", min(32 if train >= MANY else 16, max(2, train)))
+    whole("batch_size", batch)
+    settings.setdefault("drop_last", train >= 2 * batch)
+    per_epoch = max(1, train // batch if settings["drop_last"] else -(-train // batch))
     wanted = max(STEPS / per_epoch, min(EPOCHS, max(FEWEST_EPOCHS, MOST_STEPS / per_epoch)))
-    epochs = settings.setdefault("epochs", math.ceil(wanted))
+    settings.setdefault("epochs", math.ceil(wanted))
     settings.setdefault("optimizer", {"name": "adam", "lr": 1e-3})
     settings.setdefault("schedule", {"name": "one-cycle", "peak": 0.25})
     settings.setdefault("augment", AUGMENT)
     settings.setdefault("label_smoothing", 0.1)
     settings.setdefault("recalibrate", True)
     settings.setdefault("device", "auto")
-    low, high = min(seen.per_class), max(seen.per_class)
+    low, high = min(seen.counts["train"]), max(seen.counts["train"])
     settings.setdefault("balance", "sampler" if high >= UNEVEN * max(low, 1) else "none")
     validated = settings.get("train_on", "train") == "train"
-    settings.setdefault("keep", "best" if validated and seen.val >= MEANT else "none")
-    return Choice(settings, _lines(seen, settings, steps=epochs * per_epoch))
+    settings.setdefault("keep", "best" if validated and seen.total("val") >= MEANT else "none")
+    config = Config.from_dict(settings)  # what is given is checked before it is spoken of
+    return Choice(settings, _lines(seen, config, steps=config.epochs * per_epoch))
 
 
 def _start(seen: Glance, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,28 +107,27 @@ def _start(seen: Glance, given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _lines(seen: Glance, settings: Mapping[str, Any], *, steps: int) -> tuple[str, str, str]:
-    low, high = min(seen.per_class), max(seen.per_class)
+def _lines(seen: Glance, config: Config, *, steps: int) -> tuple[str, str, str]:
+    low, high = min(seen.counts["train"]), max(seen.counts["train"])
     each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-    start, size = settings["start_from"], settings.get("size") or models.entry(settings["model"]).size
-    pictures = counted(seen.train, "training picture")
+    start, size = config.start_from, config.size or models.entry(config.model).size
+    pictures = counted(seen.total("train"), "training picture")
     classes = counted(len(seen.classes), "class", "classes")
     first = (
         f"{pictures} of {classes}, {each} of each: "
-        f"{settings['model']}{f' from `{start}`' if start else ', from the beginning'}, at {size}x{size} "
+        f"{config.model}{f' from `{start}`' if start else ', from the beginning'}, at {size}x{size} "
         f"({'--model, --start-from, --size' if start else '--model, --size'} change that)"
     )
-    epochs = settings["epochs"]
     second = (
-        f"{counted(steps, 'step')} of {settings['batch_size']} pictures, {counted(epochs, 'epoch')}, as what "
-        f"counts is how often the weights are changed (--epochs, --batch-size, --lr)"
+        f"{counted(steps, 'step')} of {config.batch_size} pictures, {counted(config.epochs, 'epoch')}, as "
+        "what counts is how often the weights are changed (--epochs, --batch-size, --lr)"
     )
-    names = [one if isinstance(one, str) else one[0] for one in settings["augment"]]
+    names = [one if isinstance(one, str) else one[0] for one in config.augment]
     third = [f"each picture changed at random: {', '.join(names)}" if names else "pictures as they are"]
-    if settings["balance"] != "none":
-        third.append(f"classes are balanced ({settings['balance']})")
-    if settings["recalibrate"]:
-        third.append("running statistics are measured anew at the end")
-    if settings["keep"] == "best":
+    if config.balance != "none":
+        third.append(f"classes are balanced ({config.balance})")
+    if config.recalibrate:
+        third.append("running statistics are measured anew")
+    if config.keep == "best":
         third.append("the weights of the best epoch are kept")
     return first, second, f"{'; '.join(third)} (--set augment=[], --balance, --no-recalibrate, --keep)"

@@ -30,8 +30,10 @@ def fill(root, counts, size=(50, 30)):
 def test_the_parts_are_those_of_load(counts, tmp_path):
     seen, splits = data.glance(fill(tmp_path, counts)), data.load(tmp_path, size=8)
     assert seen.classes == splits.train.classes and seen.shorter == 30
-    assert list(seen.per_class) == np.bincount(splits.train.labels).tolist()
-    assert (seen.train, seen.val, seen.test) == (len(splits.train), len(splits.val), len(splits.test))
+    for part, counts in seen.counts.items():
+        held = getattr(splits, part)
+        assert list(counts) == np.bincount(held.labels, minlength=2).tolist()
+        assert seen.total(part) == len(held)
 
 
 def test_few_pictures_are_read_however_many_there_are(tmp_path, monkeypatch):
@@ -63,7 +65,7 @@ def test_signs_in_its_own_layout_are_known_at_a_path(tmp_path):
             name = f"{number % 6}_IMG_{number}.jpg"
             Image.new("RGB", (64, 64), (40 * number, 0, 0)).save(tmp_path / folder / name)
     seen = data.glance(tmp_path)
-    assert (seen.train, seen.val, seen.test, seen.shorter) == (6, 3, 2, 64)
+    assert [seen.total(part) for part in ("train", "val", "test")] == [6, 3, 2] and seen.shorter == 64
 
 
 def test_what_is_no_data_set_is_refused_as_by_load(tmp_path):

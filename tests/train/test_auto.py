@@ -15,7 +15,8 @@ from minires.train.schedules import Schedule
 
 def seen(*per_class, shorter=400, val=0, test=20):
     names = tuple(f"class{k}" for k in range(len(per_class)))
-    return Glance("photos", names, per_class, sum(per_class), val, test, shorter)
+    counts = {"train": per_class, "val": (val,) + (0,) * (len(names) - 1), "test": (test,) * len(names)}
+    return Glance("photos", names, counts, shorter)
 
 
 def chosen(glance, **given):
@@ -32,7 +33,7 @@ def steps(settings, pictures):
 def test_every_choice_is_a_configuration_that_can_run(counts):
     glance = seen(*counts, val=sum(counts) // 4)
     config = Config.from_dict(auto.choose(glance).settings)
-    assert 1 < config.batch_size <= max(2, glance.train)
+    assert 1 < config.batch_size <= max(2, glance.total("train"))
     optimizer = optim.build(config.optimizer, [Tensor(np.zeros(2), requires_grad=True)])
     Schedule(config.schedule, lr=optimizer.lr, total_steps=10)
     data.build(config.augment)
@@ -85,10 +86,14 @@ def test_another_model_starts_from_the_beginning():
     settings = chosen(seen(20, 20), model="resnet18")
     assert settings["start_from"] is None and settings.get("size") is None
     assert chosen(seen(20, 20), start_from=None)["model"] == "resnet20_cifar"
-    with pytest.raises(ConfigError, match="Did you mean 'resnet18'"):
+    with pytest.raises(ConfigError, match="unknown model 'resnet81'"):
         chosen(seen(20, 20), model="resnet81")
     with pytest.raises(CheckpointError, match="nothing.safetensors does not exist"):
         chosen(seen(20, 20), start_from="nothing.safetensors")
+    wrong = {"batch_size": [0, "x"], "epochs": [0], "augment": [["flop"]], "size": ["x"]}
+    for name, value in [(name, value) for name, values in wrong.items() for value in values]:
+        with pytest.raises(ConfigError, match=name):
+            chosen(seen(20, 20), **{name: value})
 
 
 def test_three_lines_say_what_and_why():

@@ -20,7 +20,7 @@ from typing import Any, Never
 import numpy as np
 
 from minires import backend, data, models, optim
-from minires.errors import CheckpointError, ConfigError, MiniresError, counted
+from minires.errors import ConfigError, MiniresError, counted
 from minires.interrupt import Interrupted, StopWish, status
 from minires.nn.module import Module
 from minires.nn.restored import modes
@@ -41,7 +41,7 @@ from minires.train import (
     state,
     steps,
 )
-from minires.train.checkpoint import Checkpoints, Damaged, Misfit
+from minires.train.checkpoint import Checkpoints
 from minires.train.config import Config
 from minires.train.ema import EMA
 from minires.train.evaluation import Evaluation, evaluate
@@ -235,17 +235,9 @@ class Trainer:
             self.say(f"all {self.progress.step} steps are done; testing again")
         elif self.progress.step:
             self.say(f"continuing after step {self.progress.step}, in epoch {self.progress.epoch + 1}")
-        if left_out := report.left_out(config, self.train_set):
-            self.say(
-                f"each epoch leaves out {left_out} of the {len(self.train_set)} training pictures, others "
-                f"each time, which make no whole batch of {config.batch_size} (drop_last)"
-            )
-        if config.batch_size > len(self.train_set):
-            self.say(
-                f"batch_size is {config.batch_size}, and there are {len(self.train_set)} training pictures: "
-                "each epoch is one step, on all of them"
-            )
-        per_epoch = len(self.train_set) - left_out
+        for line in report.batches(config, self.train_set):
+            self.say(line)
+        per_epoch = len(self.train_set) - report.left_out(config, self.train_set)
         with StopWish() as stop, audience.bar(
             self._show,
             total=config.epochs * per_epoch, initial=self.progress.epoch * per_epoch + self.progress.pictures,
@@ -402,20 +394,10 @@ class Trainer:
     def _take(self, path: Path, groups: Mapping[str, Any], info: Mapping[str, Any]) -> None:
         """Continue from what a checkpoint holds."""
         self._check_belongs(path, info)
-        try:
-            self.model.load_state_dict(groups.get("model", {}))
-            self.optimizer.load_state_dict(groups.get("optimizer", {}))
-            if self.ema:
-                self.ema.load_state_dict(groups.get("ema", {}))
-            self.model.load_random_states(info["random"])
-        except CheckpointError as error:
-            raise Misfit(f"{path} is of another model: {error}") from error
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise Damaged(f"{path} does not hold the state of this run: {error}") from error
-        try:
-            self.schedule.load_state_dict(info["schedule"])
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise Damaged(f"{path} does not hold the state of its schedule: {error}") from error
+        state.load(
+            path, groups, info, model=self.model, optimizer=self.optimizer, ema=self.ema,
+            schedule=self.schedule,
+        )  # fmt: skip
         if info["threads"] != backend.threads():
             warnings.warn(
                 f"the run used {info['threads']} threads and continues with {backend.threads()}: sums are "
@@ -458,6 +440,8 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         """Test the weights that are kept, and write them, then all figures, then the summary; only when that
         is on the disk the checkpoints go."""
+        if self.config.keep == "best" and (row := best.best(self.history)):
+            self.say(f"the weights of epoch {row['epoch']}, the best by validation, are tested and kept")
         tested = ending.test(self, self._kept())
         self._tick()
         self._figures.last(self.splits.test, tested.test.probabilities)

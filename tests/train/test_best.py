@@ -92,8 +92,10 @@ def test_patience_counts_the_epochs_since_the_best():
 @pytest.mark.parametrize("recalibrates", [False, True])
 def test_the_weights_of_the_best_epoch_are_tested_and_kept(ema, recalibrates, tmp_path):
     out, changes = tmp_path / "run", {"keep": "best", "ema": ema, "recalibrate": recalibrates}
-    run = run_of(out, **changes)
+    said: list[str] = []
+    run = run_of(out, said=said, **changes)
     summary = run.run()
+    assert "the weights of epoch 3, the best by validation, are tested and kept" in said
     own = run.model.state_dict()
     assert (summary["best_epoch"], summary["kept_epoch"], summary["epochs_done"]) == (3, 3, 5)
     assert names(out) == []

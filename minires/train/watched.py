@@ -35,7 +35,10 @@ from minires.train.telling import Pace
 
 FORMAT = 1
 PICTURES = 8  # in the batch that is looked at
-COST = 3  # how many times such a batch costs more than one of as many pictures in training
+COST = {  # of a look, in pictures that could be trained on meanwhile
+    "cpu": 3 * PICTURES,  # the model itself, beside a plan
+    "cuda": 2000,  # some thousand launches and answers that are waited for, beside a captured step
+}
 SHARE = 0.03  # of the time of the epochs, at most
 EPOCHS = 200  # that are looked at in a run, at most
 CELLS = 2000  # of a confusion table that are kept: the largest
@@ -63,18 +66,19 @@ PROGRESS_KIND = record(
 )  # fmt: skip
 
 
-def every(pictures: int, epochs: int) -> int:
+def every(pictures: int, epochs: int, device: str = "cpu") -> int:
     """Each how manieth epoch is looked at: so that it takes a small share of their time.
 
     >>> every(pictures=45_000, epochs=20), every(pictures=45_000, epochs=500), every(pictures=80, epochs=20)
     (1, 3, 10)
     """
-    return max(1, math.ceil(COST * PICTURES / (SHARE * pictures)), math.ceil(epochs / EPOCHS))
+    cost = COST["cpu" if device == "cpu" else "cuda"]
+    return max(1, math.ceil(cost / (SHARE * pictures)), math.ceil(epochs / EPOCHS))
 
 
-def is_due(epoch: int, pictures: int, epochs: int) -> bool:
+def is_due(epoch: int, pictures: int, epochs: int, device: str = "cpu") -> bool:
     """Whether an epoch, counted from 1, is looked at: each so manieth one, the first and the last."""
-    return epoch in (1, epochs) or epoch % every(pictures, epochs) == 0
+    return epoch in (1, epochs) or epoch % every(pictures, epochs, device) == 0
 
 
 class Watch(Observer):
@@ -145,7 +149,8 @@ class Watch(Observer):
     # ------------------------------------------------------------------------------------------- what is seen
 
     def _is_due(self, run: Run, epoch: int) -> bool:
-        return is_due(epoch, len(run.train_set), run.config.epochs)
+        device = next(run.model.parameters()).device
+        return is_due(epoch, len(run.train_set), run.config.epochs, device)
 
     def _copy_before_last(self, run: Run) -> None:
         """Keep the weights if the next step is the last one of an epoch that is looked at."""

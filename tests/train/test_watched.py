@@ -166,7 +166,8 @@ def test_how_often_follows_from_counts_alone_and_costs_little():
     assert 200 <= len(due(50_000, 1999)) <= 202
     for pictures in (50, 93, 864, 50_000):
         every = watched.every(pictures, 20)
-        assert watched.COST * watched.PICTURES / (every * pictures) <= watched.SHARE
+        assert watched.COST["cpu"] / (every * pictures) <= watched.SHARE
+    assert watched.every(864, 20, "cuda:1") > 50 and watched.every(10**6, 90, "cuda:0") == 1
 
 
 def test_the_samples_are_the_first_pictures_of_the_run_as_its_model_gets_them(tmp_path):

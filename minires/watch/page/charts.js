@@ -20,14 +20,15 @@ function ticks(least, most, count) {
   return found;
 }
 
-/** Powers of ten, or a few of them. */
+/** Powers of ten, some of them where they are many; where they are few, numbers between them, too. */
 function powers(least, most) {
   const [from, to] = [Math.floor(Math.log10(least)), Math.ceil(Math.log10(most))];
   const step = Math.max(1, Math.ceil((to - from) / 5));
   const found = [];
   for (let power = from; power <= to; power += step) found.push(10 ** power);
-  const few = found.filter((one) => one >= least && one <= most).length < 2;
-  return few ? found.flatMap((one) => [one, 2 * one, 5 * one]) : found;
+  const between = (marks) => marks.filter((one) => one >= least && one <= most).length > 1;
+  const more = found.flatMap((one) => [one, 2 * one, 5 * one]);
+  return [found, more].find(between) ?? ticks(least, most, 4);
 }
 
 /**

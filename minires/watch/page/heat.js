@@ -42,7 +42,7 @@ function paint(canvas, rows, shade) {
  * `point(row, column)` while the pointer is over it, both null when it leaves.
  */
 export function heat(host, names, rows, { scale, chosen, choose, point, ends, label }) {
-  const high = Math.max(9, Math.min(24, Math.floor(520 / names.length)));
+  const high = Math.max(14, Math.min(24, Math.floor(520 / names.length)));
   const canvas = make("canvas", { role: "img", "aria-label": label });
   paint(canvas, rows, scale.colour);
   canvas.style.height = `${high * names.length}px`;

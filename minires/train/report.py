@@ -71,6 +71,22 @@ def of_stream(train_set: Dataset, *, measured: bool) -> list[str]:
     return said
 
 
+def batches(config: Config, train_set: Dataset) -> list[str]:
+    """What is special about the batches of an epoch, in words."""
+    found, count = [], len(train_set)
+    if left := left_out(config, train_set):
+        found.append(
+            f"each epoch leaves out {left} of the {count} training pictures, others "
+            f"each time, which make no whole batch of {config.batch_size} (drop_last)"
+        )
+    if config.batch_size > count:
+        found.append(
+            f"batch_size is {config.batch_size}, and there are {count} training pictures: "
+            "each epoch is one step, on all of them"
+        )
+    return found
+
+
 def left_out(config: Config, train_set: Dataset) -> int:
     """How many training pictures make no whole batch, and are left out of an epoch."""
     return len(train_set) % config.batch_size if config.drop_last else 0

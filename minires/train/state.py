@@ -12,9 +12,12 @@ import numpy as np
 
 from minires import data
 from minires.errors import CheckpointError, ConfigError
+from minires.nn.module import Module
+from minires.optim import Optimizer
 from minires.train import checkpoint
-from minires.train.checkpoint import Damaged
+from minires.train.checkpoint import Damaged, Misfit
 from minires.train.config import Config
+from minires.train.ema import EMA
 from minires.train.evaluation import Evaluation
 from minires.train.fields import (
     Optional,
@@ -29,6 +32,7 @@ from minires.train.fields import (
     text,
 )
 from minires.train.run_folder import COLUMNS, finite
+from minires.train.schedules import Schedule
 
 # Settings that may change when a run is continued.
 FREE = ("device", "plan", "checkpoint_every", "keep", "cache")
@@ -127,6 +131,36 @@ def belongs(
             f"and figures of {len(info['history'])} epochs do not agree, with {config.epochs} epochs of "
             f"{batches} batches"
         )
+
+
+def load(
+    path: Any,
+    groups: Mapping[str, Any],
+    info: Mapping[str, Any],
+    *,
+    model: Module,
+    optimizer: Optimizer,
+    ema: EMA | None,
+    schedule: Schedule,
+) -> None:
+    """Give all of these the state that a checkpoint holds.
+
+    Raises: Misfit if it is one of another model; Damaged if it holds no state of these.
+    """
+    try:
+        model.load_state_dict(groups.get("model", {}))
+        optimizer.load_state_dict(groups.get("optimizer", {}))
+        if ema:
+            ema.load_state_dict(groups.get("ema", {}))
+        model.load_random_states(info["random"])
+    except CheckpointError as error:
+        raise Misfit(f"{path} is of another model: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise Damaged(f"{path} does not hold the state of this run: {error}") from error
+    try:
+        schedule.load_state_dict(info["schedule"])
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise Damaged(f"{path} does not hold the state of its schedule: {error}") from error
 
 
 def same_data(path: Any, held: Mapping[str, Any], fingerprint: Mapping[str, Any], source: str) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minires import backend, data, models, optim
-from minires.errors import CheckpointError, ConfigError, MiniresError, counted
+from minires.errors import ConfigError, MiniresError, counted
 from minires.interrupt import Interrupted, StopWish, status
 from minires.nn.module import Module
 from minires.nn.restored import modes
@@ -40,7 +40,7 @@ from minires.train import (
     state,
     steps,
 )
-from minires.train.checkpoint import Checkpoints, Damaged, Misfit
+from minires.train.checkpoint import Checkpoints
 from minires.train.config import Config
 from minires.train.ema import EMA
 from minires.train.evaluation import Evaluation, evaluate
@@ -255,17 +255,9 @@ class Trainer:
             self.say(f"all {self.progress.step} steps are done; testing again")
         elif self.progress.step:
             self.say(f"continuing after step {self.progress.step}, in epoch {self.progress.epoch + 1}")
-        if left_out := report.left_out(config, self.train_set):
-            self.say(
-                f"each epoch leaves out {left_out} of the {len(self.train_set)} training pictures, others "
-                f"each time, which make no whole batch of {config.batch_size} (drop_last)"
-            )
-        if config.batch_size > len(self.train_set):
-            self.say(
-                f"batch_size is {config.batch_size}, and there are {len(self.train_set)} training pictures: "
-                "each epoch is one step, on all of them"
-            )
-        per_epoch = len(self.train_set) - left_out
+        for line in report.batches(config, self.train_set):
+            self.say(line)
+        per_epoch = len(self.train_set) - report.left_out(config, self.train_set)
         hidden = True if sys.stderr is None else None if self._show is None else not self._show
         with StopWish() as stop, tqdm(
             file=Stream(sys.stderr),
@@ -424,20 +416,10 @@ class Trainer:
         """Continue from what a checkpoint holds."""
         self._mended = state.mended(info)
         self._check_belongs(path, info)
-        try:
-            self.model.load_state_dict(groups.get("model", {}))
-            self.optimizer.load_state_dict(groups.get("optimizer", {}))
-            if self.ema:
-                self.ema.load_state_dict(groups.get("ema", {}))
-            self.model.load_random_states(info["random"])
-        except CheckpointError as error:
-            raise Misfit(f"{path} is of another model: {error}") from error
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise Damaged(f"{path} does not hold the state of this run: {error}") from error
-        try:
-            self.schedule.load_state_dict(info["schedule"])
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise Damaged(f"{path} does not hold the state of its schedule: {error}") from error
+        state.load(
+            path, groups, info, model=self.model, optimizer=self.optimizer, ema=self.ema,
+            schedule=self.schedule,
+        )  # fmt: skip
         if info["threads"] != backend.threads():
             warnings.warn(
                 f"the run used {info['threads']} threads and continues with {backend.threads()}: sums are "

@@ -51,7 +51,8 @@ def train(pictures: Path, out: Path, caches: Path) -> float:
     """One run of the program; how long it took. ``caches`` is empty if it is to be the first."""
     first = not caches.exists()
     kept = {"NUMBA_CACHE_DIR": str(caches / "numba"), "MPLCONFIGDIR": str(caches / "matplotlib")}
-    command = [sys.executable, "-m", "minires", "train", "--data", str(pictures), "--epochs", "1"]
+    command = [sys.executable, "-m", "minires", "train", "--data", str(pictures), "--recipe", "default"]
+    command += ["--epochs", "1"]
     start = time.perf_counter()
     done = subprocess.run(
         [*command, "--out", str(out)], env={**machine.without_pins(), **kept}, check=True,

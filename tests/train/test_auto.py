@@ -90,7 +90,7 @@ def test_another_model_starts_from_the_beginning():
         chosen(seen(20, 20), model="resnet81")
     with pytest.raises(CheckpointError, match="nothing.safetensors does not exist"):
         chosen(seen(20, 20), start_from="nothing.safetensors")
-    wrong = {"batch_size": [0, "x"], "epochs": [0], "augment": [["flop"]], "size": ["x"]}
+    wrong = {"batch_size": [0, "x"], "epochs": [0], "augment": ["flip"], "size": ["x"]}
     for name, value in [(name, value) for name, values in wrong.items() for value in values]:
         with pytest.raises(ConfigError, match=name):
             chosen(seen(20, 20), **{name: value})

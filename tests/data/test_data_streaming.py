@@ -151,8 +151,8 @@ def test_a_set_streams_by_itself_where_it_is_large(root, monkeypatch):
 
 
 def test_all_parts_of_a_set_stream_or_none(tmp_path, monkeypatch):
-    parts = {f"{part}/{name}": content for part in ("train", "val", "test") for name, content in FILES.items()}
-    path = write(tmp_path / "set", parts)
+    for part in ("train", "val", "test"):
+        path = write(tmp_path / "set", {f"{part}/{name}": content for name, content in FILES.items()})
     monkeypatch.setattr(opening, "STREAM_FROM", 120 * 16 * 16 * 3 - 1)
     splits = data.load(path, size=16)
     assert all(isinstance(part.images, Stream) for part in (splits.train, splits.val, splits.test))

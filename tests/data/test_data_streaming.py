@@ -150,6 +150,17 @@ def test_a_set_streams_by_itself_where_it_is_large(root, monkeypatch):
     assert isinstance(data.load(root, size=16).test.images, Stream)
 
 
+def test_all_parts_of_a_set_stream_or_none(tmp_path, monkeypatch):
+    for part in ("train", "val", "test"):
+        path = write(tmp_path / "set", {f"{part}/{name}": content for name, content in FILES.items()})
+    monkeypatch.setattr(opening, "STREAM_FROM", 120 * 16 * 16 * 3 - 1)
+    splits = data.load(path, size=16)
+    assert all(isinstance(part.images, Stream) for part in (splits.train, splits.val, splits.test))
+    assert isinstance(data.load_part(path, "val", size=16).pictures.images, Stream)
+    monkeypatch.setattr(opening, "STREAM_FROM", 120 * 16 * 16 * 3)
+    assert isinstance(data.load(path, size=16).train.images, np.ndarray)
+
+
 def test_what_was_too_large_for_memory_streams_unless_memory_is_asked_for(root, monkeypatch):
     for room in (opening, pictures):
         monkeypatch.setattr(room, "memory", lambda: 20_000)

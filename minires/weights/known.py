@@ -26,6 +26,7 @@ from minires.data import Normalize, cache
 from minires.errors import ConfigError
 from minires.models import entry
 from minires.registry import Registry
+from minires.train import starters
 from minires.weights.sources import SOURCES
 
 WHOLE = 64  # digits of a SHA-256
@@ -117,6 +118,12 @@ _ROSS = "rwightman/pytorch-image-models/releases/download"
 _GLUON = "rwightman/pytorch-pretrained-gluonresnet/releases/download/v0.1"
 
 KNOWN: Registry[Known] = Registry("weight file", {
+    "starter": Known(
+        model="resnet20_cifar", file="starter.safetensors", trained_on="CIFAR-10", mib=0.605,
+        sha256="56ca551cb237d1717af75f5d99adc9953dc9bfb0364b3980297247c2c113f7fc",
+        accuracy=86.83, measured="test, 32x32, JPEG; benchmarks/results/starter.json", licence="MIT",
+        variant={"widths": [24, 48, 96]},
+    ),
     "resnet20_cifar-akamaster": _akamaster("resnet20_cifar", "resnet20-12fca82f.th", 8.27, 1099231,
         "12fca82f0bebc4135bf1f32f6e3710e61d5108578464b84fd6d7f5c1b04036c8"),
     "resnet32_cifar-akamaster": _akamaster("resnet32_cifar", "resnet32-d509ac18.th", 7.37, 1890043,
@@ -208,7 +215,7 @@ def place_of(name: str) -> Path:
     Raises: ConfigError, with the nearest name, if it is not known.
     """
     one = KNOWN.find(name)
-    return Path(__file__).parent / one.file if one.packaged else cache() / "weights" / f"{name}.safetensors"
+    return Path(starters.path_of(name)) if one.packaged else cache() / "weights" / f"{name}.safetensors"
 
 
 def path_of(text: str | os.PathLike[str]) -> str:

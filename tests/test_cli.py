@@ -164,7 +164,7 @@ def test_resnet50_is_trained_interrupted_resumed_tested_and_used(
     make_pictures(tmp_path / "colours", 12)
     environment = clean_environment(tmp_path)
     minires_ = [sys.executable, "-m", "minires"]
-    start = ["train", "--data", "colours", "--size", "36", "--epochs", "2"]
+    start = ["train", "--data", "colours", "--recipe", "default", "--size", "36", "--epochs", "2"]
     with subprocess.Popen(
         [*minires_, *start], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
@@ -213,11 +213,15 @@ def test_resnet50_is_trained_interrupted_resumed_tested_and_used(
 def test_a_run_says_what_it_did_and_what_to_do_next(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_pictures(place / "my colours")
     arguments = ("train", "--data", "my colours", "--model", "tiny", "--batch-size", "4", "--epochs", "1")
-    status, out, _ = call(capsys, *arguments)
+    status, out, err = call(capsys, *arguments)
     lines = out.splitlines()
     assert status == 0 and lines[0] == "Training on my colours, as asked for with --data"
-    assert lines[1].startswith("tiny on my colours (") and "recipe default, 1 epoch, seed 0" in lines[1]
-    folder = Path("runs/my-colours-default-1")
+    assert lines[1].startswith("19 training pictures of 3 classes, 6 to 7 of each: tiny, from the beginning")
+    assert lines[2].startswith("4 steps of 4 pictures, 1 epoch") and "(--epochs, --batch-size" in lines[2]
+    assert lines[3].startswith("each picture changed at random: crop, flip, jitter; running statistics")
+    assert "warning: few pictures: 19 to train 3 classes" in err
+    assert lines[4].startswith("tiny on my colours (") and "recipe auto, 1 epoch, seed 0" in lines[4]
+    folder = Path("runs/my-colours-auto-1")
     assert any(line.startswith("test accuracy ") for line in lines)
     look = next(line for line in lines if line.startswith("Look at "))
     assert all(name in look for name in PICTURES)
@@ -228,7 +232,7 @@ def test_a_run_says_what_it_did_and_what_to_do_next(place: Path, capsys: pytest.
     assert summary["dataset"] == "my colours" and summary["model"] == "tiny"
     # A second run gets a folder of its own.
     assert call(capsys, *arguments)[0] == 0
-    assert Path("runs/my-colours-default-2/summary.json").is_file()
+    assert Path("runs/my-colours-auto-2/summary.json").is_file()
 
 
 @pytest.mark.parametrize("given", [[], ["--drop-last"]])
@@ -844,7 +848,7 @@ def test_shards_are_trained_on_and_found_again(place: Path, capsys: pytest.Captu
                 archive.add(place / "label", f"{number}.cls")
     options = ("--data", "set-{00..02}.tar", "--model", "tiny", "--epochs", "1", "--out", "run")
     status, out, err = call(capsys, "train", *options)
-    assert status == 0 and "19 training, 5 validation, 6 test pictures" in out and not err
+    assert status == 0 and "19 training, 5 validation, 6 test pictures" in out and "error" not in err
     status, out, err = call(capsys, "evaluate", "run")
     assert status == 0 and "of 6 right" in out
     assert "all of 30 pictures can be read" in call(capsys, "data", "set-{00..02}.tar", "--check")[1]

@@ -56,7 +56,7 @@ comes when the terminal is closed.
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     from minires import data
-    from minires.train import Config, auto, recipes
+    from minires.train import Config, recipes
 
     usual = Config.data
 
@@ -68,9 +68,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
            f"{usual} if found, else {data.entry(usual).stand_in})")  # fmt: skip
     option("--model", "NAME", "the model (default: that of the recipe)")
     variant_option(parser)
-    option("--recipe", "NAME", f"settings that belong together: {', '.join((auto.NAME, *recipes.names()))}; "
-           "the options below change single ones (default: auto, which looks at the pictures, for those at a "
-           "path, else default)")  # fmt: skip
+    option("--recipe", "NAME", f"settings that belong together: {', '.join(recipes.names())}; or auto, which "
+           "looks at the pictures and chooses; the options below change single ones (default: auto for "
+           "pictures at a path, else default)")  # fmt: skip
     option("--epochs", "N", "how many times to go through the pictures", int)
     option("--batch-size", "N", "pictures per step", int)
     option("--accumulate", "N", "let each batch go through the model in N parts, which takes less memory: "
@@ -177,6 +177,7 @@ def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer
     from minires import models
     from minires.train import Config, TensorBoard, Trainer, auto
 
+    observers = [TensorBoard()] if options.tensorboard else []
     settings = given_settings.read(options.set)
     settings = given_settings.as_options(options, settings, ("data", "recipe", "start_from", *SETTINGS))
     recipe = options.recipe or _usual_recipe(options.data)
@@ -198,7 +199,6 @@ def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer
     ]
     base = given_settings.made(given_settings.applied(before, settings, own), settings, before)
     models.entry(base.model)
-    observers = [TensorBoard()] if options.tensorboard else []
     config = replace(base, data=name)
     trainer = Trainer(config, options.out or _new_folders(name, recipe), say=say, observers=observers)
     if is_stand_in:

@@ -76,6 +76,9 @@ class Loader:
         self.drop_last = drop_last
         self.balanced = bool(balanced)
         self._first, self._then = begun_by(augment)
+        if isinstance(images := dataset.images, Stream) and images.files.pixels is not None:
+            if not needs_stream(augment):  # it works on squares, too, which a cache has
+                self._first, self._then = None, augment
         if isinstance(dataset.images, Stream):
             _check_first(self._first, dataset.images)
         elif needs_stream(augment):

@@ -35,6 +35,6 @@ def path_of(name_or_path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     >>> Path(path_of("starter")).name
     'starter.safetensors'
     """
-    if name_or_path in _FILES:
-        return Path(str(resources.files("minires.train") / _FILES[str(name_or_path)]))
+    if isinstance(name_or_path, str) and name_or_path in _FILES:
+        return Path(str(resources.files("minires.train") / _FILES[name_or_path]))
     return name_or_path

@@ -42,7 +42,10 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-BASE = ["train", "--data", "pictures", "--model", "tiny", "--batch-size", "4", "--epochs", "1"]
+BASE = [
+    "train", "--data", "pictures", "--model", "tiny", "--recipe", "default", "--batch-size", "4",
+    "--epochs", "1",
+]  # fmt: skip
 
 
 def config_of(capsys, *arguments, base=tuple(BASE)):
@@ -87,7 +90,8 @@ VALUES = {
     "recalibrate": (True, "--recalibrate"), "patience": (1, "--patience"), "seed": (3, "--seed"),
     "device": ("auto", "--device"), "precision": ("bf16", "--precision"),
     "start_from": (None, None), "freeze": (["conv"], None), "plan": (False, "--no-plan"),
-    "checkpoint_every": (7, None), "keep": ("best", "--keep"),
+    "checkpoint_every": (7, None), "keep": ("best", "--keep"), "watch": (False, "--no-watch"),
+    "stream": (True, "--stream"), "draft": (True, "--draft"), "cache": ("pixels", "--cache"),
 }  # fmt: skip
 
 

@@ -93,7 +93,7 @@ def test_two_at_once_get_two_numbers_and_one_folder_is_for_one(place):
     ]
     ended = [(one.communicate(timeout=120), one.returncode) for one in several]
     assert [status for _, status in ended[:2]] == [0, 0], ended
-    assert names("runs") == ["pictures-default-1", "pictures-default-2"]
+    assert names("runs") == ["pictures-auto-1", "pictures-auto-2"]
     assert all(names(folder) == END for folder in (*Path("runs").iterdir(), Path("run")))
     assert sorted(status for _, status in ended[2:]) in ([0, 1], [0, 2]), ended
     (_, err), status = max(ended[2:], key=lambda one: one[1])
@@ -198,6 +198,7 @@ def test_a_run_that_cannot_begin_eats_no_number(place, capsys, monkeypatch, regi
     monkeypatch.syspath_prepend(place)
     monkeypatch.delitem(sys.modules, "tiny_of_mine", raising=False)
     nothing, here = ["--data", "nothing/here"], ["--data", "pictures"]
-    for wrong in (nothing, [*here, "--freeze", "nothing"], [*here, "--out", "a/b/c", "--batch-size", "999"]):
+    none_whole = [*here, "--out", "a/b/c", "--batch-size", "999", "--drop-last"]
+    for wrong in (nothing, [*here, "--freeze", "nothing"], none_whole):
         refused(capsys, 2 if wrong[1] == "pictures" else 1, "train", "--model", "tiny", *wrong)
         assert not Path("runs").exists() and not Path("a").exists()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, NoReturn
@@ -17,6 +17,7 @@ from minires.data.streaming import Stream
 from minires.errors import ConfigError, as_seed, as_whole, truth, whole
 
 Pair = tuple[NDArray[np.float32], NDArray[np.int64]]
+Batches = Generator[Pair, None, None]
 
 
 class Loader:
@@ -95,7 +96,7 @@ class Loader:
     def __iter__(self) -> NoReturn:
         raise ConfigError("a loader gives the batches of one epoch: for x, y in loader.epoch(0)")
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Pair]:
+    def epoch(self, epoch: int, start: int = 0) -> Batches:
         """Iterate over the batches start, start+1, ... of an epoch.
 
         The next batch is prepared in a thread while the caller works on this one, or several of a stream in
@@ -111,7 +112,7 @@ class Loader:
             )
         return self._batches(of, first)
 
-    def _batches(self, epoch: int, start: int) -> Iterator[Pair]:
+    def _batches(self, epoch: int, start: int) -> Batches:
         if start == len(self):
             return
         order, rng = np.arange(len(self.dataset)), np.random.default_rng([self.seed, epoch])

@@ -4,6 +4,8 @@ What is chosen, and by what; each setting that is given stays as it is given, an
 
     start     the trained weights that are part of the package, ``starter``: some hundred pictures do not
               teach a network from the beginning what edges and textures are. Another model starts new.
+    head      the new last layer begins where it fits what the others say of the pictures, so that it does not
+              spoil them in its first steps
     size      32 where the pictures are as small as those that the starter learnt from, else 64
     steps     at least 400, however few the pictures are, and at least eight epochs; fewer of more than
               fifty thousand pictures
@@ -104,6 +106,7 @@ def _start(seen: Glance, given: Mapping[str, Any]) -> dict[str, Any]:
         "size": size,
         "normalize": {"mean": list(trained.normalize.mean), "std": list(trained.normalize.std)},
         "start_from": start,
+        "fit_head": True,
     }
 
 

@@ -33,6 +33,7 @@ from minires.train import (
     continuing,
     ending,
     finetune,
+    linear_probe,
     model_file,
     planned,
     report,
@@ -153,6 +154,7 @@ class Trainer:
                 self.variant = {**models.entry(config.model).fitted(size), **self.variant}
             classes = len(self.train_set.classes)
             model = models.build(config.model, classes=classes, seed=config.seed, **self.variant)
+        new: list[str] = []
         if config.start_from and not (resume and Checkpoints(self.out).paths()):
             new = finetune.start_from(model, config.start_from, classes=self.train_set.classes)
             self.say(f"starting from {config.start_from}; new: {', '.join(new) or 'nothing'}")
@@ -165,6 +167,8 @@ class Trainer:
             self.say(f"precision 'bf16' is {slow}")
         self.activations = backend.activations(config.precision)
         self.model = model.to(self.device)
+        if new and config.fit_head:
+            self.say(linear_probe.fit_to(self.model, self.loader))
         checks.batches_of_one(
             self.model, self.loader, activations=self.activations, accumulate=config.accumulate
         )
@@ -285,7 +289,7 @@ class Trainer:
         config, progress = self.config, self.progress
         bar.set_description_str(f"epoch {progress.epoch + 1}/{config.epochs}")
         batches = self.loader.epoch(progress.epoch, progress.batch)
-        with modes(self.model, training=True), closing(batches):  # type: ignore[type-var]
+        with modes(self.model, training=True), closing(batches):
             for x, y in batches:
                 self._step(x, y)
                 progress.epoch_seconds += self._tick()

@@ -216,7 +216,7 @@ def write_samples(run: Run) -> dict[str, Any] | None:
     """Write the first training pictures of the run, as its model gets them, as one PNG in rows; the names of
     their classes."""
     found: list[tuple[Any, Any]] = []
-    with closing(run.loader.epoch(0, 0)) as batches:  # type: ignore[type-var]
+    with closing(run.loader.epoch(0, 0)) as batches:
         for x, y in batches:
             found.append((x, y))
             if sum(len(labels) for _, labels in found) >= SAMPLES:

@@ -91,7 +91,8 @@ VALUES = {
     "device": ("auto", "--device"), "precision": ("bf16", "--precision"),
     "start_from": (None, None), "freeze": (["conv"], None), "plan": (False, "--no-plan"),
     "checkpoint_every": (7, None), "keep": ("best", "--keep"), "watch": (False, "--no-watch"),
-    "fit_head": (True, None), "stream": (True, "--stream"), "draft": (True, "--draft"), "cache": ("pixels", "--cache"),
+    "stream": (True, "--stream"), "draft": (True, "--draft"), "cache": ("pixels", "--cache"),
+    "fit_head": (True, None),
 }  # fmt: skip
 
 

@@ -146,7 +146,7 @@ def test_the_command_line_imports_a_module_of_the_users_first(tmp_path: Path) ->
 
     hints = minires("train", "--recipe", "own_recipe", "--out", "told").stdout.partition("Next:")[2]
     commands = [line.split("  ")[1] for line in hints.splitlines() if line]
-    assert len(commands) == 5
+    assert len(commands) == 6
     assert all(command.startswith("minires --import own_things ") for command in commands)
     assert minires(*commands[-1].split()[3:]).returncode == 0  # its summary
 

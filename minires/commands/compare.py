@@ -44,7 +44,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from minires import backend
-    from minires.inspect import compare_runs, disagreement
+    from minires.inspect.disagreements import disagreement
+    from minires.inspect.runs import compare_runs
     from minires.inspect.runs_drawing import check_out
     from minires.train import continuing
 

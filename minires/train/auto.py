@@ -62,7 +62,7 @@ def choose(seen: Glance, given: Mapping[str, Any] | None = None) -> Choice:
     >>> counts = {"train": (30, 29), "val": (8, 8), "test": (10, 9)}
     >>> chosen = choose(Glance("pets", ("cat", "dog"), counts, shorter=480))
     >>> chosen.settings["start_from"], chosen.settings["size"], chosen.settings["epochs"]
-    ('starter', 64, 100)
+    ('starter', 64, 134)
     >>> print("\\n".join(chosen.lines))
     59 training pictures of 2 classes, 29 to 30 of each: resnet20_cifar from `starter`, at 64x64 (...)
     ...

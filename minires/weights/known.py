@@ -215,7 +215,9 @@ def place_of(name: str) -> Path:
     Raises: ConfigError, with the nearest name, if it is not known.
     """
     one = KNOWN.find(name)
-    return Path(starters.path_of(name)) if one.packaged else cache() / "weights" / f"{name}.safetensors"
+    if one.packaged:
+        return Path(starters.__file__).parent / one.file
+    return cache() / "weights" / f"{name}.safetensors"
 
 
 def path_of(text: str | os.PathLike[str]) -> str:

@@ -14,7 +14,9 @@ from PIL import Image
 
 from minires import cli, data, models, nn
 from minires.errors import CheckpointError, ConfigError, DataError
-from minires.inspect import compare_runs, disagreement, runs_drawing
+from minires.inspect import runs_drawing
+from minires.inspect.disagreements import disagreement
+from minires.inspect.runs import compare_runs
 from minires.train import Config, load_model, predict, save_model
 from minires.train.continuing import CONFIG, METRICS, MODEL, SUMMARY
 
@@ -309,7 +311,7 @@ def test_the_command_prints_a_table_what_differs_and_the_disagreements(place, ca
     rows = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
     said = json.loads((place / "b" / SUMMARY).read_text())
     assert rows["b"] == [
-        "b", "tiny", "colours", "default", "7", "3", f"{100 * said['test_accuracy']:.2f}%",
+        "b", "tiny", "colours", "auto", "7", "3", f"{100 * said['test_accuracy']:.2f}%",
         f"{said['test_loss']:.4f}", f"{said['seconds']:.1f}",
     ]  # fmt: skip
     assert "mean and spread, 2 seeds" in out and out.count(" +- ") == 3

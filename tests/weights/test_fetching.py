@@ -188,7 +188,7 @@ def test_a_file_that_was_brought_is_checked_whatever_its_name_and_stays(cache, t
 
 
 def test_a_file_of_the_package_is_always_here_and_not_fetched(cache, theirs, monkeypatch, tmp_path):
-    monkeypatch.setattr("minires.weights.known.__file__", str(tmp_path / "known.py"))
+    monkeypatch.setattr("minires.train.starters.__file__", str(tmp_path / "starters.py"))
     trained = Trained(
         theirs[1], "resnet20_cifar", {"pad": "both"}, CLASSES, Normalize.none(), (32, 32), "drawn"
     )

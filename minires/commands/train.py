@@ -254,16 +254,13 @@ def _taken_over(options: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(
             f"{options.start_from} is a {trained.name}, but --model is {options.model}; leave --model out"
         )
-    taken = {
+    return {
         "model": trained.name,
         "variant": trained.variant,
         "size": side,
         "normalize": {"mean": list(trained.normalize.mean), "std": list(trained.normalize.std)},
         "start_from": start,
     }
-    if start in starters.names() and (options.recipe or _usual_recipe(options.data)) == "auto":
-        del taken["size"]  # which is chosen by the pictures
-    return taken
 
 
 def _continued(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer:

@@ -4,9 +4,8 @@ What is chosen, and by what; each setting that is given stays as it is given, an
 
     start     the trained weights that are part of the package, ``starter``: some hundred pictures do not
               teach a network from the beginning what edges and textures are. Another model starts new.
-    head      the new last layer begins where it fits what the others say of the pictures, so that it does not
-              spoil them in its first steps
-    size      32 where the pictures are as small as those that the starter learnt from, else 64
+    size      that of the pictures that the start has learnt from, 32 for the starter: at twice that size it
+              sees other things than it has learnt, and a few pictures do not teach it to
     steps     at least 400, however few the pictures are, and at least eight epochs; fewer of more than
               fifty thousand pictures
     batch     16, or 32 of 2,000 pictures and more
@@ -16,7 +15,7 @@ What is chosen, and by what; each setting that is given stays as it is given, an
               of 50 validation pictures and more the weights of the best epoch are kept
     device    the GPU if there is one
 
-The figures that led to these numbers are in ``benchmarks/results/own_pictures.json``.
+``python benchmarks/own_pictures.py`` measures what it comes to, beside what a user of PyTorch would do.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ from minires.train.starters import STARTER, path_of
 
 NAME = "auto"
 STEPS, EPOCHS, MOST_STEPS, FEWEST_EPOCHS = 400, 8, 12_000, 3
-SMALL, LARGE = 32, 64  # pixels of a side
 MANY = 2000  # pictures, from which on a batch is 32
 UNEVEN = 2.0  # the largest class to the smallest
 MEANT = 50  # validation pictures, from which on the best epoch is more than luck
@@ -62,13 +60,13 @@ def choose(seen: Glance, given: Mapping[str, Any] | None = None) -> Choice:
     >>> counts = {"train": (30, 29), "val": (8, 8), "test": (10, 9)}
     >>> chosen = choose(Glance("pets", ("cat", "dog"), counts, shorter=480))
     >>> chosen.settings["start_from"], chosen.settings["size"], chosen.settings["epochs"]
-    ('starter', 64, 134)
+    ('starter', 32, 134)
     >>> print("\\n".join(chosen.lines))
-    59 training pictures of 2 classes, 29 to 30 of each: resnet20_cifar from `starter`, at 64x64 (...)
+    59 training pictures of 2 classes, 29 to 30 of each: resnet20_cifar from `starter`, at 32x32 (...)
     ...
     """
     given, train = dict(given or {}), seen.total("train")
-    settings = {**_start(seen, given), **given}
+    settings = {**_start(given), **given}
     batch = settings.setdefault("batch_size", min(32 if train >= MANY else 16, max(2, train)))
     whole("batch_size", batch)
     settings.setdefault("drop_last", train >= 2 * batch)
@@ -89,7 +87,7 @@ def choose(seen: Glance, given: Mapping[str, Any] | None = None) -> Choice:
     return Choice(settings, _lines(seen, config, steps=config.epochs * per_epoch))
 
 
-def _start(seen: Glance, given: Mapping[str, Any]) -> dict[str, Any]:
+def _start(given: Mapping[str, Any]) -> dict[str, Any]:
     """Model, weights, size of the pictures, and what goes with them."""
     start = given.get("start_from", None if {"model", "variant"} & given.keys() else STARTER)
     if start is None:
@@ -97,16 +95,12 @@ def _start(seen: Glance, given: Mapping[str, Any]) -> dict[str, Any]:
         models.entry(name)
         return {"model": name, "start_from": None}
     trained = load_model(path_of(start))
-    size = trained.size[0]
-    if start == STARTER and seen.shorter > 1.5 * SMALL:
-        size = LARGE
     return {
         "model": trained.name,
         "variant": trained.variant,
-        "size": size,
+        "size": trained.size[0],
         "normalize": {"mean": list(trained.normalize.mean), "std": list(trained.normalize.std)},
         "start_from": start,
-        "fit_head": True,
     }
 
 

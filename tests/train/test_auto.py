@@ -51,10 +51,9 @@ def test_few_pictures_get_enough_steps_and_many_not_too_many(count):
         assert steps(settings, count) <= auto.MOST_STEPS * 1.4  # a part of an epoch more
 
 
-def test_the_size_follows_the_pictures():
-    assert chosen(seen(20, 20, shorter=32))["size"] == 32
-    assert chosen(seen(20, 20, shorter=400))["size"] == 64
-    assert chosen(seen(20, 20, shorter=0))["size"] == 32  # none could be measured
+def test_the_size_is_that_of_the_start():
+    assert chosen(seen(20, 20, shorter=400))["size"] == 32
+    assert chosen(seen(20, 20), size=64)["size"] == 64
 
 
 def test_uneven_classes_are_balanced():
@@ -99,7 +98,7 @@ def test_another_model_starts_from_the_beginning():
 def test_three_lines_say_what_and_why():
     lines = auto.choose(seen(16, 15, 15)).lines
     assert lines[0].startswith("46 training pictures of 3 classes, 15 to 16 of each: ")
-    assert "from `starter`, at 64x64" in lines[0] and "--start-from" in lines[0]
+    assert "from `starter`, at 32x32" in lines[0] and "--start-from" in lines[0]
     assert "400 steps of 16 pictures, 200 epochs" in lines[1] and "--epochs" in lines[1]
     assert "crop, flip, jitter" in lines[2] and "measured anew" in lines[2]
 

@@ -295,13 +295,12 @@ def survey(name_or_path: str | os.PathLike[str], *, size: int | None = None, see
     """
     name, looker = _text(name_or_path), Looker()
     check_size(size)
-    path = Path(name)
-    if name in SETS or (_located(path) and not (is_tree(path) and _tree(path).of_signs)):
+    if _is_known(name):
         splits = load(name, size=size, seed=seed)
         for part in (splits.train, splits.val, splits.test):
             looker.add(part)
         return _survey_of(splits, looker)
-    tree = _tree(path)
+    tree = _tree(Path(name))
     if (count := tree.count()) > twins.MOST:
         looker = Looker(every=-(-count // twins.ENOUGH))
     with warnings.catch_warnings(action="ignore"):  # they are told where the parts are read
@@ -332,11 +331,10 @@ def glance(name_or_path: str | os.PathLike[str], *, seed: int = 0) -> Glance:
     (('cat', 'dog'), (7, 6), 40)
     """
     name, glancer = _text(name_or_path), Glancer()
-    path = Path(name)
-    if name in SETS or (_located(path) and not (is_tree(path) and _tree(path).of_signs)):
+    if _is_known(name):
         return glancer.of(load(name, seed=seed))
     with warnings.catch_warnings(action="ignore"):  # they are told when the pictures are read
-        return glancer.of(_tree(path).splits(size=None, seed=seed, decode=glancer.decode))
+        return glancer.of(_tree(Path(name)).splits(size=None, seed=seed, decode=glancer.decode))
 
 
 def check(
@@ -360,12 +358,11 @@ def check(
     (3, 'dog/2.png: cannot read this picture: t')
     """
     name, collector = _text(name_or_path), Collector()
-    path = Path(name)
-    if name in SETS or (_located(path) and not (is_tree(path) and _tree(path).of_signs)):
+    if _is_known(name):
         splits = _loaded(name, None, 0, collector.decode)
         source, count = splits.source, sum(map(len, (splits.train, splits.val, splits.test)))
     else:
-        tree = _tree(path)
+        tree = _tree(Path(name))
         parts = tree.parts(size=None, decode=collector.decode).values()
         source, count = tree.source, sum(len(read()) for read in parts)
     done = itertools.count(1)
@@ -393,6 +390,12 @@ def _parts(name: str, size: int | None, decode: Opener) -> dict[str, Callable[[]
         if known.locate is not None and known.locate(path):
             return {}
     return _tree(path).parts(size=size, decode=decode)
+
+
+def _is_known(name: str) -> bool:
+    """Whether it is read by a known set's own reader; SIGNS in a tree of files is read as a tree."""
+    path = Path(name)
+    return name in SETS or (_located(path) and not (is_tree(path) and _tree(path).of_signs))
 
 
 def _located(path: Path) -> bool:

@@ -12,8 +12,7 @@ into ``train/class/`` and ``test/class/``, other pictures for each seed, and eac
     last layer          PyTorch, the last layer alone on the same weights
     from scratch        PyTorch: ResNet-18 (a stem for small pictures) with fresh weights
 
-The PyTorch ways have the usual random boxes and mirrored pictures, a one-cycle schedule, and all the
-training pictures (minires keeps a fifth of them to validate); as many steps, or twice as many from scratch.
+The PyTorch ways have the usual random boxes and mirrored pictures, a one-cycle schedule, and as many steps.
 The starter has learnt CIFAR-10's ten classes, on other pictures: on these sets it knows what is asked for.
 
 Figures: test accuracy of each seed, and the median. Results: ``benchmarks/results/own_pictures.json``.
@@ -148,7 +147,7 @@ def theirs(way: str, folder: Path, seed: int, *, size: int, steps: int) -> float
         for part in net.modules():
             if hasattr(part, "reset_parameters"):
                 part.reset_parameters()
-        some, lr, steps = list(net.parameters()), 1e-3, 2 * steps
+        some, lr = list(net.parameters()), 1e-3
     else:
         start = load_model(path_of(STARTER))
         normalize = start.normalize

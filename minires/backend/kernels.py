@@ -66,10 +66,11 @@ _tell: Callable[[str], None] | None = None  # who is told before a kernel is com
 def before_compiling(tell: Callable[[str], None]) -> Iterator[None]:
     """Call ``tell`` with a line to show before the first kernel that is compiled inside this block.
 
-    A kernel that comes from the cache on disk is not compiled, and nothing is told then.
+    A kernel that comes from the cache on disk is not compiled, and nothing is told then. Of such blocks, one
+    inside the other, the outer one is told.
     """
     global _tell
-    before, _tell = _tell, tell
+    before, _tell = _tell, _tell or tell
     try:
         yield
     finally:

@@ -29,6 +29,7 @@ from minires.commands.registry import Command
 from minires.errors import ConfigError
 
 if TYPE_CHECKING:
+    from minires import data
     from minires.train import Trainer
 
 # Settings of a run that are options of the same name.
@@ -186,8 +187,9 @@ def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer
     models.entry(changes.get("model", Config.model))  # an unknown one is named before the data set is read
     name, why, is_stand_in = _choose_data(options.data, recipe)
     say(why)
+    splits = None
     if recipe == auto.NAME:
-        recipe_settings = _chosen(name, settings, changes, options, say)
+        recipe_settings, splits = _chosen(name, settings, changes, options, say)
     else:
         recipe_settings = Config.settings_of(recipe, **changes)
     before = {**Config().to_dict(), **recipe_settings}
@@ -200,7 +202,8 @@ def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer
     base = given_settings.made(given_settings.applied(before, settings, own), settings, before)
     models.entry(base.model)
     config = replace(base, data=name)
-    trainer = Trainer(config, options.out or _new_folders(name, recipe), say=say, observers=observers)
+    out = options.out or _new_folders(name, recipe)
+    trainer = Trainer(config, out, splits=splits, say=say, observers=observers)
     if is_stand_in:
         trainer.splits = replace(trainer.splits, source=f"{trainer.splits.source}: {why}")
     return trainer
@@ -217,21 +220,33 @@ def _usual_recipe(asked: str | None) -> str:
 def _chosen(
     name: str, settings: list[given_settings.Given], changes: dict[str, Any], options: argparse.Namespace,
     say: Callable[[str], None],
-) -> dict[str, Any]:  # fmt: skip
-    """What the recipe auto chooses for these pictures, beside what is given; it says so."""
+) -> tuple[dict[str, Any], data.Splits | None]:  # fmt: skip
+    """What the recipe auto chooses for these pictures, beside what is given; it says so. The pictures, too,
+    where some ways to train were tried on them."""
     from minires import data
-    from minires.train import auto
+    from minires.train import Config, auto
+    from minires.train.trial import trial
 
     given = {one.path[0]: one.value for one in settings if len(one.path) == 1} | changes
     if options.variant:  # of a model that is another then
         given = {"variant": variant_of(options), **given}
     seen = data.glance(name)
-    choice = auto.choose(seen, given)
+    splits = tried = None
+    if ways := {name: Config.from_dict(one) for name, one in auto.ways(seen, given).items()}:
+        config = ways[auto.ALL]
+        splits = data.load(
+            name, size=config.size, stream=config.stream, draft=config.draft, cache=config.cache
+        )
+        pictures = splits.train if config.train_on == "train" else splits.train.join(splits.val)
+        whether = " or ".join(ways)
+        say(f"trying on the {len(pictures)} pictures, some left out, whether {whether} should learn")
+        tried = trial(pictures, ways, say=say)
+    choice = auto.choose(seen, given, tried)
     for line in choice.lines:
         say(line)
-    for doubt in seen.doubts():
+    for doubt in choice.seen.doubts():
         warnings.warn(doubt, stacklevel=2)
-    return {**choice.settings, "recipe": auto.NAME}
+    return {**choice.settings, "recipe": auto.NAME}, splits
 
 
 def _taken_over(options: argparse.Namespace) -> dict[str, Any]:

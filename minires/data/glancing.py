@@ -6,7 +6,7 @@ What a recipe is chosen by, see :mod:`minires.train.auto`. The parts are those t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,17 @@ class Glance:
 
     def total(self, part: str) -> int:
         """How many pictures a part has."""
-        return sum(self.counts[part])
+        return sum(self.counts.get(part, ()))
+
+    def joined(self) -> Glance:
+        """The same, with the validation pictures among the training pictures.
+
+        >>> counts = {"train": (8, 7), "val": (2, 1), "test": (3, 3)}
+        >>> Glance("pets", ("cat", "dog"), counts, shorter=300).joined().counts
+        {'train': (10, 8), 'test': (3, 3)}
+        """
+        train = tuple(map(sum, zip(self.counts["train"], self.counts["val"], strict=True)))
+        return replace(self, counts={"train": train, "test": self.counts["test"]})
 
     def doubts(self) -> list[str]:
         """What is doubtful in the numbers, in words, as ``data.survey`` warns of it."""

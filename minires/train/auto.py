@@ -4,6 +4,8 @@ What is chosen, and by what; each setting that is given stays as it is given, an
 
     start     the trained weights that are part of the package, ``starter``: some hundred pictures do not
               teach a network from the beginning what edges and textures are. Another model starts new.
+    layers    all of them learn, or the new last one alone, which suits pictures of things that the start
+              knows: both are tried on the pictures, of which some are left out, if they are not many
     size      that of the pictures that the start has learnt from, 32 for the starter: at twice that size it
               sees other things than it has learnt, and a few pictures do not teach it to
     steps     at least 400, however few the pictures are, and at least eight epochs; fewer of more than
@@ -12,7 +14,8 @@ What is chosen, and by what; each setting that is given stays as it is given, an
     augment   random boxes, mirrored or not, in other light: a few pictures are seen in many ways
     classes   balanced where the largest has twice the pictures of the smallest
     the end   running statistics of batch norm measured anew, as few steps leave them behind the weights;
-              of 50 validation pictures and more the weights of the best epoch are kept
+              of 100 validation pictures and more the weights of the best epoch are kept. Fewer say nothing,
+              and are trained on
     device    the GPU if there is one
 
 ``python benchmarks/own_pictures.py`` measures what it comes to, beside what a user of PyTorch would do.
@@ -28,45 +31,103 @@ from typing import Any
 from minires import models
 from minires.data import Glance
 from minires.errors import counted, whole
+from minires.train import trial
 from minires.train.config import Config
+from minires.train.finetune import all_but, start_from
 from minires.train.model_file import load_model
 from minires.train.starters import STARTER, path_of
 
 NAME = "auto"
 STEPS, EPOCHS, MOST_STEPS, FEWEST_EPOCHS = 400, 8, 12_000, 3
 MANY = 2000  # pictures, from which on a batch is 32
+TRIED = 1000  # pictures, up to which it is tried which layers are to learn; more can teach all of them
+ALL, LAST = "all layers", "the last layer alone"  # that learn: the ways that are tried
 UNEVEN = 2.0  # the largest class to the smallest
-MEANT = 50  # validation pictures, from which on the best epoch is more than luck
+MEANT = 100  # validation pictures, from which on the best epoch is more than luck
 AUGMENT: list[Any] = [["crop", {"scale": [0.5, 1.0]}], "flip", ["jitter", {}]]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The settings of a run, fields of :class:`~minires.train.config.Config`, and three lines of why."""
+    """The settings of a run, fields of :class:`~minires.train.config.Config`, three lines of why, and the
+    pictures that were ``seen``, in the parts that the run makes of them."""
 
     settings: dict[str, Any]
     lines: tuple[str, str, str]
+    seen: Glance
 
 
-def choose(seen: Glance, given: Mapping[str, Any] | None = None) -> Choice:
+def ways(seen: Glance, given: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+    """The settings that are to be tried on the pictures that were ``seen``, by :func:`trial.trial`, before
+    :func:`choose`; none where the pictures are many or too few, where there is no new last layer on trained
+    ones, or where what learns is ``given``.
+
+    Raises: as :func:`choose`.
+
+    >>> from minires.data import Glance
+    >>> counts = {"train": (30, 29), "val": (8, 8), "test": (10, 9)}
+    >>> pets = Glance("pets", ("cat", "dog"), counts, shorter=480)
+    >>> list(ways(pets)), list(ways(pets, {"freeze": ["conv1"]}))
+    (['all layers', 'the last layer alone'], [])
+    """
+    given = dict(given or {})
+    settings, new = _settings(seen, given), []
+    counts = _used(seen, settings).counts["train"]
+    few = min(counts) >= trial.FOLDS and sum(counts) <= TRIED
+    if few and settings["start_from"] and "freeze" not in given:
+        model = models.build(settings["model"], classes=len(counts), **settings["variant"])
+        new = start_from(model, settings["start_from"], classes=seen.classes)
+    if not new:
+        return {}
+    # All but the last layer stay as they are, the statistics of their batch norms, too.
+    alone = {
+        "freeze": all_but(model, new), "optimizer": {"name": "adam", "lr": 1e-2}, "recalibrate": False
+    }  # fmt: skip
+    return {ALL: settings, LAST: {**settings, **alone, **given}}
+
+
+def choose(
+    seen: Glance, given: Mapping[str, Any] | None = None, tried: Mapping[str, float] | None = None
+) -> Choice:
     """Choose the settings of a run on the pictures that were ``seen``; those that are ``given`` stay.
 
-    ``start_from=None``, given, starts new.
+    ``tried`` is the share of pictures that each of the :func:`ways` got right; where nothing was tried, all
+    layers learn. ``start_from=None``, given, starts new.
 
     Raises: CheckpointError if a model that is given to start from cannot be read; ConfigError for an unknown
-    model.
+    model, or a setting that does not fit.
 
     >>> from minires.data import Glance
     >>> counts = {"train": (30, 29), "val": (8, 8), "test": (10, 9)}
     >>> chosen = choose(Glance("pets", ("cat", "dog"), counts, shorter=480))
     >>> chosen.settings["start_from"], chosen.settings["size"], chosen.settings["epochs"]
-    ('starter', 32, 134)
+    ('starter', 32, 100)
     >>> print("\\n".join(chosen.lines))
-    59 training pictures of 2 classes, 29 to 30 of each: resnet20_cifar from `starter`, at 32x32 (...)
+    75 training pictures of 2 classes, 37 to 38 of each, of some 480 pixels: resnet20_cifar from `starter`...
     ...
     """
-    given, train = dict(given or {}), seen.total("train")
+    given = dict(given or {})
+    if tried and tried[LAST] > tried[ALL]:
+        settings = ways(seen, given)[LAST]
+    else:
+        settings = _settings(seen, given)
+    config = Config.from_dict(settings)  # what is given is checked before it is spoken of
+    used = _used(seen, settings)
+    return Choice(settings, _lines(used, config, tried), used)
+
+
+def _used(seen: Glance, settings: Mapping[str, Any]) -> Glance:
+    """The parts that a run with these settings makes of the pictures."""
+    return seen.joined() if settings.get("train_on") == "train+val" else seen
+
+
+def _settings(seen: Glance, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with which all layers learn."""
     settings = {**_start(given), **given}
+    validated = seen.total("val") >= MEANT or settings.get("patience") or settings.get("keep") == "best"
+    settings.setdefault("train_on", "train" if validated else "train+val")
+    counts = _used(seen, settings).counts["train"]
+    train = sum(counts)
     batch = settings.setdefault("batch_size", min(32 if train >= MANY else 16, max(2, train)))
     whole("batch_size", batch)
     settings.setdefault("drop_last", train >= 2 * batch)
@@ -79,12 +140,11 @@ def choose(seen: Glance, given: Mapping[str, Any] | None = None) -> Choice:
     settings.setdefault("label_smoothing", 0.1)
     settings.setdefault("recalibrate", True)
     settings.setdefault("device", "auto")
-    low, high = min(seen.counts["train"]), max(seen.counts["train"])
+    low, high = min(counts), max(counts)
     settings.setdefault("balance", "sampler" if high >= UNEVEN * max(low, 1) else "none")
-    validated = settings.get("train_on", "train") == "train"
-    settings.setdefault("keep", "best" if validated and seen.total("val") >= MEANT else "none")
-    config = Config.from_dict(settings)  # what is given is checked before it is spoken of
-    return Choice(settings, _lines(seen, config, steps=config.epochs * per_epoch))
+    kept = settings["train_on"] == "train" and seen.total("val") >= MEANT
+    settings.setdefault("keep", "best" if kept else "none")
+    return settings
 
 
 def _start(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +153,7 @@ def _start(given: Mapping[str, Any]) -> dict[str, Any]:
     if start is None:
         name = given.get("model", "resnet20_cifar")
         models.entry(name)
-        return {"model": name, "start_from": None}
+        return {"model": name, "variant": {}, "start_from": None}
     trained = load_model(path_of(start))
     return {
         "model": trained.name,
@@ -104,20 +164,26 @@ def _start(given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _lines(seen: Glance, config: Config, *, steps: int) -> tuple[str, str, str]:
-    low, high = min(seen.counts["train"]), max(seen.counts["train"])
+def _lines(seen: Glance, config: Config, tried: Mapping[str, float] | None) -> tuple[str, str, str]:
+    counts = seen.counts["train"]
+    low, high, train = min(counts), max(counts), sum(counts)
     each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     start, size = config.start_from, config.size or models.entry(config.model).size
-    pictures = counted(seen.total("train"), "training picture")
-    classes = counted(len(seen.classes), "class", "classes")
     first = (
-        f"{pictures} of {classes}, {each} of each: "
+        f"{counted(train, 'training picture')} of {counted(len(counts), 'class', 'classes')}, "
+        f"{each} of each, of some {seen.shorter} pixels: "
         f"{config.model}{f' from `{start}`' if start else ', from the beginning'}, at {size}x{size} "
         f"({'--model, --start-from, --size' if start else '--model, --size'} change that)"
     )
+    per_epoch = train // config.batch_size if config.drop_last else -(-train // config.batch_size)
+    learns, more = "what counts is how often the weights are changed", ""
+    if tried:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in tried.items())
+        learns = f"{LAST if config.freeze else ALL} learning (right of the pictures left out: {shares})"
+        more = f", --set freeze={'[]' if config.freeze else '...'}"
     second = (
-        f"{counted(steps, 'step')} of {config.batch_size} pictures, {counted(config.epochs, 'epoch')}, as "
-        "what counts is how often the weights are changed (--epochs, --batch-size, --lr)"
+        f"{counted(config.epochs * max(1, per_epoch), 'step')} of {config.batch_size} pictures, "
+        f"{counted(config.epochs, 'epoch')}: {learns} (--epochs, --batch-size, --lr{more})"
     )
     names = [one if isinstance(one, str) else one[0] for one in config.augment]
     third = [f"each picture changed at random: {', '.join(names)}" if names else "pictures as they are"]
@@ -127,4 +193,7 @@ def _lines(seen: Glance, config: Config, *, steps: int) -> tuple[str, str, str]:
         third.append("running statistics are measured anew")
     if config.keep == "best":
         third.append("the weights of the best epoch are kept")
-    return first, second, f"{'; '.join(third)} (--set augment=[], --balance, --no-recalibrate, --keep)"
+    if config.train_on == "train+val":
+        third.append("none are kept to validate")
+    others = "--set augment=[], --balance, --no-recalibrate, --keep, --train-on"
+    return first, second, f"{'; '.join(third)} ({others})"

@@ -68,7 +68,6 @@ class Config:
     device: str = "cpu"  # or "cuda", "cuda:1", "auto"
     precision: str = "fp32"  # or "tf32", products on a GPU; or "bf16", activations while training
     start_from: str | None = None  # a trained model, whose weights are the start
-    fit_head: bool = False  # a new last layer starts where it fits the pictures: see train.linear_probe
     freeze: list[Any] = field(default_factory=list)  # parts that stay as they are: see minires.train.freeze
     plan: bool = True  # on the CPU, long runs step by a plan where one can be made: see minires.compile
     watch: bool = True  # write what `minires watch` shows: see minires.train.watched

@@ -70,6 +70,8 @@ def recalibrate(
     """
     _check(images)
     norms = [part for part in model.modules() if isinstance(part, BatchNorm2d) and not part.frozen]
+    if not norms:
+        return
     momenta = [norm.momentum for norm in norms]
     # Data sets come sorted by class; a batch of one class would have the wrong variance.
     order = np.random.default_rng(0).permutation(len(images))

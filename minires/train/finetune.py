@@ -14,7 +14,7 @@ from typing import Any
 
 from minires.errors import CheckpointError, ConfigError, nearest
 from minires.nn.layers import BatchNorm2d, Conv2d, Linear
-from minires.nn.module import Module, Parameter
+from minires.nn.module import Module
 from minires.train.model_file import load_model
 from minires.train.starters import path_of
 
@@ -69,6 +69,26 @@ def _put_in_order(
     return []
 
 
+def all_but(model: Module, names: Iterable[str]) -> list[str]:
+    """The parts to :func:`freeze` so that only the parameters with these names go on learning, such as those
+    that :func:`start_from` gives: as few parts as that takes.
+
+    >>> from minires.models import build
+    >>> all_but(build("resnet20_cifar"), ["fc.weight", "fc.bias"])[:3]
+    ['conv1', 'bn_conv1', 'res2a']
+    """
+    names = set(names)
+    learn = {id(parameter) for name, parameter in model.named_parameters() if name in names}
+    parts: list[str] = []
+    covered: set[int] = set()
+    for path, module in model.named_modules():  # blocks before their layers
+        own = {id(parameter) for parameter in module.parameters()}
+        if not own <= covered and not own & learn:
+            parts.append(path)
+            covered |= own
+    return parts
+
+
 def freeze(model: Module, parts: Iterable[str]) -> int:
     """Keep parts of a model as they are in training: give no gradient to their parameters, and have their
     batch norms use and keep their running statistics. Returns how many numbers are frozen.
@@ -76,7 +96,8 @@ def freeze(model: Module, parts: Iterable[str]) -> int:
     A part is the path of a module, ``res2a``, or a pattern, ``bn*`` or ``res[23]*``; what is inside a module
     is frozen with it.
 
-    Raises: ConfigError, with the nearest path, if a part names no module with parameters.
+    Raises: ConfigError, with the nearest path, if a part names no module with parameters, or if nothing would
+    be left that learns; nothing is changed then.
 
     >>> from minires.models import build
     >>> model = build("resnet20_cifar")
@@ -87,7 +108,7 @@ def freeze(model: Module, parts: Iterable[str]) -> int:
     """
     if isinstance(parts, str) or not isinstance(parts, Iterable):
         raise ConfigError(f'what to freeze is a list of parts, ["conv1", "res2*"], not {parts!r}')
-    modules = dict(model.named_modules())
+    modules, parts = dict(model.named_modules()), list(parts)
     chosen: dict[int, Module] = {}
     for part in parts:
         if not isinstance(part, str):
@@ -97,12 +118,16 @@ def freeze(model: Module, parts: Iterable[str]) -> int:
         if not matched:
             raise ConfigError(f"there is no part {part!r} to freeze; {nearest(part, modules)}")
         chosen |= {id(module): module for module in matched}
-    parameters: dict[int, Parameter] = {}
+    parameters = {id(one): one for module in chosen.values() for one in module.parameters()}
+    if chosen and all(id(one) in parameters or not one.requires_grad for one in model.parameters()):
+        raise ConfigError(
+            f"with {', '.join(map(repr, parts))} frozen nothing is left that could learn; leave a part out, "
+            "such as the last layer"
+        )
     for module in chosen.values():
         for inner in (module, *(one for _, one in module.named_modules())):
             if isinstance(inner, BatchNorm2d):
                 inner.frozen = True
-        parameters |= {id(parameter): parameter for parameter in module.parameters()}
     for parameter in parameters.values():
         parameter.requires_grad = False
     return sum(parameter.size for parameter in parameters.values())

@@ -33,7 +33,6 @@ from minires.train import (
     continuing,
     ending,
     finetune,
-    linear_probe,
     model_file,
     planned,
     report,
@@ -154,7 +153,6 @@ class Trainer:
                 self.variant = {**models.entry(config.model).fitted(size), **self.variant}
             classes = len(self.train_set.classes)
             model = models.build(config.model, classes=classes, seed=config.seed, **self.variant)
-        new: list[str] = []
         if config.start_from and not (resume and Checkpoints(self.out).paths()):
             new = finetune.start_from(model, config.start_from, classes=self.train_set.classes)
             self.say(f"starting from {config.start_from}; new: {', '.join(new) or 'nothing'}")
@@ -167,8 +165,6 @@ class Trainer:
             self.say(f"precision 'bf16' is {slow}")
         self.activations = backend.activations(config.precision)
         self.model = model.to(self.device)
-        if new and config.fit_head:
-            self.say(linear_probe.fit_to(self.model, self.loader))
         checks.batches_of_one(
             self.model, self.loader, activations=self.activations, accumulate=config.accumulate
         )

@@ -92,7 +92,6 @@ VALUES = {
     "start_from": (None, None), "freeze": (["conv"], None), "plan": (False, "--no-plan"),
     "checkpoint_every": (7, None), "keep": ("best", "--keep"), "watch": (False, "--no-watch"),
     "stream": (True, "--stream"), "draft": (True, "--draft"), "cache": ("pixels", "--cache"),
-    "fit_head": (True, None),
 }  # fmt: skip
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minires import data, optim
+from minires import data, models, optim
 from minires.data import Glance
 from minires.errors import CheckpointError, ConfigError
 from minires.tensor import Tensor
-from minires.train import Config, auto, load_model, starters
+from minires.train import Config, auto, freeze, load_model, starters
 from minires.train.schedules import Schedule
 
 
@@ -31,9 +31,9 @@ def steps(settings, pictures):
 
 @pytest.mark.parametrize("counts", [(1, 1), (2, 3), (9, 8), (16, 15, 15), (50,) * 5, (900, 20), (6000, 7000)])
 def test_every_choice_is_a_configuration_that_can_run(counts):
-    glance = seen(*counts, val=sum(counts) // 4)
-    config = Config.from_dict(auto.choose(glance).settings)
-    assert 1 < config.batch_size <= max(2, glance.total("train"))
+    choice = auto.choose(seen(*counts, val=sum(counts) // 4))
+    config = Config.from_dict(choice.settings)
+    assert 1 < config.batch_size <= max(2, choice.seen.total("train"))
     optimizer = optim.build(config.optimizer, [Tensor(np.zeros(2), requires_grad=True)])
     Schedule(config.schedule, lr=optimizer.lr, total_steps=10)
     data.build(config.augment)
@@ -62,9 +62,58 @@ def test_uneven_classes_are_balanced():
 
 
 def test_the_best_epoch_is_kept_where_validation_means_something():
-    assert chosen(seen(20, 20, val=10))["keep"] == "none"
-    assert chosen(seen(200, 200, val=100))["keep"] == "best"
+    few = chosen(seen(20, 20, val=10))
+    assert (few["keep"], few["train_on"]) == ("none", "train+val")
+    many = chosen(seen(200, 200, val=100))
+    assert (many["keep"], many["train_on"]) == ("best", "train")
     assert chosen(seen(200, 200, val=100), train_on="train+val")["keep"] == "none"
+
+
+@pytest.mark.parametrize("given", [{"patience": 3}, {"keep": "best"}, {"train_on": "train"}])
+def test_who_asks_for_validation_gets_it_of_few_pictures_too(given):
+    settings = chosen(seen(20, 20, val=10), **given)
+    Config.from_dict(settings)
+    assert settings["train_on"] == "train"
+
+
+def test_pictures_that_are_trained_on_too_count():
+    choice = auto.choose(seen(14, 16, val=8))
+    assert choice.lines[0].startswith("38 training pictures of 2 classes, 16 to 22 of each")
+    assert choice.seen.counts == {"train": (22, 16), "test": (20, 20)}
+    assert steps(choice.settings, 38) >= auto.STEPS
+
+
+def test_what_learns_is_tried_on_a_few_pictures_with_a_new_last_layer():
+    glance = seen(20, 20, val=10)
+    both = auto.ways(glance)
+    assert list(both) == [auto.ALL, auto.LAST] and both[auto.ALL] == chosen(glance)
+    last = both[auto.LAST]
+    model = models.build(last["model"], classes=2, **last["variant"])
+    frozen = freeze(model, last["freeze"])
+    learning = {name for name, one in model.named_parameters() if one.requires_grad}
+    assert learning == {"fc.weight", "fc.bias"}
+    assert frozen == sum(one.size for name, one in model.named_parameters() if name not in learning)
+    assert not auto.ways(seen(2, 20)), "too few of a class to leave some out"
+    assert not auto.ways(seen(600, 600)), "many can teach all layers"
+    for given in ({"freeze": []}, {"start_from": None}, {"model": "resnet18"}):
+        assert not auto.ways(glance, given)
+    assert auto.ways(glance, {"seed": 3})[auto.LAST]["seed"] == 3
+
+
+def test_the_better_way_is_taken_and_all_layers_if_they_are_as_good():
+    glance = seen(20, 20, val=10)
+    for last, freezes in ((0.7, False), (0.8, False), (0.81, True)):
+        tried = {auto.ALL: 0.8, auto.LAST: last}
+        choice = auto.choose(glance, None, tried)
+        assert choice.settings == auto.ways(glance)[auto.LAST if freezes else auto.ALL]
+        assert f"all layers 80%, the last layer alone {last:.0%}" in choice.lines[1]
+        assert ("measured anew" in choice.lines[2]) is not freezes
+
+
+def test_nothing_is_new_where_the_start_knows_the_classes():
+    trained = load_model(starters.path_of("starter"))
+    counts = {part: (9,) * 10 for part in ("train", "val", "test")}
+    assert not auto.ways(Glance("same", trained.classes[::-1], counts, shorter=32))
 
 
 def test_what_is_given_stays_and_the_rest_follows_it():
@@ -78,7 +127,7 @@ def test_what_is_given_stays_and_the_rest_follows_it():
     assert {name: settings[name] for name in given} == given
     lines = auto.choose(seen(20, 80), given).lines
     assert "resnet18, from the beginning, at 48x48" in lines[0] and "60 steps of 5 pictures" in lines[1]
-    assert "flip; classes are balanced (weights) (" in lines[2]
+    assert "flip; classes are balanced (weights); none are kept to validate (" in lines[2]
 
 
 def test_another_model_starts_from_the_beginning():
@@ -97,7 +146,7 @@ def test_another_model_starts_from_the_beginning():
 
 def test_three_lines_say_what_and_why():
     lines = auto.choose(seen(16, 15, 15)).lines
-    assert lines[0].startswith("46 training pictures of 3 classes, 15 to 16 of each: ")
+    assert lines[0].startswith("46 training pictures of 3 classes, 15 to 16 of each, of some 400 pixels: ")
     assert "from `starter`, at 32x32" in lines[0] and "--start-from" in lines[0]
     assert "400 steps of 16 pictures, 200 epochs" in lines[1] and "--epochs" in lines[1]
     assert "crop, flip, jitter" in lines[2] and "measured anew" in lines[2]

@@ -17,6 +17,7 @@ from minires.ops.cross_entropy import cross_entropy
 from minires.optim import SGD
 from minires.tensor import Tensor
 from minires.train import Config, Trained, Trainer, freeze, load_model, save_model, start_from
+from minires.train.finetune import all_but
 
 PLAIN = Normalize.none()
 
@@ -171,3 +172,24 @@ def test_a_run_starts_from_another_and_goes_on_after_a_stop(tmp_path, monkeypatc
     again = Trainer(None, tmp_path / "second", resume=True, splits=splits, progress=False, say=said.append)
     assert again.run()["test_accuracy"] == summary["test_accuracy"]
     assert not again.model.bn1.gamma.requires_grad and again.model.bn1.frozen
+
+
+def test_to_freeze_everything_is_refused_and_changes_nothing():
+    model = build("resnet20_cifar")
+    for parts in (["*"], ["conv1", "bn_*", "res*", "fc"]):
+        with pytest.raises(ConfigError, match="frozen nothing is left that could learn"):
+            freeze(model, parts)
+    assert all(one.requires_grad for one in model.parameters())
+    freeze(model, (part for part in ["conv1", "bn_*", "res*"]))
+    with pytest.raises(ConfigError, match="'fc' frozen nothing is left"):
+        freeze(model, ["fc"])
+
+
+@pytest.mark.parametrize("name", ["resnet20_cifar", "vgg16", "densenet40_k12_cifar", "se_resnet50"])
+def test_all_but_the_last_layer_leaves_that_alone(name):
+    model = build(name, classes=3)
+    last = [one for one, _ in model.named_parameters()][-2:]
+    freeze(model, all_but(model, last))
+    assert [one for one, parameter in model.named_parameters() if parameter.requires_grad] == last
+    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert all(norm.frozen for norm in norms)

@@ -3,11 +3,11 @@
     python benchmarks/keras_folder.py [--seeds 0 1 2]
 
 SIGNS, as published (1,080 and 120 pictures), is written as one folder of PNG files for each class, without
-parts, and trained on by ``COMMAND``; the seed splits it (64 : 16 : 20), and is that of weights, order and
-augmentation. A seed takes about five minutes on two cores, and is kept as soon as it is measured.
+parts, and trained on by ``COMMAND``, which splits it (64 : 16 : 20); the seeds are those of weights, order
+and augmentation. One takes about five minutes on two cores, and is kept as soon as it is measured.
 
-Figures: test accuracy of each seed, and the same without twins: SIGNS has some pictures twice, so that about
-twenty test pictures stand among those that were trained or validated on, too, byte for byte. Results:
+Figures: test accuracy of each seed, and the same without twins: SIGNS has some pictures twice, so that 18
+of the 240 test pictures stand among those that were trained or validated on, too, byte for byte. Results:
 ``benchmarks/results/keras_folder.json``, and beside it the curves of the lowest seed.
 """
 
@@ -57,7 +57,7 @@ def measure(command: str, beside: Path, seed: int) -> dict[str, Any]:
     words = [sys.executable, "-m", *command.split(), "--seed", str(seed), "--out", str(out)]
     subprocess.run(words, check=True, cwd=beside, env=without_pins())
     summary = json.loads((beside / out / "summary.json").read_text())
-    splits = data.load(beside / FOLDER, size=SIZE, seed=seed)
+    splits = data.load(beside / FOLDER, size=SIZE)
     alone, trained = without_twins(splits), load_model(beside / out)
     return {
         **{name: summary[name] for name in FIGURES},

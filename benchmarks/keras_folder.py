@@ -4,7 +4,7 @@
 
 SIGNS, as published (1,080 and 120 pictures), is written as one folder of PNG files for each class, without
 parts, and trained on by ``COMMAND``, which splits it (64 : 16 : 20); the seeds are those of weights, order
-and augmentation. One takes about five minutes on two cores, and is kept as soon as it is measured.
+and augmentation. One takes some minutes on two cores, and is kept as soon as it is measured.
 
 Figures: test accuracy of each seed, and the same without twins: SIGNS has some pictures twice, so that 18
 of the 240 test pictures stand among those that were trained or validated on, too, byte for byte. Results:

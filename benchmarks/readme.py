@@ -298,6 +298,28 @@ def streaming() -> str:
     return "\n".join(lines) + f"\n\n{_where(report)}\n"
 
 
+def keras_folder() -> str:
+    """ResNet50V2 of Keras on a picture folder: what the one command comes to, and its curves."""
+    if not (RESULTS / "keras_folder.json").exists():
+        return "| not measured yet: `python benchmarks/keras_folder.py` |\n|---|\n"
+    report = load("keras_folder")
+    seeds, median = report["seeds"], report["median"]
+    one = next(iter(seeds.values()))
+    parts = ", ".join(f"{count} {part}" for part, count in one["pictures"].items())
+    every = ", ".join(percent(seed["test_accuracy"]) for seed in seeds.values())
+    lines = [
+        f"| `{report['what']}` | |", "|---|---|",
+        f"| pictures of SIGNS | {parts} |",
+        f"| parameters that are trained | {one['parameters']:,} |",
+        f"| test accuracy, median (every seed) | **{percent(median['test_accuracy'])}** ({every}) |",
+        "| the same, without the test pictures that stand in `train` or `val`, too, byte for byte | "
+        f"{percent(median['accuracy_without_twins'])} |",
+        f"| time of one run | {median['seconds'] / 60:.1f} min |",
+    ]  # fmt: skip
+    curves = "![Loss and accuracy, epoch by epoch](../../benchmarks/results/keras_folder_curves.png)"
+    return "\n".join(lines) + f"\n\n{_where(report)}\n\n{curves}\n"
+
+
 def torture() -> str:
     """What was tried to break it, and what fell."""
     kills, files, page = (load(f"torture_{name}") for name in ("kills", "files", "page"))
@@ -345,6 +367,7 @@ TABLES = {
     "family": family,
     "memory": memory,
     "streaming": streaming,
+    "keras_folder": keras_folder,
     "torture": torture,
 }
 

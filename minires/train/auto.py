@@ -59,8 +59,8 @@ class Choice:
 
 def ways(seen: Glance, given: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """The settings that are to be tried on the pictures that were ``seen``, by :func:`trial.trial`, before
-    :func:`choose`; none where the pictures are many or too few, where there is no new last layer on trained
-    ones, or where what learns is ``given``.
+    :func:`choose`; none where the pictures are many or too few, where the run is shorter than a trial, where
+    there is no new last layer on trained ones, or where what learns is ``given``.
 
     Raises: as :func:`choose`.
 
@@ -74,7 +74,8 @@ def ways(seen: Glance, given: Mapping[str, Any] | None = None) -> dict[str, dict
     settings, new = _settings(seen, given), []
     counts = _used(seen, settings).counts["train"]
     few = min(counts) >= trial.FOLDS and sum(counts) <= TRIED
-    if few and settings["start_from"] and "freeze" not in given:
+    worth = settings["epochs"] * _per_epoch(settings, sum(counts)) >= trial.STEPS
+    if few and worth and settings["start_from"] and "freeze" not in given:
         model = models.build(settings["model"], classes=len(counts), **settings["variant"])
         new = start_from(model, settings["start_from"], classes=seen.classes)
     if not new:
@@ -131,7 +132,7 @@ def _settings(seen: Glance, given: Mapping[str, Any]) -> dict[str, Any]:
     batch = settings.setdefault("batch_size", min(32 if train >= MANY else 16, max(2, train)))
     whole("batch_size", batch)
     settings.setdefault("drop_last", train >= 2 * batch)
-    per_epoch = max(1, train // batch if settings["drop_last"] else -(-train // batch))
+    per_epoch = _per_epoch(settings, train)
     wanted = max(STEPS / per_epoch, min(EPOCHS, max(FEWEST_EPOCHS, MOST_STEPS / per_epoch)))
     settings.setdefault("epochs", math.ceil(wanted))
     settings.setdefault("optimizer", {"name": "adam", "lr": 1e-3})
@@ -145,6 +146,11 @@ def _settings(seen: Glance, given: Mapping[str, Any]) -> dict[str, Any]:
     kept = settings["train_on"] == "train" and seen.total("val") >= MEANT
     settings.setdefault("keep", "best" if kept else "none")
     return settings
+
+
+def _per_epoch(settings: Mapping[str, Any], pictures: int) -> int:
+    batch: int = settings["batch_size"]
+    return max(1, pictures // batch if settings["drop_last"] else -(-pictures // batch))
 
 
 def _start(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,14 +181,14 @@ def _lines(seen: Glance, config: Config, tried: Mapping[str, float] | None) -> t
         f"{config.model}{f' from `{start}`' if start else ', from the beginning'}, at {size}x{size} "
         f"({'--model, --start-from, --size' if start else '--model, --size'} change that)"
     )
-    per_epoch = train // config.batch_size if config.drop_last else -(-train // config.batch_size)
+    steps = config.epochs * _per_epoch(config.to_dict(), train)
     learns, more = "what counts is how often the weights are changed", ""
     if tried:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in tried.items())
         learns = f"{LAST if config.freeze else ALL} learning (right of the pictures left out: {shares})"
         more = f", --set freeze={'[]' if config.freeze else '...'}"
     second = (
-        f"{counted(config.epochs * max(1, per_epoch), 'step')} of {config.batch_size} pictures, "
+        f"{counted(steps, 'step')} of {config.batch_size} pictures, "
         f"{counted(config.epochs, 'epoch')}: {learns} (--epochs, --batch-size, --lr{more})"
     )
     names = [one if isinstance(one, str) else one[0] for one in config.augment]

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import call, refused
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -102,26 +103,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         ]
         assert cli.main(["train", *arguments, "--keep", "last", "--out", "run"]) == 0
     yield place / "run"
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
-    """The program's exit status, standard output and standard error."""
-    capsys.readouterr()
-    try:
-        status = cli.main([str(argument) for argument in arguments])
-    except SystemExit as leave:  # argparse ends the program itself
-        status = leave.code if isinstance(leave.code, int) else 1
-    said = capsys.readouterr()
-    return status, said.out, said.err
-
-
-def refused(capsys: pytest.CaptureFixture[str], status: int, *arguments: str | Path) -> str:
-    """The one line with which the program refuses; nothing is printed on standard output."""
-    got, out, err = call(capsys, *arguments)
-    assert got == status and "Traceback" not in err
-    line = err.strip().splitlines()[-1]
-    assert line.startswith("minires: error: ")
-    return line
 
 
 # ------------------------------------------------------------------------------------- the real program

@@ -6,9 +6,9 @@ import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
+import command_line
 import pytest
-from PIL import Image
+from sample_pictures import dark_and_light
 
 from minires import cli, models, nn, optim
 from minires.commands import given_settings
@@ -31,12 +31,7 @@ class Tiny(nn.Module):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    for k, name in enumerate(("dark", "light")):
-        (tmp_path / "pictures" / name).mkdir(parents=True)
-        for number in range(12):
-            picture = rng.integers(100 * k, 150 + 100 * k, (8, 8, 3)).astype(np.uint8)
-            Image.fromarray(picture).save(tmp_path / "pictures" / name / f"{number}.png")
+    dark_and_light(tmp_path / "pictures")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(models.MODELS, "tiny", models.Entry(Tiny, size=8, classes=2))
     for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
@@ -57,12 +52,9 @@ def config_of(capsys, *arguments, base=tuple(BASE)):
 
 
 def refused(capsys, *arguments, base=tuple(BASE), status=2):
-    capsys.readouterr()
-    assert cli.main([*base, *arguments]) == status
+    line = command_line.refused(capsys, status, *base, *arguments)
     assert not Path("runs").exists() and not Path("run/model.safetensors").exists()
-    err = capsys.readouterr().err
-    assert "Traceback" not in err
-    return err.strip().splitlines()[-1]
+    return line
 
 
 def test_settings_are_reached_nested_too(place, capsys):

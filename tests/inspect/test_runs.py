@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import statistics
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import call
 from PIL import Image
 
 from minires import cli, data, models, nn
@@ -294,15 +294,6 @@ def test_the_sheet_shows_each_guess(place, figures):
 
 
 # ------------------------------------------------------------------------------------------ the command
-
-
-def call(capsys, *arguments):
-    capsys.readouterr()
-    with contextlib.suppress(SystemExit):
-        status = cli.main([str(one) for one in arguments])
-        said = capsys.readouterr()
-        return status, said.out, said.err
-    raise AssertionError(capsys.readouterr().err)
 
 
 def test_the_command_prints_a_table_what_differs_and_the_disagreements(place, capsys):

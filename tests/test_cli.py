@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from command_line import call, refused
 from PIL import Image
+from quick_runs import draw_nothing
 from safetensors.numpy import save_file
 
 import minires
@@ -76,8 +77,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(models.MODELS, "tiny", models.Entry(Tiny, size=12, classes=3))
-    for name in ("draw_curves", "draw_confusion", "draw_mistakes"):  # most of the time of such a small run
-        monkeypatch.setattr(f"minires.train.run_folder.{name}", lambda *_, **__: None)
+    draw_nothing(monkeypatch)
     return tmp_path
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import command_line
 import pytest
-from sample_pictures import dark_and_light
+from quick_runs import dark_and_light, draw_nothing
 
 from minires import cli, models, nn, optim
 from minires.commands import given_settings
@@ -34,8 +34,7 @@ def place(tmp_path, monkeypatch):
     dark_and_light(tmp_path / "pictures")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(models.MODELS, "tiny", models.Entry(Tiny, size=8, classes=2))
-    for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
-        monkeypatch.setattr(f"minires.train.run_folder.{name}", lambda *_, **__: None)
+    draw_nothing(monkeypatch)
     return tmp_path
 
 

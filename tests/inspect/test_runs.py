@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from command_line import call
 from PIL import Image
+from quick_runs import draw_nothing
 
 from minires import cli, data, models, nn
 from minires.errors import CheckpointError, ConfigError, DataError
@@ -54,8 +55,7 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "tiny", models.Entry(Tiny, size=12, classes=3))
         patch.chdir(place)
-        for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
-            patch.setattr(f"minires.train.run_folder.{name}", lambda *_, **__: None)
+        draw_nothing(patch)
         common = ["train", "--data", "colours", "--model", "tiny", "--batch-size", "8", "--json"]
         for out, *more in (("a", "--seed", "0"), ("b", "--seed", "7"), ("c", "--lr", "0.05", "--size", "16")):
             epochs = "4" if out == "c" else "3"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
+from quick_runs import draw_nothing
 
 from minires import data, models, nn
 from minires.data import Dataset, Normalize
@@ -120,8 +121,7 @@ def trained(tmp_path_factory):
     stripes(root / "set" / "test", 60, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "stripes", models.Entry(Stripes, size=32, classes=2))
-        for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
-            patch.setattr(f"minires.train.run_folder.{name}", lambda *_, **__: None)
+        draw_nothing(patch)
         config = Config(
             model="stripes", data=str(root / "set"), size=32, stream=True, train_on="train+val", epochs=8,
             batch_size=16, optimizer={"name": "adam", "lr": 2e-2}, schedule={"name": "cosine"},

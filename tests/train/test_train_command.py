@@ -12,7 +12,7 @@ from pathlib import Path
 
 import command_line
 import pytest
-from sample_pictures import dark_and_light
+from quick_runs import dark_and_light
 
 from minires import cli
 from minires.train.checkpoint import Checkpoints

@@ -1,11 +1,18 @@
-"""Folders of small pictures to train on."""
+"""What makes runs of tests quick: small pictures to train on, and no figures."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Runs draw no figures, which take most of the time of a small one."""
+    for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
+        patch.setattr(f"minires.train.run_folder.{name}", lambda *_, **__: None)
 
 
 def dark_and_light(folder: Path) -> None:

@@ -320,6 +320,28 @@ def keras_folder() -> str:
     return "\n".join(lines) + f"\n\n{_where(report)}\n\n{curves}\n"
 
 
+def crops() -> str:
+    """One view of each test picture beside ten, and beside whole pictures."""
+    report = load("crops")
+    starter, runs = report["starter"], report["seeds"]["runs"]
+    lines = ["| | one crop | ten crops |", "|---|---|---|"]
+
+    def row(what: str, *found: list[dict[str, Any]]) -> None:
+        shown = (", ".join(percent(one["accuracy"]) for one in each) for each in found)
+        lines.append(f"| {what} | {' | '.join(shown)} |")
+
+    ways, what = starter["ways"], f"the starter on {starter['test_pictures']:,} test pictures of CIFAR-10"
+    row(f"{what}: 32x32, cut out of 36", [ways["1 crop at 36"]], [ways["10 crops at 36"]])
+    row("the same, cut out of 40", [ways["1 crop at 40"]], [ways["10 crops at 40"]])
+    both = [ways["1 crop at 32"]], [ways["whole and mirrored at 32"]]
+    row("the same, cut out of 32: all ten are the picture or its mirror image", *both)
+    for epochs, seeds in runs.items():
+        what = f"ResNet-20, {epochs} on 800 hands, on 400 others: 40x40, cut out of 48; {len(seeds)} seeds"
+        each = [seed["ways"] for seed in seeds.values()]
+        row(what, [ways["1 crop at 48"] for ways in each], [ways["10 crops at 48"] for ways in each])
+    return "\n".join(lines) + f"\n\n{_where(report)}\n"
+
+
 def torture() -> str:
     """What was tried to break it, and what fell."""
     kills, files, page = (load(f"torture_{name}") for name in ("kills", "files", "page"))
@@ -368,6 +390,7 @@ TABLES = {
     "memory": memory,
     "streaming": streaming,
     "keras_folder": keras_folder,
+    "crops": crops,
     "torture": torture,
 }
 

@@ -9,6 +9,7 @@ import signal
 from typing import Any
 
 import pytest
+from quick_runs import draw_nothing
 
 from minires import ops
 
@@ -66,6 +67,12 @@ def signals_as_in_a_terminal():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Runs of the test draw no figures."""
+    draw_nothing(monkeypatch)
 
 
 @pytest.fixture

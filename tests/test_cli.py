@@ -21,7 +21,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import call, refused
 from PIL import Image
+from quick_runs import draw_nothing
 from safetensors.numpy import save_file
 
 import minires
@@ -75,8 +77,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(models.MODELS, "tiny", models.Entry(Tiny, size=12, classes=3))
-    for name in ("draw_curves", "draw_confusion", "draw_mistakes"):  # most of the time of such a small run
-        monkeypatch.setattr(f"minires.train.run_folder.{name}", lambda *_, **__: None)
+    draw_nothing(monkeypatch)
     return tmp_path
 
 
@@ -102,26 +103,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         ]
         assert cli.main(["train", *arguments, "--keep", "last", "--out", "run"]) == 0
     yield place / "run"
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
-    """The program's exit status, standard output and standard error."""
-    capsys.readouterr()
-    try:
-        status = cli.main([str(argument) for argument in arguments])
-    except SystemExit as leave:  # argparse ends the program itself
-        status = leave.code if isinstance(leave.code, int) else 1
-    said = capsys.readouterr()
-    return status, said.out, said.err
-
-
-def refused(capsys: pytest.CaptureFixture[str], status: int, *arguments: str | Path) -> str:
-    """The one line with which the program refuses; nothing is printed on standard output."""
-    got, out, err = call(capsys, *arguments)
-    assert got == status and "Traceback" not in err
-    line = err.strip().splitlines()[-1]
-    assert line.startswith("minires: error: ")
-    return line
 
 
 # ------------------------------------------------------------------------------------- the real program

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import shlex
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minires.errors import ConfigError, unknown
-
-if TYPE_CHECKING:
-    from minires.train import Config
 
 Path = tuple[str, ...]
 AS_TEXT = ("data", "model", "recipe", "start_from")  # these are looked up before a configuration is made
@@ -101,38 +98,32 @@ def applied(settings: Mapping[str, Any], given: Iterable[Given], own: Iterable[G
     return content
 
 
-def made(settings: Mapping[str, Any], given: Iterable[Given], before: Mapping[str, Any]) -> Config:
-    """The configuration with these settings; ``before`` are those that ``given`` has changed.
+def without_leftovers(
+    settings: Mapping[str, Any], given: Iterable[Given]
+) -> tuple[dict[str, Any], list[str]]:
+    """Settings without those options of an optimizer or schedule that the one ``given`` in its place does not
+    have; and a line for each, which says what is left out. An option that both have stays as it is.
 
-    Raises: ConfigError for what does not fit. Where that is left of what had another name, it says so.
+    >>> settings = {"schedule": {"name": "one-cycle", "peak": 0.25, "warmup": 0.1}}
+    >>> without_leftovers(settings, read(["schedule.name=cosine"]))
+    ({'schedule': {'name': 'one-cycle', 'warmup': 0.1}}, ['schedule cosine instead of one-cycle: ...'])
     """
-    from minires.train import Config
+    from minires import optim
+    from minires.train import schedules
 
-    try:
-        return Config.from_dict(settings)
-    except ConfigError as error:
-        values = {one.path: one.value for one in given}
-        for kind in ("optimizer", "schedule"):
-            old = before[kind].get("name")
-            if values.get((kind, "name"), old) == old:
-                continue
-            mine = {name for _, name in (path for path in values if path[0] == kind and len(path) == 2)}
-            own = {name: one for name, one in settings[kind].items() if name in {*mine, "lr"}}
-            if _fits({**settings, kind: own}):
-                raise ConfigError(
-                    f"{error}. That is left of {old}; to leave it out give all of the {kind}: --set "
-                    f"{kind}={shlex.quote(json.dumps(own))}"
-                ) from error
-        raise
-
-
-def _fits(settings: Mapping[str, Any]) -> bool:
-    from minires.train import Config
-
-    try:
-        return bool(Config.from_dict(settings))
-    except ConfigError:
-        return False
+    content, lines = copy.deepcopy(dict(settings)), []
+    named = {one.path: one.value for one in given}
+    for kind, options_of in (("optimizer", optim.options_of), ("schedule", schedules.options_of)):
+        inside = content.get(kind, {})
+        old, new = inside.get("name"), named.get((kind, "name"))
+        if new in (None, old) or (kind,) in named:
+            continue
+        with suppress(ConfigError):  # an unknown name is refused where the configuration is made
+            known = ["name", *options_of(new)]
+            if left := [name for name in inside if name not in known]:
+                shown = ", ".join(f"{name}={inside.pop(name)!r}" for name in left)
+                lines.append(f"{kind} {new} instead of {old}: what only {old} has is left out, {shown}")
+    return content, lines
 
 
 _NOTHING = object()

@@ -193,13 +193,16 @@ def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer
     else:
         recipe_settings = Config.settings_of(recipe, **changes)
     before = {**Config().to_dict(), **recipe_settings}
+    before, left_out = given_settings.without_leftovers(before, settings)
+    for line in left_out:
+        say(line)
     given = {name: getattr(options, name) for name in INSIDE if getattr(options, name) is not None}
     own = [given_settings.option(name, INSIDE[name], value) for name, value in given.items()]
     own += [
         given_settings.Given(("variant", name), value, f"--variant {name}={value}")
         for name, value in variant_of(options).items()
     ]
-    base = given_settings.made(given_settings.applied(before, settings, own), settings, before)
+    base = Config.from_dict(given_settings.applied(before, settings, own))
     models.entry(base.model)
     config = replace(base, data=name)
     out = options.out or _new_folders(name, recipe)
@@ -228,7 +231,7 @@ def _chosen(
     from minires.train.trial import trial
 
     given = {one.path[0]: one.value for one in settings if len(one.path) == 1} | changes
-    if options.variant:  # of a model that is another then
+    if options.variant or any(one.path[0] == "variant" for one in settings):  # of a model that is another
         given = {"variant": variant_of(options), **given}
     seen = data.glance(name)
     splits = tried = None

@@ -17,7 +17,7 @@ from minires.optim.optimizer import Optimizer
 from minires.optim.sgd import SGD
 from minires.registry import Registry
 
-__all__ = ["OPTIMIZERS", "SGD", "Adam", "AdamW", "Optimizer", "build", "register"]
+__all__ = ["OPTIMIZERS", "SGD", "Adam", "AdamW", "Optimizer", "build", "options_of", "register"]
 
 OPTIMIZERS: Registry[Callable[..., Optimizer]] = Registry(
     "optimizer", {"sgd": SGD, "adam": Adam, "adamw": AdamW}
@@ -91,14 +91,24 @@ def checked(spec: Mapping[str, Any]) -> tuple[Callable[..., Optimizer], dict[str
     spec = mapping("an optimizer", spec)
     options = {key: value for key, value in spec.items() if key != "name"}
     name = spec.get("name")
-    make = OPTIMIZERS.find(name)
-    known = _options(make)
+    make, known = OPTIMIZERS.find(name), options_of(name)
     for key in options:
         if key not in known:
             raise ConfigError(unknown(f"option of {name}", key, known))
     if "lr" not in options:
         raise ConfigError(f"the optimizer {name} needs a learning rate: give lr")
     return make, options
+
+
+def options_of(name: Any) -> list[str]:
+    """The names of what a recipe's dict may give to an optimiser, beside ``name``.
+
+    Raises: ConfigError for an unknown name, with the nearest one.
+
+    >>> options_of("sgd")[:3]
+    ['lr', 'momentum', 'nesterov']
+    """
+    return _options(OPTIMIZERS.find(name))
 
 
 def _options(make: Callable[..., Optimizer]) -> list[str]:

@@ -108,6 +108,8 @@ def cut(picture: Image.Image, scale: int, side: int, crops: int | str) -> Pixels
     """The views of a picture at one scale.
 
     Shapes: -> (crops, side, side, 3); of "full" (2, H, W, 3), the shorter of H and W the scale.
+    Differs: torchvision's TenCrop mirrors the picture and then cuts; where the middle lies between two
+    columns, its mirrored middle is one column beside the mirror image of the other.
 
     >>> picture = Image.new("RGB", (60, 40))
     >>> cut(picture, 36, 32, 10).shape, cut(picture, 36, 32, "full").shape

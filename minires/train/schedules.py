@@ -205,6 +205,17 @@ def register(name: str) -> Callable[[Kind], Kind]:
     return add
 
 
+def options_of(name: Any) -> list[str]:
+    """The names of what a recipe's dict may give to a schedule, beside ``name``.
+
+    Raises: ConfigError for an unknown name, with the nearest one.
+
+    >>> options_of("cosine")
+    ['final', 'warmup', 'warmup_start']
+    """
+    return [*(field.name for field in dataclasses.fields(SCHEDULES.find(name)) if field.init), *WARMUP]
+
+
 class Schedule:
     """The learning rate of every step of a run.
 
@@ -225,9 +236,8 @@ class Schedule:
     def __init__(self, spec: Mapping[str, Any], *, lr: float, total_steps: int) -> None:
         given = mapping("a schedule", spec)
         name = given.pop("name", None)
-        kind = SCHEDULES.find(name)
+        kind, known = SCHEDULES.find(name), options_of(name)
         fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
-        known = [*fields, *WARMUP]
         for key, value in given.items():
             if key not in known:
                 raise ConfigError(unknown(f"option of the {name} schedule", key, known))

@@ -6,13 +6,15 @@ import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
+import command_line
 import pytest
-from PIL import Image
+from quick_runs import dark_and_light, draw_nothing
 
-from minires import cli, models, nn
+from minires import cli, models, nn, optim
+from minires.commands import given_settings
+from minires.data import Glance
 from minires.errors import ConfigError
-from minires.train import Config
+from minires.train import Config, auto, recipes, schedules
 
 
 class Tiny(nn.Module):
@@ -29,16 +31,10 @@ class Tiny(nn.Module):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    for k, name in enumerate(("dark", "light")):
-        (tmp_path / "pictures" / name).mkdir(parents=True)
-        for number in range(12):
-            picture = rng.integers(100 * k, 150 + 100 * k, (8, 8, 3)).astype(np.uint8)
-            Image.fromarray(picture).save(tmp_path / "pictures" / name / f"{number}.png")
+    dark_and_light(tmp_path / "pictures")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(models.MODELS, "tiny", models.Entry(Tiny, size=8, classes=2))
-    for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
-        monkeypatch.setattr(f"minires.train.run_folder.{name}", lambda *_, **__: None)
+    draw_nothing(monkeypatch)
     return tmp_path
 
 
@@ -55,12 +51,9 @@ def config_of(capsys, *arguments, base=tuple(BASE)):
 
 
 def refused(capsys, *arguments, base=tuple(BASE), status=2):
-    capsys.readouterr()
-    assert cli.main([*base, *arguments]) == status
+    line = command_line.refused(capsys, status, *base, *arguments)
     assert not Path("runs").exists() and not Path("run/model.safetensors").exists()
-    err = capsys.readouterr().err
-    assert "Traceback" not in err
-    return err.strip().splitlines()[-1]
+    return line
 
 
 def test_settings_are_reached_nested_too(place, capsys):
@@ -156,11 +149,15 @@ def test_a_run_starts_from_another_by_set_too(place, capsys):
     (["--no-drop-last", "--set", "drop_last=true"], "--no-drop-last and --set drop_last=true contradict"),
     (["--set", "seed=true", "--seed", "1"], "--seed 1 and --set seed=true contradict"),
     (["--freeze", "conv", "--set", 'freeze=["fc"]'], "contradict each other"),
-    # What is left of what had another name.
-    (["--recipe", "cifar", "--set", "schedule.name=cosine"],
-     """left of step; to leave it out give all of the schedule: --set schedule='{"name": "cosine"}'"""),
-    (["--recipe", "cifar", "--set", "optimizer.name=adam", "--set", "optimizer.eps=1e-7"],
-     """left of sgd; to leave it out give all of the optimizer: --set optimizer='{"name": "adam", "lr": """),
+    # What another one has, given and not left of the recipe's.
+    (["--set", "schedule.name=cosine", "--set", "schedule.peak=0.3"], "option of the cosine schedule 'peak'"),
+    (["--recipe", "cifar", "--set", "schedule.name=cosine", "--set", "schedule.factor=0.1"],
+     "unknown option of the cosine schedule 'factor'"),
+    (["--set", 'schedule={"name":"cosine","peak":0.3}'], "unknown option of the cosine schedule 'peak'"),
+    (["--recipe", "cifar", "--set", "optimizer.name=adam", "--set", "optimizer.momentum=0.9"],
+     "unknown option of adam 'momentum'"),
+    (["--recipe", "cifar", "--set", "optimizer.name=adm"], "unknown optimizer 'adm'. Did you mean 'adam'?"),
+    (["--set", "schedule.name=null"], "unknown schedule None"),
     # Options of their own.
     (["--patience", "2", "--train-on", "train+val"], "--patience is 2, and asks for validation, but with "),
     (["--recipe", "blog", "--keep", "best"], "leave it out, or use --train-on train"),
@@ -171,6 +168,72 @@ def test_a_run_starts_from_another_by_set_too(place, capsys):
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused_in_words(given, said, place, capsys):
     assert said in refused(capsys, *given)
+
+
+def recipe_settings(recipe):
+    if recipe != "auto":
+        return recipes.get(recipe)
+    counts = {part: (30, 30) for part in ("train", "val", "test")}
+    return auto.choose(Glance("pets", ("cat", "dog"), counts, shorter=480)).settings
+
+
+KINDS = {
+    "optimizer": (optim.OPTIMIZERS, optim.options_of),
+    "schedule": (schedules.SCHEDULES, schedules.options_of),
+}
+
+
+@pytest.mark.parametrize("recipe", [*recipes.names(), "auto"])
+def test_another_optimizer_or_schedule_keeps_of_a_recipe_what_it_has_itself(recipe):
+    settings = {**Config().to_dict(), **recipe_settings(recipe)}
+    for kind, (known, options_of) in KINDS.items():
+        before = settings[kind]
+        for name in known:
+            kept = {"name": before["name"]} | {key: before[key] for key in options_of(name) if key in before}
+            given = given_settings.read([f"{kind}.name={name}"])
+            content, lines = given_settings.without_leftovers(settings, given)
+            assert content == {**settings, kind: kept}
+            dropped = [f"{key}={before[key]!r}" for key in before if key not in kept]
+            assert len(lines) == bool(dropped) and all(part in lines[0] for part in dropped)
+            made = Config.from_dict(given_settings.applied(content, given))
+            assert getattr(made, kind) == kept | {"name": name}
+        assert settings[kind] is before and before["name"] in known  # what was given is as it was
+
+
+def test_the_recipe_auto_takes_another_schedule_and_says_what_is_left_out(place, capsys):
+    base = ["train", "--data", "pictures", "--model", "tiny", "--batch-size", "4", "--epochs", "1"]
+    config = config_of(capsys, "--set", "schedule.name=cosine", "--set", "schedule.warmup=0.1", base=base)
+    assert config["recipe"] == "auto" and config["schedule"] == {"name": "cosine", "warmup": 0.1}
+    said = capsys.readouterr().out
+    assert "schedule cosine instead of one-cycle: what only one-cycle has is left out, peak=0.25\n" in said
+
+
+def test_an_option_of_the_recipes_own_schedule_changes_and_nothing_is_left_out(place, capsys):
+    base = ["train", "--data", "pictures", "--model", "tiny", "--batch-size", "4", "--epochs", "1"]
+    config = config_of(
+        capsys, "--set", "schedule.name=one-cycle", "--set", "schedule.peak=0.3",
+        "--set", 'optimizer={"name":"sgd","lr":0.1}', base=base,
+    )  # fmt: skip
+    assert config["schedule"] == {"name": "one-cycle", "peak": 0.3}
+    assert config["optimizer"] == {"name": "sgd", "lr": 0.1}
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_another_optimizer_leaves_out_what_only_the_recipes_has(place, capsys):
+    config = config_of(
+        capsys, "--recipe", "cifar", "--set", "optimizer.name=adam", "--set", "optimizer.eps=1e-7",
+        base=[*BASE[:5], *BASE[7:]],
+    )  # fmt: skip
+    assert config["optimizer"] == {"name": "adam", "lr": 0.1, "weight_decay": 1e-4, "eps": 1e-7}
+    assert "optimizer adam instead of sgd: what only sgd has is left out, momentum=0.9\n" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("given", [["--set", "variant.widths=[4,4,4]"], ["--variant", "widths=[4,4,4]"]])
+def test_a_part_of_the_variant_makes_the_recipe_auto_start_new_in_either_way(given, place, capsys):
+    config = config_of(capsys, *given, base=["train", "--data", "pictures", "--epochs", "1"])
+    assert config["start_from"] is None and config["variant"] == {"widths": [4, 4, 4]}
 
 
 def test_the_same_value_twice_is_no_contradiction(place, capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import statistics
@@ -10,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import call
 from PIL import Image
+from quick_runs import draw_nothing
 
 from minires import cli, data, models, nn
 from minires.errors import CheckpointError, ConfigError, DataError
@@ -54,8 +55,7 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "tiny", models.Entry(Tiny, size=12, classes=3))
         patch.chdir(place)
-        for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
-            patch.setattr(f"minires.train.run_folder.{name}", lambda *_, **__: None)
+        draw_nothing(patch)
         common = ["train", "--data", "colours", "--model", "tiny", "--batch-size", "8", "--json"]
         for out, *more in (("a", "--seed", "0"), ("b", "--seed", "7"), ("c", "--lr", "0.05", "--size", "16")):
             epochs = "4" if out == "c" else "3"
@@ -294,15 +294,6 @@ def test_the_sheet_shows_each_guess(place, figures):
 
 
 # ------------------------------------------------------------------------------------------ the command
-
-
-def call(capsys, *arguments):
-    capsys.readouterr()
-    with contextlib.suppress(SystemExit):
-        status = cli.main([str(one) for one in arguments])
-        said = capsys.readouterr()
-        return status, said.out, said.err
-    raise AssertionError(capsys.readouterr().err)
 
 
 def test_the_command_prints_a_table_what_differs_and_the_disagreements(place, capsys):

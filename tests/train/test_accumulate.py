@@ -14,11 +14,7 @@ from minires.tensor import Tensor
 from minires.train import Config, Trainer, checks, planned, steps
 from minires.train.state import Progress
 
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
-        monkeypatch.setattr(f"minires.train.run_folder.{name}", lambda *_, **__: None)
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def without_norm(dtype="float32"):

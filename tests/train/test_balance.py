@@ -15,11 +15,7 @@ from minires.tensor import Tensor
 from minires.train import Config, Trainer, balance, predict
 from minires.train.balance import Loss, class_weights
 
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
-        monkeypatch.setattr(f"minires.train.run_folder.{name}", lambda *_, **__: None)
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def uneven(seed, counts=(40, 12, 4)):

@@ -20,11 +20,7 @@ from minires.train.diagnose import first_not_finite
 
 BFLOAT16 = backend.bfloat16()
 
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
-        monkeypatch.setattr(f"minires.train.run_folder.{name}", lambda *_, **__: None)
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def trainer(out, *, say=lambda line: None, resume=False, kind=Trainer, **changes):

@@ -17,11 +17,7 @@ from minires.ops.cross_entropy import cross_entropy
 from minires.tensor import Tensor
 from minires.train import Config, Trainer, checks, evaluate
 
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
-        monkeypatch.setattr(f"minires.train.run_folder.{name}", lambda *_, **__: None)
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def run(out, *, model=None, splits=None, said=None, resume=False, **changes):

@@ -28,11 +28,7 @@ def trainer(out, *, splits=None, resume=False, say=lambda line: None, **changes)
         say=say,
     )  # fmt: skip
 
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
-        monkeypatch.setattr(f"minires.train.run_folder.{name}", lambda *_, **__: None)
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def contents(folder):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
+from quick_runs import draw_nothing
 
-from minires import data, nn
+from minires import data, models, nn
 from minires.data import Dataset, Normalize
 from minires.errors import ConfigError, ShapeError
 from minires.models import build
 from minires.tensor import Tensor, no_grad
-from minires.train import evaluate
+from minires.train import Config, Trainer, evaluate, load_model
 from minires.train.multicrop import cut, evaluate_crops, usual_scale
 
 NORMALIZE = Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
@@ -85,6 +86,75 @@ def test_probabilities_are_the_mean_over_views_and_scales(crops, pictures, model
     assert found.accuracy == right.mean()
     truth = found.probabilities[np.arange(6), pictures.labels]
     assert found.loss == pytest.approx(-np.log(truth).mean())
+
+
+class Stripes(nn.Module):
+    def __init__(self, *, classes, rng):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 5, stride=2, bias=False, rng=rng)
+        self.norm = nn.BatchNorm2d(8, relu=True)
+        self.pool = nn.GlobalAvgPool2d()
+        self.fc = nn.Linear(8, classes, rng=rng)
+
+    def forward(self, x):
+        return self.fc(self.pool(self.norm(self.conv(x))))
+
+
+def stripes(folder, count, seed):
+    """Pictures of 80x80 with a striped thing of 16x16 somewhere; which way it is striped is the class."""
+    rng = np.random.default_rng(seed)
+    for label in ("across", "down"):
+        (folder / label).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.integers(90, 150, (80, 80, 3))
+            top, left = rng.integers(0, 65, 2)
+            thing = np.repeat(np.arange(16) % 8 // 4, 16).reshape(16, 16) * 120 + 60
+            pixels[top : top + 16, left : left + 16] = (thing if label == "across" else thing.T)[..., None]
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / label / f"{number}.png")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small network that was trained with random crops at random scales, and the pictures to test it on."""
+    root = tmp_path_factory.mktemp("stripes")
+    stripes(root / "set" / "train", 80, 0)
+    stripes(root / "set" / "test", 60, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "stripes", models.Entry(Stripes, size=32, classes=2))
+        draw_nothing(patch)
+        config = Config(
+            model="stripes", data=str(root / "set"), size=32, stream=True, train_on="train+val", epochs=8,
+            batch_size=16, optimizer={"name": "adam", "lr": 2e-2}, schedule={"name": "cosine"},
+            augment=[["scale_crop", {"shorter": [48, 64]}], "flip"], recalibrate=True,
+        )  # fmt: skip
+        Trainer(config, root / "run", say=lambda line: None).run()
+        yield load_model(root / "run"), data.load_part(root / "set", "test", size=32, stream=True).pictures
+
+
+def test_ten_crops_find_what_one_crop_of_the_middle_misses(trained):
+    found, pictures = trained
+    one, ten = (
+        evaluate_crops(found.model, pictures, found.normalize, side=32, crops=crops, scales=(64,))
+        for crops in (1, 10)
+    )
+    assert one.accuracy > 0.6  # it has learnt what it can see
+    assert ten.accuracy >= one.accuracy + 0.1  # the loss need not fall: views without the thing know nothing
+
+
+def test_ten_crops_are_the_mean_of_ten_passes_with_one_crop_each(trained):
+    found, pictures = trained
+    ten = evaluate_crops(found.model, pictures, found.normalize, side=32, crops=10, scales=(64,))
+    for place in (0, 59, 60, 119):
+        resized = pictures.images.picture(place, least=64).resize((64, 64), Image.Resampling.BILINEAR)
+        each = []
+        for left, top in ((0, 0), (32, 0), (0, 32), (32, 32), (16, 16)):
+            view = resized.crop((left, top, left + 32, top + 32))
+            for turned in (view, view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)):
+                pixels = np.asarray(turned)[None] / 255
+                x = (pixels - found.normalize.mean) / found.normalize.std
+                with no_grad():
+                    each.append(softmax(found.model(Tensor(x.astype(np.float32))).numpy()[0].astype(float)))
+        np.testing.assert_allclose(ten.probabilities[place], np.mean(each, axis=0), rtol=1e-4)
 
 
 def test_one_crop_of_pictures_of_that_size_is_the_plain_test(model):

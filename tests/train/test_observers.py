@@ -15,11 +15,7 @@ from minires.train.lock import Lost
 
 CHANGES = {"epochs": 2, "checkpoint_every": 0}
 
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
-        monkeypatch.setattr(f"minires.train.run_folder.{name}", lambda *_, **__: None)
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def trainer(out, *observers, said=None, **changes):

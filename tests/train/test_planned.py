@@ -11,13 +11,10 @@ from minires.plan import TrainingPlan
 from minires.tensor import Tensor
 from minires.train import Trainer, planned
 
-pytestmark = pytest.mark.skipif(not backend.HAS_NUMBA, reason="a plan needs Numba")
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
-        monkeypatch.setattr(f"minires.train.run_folder.{name}", lambda *_, **__: None)
+pytestmark = [
+    pytest.mark.skipif(not backend.HAS_NUMBA, reason="a plan needs Numba"),
+    pytest.mark.usefixtures("no_figures"),
+]
 
 
 class Dying(Trainer):

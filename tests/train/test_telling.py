@@ -12,11 +12,7 @@ from train.small_run import CONFIG, small_model, small_splits
 from minires.train import Config, Trainer, audience, notebook, telling
 from minires.train.telling import LINES, Listener, ProgressLines, lines_of_epochs
 
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
-        monkeypatch.setattr(f"minires.train.run_folder.{name}", lambda *_, **__: None)
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def trainer(out, said, *, progress=None, **changes):

@@ -10,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
+import command_line
 import pytest
-from PIL import Image
+from quick_runs import dark_and_light
 
 from minires import cli
 from minires.train.checkpoint import Checkpoints
@@ -50,12 +50,7 @@ END = ["config.json", "metrics.csv", "model.safetensors", "progress.json", "samp
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with pictures of two classes, and a module of the user's with a small model."""
-    rng = np.random.default_rng(0)
-    for k, name in enumerate(("dark", "light")):
-        (tmp_path / "pictures" / name).mkdir(parents=True)
-        for number in range(12):
-            picture = rng.integers(100 * k, 150 + 100 * k, (8, 8, 3)).astype(np.uint8)
-            Image.fromarray(picture).save(tmp_path / "pictures" / name / f"{number}.png")
+    dark_and_light(tmp_path / "pictures")
     (tmp_path / "tiny_of_mine.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINIRES_THREADS", "1")
@@ -80,11 +75,7 @@ def names(folder):
 
 def refused(capsys, status, *arguments):
     """The line with which the program refuses."""
-    capsys.readouterr()
-    assert cli.main(["--import", "tiny_of_mine", *map(str, arguments)]) == status
-    err = capsys.readouterr().err
-    assert "Traceback" not in err
-    return err.strip().splitlines()[-1]
+    return command_line.refused(capsys, status, "--import", "tiny_of_mine", *arguments)
 
 
 def test_two_at_once_get_two_numbers_and_one_folder_is_for_one(place):

@@ -30,12 +30,7 @@ def trainer(out, *, model=None, splits=None, resume=False, progress=False, **cha
         progress=progress, say=lambda line: None,
     )  # fmt: skip
 
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Drawing takes most of such a small run; one run, made before, and test_record.py draw."""
-    for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
-        monkeypatch.setattr(f"minires.train.run_folder.{name}", lambda *_, **__: None)
+pytestmark = pytest.mark.usefixtures("no_figures")  # one run, made before, and test_run_folder.py draw
 
 
 @pytest.fixture(scope="module")

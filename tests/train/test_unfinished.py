@@ -17,11 +17,7 @@ from minires.train.checkpoint import Checkpoints
 
 OLDER = "checkpoint-00000005.safetensors"
 
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
-        monkeypatch.setattr(f"minires.train.run_folder.{name}", lambda *_, **__: None)
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture

@@ -18,11 +18,7 @@ from minires.train import Config, Interrupted, Observer, Trainer, checkpoint, wa
 from minires.train.checkpoint import Checkpoints
 from minires.train.probe import Probe, layers_of
 
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
-        monkeypatch.setattr(f"minires.train.run_folder.{name}", lambda *_, **__: None)
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture

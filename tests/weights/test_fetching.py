@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import json
@@ -12,9 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from command_line import call
 from local_server import serving
 
-from minires import cli, weights
+from minires import weights
 from minires.data import Normalize
 from minires.errors import CheckpointError, ConfigError, DataError, MiniresError
 from minires.models import build
@@ -205,15 +205,6 @@ def test_a_file_of_the_package_is_always_here_and_not_fetched(cache, theirs, mon
 
 
 # ------------------------------------------------------------------------------------------ the command
-
-
-def call(capsys, *arguments):
-    capsys.readouterr()
-    with contextlib.suppress(SystemExit):
-        status = cli.main([str(one) for one in arguments])
-        said = capsys.readouterr()
-        return status, said.out, said.err
-    raise AssertionError(capsys.readouterr().err)
 
 
 def test_the_command_lists_shows_fetches_and_says_what_next(cache, theirs, serve, known, capsys):

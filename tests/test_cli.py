@@ -197,10 +197,10 @@ def test_a_run_says_what_it_did_and_what_to_do_next(place: Path, capsys: pytest.
     status, out, err = call(capsys, *arguments)
     lines = out.splitlines()
     assert status == 0 and lines[0] == "Training on my colours, as asked for with --data"
-    assert lines[1].startswith("19 training pictures of 3 classes, 6 to 7 of each: tiny, from the beginning")
-    assert lines[2].startswith("4 steps of 4 pictures, 1 epoch") and "(--epochs, --batch-size" in lines[2]
+    assert lines[1].startswith("24 training pictures of 3 classes, 8 of each, of some 40 pixels: tiny, from the beginning")
+    assert lines[2].startswith("6 steps of 4 pictures, 1 epoch") and "(--epochs, --batch-size" in lines[2]
     assert lines[3].startswith("each picture changed at random: crop, flip, jitter; running statistics")
-    assert "warning: few pictures: 19 to train 3 classes" in err
+    assert "warning: few pictures: 24 to train 3 classes" in err
     assert lines[4].startswith("tiny on my colours (") and "recipe auto, 1 epoch, seed 0" in lines[4]
     folder = Path("runs/my-colours-auto-1")
     assert any(line.startswith("test accuracy ") for line in lines)
@@ -332,7 +332,7 @@ def test_a_wrong_value_is_wrong_use(
         (["--variant", "classes=3"], "--variant cannot set classes; leave it out"),
         (["--variant", "name=x"], "'name=x' is no option of a model"),
         (["--variant", "seed=3"], "--variant cannot set seed; use --seed"),
-        (["--batch-size", "99", "--drop-last"], "Use --batch-size 9, or --no-drop-last"),
+        (["--batch-size", "99", "--drop-last"], "Use --batch-size 12, or --no-drop-last"),
         (["--precision", "fp8"], "unknown precision 'fp8'"),
         (["--out", "run.txt"], "run.txt is a file"),
     ],
@@ -628,7 +628,7 @@ def test_evaluate_counts_what_is_right(
     assert status == 0 and f"{got['correct']} of 6 right, accuracy {100 * got['accuracy']:.2f}%" in text
     pictures = run.parent / "colours"
     train = json.loads(call(capsys, "evaluate", run, "--data", pictures, "--split", "train", "--json")[1])
-    assert train["total"] == summary["train_pictures"] and train["accuracy"] > 0.8
+    assert train["total"] == 19 and summary["train_pictures"] == 19 + 5 and train["accuracy"] > 0.8
 
 
 def test_evaluate_by_several_views_of_each_picture(
@@ -717,7 +717,7 @@ def test_evaluate_takes_any_pictures_with_labels(
     assert "the pictures have no labels" in line and "`minires predict` says what is on pictures" in line
     pictures = run.parent / "colours"
     status, out, err = call(capsys, "evaluate", run, "--data", pictures)
-    assert "of 30 right" in out and "was trained on 19 of these 30 pictures" in err
+    assert "of 30 right" in out and "was trained on 24 of these 30 pictures" in err
     status, out, err = call(capsys, "evaluate", run)
     assert "of 6 right" in out and "was trained on" not in err
 
@@ -763,7 +763,7 @@ def test_pictures_that_a_run_was_trained_on_are_known_wherever_they_lie(
     for command in (("evaluate", run, "--data", "copied"), ("evaluate", run, "--data", "packed.zip"),
                     ("predict", run, "copied")):  # fmt: skip
         status, _, err = call(capsys, *command)
-        assert status == 0 and f"warning: {run} was trained on 19 of these 30 pictures" in err, command
+        assert status == 0 and f"warning: {run} was trained on 24 of these 30 pictures" in err, command
     splits = data.load("copied", size=12)
     for part in (splits.train, splits.val):
         for name in part.names:
@@ -789,7 +789,7 @@ def test_pictures_of_a_run_that_streamed_are_known_by_their_files(
     for command in (("evaluate", "run", "--data", "copied"), ("evaluate", "run", "--data", "packed.zip"),
                     ("predict", "run", "copied")):  # fmt: skip
         status, out, err = call(capsys, *command)
-        assert status == 0 and "warning: run was trained on 19 of these 30 pictures" in err, command
+        assert status == 0 and "warning: run was trained on 24 of these 30 pictures" in err, command
     monkeypatch.setattr("minires.commands.pictures.ASKED", 10)
     for command in ("evaluate", "run", "--data", "copied"), ("predict", "run", "copied"):
         assert "of these 10 pictures" in call(capsys, *command)[2], command
@@ -829,7 +829,7 @@ def test_shards_are_trained_on_and_found_again(place: Path, capsys: pytest.Captu
                 archive.add(place / "label", f"{number}.cls")
     options = ("--data", "set-{00..02}.tar", "--model", "tiny", "--epochs", "1", "--out", "run")
     status, out, err = call(capsys, "train", *options)
-    assert status == 0 and "19 training, 5 validation, 6 test pictures" in out and "error" not in err
+    assert status == 0 and "24 training, 0 validation, 6 test pictures" in out and "error" not in err
     status, out, err = call(capsys, "evaluate", "run")
     assert status == 0 and "of 6 right" in out
     assert "all of 30 pictures can be read" in call(capsys, "data", "set-{00..02}.tar", "--check")[1]

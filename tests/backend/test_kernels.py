@@ -84,6 +84,25 @@ def test_the_first_process_tells_once_that_it_compiles_and_the_second_nothing(tm
     assert run("second") == "", "a library prints nothing by itself"
 
 
+def test_of_two_blocks_around_the_compiler_the_outer_one_is_told(tmp_path, monkeypatch):
+    pytest.importorskip("numba")
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path))
+
+    def third(x):
+        return x / 3
+
+    outer, inner = [], []
+    with backend.before_compiling(outer.append):
+        with backend.before_compiling(inner.append):
+            assert backend.kernel(third)(3) == 1
+        with backend.before_compiling(inner.append):
+            assert backend.kernel(third)(3.0) == 1
+    assert len(outer) == 2 and not inner
+    with backend.before_compiling(inner.append):
+        assert backend.kernel(third)(True) == 1 / 3
+    assert len(outer) == 2 and len(inner) == 1
+
+
 def test_the_wait_for_the_compiler_is_told_before_it_begins(tmp_path, monkeypatch):
     event = pytest.importorskip("numba.core.event")
     monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path))

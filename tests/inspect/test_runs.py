@@ -57,6 +57,7 @@ def trained(tmp_path_factory):
         patch.chdir(place)
         draw_nothing(patch)
         common = ["train", "--data", "colours", "--model", "tiny", "--batch-size", "8", "--json"]
+        common += ["--train-on", "train"]
         for out, *more in (("a", "--seed", "0"), ("b", "--seed", "7"), ("c", "--lr", "0.05", "--size", "16")):
             epochs = "4" if out == "c" else "3"
             assert cli.main([*common, "--epochs", epochs, *more, "--out", out]) == 0

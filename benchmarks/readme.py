@@ -298,6 +298,23 @@ def streaming() -> str:
     return "\n".join(lines) + f"\n\n{_where(report)}\n"
 
 
+def own_pictures() -> str:
+    """A few own pictures: ours beside what a user of PyTorch would do."""
+    report = load("own_pictures")
+    ways = list(next(iter(report["sets"].values()))["median"])
+    titles = [way if way.startswith("minires") else f"PyTorch, {way}" for way in ways]
+    lines = [f"| pictures | {' | '.join(titles)} |", "|---|" + "---|" * len(ways)]
+    for name, entry in report["sets"].items():
+        source, count, each = re.fullmatch(r"(.*)(\d)x(\d+)", name).groups()
+        best = max(value for way, value in entry["median"].items() if not way.startswith("minires"))
+        figures = [
+            f"**{percent(value)}**" if way == ways[0] or value == best else percent(value)
+            for way, value in entry["median"].items()
+        ]
+        lines.append(f"| {source}: {count} classes, {each} of each | {' | '.join(figures)} |")
+    return "\n".join(lines) + f"\n\n{_where(report)}\n"
+
+
 def keras_folder() -> str:
     """ResNet50V2 of Keras on a picture folder: what the one command comes to, and its curves."""
     if not (RESULTS / "keras_folder.json").exists():
@@ -389,6 +406,7 @@ TABLES = {
     "family": family,
     "memory": memory,
     "streaming": streaming,
+    "own_pictures": own_pictures,
     "keras_folder": keras_folder,
     "crops": crops,
     "torture": torture,

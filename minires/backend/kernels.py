@@ -60,6 +60,7 @@ def fast(*given: Array) -> bool:
 
 
 _tell: Callable[[str], None] | None = None  # who is told before a kernel is compiled
+_inside = False  # of a block in which somebody is told, or was
 
 
 @contextmanager
@@ -67,14 +68,17 @@ def before_compiling(tell: Callable[[str], None]) -> Iterator[None]:
     """Call ``tell`` with a line to show before the first kernel that is compiled inside this block.
 
     A kernel that comes from the cache on disk is not compiled, and nothing is told then. Of such blocks, one
-    inside the other, the outer one is told.
+    inside the other, the outer one is told, once.
     """
-    global _tell
-    before, _tell = _tell, _tell or tell
+    global _tell, _inside
+    if _inside:
+        yield
+        return
+    _tell, _inside = tell, True
     try:
         yield
     finally:
-        _tell = before
+        _tell, _inside = None, False
 
 
 def _announce(kept: bool) -> None:

@@ -87,8 +87,7 @@ def _table(compared: Compared) -> None:
     rows: list[tuple[str, ...]] = [head]
     for group in compared.groups:
         rows += [_row(run) for run in group.runs]
-        if len(group.runs) > 1:
-            seeds = len(group.seeds)
+        if (seeds := len(group.seeds)) > 1:
             what = f"  mean and spread, {counted(seeds, 'seed')}"
             rows.append((what, "", "", "", "", "", _around(group.accuracy, 100, "%", 2),
                          _around(group.loss, 1, "", 4), _around(group.seconds, 1, "", 1)))  # fmt: skip

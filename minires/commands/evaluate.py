@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     asked = options.model, options.data, options.split, trained, side
     part = labelled(*asked, stream=options.crops is not None or None)
     dataset = part.pictures
-    if options.split != "train" and (options.data is not None or part.split == "all"):
+    if options.split != "train" and (options.data is not None or part.split != "test"):
         known, known_by_files = learnt(options.model, side), dataset
         if known.files and not isinstance(dataset.images, data.Stream):
             with suppress(MiniresError):  # what is no files is none of theirs

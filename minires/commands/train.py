@@ -30,7 +30,7 @@ from minires.errors import ConfigError
 
 if TYPE_CHECKING:
     from minires import data
-    from minires.train import Trainer
+    from minires.train import Config, Trainer
 
 # Settings of a run that are options of the same name.
 SETTINGS = (
@@ -85,7 +85,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--lr", "X", "the highest learning rate of the schedule", float)
     option("--clip-norm", "X", "the largest norm that the gradients of a step keep", float)
     option("--balance", "WAY", "for classes of uneven size: weights (the loss of a picture counts the more "
-           "the rarer its class), sampler (each class is drawn as often), or none (the default)")  # fmt: skip
+           "the rarer its class), sampler (each class is drawn as often), or none (default: the recipe's; "
+           "that of auto follows the pictures)")  # fmt: skip
     option("--patience", "N", "stop after N epochs in which validation did not get better", int)
     parser.add_argument("--recalibrate", action=argparse.BooleanOptionalAction, default=None,
                         help="measure batch norm's running statistics anew for validation and at the end "
@@ -114,9 +115,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--out", "FOLDER", "the run folder (default: runs/<data>-<recipe>-<number>)")
     parser.add_argument("--watch", action=argparse.BooleanOptionalAction, default=None,
                         help="write what `minires watch` shows of layers and classes (the default), or not")
-    option("--keep", "WHICH", "checkpoints that stay when the run is finished: none (the default), the "
-           "last two (last), or all; with best none stay, and the model is that of the epoch with the best "
-           "validation instead of the last")  # fmt: skip
+    option("--keep", "WHICH", "checkpoints that stay when the run is finished: none, the last two "
+           "(last), or all; with best none stay, and the model is that of the epoch with the best validation "
+           "instead of the last (default: the recipe's; auto: best of 100 validation pictures)")  # fmt: skip
     parser.add_argument("--tensorboard", action=argparse.BooleanOptionalAction, default=None,
                         help="write event files for TensorBoard, too, into tensorboard/ of the run; needs "
                         "tensorboardX (default: where the run that is continued did)")  # fmt: skip
@@ -176,7 +177,7 @@ def run(options: argparse.Namespace) -> int:
 def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer:
     """A new run: the recipe, the options on top of it, and a folder of its own."""
     from minires import models
-    from minires.train import Config, TensorBoard, Trainer, auto
+    from minires.train import Config, TensorBoard, Trainer, auto, continuing
 
     observers = [TensorBoard()] if options.tensorboard else []
     settings = given_settings.read(options.set)
@@ -189,27 +190,38 @@ def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer
     say(why)
     splits = None
     if recipe == auto.NAME:
+        continuing.check(options.out or Path("runs"), resume=False)
+        continuing.not_among_pictures(Path(options.out or "runs"), name)
         recipe_settings, splits = _chosen(name, settings, changes, options, say)
     else:
         recipe_settings = Config.settings_of(recipe, **changes)
-    before = {**Config().to_dict(), **recipe_settings}
-    before, left_out = given_settings.without_leftovers(before, settings)
+    config, left_out = _with_given(recipe_settings, settings, options)
     for line in left_out:
         say(line)
+    models.entry(config.model)
+    config = replace(config, data=name)
+    out = options.out or _new_folders(name, recipe)
+    trainer = Trainer(config, out, splits=splits, say=say, observers=observers)
+    if is_stand_in:
+        trainer.splits = replace(trainer.splits, source=f"{trainer.splits.source}: {why}")
+    return trainer
+
+
+def _with_given(
+    of_recipe: dict[str, Any], settings: list[given_settings.Given], options: argparse.Namespace
+) -> tuple[Config, list[str]]:
+    """The configuration of a recipe with what is given on top of it, and lines that say what was left out."""
+    from minires.train import Config
+
+    before = {**Config().to_dict(), **of_recipe}
+    before, left_out = given_settings.without_leftovers(before, settings)
     given = {name: getattr(options, name) for name in INSIDE if getattr(options, name) is not None}
     own = [given_settings.option(name, INSIDE[name], value) for name, value in given.items()]
     own += [
         given_settings.Given(("variant", name), value, f"--variant {name}={value}")
         for name, value in variant_of(options).items()
     ]
-    base = Config.from_dict(given_settings.applied(before, settings, own))
-    models.entry(base.model)
-    config = replace(base, data=name)
-    out = options.out or _new_folders(name, recipe)
-    trainer = Trainer(config, out, splits=splits, say=say, observers=observers)
-    if is_stand_in:
-        trainer.splits = replace(trainer.splits, source=f"{trainer.splits.source}: {why}")
-    return trainer
+    return Config.from_dict(given_settings.applied(before, settings, own)), left_out
 
 
 def _usual_recipe(asked: str | None) -> str:
@@ -227,28 +239,29 @@ def _chosen(
     """What the recipe auto chooses for these pictures, beside what is given; it says so. The pictures, too,
     where some ways to train were tried on them."""
     from minires import data
-    from minires.train import Config, auto
-    from minires.train.trial import trial
+    from minires.train import auto, state
+    from minires.train.trial import FOLDS, STEPS, trial
 
     given = {one.path[0]: one.value for one in settings if len(one.path) == 1} | changes
     if options.variant or any(one.path[0] == "variant" for one in settings):  # of a model that is another
         given = {"variant": variant_of(options), **given}
     seen = data.glance(name)
-    splits = tried = None
-    if ways := {name: Config.from_dict(one) for name, one in auto.ways(seen, given).items()}:
-        config = ways[auto.ALL]
-        splits = data.load(
-            name, size=config.size, stream=config.stream, draft=config.draft, cache=config.cache
-        )
-        pictures = splits.train if config.train_on == "train" else splits.train.join(splits.val)
-        whether = " or ".join(ways)
-        say(f"trying on the {len(pictures)} pictures, some left out, whether {whether} should learn")
-        tried = trial(pictures, ways, say=say)
-    choice = auto.choose(seen, given, tried)
-    for line in choice.lines:
-        say(line)
+    choice, splits = auto.choose(seen, given), None
+    # Each is tried with all that is given, as the run that follows has it.
+    ways = {way: _with_given(one, settings, options)[0] for way, one in auto.ways(seen, given).items()}
     for doubt in choice.seen.doubts():
         warnings.warn(doubt, stacklevel=2)
+    if ways:
+        config = replace(ways[auto.ALL], data=name)
+        splits = state.pictures(config, size=config.size)
+        pictures = splits.train if config.train_on == "train" else splits.train.join(splits.val)
+        say(
+            f"trying on the {len(pictures)} pictures, some left out, whether {' or '.join(ways)} should "
+            f"learn: {len(ways) * FOLDS * STEPS} steps (--set 'freeze=[]' tries nothing)"
+        )
+        choice = auto.choose(seen, given, trial(pictures, ways, say=say))
+    for line in choice.lines:
+        say(line)
     return {**choice.settings, "recipe": auto.NAME}, splits
 
 

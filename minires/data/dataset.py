@@ -98,8 +98,9 @@ class Dataset:
         """Split in two, class by class: the first part gets ``fraction`` of every class.
 
         The same seed gives the same parts. The first part has exactly ``round(fraction * N)`` pictures:
-        a class whose share is not whole is rounded up or down, the largest remainders up. Both parts
-        keep the order of the whole.
+        a class whose share is not whole is rounded up or down, the largest remainders up; before them, if
+        the first part is the larger one, classes that would have nothing in it. Both parts keep the order of
+        the whole.
 
         Raises: ConfigError when the fraction is not between 0 and 1; DataError when a part would be empty.
         """
@@ -113,7 +114,8 @@ class Dataset:
             )
         shares = fraction * np.bincount(self.labels, minlength=len(self.classes))
         counts = np.floor(shares).astype(np.int64)
-        for k in np.argsort(counts - shares, kind="stable")[: wanted - counts.sum()]:
+        empty = (counts == 0) & (shares > 0) & (fraction >= 0.5)
+        for k in np.lexsort((counts - shares, ~empty))[: wanted - counts.sum()]:
             counts[k] += 1
         rng = np.random.default_rng([seed, 0x5317])
         first = np.zeros(len(self), dtype=bool)

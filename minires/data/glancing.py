@@ -55,10 +55,12 @@ class Glancer:
     """In the place of ``decode_all``: measures some pictures and keeps none."""
 
     sides: list[int] = field(default_factory=list)
+    in_files: bool = False
 
     def decode(
         self, files: Sequence[tuple[str, Callable[[], bytes]]], *, size: int | None, where: str
     ) -> NDArray[np.uint8]:
+        self.in_files = True
         for place in np.unique(np.linspace(0, len(files) - 1, min(LOOKED_AT, len(files))).astype(int)):
             name, read = files[place]
             try:
@@ -70,7 +72,7 @@ class Glancer:
     def of(self, splits: Splits) -> Glance:
         """What the parts have; of pictures in memory their own size counts."""
         train = splits.train
-        sides = self.sides or [min(train.images.shape[1:3])]
+        sides = self.sides if self.in_files else [min(train.images.shape[1:3])]
         counts = {
             part: tuple(np.bincount(held.labels, minlength=len(train.classes)).tolist())
             for part, held in (("train", train), ("val", splits.val), ("test", splits.test))

@@ -1,17 +1,15 @@
 """Pictures that were decoded and resized once, kept in a file that later runs map into memory.
 
-    pixels/KEY.uint8   the pixels, uint8 (N, H, W, 3)
-    pixels/KEY.json    by what they are known: names, sizes and times of the files, how they were decoded, and
-                       by which Pillow; it is written last, and says that the other is whole
+    pixels/PLACE-STATE.uint8   the pixels, uint8 (N, H, W, 3); it is there whole or not at all
 
-KEY stands for the place of the pictures and the size. Where what is known of them has changed they are
-decoded anew, and take the place of the old ones.
+PLACE stands for where the pictures are and for the size; STATE for the names, sizes and times of the files,
+how they were decoded, and by which Pillow. Where the state is another, they are decoded anew, and pixels that
+were written more than an hour ago are removed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import time
 from contextlib import suppress
@@ -32,7 +30,7 @@ from minires.errors import DataError
 from minires.files import atomic_write
 
 FORMAT = 1
-LEFT = 3600.0  # seconds since the last change of a file that nobody writes any more
+LEFT = 3600.0  # seconds since the last change of a file that nobody writes or begins to read any more
 
 
 def kept(stream: Stream) -> Files:
@@ -42,42 +40,33 @@ def kept(stream: Stream) -> Files:
     """
     files, folder = stream.files, cache() / "pixels"
     make_folder(folder)
-    place = repr((files.where, files.named[0][0], files.size, files.square, files.draft))
-    stem = folder / hashlib.sha256(place.encode(errors="backslashreplace")).hexdigest()[:32]
-    pixels, about = stem.with_suffix(".uint8"), stem.with_suffix(".json")
-    known = {
-        "format": FORMAT, "where": files.where, "shape": list(stream.shape), "pictures": stream.fingerprint(),
-        "pillow": PIL.__version__, "jpeg": features.version("libjpeg_turbo") or features.version("jpg"),
-    }  # fmt: skip
-    if not _is_there(pixels, about, known, int(np.prod(stream.shape))):
-        with suppress(OSError):
-            about.unlink(missing_ok=True)
-        _write(stream, pixels)
-        with atomic_write(about) as file:
-            file.write(json.dumps(known, indent=2).encode())
-    mapped = np.memmap(pixels, np.uint8, mode="r", shape=stream.shape)
-    return replace(files, pixels=mapped)
+    place = _key(files.where, files.named[0][0], files.size, files.square, files.draft)
+    jpeg = features.version("libjpeg_turbo") or features.version("jpg")
+    state = _key(FORMAT, stream.shape, stream.fingerprint(), PIL.__version__, jpeg)
+    path = folder / f"{place}-{state}.uint8"
+    if not path.exists() or path.stat().st_size != int(np.prod(stream.shape)):
+        for pattern in (f"{place}-*.uint8", f".{place}-*.tmp"):
+            for left in folder.glob(pattern):
+                _remove_if_old(left)
+        _write(stream, path)
+    return replace(files, pixels=np.memmap(path, np.uint8, mode="r", shape=stream.shape))
 
 
-def _is_there(pixels: Path, about: Path, known: dict[str, Any], size: int) -> bool:
-    try:
-        return json.loads(about.read_bytes()) == known and pixels.stat().st_size == size
-    except (OSError, ValueError):
-        return False
+def _key(*known: Any) -> str:
+    return hashlib.sha256(repr(known).encode(errors="backslashreplace")).hexdigest()[:32]
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Remove what writes that were killed have left; not what another run may be writing now."""
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
-        with suppress(OSError):
-            if time.time() - left.stat().st_mtime > LEFT:
-                left.unlink()
+def _remove_if_old(path: Path) -> None:
+    """Remove pixels of another state, or what a write that was killed has left; not what another run has just
+    written, or may be writing now."""
+    with suppress(OSError):  # some systems keep what is in use
+        if time.time() - path.stat().st_mtime > LEFT:
+            path.unlink()
 
 
 def _write(stream: Stream, path: Path) -> None:
     """Decode all pictures into a file, which is there whole or not at all."""
     count, needed = len(stream), int(np.prod(stream.shape))
-    _remove_leftovers(path)
     if needed > (free := shutil.disk_usage(path.parent).free):
         raise DataError(
             f"{path.parent}: the cache of {count:,} pictures needs {needed / 1e9:.1f} GB, and "

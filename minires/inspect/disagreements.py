@@ -104,20 +104,21 @@ def disagreement(runs: Sequence[Run]) -> Disagreement:
 
 
 class _Parts:
-    """The test pictures of runs, each data set read once at each size."""
+    """The test pictures of runs, each data set read once in each way."""
 
     def __init__(self) -> None:
-        self._read: dict[tuple[str, int], Dataset] = {}
+        self._read: dict[tuple[str, int, bool], Dataset] = {}
 
     def of(self, run: Run, side: int, trained: Trained) -> Dataset:
         """The test pictures of a run at a size, with the classes in the order of a model's outputs."""
         name = run.config.data
         if name not in data.names() and not os.path.lexists(name):
             raise DataError(f"the pictures that {run.label} was trained on are no more at {name}")
-        if (name, side) not in self._read:
+        known = name, side, run.config.draft
+        if known not in self._read:
             with warnings.catch_warnings(action="ignore"):  # they were told when it was trained
-                self._read[name, side] = data.load(name, size=side).test
-        return self._read[name, side].with_classes(trained.classes)
+                self._read[known] = data.load(name, size=side, draft=run.config.draft).test
+        return self._read[known].with_classes(trained.classes)
 
 
 def _check_same(first: Run, one: Dataset, second: Run, other: Dataset) -> None:

@@ -86,17 +86,23 @@ class Group:
         return tuple(sorted({run.config.seed for run in self.runs}))
 
     @property
+    def of_each_seed(self) -> tuple[Run, ...]:
+        """One run of each seed, if possible a finished one: a second would say nothing of the spread."""
+        ordered = sorted(self.runs, key=lambda run: run.finished)
+        return tuple({run.config.seed: run for run in ordered}.values())
+
+    @property
     def accuracy(self) -> tuple[float, float | None] | None:
-        """Mean and spread of the test accuracy: see :func:`spread`."""
-        return spread([run.accuracy for run in self.runs])
+        """Mean and spread of the test accuracy over the seeds: see :func:`spread`."""
+        return spread([run.accuracy for run in self.of_each_seed])
 
     @property
     def loss(self) -> tuple[float, float | None] | None:
-        return spread([run.loss for run in self.runs])
+        return spread([run.loss for run in self.of_each_seed])
 
     @property
     def seconds(self) -> tuple[float, float | None] | None:
-        return spread([run.seconds if run.finished else None for run in self.runs])
+        return spread([run.seconds if run.finished else None for run in self.of_each_seed])
 
 
 @dataclass(frozen=True)

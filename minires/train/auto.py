@@ -5,7 +5,8 @@ What is chosen, and by what; each setting that is given stays as it is given, an
     start     the trained weights that are part of the package, ``starter``: some hundred pictures do not
               teach a network from the beginning what edges and textures are. Another model starts new.
     layers    all of them learn, or the new last one alone, which suits pictures of things that the start
-              knows: both are tried on the pictures, of which some are left out, if they are not many
+              knows: both are tried on the pictures, of which some are left out, if they are not many and
+              the run is no shorter than usual; that takes as long as 600 steps
     size      that of the pictures that the start has learnt from, 32 for the starter: at twice that size it
               sees other things than it has learnt, and a few pictures do not teach it to
     steps     at least 400, however few the pictures are, and at least eight epochs; fewer of more than
@@ -23,6 +24,7 @@ What is chosen, and by what; each setting that is given stays as it is given, an
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ from typing import Any
 
 from minires import models
 from minires.data import Glance
-from minires.errors import counted, whole
+from minires.errors import ConfigError, counted, whole
 from minires.train import trial
 from minires.train.config import Config
 from minires.train.finetune import all_but, start_from
@@ -59,8 +61,8 @@ class Choice:
 
 def ways(seen: Glance, given: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """The settings that are to be tried on the pictures that were ``seen``, by :func:`trial.trial`, before
-    :func:`choose`; none where the pictures are many or too few, where the run is shorter than a trial, where
-    there is no new last layer on trained ones, or where what learns is ``given``.
+    :func:`choose`; none where the pictures are many or too few, where fewer than ``STEPS`` steps are asked
+    for, where there is no new last layer on trained ones, or where what learns is ``given``.
 
     Raises: as :func:`choose`.
 
@@ -72,9 +74,10 @@ def ways(seen: Glance, given: Mapping[str, Any] | None = None) -> dict[str, dict
     """
     given = dict(given or {})
     settings, new = _settings(seen, given), []
+    Config.from_dict(settings)  # what is given is checked before anything hangs on it
     counts = _used(seen, settings).counts["train"]
     few = min(counts) >= trial.FOLDS and sum(counts) <= TRIED
-    worth = settings["epochs"] * _per_epoch(settings, sum(counts)) >= trial.STEPS
+    worth = settings["epochs"] * _per_epoch(settings, sum(counts)) >= STEPS
     if few and worth and settings["start_from"] and "freeze" not in given:
         model = models.build(settings["model"], classes=len(counts), **settings["variant"])
         new = start_from(model, settings["start_from"], classes=seen.classes)
@@ -88,12 +91,12 @@ def ways(seen: Glance, given: Mapping[str, Any] | None = None) -> dict[str, dict
 
 
 def choose(
-    seen: Glance, given: Mapping[str, Any] | None = None, tried: Mapping[str, float] | None = None
+    seen: Glance, given: Mapping[str, Any] | None = None, tried: Mapping[str, int] | None = None
 ) -> Choice:
     """Choose the settings of a run on the pictures that were ``seen``; those that are ``given`` stay.
 
-    ``tried`` is the share of pictures that each of the :func:`ways` got right; where nothing was tried, all
-    layers learn. ``start_from=None``, given, starts new.
+    ``tried`` is how many pictures each of the :func:`ways` got right; where nothing was tried, all layers
+    learn. ``start_from=None``, given, starts new.
 
     Raises: CheckpointError if a model that is given to start from cannot be read; ConfigError for an unknown
     model, or a setting that does not fit.
@@ -104,14 +107,15 @@ def choose(
     >>> chosen.settings["start_from"], chosen.settings["size"], chosen.settings["epochs"]
     ('starter', 32, 100)
     >>> print("\\n".join(chosen.lines))
-    75 training pictures of 2 classes, 37 to 38 of each, of some 480 pixels: resnet20_cifar from `starter`...
+    75 training pictures of 2 classes, 37 to 38 of each, shorter side about 480 pixels: ...
     ...
     """
     given = dict(given or {})
-    if tried and tried[LAST] > tried[ALL]:
-        settings = ways(seen, given)[LAST]
-    else:
-        settings = _settings(seen, given)
+    if tried and tried.keys() != {ALL, LAST}:
+        raise ConfigError(f"what was tried is {ALL!r} and {LAST!r}, the ways of auto.ways; not {[*tried]}")
+    # The first of those that are as good, which is that all layers learn.
+    best = max(tried, key=lambda way: tried[way]) if tried else ALL
+    settings = _settings(seen, given) if best == ALL else ways(seen, given)[best]
     config = Config.from_dict(settings)  # what is given is checked before it is spoken of
     used = _used(seen, settings)
     return Choice(settings, _lines(used, config, tried), used)
@@ -137,7 +141,7 @@ def _settings(seen: Glance, given: Mapping[str, Any]) -> dict[str, Any]:
     settings.setdefault("epochs", math.ceil(wanted))
     settings.setdefault("optimizer", {"name": "adam", "lr": 1e-3})
     settings.setdefault("schedule", {"name": "one-cycle", "peak": 0.25})
-    settings.setdefault("augment", AUGMENT)
+    settings.setdefault("augment", copy.deepcopy(AUGMENT))
     settings.setdefault("label_smoothing", 0.1)
     settings.setdefault("recalibrate", True)
     settings.setdefault("device", "auto")
@@ -170,25 +174,29 @@ def _start(given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _lines(seen: Glance, config: Config, tried: Mapping[str, float] | None) -> tuple[str, str, str]:
+def _lines(seen: Glance, config: Config, tried: Mapping[str, int] | None) -> tuple[str, str, str]:
     counts = seen.counts["train"]
     low, high, train = min(counts), max(counts), sum(counts)
     each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     start, size = config.start_from, config.size or models.entry(config.model).size
+    shorter = f", shorter side about {counted(seen.shorter, 'pixel')}" if seen.shorter else ""
     first = (
         f"{counted(train, 'training picture')} of {counted(len(counts), 'class', 'classes')}, "
-        f"{each} of each, of some {seen.shorter} pixels: "
+        f"{each} of each{shorter}: "
         f"{config.model}{f' from `{start}`' if start else ', from the beginning'}, at {size}x{size} "
         f"({'--model, --start-from, --size' if start else '--model, --size'} change that)"
     )
     steps = config.epochs * _per_epoch(config.to_dict(), train)
     learns, more = "what counts is how often the weights are changed", ""
     if tried:
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in tried.items())
-        learns = f"{LAST if config.freeze else ALL} learning (right of the pictures left out: {shares})"
-        more = f", --set freeze={'[]' if config.freeze else '...'}"
+        found = ", ".join(f"{name} {count}" for name, count in tried.items())
+        learns = (
+            f"{LAST if config.freeze else ALL} learning (of {train} pictures, each left out once, got right: "
+            f"{found})"
+        )
+        more = ", --freeze"
     second = (
-        f"{counted(steps, 'step')} of {config.batch_size} pictures, "
+        f"{counted(steps, 'step')} of {counted(min(config.batch_size, train), 'picture')}, "
         f"{counted(config.epochs, 'epoch')}: {learns} (--epochs, --batch-size, --lr{more})"
     )
     names = [one if isinstance(one, str) else one[0] for one in config.augment]
@@ -200,6 +208,6 @@ def _lines(seen: Glance, config: Config, tried: Mapping[str, float] | None) -> t
     if config.keep == "best":
         third.append("the weights of the best epoch are kept")
     if config.train_on == "train+val":
-        third.append("none are kept to validate")
+        third.append("validation pictures are trained on, too")
     others = "--set augment=[], --balance, --no-recalibrate, --keep, --train-on"
     return first, second, f"{'; '.join(third)} ({others})"

@@ -26,6 +26,7 @@ def packed(arrays: Arrays) -> dict[str, np.ndarray]:
     """Give kernels and dense weights as int8 with their scales.
 
     Shapes: (..., O) float32 -> (..., O) int8, and (O,) float32.
+    Raises: CheckpointError for weights that are not finite.
 
     >>> small = packed({"fc.weight": np.array([[1.0, -0.5], [0.25, 0.5]], np.float32)})
     >>> small["fc.weight"]
@@ -40,6 +41,8 @@ def packed(arrays: Arrays) -> dict[str, np.ndarray]:
         if array.ndim < 2 or array.dtype != np.float32:
             found[name] = array
             continue
+        if not np.isfinite(array).all():
+            raise CheckpointError(f"{name} holds numbers that are not finite, which int8 cannot")
         largest = np.abs(array).max(axis=tuple(range(array.ndim - 1)))
         scale = np.where(largest > 0, largest / MOST, 1).astype(np.float32)
         found[name] = np.rint(array / scale).astype(np.int8)

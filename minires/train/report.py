@@ -77,7 +77,7 @@ def batches(config: Config, train_set: Dataset) -> list[str]:
     if left := left_out(config, train_set):
         found.append(
             f"each epoch leaves out {left} of the {count} training pictures, others "
-            f"each time, which make no whole batch of {config.batch_size} (drop_last)"
+            f"each time, which make no whole batch of {config.batch_size} (drop_last=False trains on them)"
         )
     if config.batch_size > count:
         found.append(

@@ -213,6 +213,18 @@ def measured(info: Mapping[str, Any]) -> Any:
     return trained.get("normalize") if isinstance(trained, dict) else None
 
 
+def pictures(config: Config, *, size: int | None, streamed: bool | None = None) -> data.Splits:
+    """The pictures of a run at this size, as a stream if the configuration says so, its augmentation needs
+    one, or they were ``streamed`` when the run began; None: as their number tells.
+
+    Raises: as ``data.load``.
+    """
+    stream = config.stream
+    if stream is None:
+        stream = True if data.augment.needs_stream(data.build(config.augment)) else streamed
+    return data.load(config.data, size=size, stream=stream, draft=config.draft, cache=config.cache)
+
+
 def streamed(info: Mapping[str, Any]) -> bool | None:
     """Whether the pictures of a run, of which ``info`` was saved, were streamed; None if it does not say."""
     held = info.get("data")

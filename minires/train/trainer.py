@@ -127,14 +127,11 @@ class Trainer:
         augment = data.build(config.augment)
         entry = models.entry(config.model) if model is None else None
         size = config.size or (entry.size if entry else None)
-        if splits is None and not resume:
+        if not resume:
             continuing.not_among_pictures(self.given, config.data)
         held = continuing.before(self.out) if resume else {}
         self._mended = state.mended(held)
-        self.splits = splits or data.load(
-            config.data, size=size, stream=self._streams(augment, held), draft=config.draft,
-            cache=config.cache,
-        )  # fmt: skip
+        self.splits = splits or state.pictures(config, size=size, streamed=state.streamed(held))
         self.train_set = self.splits.train
         if config.train_on == "train+val":
             self.train_set = self.train_set.join(self.splits.val)
@@ -195,13 +192,6 @@ class Trainer:
         )  # fmt: skip
         self._figures = Figures(self.out, config, self.train_set.name, self._warn)
         self._since = time.perf_counter()
-
-    def _streams(self, augment: data.Compose, held: Mapping[str, Any]) -> bool | None:
-        """Whether the pictures are to be streamed: as the run says, its augmentation needs it, or it was when
-        the run began; None: as their number tells."""
-        if self.config.stream is not None:
-            return self.config.stream
-        return True if data.augment.needs_stream(augment) else state.streamed(held)
 
     # ------------------------------------------------------------------------------------------ the run
 

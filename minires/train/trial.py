@@ -3,6 +3,7 @@
     thirds     of the pictures are left out in turn (cross-validation); each way trains on the others from the
                beginning and is asked for those left out, so that it is asked for each picture once
     steps      a few, as what is looked for is which way is better, and not how good it can become
+    seed       the same for every run: which way suits the pictures does not hang on the run that follows
 
 A fifth of a few pictures, kept to validate, could not tell this: of 14 pictures, one more that is right is
 seven per cent.
@@ -15,7 +16,8 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +25,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minires import backend
-from minires.data import Dataset, Splits
-from minires.errors import DataError, counted
+from minires.data import Dataset, Splits, Stream
+from minires.data.pictures import unreadable
+from minires.errors import ConfigError, DataError, MiniresError, counted
 from minires.interrupt import Stopped
 from minires.train import audience
 from minires.train.config import Config
 from minires.train.observers import Observer, Run
+from minires.train.telling import PAUSE, about
 from minires.train.trainer import Trainer
 
-FOLDS, STEPS = 3, 100
+FOLDS, STEPS, SEED = 3, 100, 0
+MEMORY = 2**28  # bytes that pictures which come again and again may take
+PIECE = 64  # pictures of a stream that are read together
+NOTHING = "it was tried how to train, and nothing was begun"
 
 
-class _Bar(Observer):
-    def __init__(self, bar: Any) -> None:
-        self.bar = bar
+class _Progress(Observer):
+    """Moves the bar, or says now and then how far the trial is; ``summary`` is that of the run under way."""
+
+    def __init__(self, bar: Any, total: int, say: Callable[[str], None] | None) -> None:
+        self.bar, self.total, self.say = bar, total, say
+        self.done, self.summary = 0, dict[str, Any]()
+        self._began = self._said = 0.0
+
+    def begins(self, run: Run) -> None:
+        self.summary = {}
 
     def stepped(self, run: Run) -> None:
         self.bar.update(1)
+        self.done, now = self.done + 1, time.monotonic()
+        if self.done == 1:  # kernels may have been compiled for it
+            self._began = self._said = now
+        elif self.say and now - self._said >= PAUSE:
+            self._said = now
+            left = (now - self._began) / (self.done - 1) * (self.total - self.done)
+            self.say(f"tried {self.done} of {self.total} steps, {about(left)} left")
+
+    def ends(self, run: Run, summary: Mapping[str, Any]) -> None:
+        self.summary = dict(summary)
 
 
 def trial(
@@ -48,74 +72,105 @@ def trial(
     *,
     progress: bool | None = None,
     say: Callable[[str], None] = print,
-) -> dict[str, float]:
-    """Try several configurations, by their names, on the same pictures: the share that each gets right.
+) -> dict[str, int]:
+    """Try several configurations, by their names, on the same pictures: how many of them each gets right.
 
-    Of a configuration all counts but ``epochs`` and what is kept and written: nothing is.
-    ``progress`` shows a bar, as for :class:`~minires.train.Trainer`; ``say`` gets what must be said.
+    Of a configuration all counts but ``epochs``, ``seed`` and what is kept and written: nothing is. A way
+    that diverges gets none right. ``progress`` shows a bar, as for :class:`~minires.train.Trainer`; ``say``
+    gets what must be said.
 
-    Raises: DataError if a class has fewer than ``FOLDS`` pictures; Stopped after a signal; ConfigError for
-    what does not fit.
+    Raises: DataError if a class has fewer than ``FOLDS`` pictures, or that names pictures of a stream which
+    cannot be read; Stopped after a signal; ConfigError for what does not fit, or if there is no way;
+    MiniresError if a run cannot write.
 
     >>> labels = np.arange(12) % 2
     >>> images = (200 * labels[:, None, None, None] * np.ones((1, 8, 8, 3))).astype(np.uint8)
     >>> pictures = Dataset(images, labels, ("dark", "light"), ("",) * 12, "pictures")
     >>> way = Config(model="resnet20_cifar", variant={"widths": [2, 2, 2]}, batch_size=4, normalize="none")
-    >>> trial(pictures, {"the only way": way}, progress=False)
-    {'the only way': 1.0}
+    >>> trial(pictures, {"the only way": way}, progress=False, say=[].append)
+    {'the only way': 12}
     """
-    left_out = folds(pictures.labels, len(pictures.classes), seed=next(iter(ways.values())).seed)
-    right = dict.fromkeys(ways, 0)
+    if not ways:
+        raise ConfigError("a trial needs ways to try, {name: Config}, and got none")
+    left_out = folds(pictures.labels, pictures.classes, seed=SEED)
+    if isinstance(pictures.images, Stream):
+        _read(pictures.images)
 
     def tell(line: str) -> None:
         with bar.external_write_mode():
             say(line)
 
-    with tempfile.TemporaryDirectory(prefix="minires-trial-") as place, \
-            audience.bar(progress, total=len(ways) * FOLDS * STEPS, unit=" steps", leave=False,
-                         desc="trying") as bar, backend.before_compiling(tell):  # fmt: skip
-        for number, (name, config) in enumerate(ways.items()):
-            for fold in range(FOLDS):
-                out = Path(place, f"{number}-{fold}")
-                right[name] += _right(pictures, left_out == fold, config, out, _Bar(bar))
-    return {name: count / len(pictures) for name, count in right.items()}
+    right, total = dict.fromkeys(ways, 0), len(ways) * FOLDS * STEPS
+    try:
+        with tempfile.TemporaryDirectory(prefix="minires-trial-") as place, \
+                audience.bar(progress, total=total, unit=" steps", leave=False, desc="trying") as bar, \
+                backend.before_compiling(tell):  # fmt: skip
+            silent = progress is None and not audience.shows_bar(progress)
+            watched = _Progress(bar, total, tell if silent else None)
+            for number, (name, config) in enumerate(ways.items()):
+                for fold in range(FOLDS):
+                    out = Path(place, f"{number}-{fold}")
+                    right[name] += _right(pictures, left_out == fold, config, out, watched)
+    except OSError as error:
+        raise MiniresError(f"{NOTHING}: {error}; TMPDIR can name another folder for what is tried") from error
+    return right
 
 
-def folds(labels: NDArray[np.int64], classes: int, *, seed: int) -> NDArray[np.int64]:
+def folds(labels: NDArray[np.int64], classes: Sequence[str], *, seed: int) -> NDArray[np.int64]:
     """Which of the ``FOLDS`` parts leaves each picture out (N,): of each class about as many in each.
 
     Raises: DataError if a class has fewer pictures than there are parts.
 
-    >>> folds(np.array([0, 0, 0, 1, 1, 1, 1]), 2, seed=0)
+    >>> folds(np.array([0, 0, 0, 1, 1, 1, 1]), ["cat", "dog"], seed=0)
     array([0, 1, 2, 1, 0, 0, 2])
     """
     rng, found = np.random.default_rng([seed, 0x7211]), np.zeros(len(labels), np.int64)
-    for label in range(classes):
+    for label, name in enumerate(classes):
         places = rng.permutation(np.flatnonzero(labels == label))
         if len(places) < FOLDS:
-            raise DataError(f"class {label} has {counted(len(places), 'picture')}, too few for {FOLDS} parts")
+            few = counted(len(places), "picture")
+            raise DataError(f"class {name!r} has {few}, too few for {FOLDS} parts")
         found[places] = np.arange(len(places)) % FOLDS
     return found
 
 
+def _read(images: Stream) -> None:
+    """Read each picture once. Raises: DataError that names those which cannot be read."""
+    pieces = [slice(start, start + PIECE) for start in range(0, len(images), PIECE)]
+    if broken := [text for _, wrong in images.tried(pieces) for _, text in wrong]:
+        raise DataError(unreadable(broken, images.files.where))
+
+
 def _right(
-    pictures: Dataset, left_out: NDArray[np.bool_], config: Config, out: Path, watched: Observer
+    pictures: Dataset, left_out: NDArray[np.bool_], config: Config, out: Path, watched: _Progress
 ) -> int:
     """How many of those left out are right, after a run on the others."""
     others, asked = np.flatnonzero(~left_out), pictures.take(np.flatnonzero(left_out))
+    batch = min(config.batch_size, len(others))
     # One epoch that is as long as the trial: what ends an epoch takes longer than the steps of a small one.
-    repeats = -(-STEPS * config.batch_size // len(others))
-    seen = pictures.take(np.tile(others, repeats)[: STEPS * config.batch_size])
+    count = STEPS * batch
+    if not isinstance(pictures.images, Stream):
+        fitting = max(1, MEMORY // pictures.images[others[:1]].nbytes // len(others))
+        count = min(count, fitting * len(others))
     short = dataclasses.replace(
-        config, epochs=1, train_on="train", keep="none", patience=None, recalibrate=False, watch=False,
-        checkpoint_every=0,
+        config, batch_size=batch, accumulate=min(config.accumulate, batch), drop_last=True,
+        epochs=-(-STEPS // (count // batch)), seed=SEED, train_on="train", keep="none", patience=None,
+        recalibrate=False, watch=False, checkpoint_every=0,
     )  # fmt: skip
-    run = Trainer(
-        short, out, splits=Splits(seen, asked, asked, "trial"), progress=False, say=lambda _: None,
-        observers=[watched],
-    )  # fmt: skip
+    seen = pictures.take(np.resize(others, count))
     try:
+        run = Trainer(
+            short, out, splits=Splits(seen, asked, asked, "trial"), progress=False, say=lambda _: None,
+            observers=[watched],
+        )  # fmt: skip
         accuracy: float = run.run()["test_accuracy"]
     except Stopped as stop:
-        raise Stopped("stopped while it was tried how to train; nothing was begun", stop.number) from None
+        raise Stopped(f"stopped while {NOTHING}", stop.number) from None
+    except MiniresError as error:
+        if watched.summary.get("diverged"):
+            return 0
+        why = error.__cause__  # without how to go on with a run of which nothing stays
+        if isinstance(error, ConfigError) or not isinstance(why, MiniresError):
+            raise
+        raise MiniresError(f"{NOTHING}: {why}") from error
     return round(accuracy * len(asked))

@@ -97,10 +97,10 @@ def test_of_two_blocks_around_the_compiler_the_outer_one_is_told(tmp_path, monke
             assert backend.kernel(third)(3) == 1
         with backend.before_compiling(inner.append):
             assert backend.kernel(third)(3.0) == 1
-    assert len(outer) == 2 and not inner
+    assert len(outer) == 1 and not inner
     with backend.before_compiling(inner.append):
         assert backend.kernel(third)(True) == 1 / 3
-    assert len(outer) == 2 and len(inner) == 1
+    assert len(outer) == 1 and len(inner) == 1
 
 
 def test_the_wait_for_the_compiler_is_told_before_it_begins(tmp_path, monkeypatch):

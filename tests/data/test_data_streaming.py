@@ -374,8 +374,7 @@ def test_a_cache_holds_the_same_pixels_and_is_used_again(root, cached, monkeypat
     splits = cached()
     for part in ("train", "val", "test"):
         assert np.array_equal(getattr(splits, part).images[:], getattr(plain, part).images[:])
-    files = sorted(path.name for path in (tmp_path / "cache/minires/pixels").iterdir())
-    assert [name.rpartition(".")[2] for name in files] == ["json", "uint8"]
+    assert [path.suffix for path in (tmp_path / "cache/minires/pixels").iterdir()] == [".uint8"]
     monkeypatch.setattr(streaming, "decode", None)
     assert np.array_equal(cached().train.images[:], splits.train.images[:])
     both = cached().train.join(cached().val)
@@ -386,10 +385,14 @@ def test_a_cache_holds_the_same_pixels_and_is_used_again(root, cached, monkeypat
 
 def test_a_cache_of_other_files_is_made_anew_in_its_place(root, cached, monkeypatch, tmp_path):
     cached()
+    folder = tmp_path / "cache/minires/pixels"
+    (before,) = folder.iterdir()
+    os.utime(before, (1, 1))
     (root / "a/03.jpg").write_bytes(jpeg(999))
     assert np.array_equal(cached().train.images[:], data.load(root, size=12).train.images)
-    folder = tmp_path / "cache/minires/pixels"
-    assert len(list(folder.iterdir())) == 2
+    (damaged,) = folder.iterdir()
+    assert damaged != before
+    os.utime(damaged, (1, 1))
     monkeypatch.setattr(pixel_cache.PIL, "__version__", "1.0")
     monkeypatch.setattr(streaming, "decode", lambda *_, **__: np.zeros((12, 12, 3), np.uint8))
     assert not cached().train.images[:].any()
@@ -398,7 +401,30 @@ def test_a_cache_of_other_files_is_made_anew_in_its_place(root, cached, monkeypa
     assert len(cached().train.images[:]) == 26
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert len(cached(size=13).train) == 26 and len(list(folder.iterdir())) == 4
+    assert len(cached(size=13).train) == 26 and len(list(folder.iterdir())) == 2
+
+
+def test_of_two_that_fill_a_cache_each_reads_what_it_has_written(root, cached, monkeypatch):
+    """While one writes, the pictures change and another comes to its end."""
+    write, expected, other = pixel_cache._write, data.load(root, size=12).train.images, []
+
+    def meanwhile(stream, path):
+        monkeypatch.setattr(pixel_cache, "_write", write)
+        write(stream, path)
+        before = {name: (root / name).read_bytes() for name in ("a/03.jpg", "b/19.jpg")}
+        times = {name: os.stat(root / name).st_mtime_ns for name in before}
+        for name in before:
+            (root / name).write_bytes(jpeg(999))
+        other.append((cached().train.images, data.load(root, size=12).train.images))
+        for name, content in before.items():
+            (root / name).write_bytes(content)
+            os.utime(root / name, ns=(times[name], times[name]))
+
+    monkeypatch.setattr(pixel_cache, "_write", meanwhile)
+    one = cached().train.images
+    (held, wanted), = other
+    assert np.array_equal(one[:], expected) and np.array_equal(held[:], wanted)
+    assert not np.array_equal(expected, wanted)
 
 
 def test_a_cache_names_every_unreadable_picture_and_leaves_nothing(root, cached, tmp_path):
@@ -413,7 +439,7 @@ def test_what_a_killed_write_of_a_cache_left_is_removed_and_that_of_another_run_
     cached()
     folder = tmp_path / "cache/minires/pixels"
     (pixels,) = folder.glob("*.uint8")
-    (folder / pixels.with_suffix(".json").name).unlink()
+    pixels.unlink()
     old, new = (folder / f".{pixels.name}.{name}.tmp" for name in ("aaaaaaaa", "bbbbbbbb"))
     for path in (old, new):
         path.write_bytes(b"half")

@@ -95,19 +95,32 @@ def test_what_learns_is_tried_on_a_few_pictures_with_a_new_last_layer():
     assert frozen == sum(one.size for name, one in model.named_parameters() if name not in learning)
     assert not auto.ways(seen(2, 20)), "too few of a class to leave some out"
     assert not auto.ways(seen(600, 600)), "many can teach all layers"
-    for given in ({"freeze": []}, {"epochs": 33}, {"start_from": None}, {"model": "resnet18"}):
+    for given in ({"freeze": []}, {"epochs": 133}, {"start_from": None}, {"model": "resnet18"}):
         assert not auto.ways(glance, given)
     assert auto.ways(glance, {"seed": 3})[auto.LAST]["seed"] == 3
+    for name, value in (("epochs", "many"), ("epochs", None), ("drop_last", "x"), ("train_on", 3)):
+        with pytest.raises(ConfigError, match=name):
+            auto.ways(glance, {name: value})
 
 
 def test_the_better_way_is_taken_and_all_layers_if_they_are_as_good():
     glance = seen(20, 20, val=10)
-    for last, freezes in ((0.7, False), (0.8, False), (0.81, True)):
-        tried = {auto.ALL: 0.8, auto.LAST: last}
+    for last, freezes in ((0, False), (40, False), (41, True)):
+        tried = {auto.ALL: 40, auto.LAST: last}
         choice = auto.choose(glance, None, tried)
         assert choice.settings == auto.ways(glance)[auto.LAST if freezes else auto.ALL]
-        assert f"all layers 80%, the last layer alone {last:.0%}" in choice.lines[1]
+        assert f"of 50 pictures, each left out once, got right: all layers 40, {auto.LAST} {last})" in (
+            choice.lines[1]
+        )
         assert ("measured anew" in choice.lines[2]) is not freezes
+    with pytest.raises(ConfigError, match="what was tried is 'all layers' and 'the last layer alone'"):
+        auto.choose(glance, None, {"some layers": 40})
+
+
+def test_a_choice_is_nobody_elses():
+    one = chosen(seen(20, 20))
+    one["augment"][0][1]["scale"][0] = 0.1
+    assert chosen(seen(20, 20))["augment"] == auto.AUGMENT != one["augment"]
 
 
 def test_nothing_is_new_where_the_start_knows_the_classes():
@@ -127,7 +140,7 @@ def test_what_is_given_stays_and_the_rest_follows_it():
     assert {name: settings[name] for name in given} == given
     lines = auto.choose(seen(20, 80), given).lines
     assert "resnet18, from the beginning, at 48x48" in lines[0] and "60 steps of 5 pictures" in lines[1]
-    assert "flip; classes are balanced (weights); none are kept to validate (" in lines[2]
+    assert "flip; classes are balanced (weights); validation pictures are trained on, too (" in lines[2]
 
 
 def test_another_model_starts_from_the_beginning():
@@ -146,7 +159,7 @@ def test_another_model_starts_from_the_beginning():
 
 def test_three_lines_say_what_and_why():
     lines = auto.choose(seen(16, 15, 15)).lines
-    assert lines[0].startswith("46 training pictures of 3 classes, 15 to 16 of each, of some 400 pixels: ")
+    assert lines[0].startswith("46 training pictures of 3 classes, 15 to 16 of each, shorter side about 400 ")
     assert "from `starter`, at 32x32" in lines[0] and "--start-from" in lines[0]
     assert "400 steps of 16 pictures, 200 epochs" in lines[1] and "--epochs" in lines[1]
     assert "crop, flip, jitter" in lines[2] and "measured anew" in lines[2]

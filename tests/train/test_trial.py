@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from train.small_run import CONFIG, small_splits
+from train.small_run import CONFIG, small_splits, write_pictures
 
-from minires.errors import ConfigError, DataError
+from minires import data
+from minires.errors import ConfigError, DataError, MiniresError
 from minires.interrupt import Stopped
 from minires.train import Trainer, trial
 from minires.train.trial import FOLDS, STEPS, folds
 
-SMALL = replace(CONFIG, model="resnet20_cifar", variant={"widths": [4, 4, 4]}, ema=0.0, batch_size=16,
+SMALL = replace(CONFIG, model="resnet20_cifar", variant={"widths": [8, 8, 8]}, ema=0.0, batch_size=16,
                 schedule={"name": "one-cycle", "peak": 0.25}, augment=[], seed=1)  # fmt: skip
 
 
@@ -35,18 +38,19 @@ def runs(monkeypatch):
 @pytest.mark.parametrize("counts", [(3, 3), (4, 5, 6), (24, 24, 24), (7, 50)])
 def test_each_part_leaves_out_a_third_of_each_class(counts):
     labels = np.repeat(np.arange(len(counts)), counts)
-    found = folds(labels, len(counts), seed=0)
+    classes = tuple(f"class{k}" for k in range(len(counts)))
+    found = folds(labels, classes, seed=0)
     for label, count in enumerate(counts):
         sizes = np.bincount(found[labels == label], minlength=FOLDS)
         assert sizes.sum() == count and sizes.max() - sizes.min() <= 1 and sizes.min() >= 1
-    assert np.array_equal(found, folds(labels, len(counts), seed=0))
+    assert np.array_equal(found, folds(labels, classes, seed=0))
     if sum(counts) > 10:
-        assert not np.array_equal(found, folds(labels, len(counts), seed=1))
+        assert not np.array_equal(found, folds(labels, classes, seed=1))
 
 
 def test_too_few_pictures_are_refused():
-    with pytest.raises(DataError, match="class 1 has 2 pictures, too few for 3 parts"):
-        folds(np.array([0, 0, 0, 1, 1]), 2, seed=0)
+    with pytest.raises(DataError, match="class 'dog' has 2 pictures, too few for 3 parts"):
+        folds(np.array([0, 0, 0, 1, 1]), ("cat", "dog"), seed=0)
 
 
 def test_each_picture_is_asked_for_once_by_a_run_that_has_not_seen_it(runs):
@@ -57,17 +61,17 @@ def test_each_picture_is_asked_for_once_by_a_run_that_has_not_seen_it(runs):
     for run in runs:
         assert not {*run.train_set.names} & {*run.splits.test.names}
         assert {*run.train_set.names} | {*run.splits.test.names} == {*pictures.names}
-        assert run.progress.step == STEPS and run.config.seed == SMALL.seed
+        assert run.progress.step == STEPS and run.config.seed == trial.SEED != SMALL.seed
         assert not run.out.exists()
     right = sum(run.history[-1]["val_accuracy"] * len(run.splits.test) for run in runs)
-    assert found == {"one": pytest.approx(right / len(pictures))}
-    assert found["one"] > 0.9, "stripes are told apart in a hundred steps"
+    assert found == {"one": round(right)}
+    assert found["one"] > 0.9 * len(pictures), "stripes are told apart in a hundred steps"
 
 
 def test_the_way_that_learns_is_told_from_one_that_does_not(runs):
     slow = replace(SMALL, optimizer={"name": "adam", "lr": 1e-9})
     found = trial.trial(small_splits().train, {"learns": SMALL, "does not": slow}, progress=False)
-    assert found["learns"] > 0.9 and found["does not"] < 0.6
+    assert found["learns"] > 80 and found["does not"] < 56, "of 93"
     assert [run.config.optimizer for run in runs] == [SMALL.optimizer] * FOLDS + [slow.optimizer] * FOLDS
 
 
@@ -78,7 +82,7 @@ def test_a_signal_ends_it_and_nothing_stays(runs, monkeypatch, tmp_path):
         if trainer.progress.step == 5:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(trial._Bar, "stepped", lambda bar, run: stops(run))
+    monkeypatch.setattr(trial._Progress, "stepped", lambda watched, run: stops(run))
     with pytest.raises(Stopped, match="nothing was begun") as stop:
         trial.trial(small_splits().train, {"one": SMALL}, progress=False)
     assert stop.value.number == signal.SIGTERM
@@ -88,3 +92,66 @@ def test_a_signal_ends_it_and_nothing_stays(runs, monkeypatch, tmp_path):
 def test_what_does_not_fit_is_said_as_it_is():
     with pytest.raises(ConfigError, match="no part 'res9'"):
         trial.trial(small_splits().train, {"one": replace(SMALL, freeze=["res9"])}, progress=False)
+    with pytest.raises(ConfigError, match="a trial needs ways to try"):
+        trial.trial(small_splits().train, {}, progress=False)
+
+
+def test_a_large_batch_makes_no_longer_trial_and_no_more_copies(runs, monkeypatch):
+    monkeypatch.setattr(trial, "STEPS", 6)
+    monkeypatch.setattr(trial, "MEMORY", 100_000)  # 231 of these pictures
+    pictures = small_splits().train
+    large = replace(SMALL, batch_size=1000, accumulate=100)
+    trial.trial(pictures, {"small": replace(SMALL, batch_size=5), "large": large}, progress=False)
+    for run in runs[:FOLDS]:
+        assert run.progress.step == 6 and len(run.train_set) == 30 and run.config.epochs == 1
+    for run in runs[FOLDS:]:
+        batch = len(pictures) - len(run.splits.test)
+        assert run.progress.step == 6 and len(run.train_set) == 3 * batch and run.config.batch_size == batch
+
+
+def test_a_way_that_diverges_has_none_right(monkeypatch):
+    monkeypatch.setattr(trial, "STEPS", 10)
+    wild = replace(SMALL, optimizer={"name": "sgd", "lr": 1e30}, schedule={"name": "constant"})
+    with np.errstate(all="ignore"):
+        found = trial.trial(small_splits().train, {"wild": wild, "calm": SMALL}, progress=False)
+    assert found["wild"] == 0 < found["calm"]
+
+
+def test_what_goes_wrong_is_said_without_a_run_that_nobody_has(monkeypatch, tmp_path):
+    def full(*_, **__):
+        raise MiniresError("no space left on device")
+
+    monkeypatch.setattr(trial, "STEPS", 3)
+    pictures = small_splits().train
+    with monkeypatch.context() as patch, pytest.raises(MiniresError) as said:
+        patch.setattr("minires.train.checkpoint.Checkpoints.save", full)
+        trial.trial(pictures, {"one": SMALL}, progress=False)
+    assert str(said.value) == "it was tried how to train, and nothing was begun: no space left on device"
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(MiniresError, match="nothing was begun: .*gone.*; TMPDIR can name another folder"):
+        trial.trial(pictures, {"one": SMALL}, progress=False)
+
+
+def test_a_picture_that_cannot_be_read_is_named_once_and_before_anything_is_tried(tmp_path, runs):
+    root = write_pictures(tmp_path / "pictures")
+    train = data.load(root, size=12, stream=True).train
+    broken = [train.names[place] for place in (3, 70)]
+    for name in broken:
+        (root / name).write_bytes(b"")
+    with pytest.raises(DataError) as said:
+        trial.trial(train, {"one": SMALL}, progress=False)
+    assert [str(said.value).count(name) for name in broken] == [1, 1] and not runs
+
+
+def test_who_sees_no_bar_hears_now_and_then_how_far_it_is(monkeypatch):
+    clock = itertools.count(step=20.0)
+    monkeypatch.setattr(trial, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(trial, "STEPS", 2)
+    said = []
+    trial.trial(small_splits().train, {"one": SMALL}, say=said.append)
+    assert [line for line in said if "tried" in line] == [
+        "tried 3 of 6 steps, about 60 s left", "tried 5 of 6 steps, about 20 s left"
+    ]  # fmt: skip
+    said.clear()
+    trial.trial(small_splits().train, {"one": SMALL}, progress=False, say=said.append)
+    assert said == []

@@ -197,7 +197,7 @@ def test_a_run_says_what_it_did_and_what_to_do_next(place: Path, capsys: pytest.
     status, out, err = call(capsys, *arguments)
     lines = out.splitlines()
     assert status == 0 and lines[0] == "Training on my colours, as asked for with --data"
-    assert lines[1].startswith("24 training pictures of 3 classes, 8 of each, of some 40 pixels: tiny, ")
+    assert lines[1].startswith("24 training pictures of 3 classes, 8 of each, shorter side about 40 pixels: ")
     assert lines[2].startswith("6 steps of 4 pictures, 1 epoch") and "(--epochs, --batch-size" in lines[2]
     assert lines[3].startswith("each picture changed at random: crop, flip, jitter; running statistics")
     assert "warning: few pictures: 24 to train 3 classes" in err

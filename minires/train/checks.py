@@ -28,6 +28,16 @@ GENTLER = "a lower learning rate, more warm-up or clip_norm"
 LOST = "the run diverged: "
 
 
+def something_learns(model: Module, frozen: Sequence[str]) -> None:
+    """Raises: ConfigError if nothing of a model with parameters is to change, ``frozen`` as it is."""
+    parameters = list(model.parameters())
+    if parameters and not any(one.requires_grad for one in parameters):
+        what = f"with {', '.join(map(repr, frozen))} frozen" if frozen else "with this model"
+        raise ConfigError(
+            f"{what} nothing is left that could learn; leave a part out of freeze, such as the last layer"
+        )
+
+
 def batches_of_one(
     model: Module, loader: Loader, *, activations: Any = np.float32, accumulate: int = 1
 ) -> None:

@@ -96,8 +96,8 @@ def freeze(model: Module, parts: Iterable[str]) -> int:
     A part is the path of a module, ``res2a``, or a pattern, ``bn*`` or ``res[23]*``; what is inside a module
     is frozen with it.
 
-    Raises: ConfigError, with the nearest path, if a part names no module with parameters, or if nothing would
-    be left that learns; nothing is changed then.
+    Raises: ConfigError, with the nearest path, if a part names no module with parameters; nothing is changed
+    then.
 
     >>> from minires.models import build
     >>> model = build("resnet20_cifar")
@@ -119,11 +119,6 @@ def freeze(model: Module, parts: Iterable[str]) -> int:
             raise ConfigError(f"there is no part {part!r} to freeze; {nearest(part, modules)}")
         chosen |= {id(module): module for module in matched}
     parameters = {id(one): one for module in chosen.values() for one in module.parameters()}
-    if chosen and all(id(one) in parameters or not one.requires_grad for one in model.parameters()):
-        raise ConfigError(
-            f"with {', '.join(map(repr, parts))} frozen nothing is left that could learn; leave a part out, "
-            "such as the last layer"
-        )
     for module in chosen.values():
         for inner in (module, *(one for _, one in module.named_modules())):
             if isinstance(inner, BatchNorm2d):

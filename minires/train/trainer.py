@@ -154,6 +154,7 @@ class Trainer:
             new = finetune.start_from(model, config.start_from, classes=self.train_set.classes)
             self.say(f"starting from {config.start_from}; new: {', '.join(new) or 'nothing'}")
         finetune.freeze(model, config.freeze)
+        checks.something_learns(model, config.freeze)
         self.device = backend.choose_device(config.device)
         if config.precision == "tf32" and self.device == "cpu":
             raise ConfigError("precision='tf32' is for GPUs; on the CPU leave it at precision='fp32'")

@@ -110,8 +110,17 @@ def test_what_may_change_when_a_run_goes_on_parts_no_group(place):
     compared = compare_runs(["a", "b"])
     assert len(compared.groups) == 1 and compared.groups[0].seeds == (0,)
     assert compared.differences == {"checkpoint_every": (200, 7), "keep": ("none", "all")}
+    assert compared.groups[0].accuracy[1] is None, "one seed has no spread"
     change(place / "b" / CONFIG, batch_size=9)
     assert len(compare_runs(["a", "b"]).groups) == 2
+
+
+def test_a_seed_that_was_run_twice_counts_once(place, capsys):
+    change(place / "b" / CONFIG, seed=0)
+    assert "mean and spread" not in call(capsys, "compare", "a", "b", "--no-pictures")[1]
+    unfinished(place / "a")
+    (group,) = compare_runs(["a", "b"]).groups
+    assert group.accuracy == (group.runs[1].accuracy, None) and group.runs[1].label == "b"
 
 
 def test_runs_that_are_not_finished_take_part_with_their_curves(place):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import oracle
 import pytest
-from train.small_run import CONFIG, small_splits, stripes
+from train.small_run import CONFIG, small_model, small_splits, stripes
 
 from minires import models, nn
 from minires.data import Dataset, Normalize, Splits
@@ -146,7 +146,6 @@ def _bright(count: int, seed: int) -> Dataset:
 
 
 def test_a_run_starts_from_another_and_goes_on_after_a_stop(tmp_path, monkeypatch):
-    from train.small_run import small_model
 
     def make(*, classes, rng):
         return small_model(classes)
@@ -174,15 +173,19 @@ def test_a_run_starts_from_another_and_goes_on_after_a_stop(tmp_path, monkeypatc
     assert not again.model.bn1.gamma.requires_grad and again.model.bn1.frozen
 
 
-def test_to_freeze_everything_is_refused_and_changes_nothing():
-    model = build("resnet20_cifar")
-    for parts in (["*"], ["conv1", "bn_*", "res*", "fc"]):
+def test_a_run_of_which_nothing_could_learn_is_refused_and_a_model_that_only_looks_is_not(tmp_path):
+    splits = small_splits()
+    for parts in (["*"], ["conv*", "bn*", "fc"]):
         with pytest.raises(ConfigError, match="frozen nothing is left that could learn"):
-            freeze(model, parts)
-    assert all(one.requires_grad for one in model.parameters())
-    freeze(model, (part for part in ["conv1", "bn_*", "res*"]))
-    with pytest.raises(ConfigError, match="'fc' frozen nothing is left"):
-        freeze(model, ["fc"])
+            Trainer(
+                replace(CONFIG, freeze=parts), tmp_path / "run", splits=splits, model=small_model(),
+                progress=False,
+            )  # fmt: skip
+    model = small_model()
+    assert freeze(model, ["*"]) == sum(one.size for one in model.parameters())
+    with pytest.raises(ConfigError, match="with this model nothing is left"):
+        Trainer(CONFIG, tmp_path / "run", splits=splits, model=model, progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["resnet20_cifar", "vgg16", "densenet40_k12_cifar", "se_resnet50"])

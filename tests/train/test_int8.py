@@ -21,6 +21,14 @@ def rounded(array):
     return out
 
 
+def test_what_is_not_finite_is_refused():
+    w = np.ones((3, 2), np.float32)
+    for value in (np.nan, np.inf):
+        w[1, 1] = value
+        with pytest.raises(CheckpointError, match="fc.weight holds numbers that are not finite"):
+            int8.packed({"fc.weight": w})
+
+
 def test_each_output_channel_is_rounded_to_its_own_steps():
     w = np.random.default_rng(0).standard_normal((3, 3, 8, 5)).astype(np.float32)
     w[..., 1] *= 1000

@@ -51,7 +51,7 @@ def test_split_has_exactly_the_rounded_share_where_classes_do_not_divide():
 def test_a_class_of_one_picture_is_in_the_larger_part():
     first, second = make((1, 14, 14)).split(0.7, seed=0)  # shares 0.7, 9.8, 9.8: of three, two
     assert np.bincount(first.labels).tolist() == [1, 10, 9]
-    assert np.bincount(make((1, 4, 4)).split(0.3, seed=0)[1].labels)[0] == 1
+    assert np.bincount(make((1, 9, 9)).split(0.3, seed=0)[1].labels)[0] == 1
 
 
 def test_split_follows_the_seed():

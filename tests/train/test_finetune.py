@@ -146,7 +146,6 @@ def _bright(count: int, seed: int) -> Dataset:
 
 
 def test_a_run_starts_from_another_and_goes_on_after_a_stop(tmp_path, monkeypatch):
-
     def make(*, classes, rng):
         return small_model(classes)
 

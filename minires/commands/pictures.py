@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from minires.data import Dataset, LabelledPart
+    from minires.data import Dataset, LabelledPart, Splits
     from minires.train import Trained
 
 
@@ -87,6 +87,7 @@ def labelled(
         own = config.data
     if own is not None and split in (None, "train", "val", "test"):
         splits, split = data.load(own, size=side, stream=stream, draft=config.draft), split or "test"
+        is_as_trained(model, splits)
         part = data.LabelledPart(getattr(splits, split), split, splits.source)
     else:
         part = data.load_part(own or asked or "", split, size=side, stream=stream)
@@ -167,9 +168,36 @@ def learnt(model: str, side: int) -> Learnt:
         config = config_of_run(model)
         with warnings.catch_warnings(action="ignore"):  # they were told when it was trained
             splits = data.load(config.data, size=side, stream=config.stream)
+        if not is_as_trained(model, splits):
+            return Learnt([])
         return Learnt([splits.train, splits.val] if config.train_on == "train+val" else [splits.train])
     except (MiniresError, OSError, MemoryError):
         return Learnt([])
+
+
+def is_as_trained(model: str, splits: Splits) -> bool:
+    """Whether the parts of the data set that a run was trained on are as they were; warns if they are not."""
+    from minires.train import continuing, report, run_folder
+
+    folder = Path(model) if Path(model).is_dir() else Path(model).parent
+    try:
+        before = run_folder.read_json(folder / continuing.SUMMARY).get("parts")
+    except MiniresError:  # there is none, or none that can be read
+        return True
+    now = report.parts(splits)
+    if not isinstance(before, dict) or before == now:
+        return True
+    warnings.warn(
+        f"the pictures are others than when {model} was trained ({_counts(before)}; now {_counts(now)}), and "
+        "so are their parts: some that are for testing now may have been for training then",
+        stacklevel=1,
+    )
+    return False
+
+
+def _counts(parts: dict[str, Any]) -> str:
+    counts = {name: held.get("pictures") for name, held in parts.items() if isinstance(held, dict)}
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def fingerprint(image: NDArray[np.uint8]) -> bytes:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import re
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -117,7 +119,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                         help="write what `minires watch` shows of layers and classes (the default), or not")
     option("--keep", "WHICH", "checkpoints that stay when the run is finished: none, the last two "
            "(last), or all; with best none stay, and the model is that of the epoch with the best validation "
-           "instead of the last (default: the recipe's; auto: best of 100 validation pictures)")  # fmt: skip
+           "instead of the last (default: the recipe's; auto: best, if 100 are validated)")  # fmt: skip
     parser.add_argument("--tensorboard", action=argparse.BooleanOptionalAction, default=None,
                         help="write event files for TensorBoard, too, into tensorboard/ of the run; needs "
                         "tensorboardX (default: where the run that is continued did)")  # fmt: skip
@@ -167,17 +169,27 @@ def run(options: argparse.Namespace) -> int:
         f"{minires} watch {place}": "how it went: curves, layers, classes",
         f"{minires} trace {place}": "walk through it with a test picture, forward and backward",
         f"{minires} play {place}": "show it pictures in the browser",
-        f"{minires} summary {trainer.config.model}": "its layers, parameters and MACs",
+        f"{minires} summary {_named(trainer)}": "its layers, parameters and MACs",
     }
     for command, purpose in commands.items():
         say(f"  {command:<{max(map(len, commands))}}  {purpose}")
     return 0
 
 
+def _named(trainer: Trainer) -> str:
+    """The model of a run, as ``minires summary`` builds it."""
+    test = trainer.splits.test
+    words = [trainer.config.model, f"--classes {len(test.classes)} --input {test.images.shape[1]}"]
+    for name, value in trainer.variant.items():
+        text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+        words.append(f"--variant {shlex.quote(f'{name}={text}')}")
+    return " ".join(words)
+
+
 def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer:
     """A new run: the recipe, the options on top of it, and a folder of its own."""
     from minires import models
-    from minires.train import Config, TensorBoard, Trainer, auto, continuing
+    from minires.train import Config, TensorBoard, Trainer, auto, continuing, lock
 
     observers = [TensorBoard()] if options.tensorboard else []
     settings = given_settings.read(options.set)
@@ -190,8 +202,10 @@ def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer
     say(why)
     splits = None
     if recipe == auto.NAME:
-        continuing.check(options.out or Path("runs"), resume=False)
         continuing.not_among_pictures(Path(options.out or "runs"), name)
+        if options.out:
+            continuing.check(options.out, resume=False)
+            lock.Lock(options.out, make=True).remove_folder()  # is it to be had?
         recipe_settings, splits = _chosen(name, settings, changes, options, say)
     else:
         recipe_settings = Config.settings_of(recipe, **changes)
@@ -221,7 +235,13 @@ def _with_given(
         given_settings.Given(("variant", name), value, f"--variant {name}={value}")
         for name, value in variant_of(options).items()
     ]
-    return Config.from_dict(given_settings.applied(before, settings, own)), left_out
+    config = Config.from_dict(given_settings.applied(before, settings, own))
+    recipes_own, kept = before["optimizer"], config.optimizer
+    if kept.get("name") != recipes_own.get("name") and options.lr is None and "lr" in kept and not any(
+        one.path in (("optimizer",), ("optimizer", "lr")) for one in settings
+    ):  # fmt: skip
+        left_out.append(f"the learning rate stays {kept['lr']}, that for {recipes_own['name']}: see --lr")
+    return config, left_out
 
 
 def _usual_recipe(asked: str | None) -> str:
@@ -253,13 +273,16 @@ def _chosen(
         warnings.warn(doubt, stacklevel=2)
     if ways:
         config = replace(ways[auto.ALL], data=name)
-        splits = state.pictures(config, size=config.size)
+        splits = state.pictures(config, size=state.size(config))
         pictures = splits.train if config.train_on == "train" else splits.train.join(splits.val)
         say(
             f"trying on the {len(pictures)} pictures, some left out, whether {' or '.join(ways)} should "
-            f"learn: {len(ways) * FOLDS * STEPS} steps (--set 'freeze=[]' tries nothing)"
+            f"learn: {len(ways) * FOLDS * STEPS} steps (--set \"freeze=[]\" tries nothing)"
         )
-        choice = auto.choose(seen, given, trial(pictures, ways, say=say))
+        began = time.monotonic()
+        tried = trial(pictures, ways, say=say)
+        say(f"tried in {time.monotonic() - began:.0f} s")
+        choice = auto.choose(seen, given, tried)
     for line in choice.lines:
         say(line)
     return {**choice.settings, "recipe": auto.NAME}, splits

@@ -4,12 +4,13 @@
 
 PLACE stands for where the pictures are and for the size; STATE for the names, sizes and times of the files,
 how they were decoded, and by which Pillow. Where the state is another, they are decoded anew, and pixels that
-were written more than an hour ago are removed.
+nobody has asked for in the last hour are removed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import time
 from contextlib import suppress
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import PIL
+from numpy.typing import NDArray
 from PIL import features
 from tqdm import tqdm
 
@@ -30,7 +32,7 @@ from minires.errors import DataError
 from minires.files import atomic_write
 
 FORMAT = 1
-LEFT = 3600.0  # seconds since the last change of a file that nobody writes or begins to read any more
+LEFT = 3600.0  # seconds since the time of a file that nobody is about to read, or writes
 
 
 def kept(stream: Stream) -> Files:
@@ -44,12 +46,27 @@ def kept(stream: Stream) -> Files:
     jpeg = features.version("libjpeg_turbo") or features.version("jpg")
     state = _key(FORMAT, stream.shape, stream.fingerprint(), PIL.__version__, jpeg)
     path = folder / f"{place}-{state}.uint8"
-    if not path.exists() or path.stat().st_size != int(np.prod(stream.shape)):
+    try:
+        pixels = _mapped(path, stream.shape)
+    except (OSError, ValueError):  # not there, or of another size
         for pattern in (f"{place}-*.uint8", f".{place}-*.tmp"):
             for left in folder.glob(pattern):
                 _remove_if_old(left)
         _write(stream, path)
-    return replace(files, pixels=np.memmap(path, np.uint8, mode="r", shape=stream.shape))
+        pixels = _mapped(path, stream.shape)
+    return replace(files, pixels=pixels)
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """The pixels in a file, whose time says from now on when it was last used.
+
+    Raises: OSError if it is not there; ValueError if it has another size.
+    """
+    if path.stat().st_size != int(np.prod(shape)):
+        raise ValueError(f"{path} has another size")
+    with suppress(OSError):  # of another user
+        os.utime(path)
+    return np.memmap(path, np.uint8, mode="r", shape=shape)
 
 
 def _key(*known: Any) -> str:
@@ -58,7 +75,7 @@ def _key(*known: Any) -> str:
 
 def _remove_if_old(path: Path) -> None:
     """Remove pixels of another state, or what a write that was killed has left; not what another run has just
-    written, or may be writing now."""
+    asked for, or may be writing now."""
     with suppress(OSError):  # some systems keep what is in use
         if time.time() - path.stat().st_mtime > LEFT:
             path.unlink()

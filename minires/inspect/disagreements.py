@@ -92,11 +92,11 @@ def disagreement(runs: Sequence[Run]) -> Disagreement:
         places = np.array([first.classes.index(label) for label in one.classes])
         guesses.append(places[best])
         sure.append(result.probabilities.max(axis=1))
-        right, said = round(result.accuracy * len(test)), run.accuracy
-        if said is not None and right != (then := round(said * len(test))):
+        right, said = round(result.accuracy * len(test)), run.tested
+        if said is not None and (right, len(test)) != said:
             notes.append(
-                f"{run.label} gets {right} of {len(test)} pictures right now, and when it was tested {then}: "
-                "the pictures, or what reads them, may be others"
+                f"{run.label} gets {right} of {len(test)} pictures right now, and when it was tested "
+                f"{said[0]} of {said[1]}: the pictures, or what reads them, may be others"
             )
     if unfinished := [run.label for run in runs if not run.finished]:
         notes.append(f"not finished, and not asked: {', '.join(unfinished)}")
@@ -113,7 +113,7 @@ class _Parts:
         """The test pictures of a run at a size, with the classes in the order of a model's outputs."""
         name = run.config.data
         if name not in data.names() and not os.path.lexists(name):
-            raise DataError(f"the pictures that {run.label} was trained on are no more at {name}")
+            raise DataError(f"the pictures that {run.label} was trained on are no longer at {name}")
         known = name, side, run.config.draft
         if known not in self._read:
             with warnings.catch_warnings(action="ignore"):  # they were told when it was trained

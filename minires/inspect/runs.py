@@ -70,6 +70,14 @@ class Run:
             return whole
         return sum(row["seconds"] or 0.0 for row in self.rows) if self.rows else None
 
+    @property
+    def tested(self) -> tuple[int, int] | None:
+        """How many test pictures it got right when it was tested, and of how many."""
+        count = self._figure("test_pictures")
+        if count is None or self.accuracy is None:
+            return None
+        return round(self.accuracy * count), round(count)
+
     def _figure(self, name: str) -> float | None:
         value = as_number((self.summary or {}).get(name))
         return value if value is not None and math.isfinite(value) else None

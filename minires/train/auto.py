@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,9 +76,7 @@ def ways(seen: Glance, given: Mapping[str, Any] | None = None) -> dict[str, dict
     settings, new = _settings(seen, given), []
     Config.from_dict(settings)  # what is given is checked before anything hangs on it
     counts = _used(seen, settings).counts["train"]
-    few = min(counts) >= trial.FOLDS and sum(counts) <= TRIED
-    worth = settings["epochs"] * _per_epoch(settings, sum(counts)) >= STEPS
-    if few and worth and settings["start_from"] and "freeze" not in given:
+    if not _untried(settings, counts, given):
         model = models.build(settings["model"], classes=len(counts), **settings["variant"])
         new = start_from(model, settings["start_from"], classes=seen.classes)
     if not new:
@@ -111,14 +109,29 @@ def choose(
     ...
     """
     given = dict(given or {})
-    if tried and tried.keys() != {ALL, LAST}:
+    if tried is not None and tried.keys() != {ALL, LAST}:
         raise ConfigError(f"what was tried is {ALL!r} and {LAST!r}, the ways of auto.ways; not {[*tried]}")
-    # The first of those that are as good, which is that all layers learn.
-    best = max(tried, key=lambda way: tried[way]) if tried else ALL
-    settings = _settings(seen, given) if best == ALL else ways(seen, given)[best]
+    last = tried is not None and tried[LAST] > tried[ALL]
+    settings = ways(seen, given)[LAST] if last else _settings(seen, given)
     config = Config.from_dict(settings)  # what is given is checked before it is spoken of
     used = _used(seen, settings)
-    return Choice(settings, _lines(used, config, tried), used)
+    why = None if tried else _untried(settings, used.counts["train"], given)
+    return Choice(settings, _lines(used, config, tried, why), used)
+
+
+def _untried(settings: Mapping[str, Any], counts: Sequence[int], given: Mapping[str, Any]) -> str | None:
+    """Why it is not tried which layers should learn, in words; None if it may be."""
+    if "freeze" in given:
+        return "as --freeze says"
+    if not settings["start_from"]:
+        return "as there is nothing to start from"
+    if sum(counts) > TRIED:
+        return f"which suits more than {TRIED:,} pictures"
+    if min(counts) < trial.FOLDS:
+        return f"as a class of fewer than {trial.FOLDS} pictures is too small to try the last one alone"
+    if settings["epochs"] * _per_epoch(settings, sum(counts)) < STEPS:
+        return f"as it takes {STEPS} steps or more to be worth trying the last one alone"
+    return None
 
 
 def _used(seen: Glance, settings: Mapping[str, Any]) -> Glance:
@@ -174,7 +187,9 @@ def _start(given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _lines(seen: Glance, config: Config, tried: Mapping[str, int] | None) -> tuple[str, str, str]:
+def _lines(
+    seen: Glance, config: Config, tried: Mapping[str, int] | None, why: str | None
+) -> tuple[str, str, str]:
     counts = seen.counts["train"]
     low, high, train = min(counts), max(counts), sum(counts)
     each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
@@ -187,17 +202,16 @@ def _lines(seen: Glance, config: Config, tried: Mapping[str, int] | None) -> tup
         f"({'--model, --start-from, --size' if start else '--model, --size'} change that)"
     )
     steps = config.epochs * _per_epoch(config.to_dict(), train)
-    learns, more = "what counts is how often the weights are changed", ""
+    learns = f"{'some' if config.freeze else 'all'} layers learn{f', {why}' if why else ''}"
     if tried:
         found = ", ".join(f"{name} {count}" for name, count in tried.items())
         learns = (
             f"{LAST if config.freeze else ALL} learning (of {train} pictures, each left out once, got right: "
             f"{found})"
         )
-        more = ", --freeze"
     second = (
         f"{counted(steps, 'step')} of {counted(min(config.batch_size, train), 'picture')}, "
-        f"{counted(config.epochs, 'epoch')}: {learns} (--epochs, --batch-size, --lr{more})"
+        f"{counted(config.epochs, 'epoch')}: {learns} (--epochs, --batch-size, --lr, --freeze)"
     )
     names = [one if isinstance(one, str) else one[0] for one in config.augment]
     third = [f"each picture changed at random: {', '.join(names)}" if names else "pictures as they are"]
@@ -209,5 +223,6 @@ def _lines(seen: Glance, config: Config, tried: Mapping[str, int] | None) -> tup
         third.append("the weights of the best epoch are kept")
     if config.train_on == "train+val":
         third.append("validation pictures are trained on, too")
-    others = "--set augment=[], --balance, --no-recalibrate, --keep, --train-on"
+    statistics = "--no-recalibrate" if config.recalibrate else "--recalibrate"
+    others = f"--set augment=[], --balance, {statistics}, --keep, --train-on"
     return first, second, f"{'; '.join(third)} ({others})"

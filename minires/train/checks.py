@@ -38,6 +38,13 @@ def something_learns(model: Module, frozen: Sequence[str]) -> None:
         )
 
 
+def never_learns(model: Module, new: Sequence[str]) -> list[str]:
+    """Warn if a layer is ``new``, by the names of its parameters, and frozen."""
+    learn = dict(model.named_parameters())
+    still = [name for name in new if name in learn and not learn[name].requires_grad]
+    return [f"{', '.join(still)}: new, and frozen, so it stays as chance has drawn it"] if still else []
+
+
 def batches_of_one(
     model: Module, loader: Loader, *, activations: Any = np.float32, accumulate: int = 1
 ) -> None:

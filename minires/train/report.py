@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minires import backend
 from minires.data import Dataset, Splits, Stream
 from minires.data.augment import MEASURED
+from minires.data.search_path import cache
 from minires.errors import counted
 from minires.nn.module import Module
 from minires.train import best, run_folder
@@ -52,6 +54,7 @@ def summary(
         "train_pictures": len(train_set),
         "left_out_of_each_epoch": left_out(config, train_set),
         "test_pictures": len(splits.test),
+        "parts": parts(splits),
         "parameters": sum(parameter.size for parameter in model.parameters()),
         "threads": backend.threads(),
         "versions": run_folder.versions(),
@@ -59,12 +62,25 @@ def summary(
     }
 
 
+def parts(splits: Splits) -> dict[str, dict[str, Any]]:
+    """How many pictures each part has, and what their names are known by, wherever they lie."""
+    found = {}
+    for name in ("train", "val", "test"):
+        if held := getattr(splits, name):
+            names = "\n".join(held.names).encode(errors="backslashreplace")
+            found[name] = {"pictures": len(held), "names": hashlib.sha256(names).hexdigest()[:16]}
+    return found
+
+
 def of_stream(train_set: Dataset, *, measured: bool) -> list[str]:
     """What is to be said of training pictures that are not in memory, whose mean was ``measured`` or not."""
     if not isinstance(train_set.images, Stream):
         return []
     by = counted(backend.threads(), "thread")
-    said = [f"the pictures are decoded while they are needed (stream), by {by}"]
+    if train_set.images.files.pixels is None:
+        said = [f"the pictures are decoded while they are needed (stream), by {by}"]
+    else:
+        said = [f"the pictures come resized from the cache in {cache() / 'pixels'}, by {by}"]
     if measured and len(train_set) > MEASURED:
         some = f"{MEASURED:,} of the {len(train_set):,} training pictures, chosen by the seed"
         said.append(f"mean and deviation of the pixels were measured on {some}")
@@ -76,9 +92,11 @@ def batches(config: Config, train_set: Dataset) -> list[str]:
     found, count = [], len(train_set)
     if left := left_out(config, train_set):
         found.append(
-            f"each epoch leaves out {left} of the {count} training pictures, others "
-            f"each time, which make no whole batch of {config.batch_size} (drop_last=False trains on them)"
-        )
+            f"each epoch has {count - left} of these {count} draws, in whole batches of {config.batch_size}"
+            if config.balance == "sampler" else
+            f"each epoch leaves out {left} of the {count} training pictures, others each time, which make no "
+            f"whole batch of {config.batch_size} (drop_last=False trains on them)"
+        )  # fmt: skip
     if config.batch_size > count:
         found.append(
             f"batch_size is {config.batch_size}, and there are {count} training pictures: "

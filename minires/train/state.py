@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minires import data
+from minires import data, models
 from minires.errors import CheckpointError, ConfigError
 from minires.nn.module import Module
 from minires.optim import Optimizer
@@ -211,6 +211,11 @@ def measured(info: Mapping[str, Any]) -> Any:
     """The mean and the deviation that a run had, of which ``info`` was saved; None if it does not say."""
     trained = info.get("trained")
     return trained.get("normalize") if isinstance(trained, dict) else None
+
+
+def size(config: Config) -> int | None:
+    """The side of the pictures of a run: None if neither the configuration nor its model says."""
+    return config.size or models.entry(config.model).size
 
 
 def pictures(config: Config, *, size: int | None, streamed: bool | None = None) -> data.Splits:

@@ -125,8 +125,7 @@ class Trainer:
         optim.checked(config.optimizer)
         Schedule(config.schedule, lr=1.0, total_steps=1)
         augment = data.build(config.augment)
-        entry = models.entry(config.model) if model is None else None
-        size = config.size or (entry.size if entry else None)
+        size = state.size(config) if model is None else config.size
         if not resume:
             continuing.not_among_pictures(self.given, config.data)
         held = continuing.before(self.out) if resume else {}
@@ -150,11 +149,14 @@ class Trainer:
                 self.variant = {**models.entry(config.model).fitted(size), **self.variant}
             classes = len(self.train_set.classes)
             model = models.build(config.model, classes=classes, seed=config.seed, **self.variant)
+        new: list[str] = []
         if config.start_from and not (resume and Checkpoints(self.out).paths()):
             new = finetune.start_from(model, config.start_from, classes=self.train_set.classes)
             self.say(f"starting from {config.start_from}; new: {', '.join(new) or 'nothing'}")
         finetune.freeze(model, config.freeze)
         checks.something_learns(model, config.freeze)
+        for line in checks.never_learns(model, new):
+            self.say(f"warning: {line}")
         self.device = backend.choose_device(config.device)
         if config.precision == "tf32" and self.device == "cpu":
             raise ConfigError("precision='tf32' is for GPUs; on the CPU leave it at precision='fp32'")

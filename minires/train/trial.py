@@ -15,9 +15,11 @@ Source: Stone, "Cross-validatory choice and assessment of statistical prediction
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,25 +34,37 @@ from minires.interrupt import Stopped
 from minires.train import audience
 from minires.train.config import Config
 from minires.train.observers import Observer, Run
-from minires.train.telling import PAUSE, about
+from minires.train.telling import PAUSE, Listener, about
 from minires.train.trainer import Trainer
 
 FOLDS, STEPS, SEED = 3, 100, 0
 MEMORY = 2**28  # bytes that pictures which come again and again may take
 PIECE = 64  # pictures of a stream that are read together
-NOTHING = "it was tried how to train, and nothing was begun"
+NOTHING = "the trial of how to train could not go on, and no run was begun"
+ROOM = "; TMPDIR can name another folder for what is tried"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fold:
+    """A run of the trial: its configuration, the places of the pictures that it learns from, in epochs of so
+    many steps, and of those that it is asked for."""
+
+    config: Config
+    seen: NDArray[np.int64]
+    asked: NDArray[np.int64]
+
+    @property
+    def steps(self) -> int:
+        return self.config.epochs * (len(self.seen) // self.config.batch_size)
 
 
 class _Progress(Observer):
-    """Moves the bar, or says now and then how far the trial is; ``summary`` is that of the run under way."""
+    """Moves the bar, or says now and then how far the trial is."""
 
     def __init__(self, bar: Any, total: int, say: Callable[[str], None] | None) -> None:
         self.bar, self.total, self.say = bar, total, say
-        self.done, self.summary = 0, dict[str, Any]()
+        self.done, self.diverged = 0, False
         self._began = self._said = 0.0
-
-    def begins(self, run: Run) -> None:
-        self.summary = {}
 
     def stepped(self, run: Run) -> None:
         self.bar.update(1)
@@ -63,7 +77,7 @@ class _Progress(Observer):
             self.say(f"tried {self.done} of {self.total} steps, {about(left)} left")
 
     def ends(self, run: Run, summary: Mapping[str, Any]) -> None:
-        self.summary = dict(summary)
+        self.diverged = summary["diverged"]
 
 
 def trial(
@@ -75,9 +89,10 @@ def trial(
 ) -> dict[str, int]:
     """Try several configurations, by their names, on the same pictures: how many of them each gets right.
 
-    Of a configuration all counts but ``epochs``, ``seed`` and what is kept and written: nothing is. A way
-    that diverges gets none right. ``progress`` shows a bar, as for :class:`~minires.train.Trainer`; ``say``
-    gets what must be said.
+    A run of the trial is as its configuration says, but for: ``STEPS`` steps of whole batches, as a rule in
+    one epoch; a batch of no more pictures than there are; ``seed``; no validation, running statistics as they
+    come, and nothing kept or watched. A way that diverges gets none right. ``progress`` shows a bar, as for
+    :class:`~minires.train.Trainer`; ``say`` gets what must be said.
 
     Raises: DataError if a class has fewer than ``FOLDS`` pictures, or that names pictures of a stream which
     cannot be read; Stopped after a signal; ConfigError for what does not fit, or if there is no way;
@@ -93,27 +108,26 @@ def trial(
     if not ways:
         raise ConfigError("a trial needs ways to try, {name: Config}, and got none")
     left_out = folds(pictures.labels, pictures.classes, seed=SEED)
+    runs = {name: [_fold(pictures, left_out == fold, config) for fold in range(FOLDS)]
+            for name, config in ways.items()}  # fmt: skip
     if isinstance(pictures.images, Stream):
         _read(pictures.images)
+    listener = Listener(say)
 
     def tell(line: str) -> None:
         with bar.external_write_mode():
-            say(line)
+            listener(line)
 
-    right, total = dict.fromkeys(ways, 0), len(ways) * FOLDS * STEPS
-    try:
-        with tempfile.TemporaryDirectory(prefix="minires-trial-") as place, \
-                audience.bar(progress, total=total, unit=" steps", leave=False, desc="trying") as bar, \
-                backend.before_compiling(tell):  # fmt: skip
-            silent = progress is None and not audience.shows_bar(progress)
-            watched = _Progress(bar, total, tell if silent else None)
-            for number, (name, config) in enumerate(ways.items()):
-                for fold in range(FOLDS):
-                    out = Path(place, f"{number}-{fold}")
-                    right[name] += _right(pictures, left_out == fold, config, out, watched)
-    except OSError as error:
-        raise MiniresError(f"{NOTHING}: {error}; TMPDIR can name another folder for what is tried") from error
-    return right
+    total = sum(one.steps for of_way in runs.values() for one in of_way)
+    with _folder() as place, \
+            audience.bar(progress, total=total, unit=" steps", leave=False, desc="trying") as bar, \
+            backend.before_compiling(tell):  # fmt: skip
+        silent = progress is None and not audience.shows_bar(progress)
+        watched = _Progress(bar, total, tell if silent else None)
+        return {
+            name: sum(_right(pictures, one, place / "run", watched) for one in of_way)
+            for name, of_way in runs.items()
+        }
 
 
 def folds(labels: NDArray[np.int64], classes: Sequence[str], *, seed: int) -> NDArray[np.int64]:
@@ -141,36 +155,58 @@ def _read(images: Stream) -> None:
         raise DataError(unreadable(broken, images.files.where))
 
 
-def _right(
-    pictures: Dataset, left_out: NDArray[np.bool_], config: Config, out: Path, watched: _Progress
-) -> int:
-    """How many of those left out are right, after a run on the others."""
-    others, asked = np.flatnonzero(~left_out), pictures.take(np.flatnonzero(left_out))
-    batch = min(config.batch_size, len(others))
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """A folder that is there inside this block. Raises: MiniresError if none can be made."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="minires-trial-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise MiniresError(f"{NOTHING}: {error}{ROOM}") from error
+    with folder as place:
+        yield Path(place)
+
+
+def _fold(pictures: Dataset, left_out: NDArray[np.bool_], config: Config) -> _Fold:
+    """The run on those that are not left out."""
+    others = np.random.default_rng([SEED, 0x07E5]).permutation(np.flatnonzero(~left_out))
+    batch, accumulate = config.batch_size, config.accumulate
+    if batch > len(others):  # in parts as large as those of the whole batch
+        part = -(-batch // accumulate)
+        accumulate = max(1, len(others) // part)
+        batch = min(len(others), accumulate * part)
     # One epoch that is as long as the trial: what ends an epoch takes longer than the steps of a small one.
     count = STEPS * batch
     if not isinstance(pictures.images, Stream):
         fitting = max(1, MEMORY // pictures.images[others[:1]].nbytes // len(others))
         count = min(count, fitting * len(others))
+    epochs = -(-STEPS // (count // batch))
+    seen = np.resize(others, -(-STEPS // epochs) * batch)  # in their order, again and again
     short = dataclasses.replace(
-        config, batch_size=batch, accumulate=min(config.accumulate, batch), drop_last=True,
-        epochs=-(-STEPS // (count // batch)), seed=SEED, train_on="train", keep="none", patience=None,
-        recalibrate=False, watch=False, checkpoint_every=0,
+        config, data=Config.data, batch_size=batch, accumulate=accumulate, drop_last=True, epochs=epochs,
+        seed=SEED, train_on="train", keep="none", patience=None, recalibrate=False, watch=False,
+        checkpoint_every=0,
     )  # fmt: skip
-    seen = pictures.take(np.resize(others, count))
+    return _Fold(short, seen, np.flatnonzero(left_out))
+
+
+def _right(pictures: Dataset, fold: _Fold, out: Path, watched: _Progress) -> int:
+    """How many of those that are asked for are right after the run."""
+    asked, watched.diverged = pictures.take(fold.asked), False
+    splits = Splits(pictures.take(fold.seen), asked, asked, "trial")
     try:
         run = Trainer(
-            short, out, splits=Splits(seen, asked, asked, "trial"), progress=False, say=lambda _: None,
-            observers=[watched],
+            fold.config, out, splits=splits, progress=False, say=lambda _: None, observers=[watched]
         )  # fmt: skip
         accuracy: float = run.run()["test_accuracy"]
     except Stopped as stop:
-        raise Stopped(f"stopped while {NOTHING}", stop.number) from None
+        raise Stopped("stopped before the run began, and nothing of it is kept", stop.number) from None
     except MiniresError as error:
-        if watched.summary.get("diverged"):
+        if watched.diverged:
             return 0
         why = error.__cause__  # without how to go on with a run of which nothing stays
-        if isinstance(error, ConfigError) or not isinstance(why, MiniresError):
+        if isinstance(error, ConfigError) or not isinstance(why, MiniresError | OSError):
             raise
-        raise MiniresError(f"{NOTHING}: {why}") from error
+        raise MiniresError(f"{NOTHING}: {why}{ROOM if isinstance(why, OSError) else ''}") from error
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
     return round(accuracy * len(asked))

@@ -78,7 +78,8 @@ def screen(content: Mapping[str, Any], columns: int = 80, lines: int = 24) -> li
     said_lines = (progress or {}).get("said") or []
     room = max(0, lines - len(found))
     found += said_lines[-room:] if room else []
-    return [harmless(line)[: columns - 1] for line in found[:lines]]
+    plain = [harmless(line) for line in found[:lines]]
+    return [line if len(line) < columns else f"{line[: columns - 2]}…" for line in plain]
 
 
 def sparks(values: Sequence[float], width: int) -> str:

@@ -226,7 +226,7 @@ def test_what_cannot_be_asked_is_said(place, trained):
     with pytest.raises(DataError, match="a has 12 test pictures and b 6: other pictures"):
         asked("a", "b")
     change(place / "b" / CONFIG, data=str(place / "gone"))
-    with pytest.raises(DataError, match="the pictures that b was trained on are no more at .*gone"):
+    with pytest.raises(DataError, match="the pictures that b was trained on are no longer at .*gone"):
         asked("a", "b")
     change(place / "b" / CONFIG, data=str(trained / "colours"))
     one = load_model(place / "b")
@@ -336,13 +336,13 @@ def test_the_command_as_json(place, capsys):
 
 def test_what_cannot_be_compared_is_said_and_the_rest_given(place, capsys):
     change(place / "b" / CONFIG, data=str(place / "gone"))
-    for more, said in (((), "The test pictures: the pictures that b was trained on are no more at"),
+    for more, said in (((), "The test pictures: the pictures that b was trained on are no longer at"),
                        (("--no-pictures",), "The test pictures: left out")):  # fmt: skip
         status, out, _ = call(capsys, "compare", "a", "b", "--out", "x.png", *more)
         assert status == 0 and said in out and "mean and spread" not in out and "data" in out
         assert Path("x.png").is_file() and not Path("disagree.png").exists()
     got = json.loads(call(capsys, "compare", "a", "b", "--json")[1])
-    assert got["pictures"]["asked"] is False and "no more at" in got["pictures"]["why"]
+    assert got["pictures"]["asked"] is False and "no longer at" in got["pictures"]["why"]
     assert got["sheet"] is None
 
 

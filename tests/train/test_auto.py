@@ -93,11 +93,14 @@ def test_what_learns_is_tried_on_a_few_pictures_with_a_new_last_layer():
     learning = {name for name, one in model.named_parameters() if one.requires_grad}
     assert learning == {"fc.weight", "fc.bias"}
     assert frozen == sum(one.size for name, one in model.named_parameters() if name not in learning)
-    assert not auto.ways(seen(2, 20)), "too few of a class to leave some out"
-    assert not auto.ways(seen(600, 600)), "many can teach all layers"
+    assert auto.ways(seen(3, 20)) and not auto.ways(seen(2, 20)), "too few of a class to leave some out"
+    assert auto.ways(seen(500, 500)) and not auto.ways(seen(501, 500)), "many can teach all layers"
+    assert auto.ways(glance, {"epochs": 134}), "402 steps"
     for given in ({"freeze": []}, {"epochs": 133}, {"start_from": None}, {"model": "resnet18"}):
         assert not auto.ways(glance, given)
     assert auto.ways(glance, {"seed": 3})[auto.LAST]["seed"] == 3
+    adam = {"name": "adam", "lr": 0.5}
+    assert [one["optimizer"] for one in auto.ways(glance, {"optimizer": adam}).values()] == [adam, adam]
     for name, value in (("epochs", "many"), ("epochs", None), ("drop_last", "x"), ("train_on", 3)):
         with pytest.raises(ConfigError, match=name):
             auto.ways(glance, {name: value})
@@ -115,6 +118,19 @@ def test_the_better_way_is_taken_and_all_layers_if_they_are_as_good():
         assert ("measured anew" in choice.lines[2]) is not freezes
     with pytest.raises(ConfigError, match="what was tried is 'all layers' and 'the last layer alone'"):
         auto.choose(glance, None, {"some layers": 40})
+    assert auto.choose(glance, None, {auto.LAST: 40, auto.ALL: 40}).settings == auto.ways(glance)[auto.ALL]
+
+
+def test_why_nothing_is_tried_is_said():
+    for glance, given, why in (
+        (seen(20, 20), {"epochs": 33}, "all layers learn, as it takes 400 steps or more"),
+        (seen(2, 20), {}, "all layers learn, as a class of fewer than 3 pictures is too small"),
+        (seen(600, 600), {}, "all layers learn, which suits more than 1,000 pictures"),
+        (seen(20, 20), {"start_from": None}, "all layers learn, as there is nothing to start from"),
+        (seen(20, 20), {"freeze": []}, "all layers learn, as --freeze says"),
+        (seen(20, 20), {"freeze": ["conv1"]}, "some layers learn, as --freeze says"),
+    ):
+        assert f": {why}" in auto.choose(glance, given).lines[1]
 
 
 def test_a_choice_is_nobody_elses():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import warnings
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from quick_runs import dark_and_light, draw_nothing
 
 from minires.data import Stream
-from minires.train import Trainer, auto, load_model, starters, trial
+from minires.train import Trainer, auto, load_model, lock, starters, state, trial
 
 
 @pytest.fixture
@@ -95,7 +96,36 @@ def test_what_is_tried_has_all_that_is_given(place, tried, capsys):
 )
 def test_nothing_is_tried_where_nothing_hangs_on_it(given, place, tried, capsys):
     status, said, _ = train(capsys, *given)
-    assert status == 0 and "ways" not in tried and "trying" not in said
+    assert status == 0 and "ways" not in tried and "trying on" not in said
+
+
+def test_pictures_are_tried_as_the_run_has_them(place, tried, capsys, monkeypatch):
+    asked, load = [], state.data.load
+    monkeypatch.setattr(state.data, "load", lambda *a, **b: asked.append(b) or load(*a, **b))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    assert train(capsys, "--draft", "--cache", "--train-on", "train")[0] == 0
+    assert asked == [{"size": 32, "stream": None, "draft": True, "cache": "pixels"}], "once, for both"
+    assert len(tried["pictures"]) == 15 and config()["train_on"] == "train"
+
+
+def test_a_size_that_is_the_models_is_that_of_the_trial_too(place, tried, capsys):
+    assert train(capsys, "--set", "size=null")[0] == 0
+    assert tried["pictures"].images.shape[1:] == (32, 32, 3)
+
+
+def test_another_variant_starts_from_the_beginning(place, tried, capsys):
+    status, said, _ = train(capsys, "--variant", "widths=[4,4,4]")
+    assert status == 0 and "ways" not in tried and "from the beginning" in said
+    assert "minires summary resnet20_cifar --classes 2 --input 32 --variant 'widths=[4,4,4]'" in said
+
+
+def test_a_new_layer_that_is_frozen_and_a_rate_that_stays_are_told(place, tried, capsys):
+    status, said, _ = train(capsys, "--freeze", "fc", "--set", "optimizer.name=sgd")
+    assert status == 0 and "warning: fc.bias, fc.weight: new, and frozen" in said
+    assert "the learning rate stays 0.001, that for adam: see --lr" in said
+    Path("run").rename("before")
+    said = train(capsys, "--set", "optimizer.name=sgd", "--lr", "0.1")[1]
+    assert "the learning rate stays" not in said
 
 
 def test_pictures_that_must_be_streamed_are(place, tried, capsys):
@@ -114,13 +144,30 @@ def test_pictures_that_must_be_streamed_are(place, tried, capsys):
         (["--set", "nothing=3"], "unknown setting 'nothing'"),
         (["--out", "pictures/run"], "inside that of the pictures"),
         (["--out", "held"], "holds a run already"),
+        (["--out", "file"], "is a file"),
     ],
 )
 def test_what_does_not_fit_is_said_before_anything_is_tried(given, why, place, tried, capsys):
     (place / "held").mkdir()
     (place / "held/summary.json").write_text("{}")
+    (place / "file").touch()
     line = command_line.refused(capsys, 2, "train", "--data", "pictures", *given)
     assert why in line and "ways" not in tried
+
+
+def test_a_folder_where_somebody_trains_is_refused_before_anything_is_tried(place, tried, capsys):
+    held = lock.Lock("held", make=True)
+    held.busy = True
+    line = command_line.refused(capsys, 1, "train", "--data", "pictures", "--out", "held")
+    held.remove_folder()
+    assert "is being trained by" in line and "ways" not in tried
+
+
+def test_what_lies_in_the_folder_of_runs_is_none_of_the_runs_concern(place, tried, capsys):
+    (place / "runs").mkdir()
+    (place / "runs/curves.png").touch()
+    assert command_line.call(capsys, "train", "--data", "pictures")[0] == 0
+    assert (place / "runs/pictures-auto-1/summary.json").is_file()
 
 
 def test_few_pictures_are_doubted_before_anything_is_tried(place, monkeypatch, capsys):
@@ -141,6 +188,21 @@ def test_own_parts_in_the_folder_of_the_pictures_are_refused_too(place):
     splits = data.load("pictures", size=32)
     with pytest.raises(ValueError, match="inside that of the pictures"):
         Trainer({"data": "pictures", "model": "resnet20_cifar"}, "pictures/run", splits=splits)
+
+
+def test_pictures_that_came_or_went_since_the_training_are_noticed(place, tried, capsys):
+    assert train(capsys)[0] == 0
+    assert "others than when" not in command_line.call(capsys, "evaluate", "run")[2]
+    shutil.copy("pictures/dark/3.png", "pictures/dark/99.png")
+    for part in ("val", "test", "train"):
+        err = command_line.call(capsys, "evaluate", "run", "--split", part)[2]
+        assert err.count("are others than when run was trained (15 train, 4 val, 5 test; now 16") == 1
+        assert "was trained on " not in err, "which they were is no longer known"
+    err = command_line.call(capsys, "evaluate", "run", "--data", "pictures")[2]
+    assert "others than when" in err
+    (place / "pictures/dark/99.png").unlink()
+    (place / "pictures/dark/4.png").rename("pictures/dark/44.png")  # as many, and others
+    assert "others than when" in command_line.call(capsys, "evaluate", "run")[2]
 
 
 def test_evaluate_on_validation_pictures_that_were_trained_on_says_so(place, tried, capsys):

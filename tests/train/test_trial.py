@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import signal
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,10 +17,18 @@ from minires import data
 from minires.errors import ConfigError, DataError, MiniresError
 from minires.interrupt import Stopped
 from minires.train import Trainer, trial
+from minires.train.steps import parts
 from minires.train.trial import FOLDS, STEPS, folds
 
 SMALL = replace(CONFIG, model="resnet20_cifar", variant={"widths": [8, 8, 8]}, ema=0.0, batch_size=16,
                 schedule={"name": "one-cycle", "peak": 0.25}, augment=[], seed=1)  # fmt: skip
+
+
+def raises(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
 
 
 @pytest.fixture
@@ -83,7 +93,7 @@ def test_a_signal_ends_it_and_nothing_stays(runs, monkeypatch, tmp_path):
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(trial._Progress, "stepped", lambda watched, run: stops(run))
-    with pytest.raises(Stopped, match="nothing was begun") as stop:
+    with pytest.raises(Stopped, match="stopped before the run began") as stop:
         trial.trial(small_splits().train, {"one": SMALL}, progress=False)
     assert stop.value.number == signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
@@ -105,8 +115,46 @@ def test_a_large_batch_makes_no_longer_trial_and_no_more_copies(runs, monkeypatc
     for run in runs[:FOLDS]:
         assert run.progress.step == 6 and len(run.train_set) == 30 and run.config.epochs == 1
     for run in runs[FOLDS:]:
-        batch = len(pictures) - len(run.splits.test)
-        assert run.progress.step == 6 and len(run.train_set) == 3 * batch and run.config.batch_size == batch
+        others = len(pictures) - len(run.splits.test)
+        assert run.progress.step == 6 and run.config.batch_size == others // 10 * 10 <= 100
+        assert parts(run.config.batch_size, run.config.batch_size, run.config.accumulate) == [10] * 6
+        assert len(run.train_set) == 3 * run.config.batch_size and {*run.train_set.names} <= {*pictures.names}
+
+
+def test_all_others_are_learnt_from_as_often_in_whichever_order_the_pictures_come(runs, monkeypatch):
+    monkeypatch.setattr(trial, "STEPS", 10)
+    pictures = small_splits().train
+    pictures = pictures.take(np.argsort(pictures.labels, kind="stable"))  # as folders of classes come
+    trial.trial(pictures, {"one": replace(SMALL, batch_size=16)}, progress=False)
+    for run in runs:
+        counts = Counter(run.train_set.names)
+        assert {*counts.values()} == {2, 3} and counts.keys() == {*pictures.names} - {*run.splits.test.names}
+    runs.clear()
+    trial.trial(pictures, {"few": replace(SMALL, batch_size=2)}, progress=False)
+    for run in runs:
+        assert len({*run.train_set.names}) == 20 and min(np.bincount(run.train_set.labels)) >= 3
+
+
+def test_a_trial_has_what_the_run_has_but_what_it_says(runs, monkeypatch):
+    monkeypatch.setattr(trial, "STEPS", 4)
+    whole = replace(
+        SMALL, data="elsewhere", epochs=7, batch_size=6, accumulate=2, drop_last=False, seed=9, keep="all",
+        train_on="train+val", recalibrate=True, watch=True, checkpoint_every=1, augment=["flip"], ema=0.9,
+        balance="weights", label_smoothing=0.3, freeze=["conv1"], plan=False,
+    )  # fmt: skip
+    trial.trial(small_splits().train, {"one": whole}, progress=False)
+    may_differ = {"data", "epochs", "drop_last", "seed", "keep", "train_on", "recalibrate", "watch",
+                  "checkpoint_every"}  # fmt: skip
+    for run in runs:
+        differ = {name for name, value in whole.to_dict().items() if run.config.to_dict()[name] != value}
+        assert differ == may_differ
+        assert not {*run.train_set.names} & {*run.splits.test.names}, "nothing is asked for that was learnt"
+        assert not run.model.conv1.weight.requires_grad
+    runs.clear()
+    patient = replace(SMALL, patience=1, epochs=9, batch_size=20)
+    monkeypatch.setattr(trial, "MEMORY", 1)
+    trial.trial(small_splits().train, {"one": patient}, progress=False)
+    assert [run.progress.step for run in runs] == [4] * FOLDS and runs[0].config.epochs == 2
 
 
 def test_a_way_that_diverges_has_none_right(monkeypatch):
@@ -115,20 +163,29 @@ def test_a_way_that_diverges_has_none_right(monkeypatch):
     with np.errstate(all="ignore"):
         found = trial.trial(small_splits().train, {"wild": wild, "calm": SMALL}, progress=False)
     assert found["wild"] == 0 < found["calm"]
+    wrong = replace(SMALL, freeze=["res9"])
+    with np.errstate(all="ignore"), pytest.raises(ConfigError, match="no part 'res9'"):
+        trial.trial(small_splits().train, {"wild": wild, "wrong": wrong}, progress=False)
 
 
 def test_what_goes_wrong_is_said_without_a_run_that_nobody_has(monkeypatch, tmp_path):
-    def full(*_, **__):
-        raise MiniresError("no space left on device")
-
     monkeypatch.setattr(trial, "STEPS", 3)
     pictures = small_splits().train
+    full = raises(MiniresError("no space left on device"))
     with monkeypatch.context() as patch, pytest.raises(MiniresError) as said:
         patch.setattr("minires.train.checkpoint.Checkpoints.save", full)
         trial.trial(pictures, {"one": SMALL}, progress=False)
-    assert str(said.value) == "it was tried how to train, and nothing was begun: no space left on device"
+    begin = "the trial of how to train could not go on, and no run was begun: "
+    assert str(said.value) == begin + "no space left on device"
+    with monkeypatch.context() as patch, pytest.raises(MiniresError) as said:
+        patch.setattr("os.fsync", raises(OSError(errno.ENOSPC, "No space left on device")))
+        trial.trial(pictures, {"one": SMALL}, progress=False)
+    assert str(said.value).startswith(begin) and str(said.value).endswith(trial.ROOM) and trial.ROOM
+    with pytest.raises(FileNotFoundError, match="palette"):  # of the user's own: said as it is
+        monkeypatch.setattr(trial, "Trainer", raises(FileNotFoundError("palette.txt")))
+        trial.trial(pictures, {"one": SMALL}, progress=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
-    with pytest.raises(MiniresError, match="nothing was begun: .*gone.*; TMPDIR can name another folder"):
+    with pytest.raises(MiniresError, match="no run was begun: .*gone.*; TMPDIR can name another folder"):
         trial.trial(pictures, {"one": SMALL}, progress=False)
 
 
@@ -155,3 +212,6 @@ def test_who_sees_no_bar_hears_now_and_then_how_far_it_is(monkeypatch):
     said.clear()
     trial.trial(small_splits().train, {"one": SMALL}, progress=False, say=said.append)
     assert said == []
+    both = {"one": SMALL, "other": SMALL}
+    trial.trial(small_splits().train, both, say=said.append)
+    assert said[-1] == "tried 11 of 12 steps, about 20 s left"

@@ -129,10 +129,12 @@ def test_all_others_are_learnt_from_as_often_in_whichever_order_the_pictures_com
     for run in runs:
         counts = Counter(run.train_set.names)
         assert {*counts.values()} == {2, 3} and counts.keys() == {*pictures.names} - {*run.splits.test.names}
+        classes = np.bincount(run.train_set.labels)
+        assert classes.min() > 0.75 * classes.max(), "what is left over is of all classes"
     runs.clear()
     trial.trial(pictures, {"few": replace(SMALL, batch_size=2)}, progress=False)
     for run in runs:
-        assert len({*run.train_set.names}) == 20 and min(np.bincount(run.train_set.labels)) >= 3
+        assert len({*run.train_set.names}) == 20 and min(np.bincount(run.train_set.labels, minlength=3)) >= 3
 
 
 def test_a_trial_has_what_the_run_has_but_what_it_says(runs, monkeypatch):
@@ -153,8 +155,10 @@ def test_a_trial_has_what_the_run_has_but_what_it_says(runs, monkeypatch):
     runs.clear()
     patient = replace(SMALL, patience=1, epochs=9, batch_size=20)
     monkeypatch.setattr(trial, "MEMORY", 1)
+    monkeypatch.setattr(trial, "STEPS", 12)
     trial.trial(small_splits().train, {"one": patient}, progress=False)
-    assert [run.progress.step for run in runs] == [4] * FOLDS and runs[0].config.epochs == 2
+    assert [run.progress.step for run in runs] == [12] * FOLDS and runs[0].config.epochs == 4
+    assert [run.config.patience for run in runs] == [None] * FOLDS
 
 
 def test_a_way_that_diverges_has_none_right(monkeypatch):

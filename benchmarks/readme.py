@@ -39,6 +39,14 @@ def headline() -> str:
         report = load(name)
         accuracy, minutes = percent(report["median_test_accuracy"]), report["median_seconds"] / 60
         lines.append(f"| test accuracy of `{report['what']}` | **{accuracy}** in {minutes:.1f} min |")
+    few = [entry["median"] for entry in load("own_pictures")["sets"].values()]
+    ahead = [100 * (of["minires"] - _best_of_pytorch(of)) for of in few]
+    what = f"test accuracy of `minires train --data FOLDER` on {len(few)} sets of 72 or 250 pictures"
+    least, most = (percent(of(one["minires"] for one in few)) for of in (min, max))
+    lines.append(
+        f"| {what}; minus that of the best of three ways of PyTorch | **{least}** to **{most}**; "
+        f"**{min(ahead):+.1f}** to **{max(ahead):+.1f}** points |"
+    )
     workloads = _workloads(PROCESSOR)
     report = workloads[0]
     ours, planned, theirs = _steps(report)
@@ -298,6 +306,11 @@ def streaming() -> str:
     return "\n".join(lines) + f"\n\n{_where(report)}\n"
 
 
+def _best_of_pytorch(median: dict[str, float]) -> float:
+    """Of a set of own pictures: the best accuracy that is none of ours."""
+    return max(value for way, value in median.items() if not way.startswith("minires"))
+
+
 def own_pictures() -> str:
     """A few own pictures: ours beside what a user of PyTorch would do."""
     report = load("own_pictures")
@@ -306,7 +319,7 @@ def own_pictures() -> str:
     lines = [f"| pictures | {' | '.join(titles)} |", "|---|" + "---|" * len(ways)]
     for name, entry in report["sets"].items():
         source, count, each = re.fullmatch(r"(.*)(\d)x(\d+)", name).groups()
-        best = max(value for way, value in entry["median"].items() if not way.startswith("minires"))
+        best = _best_of_pytorch(entry["median"])
         figures = [
             f"**{percent(value)}**" if way == ways[0] or value == best else percent(value)
             for way, value in entry["median"].items()

@@ -330,8 +330,6 @@ def own_pictures() -> str:
 
 def keras_folder() -> str:
     """ResNet50V2 of Keras on a picture folder: what the one command comes to, and its curves."""
-    if not (RESULTS / "keras_folder.json").exists():
-        return "| not measured yet: `python benchmarks/keras_folder.py` |\n|---|\n"
     report = load("keras_folder")
     seeds, median = report["seeds"], report["median"]
     one = next(iter(seeds.values()))

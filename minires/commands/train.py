@@ -171,8 +171,9 @@ def run(options: argparse.Namespace) -> int:
         f"{minires} play {place}": "show it pictures in the browser",
         f"{minires} summary {_named(trainer)}": "its layers, parameters and MACs",
     }
+    *others, _ = map(len, commands)  # the last one may be long
     for command, purpose in commands.items():
-        say(f"  {command:<{max(map(len, commands))}}  {purpose}")
+        say(f"  {command:<{max(others)}}  {purpose}")
     return 0
 
 

@@ -26,7 +26,12 @@ def matmul(a: Array, b: Array, dtype: Any = None, bias: Array | None = None) -> 
         return y.astype(dtype or a.dtype, copy=False)
     if _is_tiled(a, b):
         return _by_tiles(a, b, bias)
-    if a.ndim != 2 or b.ndim != 2 or (arrays.is_numpy(a) and arrays.is_numpy(b)):
+    on_cpu = arrays.is_numpy(a) and arrays.is_numpy(b)
+    if on_cpu and np.may_share_memory(a, b):
+        # A matrix by its own transpose is another routine of BLAS (syrk), with other last bits than the same
+        # numbers in two places have.
+        b = b.copy(order="K")
+    if a.ndim != 2 or b.ndim != 2 or on_cpu:
         y = arrays.array_module(a, b).matmul(a, b)
     else:
         y = cublas.matmul(arrays.cupy(), a, b, dtype=dtype, precision=cublas.chosen_precision())

@@ -215,7 +215,8 @@ def measured(info: Mapping[str, Any]) -> Any:
 
 def size(config: Config) -> int | None:
     """The side of the pictures of a run: None if neither the configuration nor its model says."""
-    return config.size or models.entry(config.model).size
+    usual = models.entry(config.model).size  # an unknown model is named in any case
+    return config.size or usual
 
 
 def pictures(config: Config, *, size: int | None, streamed: bool | None = None) -> data.Splits:

@@ -38,3 +38,14 @@ def test_long_sums_round_little(m, n, order):
     a, b = rng.random((m, 1_000_000), np.float32), rng.random((1_000_000, n), np.float32)
     exact = a.astype(np.float64) @ b.astype(np.float64)
     assert abs(backend.matmul(*ORDERS[order](a, b)) / exact - 1).max() < 2e-6
+
+
+@pytest.mark.parametrize("turn", [lambda x: x.swapaxes(-1, -2), lambda x: x])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_product_with_itself_has_the_bits_of_one_with_a_copy(monkeypatch, dtype, turn):
+    """BLAS has a routine of its own for a matrix by its transpose, and NumPy calls it where both lie in one
+    place; a plan, which keeps them apart, would get other last bits."""
+    x = np.random.default_rng(0).standard_normal((3, 40, 40)).astype(dtype)
+    expected, shared, product = backend.matmul(x, turn(x.copy())), [], np.matmul
+    monkeypatch.setattr(np, "matmul", lambda a, b: shared.append(np.shares_memory(a, b)) or product(a, b))
+    assert np.array_equal(backend.matmul(x, turn(x)), expected) and shared == [False]

@@ -113,11 +113,16 @@ def load_square(model: str, *, finished: bool = False) -> tuple[Trained, int]:
     return trained, high
 
 
+def folder_of(model: str) -> Path:
+    """The folder of the run that made a model, which is that folder or a file in it."""
+    return Path(model) if Path(model).is_dir() else Path(model).parent
+
+
 def config_of_run(model: str) -> Config:
     """How a model was trained, and on what, as the configuration beside it says."""
     from minires.train import continuing
 
-    folder = Path(model) if Path(model).is_dir() else Path(model).parent
+    folder = folder_of(model)
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"on which pictures? {folder} has no config.json that says so; use --data NAME or PATH"

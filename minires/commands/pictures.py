@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minires.commands.loading import check_is_there, config_of_run
+from minires.commands.loading import check_is_there, config_of_run, folder_of
 from minires.errors import DataError, MiniresError, counted
 
 if TYPE_CHECKING:
@@ -179,9 +179,8 @@ def is_as_trained(model: str, splits: Splits) -> bool:
     """Whether the parts of the data set that a run was trained on are as they were; warns if they are not."""
     from minires.train import continuing, report, run_folder
 
-    folder = Path(model) if Path(model).is_dir() else Path(model).parent
     try:
-        before = run_folder.read_json(folder / continuing.SUMMARY).get("parts")
+        before = run_folder.read_json(folder_of(model) / continuing.SUMMARY).get("parts")
     except MiniresError:  # there is none, or none that can be read
         return True
     now = report.parts(splits)

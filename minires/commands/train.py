@@ -275,7 +275,7 @@ def _chosen(
     if ways:
         config = replace(ways[auto.ALL], data=name)
         splits = state.pictures(config, size=state.size(config))
-        pictures = splits.train if config.train_on == "train" else splits.train.join(splits.val)
+        pictures = state.trained_on(config, splits)
         say(
             f"trying on the {len(pictures)} pictures, some left out, whether {' or '.join(ways)} should "
             f"learn: {len(ways) * FOLDS * STEPS} steps (--set \"freeze=[]\" tries nothing)"

@@ -40,7 +40,7 @@ def kept(stream: Stream) -> Files:
 
     Raises: DataError that names every picture which cannot be read, or says what is wrong with the cache.
     """
-    files, folder = stream.files, cache() / "pixels"
+    files, folder = stream.files, place_of_all()
     make_folder(folder)
     place = _key(files.where, files.named[0][0], files.size, files.square, files.draft)
     jpeg = features.version("libjpeg_turbo") or features.version("jpg")
@@ -55,6 +55,11 @@ def kept(stream: Stream) -> Files:
         _write(stream, path)
         pixels = _mapped(path, stream.shape)
     return replace(files, pixels=pixels)
+
+
+def place_of_all() -> Path:
+    """The folder of all pixels that are kept."""
+    return cache() / "pixels"
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from typing import Any
 from minires import backend
 from minires.data import Dataset, Splits, Stream
 from minires.data.augment import MEASURED
-from minires.data.search_path import cache
+from minires.data.pixel_cache import place_of_all
 from minires.errors import counted
 from minires.nn.module import Module
 from minires.train import best, run_folder
@@ -80,7 +80,7 @@ def of_stream(train_set: Dataset, *, measured: bool) -> list[str]:
     if train_set.images.files.pixels is None:
         said = [f"the pictures are decoded while they are needed (stream), by {by}"]
     else:
-        said = [f"the pictures come resized from the cache in {cache() / 'pixels'}, by {by}"]
+        said = [f"the pictures come resized from the cache in {place_of_all()}, by {by}"]
     if measured and len(train_set) > MEASURED:
         some = f"{MEASURED:,} of the {len(train_set):,} training pictures, chosen by the seed"
         said.append(f"mean and deviation of the pixels were measured on {some}")

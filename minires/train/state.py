@@ -231,6 +231,11 @@ def pictures(config: Config, *, size: int | None, streamed: bool | None = None) 
     return data.load(config.data, size=size, stream=stream, draft=config.draft, cache=config.cache)
 
 
+def trained_on(config: Config, splits: data.Splits) -> data.Dataset:
+    """The pictures that a run learns from."""
+    return splits.train if config.train_on == "train" else splits.train.join(splits.val)
+
+
 def streamed(info: Mapping[str, Any]) -> bool | None:
     """Whether the pictures of a run, of which ``info`` was saved, were streamed; None if it does not say."""
     held = info.get("data")

@@ -131,9 +131,7 @@ class Trainer:
         held = continuing.before(self.out) if resume else {}
         self._mended = state.mended(held)
         self.splits = splits or state.pictures(config, size=size, streamed=state.streamed(held))
-        self.train_set = self.splits.train
-        if config.train_on == "train+val":
-            self.train_set = self.train_set.join(self.splits.val)
+        self.train_set = state.trained_on(config, self.splits)
         self.val_set = self.splits.val if config.train_on == "train" else None
         self.normalize = state.normalization(
             config.normalize, self.train_set, seed=config.seed, held=state.measured(held)

@@ -1,0 +1,283 @@
+"""What the ranks of a run say to each other: sums of arrays, texts, and what went wrong.
+
+A *rank* is one of the processes that do a run together; each does its share, and all hold the same weights.
+Whatever one of them does with another is a *collective*: a call that all of them make, in the same order.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minires import errors
+from minires.errors import MiniresError
+
+
+@dataclass
+class Account:
+    """What collectives of one kind cost a rank: how many, the bytes it gave, the seconds it was in them."""
+
+    messages: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+class Communicator:
+    """The ranks of a run, as one of them sees them. This one is alone: each collective gives what it got.
+
+    ``rank`` is its number, of ``size``; ``host`` the machine, on which it is ``local_rank`` of
+    ``local_size``, and ``hosts`` how many machines there are. ``place`` says in words where the run is, for
+    messages; ``accounts`` what collectives have cost, by kind.
+
+    A subclass has ``_sum``, ``_exchange``, ``_spread`` and ``apart``, and may have ``abort``.
+    """
+
+    def __init__(
+        self, rank: int = 0, size: int = 1, *, host: str = "", local_rank: int = 0, local_size: int = 1,
+        hosts: int = 1,
+    ) -> None:  # fmt: skip
+        self.rank, self.size = rank, size
+        self.host = host or socket.gethostname()
+        self.local_rank, self.local_size, self.hosts = local_rank, local_size, hosts
+        self.place = ""
+        self.accounts: dict[str, Account] = {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(rank {self.rank} of {self.size})"
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which writes the files and says the report."""
+        return self.rank == 0
+
+    def name(self, rank: int | None = None) -> str:
+        """A rank in words, with its machine if it is our own.
+
+        >>> Communicator(host="node7").name()
+        'rank 0 (node7)'
+        """
+        return f"rank {self.rank} ({self.host})" if rank in (None, self.rank) else f"rank {rank}"
+
+    # ------------------------------------------------------------------------------ what a subclass does
+
+    def _sum(self, array: NDArray[Any]) -> None:
+        """Put the sum over the ranks in the place of an array without gaps."""
+
+    def _exchange(self, content: bytes) -> list[bytes]:
+        """What each rank gives, in the order of the ranks."""
+        return [content]
+
+    def _spread(self, array: NDArray[Any]) -> None:
+        """Put that of rank 0 in the place of an array without gaps."""
+
+    def apart(self) -> Communicator:
+        """The same ranks once more: its collectives and those of this one do not wait for each other, so
+        that each may have a thread. It is a collective itself."""
+        return self
+
+    def abort(self, sentence: str) -> None:
+        """End all ranks at once, after this sentence; alone it does nothing, as the error goes on."""
+
+    def watch(self, on: bool) -> None:
+        """From now on this rank comes to a collective again and again, or not: then whoever watches over the
+        ranks may say of one which comes to none where it is."""
+
+    # --------------------------------------------------------------------------------------- collectives
+
+    @contextmanager
+    def _within(self, kind: str, size: int) -> Iterator[None]:
+        """Around each collective: what it costs. The kind is what it is for, in words."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            account = self.accounts.setdefault(kind, Account())
+            account.messages += 1
+            account.bytes += size
+            account.seconds += time.perf_counter() - began
+
+    def allreduce(self, array: NDArray[Any], kind: str) -> NDArray[Any]:
+        """Sum an array over the ranks, in place; it is given back. Shapes: any, without gaps."""
+        if self.size > 1:
+            with self._within(kind, array.nbytes):
+                self._sum(array)
+        return array
+
+    def spread(self, arrays: Mapping[str, NDArray[Any]], kind: str) -> None:
+        """Put the arrays of rank 0 in the place of those of all, which have the same names and shapes."""
+        if self.size > 1:
+            for array in arrays.values():
+                with self._within(kind, array.nbytes):
+                    if array.flags.c_contiguous:
+                        self._spread(array)
+                    else:
+                        copy = np.ascontiguousarray(array)
+                        self._spread(copy)
+                        array[...] = copy
+
+    def exchange(self, value: Any, kind: str) -> list[Any]:
+        """What each rank says, in the order of the ranks: anything that JSON can hold."""
+        if self.size == 1:
+            return [value]
+        content = json.dumps(value).encode()
+        with self._within(kind, len(content)):
+            found = self._exchange(content)
+        return [json.loads(one) for one in found]
+
+    def rows(self, array: NDArray[Any], kind: str) -> NDArray[Any]:
+        """The rows of all ranks one after the other, on rank 0; on the others their own.
+
+        Shapes: (N_r, ...) -> (sum of N_r, ...), of one dtype.
+        """
+        if self.size == 1:
+            return array
+        counts = self.exchange(len(array), kind)
+        whole: NDArray[Any] = np.zeros((sum(counts), *array.shape[1:]), array.dtype)
+        start = sum(counts[: self.rank])
+        whole[start : start + len(array)] = array
+        self.allreduce(whole, kind)  # zeros of the others change no bit but that of minus zero
+        return whole if self.is_first else array
+
+    def barrier(self, kind: str) -> None:
+        """Wait until all ranks are here."""
+        self.exchange(None, kind)
+
+    # ------------------------------------------------------------------------------------- built on these
+
+    @contextmanager
+    def together(self, kind: str) -> Iterator[None]:
+        """A block without collectives that all ranks go through, or none: what one of them raises at its end
+        all raise, the others with its name.
+
+        Raises: what the block raises; on the other ranks a MiniresError of the same kind.
+        """
+        if self.size == 1:
+            yield
+            return
+        failed: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failed = error
+        self.agree(failed, kind)
+
+    def agree(self, failed: Exception | None, kind: str) -> None:
+        """What one rank has ``failed`` with, all raise: its own, or that of the first that failed."""
+        found = self.exchange(None if failed is None else _written(failed), kind)
+        if failed is not None:
+            raise failed
+        for rank, one in enumerate(found):
+            if one is not None:
+                raise _read(one, f"{self.name(rank)} ({one['host'] or self.host}): ")
+
+    def first(self, work: Callable[[], Any], kind: str) -> Any:
+        """What ``work`` gives on rank 0, which does it alone: anything that JSON can hold.
+
+        Raises: what it raises, on all ranks.
+        """
+        if self.size == 1:
+            return work()
+        given, failed = None, None
+        if self.is_first:
+            try:
+                given = work()
+            except Exception as error:
+                failed = error
+        told = [given, None if failed is None else _written(failed)] if self.is_first else None
+        found = self.exchange(told, kind)
+        if failed is not None:
+            raise failed
+        value, wrong = found[0]
+        if wrong is not None:
+            raise _read(wrong, "")
+        return given if self.is_first else value
+
+    def all_equal(self, value: Any, kind: str) -> int | None:
+        """The first rank that says something else than rank 0 does; None if all say the same."""
+        found = self.exchange(value, kind)
+        return next((rank for rank, one in enumerate(found) if one != found[0]), None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class Solo(Communicator):
+    """A run of one process: each collective gives what it got, and nothing is sent.
+
+    >>> comm = Solo()
+    >>> comm.size, comm.allreduce(np.ones(2), "gradients").tolist(), comm.exchange("a", "names")
+    (1, [1.0, 1.0], ['a'])
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+def bounds(count: int, rank: int, size: int) -> tuple[int, int]:
+    """The share of a rank of so many things: from the first of these numbers up to the second.
+
+    >>> [bounds(10, rank, 4) for rank in range(4)]
+    [(0, 2), (2, 5), (5, 7), (7, 10)]
+    """
+    return rank * count // size, (rank + 1) * count // size
+
+
+def shares(parts: Sequence[int], rank: int, size: int) -> list[slice]:
+    """The pictures of a batch that are a rank's, which goes through the model in parts of these sizes: of
+    each part its share, so that part and rank together see what one process would see.
+
+    >>> shares([6, 6], 1, 2)
+    [slice(3, 6, None), slice(9, 12, None)]
+    """
+    found, begun = [], 0
+    for part in parts:
+        start, stop = bounds(part, rank, size)
+        found.append(slice(begun + start, begun + stop))
+        begun += part
+    return found
+
+
+def each(work: Callable[[Any], Any], items: Sequence[Any], comm: Communicator) -> list[Any]:
+    """``work`` of each item, which gives what JSON can hold: item i on rank i of ``size``, and so on around.
+    All ranks get all results, in the order of the items.
+
+    So the runs of an experiment are spread over ranks, each run by itself:
+    ``each(lambda seed: Trainer(..., comm=Solo()).run(), seeds, world())``.
+
+    Raises: what the work raises, on all ranks, when each has done what it could.
+
+    >>> each(lambda n: n * n, [1, 2, 3], Solo())
+    [1, 4, 9]
+    """
+    own: dict[int, Any] = {}
+    with comm.together("results"):
+        for at in range(comm.rank, len(items), comm.size):
+            own[at] = work(items[at])
+    found = comm.exchange([[at, value] for at, value in own.items()], "results")
+    by_place = {at: value for of_rank in found for at, value in of_rank}
+    return [by_place[at] for at in range(len(items))]
+
+
+def _written(error: Exception) -> dict[str, str]:
+    """An error for other ranks: the nearest kind of :mod:`minires.errors`, and its text."""
+    names = [one.__name__ for one in type(error).__mro__ if getattr(errors, one.__name__, None) is one]
+    kind = names[0] if names else ""
+    text = str(error) if isinstance(error, MiniresError) else f"{type(error).__name__}: {error}"
+    return {"kind": kind, "text": text, "host": socket.gethostname()}
+
+
+def _read(written: Mapping[str, str], whose: str) -> MiniresError:
+    kind = getattr(errors, written["kind"], MiniresError) if written["kind"] else MiniresError
+    made: MiniresError = kind(f"{whose}{written['text']}")
+    return made

@@ -1,0 +1,109 @@
+"""A thread that watches over a rank: no rank waits for ever for one that is gone, or has got stuck.
+
+MPI itself ends a job only when a process dies. One that leaves early, by a ``return`` or an exception, or
+stands still, leaves the others waiting in a collective for ever. So each rank has this thread, which a few
+times a second asks itself:
+
+    has a rank left, while this one waits for it?       it is named, and all end
+    does this one wait longer than ``limit`` seconds?   what for is said, and all end
+    does this one come to no collective for so long?    where it is, file and line, is said, and all end
+
+The last is asked only between ``begin`` and ``end`` of a stretch in which collectives follow one another.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from minires.errors import ConfigError, as_number
+
+LIMIT = 300.0  # seconds
+EVERY = 0.2  # seconds between two looks
+GRACE = 1.0  # seconds in which a rank that has just left may have been on its way through the same collective
+APART = 0.3  # seconds between the ranks, so that one of them says it and not all
+
+
+def limit() -> float:
+    """How long a rank waits for the others: MINIRES_WAIT, else 300 seconds.
+
+    Raises: ConfigError for what is no number above 0.
+    """
+    given = os.environ.get("MINIRES_WAIT", "")
+    if not given:
+        return LIMIT
+    try:
+        seconds = as_number(float(given))
+    except ValueError:
+        seconds = None
+    if seconds is None or not seconds > 0:
+        raise ConfigError(f"MINIRES_WAIT must be a number of seconds above 0, not {given!r}")
+    return seconds
+
+
+class Watchdog:
+    """Watches over the rank ``name``; ``left()`` gives the ranks that have left, in words, ``end(sentence)``
+    ends all of them. ``order`` is the number of the rank, by which they take turns."""
+
+    def __init__(
+        self, name: str, order: int, end: Callable[[str], None], left: Callable[[], list[str]]
+    ) -> None:
+        self.name, self.limit = name, limit()
+        self._end, self._left, self._late = end, left, APART * order
+        self._waits: dict[int, tuple[str, float]] = {}  # by the thread that waits: for what, since when
+        self._watched: tuple[int, float] | None = None  # the thread that is to come back, and since when
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="minires-watchdog", daemon=True)
+        self._thread.start()
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """A block in which the thread that calls waits for other ranks."""
+        own = threading.get_ident()
+        self._waits[own] = what, time.monotonic()
+        try:
+            yield
+        finally:
+            del self._waits[own]
+            if self._watched is not None and self._watched[0] == own:
+                self._watched = own, time.monotonic()
+
+    def watch(self, on: bool) -> None:
+        """From now on the thread that calls comes to a collective again and again, or not."""
+        self._watched = (threading.get_ident(), time.monotonic()) if on else None
+
+    def close(self) -> None:
+        """End the thread."""
+        self._over.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _look(self) -> None:
+        while not self._over.wait(EVERY):
+            now, gone = time.monotonic(), self._left()
+            for what, since in list(self._waits.values()):
+                if gone and now - since > GRACE + self._late:
+                    self._end(f"{', '.join(gone)}, and {self.name} waits in {what!r}")
+                if now - since > self.limit + self._late:
+                    self._end(f"{self.name} has waited {self.limit:.0f} s for the others in {what!r}")
+            watched = self._watched
+            if watched and watched[0] not in self._waits and now - watched[1] > 0.9 * self.limit:
+                self._end(
+                    f"{self.name} has come to no other rank for {0.9 * self.limit:.0f} s: it is at "
+                    f"{_place(watched[0])}"
+                )
+
+
+def _place(thread: int) -> str:
+    """Where a thread is: the innermost place, and the innermost outside of Python's own files."""
+    frame = sys._current_frames().get(thread)
+    if frame is None:
+        return "its end"
+    found = traceback.extract_stack(frame)
+    last = found[-1]
+    return f"{last.filename}, line {last.lineno}, in {last.name}"

@@ -104,6 +104,23 @@ class Communicator:
             account.bytes += size
             account.seconds += time.perf_counter() - began
 
+    def spent(self, kind: str, seconds: float) -> None:
+        """Count seconds that were waited for something, such as data."""
+        account = self.accounts.setdefault(kind, Account())
+        account.messages, account.seconds = account.messages + 1, account.seconds + seconds
+
+    def waited(self, kind: str, work: Callable[[], None]) -> None:
+        """Do what waits for collectives of others, such as a thread's; its seconds are those of the kind."""
+        began = time.perf_counter()
+        work()
+        self.accounts.setdefault(kind, Account()).seconds += time.perf_counter() - began
+
+    def take_over(self, kind: str, other: Communicator) -> None:
+        """Count what ``other`` has sent of a kind, in a thread that this one waits for, as ours."""
+        if sent := other.accounts.pop(kind, None):
+            account = self.accounts.setdefault(kind, Account())
+            account.messages, account.bytes = account.messages + sent.messages, account.bytes + sent.bytes
+
     def allreduce(self, array: NDArray[Any], kind: str) -> NDArray[Any]:
         """Sum an array over the ranks, in place; it is given back. Shapes: any, without gaps."""
         if self.size > 1:
@@ -122,6 +139,18 @@ class Communicator:
                         copy = np.ascontiguousarray(array)
                         self._spread(copy)
                         array[...] = copy
+
+    def copies(self, arrays: Mapping[str, NDArray[Any]] | None, kind: str) -> dict[str, NDArray[Any]]:
+        """Copies of the arrays of rank 0, on all ranks; what the others give is not looked at."""
+        own = dict(arrays or {}) if self.is_first else {}
+        told = {name: [array.shape, array.dtype.str] for name, array in own.items()}
+        described = self.exchange(told, kind)[0]
+        found = {
+            name: np.array(own[name], order="C") if self.is_first else np.empty(shape, dtype)
+            for name, (shape, dtype) in described.items()
+        }
+        self.spread(found, kind)
+        return found
 
     def exchange(self, value: Any, kind: str) -> list[Any]:
         """What each rank says, in the order of the ranks: anything that JSON can hold."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minires import data, files
-from minires.errors import CheckpointError, ConfigError, MiniresError
+from minires.errors import CheckpointError, ConfigError, MiniresError, counted
 from minires.train import checkpoint as checkpoints
 from minires.train import lock, run_folder, state
 from minires.train.checkpoint import PATTERN, Checkpoints
@@ -236,6 +236,22 @@ def stopped(error: MiniresError, folder: Path, step: int) -> MiniresError:
     return MiniresError(
         f"{error}. The run is stopped at step {step}; {kept}. Mend that, then go on with: {way_on(folder)}"
     )
+
+
+def other_sums(info: Mapping[str, Any], *, threads: int, ranks: int) -> list[str]:
+    """A warning where a run goes on with other threads or processes than those of the checkpoint that says
+    ``info``."""
+    last = "sums are rounded in another order, so the last bits may differ"
+    found = []
+    before = info.get("ranks") or 1
+    if info["threads"] != threads and before == ranks:
+        found.append(f"the run used {info['threads']} threads and continues with {threads}: {last}")
+    if before != ranks:
+        found.append(
+            f"the run was of {counted(before, 'process', 'processes')} and goes on with {ranks}: {last}, and "
+            "with batch_norm='local' batch norms see other parts of each batch"
+        )
+    return found
 
 
 def remove_leftovers(folder: Path) -> None:

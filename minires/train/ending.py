@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from minires import data
+from minires.distributed import Communicator
 from minires.errors import MiniresError
 from minires.train import checks, continuing, model_file, report, run_folder
 from minires.train.evaluation import Evaluation, evaluate, recalibrate
@@ -20,6 +21,7 @@ class Ending(Run, Protocol):
     """What the end of a run needs besides what observers may read."""
 
     given: Any  # the folder, as it was named
+    comm: Communicator
     device: str
     variant: dict[str, Any]
     warnings: list[str]
@@ -59,12 +61,12 @@ def test(run: Ending, kept: AbstractContextManager[Any]) -> Tested:
     test_set: data.Dataset = run.splits.test
     with kept:
         if run.config.recalibrate:
-            recalibrate(run.model, run.train_set.images, run.normalize)
-        val = evaluate(run.model, run.val_set, run.normalize) if run.val_set else None
-        result = evaluate(run.model, test_set, run.normalize)
+            recalibrate(run.model, run.train_set.images, run.normalize, comm=run.comm)
+        val = evaluate(run.model, run.val_set, run.normalize, comm=run.comm) if run.val_set else None
+        result = evaluate(run.model, test_set, run.normalize, comm=run.comm)
         found = checks.not_finite("in the model that is kept", checks.numbers(run.model))
         try:
-            model_file.save_model(run.out / model_file.NAME, trained(run))
+            run.comm.first(lambda: model_file.save_model(run.out / model_file.NAME, trained(run)), "model")
         except MiniresError as error:
             raise continuing.stopped(error, run.given, run.progress.step) from error
     return Tested(result, val, found)

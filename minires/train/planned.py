@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from minires.errors import ConfigError, ShapeError
+from minires.modes import with_settings
 from minires.nn.module import Module
 from minires.plan import TrainingPlan
 from minires.plan import compile as plan_of
@@ -37,7 +38,8 @@ class Forward:
         if self.is_wanted and len(x) == self.batch and x.device == "cpu":
             self.is_wanted = False
             try:
-                plan = plan_of(self.model, x.shape, training=True, dtype=x.dtype)
+                with with_settings(share=None):  # it is tried with pictures of no batch
+                    plan = plan_of(self.model, x.shape, training=True, dtype=x.dtype)
                 if plan.calls == 0:
                     self.plan = plan
                 if plan.calls == 0 and not self.made:

@@ -10,6 +10,7 @@ from minires import backend
 from minires.data import Dataset, Splits, Stream
 from minires.data.augment import MEASURED
 from minires.data.pixel_cache import place_of_all
+from minires.distributed import Communicator
 from minires.errors import counted
 from minires.nn.module import Module
 from minires.train import best, run_folder
@@ -108,3 +109,12 @@ def batches(config: Config, train_set: Dataset) -> list[str]:
 def left_out(config: Config, train_set: Dataset) -> int:
     """How many training pictures make no whole batch, and are left out of an epoch."""
     return len(train_set) % config.batch_size if config.drop_last else 0
+
+
+def ranks(comm: Communicator, config: Config) -> str:
+    """That several processes do a run, in words."""
+    machines = f" on {comm.hosts} machines" if comm.hosts > 1 else ""
+    sync = config.batch_norm == "sync"
+    norm = "over all of them" if sync else "in each by itself (--batch-norm sync: over all)"
+    threads = counted(backend.threads(), "thread")
+    return f"{comm.size} processes{machines}, with {threads} each; batch norm {norm}"

@@ -7,24 +7,33 @@ in memory at a time. The loss of a batch is a mean over its pictures; so, with n
     gradient = sum over i of n_i / n * gradient_i
 
 which is what the whole batch would give, but for batch norm: its means and variances are those of each part.
+
+Where several processes, the ranks, do a run, each has its share of every part, and the sums go over parts and
+ranks: see :mod:`minires.distributed`. What one of them finds, a number that is not finite, a wish to stop, a
+picture that cannot be read, all know behind the step, and act on it together.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, Never
 
 import numpy as np
 
 from minires import backend
+from minires.distributed import Communicator, Solo, bounds, shares
+from minires.modes import share_of_batch, synchronised
 from minires.nn.module import Module
 from minires.optim import Optimizer
 from minires.tensor import Tensor
 from minires.train.captured import Capture, Figures
 from minires.train.diagnose import NOTHING, first_not_finite
 from minires.train.ema import EMA
+from minires.train.shared import Shared
 from minires.train.state import Progress
 
 Loss = Callable[[Tensor, Any], Tensor]
@@ -44,6 +53,32 @@ def parts(pictures: int, batch_size: int, accumulate: int) -> list[int]:
     return [pictures // count + (place < pictures % count) for place in range(count)]
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of a batch that goes through the model at once: the ``rows`` of it among the pictures that this
+    process has of the batch, what its loss counts, and its ``place`` (from, to, of) in the part that all
+    processes have together."""
+
+    rows: slice
+    weight: float
+    place: tuple[int, int, int]
+
+
+def parts_of(sizes: Sequence[int], comm: Communicator) -> list[Part]:
+    """The parts of a batch, of these ``sizes`` over all ranks, as a rank has them.
+
+    >>> parts_of([4, 4], Solo())[1]
+    Part(rows=slice(4, 8, None), weight=0.5, place=(0, 4, 4))
+    """
+    pictures, found, at = sum(sizes), [], 0
+    for size, share in zip(sizes, shares(sizes, comm.rank, comm.size), strict=True):
+        count = share.stop - share.start
+        place = (*bounds(size, comm.rank, comm.size), size)
+        found.append(Part(slice(at, at + count), count / pictures, place))
+        at += count
+    return found
+
+
 class Steps:
     """Called with a batch, it makes a step of the optimiser and adds its figures to those of the epoch.
 
@@ -52,6 +87,9 @@ class Steps:
     many pictures goes through the model in parts of the sizes ``parts(pictures)``. ``lost`` is called, and
     raises, where a loss or gradient is not finite: with what it was, in which step, and what was the first in
     it. The weights are then as before the step.
+
+    Of a batch that the ranks of ``comm`` share each is given its own pictures; ``sync`` says that their batch
+    norms see all of them together, and ``wish`` gives the signal by which this one is told to stop, or 0.
     """
 
     def __init__(
@@ -67,15 +105,27 @@ class Steps:
         ema: EMA | None,
         capture: Capture | None,
         parts: Callable[[int], list[int]] = lambda pictures: [pictures],
+        comm: Communicator | None = None,
+        sync: bool = False,
+        wish: Callable[[], int] = lambda: 0,
     ) -> None:
         self.model, self.optimizer, self.ema = model, optimizer, ema
         self.forward, self.loss, self.lost = forward, loss, lost
         self.device, self.activations, self.capture, self.parts = device, activations, capture, parts
+        self.comm, self.sync, self.wish = comm or Solo(), sync, wish
+        self.shared = Shared(model, optimizer, self.comm) if self.comm.size > 1 else None
+        self.stop = 0  # the signal by which all were told to stop, once the step is done
         self._random_before: dict[str, Any] = {}  # the states of dropout before the step
         self._pending: list[Callable[[], None]] = []  # what is to be done with the figures of the last steps
 
-    def __call__(self, x: np.ndarray, y: np.ndarray, progress: Progress, lr: float) -> None:
-        """One step; nothing is changed if its loss or gradient is not finite."""
+    def __call__(
+        self, x: np.ndarray, y: np.ndarray, progress: Progress, lr: float, pictures: int | None = None
+    ) -> None:
+        """One step; nothing is changed if its loss or gradient is not finite.
+
+        ``pictures`` are those of the batch on all ranks; left out, x has all.
+        """
+        pictures = len(y) if pictures is None else pictures
         x = x.astype(self.activations, copy=False)
         self._random_before = self.model.random_states()
         self.optimizer.lr = lr
@@ -85,7 +135,7 @@ class Steps:
             self._pending.append(functools.partial(self._account, slot.read, x, y, progress, progress.step))
         else:
             self.settle()
-            self._step(x, y, progress)
+            self._step(x, y, progress, pictures)
         if self.ema:
             self.ema.update()
         progress.batch += 1
@@ -96,61 +146,93 @@ class Steps:
         while self._pending:
             self._pending.pop(0)()
 
-    def _step(self, x: np.ndarray, y: np.ndarray, progress: Progress) -> None:
+    def fail(self, error: Exception) -> Never:
+        """In the place of a step of which this rank has no pictures: tell the others. All raise it."""
+        if self.shared is None:
+            raise error
+        self.settle()
+        self.shared.begin(error if self.sync else None)
+        self.shared.finish(0.0, 0, 0, error)
+        raise error
+
+    def _step(self, x: np.ndarray, y: np.ndarray, progress: Progress, pictures: int) -> None:
         """Launch, or compute, each operation of the step."""
-        value, right = 0.0, 0
-        for part in self._cut(len(y)):
+        value, right, parts = 0.0, 0, self._cut(pictures)
+        if self.shared:
+            self.comm.place = f"step {progress.step}"
+            self.shared.begin(None, ask=self.sync)
+        for part in parts:
+            if self.shared and part is parts[-1]:
+                self.shared.gradients.arm()
             loss, hits = self._forward_and_back(x, y, part, progress.step)
-            value, right = value + (part.stop - part.start) / len(y) * loss, right + hits
+            value, right = value + part.weight * loss, right + hits
+        if self.shared:
+            try:
+                value, right, self.stop = self.shared.finish(value, right, self.wish(), None)
+            except Exception:
+                self.model.load_random_states(self._random_before)
+                raise
+            if not math.isfinite(value):
+                self._stop(f"the loss is {value}", x, y, progress.step, pictures)
         norm = self.optimizer.gradient_norm()
         if not math.isfinite(norm):
-            self._stop(f"the norm of the gradients is {norm}", x, y, progress.step)
+            self._stop(f"the norm of the gradients is {norm}", x, y, progress.step, pictures)
         self.optimizer.step(norm=norm)
         self.optimizer.zero_grad()
-        self._account(lambda: Figures(value, right, norm), x, y, progress, progress.step)
+        self._account(lambda: Figures(value, right, norm), x, y, progress, progress.step, pictures)
 
-    def _forward_and_back(self, x: np.ndarray, y: np.ndarray, part: slice, step: int) -> tuple[float, int]:
+    def _within(self, part: Part) -> ExitStack:
+        """A block in which the model knows that it has a share of a batch."""
+        stack = ExitStack()
+        stack.enter_context(share_of_batch(*part.place))
+        if self.sync:
+            stack.enter_context(synchronised(self.comm))
+        return stack
+
+    def _forward_and_back(self, x: np.ndarray, y: np.ndarray, part: Part, step: int) -> tuple[float, int]:
         """Add a part's share to the gradients; its loss, and how many of its pictures were right."""
-        logits = self.forward(Tensor(backend.to_device(x[part], self.device)))
-        loss = self.loss(logits, y[part])
-        value, count = float(loss.item()), part.stop - part.start
-        if not math.isfinite(value):
-            self._stop(f"the loss is {value}", x, y, step)
-        (loss if count == len(y) else loss * (count / len(y))).backward()
-        return value, int((logits.numpy().argmax(axis=1) == y[part]).sum())
+        with self._within(part):
+            logits = self.forward(Tensor(backend.to_device(x[part.rows], self.device)))
+            loss = self.loss(logits, y[part.rows])
+            value = float(loss.item())
+            if not math.isfinite(value) and not self.shared:
+                self._stop(f"the loss is {value}", x, y, step, len(y))
+            (loss if part.weight == 1 else loss * part.weight).backward()
+        return value, int((logits.numpy().argmax(axis=1) == y[part.rows]).sum())
 
     def _loss_of(self, y: np.ndarray, logits: Tensor) -> Tensor:
         return self.loss(logits, y)
 
-    def _cut(self, pictures: int) -> Iterator[slice]:
+    def _cut(self, pictures: int) -> list[Part]:
         """The parts of a batch."""
-        start = 0
-        for size in self.parts(pictures):
-            yield slice(start, start + size)
-            start += size
+        return parts_of(self.parts(pictures), self.comm)
 
     def _account(
-        self, read: Callable[[], Figures], x: np.ndarray, y: np.ndarray, progress: Progress, step: int
-    ) -> None:
+        self, read: Callable[[], Figures], x: np.ndarray, y: np.ndarray, progress: Progress, step: int,
+        pictures: int | None = None,
+    ) -> None:  # fmt: skip
         """Add the figures of one step to those of the epoch."""
-        figures = read()
+        figures, pictures = read(), len(y) if pictures is None else pictures
         for what, value in (("loss", figures.loss), ("norm of the gradients", figures.norm)):
             if not math.isfinite(value):
-                self._stop(f"the {what} is {value}", x, y, step)
-        progress.pictures += len(y)
-        progress.loss += figures.loss * len(y)
+                self._stop(f"the {what} is {value}", x, y, step, pictures)
+        progress.pictures += pictures
+        progress.loss += figures.loss * pictures
         progress.right += figures.right
         progress.norm += figures.norm
 
-    def _stop(self, what: str, x: np.ndarray, y: np.ndarray, step: int) -> Never:
+    def _stop(self, what: str, x: np.ndarray, y: np.ndarray, step: int, pictures: int) -> Never:
         """Find what was not finite first, in the step made again."""
         self.model.load_random_states(self._random_before)
-        cuts, first = list(self._cut(len(y))), NOTHING
+        cuts, first = self._cut(pictures), NOTHING
         for number, part in enumerate(cuts, 1):
-            pictures = Tensor(backend.to_device(x[part], self.device))
-            first = first_not_finite(self.model, pictures, functools.partial(self._loss_of, y[part]))
+            x_part = Tensor(backend.to_device(x[part.rows], self.device))
+            with share_of_batch(*part.place):
+                first = first_not_finite(self.model, x_part, functools.partial(self._loss_of, y[part.rows]))
             if first != NOTHING:
                 first += f", in part {number} of {len(cuts)} of the batch" if len(cuts) > 1 else ""
                 break
         self.optimizer.zero_grad()  # a run that goes on must not add to these
+        if self.shared:
+            first = self.shared.first_of(first)
         self.lost(what, step, first)

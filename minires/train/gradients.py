@@ -1,0 +1,227 @@
+"""The gradients of a step, summed over the ranks of a run, in flat buckets.
+
+Gradients are complete from the last layer to the first. So they are copied, in that order, into a few long
+arrays, the buckets, and each bucket is summed over the ranks by one call. Between machines a thread does that
+while the backward pass goes on; on one machine, where a sum takes little and a thread would take a core from
+the arithmetic, all is one bucket, and one call behind the backward pass.
+
+Behind the gradients of the last bucket stands what else the ranks must know of a step, so that no further
+message is needed:
+
+    used       for each parameter 1 where it had a gradient
+    moved      by how much running statistics have moved, of which all take the mean: they are the same on all
+               ranks after every step
+    figures    loss, hits, wishes to stop, failures: what the caller gives
+
+Source: Li et al. 2020, arXiv:2006.15704, section 3.2.3.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minires import backend
+from minires.backend import Array
+from minires.distributed import Communicator
+from minires.tensor import Tensor
+
+KIND = "gradients"
+BUCKETS = 8  # about so many, between machines
+LEAST, MOST = 1 << 16, 1 << 24  # bytes of a bucket
+
+
+class Gradients:
+    """Sums the gradients of ``parameters``, and what the running statistics ``buffers`` have moved by, over
+    the ranks of ``comm``; with them ``figures`` numbers.
+
+    ``overlap`` has a thread sum buckets during the backward pass; None: where there are several machines.
+
+    A step is :meth:`begin`, the forward and backward passes, before the last of which :meth:`arm` is called,
+    and :meth:`finish`, after which each parameter has the gradient of the whole batch.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        buffers: Mapping[str, Array],
+        comm: Communicator,
+        *,
+        figures: int,
+        overlap: bool | None = None,
+    ) -> None:
+        self.comm, self.parameters, self.buffers = comm, list(parameters), list(buffers.values())
+        self.overlaps = comm.hosts > 1 if overlap is None else overlap
+        self.figures = figures
+        self._before = [array.copy() for array in self.buffers]
+        self._armed = False
+        self._buckets = self._cut()
+        self._place = {id(p): (b, s) for b in self._buckets for p, s in b.slots}
+        self._sent = 0
+        self._sender: _Sender | None = None
+        if self.overlaps:
+            self._sender = _Sender(comm.apart())
+            for parameter in self.parameters:
+                if parameter.requires_grad:
+                    parameter.register_hook(self._hook(parameter))
+
+    def _cut(self) -> list[_Bucket]:
+        """The buckets, in the order in which they are complete, the last with room for what stands behind."""
+        total = sum(p.data.nbytes for p in self.parameters)
+        most = min(max(total // BUCKETS, LEAST), MOST) if self.overlaps else total
+        groups: list[list[Tensor]] = [[]]
+        for parameter in reversed(self.parameters):
+            group, size = groups[-1], sum(p.data.nbytes for p in groups[-1])
+            apart = group and (
+                group[0].dtype != parameter.dtype or group[0].device != parameter.device
+                or size + parameter.data.nbytes > most
+            )  # fmt: skip
+            groups.append([parameter]) if apart else group.append(parameter)
+        moved = sum(array.size for array in self.buffers)
+        behind = len(self.parameters) + moved + self.figures
+        return [_Bucket(group, behind if group is groups[-1] else 0) for group in groups]
+
+    def _hook(self, parameter: Tensor) -> Callable[[Array], None]:
+        def complete(gradient: Array) -> None:
+            if self._armed:
+                before = parameter.grad
+                self._take(parameter, gradient if before is None else before + gradient)
+
+        return complete
+
+    # ------------------------------------------------------------------------------------------- a step
+
+    def begin(self) -> None:
+        """A step begins."""
+        for array, before in zip(self.buffers, self._before, strict=True):
+            before[...] = array
+        self._armed, self._sent = False, 0
+        for bucket in self._buckets:
+            bucket.left = {id(parameter) for parameter, _ in bucket.slots}
+            bucket.used.clear()
+
+    def arm(self) -> None:
+        """The backward pass that comes now is the last of the step: what it gives is complete."""
+        self._armed = self.overlaps
+
+    def finish(self, figures: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sum what is not summed yet; the figures of all ranks together. Shapes: (figures,) -> the same."""
+        self._armed = False
+        for parameter in reversed(self.parameters):
+            bucket, _ = self._place[id(parameter)]
+            if id(parameter) in bucket.left:
+                self._take(parameter, parameter.grad)
+        last = self._buckets[-1]
+        behind, count, moved = last.behind, len(self.parameters), 0
+        used = {one for bucket in self._buckets for one in bucket.used}
+        own = [np.array([id(parameter) in used for parameter in self.parameters], np.float64), figures]
+        behind[: count + self.figures] = backend.to_device(
+            np.concatenate(own).astype(behind.dtype), last.device
+        )
+        for array, before in zip(self.buffers, self._before, strict=True):
+            start = count + self.figures + moved
+            behind[start : start + array.size] = ((array - before) / self.comm.size).reshape(-1)
+            moved += array.size
+        self._send(last)
+        if self._sender is not None:
+            self.comm.waited(KIND, self._sender.wait)
+            self.comm.take_over(KIND, self._sender.comm)
+        known = np.array(backend.to_device(behind[: count + self.figures], "cpu"), np.float64)
+        moved = count + self.figures
+        for array, before in zip(self.buffers, self._before, strict=True):
+            array[...] = before + behind[moved : moved + array.size].reshape(array.shape)
+            moved += array.size
+        for parameter, share in zip(self.parameters, known, strict=False):
+            bucket, place = self._place[id(parameter)]
+            parameter.grad = bucket.flat[place].reshape(parameter.shape) if share else None
+        return known[count:]
+
+    def undo(self) -> None:
+        """Let the running statistics be as they were before the step, and forget its gradients."""
+        for array, before in zip(self.buffers, self._before, strict=True):
+            array[...] = before
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def _take(self, parameter: Tensor, gradient: Array | None) -> None:
+        """Copy a gradient that is complete; send the buckets that are, strictly in their order."""
+        bucket, place = self._place[id(parameter)]
+        bucket.left.discard(id(parameter))
+        if gradient is None:
+            bucket.flat[place] = 0
+        else:
+            bucket.flat[place] = gradient.reshape(-1)
+            bucket.used.add(id(parameter))
+        while self._sent < len(self._buckets) - 1 and not self._buckets[self._sent].left:
+            self._send(self._buckets[self._sent])
+            self._sent += 1
+
+    def _send(self, bucket: _Bucket) -> None:
+        if self._sender is not None:
+            self._sender.send(bucket.flat)
+        else:
+            self.comm.allreduce(bucket.flat, KIND)
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._sender is not None:
+            self._sender.close()
+
+
+class _Bucket:
+    """A long array with room for the gradients of some parameters, and for some numbers behind them."""
+
+    def __init__(self, parameters: Sequence[Tensor], behind: int) -> None:
+        self.slots: list[tuple[Tensor, slice]] = []
+        at = 0
+        for parameter in parameters:
+            self.slots.append((parameter, slice(at, at + parameter.size)))
+            at += parameter.size
+        xp = backend.array_module(parameters[0].data)
+        self.device = parameters[0].device
+        self.flat = xp.zeros(at + behind, parameters[0].dtype)
+        self.behind = self.flat[at:]
+        self.left: set[int] = set()  # the parameters whose gradients are still to come, by their identity
+        self.used: set[int] = set()
+
+
+class _Sender:
+    """A thread that sums one array after the other over the ranks."""
+
+    def __init__(self, comm: Communicator) -> None:
+        self.comm = comm
+        self._failed: BaseException | None = None
+        self._waiting: queue.SimpleQueue[Array | None] = queue.SimpleQueue()
+        self._done = threading.Semaphore(0)
+        self._begun = 0
+        self._thread = threading.Thread(target=self._work, name="minires-gradients", daemon=True)
+        self._thread.start()
+
+    def send(self, array: Array) -> None:
+        self._begun += 1
+        self._waiting.put(array)
+
+    def wait(self) -> None:
+        """Until all is summed. Raises: what a sum has raised."""
+        for _ in range(self._begun):
+            self._done.acquire()
+        self._begun = 0
+        if self._failed is not None:
+            raise self._failed
+
+    def _work(self) -> None:
+        while (array := self._waiting.get()) is not None:
+            if self._failed is None:
+                try:
+                    self.comm.allreduce(array, KIND)
+                except BaseException as error:
+                    self._failed = error
+            self._done.release()
+
+    def close(self) -> None:
+        self._waiting.put(None)
+        self._thread.join()

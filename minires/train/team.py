@@ -1,0 +1,140 @@
+"""The ranks of a run as its Trainer needs them: one holds the folder and writes, and all begin, go on and
+stay alike. Of a run of one process each of these does what it says, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minires import backend, data
+from minires.distributed import Communicator
+from minires.errors import ConfigError, DataError, MiniresError
+from minires.nn.module import Module
+from minires.train import checks, continuing, state
+from minires.train.checkpoint import Arrays, Checkpoints
+from minires.train.config import Config
+from minires.train.lock import Lock
+
+Take = Callable[[Path, Mapping[str, Arrays], Mapping[str, Any]], None]
+
+
+def hold(
+    comm: Communicator, out: str | os.PathLike[str] | Iterable[Path], *, resume: bool
+) -> tuple[Lock | None, Path, Path]:
+    """The lock of the run folder, which rank 0 holds, the full path of the folder, and as it was named.
+
+    Raises: as :func:`continuing.check` and :class:`Lock`, on all ranks.
+    """
+    locks: list[Lock] = []
+
+    def take() -> tuple[str, str]:
+        continuing.check(out, resume=resume)
+        locks.append(Lock(out, make=not resume))
+        return str(locks[0].folder), str(locks[0].given)
+
+    folder, given = comm.first(take, "run folder")
+    return (locks[0] if locks else None), Path(folder), Path(given)
+
+
+def one_config(comm: Communicator, config: Config | Mapping[str, Any] | None, out: Path) -> Config:
+    """The configuration of the run, which all ranks must have alike; None: that of the folder.
+
+    Raises: ConfigError for what does not fit; as :func:`continuing.read_config`.
+    """
+    if config is None:
+        read = comm.first(lambda: continuing.read_config(out).to_dict(), "configuration")
+        return Config.from_dict(read)
+    with comm.together("configuration"):
+        config = config if isinstance(config, Config) else Config.from_dict(config)
+    other = comm.all_equal(config.to_dict(), "configuration")
+    if other is not None:
+        raise ConfigError(
+            f"rank {other} was given another configuration than rank 0; a run of several processes has one, "
+            "so it must not hang on the rank"
+        )
+    return config
+
+
+def one_set(comm: Communicator, splits: data.Splits) -> None:
+    """Raises: DataError if a rank has other pictures than rank 0."""
+    if comm.size > 1:
+        other = comm.all_equal(state.fingerprint(splits, without=None), "pictures")
+        if other is not None:
+            raise DataError(
+                f"rank {other} finds other pictures in {splits.source} than rank 0, in number, labels or "
+                "pixels; give all machines the same"
+            )
+
+
+def one_model(comm: Communicator, model: Module) -> None:
+    """Give the models of all ranks the numbers of that of rank 0.
+
+    Raises: ConfigError if they are other models.
+    """
+    if comm.size == 1:
+        return
+    arrays = checks.numbers(model)
+    shapes = {path: [list(array.shape), str(array.dtype)] for path, array in arrays.items()}
+    if (other := comm.all_equal(shapes, "model")) is not None:
+        raise ConfigError(f"rank {other} was given another model than rank 0")
+    copies = comm.copies({path: backend.to_device(a, "cpu") for path, a in arrays.items()}, "model")
+    for path, array in arrays.items():
+        array[...] = backend.to_device(copies[path], backend.device_of(array))
+
+
+def latest(comm: Communicator, checkpoints: Checkpoints, take: Take) -> bool:
+    """Give all ranks what the newest good checkpoint holds, by ``take``; whether there is one.
+
+    Raises: as :meth:`Checkpoints.latest`, on all ranks.
+    """
+    held: dict[str, Any] = {}
+
+    def read() -> list[Any] | None:
+        def keep(path: Path, groups: Mapping[str, Arrays], info: Mapping[str, Any]) -> None:
+            take(path, groups, info)
+            held.update(path=path, groups=groups, info=info)
+
+        found = checkpoints.latest(keep)
+        return None if found is None else [str(found), held["info"]]
+
+    told = comm.first(read, "checkpoint")
+    if told is None:
+        return False
+    groups = of_first(comm, held.get("groups", {}))
+    if not comm.is_first:
+        take(Path(told[0]), groups, told[1])
+    return True
+
+
+def of_first(comm: Communicator, groups: Mapping[str, Arrays]) -> dict[str, Arrays]:
+    """The groups of arrays of rank 0, on all ranks."""
+    if comm.size == 1:
+        return dict(groups)
+    flat = {f"{group}/{name}": array for group, part in groups.items() for name, array in part.items()}
+    found: dict[str, Arrays] = {}
+    for path, array in comm.copies(flat, "checkpoint").items():
+        group, _, name = path.partition("/")
+        found.setdefault(group, {})[name] = array
+    return found
+
+
+def alike(comm: Communicator, model: Module, step: int) -> None:
+    """Raises: MiniresError if the numbers of the model are not the same, to the bit, on all ranks."""
+    if comm.size == 1:
+        return
+    crc = 0
+    for array in checks.numbers(model).values():
+        on_host = np.ascontiguousarray(backend.to_device(array, "cpu"))
+        crc = zlib.crc32(on_host.reshape(-1).view(np.uint8).data, crc)
+    other = comm.all_equal(crc, "parameters")
+    if other is not None:
+        raise MiniresError(
+            f"after step {step} rank {other} has other parameters than rank 0, so the ranks do not train one "
+            "model any more, and this state is not saved. An observer, a hook or a layer changes them by "
+            "what only one rank has; or this MPI does not give all ranks the same sums"
+        )

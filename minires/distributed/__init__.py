@@ -28,7 +28,8 @@ from minires.distributed.launcher import Launch, launched
 from minires.distributed.threads import run
 
 __all__ = [
-    "Account", "Communicator", "Launch", "Solo", "bounds", "each", "launched", "run", "shares", "world",
+    "Account", "Communicator", "Launch", "Solo", "bounds", "each", "found", "launched", "run", "shares",
+    "world",
 ]  # fmt: skip
 
 _world: Communicator | None = None
@@ -51,6 +52,11 @@ def world() -> Communicator:
 
             _world = MPI()
             _share_cores(_world)
+    return _world
+
+
+def found() -> Communicator | None:
+    """What :func:`world` has found; None if nobody has asked yet."""
     return _world
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minires import errors
+from minires.distributed.watchdog import PATIENCE
 from minires.errors import MiniresError
 
 
@@ -48,6 +49,7 @@ class Communicator:
         self.host = host or socket.gethostname()
         self.local_rank, self.local_size, self.hosts = local_rank, local_size, hosts
         self.place = ""
+        self._patience = 1.0
         self.accounts: dict[str, Account] = {}
 
     def __repr__(self) -> str:
@@ -86,9 +88,22 @@ class Communicator:
     def abort(self, sentence: str) -> None:
         """End all ranks at once, after this sentence; alone it does nothing, as the error goes on."""
 
+    def leave(self, sentence: str, *, before: str = "") -> None:
+        """Before the process ends because of an error: if all ranks have failed one of them says why, behind
+        the words ``before``; else this one does, and all are ended. Alone it does nothing."""
+
     def watch(self, on: bool) -> None:
         """From now on this rank comes to a collective again and again, or not: then whoever watches over the
         ranks may say of one which comes to none where it is."""
+
+    @contextmanager
+    def patiently(self) -> Iterator[None]:
+        """A block whose collectives may wait long, for ranks that have more to do: see ``watchdog``."""
+        before, self._patience = self._patience, PATIENCE
+        try:
+            yield
+        finally:
+            self._patience = before
 
     # --------------------------------------------------------------------------------------- collectives
 

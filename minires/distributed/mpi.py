@@ -39,7 +39,7 @@ def _loaded() -> Any:
     try:
         import mpi4py
 
-        mpi4py.rc.initialize = False
+        mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
         mpi4py.rc.thread_level = "multiple"
         from mpi4py import MPI
     except ImportError as error:
@@ -114,7 +114,7 @@ class MPI(Communicator):
     @contextmanager
     def _within(self, kind: str, size: int) -> Iterator[None]:
         with super()._within(kind, size), self._guard.watchdog.waiting(
-            f"{kind}, {self.place}" if self.place else kind
+            f"{kind}, {self.place}" if self.place else kind, self._patience
         ):
             yield
 
@@ -130,10 +130,10 @@ class MPI(Communicator):
     def watch(self, on: bool) -> None:
         self._guard.watchdog.watch(on)
 
-    def leave(self, sentence: str, *, traceback: str = "") -> None:
+    def leave(self, sentence: str, *, before: str = "minires: error: ") -> None:
         """Before the process ends because of an error: if all ranks have failed one of them says why, else
-        this one does, and all are ended."""
-        self._guard.leave(sentence, traceback)
+        this one does, and all are ended. ``before`` stands before what all say."""
+        self._guard.leave(sentence, "", before)
 
 
 class _Guard:
@@ -162,7 +162,7 @@ class _Guard:
         time.sleep(0.2)  # in which the launcher takes it
         self._comm.Abort(1)
 
-    def leave(self, sentence: str, traceback: str) -> None:
+    def leave(self, sentence: str, traceback: str, before: str = "minires: error: ") -> None:
         self._say(sentence)
         until = time.monotonic() + TOGETHER
         while len(self._hear()) < self.size - 1 and time.monotonic() < until:
@@ -178,7 +178,7 @@ class _Guard:
         if own != sentence or self.rank == 0:
             if traceback:
                 tell(traceback.rstrip())
-            tell(f"minires: error: {own}")
+            tell(f"{before}{own}")
         self._close()
         self._comm.Barrier()  # who ends first, with an error, takes the others along: all have spoken
 

@@ -25,6 +25,7 @@ from minires.errors import ConfigError, as_number
 
 LIMIT = 300.0  # seconds
 EVERY = 0.2  # seconds between two looks
+PATIENCE = 20.0  # times as long is waited where ranks may have much more to do than others
 GRACE = 1.0  # seconds in which a rank that has just left may have been on its way through the same collective
 APART = 0.3  # seconds between the ranks, so that one of them says it and not all
 
@@ -55,17 +56,17 @@ class Watchdog:
     ) -> None:
         self.name, self.limit = name, limit()
         self._end, self._left, self._late = end, left, APART * order
-        self._waits: dict[int, tuple[str, float]] = {}  # by the thread that waits: for what, since when
+        self._waits: dict[int, tuple[str, float, float]] = {}  # by thread: for what, since when, how long
         self._watched: tuple[int, float] | None = None  # the thread that is to come back, and since when
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="minires-watchdog", daemon=True)
         self._thread.start()
 
     @contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        """A block in which the thread that calls waits for other ranks."""
+    def waiting(self, what: str, patience: float = 1.0) -> Iterator[None]:
+        """A block in which the thread that calls waits for other ranks, ``patience`` times the limit."""
         own = threading.get_ident()
-        self._waits[own] = what, time.monotonic()
+        self._waits[own] = what, time.monotonic(), patience * self.limit
         try:
             yield
         finally:
@@ -86,11 +87,11 @@ class Watchdog:
     def _look(self) -> None:
         while not self._over.wait(EVERY):
             now, gone = time.monotonic(), self._left()
-            for what, since in list(self._waits.values()):
+            for what, since, limit in list(self._waits.values()):
                 if gone and now - since > GRACE + self._late:
                     self._end(f"{', '.join(gone)}, and {self.name} waits in {what!r}")
-                if now - since > self.limit + self._late:
-                    self._end(f"{self.name} has waited {self.limit:.0f} s for the others in {what!r}")
+                if now - since > limit + self._late:
+                    self._end(f"{self.name} has waited {limit:.0f} s for the others in {what!r}")
             watched = self._watched
             if watched and watched[0] not in self._waits and now - watched[1] > 0.9 * self.limit:
                 self._end(

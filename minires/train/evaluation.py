@@ -57,7 +57,7 @@ def evaluate(
 
     Raises: ShapeError if the pictures do not fit the model.
     """
-    with comm.together("evaluation"):
+    with comm.patiently(), comm.together("evaluation"):
         own = share_of(dataset, comm)
         logs = np.zeros((0, len(dataset.classes)))
         if len(own):
@@ -108,7 +108,7 @@ def recalibrate(
                 statistic[~backend.array_module(statistic).isfinite(statistic)] = 0  # 0 times NaN stays NaN
         try:
             seen = 0
-            with comm.together("recalibration"):
+            with comm.patiently(), comm.together("recalibration"):
                 for x in _batches(model, images, normalize, batch_size, least=2, comm=comm):
                     seen += len(x)
                     share = len(x) / seen

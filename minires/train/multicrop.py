@@ -72,7 +72,7 @@ def evaluate_crops(
             f"{small[0]}; give scales of {side} and more, or crops='full'"
         )
     comm = comm or Solo()
-    with comm.together("evaluation"):
+    with comm.patiently(), comm.together("evaluation"):
         own = _averaged(model, share_of(dataset, comm), normalize, side, crops, taken, batch_size)
     probabilities, loss, accuracy = comm.rows(own, "evaluation"), 0.0, 0.0
     if comm.is_first:

@@ -114,7 +114,7 @@ class Trainer:
             self._known: dict[frozenset[str], dict[str, Any]] = {}  # by the pictures that are left out of it
             held = self._first(lambda: continuing.before(self.out)) if resume else {}
             begun = resume and self._first(lambda: bool(Checkpoints(self.out).paths()))
-            with comm.together("preparations"):
+            with comm.patiently(), comm.together("preparations"):
                 self._prepare(splits, model, resume, held, begun)
             team.one_set(comm, self.splits)
             team.one_model(comm, self.model)
@@ -329,7 +329,7 @@ class Trainer:
         with modes(self.model, training=True), closing(batches):
             for x, y in self._had(batches):
                 pictures = self.loader.pictures(progress.batch)
-                self._step(x, y, pictures)
+                self._step(x, y)
                 progress.epoch_seconds += self._tick()
                 seen = max(1, progress.pictures)
                 loss, accuracy = progress.loss / seen, progress.right / seen
@@ -426,8 +426,9 @@ class Trainer:
         self.progress.seconds += self._since - before
         return self._since - before
 
-    def _step(self, x: np.ndarray, y: np.ndarray, pictures: int) -> None:
+    def _step(self, x: np.ndarray, y: np.ndarray) -> None:
         """One step of the optimiser; nothing is changed if its loss or gradient is not finite."""
+        pictures = self.loader.pictures(self.progress.batch)
         self._steps(x, y, self.progress, self.schedule.lr(self.progress.step), pictures)
 
     def _loss(self, logits: Tensor, y: Any) -> Tensor:

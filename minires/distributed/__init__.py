@@ -11,9 +11,10 @@ The gradient of a batch is the sum over its pictures; so with n_r of n pictures 
 loss_r of its own,
 
     loss = sum over r of n_r / n * loss_r
-    gradient = sum over r of n_r / n * gradient_r
+    gradient = sum over r of the gradient of n_r / n * loss_r
 
-A mean over ranks is the same only where all have as many pictures.
+A mean over ranks is the same only where all have as many pictures. The weight belongs to the loss, before its
+backward: where batch norm is synchronised, the gradients of one rank hang on the losses of all.
 
 Source: Goyal et al. 2017, arXiv:1706.02677; Li et al. 2020, arXiv:2006.15704 (buckets).
 """

@@ -238,6 +238,13 @@ def stopped(error: MiniresError, folder: Path, step: int) -> MiniresError:
     )
 
 
+def ready(given: Path, folder: Path, *, resume: bool) -> None:
+    """See once more, when its lock is held, that a run can begin in a folder, or go on there; what writes
+    that were killed have left is removed. Raises: as :func:`check`."""
+    check(given, resume=resume, held=True)
+    remove_leftovers(folder)
+
+
 def other_sums(info: Mapping[str, Any], *, threads: int, ranks: int) -> list[str]:
     """A warning where a run goes on with other threads or processes than those of the checkpoint that says
     ``info``."""

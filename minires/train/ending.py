@@ -1,7 +1,9 @@
-"""The ends of a run: its weights are tested, kept and summed up, or its loss was not finite."""
+"""What is kept of a run: its state, to go on from, and its ends: its weights are tested, kept and summed up,
+or its loss was not finite."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -9,12 +11,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from minires import data
+from minires import backend, data
 from minires.distributed import Communicator
 from minires.errors import MiniresError
 from minires.train import checks, continuing, model_file, report, run_folder
+from minires.train.checkpoint import Arrays
+from minires.train.ema import EMA
 from minires.train.evaluation import Evaluation, evaluate, recalibrate
 from minires.train.observers import Run
+from minires.train.state import Progress
 
 
 class Ending(Run, Protocol):
@@ -22,6 +27,7 @@ class Ending(Run, Protocol):
 
     given: Any  # the folder, as it was named
     comm: Communicator
+    ema: EMA | None
     device: str
     variant: dict[str, Any]
     warnings: list[str]
@@ -51,6 +57,26 @@ def trained(run: Ending) -> model_file.Trained:
         run.model, run.config.model, run.variant, shown.classes, run.normalize,
         (shown.images.shape[1], shown.images.shape[2]), shown.name,
     )  # fmt: skip
+
+
+def checkpoint(run: Ending, *, fingerprint: dict[str, Any]) -> tuple[dict[str, Arrays], dict[str, Any]]:
+    """The arrays and the info of a checkpoint of the run as it stands, whose data have this fingerprint."""
+    groups = {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()}
+    if run.ema:
+        groups["ema"] = run.ema.state_dict()
+    return groups, {
+        "kind": "checkpoint",
+        "config": run.config.to_dict(),
+        "trained": model_file.described(trained(run)),
+        "data": fingerprint,
+        "threads": backend.threads(),
+        "ranks": run.comm.size,
+        "progress": dataclasses.asdict(run.progress),
+        "random": run.model.random_states(),
+        "schedule": run.schedule.state_dict(),
+        "history": run.history,
+        "warnings": run.warnings,
+    }
 
 
 def test(run: Ending, kept: AbstractContextManager[Any]) -> Tested:
@@ -101,6 +127,11 @@ def result(run: Ending, tested: Tested) -> str:
         f"{count}), test loss {run_folder.shown(test.loss)}, {run.progress.seconds:.0f} s; "
         f"see {run.given}"
     )
+
+
+def place(progress: Progress, step: int) -> str:
+    """A step of the epoch under way, in words."""
+    return f"step {step} (epoch {progress.epoch + 1}, batch {progress.batch - (progress.step - step)})"
 
 
 def lost(what: str, place: str, first: str) -> tuple[str, bool]:

@@ -58,9 +58,8 @@ def evaluate(
     Raises: ShapeError if the pictures do not fit the model.
     """
     with comm.patiently(), comm.together("evaluation"):
-        own = share_of(dataset, comm)
         logs = np.zeros((0, len(dataset.classes)))
-        if len(own):
+        if (own := share_of(dataset, comm)) is not None:
             logs = _log_probabilities(model, own.images, normalize, batch_size)
     whole_logs = comm.rows(logs, "evaluation")
     loss, accuracy = 0.0, 0.0
@@ -72,10 +71,12 @@ def evaluate(
     return Evaluation(loss, accuracy, np.exp(whole_logs, out=whole_logs))
 
 
-def share_of(dataset: Dataset, comm: Communicator) -> Dataset:
-    """The pictures of a set that this rank tests."""
+def share_of(dataset: Dataset, comm: Communicator) -> Dataset | None:
+    """The pictures of a set that this rank tests; None where there are fewer than ranks, and it has none."""
     start, stop = bounds(len(dataset), comm.rank, comm.size)
-    return dataset if comm.size == 1 else dataset.take(np.arange(start, stop))
+    if comm.size == 1:
+        return dataset
+    return dataset.take(np.arange(start, stop)) if start < stop else None
 
 
 def recalibrate(

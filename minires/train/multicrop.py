@@ -73,7 +73,9 @@ def evaluate_crops(
         )
     comm = comm or Solo()
     with comm.patiently(), comm.together("evaluation"):
-        own = _averaged(model, share_of(dataset, comm), normalize, side, crops, taken, batch_size)
+        own = np.zeros((0, len(dataset.classes)))
+        if (share := share_of(dataset, comm)) is not None:
+            own = _averaged(model, share, normalize, side, crops, taken, batch_size)
     probabilities, loss, accuracy = comm.rows(own, "evaluation"), 0.0, 0.0
     if comm.is_first:
         of_truth = probabilities[np.arange(len(dataset)), dataset.labels]
@@ -91,7 +93,7 @@ def _averaged(
     """The mean of the probabilities over the views of each picture (N, classes)."""
     device = next((parameter.device for parameter in model.parameters()), "cpu")
     at_once = 1 if crops == "full" else max(1, batch_size // (int(crops) * len(taken)))
-    found = [np.zeros((0, len(dataset.classes)))]
+    found = []
     with modes(model, training=False), no_grad():
         for start in range(0, len(dataset), at_once):
             pictures = [original(dataset, place, max(taken)) for place in

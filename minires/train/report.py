@@ -88,8 +88,8 @@ def of_stream(train_set: Dataset, *, measured: bool) -> list[str]:
     return said
 
 
-def batches(config: Config, train_set: Dataset) -> list[str]:
-    """What is special about the batches of an epoch, in words."""
+def batches(config: Config, train_set: Dataset, comm: Communicator) -> list[str]:
+    """What is special about the batches of an epoch, and who shares them, in words."""
     found, count = [], len(train_set)
     if left := left_out(config, train_set):
         found.append(
@@ -103,7 +103,7 @@ def batches(config: Config, train_set: Dataset) -> list[str]:
             f"batch_size is {config.batch_size}, and there are {count} training pictures: "
             "each epoch is one step, on all of them"
         )
-    return found
+    return [*found, *([_ranks(comm, config)] if comm.size > 1 else [])]
 
 
 def left_out(config: Config, train_set: Dataset) -> int:
@@ -111,7 +111,20 @@ def left_out(config: Config, train_set: Dataset) -> int:
     return len(train_set) % config.batch_size if config.drop_last else 0
 
 
-def ranks(comm: Communicator, config: Config) -> str:
+def begins(
+    config: Config, splits: Splits, train_set: Dataset, val_set: Dataset | None, folder: Any
+) -> list[str]:
+    """What is trained on what, and where it is kept, in lines."""
+    first = (
+        f"{config.model} on {splits.source}: {len(train_set)} training, "
+        f"{len(val_set) if val_set else 0} validation, {len(splits.test)} test pictures; "
+        f"recipe {config.recipe}, {counted(config.epochs, 'epoch')}, seed {config.seed}; run folder "
+        f"{folder}"
+    )
+    return [first, *of_stream(train_set, measured=config.normalize == "data")]
+
+
+def _ranks(comm: Communicator, config: Config) -> str:
     """That several processes do a run, in words."""
     machines = f" on {comm.hosts} machines" if comm.hosts > 1 else ""
     sync = config.batch_norm == "sync"

@@ -105,16 +105,18 @@ def latest(comm: Communicator, checkpoints: Checkpoints, take: Take) -> bool:
     told = comm.first(read, "checkpoint")
     if told is None:
         return False
-    groups = of_first(comm, held.get("groups", {}))
+    groups = of_first(comm, lambda: held["groups"])
     if not comm.is_first:
         take(Path(told[0]), groups, told[1])
     return True
 
 
-def of_first(comm: Communicator, groups: Mapping[str, Arrays]) -> dict[str, Arrays]:
-    """The groups of arrays of rank 0, on all ranks."""
+def of_first(comm: Communicator, read: Callable[[], Mapping[str, Arrays]]) -> dict[str, Arrays]:
+    """The groups of arrays that rank 0 reads, on all ranks. Raises: what ``read`` raises, on all."""
+    groups: dict[str, Arrays] = {}
+    comm.first(lambda: groups.update(read()), "checkpoint")
     if comm.size == 1:
-        return dict(groups)
+        return groups
     flat = {f"{group}/{name}": array for group, part in groups.items() for name, array in part.items()}
     found: dict[str, Arrays] = {}
     for path, array in comm.copies(flat, "checkpoint").items():

@@ -7,6 +7,7 @@ saved (dropout), so a run that was killed at any moment and continued gives the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import signal
@@ -19,14 +20,13 @@ from typing import Any, Never
 
 import numpy as np
 
-from minires import backend, data, models, optim
+from minires import backend, data, optim
 from minires.data.loader import Batches, Pair
 from minires.distributed import Communicator, shares, world
-from minires.errors import ConfigError, MiniresError, counted
+from minires.errors import ConfigError, MiniresError
 from minires.interrupt import Interrupted, status
 from minires.nn.module import Module
 from minires.nn.restored import modes
-from minires.tensor import Tensor
 from minires.train import (
     audience,
     balance,
@@ -35,9 +35,8 @@ from minires.train import (
     checks,
     continuing,
     ending,
-    finetune,
-    model_file,
     planned,
+    preparing,
     report,
     run_folder,
     state,
@@ -54,7 +53,7 @@ from minires.train.schedules import Schedule
 from minires.train.shared import FILE
 from minires.train.state import Progress
 from minires.train.stopping import Wish, in_words
-from minires.train.telling import Listener, lines_of_epochs
+from minires.train.telling import Listener, lines_of_epochs, under_way
 
 
 class Trainer:
@@ -108,14 +107,13 @@ class Trainer:
         self._is_new = False  # whether all that stands in the folder is what a run begins with
         self._unclear: str | None = None  # why this Trainer cannot run again
         try:
-            self._first(lambda: continuing.check(self.given, resume=resume, held=True))
-            self._first(lambda: continuing.remove_leftovers(self.out))
+            self._first(lambda: continuing.ready(self.given, self.out, resume=resume))
             self.config = team.one_config(comm, config, self.out)
-            self._known: dict[frozenset[str], dict[str, Any]] = {}  # by the pictures that are left out of it
             held = self._first(lambda: continuing.before(self.out)) if resume else {}
             begun = resume and self._first(lambda: bool(Checkpoints(self.out).paths()))
             with comm.patiently(), comm.together("preparations"):
                 self._prepare(splits, model, resume, held, begun)
+            self._known = functools.cache(lambda mended: state.fingerprint(self.splits, without=mended))
             team.one_set(comm, self.splits)
             team.one_model(comm, self.model)
             self._make_steps()
@@ -153,58 +151,32 @@ class Trainer:
         # What the names stand for is looked up before pictures are read or rendered, which takes long.
         optim.checked(config.optimizer)
         Schedule(config.schedule, lr=1.0, total_steps=1)
-        augment = data.build(config.augment)
-        size = state.size(config) if model is None else config.size
         if not resume:
             continuing.not_among_pictures(self.given, config.data)
         self._mended = state.mended(held)
-        self.splits = splits or state.pictures(config, size=size, streamed=state.streamed(held))
-        self.train_set = state.trained_on(config, self.splits)
-        self.val_set = self.splits.val if config.train_on == "train" else None
-        self.normalize = state.normalization(
-            config.normalize, self.train_set, seed=config.seed, held=state.measured(held)
-        )
-        self.loader = data.Loader(
-            self.train_set, config.batch_size, seed=config.seed, normalize=self.normalize,
-            augment=augment, drop_last=config.drop_last, balanced=config.balance == "sampler",
-            share=None if comm.size == 1 else lambda count: shares(self._parts(count), comm.rank, comm.size),
-        )  # fmt: skip
+        size = state.size(config) if model is None else config.size
+        share = None if comm.size == 1 else lambda count: shares(self._parts(count), comm.rank, comm.size)
+        shown = preparing.pictures(config, splits, size=size, held=held, share=share)
+        self.splits, self.train_set, self.val_set = shown.splits, shown.train_set, shown.val_set
+        self.normalize, self.loader = shown.loader.normalize, shown.loader
         checks.ranks(self.loader, self._parts, comm.size)
 
-        self.variant = dict(config.variant)
-        if model is None:
-            if size is not None:
-                self.variant = {**models.entry(config.model).fitted(size), **self.variant}
-            classes = len(self.train_set.classes)
-            model = models.build(config.model, classes=classes, seed=config.seed, **self.variant)
-        new: list[str] = []
-        if config.start_from and not begun:
-            new = finetune.start_from(model, config.start_from, classes=self.train_set.classes)
-            self.say(f"starting from {config.start_from}; new: {', '.join(new) or 'nothing'}")
-        finetune.freeze(model, config.freeze)
-        checks.something_learns(model, config.freeze)
-        for line in checks.never_learns(model, new):
-            self.say(f"warning: {line}")
-        self.device = backend.choose_device(config.device)
-        if config.precision == "tf32" and self.device == "cpu":
-            raise ConfigError("precision='tf32' is for GPUs; on the CPU leave it at precision='fp32'")
-        if config.precision == "bf16" and self.device == "cpu":
-            slow = "slower than 'fp32' on the CPU, and only for checking its accuracy there"
-            self.say(f"precision 'bf16' is {slow}")
+        made = preparing.network(
+            config, model, classes=self.train_set.classes, size=size, begun=begun, say=self.say
+        )
+        self.model, self.variant, self.device = made.model, made.variant, made.device
         self.activations = backend.activations(config.precision)
-        self.model = model.to(self.device)
         apart = 1 if config.batch_norm == "sync" else comm.size
         checks.batches_of_one(
             self.model, self.loader, activations=self.activations, accumulate=config.accumulate, ranks=apart
         )
-        self.optimizer = optim.build(config.optimizer, model.named_parameters())
+        self.optimizer = optim.build(config.optimizer, self.model.named_parameters())
         total = config.epochs * len(self.loader)
         self.schedule = Schedule(config.schedule, lr=self.optimizer.lr, total_steps=total)
-        self.ema = EMA(model, config.ema) if config.ema else None
-        weights = None
-        if config.balance == "weights":
-            weights = balance.class_weights(self.train_set.labels, len(self.train_set.classes))
-        self._batch_loss = balance.Loss(label_smoothing=config.label_smoothing, weights=weights)
+        self.ema = EMA(self.model, config.ema) if config.ema else None
+        self._loss = balance.loss(
+            config.balance, self.train_set, label_smoothing=config.label_smoothing
+        )
 
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
@@ -281,13 +253,7 @@ class Trainer:
 
     def _run(self) -> dict[str, Any]:
         config = self.config
-        self.say(
-            f"{config.model} on {self.splits.source}: {len(self.train_set)} training, "
-            f"{len(self.val_set) if self.val_set else 0} validation, {len(self.splits.test)} test pictures; "
-            f"recipe {config.recipe}, {counted(config.epochs, 'epoch')}, seed {config.seed}; run folder "
-            f"{self.given}"
-        )
-        for line in report.of_stream(self.train_set, measured=config.normalize == "data"):
+        for line in report.begins(config, self.splits, self.train_set, self.val_set, self.given):
             self.say(line)
         if config.normalize == "data":
             self._warn(checks.constant_channels(self.normalize))
@@ -297,10 +263,8 @@ class Trainer:
             self.say(f"all {self.progress.step} steps are done; testing again")
         elif self.progress.step:
             self.say(f"continuing after step {self.progress.step}, in epoch {self.progress.epoch + 1}")
-        for line in report.batches(config, self.train_set):
+        for line in report.batches(config, self.train_set, self.comm):
             self.say(line)
-        if self.comm.size > 1:
-            self.say(report.ranks(self.comm, config))
         per_epoch = len(self.train_set) - report.left_out(config, self.train_set)
         where = self.out if self.comm.is_first else None
         with Wish(where, silent=not self.comm.is_first) as self._wish, audience.bar(
@@ -331,10 +295,7 @@ class Trainer:
                 pictures = self.loader.pictures(progress.batch)
                 self._step(x, y)
                 progress.epoch_seconds += self._tick()
-                seen = max(1, progress.pictures)
-                loss, accuracy = progress.loss / seen, progress.right / seen
-                text = f"loss {run_folder.shown(loss, 3)}, accuracy {100 * accuracy:.1f}%"
-                bar.set_postfix_str(text, refresh=False)
+                bar.set_postfix_str(under_way(progress), refresh=False)
                 bar.update(pictures)
                 if self._observers:
                     self._observers.tell("stepped", self)
@@ -431,13 +392,8 @@ class Trainer:
         pictures = self.loader.pictures(self.progress.batch)
         self._steps(x, y, self.progress, self.schedule.lr(self.progress.step), pictures)
 
-    def _loss(self, logits: Tensor, y: Any) -> Tensor:
-        return self._batch_loss(logits, y)
-
     def _stop_not_finite(self, what: str, step: int, first: str) -> Never:
-        batch = self.progress.batch - (self.progress.step - step)
-        place = f"step {step} (epoch {self.progress.epoch + 1}, batch {batch})"
-        why, diverged = ending.lost(what, place, first)
+        why, diverged = ending.lost(what, ending.place(self.progress, step), first)
         self.warnings.append(why)
         self._tick()
         self._figures.drawn = -math.inf
@@ -462,22 +418,7 @@ class Trainer:
         return self.out / name
 
     def _write_checkpoint(self) -> str:
-        groups = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        if self.ema:
-            groups["ema"] = self.ema.state_dict()
-        info = {
-            "kind": "checkpoint",
-            "config": self.config.to_dict(),
-            "trained": model_file.described(ending.trained(self)),
-            "data": self._fingerprint,
-            "threads": backend.threads(),
-            "ranks": self.comm.size,
-            "progress": dataclasses.asdict(self.progress),
-            "random": self.model.random_states(),
-            "schedule": self.schedule.state_dict(),
-            "history": self.history,
-            "warnings": self.warnings,
-        }
+        groups, info = ending.checkpoint(self, fingerprint=self._fingerprint)
         try:
             keep = best.steps_to_keep(self.history) if self.config.keep == "best" else ()
             path = self.checkpoints.save(self.progress.step, groups, info, keep=keep)
@@ -489,9 +430,7 @@ class Trainer:
     @property
     def _fingerprint(self) -> dict[str, Any]:
         """What the data are known by."""
-        if self._mended not in self._known:
-            self._known[self._mended] = state.fingerprint(self.splits, without=self._mended)
-        return self._known[self._mended]
+        return self._known(self._mended)
 
     def _take(self, path: Path, groups: Mapping[str, Any], info: Mapping[str, Any]) -> None:
         """Continue from what a checkpoint holds."""
@@ -520,9 +459,9 @@ class Trainer:
         if row is None or row["epoch"] == len(self.history):
             return self.ema.swap() if self.ema else nullcontext()
         if self._best is None:  # a run that is tested once more has no checkpoints
-            held: dict[str, Any] = {}
-            self._first(lambda: held.update(best.weights_of(row, self.checkpoints, self._check_belongs)))
-            self._best = team.of_first(self.comm, held)
+            self._best = team.of_first(
+                self.comm, lambda: best.weights_of(row, self.checkpoints, self._check_belongs)
+            )
         return best.weights(self.model, self.ema, self._best)
 
     def _let_go(self) -> None:

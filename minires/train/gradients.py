@@ -86,12 +86,14 @@ class Gradients:
         return [_Bucket(group, behind if group is groups[-1] else 0) for group in groups]
 
     def _hook(self, parameter: Tensor) -> Callable[[Array], None]:
-        def complete(gradient: Array) -> None:
-            if self._armed:
-                before = parameter.grad
-                self._take(parameter, gradient if before is None else before + gradient)
+        return lambda gradient: self.complete(parameter, gradient)
 
-        return complete
+    def complete(self, parameter: Tensor, gradient: Array) -> None:
+        """The last pass of a step has given a parameter this gradient, and will give it no more."""
+        bucket, _ = self._place[id(parameter)]
+        if self._armed and id(parameter) in bucket.left:
+            before = parameter.grad
+            self._take(parameter, gradient if before is None else before + gradient)
 
     # ------------------------------------------------------------------------------------------- a step
 

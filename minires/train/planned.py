@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from minires.backend import Array
 from minires.errors import ConfigError, ShapeError
 from minires.modes import with_settings
 from minires.nn.module import Module
 from minires.plan import TrainingPlan
 from minires.plan import compile as plan_of
 from minires.tensor import Tensor
+from minires.train.gradients import BUCKETS
 
 WORTH = 200  # steps of a run; fewer do not save the time that the kernels take to compile, once on a machine
 
@@ -33,6 +35,7 @@ class Forward:
         self.plan: TrainingPlan | None = None
         self.made = 0  # plans, or attempts
         self.say: Callable[[str], None] = lambda line: None
+        self.ready: Callable[[Tensor, Array], None] | None = None  # is told of gradients that are complete
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.is_wanted and len(x) == self.batch and x.device == "cpu":
@@ -42,6 +45,8 @@ class Forward:
                     plan = plan_of(self.model, x.shape, training=True, dtype=x.dtype)
                 if plan.calls == 0:
                     self.plan = plan
+                    if self.ready is not None:
+                        plan.tell(self.ready, BUCKETS)
                 if plan.calls == 0 and not self.made:
                     self.say("each step goes by a plan of the model (minires.compile)")
             except (ConfigError, ShapeError):  # the model itself goes on

@@ -25,6 +25,7 @@ from typing import Any, Never
 import numpy as np
 
 from minires import backend
+from minires.backend import Array
 from minires.distributed import Communicator, Solo, bounds, shares
 from minires.modes import share_of_batch, synchronised
 from minires.nn.module import Module
@@ -140,6 +141,11 @@ class Steps:
             self.ema.update()
         progress.batch += 1
         progress.step += 1
+
+    @property
+    def complete(self) -> Callable[[Tensor, Array], None] | None:
+        """Who wants to know of gradients as soon as they are complete; None: nobody."""
+        return self.shared.gradients.complete if self.shared and self.shared.gradients.overlaps else None
 
     def settle(self) -> None:
         """Read the figures of the steps that were started and not yet read."""

@@ -16,13 +16,12 @@ EVERY = 1.0  # seconds between two looks
 
 class Wish(StopWish):
     """Inside this block ``told()`` is the number of the signal by which the run is to stop, or ``FILE`` for
-    the file, or 0. Without a ``folder`` no file is looked for. ``decided`` is what all ranks of a run have
-    agreed on."""
+    the file in the ``folder`` of the run, or 0. One that is ``silent``, as all ranks but the first are, says
+    nothing and looks for no file."""
 
-    def __init__(self, folder: Path | None, *, silent: bool = False) -> None:
+    def __init__(self, folder: Path, *, silent: bool = False) -> None:
         super().__init__(silent=silent)
-        self.file = None if folder is None else folder / NAME
-        self.decided = 0
+        self.file = None if silent else folder / NAME
         self._looked = time.monotonic() - EVERY
 
     def told(self) -> int:

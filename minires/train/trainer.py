@@ -98,8 +98,8 @@ class Trainer:
         self._listener = Listener(say if comm.is_first else lambda line: None)
         self.said: Iterable[str] = self._listener.said
         self._show, self._bar = progress if comm.is_first else False, None  # the bar, while it is shown
-        heard = observers if comm.is_first else ()
-        self._observers = Observers(heard, lambda line: self.say(f"warning: {line}"))
+        hear = observers if comm.is_first else ()
+        self._observers = Observers(hear, lambda line: self.say(f"warning: {line}"))
         if config is None and not resume:
             raise ConfigError("a new run needs a configuration, for example Config.of('default')")
         # The lock of the folder, its full path, and the folder as it was named.
@@ -205,7 +205,8 @@ class Trainer:
             activations=self.activations, ema=self.ema, capture=capture, parts=self._parts, comm=comm,
             sync=sync, wish=lambda: self._wish.told(),
         )  # fmt: skip
-        self._wish = Wish(None)
+        self._wish = Wish(self.out, silent=True)
+        self._forward.ready = self._steps.complete
 
     # ------------------------------------------------------------------------------------------ the run
 
@@ -266,8 +267,7 @@ class Trainer:
         for line in report.batches(config, self.train_set, self.comm):
             self.say(line)
         per_epoch = len(self.train_set) - report.left_out(config, self.train_set)
-        where = self.out if self.comm.is_first else None
-        with Wish(where, silent=not self.comm.is_first) as self._wish, audience.bar(
+        with Wish(self.out, silent=not self.comm.is_first) as self._wish, audience.bar(
             self._show,
             total=config.epochs * per_epoch, initial=self.progress.epoch * per_epoch + self.progress.pictures,
             unit=" pictures",

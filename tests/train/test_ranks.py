@@ -16,7 +16,18 @@ from minires.distributed import Solo, shares
 from minires.errors import ConfigError, DataError, MiniresError
 from minires.modes import is_recording
 from minires.tensor import Tensor
-from minires.train import EMA, Config, Trainer, balance, checks, evaluate, evaluate_crops, recalibrate, steps
+from minires.train import (
+    EMA,
+    Config,
+    Trainer,
+    balance,
+    checks,
+    evaluate,
+    evaluate_crops,
+    planned,
+    recalibrate,
+    steps,
+)  # fmt: skip
 from minires.train.gradients import Gradients
 from minires.train.state import Progress
 
@@ -127,6 +138,34 @@ def test_gradients_that_are_summed_during_the_backward_pass_are_the_same(size):
     weights, _, _ = trained(Solo())
     for own, _, _ in distributed.run(size, partial(trained, overlap=True), hosts=size):
         assert apart(weights, own) < 1e-12
+
+
+def test_the_gradients_of_a_plan_are_summed_during_its_backward_pass(tmp_path, monkeypatch):
+    monkeypatch.setattr(planned, "WORTH", 1)
+    sent = []
+    plain = Gradients._send
+
+    def send(self, bucket):
+        sent.append(self._armed)
+        plain(self, bucket)
+
+    monkeypatch.setattr(Gradients, "_send", send)
+    found = {}
+    for hosts in (1, 2):
+        runs = distributed.run(2, partial(run, out=tmp_path / str(hosts), make=deep), hosts=hosts)
+        found[hosts] = numbers(runs[0][1].model)
+        assert runs[0][1]._forward.plan is not None
+        assert (True in sent) == (hosts == 2)  # while the pass went on
+        sent.clear()
+    assert all((found[1][name] == found[2][name]).all() for name in found[1])
+
+
+def deep():
+    rng = np.random.default_rng(0)
+    layers = [nn.Conv2d(3, 64, 3, padding=1, rng=rng)]
+    for _ in range(4):
+        layers += [nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1, rng=rng)]
+    return nn.Sequential(*layers, nn.GlobalAvgPool2d(), nn.Linear(64, 3, rng=rng))
 
 
 def of_ghosts(size, *, batch=35, pictures=140, count=10):

@@ -22,6 +22,7 @@ Source: Goyal et al. 2017, arXiv:1706.02677; Li et al. 2020, arXiv:2006.15704 (b
 from __future__ import annotations
 
 import os
+import warnings
 
 from minires import backend
 from minires.distributed.communicator import Account, Communicator, Solo, bounds, each, shares
@@ -73,3 +74,6 @@ def _share_cores(comm: Communicator) -> None:
         return
     sharing = sum(one == [comm.host, usable] for one in found)
     backend.set_threads(max(1, len(usable) // sharing))
+    cores = os.cpu_count() or 1
+    if comm.is_first and len(usable) == 1 and cores >= 2 * comm.local_size:
+        warnings.warn(f"each rank is bound to one core of {cores}; add --bind-to none", stacklevel=3)

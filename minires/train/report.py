@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from minires import backend
@@ -11,7 +12,7 @@ from minires.data import Dataset, Splits, Stream
 from minires.data.augment import MEASURED
 from minires.data.pixel_cache import place_of_all
 from minires.distributed import Communicator
-from minires.errors import counted
+from minires.errors import ConfigError, counted
 from minires.nn.module import Module
 from minires.train import best, run_folder
 from minires.train.config import Config
@@ -103,7 +104,7 @@ def batches(config: Config, train_set: Dataset, comm: Communicator) -> list[str]
             f"batch_size is {config.batch_size}, and there are {count} training pictures: "
             "each epoch is one step, on all of them"
         )
-    return [*found, *([_ranks(comm, config)] if comm.size > 1 else [])]
+    return [*found, *([_ranks(comm, config), *scaled(config)] if comm.size > 1 else [])]
 
 
 def left_out(config: Config, train_set: Dataset) -> int:
@@ -131,3 +132,19 @@ def _ranks(comm: Communicator, config: Config) -> str:
     norm = "over all of them" if sync else "in each by itself (--batch-norm sync: over all)"
     threads = counted(backend.threads(), "thread")
     return f"{comm.size} processes{machines}, with {threads} each; batch norm {norm}"
+
+
+def scaled(config: Config) -> list[str]:
+    """What is usual where the batch is larger than that of the recipe, and the learning rate is not.
+
+    Source: Goyal et al. 2017, arXiv:1706.02677, section 2.1.
+    """
+    with suppress(ConfigError):  # a recipe of pictures that were looked at has no settings of its own
+        own = Config.of(config.recipe)
+        times, rate = config.batch_size / own.batch_size, own.optimizer.get("lr")
+        if times >= 2 and config.optimizer == own.optimizer and own.optimizer.get("name") == "sgd" and rate:
+            return [
+                f"batch_size is {times:g} times that of the recipe {config.recipe}, with its learning rate "
+                f"{rate:g}; {times * rate:g}, with warm-up, is the usual start"
+            ]
+    return []

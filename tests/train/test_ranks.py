@@ -493,6 +493,17 @@ def test_ranks_that_have_come_apart_save_nothing(tmp_path):
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
+def test_a_larger_batch_is_told_what_learning_rate_is_usual():
+    rate = Config.of("cifar").optimizer["lr"]
+    assert report.scaled(Config.of("cifar", batch_size=512)) == [
+        f"batch_size is 4 times that of the recipe cifar, with its learning rate {rate:g}; {4 * rate:g}, with "
+        "warm-up, is the usual start"
+    ]
+    assert report.scaled(Config.of("cifar")) == []
+    assert report.scaled(Config.of("cifar", batch_size=512, optimizer={"name": "sgd", "lr": 0.4})) == []
+    assert report.scaled(Config(batch_size=512, recipe="auto")) == []
+
+
 # ------------------------------------------------------------------------------------ what is refused
 
 

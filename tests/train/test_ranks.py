@@ -26,6 +26,7 @@ from minires.train import (
     evaluate_crops,
     planned,
     recalibrate,
+    report,
     steps,
 )  # fmt: skip
 from minires.train.gradients import Gradients
@@ -496,8 +497,8 @@ def test_ranks_that_have_come_apart_save_nothing(tmp_path):
 def test_a_larger_batch_is_told_what_learning_rate_is_usual():
     rate = Config.of("cifar").optimizer["lr"]
     assert report.scaled(Config.of("cifar", batch_size=512)) == [
-        f"batch_size is 4 times that of the recipe cifar, with its learning rate {rate:g}; {4 * rate:g}, with "
-        "warm-up, is the usual start"
+        f"batch_size is 4 times that of the recipe cifar, with its learning rate {rate:g}; {4 * rate:g}, "
+        "with warm-up, is the usual start"
     ]
     assert report.scaled(Config.of("cifar")) == []
     assert report.scaled(Config.of("cifar", batch_size=512, optimizer={"name": "sgd", "lr": 0.4})) == []

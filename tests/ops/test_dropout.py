@@ -6,6 +6,7 @@ import pytest
 
 from minires import Tensor
 from minires.errors import ConfigError, ShapeError
+from minires.modes import share_of_batch
 from minires.ops.dropout import dropout
 
 
@@ -62,3 +63,25 @@ def test_rates_that_make_no_sense(rate):
 def test_integers_are_refused():
     with pytest.raises(ShapeError, match="dropout: x is int64"):
         dropout(Tensor(np.ones(3, np.int64)), 0.5, rng=_rng())
+
+
+def test_those_who_share_a_batch_have_the_parts_of_one_mask():
+    x = np.ones((7, 3, 5))
+    whole, after = dropout(Tensor(x), 0.5, rng=_rng()).numpy(), _rng()
+    dropout(Tensor(x), 0.5, rng=after)
+    for start, stop in ((0, 2), (2, 6), (6, 7)):
+        rng = _rng()
+        with share_of_batch(start, stop, 7):
+            part = dropout(Tensor(x[start:stop]), 0.5, rng=rng).numpy()
+            twice = dropout(Tensor(np.ones((2 * (stop - start), 4))), 0.5, rng=_rng()).numpy()
+        assert (part == whole[start:stop]).all()
+        assert rng.bit_generator.state == after.bit_generator.state  # so the next mask is the same, too
+        all_of_them = dropout(Tensor(np.ones((14, 4))), 0.5, rng=_rng()).numpy()
+        assert (twice == all_of_them[2 * start : 2 * stop]).all()  # two rows for each picture
+
+
+def test_what_has_no_rows_for_pictures_has_the_same_mask_everywhere():
+    whole = dropout(Tensor(np.ones((3, 4))), 0.5, rng=_rng()).numpy()
+    with share_of_batch(2, 4, 8):
+        assert (dropout(Tensor(np.ones((3, 4))), 0.5, rng=_rng()).numpy() == whole).all()
+        assert dropout(Tensor(np.float64(1.0)), 0.5, rng=_rng()).shape == ()

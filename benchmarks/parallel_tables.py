@@ -1,0 +1,98 @@
+"""What ``parallel.py`` has measured, as Markdown; ``readme.py`` writes it into the guide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+KINDS = ("gradients", "batch norm", "data")  # of what a step waits for
+BUSY = 0.5  # a load of the machine before the measurement from which on the figures are in doubt
+
+
+def measured(report: Mapping[str, Any]) -> str:
+    """A line per way to run: its step, what it waits for, what it sends; then overlap, model and equality."""
+    lines = [
+        "| way | step | over one process | speed-up | efficiency | waits: gradients | batch norm | data "
+        "| messages | bytes |",
+        "|---" * 10 + "|",
+    ]
+    for name, row in report["variants"].items():
+        if row["delayed"] or row["batch"] != report["batch"]:
+            continue
+        waits = (f"{1000 * row[kind]:.1f} ms" if row[kind] else "" for kind in KINDS)
+        cells = [
+            f"{name}, {row['threads']} {'thread' if row['threads'] == 1 else 'threads'} each"
+            f"{' (oversubscribed)' if row['oversubscribed'] else ''}",
+            _ms(row["seconds"]), f"**{row['over_one_process']:.2f}**", f"{row['speed_up']:.2f}",
+            f"{100 * row['efficiency']:.0f}%" if "efficiency" in row else "", *waits,
+            f"{row['messages']:.0f}", f"{row['bytes']:,.0f}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    model, dtype, rounds = (report[name] for name in ("model", "dtype", "rounds"))
+    what = f"`{model}`, batch {report['batch']}, {dtype}, {rounds} rounds in turn."
+    if (load := report["load_before"]) is not None and load > BUSY:
+        what += f" **The machine was busy with other work (load {load:.1f}): to be measured again.**"
+    others = (part(report) for part in (_overlap, _memory, _equality))
+    return "\n\n".join(["\n".join(lines), what, *others]) + "\n"
+
+
+def _overlap(report: Mapping[str, Any]) -> str:
+    rows, found = report["variants"], report["overlap"]
+    free, flat, both = (rows[name] for name in ("2 ranks", "2 ranks, delayed", "2 ranks, delayed, overlap"))
+    delay = f"{1000 * found['delay_seconds']:.0f} ms"
+    return "\n".join([
+        "| gradients through a slow network | step | the model says | waits |", "|---|---|---|---|",
+        f"| no delay | {_ms(free['seconds'])} | | {_ms(free['gradients'])} |",
+        f"| {delay} more, in one call behind the backward pass | {_ms(flat['seconds'])} "
+        f"| {_ms(found['flat_seconds_predicted'])} | {_ms(flat['gradients'])} |",
+        f"| the same in {both['messages']:.0f} messages, by a thread | {_ms(both['seconds'])} "
+        f"| {_ms(found['overlap_seconds_predicted'])} | {_ms(both['gradients'])} |",
+        f"| hidden, of the time of a step | **{100 * found['hidden']:.0f}%** "
+        f"| {100 * found['hidden_predicted']:.0f}% | |",
+        f"| hidden, of the wait | **{100 * found['hidden_of_wait']:.0f}%** | | |",
+    ])  # fmt: skip
+
+
+def _memory(report: Mapping[str, Any]) -> str:
+    found = report["memory"]
+    network = f"a message {1e6 * found['alpha']:.1f} us and {found['beta'] / 1e9:.1f} GB/s"
+    return "\n".join([
+        f"| two ranks of one machine: {network} ({found['library']}) | the model says | measured |",
+        "|---|---|---|",
+        "| sum of the gradients, and waiting for the slower rank "
+        f"| {1000 * found['sum_seconds_predicted']:.2f} ms | {1000 * found['sum_seconds_measured']:.2f} ms |",
+        "| step: half of the batch on one thread by itself, and the sum "
+        f"| {_ms(found['step_seconds_predicted'])} | {_ms(found['step_seconds_measured'])} |",
+    ])  # fmt: skip
+
+
+def _equality(report: Mapping[str, Any]) -> str:
+    lines = [
+        f"| parameters after {report['equality']['steps']} steps, beside one process | worst parameter "
+        "| all together |",
+        "|---|---|---|",
+    ]
+    for row in report["equality"]["rows"]:
+        norm = "over all" if row["batch_norm"] == "sync" else "in each"
+        what = f"{row['ranks']} ranks, {row['dtype']}, batch norm {norm}"
+        lines.append(f"| {what} | {row['largest']:.0e} | {row['distance']:.0e} |")
+    return "\n".join(lines)
+
+
+def predicted(report: Mapping[str, Any]) -> str:
+    """Efficiency without and with overlap: a line per case and number of machines, a column per network."""
+    rows = report["predictions"]
+    networks, nodes = ({row[name]: None for row in rows} for name in ("network", "nodes"))
+    lines = [f"| ResNet-50, without / with overlap | machines | {' | '.join(networks)} |",
+             "|---" * (2 + len(networks)) + "|"]  # fmt: skip
+    for what in {row["what"]: None for row in rows}:
+        for count in (one for one in nodes if one in (8, 64)):
+            found = [row for row in rows if (row["what"], row["nodes"]) == (what, count)]
+            pairs = ((100 * row["without_overlap"], 100 * row["with_overlap"]) for row in found)
+            cells = (f"{without:.0f} / {with_it:.0f}%" for without, with_it in pairs)
+            lines.append(f"| {what} | {count} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.{0 if seconds >= 0.01 else 1}f} ms"

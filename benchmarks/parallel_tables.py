@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 KINDS = ("gradients", "batch norm", "data")  # of what a step waits for
-BUSY = 0.5  # a load of the machine before the measurement from which on the figures are in doubt
+QUIET = 0.03  # the share of the cores that others may take while something is measured
 
 
 def measured(report: Mapping[str, Any]) -> str:
@@ -30,8 +30,8 @@ def measured(report: Mapping[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     model, dtype, rounds = (report[name] for name in ("model", "dtype", "rounds"))
     what = f"`{model}`, batch {report['batch']}, {dtype}, {rounds} rounds in turn."
-    if (load := report["load_before"]) is not None and load > BUSY:
-        what += f" **The machine was busy with other work (load {load:.1f}): to be measured again.**"
+    if (others := report["others"]) > QUIET:
+        what += f" **Others took up to {100 * others:.0f}% of the cores meanwhile: to be measured again.**"
     others = (part(report) for part in (_overlap, _memory, _equality))
     return "\n\n".join(["\n".join(lines), what, *others]) + "\n"
 

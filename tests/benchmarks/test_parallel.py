@@ -130,7 +130,8 @@ def test_a_step_is_what_is_between_two_batches():
 
 def made(**milliseconds):
     """Two rounds of each variant, of which the second takes longer."""
-    base = {"messages": 1.0, "bytes": 1e6, "gradients": 0.001, "batch norm": 0.0, "data": 0.0, "steps": 4}
+    base = {"messages": 1.0, "bytes": 1e6, "gradients": 0.001, "batch norm": 0.0, "data": 0.0, "steps": 4,
+            "others": 0.01}  # fmt: skip
     times = dict.fromkeys(parallel.VARIANTS, 100) | milliseconds
     return {
         name: [base | {"seconds": 0.001 * (middle + more)} for more in (-1, 1)]
@@ -175,11 +176,35 @@ def test_the_hidden_share_is_of_the_delay_and_of_the_wait(monkeypatch):
     assert (found["hidden_predicted"], found["overlap_seconds_predicted"]) == pytest.approx((1, 0.1))
 
 
+def test_a_run_that_was_not_alone_is_made_again(monkeypatch):
+    worked = iter([0.0, 5.0, 10.0, 10.0])  # before and after each run
+    monkeypatch.setattr(parallel, "busy", lambda: next(worked))
+    asked = []
+
+    def start(ranks, threads, job, variant, steps, folder):
+        asked.append((ranks, threads, job, steps))
+        return {"seconds": len(asked)}
+
+    monkeypatch.setattr(parallel, "start", start)
+    found = parallel.quietest(parallel.VARIANTS["2 ranks, planned"], 40, "", tries=3)
+    assert found == {"seconds": 2, "others": 0.0}
+    assert asked == [(2, parallel.EACH, "speed", 200)] * 2, "a plan is made for 200 steps or more"
+
+
+def test_of_runs_that_were_never_alone_the_quietest_counts(monkeypatch):
+    worked = iter([0.0, 9e9, 9e9, 1e10, 2e10, 5e10])
+    monkeypatch.setattr(parallel, "busy", lambda: next(worked))
+    times = iter([1, 2, 3])
+    monkeypatch.setattr(parallel, "start", lambda *_: {"seconds": next(times)})
+    monkeypatch.setattr(time, "perf_counter", iter(range(6)).__next__)
+    assert parallel.quietest(parallel.VARIANTS["2 ranks"], 40, "", tries=3)["seconds"] == 2
+
+
 def test_the_tables_show_what_was_measured(monkeypatch):
     found = rows(monkeypatch, **{"2 ranks": 90})
     pinged = {"bytes": [4, 10**6], "seconds": [1e-5, 1e-3], "library": "Some MPI 1.0"}
     report = {
-        "load_before": 0.1, "rounds": 2, "batch": parallel.BATCH, "model": "resnet20_cifar",
+        "others": 0.01, "rounds": 2, "batch": parallel.BATCH, "model": "resnet20_cifar",
         "dtype": "float32", "variants": found, "overlap": dict.fromkeys(_names_of_overlap(), 0.5),
         "memory": parallel.memory_of(pinged, found), "equality": {"steps": 5, "rows": [
             {"ranks": 2, "dtype": "float64", "batch_norm": "sync", "largest": 3e-14, "distance": 1e-15},
@@ -190,8 +215,8 @@ def test_the_tables_show_what_was_measured(monkeypatch):
     assert "4 ranks, 1 thread each (oversubscribed)" in text
     assert "2 ranks, float64, batch norm over all | 3e-14 | 1e-15 |" in text
     assert "half of the batch |" not in text, "its steps are of another batch"
-    assert "busy" not in text
-    assert "busy with other work (load 3.0)" in parallel_tables.measured(report | {"load_before": 3.0})
+    assert "Others" not in text
+    assert "Others took up to 40% of the cores" in parallel_tables.measured(report | {"others": 0.4})
 
 
 def _names_of_overlap():

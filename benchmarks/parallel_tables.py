@@ -12,28 +12,36 @@ QUIET = 0.03  # the share of the cores that others may take while something is m
 def measured(report: Mapping[str, Any]) -> str:
     """A line per way to run: its step, what it waits for, what it sends; then overlap, model and equality."""
     lines = [
-        "| way | step | over one process | speed-up | efficiency | waits: gradients | batch norm | data "
-        "| messages | bytes |",
-        "|---" * 10 + "|",
+        "| way | step | over one process | speed-up | efficiency | over one process, planned "
+        "| waits: gradients | batch norm | data | messages | bytes |",
+        "|---" * 11 + "|",
     ]
     for name, row in report["variants"].items():
         if row["delayed"] or row["batch"] != report["batch"]:
             continue
         waits = (f"{1000 * row[kind]:.1f} ms" if row[kind] else "" for kind in KINDS)
         cells = [
-            f"{name}, {row['threads']} {'thread' if row['threads'] == 1 else 'threads'} each"
-            f"{' (oversubscribed)' if row['oversubscribed'] else ''}",
+            _way(name, row),
             _ms(row["seconds"]), f"**{row['over_one_process']:.2f}**", f"{row['speed_up']:.2f}",
-            f"{100 * row['efficiency']:.0f}%" if "efficiency" in row else "", *waits,
+            f"{100 * row['efficiency']:.0f}%" if "efficiency" in row else "",
+            f"{row['over_one_process_planned']:.2f}", *waits,
             f"{row['messages']:.0f}", f"{row['bytes']:,.0f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     model, dtype, rounds = (report[name] for name in ("model", "dtype", "rounds"))
-    what = f"`{model}`, batch {report['batch']}, {dtype}, {rounds} rounds in turn."
+    turns = "1 round" if rounds == 1 else f"{rounds} rounds in turn"
+    what = f"`{model}`, batch {report['batch']}, {dtype}, {turns}."
     if (others := report["others"]) > QUIET:
         what += f" **Others took up to {100 * others:.0f}% of the cores meanwhile: to be measured again.**"
     others = (part(report) for part in (_overlap, _memory, _equality))
     return "\n\n".join(["\n".join(lines), what, *others]) + "\n"
+
+
+def _way(name: str, row: Mapping[str, Any]) -> str:
+    """A variant in words, with its threads, and that it has more of them than there are cores."""
+    threads = f"{row['threads']} {'thread' if row['threads'] == 1 else 'threads'}"
+    told = name if "thread" in name else f"{name}, {threads}{' each' if row['ranks'] > 1 else ''}"
+    return f"{told} (oversubscribed)" if row["oversubscribed"] else told
 
 
 def _overlap(report: Mapping[str, Any]) -> str:

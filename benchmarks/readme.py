@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import parallel_tables
+
 RESULTS = Path(__file__).parent / "results"
 SPEED = RESULTS / "speed"  # of compare.py, a folder per processor
 PROCESSOR = "intel_6_167"  # the one whose figures come first, and alone into the README
@@ -348,6 +350,17 @@ def keras_folder() -> str:
     return "\n".join(lines) + f"\n\n{_where(report)}\n\n{curves}\n"
 
 
+def parallel() -> str:
+    """Training by several processes."""
+    report = load("parallel")
+    return f"{parallel_tables.measured(report)}\n{_where(report)}\n"
+
+
+def parallel_model() -> str:
+    """What a model on paper says of many machines."""
+    return parallel_tables.predicted(load("parallel"))
+
+
 def crops() -> str:
     """One view of each test picture beside ten, and beside whole pictures."""
     report = load("crops")
@@ -420,6 +433,8 @@ TABLES = {
     "own_pictures": own_pictures,
     "keras_folder": keras_folder,
     "crops": crops,
+    "parallel": parallel,
+    "parallel_model": parallel_model,
     "torture": torture,
 }
 

@@ -70,17 +70,22 @@ class Gradients:
                     parameter.register_hook(self._hook(parameter))
 
     def _cut(self) -> list[_Bucket]:
-        """The buckets, in the order in which they are complete, the last with room for what stands behind."""
-        total = sum(p.data.nbytes for p in self.parameters)
+        """The buckets, in the order in which they are complete, the last with room for what stands behind.
+
+        The last is small, as nothing goes on while it is summed.
+        """
+        left = total = sum(p.data.nbytes for p in self.parameters)
         most = min(max(total // BUCKETS, LEAST), MOST) if self.overlaps else total
         groups: list[list[Tensor]] = [[]]
         for parameter in reversed(self.parameters):
-            group, size = groups[-1], sum(p.data.nbytes for p in groups[-1])
+            group, size, last = groups[-1], sum(p.data.nbytes for p in groups[-1]), total // BUCKETS // 4
             apart = group and (
                 group[0].dtype != parameter.dtype or group[0].device != parameter.device
-                or size + parameter.data.nbytes > most
+                or size >= most
+                or (self.overlaps and left <= last < left + group[-1].data.nbytes)
             )  # fmt: skip
             groups.append([parameter]) if apart else group.append(parameter)
+            left -= parameter.data.nbytes
         moved = sum(array.size for array in self.buffers)
         behind = len(self.parameters) + moved + self.figures
         return [_Bucket(group, behind if group is groups[-1] else 0) for group in groups]

@@ -152,7 +152,7 @@ def summary(
     content = report.summary(
         run.config, run.splits, run.train_set, run.model, run.history, test=test, val=val, diverged=diverged,
         stopped_early=stopped_early, seconds=run.progress.seconds, steps=run.progress.step,
-        device=run.device, warnings=run.warnings,
+        device=run.device, ranks=run.comm.size, warnings=run.warnings,
     )  # fmt: skip
     run_folder.write_json(run.out / continuing.SUMMARY, content)
     return content

@@ -306,7 +306,9 @@ def test_a_run_of_three_ranks_is_that_of_one(tmp_path):
     found = distributed.run(3, partial(run, out=tmp_path / "three", config=CONFIG_SYNC, said=said))
     assert [line for line in said if line.startswith("3 processes")]
     assert len([line for line in said if line.startswith("test accuracy")]) == 1
+    assert alone["ranks"] == 1
     for summary, other in found:
+        assert summary["ranks"] == 3
         assert summary["test_accuracy"] == found[0][0]["test_accuracy"]
         assert summary["test_loss"] == pytest.approx(alone["test_loss"], rel=2e-3)  # float32
         for row, own in zip(trainer.history, other.history, strict=True):

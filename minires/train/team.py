@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from minires import backend, data
-from minires.distributed import Communicator
+from minires.distributed import Communicator, nccl
+from minires.distributed.nccl import Nccl
 from minires.errors import ConfigError, DataError, MiniresError
 from minires.nn.module import Module
 from minires.train import checks, continuing, state
@@ -85,6 +86,18 @@ def one_model(comm: Communicator, model: Module) -> None:
     copies = comm.copies({path: backend.to_device(a, "cpu") for path, a in arrays.items()}, "model")
     for path, array in arrays.items():
         array[...] = backend.to_device(copies[path], backend.device_of(array))
+
+
+def sums(comm: Communicator, device: str, say: Callable[[str], None]) -> Nccl | None:
+    """What sums gradients from GPU to GPU; None where the host sums them. ``say`` is told which."""
+    if device == "cpu":
+        return None
+    found = nccl.found(comm, device)
+    if isinstance(found, str):
+        say(f"the gradients are copied to the host to be summed, not from GPU to GPU by NCCL: {found}")
+        return None
+    say(f"the gradients are summed by NCCL {found.version}, from GPU to GPU")
+    return found
 
 
 def latest(comm: Communicator, checkpoints: Checkpoints, take: Take) -> bool:

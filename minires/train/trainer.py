@@ -21,7 +21,7 @@ import numpy as np
 
 from minires import backend, data, models, optim
 from minires.data.loader import Batches, Pair
-from minires.distributed import Communicator, shares, world
+from minires.distributed import Communicator, devices, shares, world
 from minires.errors import ConfigError, MiniresError, counted
 from minires.interrupt import Interrupted, status
 from minires.nn.module import Module
@@ -51,7 +51,7 @@ from minires.train.evaluation import Evaluation, evaluate, recalibrated
 from minires.train.figures import Figures
 from minires.train.observers import Observer, Observers
 from minires.train.schedules import Schedule
-from minires.train.shared import FILE
+from minires.train.shared import FILE, Shared
 from minires.train.state import Progress
 from minires.train.stopping import Wish, in_words
 from minires.train.telling import Listener, lines_of_epochs
@@ -73,7 +73,8 @@ class Trainer:
 
     Under a launcher of MPI (``mpirun -n 4 python script.py``) the processes do one run together: ``comm`` are
     these, unless others are given; ``Solo()`` makes a run of each by itself. Each process goes through its
-    share of every batch; rank 0 writes and says all there is, and its observers alone hear of the run.
+    share of every batch, with the device "cuda" on a GPU of its own; rank 0 writes and says all there is, and
+    its observers alone hear of the run.
 
     Raises: ConfigError if ``out`` holds a run already and ``resume`` is not set, or for anything in the
     configuration that does not fit; CheckpointError if the run in ``out`` is another one, is finished, or all
@@ -111,6 +112,7 @@ class Trainer:
             self._first(lambda: continuing.check(self.given, resume=resume, held=True))
             self._first(lambda: continuing.remove_leftovers(self.out))
             self.config = team.one_config(comm, config, self.out)
+            self.device = devices.chosen(comm, self.config.device)
             self._known: dict[frozenset[str], dict[str, Any]] = {}  # by the pictures that are left out of it
             held = self._first(lambda: continuing.before(self.out)) if resume else {}
             begun = resume and self._first(lambda: bool(Checkpoints(self.out).paths()))
@@ -185,13 +187,13 @@ class Trainer:
         checks.something_learns(model, config.freeze)
         for line in checks.never_learns(model, new):
             self.say(f"warning: {line}")
-        self.device = backend.choose_device(config.device)
         if config.precision == "tf32" and self.device == "cpu":
             raise ConfigError("precision='tf32' is for GPUs; on the CPU leave it at precision='fp32'")
         if config.precision == "bf16" and self.device == "cpu":
             slow = "slower than 'fp32' on the CPU, and only for checking its accuracy there"
             self.say(f"precision 'bf16' is {slow}")
         self.activations = backend.activations(config.precision)
+        backend.make_current(self.device)
         self.model = model.to(self.device)
         apart = 1 if config.batch_norm == "sync" else comm.size
         checks.batches_of_one(
@@ -224,14 +226,20 @@ class Trainer:
         passes = config.epochs * len(self.loader) * config.accumulate if config.plan and not sync else 0
         own = shares(self._parts(config.batch_size)[:1], comm.rank, comm.size)[0]
         self._forward = planned.Forward(model, passes, own.stop - own.start)
-        on_gpu, whole = self.device != "cpu", config.accumulate == 1
-        capture = captured.Capture(model, self.optimizer, self._loss, self.say) if on_gpu and whole else None
+        on_gpu, whole, capture, shared = self.device != "cpu", config.accumulate == 1, None, None
+        if comm.size > 1:
+            shared = Shared(model, self.optimizer, comm, team.sums(comm, self.device, self.say))
+        if on_gpu and whole:
+            gradients = None if shared is None else shared.gradients
+            capture = captured.Capture(
+                model, self.optimizer, self._loss, self.say, gradients=gradients, sync=sync
+            )
         if on_gpu and not whole:
             self.say("the step is not captured into a CUDA graph: its batch goes through the model in parts")
         self._steps = steps.Steps(
             model, self.optimizer, self._forward, self._loss, self._stop_not_finite, device=self.device,
-            activations=self.activations, ema=self.ema, capture=capture, parts=self._parts, comm=comm,
-            sync=sync, wish=lambda: self._wish.told(),
+            activations=self.activations, ema=self.ema, capture=capture, parts=self._parts,
+            shared=shared, sync=sync, wish=lambda: self._wish.told(),
         )  # fmt: skip
         self._wish = Wish(None)
 
@@ -248,6 +256,7 @@ class Trainer:
         names pictures of a stream which cannot be read: the run is saved, and goes on when they are mended.
         """
         self._first(self._hold_again)
+        backend.make_current(self.device)
         self._unclear = "its last step has not come to its end"
         try:
             summary = self._run()

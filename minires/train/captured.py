@@ -285,6 +285,27 @@ class Capture:
         return self.step if asked == self._of else None
 
 
+def of_run(
+    model: Module,
+    optimizer: Optimizer,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    say: Callable[[str], None],
+    *,
+    device: str,
+    whole: bool,
+    gradients: Gradients | None,
+    sync: bool,
+) -> Capture | None:
+    """The captured step of a run on ``device``, whose batches go through the model whole, or in parts; None
+    where there is none. For the others see :class:`Capture`."""
+    if device == "cpu":
+        return None
+    if not whole:
+        say("the step is not captured into a CUDA graph: its batch goes through the model in parts")
+        return None
+    return Capture(model, optimizer, loss, say, gradients=gradients, sync=sync)
+
+
 def _page_locked(cupy: Any, like: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Room for an array in memory that the GPU copies from and to by itself."""
     memory = cupy.cuda.alloc_pinned_memory(like.nbytes)

@@ -13,13 +13,14 @@ import numpy as np
 
 from minires import backend, data
 from minires.distributed import Communicator, nccl
-from minires.distributed.nccl import Nccl
 from minires.errors import ConfigError, DataError, MiniresError
 from minires.nn.module import Module
+from minires.optim import Optimizer
 from minires.train import checks, continuing, state
 from minires.train.checkpoint import Arrays, Checkpoints
 from minires.train.config import Config
 from minires.train.lock import Lock
+from minires.train.shared import Shared
 
 Take = Callable[[Path, Mapping[str, Arrays], Mapping[str, Any]], None]
 
@@ -88,16 +89,21 @@ def one_model(comm: Communicator, model: Module) -> None:
         array[...] = backend.to_device(copies[path], backend.device_of(array))
 
 
-def sums(comm: Communicator, device: str, say: Callable[[str], None]) -> Nccl | None:
-    """What sums gradients from GPU to GPU; None where the host sums them. ``say`` is told which."""
-    if device == "cpu":
+def shared(
+    comm: Communicator, model: Module, optimizer: Optimizer, device: str, say: Callable[[str], None]
+) -> Shared | None:
+    """What the ranks tell each other in a step; None for one alone. ``say`` is told what sums the gradients
+    of GPUs."""
+    if comm.size == 1:
         return None
+    if device == "cpu":
+        return Shared(model, optimizer, comm)
     found = nccl.found(comm, device)
     if isinstance(found, str):
         say(f"the gradients are copied to the host to be summed, not from GPU to GPU by NCCL: {found}")
-        return None
+        return Shared(model, optimizer, comm)
     say(f"the gradients are summed by NCCL {found.version}, from GPU to GPU")
-    return found
+    return Shared(model, optimizer, comm, found)
 
 
 def latest(comm: Communicator, checkpoints: Checkpoints, take: Take) -> bool:

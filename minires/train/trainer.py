@@ -51,7 +51,7 @@ from minires.train.evaluation import Evaluation, evaluate, recalibrated
 from minires.train.figures import Figures
 from minires.train.observers import Observer, Observers
 from minires.train.schedules import Schedule
-from minires.train.shared import FILE, Shared
+from minires.train.shared import FILE
 from minires.train.state import Progress
 from minires.train.stopping import Wish, in_words
 from minires.train.telling import Listener, lines_of_epochs
@@ -226,16 +226,11 @@ class Trainer:
         passes = config.epochs * len(self.loader) * config.accumulate if config.plan and not sync else 0
         own = shares(self._parts(config.batch_size)[:1], comm.rank, comm.size)[0]
         self._forward = planned.Forward(model, passes, own.stop - own.start)
-        on_gpu, whole, capture, shared = self.device != "cpu", config.accumulate == 1, None, None
-        if comm.size > 1:
-            shared = Shared(model, self.optimizer, comm, team.sums(comm, self.device, self.say))
-        if on_gpu and whole:
-            gradients = None if shared is None else shared.gradients
-            capture = captured.Capture(
-                model, self.optimizer, self._loss, self.say, gradients=gradients, sync=sync
-            )
-        if on_gpu and not whole:
-            self.say("the step is not captured into a CUDA graph: its batch goes through the model in parts")
+        shared = team.shared(comm, model, self.optimizer, self.device, self.say)
+        capture = captured.of_run(
+            model, self.optimizer, self._loss, self.say, device=self.device, whole=config.accumulate == 1,
+            gradients=None if shared is None else shared.gradients, sync=sync,
+        )  # fmt: skip
         self._steps = steps.Steps(
             model, self.optimizer, self._forward, self._loss, self._stop_not_finite, device=self.device,
             activations=self.activations, ema=self.ema, capture=capture, parts=self._parts,

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     from minires.distributed import world
 
     scales = _scales(options)
-    trained, side = load_trained(options)
+    trained, side = load_trained(options, world())
     asked = options.model, options.data, options.split, trained, side
     part = labelled(*asked, stream=options.crops is not None or None)
     dataset = part.pictures

@@ -4,6 +4,8 @@ are summed over all of them, so that all make the same step.
     communicator.py   what ranks say to each other, and a run that is alone
     threads.py        ranks that are threads of one process, to try and to test
     mpi.py            ranks that are processes, on one machine or many
+    devices.py        which GPU a rank computes on
+    nccl.py           sums of what lies on GPUs, from GPU to GPU
     watchdog.py       no rank waits for ever for one that is gone
     launcher.py       who started this process
 

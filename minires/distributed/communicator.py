@@ -124,6 +124,16 @@ class Communicator:
         account = self.accounts.setdefault(kind, Account())
         account.messages, account.seconds = account.messages + 1, account.seconds + seconds
 
+    @contextmanager
+    def waiting(self, kind: str, size: int = 0) -> Iterator[None]:
+        """A block that waits for the other ranks by other means than these, such as a GPU that does: counted,
+        and watched over, as a collective. ``size`` is how many bytes are given."""
+        if self.size == 1:
+            yield
+        else:
+            with self._within(kind, size):
+                yield
+
     def waited(self, kind: str, work: Callable[[], None]) -> None:
         """Do what waits for collectives of others, such as a thread's; its seconds are those of the kind."""
         began = time.perf_counter()

@@ -5,6 +5,11 @@ arrays, the buckets, and each bucket is summed over the ranks by one call. Betwe
 while the backward pass goes on; on one machine, where a sum takes little and a thread would take a core from
 the arithmetic, all is one bucket, and one call behind the backward pass.
 
+Buckets of gradients on a GPU lie there too. NCCL sums them from GPU to GPU, in one go behind the backward
+pass; where it is not to be had they are copied to the host, summed, and copied back. By NCCL a step can also
+be captured into a CUDA graph, which holds what :meth:`Gradients.launch` launches: see
+minires/train/captured.py.
+
 Behind the gradients of the last bucket stands what else the ranks must know of a step, so that no further
 message is needed:
 
@@ -20,7 +25,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +33,7 @@ from numpy.typing import NDArray
 from minires import backend
 from minires.backend import Array
 from minires.distributed import Communicator
+from minires.distributed.nccl import Nccl
 from minires.tensor import Tensor
 
 KIND = "gradients"
@@ -39,7 +45,8 @@ class Gradients:
     """Sums the gradients of ``parameters``, and what the running statistics ``buffers`` have moved by, over
     the ranks of ``comm``; with them ``figures`` numbers.
 
-    ``overlap`` has a thread sum buckets during the backward pass; None: where there are several machines.
+    ``overlap`` has a thread sum buckets during the backward pass, on the CPU; None: where there are several
+    machines. ``nccl`` sums what lies on GPUs; None: the host does.
 
     A step is :meth:`begin`, the forward and backward passes, before the last of which :meth:`arm` is called,
     and :meth:`finish`, after which each parameter has the gradient of the whole batch.
@@ -53,9 +60,12 @@ class Gradients:
         *,
         figures: int,
         overlap: bool | None = None,
+        nccl: Nccl | None = None,
     ) -> None:
         self.comm, self.parameters, self.buffers = comm, list(parameters), list(buffers.values())
-        self.overlaps = comm.hosts > 1 if overlap is None else overlap
+        self.nccl = nccl
+        on_host = all(parameter.device == "cpu" for parameter in self.parameters)
+        self.overlaps = on_host and (comm.hosts > 1 if overlap is None else overlap)
         self.figures = figures
         self._before = [array.copy() for array in self.buffers]
         self._armed = False
@@ -118,34 +128,37 @@ class Gradients:
     def finish(self, figures: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sum what is not summed yet; the figures of all ranks together. Shapes: (figures,) -> the same."""
         self._armed = False
-        for parameter in reversed(self.parameters):
-            bucket, _ = self._place[id(parameter)]
-            if id(parameter) in bucket.left:
-                self._take(parameter, parameter.grad)
-        last = self._buckets[-1]
-        behind, count, moved = last.behind, len(self.parameters), 0
-        used = {one for bucket in self._buckets for one in bucket.used}
+        self._take_all()
+        last, count = self._buckets[-1], len(self.parameters)
+        used = self.used()
         own = [np.array([id(parameter) in used for parameter in self.parameters], np.float64), figures]
-        behind[: count + self.figures] = backend.to_device(
-            np.concatenate(own).astype(behind.dtype), last.device
-        )
-        for array, before in zip(self.buffers, self._before, strict=True):
-            start = count + self.figures + moved
-            behind[start : start + array.size] = ((array - before) / self.comm.size).reshape(-1)
-            moved += array.size
-        self._send(last)
-        if self._sender is not None:
-            self.comm.waited(KIND, self._sender.wait)
-            self.comm.take_over(KIND, self._sender.comm)
-        known = np.array(backend.to_device(behind[: count + self.figures], "cpu"), np.float64)
-        moved = count + self.figures
-        for array, before in zip(self.buffers, self._before, strict=True):
-            array[...] = before + behind[moved : moved + array.size].reshape(array.shape)
-            moved += array.size
+        behind = last.behind[: count + self.figures]
+        behind[...] = backend.to_device(np.concatenate(own).astype(behind.dtype), last.device)
+        self._take_moves()
+        if self.nccl is not None:
+            with self.comm.waiting(KIND, sum(bucket.flat.nbytes for bucket in self._buckets)):
+                self.launch()
+                found = backend.to_device(behind, "cpu")  # waits for the GPU
+        else:
+            self._send(last)
+            if self._sender is not None:
+                self.comm.waited(KIND, self._sender.wait)
+                self.comm.take_over(KIND, self._sender.comm)
+            self._give_moves()
+            found = backend.to_device(behind, "cpu")
+        known = np.array(found, np.float64)
         for parameter, share in zip(self.parameters, known, strict=False):
-            bucket, place = self._place[id(parameter)]
-            parameter.grad = bucket.flat[place].reshape(parameter.shape) if share else None
+            parameter.grad = self.view(parameter) if share else None
         return known[count:]
+
+    def used(self) -> set[int]:
+        """The parameters that had a gradient in this step, by their identity."""
+        return {one for bucket in self._buckets for one in bucket.used}
+
+    def view(self, parameter: Tensor) -> Array:
+        """Where the gradient of a parameter is, once it is summed: it is the same place in each step."""
+        bucket, place = self._place[id(parameter)]
+        return bucket.flat[place].reshape(parameter.shape)
 
     def undo(self) -> None:
         """Let the running statistics be as they were before the step, and forget its gradients."""
@@ -153,6 +166,52 @@ class Gradients:
             array[...] = before
         for parameter in self.parameters:
             parameter.grad = None
+
+    # A step in pieces, for a CUDA graph: each of them only launches, and what it launches is the same in each
+    # step. They stand behind begin() and the passes; between the two the ranks may agree on something.
+
+    def fill(self, figures: Sequence[Array]) -> None:
+        """Launch what copies gradients, moves and the first of the ``figures``, single values on the GPU."""
+        self._take_all()
+        start = len(self.parameters)
+        behind = self._buckets[-1].behind
+        behind[: start + self.figures] = 0
+        for place, figure in enumerate(figures, start):
+            behind[place] = figure
+        self._take_moves()
+
+    def launch(self) -> Array:
+        """Launch the sums over the ranks, by NCCL. The figures of all ranks are in what is given back; the
+        gradients are in their views."""
+        assert self.nccl is not None, "only NCCL launches sums"
+        self.nccl.sum(*(bucket.flat for bucket in self._buckets))
+        self._give_moves()
+        start = len(self.parameters)
+        return self._buckets[-1].behind[start : start + self.figures]
+
+    # ------------------------------------------------------------------------------------------- inside
+
+    def _moves(self) -> Iterator[tuple[Array, Array, Array]]:
+        """Of each running statistic itself, what it was before, and the room for its move."""
+        at, behind = len(self.parameters) + self.figures, self._buckets[-1].behind
+        for array, before in zip(self.buffers, self._before, strict=True):
+            yield array, before, behind[at : at + array.size]
+            at += array.size
+
+    def _take_moves(self) -> None:
+        for array, before, room in self._moves():
+            room[...] = ((array - before) / self.comm.size).reshape(-1)
+
+    def _give_moves(self) -> None:
+        for array, before, room in self._moves():
+            array[...] = before + room.reshape(array.shape)
+
+    def _take_all(self) -> None:
+        """Copy the gradients that are not copied yet."""
+        for parameter in reversed(self.parameters):
+            bucket, _ = self._place[id(parameter)]
+            if id(parameter) in bucket.left:
+                self._take(parameter, parameter.grad)
 
     def _take(self, parameter: Tensor, gradient: Array | None) -> None:
         """Copy a gradient that is complete; send the buckets that are, strictly in their order."""
@@ -163,6 +222,8 @@ class Gradients:
         else:
             bucket.flat[place] = gradient.reshape(-1)
             bucket.used.add(id(parameter))
+        if self.nccl is not None:
+            return  # they all go together
         while self._sent < len(self._buckets) - 1 and not self._buckets[self._sent].left:
             self._send(self._buckets[self._sent])
             self._sent += 1
@@ -170,8 +231,11 @@ class Gradients:
     def _send(self, bucket: _Bucket) -> None:
         if self._sender is not None:
             self._sender.send(bucket.flat)
-        else:
+        elif bucket.device == "cpu":
             self.comm.allreduce(bucket.flat, KIND)
+        else:
+            on_host = self.comm.allreduce(backend.to_device(bucket.flat, "cpu"), KIND)
+            bucket.flat[...] = backend.to_device(on_host, bucket.device)
 
     def close(self) -> None:
         """End the thread."""

@@ -47,21 +47,13 @@ def pictures(
     return Pictures(splits, train_set, splits.val if config.train_on == "train" else None, loader)
 
 
-@dataclass(frozen=True)
-class Network:
-    """A model on its device, and the variant that it is of."""
-
-    model: Module
-    variant: dict[str, Any]
-    device: str
-
-
 def network(
-    config: Config, model: Module | None, *, classes: Sequence[str], size: int | None, begun: bool,
-    say: Callable[[str], None],
-) -> Network:  # fmt: skip
-    """The ``model``, or the one that the configuration names, for pictures of these classes and this size;
-    of a run that has ``begun`` without the weights that it started from.
+    config: Config, model: Module | None, *, device: str, classes: Sequence[str], size: int | None,
+    begun: bool, say: Callable[[str], None],
+) -> tuple[Module, dict[str, Any]]:  # fmt: skip
+    """The ``model``, or the one that the configuration names, for pictures of these classes and this size, on
+    its device, and the variant that it is of; of a run that has ``begun`` without the weights that it started
+    from.
 
     Raises: ConfigError for what does not fit; CheckpointError if there is nothing to start from.
     """
@@ -78,11 +70,11 @@ def network(
     checks.something_learns(model, config.freeze)
     for line in checks.never_learns(model, new):
         say(f"warning: {line}")
-    device = backend.choose_device(config.device)
     if config.precision == "tf32" and device == "cpu":
         raise ConfigError("precision='tf32' is for GPUs; on the CPU leave it at precision='fp32'")
     if config.precision == "bf16" and device == "cpu":
         say(
             "precision 'bf16' is slower than 'fp32' on the CPU, and only for checking its accuracy there"
         )
-    return Network(model.to(device), variant, device)
+    backend.make_current(device)
+    return model.to(device), variant

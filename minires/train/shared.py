@@ -10,6 +10,7 @@ import numpy as np
 from minires import backend
 from minires.data import Unreadable
 from minires.distributed import Communicator
+from minires.distributed.nccl import Nccl
 from minires.errors import MiniresError
 from minires.nn.module import Module
 from minires.optim import Optimizer
@@ -23,26 +24,33 @@ WISHES = (*(getattr(signal, name) for name in _NAMES if hasattr(signal, name)), 
 
 
 class Shared:
-    """A step of all ranks of ``comm`` together: :meth:`begin`, the passes, :meth:`finish`."""
+    """A step of all ranks of ``comm`` together: :meth:`begin`, the passes, :meth:`finish`, and
+    before it, where it is needed, :meth:`ask`. ``nccl`` sums what lies on GPUs."""
 
-    def __init__(self, model: Module, optimizer: Optimizer, comm: Communicator) -> None:
+    def __init__(
+        self, model: Module, optimizer: Optimizer, comm: Communicator, nccl: Nccl | None = None
+    ) -> None:
         learned = [parameter for parameter in optimizer.parameters if parameter.requires_grad]
         buffers = {path: a for path, a in model.named_buffers() if backend.is_float(a.dtype)}
         self.comm = comm
         # The loss, the hits, how many ranks have failed, and how many were told to stop by each signal.
-        self.gradients = Gradients(learned, buffers, comm, figures=3 + len(WISHES))
+        self.gradients = Gradients(learned, buffers, comm, figures=3 + len(WISHES), nccl=nccl)
 
-    def begin(self, error: Exception | None, *, ask: bool = False) -> None:
-        """A step begins. Where the passes have collectives of their own, batch norms over all ranks, it is
-        asked first whether all have their pictures (``ask``, or an ``error`` of this one).
+    def ask(self, error: Exception | None, wish: int) -> int:
+        """Before a step whose passes wait for other ranks, in their batch norms or on the GPU: whether all
+        have their pictures, or this one an ``error`` in their place. The signal to stop by, or 0.
 
         Raises: the error of a rank that has none, on all.
         """
+        told = np.array([float(error is not None), *(float(wish == one) for one in WISHES)])
+        failed, *wishes = self.comm.allreduce(told, "pictures").tolist()
+        if failed:
+            self._raise(error)
+        return _chosen(wishes)
+
+    def begin(self) -> None:
+        """A step begins."""
         self.gradients.begin()
-        if ask or error is not None:
-            failed = self.comm.allreduce(np.array([float(error is not None)]), "pictures")
-            if failed[0]:
-                self._raise(error)
 
     def finish(self, loss: float, right: int, wish: int, error: Exception | None) -> tuple[float, int, int]:
         """Sum gradients and figures over the ranks: the loss, the hits, and the signal to stop by, or 0.
@@ -54,8 +62,7 @@ class Shared:
         if failed:
             self.gradients.undo()
             self._raise(error)
-        stop = next((one for one, count in zip(WISHES, wishes, strict=True) if count), 0)
-        return loss, round(hits), stop
+        return loss, round(hits), _chosen(wishes)
 
     def first_of(self, found: str) -> str:
         """What the first rank has found that was not finite, with its name."""
@@ -73,3 +80,8 @@ class Shared:
             if one is not None:
                 text = f"rank {rank} ({one[2]}): {one[0]}"
                 raise MiniresError(text) if one[1] is None else Unreadable(text, one[1])
+
+
+def _chosen(wishes: list[float]) -> int:
+    """The signal to stop by, of those by which so many ranks were told to."""
+    return next((one for one, count in zip(WISHES, wishes, strict=True) if count), 0)

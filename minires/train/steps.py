@@ -89,8 +89,9 @@ class Steps:
     raises, where a loss or gradient is not finite: with what it was, in which step, and what was the first in
     it. The weights are then as before the step.
 
-    Of a batch that the ranks of ``comm`` share each is given its own pictures; ``sync`` says that their batch
-    norms see all of them together, and ``wish`` gives the signal by which this one is told to stop, or 0.
+    Of a batch that several ranks share each is given its own pictures, and ``shared`` sums over the ranks;
+    ``sync`` says that their batch norms see all of them together, and ``wish`` gives the signal by which this
+    one is told to stop, or 0.
     """
 
     def __init__(
@@ -106,15 +107,17 @@ class Steps:
         ema: EMA | None,
         capture: Capture | None,
         parts: Callable[[int], list[int]] = lambda pictures: [pictures],
-        comm: Communicator | None = None,
+        shared: Shared | None = None,
         sync: bool = False,
         wish: Callable[[], int] = lambda: 0,
     ) -> None:
         self.model, self.optimizer, self.ema = model, optimizer, ema
         self.forward, self.loss, self.lost = forward, loss, lost
         self.device, self.activations, self.capture, self.parts = device, activations, capture, parts
-        self.comm, self.sync, self.wish = comm or Solo(), sync, wish
-        self.shared = Shared(model, optimizer, self.comm) if self.comm.size > 1 else None
+        self.shared, self.sync, self.wish = shared, sync, wish
+        self.comm: Communicator = Solo() if shared is None else shared.comm
+        # Whether a step may wait for other ranks before it has told them anything.
+        self.asks = shared is not None and (sync or (capture is not None and capture.is_possible))
         self.stop = 0  # the signal by which all were told to stop, once the step is done
         self._random_before: dict[str, Any] = {}  # the states of dropout before the step
         self._pending: list[Callable[[], None]] = []  # what is to be done with the figures of the last steps
@@ -129,11 +132,16 @@ class Steps:
         pictures = len(y) if pictures is None else pictures
         x = x.astype(self.activations, copy=False)
         self._random_before = self.model.random_states()
-        self.optimizer.lr = lr
-        if self.capture and (step := self.capture(x, y)):
+        self.optimizer.lr, self.stop = lr, 0
+        if self.shared:
+            self.comm.place = f"step {progress.step}"
+            if self.asks:
+                self.stop = self.shared.ask(None, self.wish())
+        if self.capture and (step := self.capture(x, y, pictures)):
             slot = step(x, y)
             self.settle()
-            self._pending.append(functools.partial(self._account, slot.read, x, y, progress, progress.step))
+            account = functools.partial(self._account, slot.read, x, y, progress, progress.step, pictures)
+            self._pending.append(account)
         else:
             self.settle()
             self._step(x, y, progress, pictures)
@@ -156,8 +164,9 @@ class Steps:
         """In the place of a step of which this rank has no pictures: tell the others. All raise it."""
         if self.shared is None:
             raise error
-        self.settle()
-        self.shared.begin(error if self.sync else None)
+        if self.asks:
+            self.shared.ask(error, 0)
+        self.shared.begin()
         self.shared.finish(0.0, 0, 0, error)
         raise error
 
@@ -165,8 +174,7 @@ class Steps:
         """Launch, or compute, each operation of the step."""
         value, right, parts = 0.0, 0, self._cut(pictures)
         if self.shared:
-            self.comm.place = f"step {progress.step}"
-            self.shared.begin(None, ask=self.sync)
+            self.shared.begin()
         for part in parts:
             if self.shared and part is parts[-1]:
                 self.shared.gradients.arm()
@@ -174,7 +182,8 @@ class Steps:
             value, right = value + part.weight * loss, right + hits
         if self.shared:
             try:
-                value, right, self.stop = self.shared.finish(value, right, self.wish(), None)
+                value, right, stop = self.shared.finish(value, right, self.wish(), None)
+                self.stop = self.stop or stop
             except Exception:
                 self.model.load_random_states(self._random_before)
                 raise
@@ -215,10 +224,10 @@ class Steps:
 
     def _account(
         self, read: Callable[[], Figures], x: np.ndarray, y: np.ndarray, progress: Progress, step: int,
-        pictures: int | None = None,
+        pictures: int,
     ) -> None:  # fmt: skip
         """Add the figures of one step to those of the epoch."""
-        figures, pictures = read(), len(y) if pictures is None else pictures
+        figures = read()
         for what, value in (("loss", figures.loss), ("norm of the gradients", figures.norm)):
             if not math.isfinite(value):
                 self._stop(f"the {what} is {value}", x, y, step, pictures)

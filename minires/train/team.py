@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 
 from minires import backend, data
-from minires.distributed import Communicator
+from minires.distributed import Communicator, nccl
 from minires.errors import ConfigError, DataError, MiniresError
 from minires.nn.module import Module
+from minires.optim import Optimizer
 from minires.train import checks, continuing, state
 from minires.train.checkpoint import Arrays, Checkpoints
 from minires.train.config import Config
 from minires.train.lock import Lock
+from minires.train.shared import Shared
 
 Take = Callable[[Path, Mapping[str, Arrays], Mapping[str, Any]], None]
 
@@ -85,6 +87,23 @@ def one_model(comm: Communicator, model: Module) -> None:
     copies = comm.copies({path: backend.to_device(a, "cpu") for path, a in arrays.items()}, "model")
     for path, array in arrays.items():
         array[...] = backend.to_device(copies[path], backend.device_of(array))
+
+
+def shared(
+    comm: Communicator, model: Module, optimizer: Optimizer, device: str, say: Callable[[str], None]
+) -> Shared | None:
+    """What the ranks tell each other in a step; None for one alone. ``say`` is told what sums the gradients
+    of GPUs."""
+    if comm.size == 1:
+        return None
+    if device == "cpu":
+        return Shared(model, optimizer, comm)
+    found = nccl.found(comm, device)
+    if isinstance(found, str):
+        say(f"the gradients are copied to the host to be summed, not from GPU to GPU by NCCL: {found}")
+        return Shared(model, optimizer, comm)
+    say(f"the gradients are summed by NCCL {found.version}, from GPU to GPU")
+    return Shared(model, optimizer, comm, found)
 
 
 def latest(comm: Communicator, checkpoints: Checkpoints, take: Take) -> bool:

@@ -22,7 +22,7 @@ import numpy as np
 
 from minires import backend, data, optim
 from minires.data.loader import Batches, Pair
-from minires.distributed import Communicator, shares, world
+from minires.distributed import Communicator, devices, shares, world
 from minires.errors import ConfigError, MiniresError
 from minires.interrupt import Interrupted, status
 from minires.nn.module import Module
@@ -72,7 +72,8 @@ class Trainer:
 
     Under a launcher of MPI (``mpirun -n 4 python script.py``) the processes do one run together: ``comm`` are
     these, unless others are given; ``Solo()`` makes a run of each by itself. Each process goes through its
-    share of every batch; rank 0 writes and says all there is, and its observers alone hear of the run.
+    share of every batch, with the device "cuda" on a GPU of its own; rank 0 writes and says all there is, and
+    its observers alone hear of the run.
 
     Raises: ConfigError if ``out`` holds a run already and ``resume`` is not set, or for anything in the
     configuration that does not fit; CheckpointError if the run in ``out`` is another one, is finished, or all
@@ -109,6 +110,7 @@ class Trainer:
         try:
             self._first(lambda: continuing.ready(self.given, self.out, resume=resume))
             self.config = team.one_config(comm, config, self.out)
+            self.device = devices.chosen(comm, self.config.device)
             held = self._first(lambda: continuing.before(self.out)) if resume else {}
             begun = resume and self._first(lambda: bool(Checkpoints(self.out).paths()))
             with comm.patiently(), comm.together("preparations"):
@@ -161,10 +163,10 @@ class Trainer:
         self.normalize, self.loader = shown.loader.normalize, shown.loader
         checks.ranks(self.loader, self._parts, comm.size)
 
-        made = preparing.network(
-            config, model, classes=self.train_set.classes, size=size, begun=begun, say=self.say
-        )
-        self.model, self.variant, self.device = made.model, made.variant, made.device
+        self.model, self.variant = preparing.network(
+            config, model, device=self.device, classes=self.train_set.classes, size=size, begun=begun,
+            say=self.say,
+        )  # fmt: skip
         self.activations = backend.activations(config.precision)
         apart = 1 if config.batch_norm == "sync" else comm.size
         checks.batches_of_one(
@@ -196,14 +198,15 @@ class Trainer:
         passes = config.epochs * len(self.loader) * config.accumulate if config.plan and not sync else 0
         own = shares(self._parts(config.batch_size)[:1], comm.rank, comm.size)[0]
         self._forward = planned.Forward(model, passes, own.stop - own.start)
-        on_gpu, whole = self.device != "cpu", config.accumulate == 1
-        capture = captured.Capture(model, self.optimizer, self._loss, self.say) if on_gpu and whole else None
-        if on_gpu and not whole:
-            self.say("the step is not captured into a CUDA graph: its batch goes through the model in parts")
+        shared = team.shared(comm, model, self.optimizer, self.device, self.say)
+        capture = captured.of_run(
+            model, self.optimizer, self._loss, self.say, device=self.device, whole=config.accumulate == 1,
+            gradients=None if shared is None else shared.gradients, sync=sync,
+        )  # fmt: skip
         self._steps = steps.Steps(
             model, self.optimizer, self._forward, self._loss, self._stop_not_finite, device=self.device,
-            activations=self.activations, ema=self.ema, capture=capture, parts=self._parts, comm=comm,
-            sync=sync, wish=lambda: self._wish.told(),
+            activations=self.activations, ema=self.ema, capture=capture, parts=self._parts,
+            shared=shared, sync=sync, wish=lambda: self._wish.told(),
         )  # fmt: skip
         self._wish = Wish(self.out, silent=True)
         self._forward.ready = self._steps.complete
@@ -221,6 +224,7 @@ class Trainer:
         names pictures of a stream which cannot be read: the run is saved, and goes on when they are mended.
         """
         self._first(self._hold_again)
+        backend.make_current(self.device)
         self._unclear = "its last step has not come to its end"
         try:
             summary = self._run()

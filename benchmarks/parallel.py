@@ -55,6 +55,7 @@ from minires.distributed import Communicator, launcher, shares, world
 from minires.ops.cross_entropy import cross_entropy
 from minires.train import Config, Trainer
 from minires.train.planned import WORTH
+from minires.train.shared import Shared
 from minires.train.state import Progress
 from minires.train.steps import Steps
 
@@ -262,7 +263,8 @@ def _after(comm: Communicator, pictures: data.Dataset, dtype: str, *, sync: bool
     optimizer = optim.build(Config.of("cifar").optimizer, model.named_parameters())
     make = Steps(
         model, optimizer, model, cross_entropy, lost, device="cpu", activations=np.dtype(dtype), ema=None,
-        capture=None, comm=comm, sync=sync and comm.size > 1,
+        capture=None, shared=Shared(model, optimizer, comm) if comm.size > 1 else None,
+        sync=sync and comm.size > 1,
     )  # fmt: skip
     loader = data.Loader(
         pictures, BATCH, normalize=data.Normalize.of(pictures),

@@ -207,12 +207,14 @@ def _check_begun(folder: Path) -> None:
     )
 
 
-def hold_again(held: lock.Lock, left: dict[str, tuple[int, int]], unclear: str | None) -> None:
+def hold_again(held: lock.Lock | None, left: dict[str, tuple[int, int]], unclear: str | None) -> None:
     """Hold the folder of a Trainer that runs once more: the end of a run lets it go. ``left`` is what it left
-    there (see :func:`remains`), ``unclear`` why it cannot run.
+    there (see :func:`remains`), ``unclear`` why it cannot run. Its lock is busy then; only rank 0 has one.
 
     Raises: MiniresError if it cannot, or the folder is not as it was left; Held if somebody trains there.
     """
+    if held is None:
+        return
     if not unclear and not held.held:
         if lock.is_idle(held.folder):
             unclear = "another Trainer has taken it over"
@@ -225,6 +227,7 @@ def hold_again(held: lock.Lock, left: dict[str, tuple[int, int]], unclear: str |
         raise MiniresError(
             f"this Trainer no longer holds {held.given}: {unclear}; make a new one with resume=True"
         )
+    held.busy = True
 
 
 def stopped(error: MiniresError, folder: Path, step: int) -> MiniresError:

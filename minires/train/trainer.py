@@ -195,9 +195,7 @@ class Trainer:
     def _make_steps(self) -> None:
         config, model, comm = self.config, self.model, self.comm
         sync = config.batch_norm == "sync" and comm.size > 1
-        passes = config.epochs * len(self.loader) * config.accumulate if config.plan and not sync else 0
-        own = shares(self._parts(config.batch_size)[:1], comm.rank, comm.size)[0]
-        self._forward = planned.Forward(model, passes, own.stop - own.start)
+        self._forward = planned.of_run(model, config, batches=len(self.loader), comm=comm)
         shared = team.shared(comm, model, self.optimizer, self.device, self.say)
         capture = captured.of_run(
             model, self.optimizer, self._loss, self.say, device=self.device, whole=config.accumulate == 1,
@@ -223,7 +221,7 @@ class Trainer:
         cannot be written: the checkpoint before it stays, and the run goes on from there; MiniresError that
         names pictures of a stream which cannot be read: the run is saved, and goes on when they are mended.
         """
-        self._first(self._hold_again)
+        self._first(lambda: continuing.hold_again(self._lock, self._left, self._unclear))
         backend.make_current(self.device)
         self._unclear = "its last step has not come to its end"
         try:
@@ -250,11 +248,6 @@ class Trainer:
             if self._lock is not None:
                 self._left = continuing.remains(self.out)
                 self._lock.busy = False
-
-    def _hold_again(self) -> None:
-        if self._lock is not None:
-            continuing.hold_again(self._lock, self._left, self._unclear)
-            self._lock.busy = True
 
     def _run(self) -> dict[str, Any]:
         config = self.config

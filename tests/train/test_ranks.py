@@ -30,6 +30,7 @@ from minires.train import (
     steps,
 )  # fmt: skip
 from minires.train.gradients import Gradients
+from minires.train.shared import Shared
 from minires.train.state import Progress
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -63,7 +64,8 @@ def trained(
     loss = balance.Loss(label_smoothing=0.1, weights=weights)
     step = steps.Steps(
         model, chosen, model, loss, pytest.fail, device="cpu", activations=np.dtype(dtype), ema=average,
-        capture=None, parts=parts, comm=comm, sync=sync and comm.size > 1,
+        capture=None, parts=parts, shared=Shared(model, chosen, comm) if comm.size > 1 else None,
+        sync=sync and comm.size > 1,
     )  # fmt: skip
     if overlap is not None and step.shared:
         learned = list(model.parameters())

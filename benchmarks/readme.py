@@ -406,6 +406,16 @@ def torture() -> str:
     tries = sum(row["tried"] for row in page["attacks"])
     what = f"`page.py`: {len(page['attacks'])} attacks on the page of `minires play`"
     lines.append(f"| {what} | {tries:,} connections | {len(page['fell'])} |")
+    for name in ("ranks", "ranks_mpich"):
+        report = load(f"torture_{name}")
+        fell = sum(row["with faults"] for row in report["kinds"].values())
+        jobs = sum(row["times"] - row["skipped"] for row in report["kinds"].values())
+        longest = max(row["longest seconds"] or 0 for row in report["kinds"].values())
+        what = f"`ranks.py`: a rank of {report['ranks']} fails in one of {len(report['kinds'])} ways"
+        lines.append(
+            f"| {what}, the job ends soon, says why, and goes on; {report['mpi']} | {jobs} jobs, ended after "
+            f"{longest:.0f} s at the latest | {fell} |"
+        )
     return "\n".join(lines) + f"\n\n{_where(files)}\n"
 
 

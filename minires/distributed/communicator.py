@@ -49,6 +49,7 @@ class Communicator:
         self.host = host or socket.gethostname()
         self.local_rank, self.local_size, self.hosts = local_rank, local_size, hosts
         self.place = ""
+        self.heard = ""  # the error of another rank that this one has raised last
         self._patience = 1.0
         self.accounts: dict[str, Account] = {}
 
@@ -225,12 +226,12 @@ class Communicator:
 
     def agree(self, failed: Exception | None, kind: str) -> None:
         """What one rank has ``failed`` with, all raise: its own, or that of the first that failed."""
-        found = self.exchange(None if failed is None else _written(failed), kind)
+        found = self.exchange(None if failed is None else _written(failed, self.host), kind)
         if failed is not None:
             raise failed
         for rank, one in enumerate(found):
             if one is not None:
-                raise _read(one, f"{self.name(rank)} ({one['host'] or self.host}): ")
+                raise self._heard(_read(one, f"{self.name(rank)} ({one['host']}): "))
 
     def first(self, work: Callable[[], Any], kind: str) -> Any:
         """What ``work`` gives on rank 0, which does it alone: anything that JSON can hold.
@@ -245,14 +246,19 @@ class Communicator:
                 given = work()
             except Exception as error:
                 failed = error
-        told = [given, None if failed is None else _written(failed)] if self.is_first else None
+        told = [given, None if failed is None else _written(failed, self.host)] if self.is_first else None
         found = self.exchange(told, kind)
         if failed is not None:
             raise failed
         value, wrong = found[0]
         if wrong is not None:
-            raise _read(wrong, "")
+            raise self._heard(_read(wrong, ""))
         return given if self.is_first else value
+
+    def _heard(self, error: MiniresError) -> MiniresError:
+        """An error of another rank that this one raises."""
+        self.heard = str(error)
+        return error
 
     def all_equal(self, value: Any, kind: str) -> int | None:
         """The first rank that says something else than rank 0 does; None if all say the same."""
@@ -323,15 +329,18 @@ def each(work: Callable[[Any], Any], items: Sequence[Any], comm: Communicator) -
     return [by_place[at] for at in range(len(items))]
 
 
-def _written(error: Exception) -> dict[str, str]:
-    """An error for other ranks: the nearest kind of :mod:`minires.errors`, and its text."""
+def _written(error: Exception, host: str) -> dict[str, Any]:
+    """An error on a host for other ranks: the nearest kind of :mod:`minires.errors`, and what it holds."""
     names = [one.__name__ for one in type(error).__mro__ if getattr(errors, one.__name__, None) is one]
-    kind = names[0] if names else ""
     text = str(error) if isinstance(error, MiniresError) else f"{type(error).__name__}: {error}"
-    return {"kind": kind, "text": text, "host": socket.gethostname()}
+    pictures = list(error.names) if isinstance(error, errors.Unreadable) else []
+    return {"kind": names[0] if names else "", "text": text, "host": host, "pictures": pictures}
 
 
-def _read(written: Mapping[str, str], whose: str) -> MiniresError:
+def _read(written: Mapping[str, Any], whose: str) -> MiniresError:
+    text = f"{whose}{written['text']}"
+    if written["kind"] == errors.Unreadable.__name__:
+        return errors.Unreadable(text, written["pictures"])
     kind = getattr(errors, written["kind"], MiniresError) if written["kind"] else MiniresError
-    made: MiniresError = kind(f"{whose}{written['text']}")
+    made: MiniresError = kind(text)
     return made

@@ -27,9 +27,12 @@ from minires.distributed import launcher
 from minires.distributed.communicator import Communicator
 from minires.distributed.watchdog import EVERY, Watchdog
 from minires.errors import ConfigError, MiniresError
+from minires.interrupt import Stopped
 from minires.quiet_start import tell
 
-LEFT = 7  # the tag of what a rank says when it leaves
+LEFT, WAITS, ENDS = 7, 8, 9  # the tags of what a rank says: it leaves, it waits for long, it ends all
+TURN = 0.1  # seconds in which two ranks that would end all at the same time hear of each other
+SILENT = 15.0  # seconds that the one which is silent then gives the other
 TOGETHER = 2.0  # seconds in which ranks that fail for one reason come to their end
 BLOCK = 1 << 27  # bytes of a message: counts of MPI are 32 bits in many places
 
@@ -88,7 +91,7 @@ class MPI(Communicator):
         )
         here.Free()
         self._mpi, self._comm = mpi, world.Dup()
-        self._guard = _Guard(self, world.Dup())
+        self._guard = _Guard(self, world.Dup(), world.allgather(host))
 
     def _sum(self, array: NDArray[Any]) -> None:
         flat = array.reshape(-1)
@@ -139,43 +142,52 @@ class MPI(Communicator):
 class _Guard:
     """Says to the other ranks that this one leaves, and hears it of them."""
 
-    def __init__(self, owner: MPI, comm: Any) -> None:
-        self.rank, self.size, self.name, self.host = owner.rank, owner.size, owner.name(), owner.host
-        self._mpi, self._comm = owner._mpi, comm
+    def __init__(self, owner: MPI, comm: Any, hosts: list[str]) -> None:
+        self._owner, self.rank, self.size, self.name = owner, owner.rank, owner.size, owner.name()
+        self._mpi, self._comm, self._hosts = owner._mpi, comm, hosts
         self._gone: dict[int, str] = {}  # the ranks that have left, and what they said; nothing: all is well
+        self._waiting: dict[int, str] = {}  # for what ranks wait, or waited, for long
+        self._ending: set[int] = set()  # the ranks that have said that they end all
         self._sent: list[Any] = []
         self._lock = threading.Lock()
         self._hears = self._mpi.Query_thread() >= self._mpi.THREAD_MULTIPLE
-        self._ended = False
-        self.watchdog = Watchdog(self.name, self.rank, self.end, self._left)
+        self._ended = threading.Lock()
+        self.watchdog = Watchdog(self.name, self.rank, self)
         self._hook = sys.excepthook
         sys.excepthook = self._failed
         atexit.register(self._at_exit)
 
-    def end(self, sentence: str) -> None:
-        """Say this, and end all ranks."""
-        with self._lock:
-            if self._ended:
-                time.sleep(60)  # the other thread of this rank is at it
-            self._ended = True
+    # ------------------------------------------------------------------------------------- the end of a job
+
+    def end(self, sentence: str, traceback: str = "") -> None:
+        """Say this, behind a traceback, and end all ranks; where several would, the first of them does."""
+        if not self._ended.acquire(blocking=False):
+            time.sleep(60)  # the other thread of this rank is at it
+        self._say(ENDS, sentence)
+        time.sleep(TURN)
+        self._hear()
+        if min(self._ending, default=self.rank) < self.rank:
+            time.sleep(SILENT)
+        if traceback:
+            tell(traceback.rstrip())
         tell(f"minires: {sentence}")
         time.sleep(0.2)  # in which the launcher takes it
         self._comm.Abort(1)
 
     def leave(self, sentence: str, traceback: str, before: str = "minires: error: ") -> None:
-        self._say(sentence)
+        sentence = sentence or "it has failed, and says no more"  # no words mean that all is well
+        self._say(LEFT, sentence)
         until = time.monotonic() + TOGETHER
         while len(self._hear()) < self.size - 1 and time.monotonic() < until:
             time.sleep(EVERY / 10)
         gone = self._hear()
         own = f"{self.name}: {sentence}"
         if len(gone) < self.size - 1 or not all(gone.values()):
-            if traceback:
-                tell(traceback.rstrip())
-            self.end(own)
-        if all(one == sentence for one in gone.values()):
+            self.end(own, traceback)
+        if all(one == _short(sentence) for one in gone.values()):
             own = sentence
-        if own != sentence or self.rank == 0:
+        heard = self._owner.heard and self._owner.heard in sentence  # who has failed says it
+        if self.rank == 0 if own == sentence else not heard:
             if traceback:
                 tell(traceback.rstrip())
             tell(f"{before}{own}")
@@ -188,43 +200,74 @@ class _Guard:
         """An exception that nobody has caught."""
         import traceback
 
-        if not isinstance(error, Exception):
+        if not isinstance(error, Exception | KeyboardInterrupt):
             self._hook(kind, error, trace)
-            if isinstance(error, KeyboardInterrupt):
-                self._say(f"{kind.__name__}: {error}")
             return
-        text = str(error) if isinstance(error, MiniresError) else f"{kind.__name__}: {error}"
-        self.leave(text, "".join(traceback.format_exception(kind, error, trace)))
-
-    def _left(self) -> list[str]:
-        """The ranks that have left and said nothing of an error: who has one ends all by itself."""
-        return [f"rank {rank} has ended" for rank, why in self._hear().items() if not why]
-
-    def _say(self, text: str) -> None:
-        content = np.frombuffer((text or " ")[:4000].encode(), np.uint8).copy()
-        if not text:
-            content = np.zeros(0, np.uint8)
-        for rank in range(self.size):
-            if rank != self.rank and self._hears:
-                self._sent.append((self._comm.Isend(content, rank, LEFT), content))
-
-    def _hear(self) -> dict[int, str]:
-        if not self._hears:
-            return {}
-        with self._lock:
-            status = self._mpi.Status()
-            while self._comm.Iprobe(self._mpi.ANY_SOURCE, LEFT, status):
-                content = np.empty(status.Get_count(self._mpi.BYTE), np.uint8)
-                rank = status.Get_source()
-                self._comm.Recv(content, rank, LEFT)
-                self._gone[rank] = content.tobytes().decode(errors="replace")
-            return dict(self._gone)
+        text = str(error) if isinstance(error, MiniresError | Stopped) else f"{kind.__name__}: {error}"
+        before = "minires: error: " if isinstance(error, Exception) else "minires: "
+        self.leave(text, "".join(traceback.format_exception(kind, error, trace)), before)
 
     def _at_exit(self) -> None:
-        if not self._ended and self.watchdog is not None:
-            self._say("")
-            self._close()
+        self._say(LEFT, "")
+        self._close()
 
     def _close(self) -> None:
         atexit.unregister(self._at_exit)
         self.watchdog.close()
+
+    # --------------------------------------------------------------- what a watchdog wants to know of others
+
+    def left(self) -> list[str]:
+        """The ranks that have left and said nothing of an error: who has one ends all by itself."""
+        return [f"{self._of(rank)} has ended" for rank, why in self._hear().items() if not why]
+
+    def is_ending(self) -> bool:
+        """Whether a rank has said that it ends all, or what its error is."""
+        return any(self._hear().values()) or bool(self._ending)
+
+    def tell_wait(self, what: str) -> None:
+        """Tell the others for what this rank waits."""
+        self._say(WAITS, what)
+
+    def missing(self, what: str) -> str:
+        """The ranks that have not said that they wait for it, too, in words."""
+        self._hear()
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        if not (absent := [self._of(rank) for rank in others if self._waiting.get(rank) != what]):
+            return "all others wait there, too: MPI or the network stands still"
+        return f"{', '.join(absent)} {'has' if len(absent) == 1 else 'have'} not come there"
+
+    def _of(self, rank: int) -> str:
+        return f"rank {rank} ({self._hosts[rank]})"
+
+    # -------------------------------------------------------------------------------------------- messages
+
+    def _say(self, what: int, text: str) -> None:
+        content = np.frombuffer(_short(text).encode(), np.uint8).copy()
+        for rank in range(self.size):
+            if rank != self.rank and self._hears:
+                self._sent.append((self._comm.Isend(content, rank, what), content))
+
+    def _hear(self) -> dict[int, str]:
+        """Take in what was said; the ranks that have left, and why."""
+        if not self._hears:
+            return {}
+        with self._lock:
+            status = self._mpi.Status()
+            while self._comm.Iprobe(self._mpi.ANY_SOURCE, self._mpi.ANY_TAG, status):
+                content = np.empty(status.Get_count(self._mpi.BYTE), np.uint8)
+                rank, what = status.Get_source(), status.Get_tag()
+                self._comm.Recv(content, rank, what)
+                text = content.tobytes().decode(errors="replace")
+                if what == LEFT:
+                    self._gone[rank] = text
+                elif what == WAITS:
+                    self._waiting[rank] = text
+                else:
+                    self._ending.add(rank)
+            return dict(self._gone)
+
+
+def _short(text: str) -> str:
+    """The beginning of a text, as long as a message may be."""
+    return text[:1000]

@@ -8,7 +8,9 @@ times a second asks itself:
     does this one wait longer than ``limit`` seconds?   what for is said, and all end
     does this one come to no collective for so long?    where it is, file and line, is said, and all end
 
-The last is asked only between ``begin`` and ``end`` of a stretch in which collectives follow one another.
+The last is asked only between ``watch(True)`` and ``watch(False)``, while collectives follow one another.
+
+One rank says it, and not all: who ends all tells the others first, and they keep silent.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from minires.errors import ConfigError, as_number
 
@@ -28,6 +31,7 @@ EVERY = 0.2  # seconds between two looks
 PATIENCE = 20.0  # times as long is waited where ranks may have much more to do than others
 GRACE = 1.0  # seconds in which a rank that has just left may have been on its way through the same collective
 APART = 0.3  # seconds between the ranks, so that one of them says it and not all
+LATEST = 10.0  # seconds that one which has said it ends all is given for it
 
 
 def limit() -> float:
@@ -47,16 +51,34 @@ def limit() -> float:
     return seconds
 
 
-class Watchdog:
-    """Watches over the rank ``name``; ``left()`` gives the ranks that have left, in words, ``end(sentence)``
-    ends all of them. ``order`` is the number of the rank, by which they take turns."""
+class Others(Protocol):
+    """The other ranks, as a watchdog needs them."""
 
-    def __init__(
-        self, name: str, order: int, end: Callable[[str], None], left: Callable[[], list[str]]
-    ) -> None:
+    def left(self) -> list[str]:
+        """Those that have left and said nothing of an error, in words."""
+
+    def is_ending(self) -> bool:
+        """Whether one has said that it ends all, because of an error or of what its watchdog has seen."""
+
+    def tell_wait(self, what: str) -> None:
+        """Tell them for what this one waits."""
+
+    def missing(self, what: str) -> str:
+        """Those that have not said that they wait for it, too, in words."""
+
+    def end(self, sentence: str) -> None:
+        """Say this, and end all."""
+
+
+class Watchdog:
+    """Watches over the rank ``name``, one of the ``others``. ``order`` is its number, by which ranks take
+    turns."""
+
+    def __init__(self, name: str, order: int, others: Others) -> None:
         self.name, self.limit = name, limit()
-        self._end, self._left, self._late = end, left, APART * order
+        self._others, self._late = others, APART * order
         self._waits: dict[int, tuple[str, float, float]] = {}  # by thread: for what, since when, how long
+        self._told: set[tuple[str, float]] = set()  # the long waits of which the others were told
         self._watched: tuple[int, float] | None = None  # the thread that is to come back, and since when
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="minires-watchdog", daemon=True)
@@ -85,16 +107,28 @@ class Watchdog:
             self._thread.join()
 
     def _look(self) -> None:
+        silent_until = 0.0
         while not self._over.wait(EVERY):
-            now, gone = time.monotonic(), self._left()
+            now, gone = time.monotonic(), self._others.left()
+            if self._others.is_ending():
+                silent_until = silent_until or now + LATEST
+                if now < silent_until:
+                    continue
             for what, since, limit in list(self._waits.values()):
-                if gone and now - since > GRACE + self._late:
-                    self._end(f"{', '.join(gone)}, and {self.name} waits in {what!r}")
-                if now - since > limit + self._late:
-                    self._end(f"{self.name} has waited {limit:.0f} s for the others in {what!r}")
+                waited = now - since
+                if gone and waited > GRACE + self._late:
+                    self._others.end(f"{', '.join(gone)}, and {self.name} waits in {what!r}")
+                if waited > limit / 2 and (what, since) not in self._told:
+                    self._told.add((what, since))
+                    self._others.tell_wait(what)
+                if waited > limit + self._late:
+                    why = self._others.missing(what)
+                    self._others.end(
+                        f"{self.name} has waited {limit:.0f} s for the others in {what!r}; {why}"
+                    )
             watched = self._watched
             if watched and watched[0] not in self._waits and now - watched[1] > 0.9 * self.limit:
-                self._end(
+                self._others.end(
                     f"{self.name} has come to no other rank for {0.9 * self.limit:.0f} s: it is at "
                     f"{_place(watched[0])}"
                 )

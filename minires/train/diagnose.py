@@ -56,8 +56,8 @@ def _watched(model: Module) -> Iterator[None]:
     """Inside this block each layer's output is checked; the first bad one raises ``_Found``."""
     modules = list(model.named_modules())
 
-    def checked(path: str, module: Module, forward: Callable[..., Tensor], x: Tensor) -> Tensor:
-        y = forward(x)
+    def checked(path: str, module: Module, forward: Callable[..., Tensor], *x: Any, **options: Any) -> Tensor:
+        y = forward(*x, **options)
         if bad := _bad(y.data):
             raise _Found(f"the output of {path} ({type(module).__name__}) {tuple(y.shape)}: {bad}")
         return y

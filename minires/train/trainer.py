@@ -230,7 +230,7 @@ class Trainer:
             return summary
         except data.Unreadable as error:
             if self.progress.step:  # else nothing was begun
-                self._mended |= {*error.names}
+                self._mended = self._mended.union(*self.comm.exchange([*error.names], "pictures"))
                 self.save()
                 self._unclear = None
             raise continuing.stopped(error, self.given, self.progress.step) from error

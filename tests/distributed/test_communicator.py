@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from minires.distributed import Communicator, Solo, bounds, each, run, shares
+from minires.distributed import Communicator, Solo, bounds, each, run, shares, watchdog
 from minires.distributed.launcher import launched
 from minires.distributed.threads import Broken
 from minires.distributed.watchdog import Watchdog, limit
@@ -207,6 +207,20 @@ def test_a_launcher_is_known_by_what_it_says(environment, found):
     assert (None if launch is None else (launch.rank, launch.size)) == found
 
 
+class Others(watchdog.Others):
+    """Other ranks, of which ``left()`` gives those that have left; ``said`` is what all were ended with."""
+
+    def __init__(self, left=list, *, ending=False):
+        self.left, self.ending, self.said, self.told = left, ending, [], []
+        self.end, self.tell_wait = self.said.append, self.told.append
+
+    def is_ending(self):
+        return self.ending
+
+    def missing(self, what):
+        return f"rank 7 has not come to {what}"
+
+
 @pytest.fixture
 def watched(monkeypatch):
     """Make a watchdog with a limit of so many seconds, and the list of what it ends the job with."""
@@ -214,9 +228,9 @@ def watched(monkeypatch):
 
     def make(seconds, left=list):
         monkeypatch.setenv("MINIRES_WAIT", str(seconds))
-        said = []
-        dogs.append(Watchdog("rank 0 (here)", 0, said.append, left))
-        return dogs[-1], said
+        others = Others(left)
+        dogs.append(Watchdog("rank 0 (here)", 0, others))
+        return dogs[-1], others.said
 
     yield make
     for dog in dogs:
@@ -234,7 +248,34 @@ def soon(said):
 def test_who_waits_too_long_says_for_what(watched):
     dog, said = watched(0.3)
     with dog.waiting("gradients, step 3"):
-        assert soon(said) == "rank 0 (here) has waited 0 s for the others in 'gradients, step 3'"
+        words = "rank 0 (here) has waited 0 s for the others in 'gradients, step 3'; rank 7 has not come to "
+        assert soon(said) == words + "gradients, step 3"
+
+
+def test_others_hear_of_a_long_wait_once_and_before_its_end(monkeypatch):
+    monkeypatch.setenv("MINIRES_WAIT", "0.8")
+    others = Others()
+    dog = Watchdog("rank 0 (here)", 0, others)
+    try:
+        with dog.waiting("gradients, step 3"):
+            soon(others.told)
+            assert not others.said
+            soon(others.said)
+        assert others.told == ["gradients, step 3"]
+    finally:
+        dog.close()
+
+
+def test_while_another_rank_ends_all_this_one_is_silent_for_a_time(monkeypatch):
+    monkeypatch.setattr(watchdog, "LATEST", 1.5)
+    began, others = time.monotonic(), Others(lambda: ["rank 1 has ended"], ending=True)
+    dog = Watchdog("rank 0 (here)", 0, others)
+    try:
+        with dog.waiting("stop"):
+            assert soon(others.said) == "rank 1 has ended, and rank 0 (here) waits in 'stop'"
+        assert time.monotonic() - began >= 1.5
+    finally:
+        dog.close()
 
 
 def test_who_waits_patiently_may_wait_longer(watched):

@@ -92,8 +92,9 @@ def _of_the_first(launch: distributed.Launch | None) -> Iterator[None]:
     if launch is None or not launch.rank:
         yield
         return
-    with open(os.devnull, "w") as nobody, redirect_stdout(nobody), redirect_stderr(nobody):
-        yield
+    with open(os.devnull, "w", errors="backslashreplace") as nobody:  # whatever it is that nobody reads
+        with redirect_stdout(nobody), redirect_stderr(nobody):
+            yield
 
 
 def _leave(text: str, before: str) -> None:

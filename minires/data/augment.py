@@ -309,13 +309,21 @@ def augmented(
     """The pictures at the places ``given`` of the batch ``images[chosen]``, as they are in the whole batch
     when that is augmented."""
     steps = augment.steps if isinstance(augment, Compose) else (augment,)
-    if not all(hasattr(step, "draw") for step in steps):
+    if not all(map(_draws_apart, steps)):
         return augment(images[chosen], rng)[given]
     x: Batch = images[chosen[given]]
     for step in steps:
         drawn = step.draw(len(chosen), rng)  # type: ignore[attr-defined]
         x = step.apply(x, *(numbers[given] for numbers in drawn))  # type: ignore[attr-defined]
     return x
+
+
+def _draws_apart(step: Any) -> bool:
+    """Whether calling a step is to draw, and to apply what was drawn: not so where a subclass calls anew."""
+    if not (hasattr(step, "draw") and hasattr(step, "apply")):
+        return False
+    own = next(kind for kind in type(step).__mro__ if {"apply", "draw", "__call__"} & vars(kind).keys())
+    return bool({"apply", "draw"} & vars(own).keys())
 
 
 def begun_by(augment: Augmentation | None) -> tuple[Any, Augmentation | None]:

@@ -67,10 +67,10 @@ def found() -> Communicator | None:
 def _share_cores(comm: Communicator) -> None:
     """Set the number of threads of this rank: of the cores that it may use, shared with those ranks of its
     machine that may use the same."""
+    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    found = comm.exchange([comm.host, usable], "cores")  # also by who was told, as it may be one alone
     if os.environ.get("MINIRES_THREADS"):
         return
-    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    found = comm.exchange([comm.host, usable], "cores")
     if usable is None:
         backend.set_threads(max(1, (os.cpu_count() or 1) // comm.local_size))
         return

@@ -7,6 +7,7 @@ Whatever one of them does with another is a *collective*: a call that all of the
 from __future__ import annotations
 
 import json
+import math
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,6 +52,8 @@ class Communicator:
         self.place = ""
         self.heard = ""  # the error of another rank that this one has raised last
         self._patience = 1.0
+        self._beside: Communicator | None = None
+        self.takes_threads = True  # whether two threads may have collectives at once, on ranks that are apart
         self.accounts: dict[str, Account] = {}
 
     def __repr__(self) -> str:
@@ -86,6 +89,12 @@ class Communicator:
         that each may have a thread. It is a collective itself."""
         return self
 
+    def beside(self) -> Communicator:
+        """Ranks that are :meth:`apart` from these, always the same."""
+        if self._beside is None:
+            self._beside = self.apart()
+        return self._beside
+
     def abort(self, sentence: str) -> None:
         """End all ranks at once, after this sentence; alone it does nothing, as the error goes on."""
 
@@ -98,9 +107,10 @@ class Communicator:
         ranks may say of one which comes to none where it is."""
 
     @contextmanager
-    def patiently(self) -> Iterator[None]:
-        """A block whose collectives may wait long, for ranks that have more to do: see ``watchdog``."""
-        before, self._patience = self._patience, PATIENCE
+    def patiently(self, times: float = PATIENCE) -> Iterator[None]:
+        """A block whose collectives may wait so many times as long, for ranks that have more to do: see
+        ``watchdog``."""
+        before, self._patience = self._patience, max(times, self._patience)
         try:
             yield
         finally:
@@ -190,14 +200,17 @@ class Communicator:
     def rows(self, array: NDArray[Any], kind: str) -> NDArray[Any]:
         """The rows of all ranks one after the other, on rank 0; on the others their own.
 
-        Shapes: (N_r, ...) -> (sum of N_r, ...), of one dtype.
+        Shapes: (N_r, ...) -> (sum of N_r, ...), of one dtype; who has no rows may have any other axes.
         """
         if self.size == 1:
             return array
-        counts = self.exchange(len(array), kind)
-        whole: NDArray[Any] = np.zeros((sum(counts), *array.shape[1:]), array.dtype)
+        shapes = self.exchange(array.shape, kind)
+        counts = [shape[0] for shape in shapes]
+        row = next((shape[1:] for shape in shapes if shape[0]), array.shape[1:])  # who has none knows not
+        whole: NDArray[Any] = np.zeros((sum(counts), *row), array.dtype)
         start = sum(counts[: self.rank])
-        whole[start : start + len(array)] = array
+        if len(array):
+            whole[start : start + len(array)] = array
         self.allreduce(whole, kind)  # zeros of the others change no bit but that of minus zero
         return whole if self.is_first else array
 
@@ -247,7 +260,8 @@ class Communicator:
             except Exception as error:
                 failed = error
         told = [given, None if failed is None else _written(failed, self.host)] if self.is_first else None
-        found = self.exchange(told, kind)
+        with self.patiently():
+            found = self.exchange(told, kind)
         if failed is not None:
             raise failed
         value, wrong = found[0]
@@ -321,7 +335,7 @@ def each(work: Callable[[Any], Any], items: Sequence[Any], comm: Communicator) -
     [1, 4, 9]
     """
     own: dict[int, Any] = {}
-    with comm.together("results"):
+    with comm.patiently(math.inf), comm.together("results"):
         for at in range(comm.rank, len(items), comm.size):
             own[at] = work(items[at])
     found = comm.exchange([[at, value] for at, value in own.items()], "results")

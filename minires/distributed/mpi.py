@@ -84,14 +84,17 @@ class MPI(Communicator):
         if launch is not None and launch.size != world.size:
             raise ConfigError(launcher.mismatch(launch, world.size, _named(mpi), where))
         here = world.Split_type(mpi.COMM_TYPE_SHARED)
-        firsts = world.allreduce(int(here.rank == 0))
-        host = mpi.Get_processor_name()
+        firsts = np.full(1, here.rank == 0, np.int64)
+        world.Allreduce(mpi.IN_PLACE, firsts)
         super().__init__(
-            world.rank, world.size, host=host, local_rank=here.rank, local_size=here.size, hosts=firsts
-        )
+            world.rank, world.size, host=mpi.Get_processor_name(), local_rank=here.rank,
+            local_size=here.size, hosts=int(firsts[0]),
+        )  # fmt: skip
         here.Free()
         self._mpi, self._comm = mpi, world.Dup()
-        self._guard = _Guard(self, world.Dup(), world.allgather(host))
+        self.takes_threads = mpi.Query_thread() >= mpi.THREAD_MULTIPLE
+        hosts = [name.decode(errors="replace") for name in self._exchange(self.host.encode())]
+        self._guard = _Guard(self, world.Dup(), hosts)
 
     def _sum(self, array: NDArray[Any]) -> None:
         flat = array.reshape(-1)
@@ -124,7 +127,7 @@ class MPI(Communicator):
     def apart(self) -> MPI:
         other: MPI = object.__new__(MPI)
         vars(other).update(vars(self))
-        other._comm, other.accounts = self._comm.Dup(), {}
+        other._comm, other.accounts, other._beside = self._comm.Dup(), {}, None
         return other
 
     def abort(self, sentence: str) -> None:
@@ -150,7 +153,7 @@ class _Guard:
         self._ending: set[int] = set()  # the ranks that have said that they end all
         self._sent: list[Any] = []
         self._lock = threading.Lock()
-        self._hears = self._mpi.Query_thread() >= self._mpi.THREAD_MULTIPLE
+        self._hears = owner.takes_threads
         self._ended = threading.Lock()
         self.watchdog = Watchdog(self.name, self.rank, self)
         self._hook = sys.excepthook

@@ -88,11 +88,14 @@ class Watchdog:
     def waiting(self, what: str, patience: float = 1.0) -> Iterator[None]:
         """A block in which the thread that calls waits for other ranks, ``patience`` times the limit."""
         own = threading.get_ident()
+        around = self._waits.get(own)
         self._waits[own] = what, time.monotonic(), patience * self.limit
         try:
             yield
         finally:
             del self._waits[own]
+            if around is not None:
+                self._waits[own] = around
             if self._watched is not None and self._watched[0] == own:
                 self._watched = own, time.monotonic()
 

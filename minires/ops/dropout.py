@@ -39,18 +39,23 @@ def _mask(xp: Any, shape: tuple[int, ...], dtype: Any, rate: float, rng: np.rand
     # every dtype. Of a batch that several processes share each draws the whole, and uses its part.
     first, drawn = _place(shape)
     size = math.prod(shape)
+    if drawn is None:
+        rng, drawn = np.random.default_rng(rng.integers(2**63)), size
     kept = rng.random(drawn, dtype=np.float32)[first : first + size].reshape(shape) >= rate
     return xp.asarray(kept).astype(dtype) / (1 - rate)
 
 
-def _place(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Where the numbers of x begin in those of the whole batch, and how many these are; x whose rows are no
-    pictures of the batch has all of them."""
+def _place(shape: tuple[int, ...]) -> tuple[int, int | None]:
+    """Where the numbers of x begin in those of the whole batch, and how many these are.
+
+    x that has not a row for each picture has all of them. Where it has several rows for each, or so it seems,
+    None: what is drawn must not be more for one process than for another, so that all go on alike.
+    """
     size, part = math.prod(shape), share()
-    if part is None or not shape or shape[0] % (part[1] - part[0]):
-        return 0, size
-    start, stop, pictures = part
-    return size // (stop - start) * start, size // (stop - start) * pictures
+    rows, own = (shape[0], part[1] - part[0]) if part and shape else (1, 2)
+    if part and rows == own:
+        return size // own * part[0], size // own * part[2]
+    return 0, None if rows % own == 0 else size
 
 
 # ------------------------------------------------------------------------------------------- fast, on GPU

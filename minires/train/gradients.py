@@ -65,7 +65,7 @@ class Gradients:
         self.comm, self.parameters, self.buffers = comm, list(parameters), list(buffers.values())
         self.nccl = nccl
         on_host = all(parameter.device == "cpu" for parameter in self.parameters)
-        self.overlaps = on_host and (comm.hosts > 1 if overlap is None else overlap)
+        self.overlaps = on_host and (comm.hosts > 1 and comm.takes_threads if overlap is None else overlap)
         self.figures = figures
         self._before = [array.copy() for array in self.buffers]
         self._armed = False
@@ -73,11 +73,7 @@ class Gradients:
         self._place = {id(p): (b, s) for b in self._buckets for p, s in b.slots}
         self._sent = 0
         self._sender: _Sender | None = None
-        if self.overlaps:
-            self._sender = _Sender(comm.apart())
-            for parameter in self.parameters:
-                if parameter.requires_grad:
-                    parameter.register_hook(self._hook(parameter))
+        self._unhook: list[Callable[[], None]] = []
 
     def _cut(self) -> list[_Bucket]:
         """The buckets, in the order in which they are complete, the last with room for what stands behind.
@@ -114,6 +110,9 @@ class Gradients:
 
     def begin(self) -> None:
         """A step begins."""
+        if self.overlaps and self._sender is None:
+            self._sender = _Sender(self.comm.beside())
+            self._unhook = [p.register_hook(self._hook(p)) for p in self.parameters if p.requires_grad]
         for array, before in zip(self.buffers, self._before, strict=True):
             before[...] = array
         self._armed, self._sent = False, 0
@@ -200,7 +199,11 @@ class Gradients:
 
     def _take_moves(self) -> None:
         for array, before, room in self._moves():
-            room[...] = ((array - before) / self.comm.size).reshape(-1)
+            xp = backend.array_module(array)
+            # What has not moved stays as it is, infinite or not: as the mask of an attention is.
+            with np.errstate(invalid="ignore"):
+                moved = xp.where(array == before, 0, array - before)
+            room[...] = (moved / self.comm.size).reshape(-1)
 
     def _give_moves(self) -> None:
         for array, before, room in self._moves():
@@ -238,9 +241,13 @@ class Gradients:
             bucket.flat[...] = backend.to_device(on_host, bucket.device)
 
     def close(self) -> None:
-        """End the thread."""
+        """Let the parameters go, and end the thread; a step that begins takes them up again."""
+        self._armed = False
+        while self._unhook:
+            self._unhook.pop()()
         if self._sender is not None:
             self._sender.close()
+            self._sender = None
 
 
 class _Bucket:

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from minires import backend
+from minires.backend import Array
 from minires.data import Unreadable
 from minires.distributed import Communicator
 from minires.distributed.nccl import Nccl
 from minires.errors import MiniresError
 from minires.nn.module import Module
 from minires.optim import Optimizer
+from minires.tensor import Tensor
 from minires.train.diagnose import NOTHING
 from minires.train.gradients import Gradients
 
@@ -30,11 +32,28 @@ class Shared:
     def __init__(
         self, model: Module, optimizer: Optimizer, comm: Communicator, nccl: Nccl | None = None
     ) -> None:
-        learned = [parameter for parameter in optimizer.parameters if parameter.requires_grad]
-        buffers = {path: a for path, a in model.named_buffers() if backend.is_float(a.dtype)}
-        self.comm = comm
-        # The loss, the hits, how many ranks have failed, and how many were told to stop by each signal.
-        self.gradients = Gradients(learned, buffers, comm, figures=3 + len(WISHES), nccl=nccl)
+        self.model, self.optimizer, self.comm, self.nccl = model, optimizer, comm, nccl
+        self._changed = 0.0
+        self.gradients = self._made()
+
+    def _made(self) -> Gradients:
+        buffers = dict(sorted(self._buffers().items()))
+        self._paths = list(buffers)
+        # The loss, the hits, how many ranks have failed, on how many the model has changed, and how many were
+        # told to stop by each signal.
+        return Gradients(
+            self._learned(), buffers, self.comm, figures=4 + len(WISHES), nccl=self.nccl
+        )
+
+    def _learned(self) -> list[Tensor]:
+        return [parameter for parameter in self.optimizer.parameters if parameter.requires_grad]
+
+    def _buffers(self) -> dict[str, Array]:
+        """What a layer may measure while it is trained."""
+        return {
+            path: array for path, array in self.model.named_buffers()
+            if backend.is_float(array.dtype) and backend.is_writable(array)
+        }  # fmt: skip
 
     def ask(self, error: Exception | None, wish: int) -> int:
         """Before a step whose passes wait for other ranks, in their batch norms or on the GPU: whether all
@@ -49,16 +68,56 @@ class Shared:
         return _chosen(wishes)
 
     def begin(self) -> None:
-        """A step begins."""
+        """A step begins. Raises: MiniresError if the models of the ranks have come to have other arrays."""
+        if self._changed:  # on some rank, as all know since the last step
+            self._begin_anew()
+        self._look_again()
         self.gradients.begin()
+
+    def _begin_anew(self) -> None:
+        """A layer has got more arrays, or a parameter learns that did not before."""
+        known = self._paths
+        self.gradients.close()
+        self.gradients = self._made()
+        buffers = self._buffers()
+        told = [len(self.gradients.parameters), {path: array.shape for path, array in buffers.items()}]
+        if (other := self.comm.all_equal(told, "model")) is not None:
+            raise MiniresError(
+                f"the model of rank {other} has other parameters that learn, or other arrays, than that of "
+                "rank 0: it has changed on one rank only"
+            )
+        new = {path: backend.to_device(buffers[path], "cpu") for path in self._paths if path not in known}
+        for path, array in self.comm.copies(new, "model").items():  # each rank has begun it by itself
+            buffers[path][...] = backend.to_device(array, backend.device_of(buffers[path]))
+
+    def _look_again(self) -> bool:
+        """A layer may have put another array in the place of one: that is summed from now on. Whether there
+        is what was not there when all of it was looked up."""
+        buffers, before = self._buffers(), self.gradients.buffers
+        now = [buffers.get(path) for path in self._paths]
+        self.gradients.buffers = [
+            old if new is None or new.shape != old.shape else new
+            for old, new in zip(before, now, strict=True)
+        ]
+        learns = {id(parameter) for parameter in self._learned()}
+        return (
+            learns != {id(parameter) for parameter in self.gradients.parameters}
+            or buffers.keys() != set(self._paths)
+            or any(new is None or new.shape != old.shape for old, new in zip(before, now, strict=True))
+        )
 
     def finish(self, loss: float, right: int, wish: int, error: Exception | None) -> tuple[float, int, int]:
         """Sum gradients and figures over the ranks: the loss, the hits, and the signal to stop by, or 0.
 
         Raises: the ``error`` of a rank that has no pictures, on all; running statistics are as before.
         """
-        figures = np.array([loss, right, float(error is not None), *(float(wish == one) for one in WISHES)])
-        loss, hits, failed, *wishes = self.gradients.finish(figures).tolist()
+        changed = float(self._look_again())
+        told = [loss, right, float(error is not None), changed, *(float(wish == one) for one in WISHES)]
+        loss, hits, failed, self._changed, *wishes = self.gradients.finish(np.array(told)).tolist()
+        known = {id(parameter) for parameter in self.gradients.parameters}
+        for parameter in self.optimizer.parameters:
+            if id(parameter) not in known:  # one that learns since these passes begins with the next step
+                parameter.grad = None
         if failed:
             self.gradients.undo()
             self._raise(error)

@@ -255,14 +255,14 @@ def fingerprint(splits: data.Splits, *, without: frozenset[str] | None = frozens
     """What the pictures and labels of the three parts are known by, and the names of the classes.
 
     Pictures of a stream are known by the names, sizes and times of their files, but those ``without``; None:
-    by their number, as copies on several machines have times of their own.
+    by their names, as copies on several machines have times of their own.
     """
     found: dict[str, Any] = {MENDED: sorted(without)} if without else {}
     for part, name in (("train", "training"), ("val", "validation"), ("test", "test")):
         dataset = getattr(splits, part)
         if dataset and isinstance(dataset.images, data.Stream):
-            stamped = "" if without is None else dataset.images.fingerprint(without=without)
-            known = f"{FILES} {stamped}"
+            names = hashlib.sha256("\n".join(dataset.names).encode(errors="backslashreplace")).hexdigest()
+            known = f"{FILES} {names if without is None else dataset.images.fingerprint(without=without)}"
         else:
             known = dataset and _digest(dataset.images)
         found[f"{name} pictures"] = dataset and f"{len(dataset)} {known}"

@@ -27,6 +27,7 @@ import numpy as np
 from minires import backend
 from minires.backend import Array
 from minires.distributed import Communicator, Solo, bounds, shares
+from minires.errors import MiniresError
 from minires.modes import share_of_batch, synchronised
 from minires.nn.module import Module
 from minires.optim import Optimizer
@@ -155,6 +156,12 @@ class Steps:
         """Who wants to know of gradients as soon as they are complete; None: nobody."""
         return self.shared.gradients.complete if self.shared and self.shared.gradients.overlaps else None
 
+    def close(self) -> None:
+        """A run has ended: nobody waits for its steps any more. Another may follow."""
+        self.comm.watch(False)
+        if self.shared:
+            self.shared.gradients.close()
+
     def settle(self) -> None:
         """Read the figures of the steps that were started and not yet read."""
         while self._pending:
@@ -242,8 +249,14 @@ class Steps:
         cuts, first = self._cut(pictures), NOTHING
         for number, part in enumerate(cuts, 1):
             x_part = Tensor(backend.to_device(x[part.rows], self.device))
-            with share_of_batch(*part.place):
-                first = first_not_finite(self.model, x_part, functools.partial(self._loss_of, y[part.rows]))
+            loss_of = functools.partial(self._loss_of, y[part.rows])
+            try:
+                with share_of_batch(*part.place):
+                    first = first_not_finite(self.model, x_part, loss_of)
+            except MiniresError as error:
+                if not self.shared:
+                    raise
+                first = f"not found, as a share of the batch cannot be looked at by itself: {error}"
             if first != NOTHING:
                 first += f", in part {number} of {len(cuts)} of the batch" if len(cuts) > 1 else ""
                 break

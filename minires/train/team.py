@@ -3,6 +3,7 @@ stay alike. Of a run of one process each of these does what it says, and nothing
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -86,7 +87,8 @@ def one_model(comm: Communicator, model: Module) -> None:
         raise ConfigError(f"rank {other} was given another model than rank 0")
     copies = comm.copies({path: backend.to_device(a, "cpu") for path, a in arrays.items()}, "model")
     for path, array in arrays.items():
-        array[...] = backend.to_device(copies[path], backend.device_of(array))
+        if backend.is_writable(array):
+            array[...] = backend.to_device(copies[path], backend.device_of(array))
 
 
 def shared(
@@ -144,18 +146,30 @@ def of_first(comm: Communicator, read: Callable[[], Mapping[str, Arrays]]) -> di
     return found
 
 
+def may_save(comm: Communicator, observed: bool) -> None:
+    """Raises: MiniresError if an observer asks for it, which only one of several ranks has."""
+    if observed and comm.size > 1:
+        raise MiniresError(
+            "an observer hears of the run on rank 0 alone, and all ranks must save together; let "
+            "checkpoint_every do it, or stop the run by the file STOP"
+        )
+
+
 def alike(comm: Communicator, model: Module, step: int) -> None:
-    """Raises: MiniresError if the numbers of the model are not the same, to the bit, on all ranks."""
+    """Raises: MiniresError if the numbers of the model, or the states of its random generators, are not the
+    same, to the bit, on all ranks."""
     if comm.size == 1:
         return
-    crc = 0
+    states = json.dumps(model.random_states(), sort_keys=True, default=str)
+    crc = zlib.crc32(states.encode())
     for array in checks.numbers(model).values():
         on_host = np.ascontiguousarray(backend.to_device(array, "cpu"))
         crc = zlib.crc32(on_host.reshape(-1).view(np.uint8).data, crc)
     other = comm.all_equal(crc, "parameters")
     if other is not None:
         raise MiniresError(
-            f"after step {step} rank {other} has other parameters than rank 0, so the ranks do not train one "
-            "model any more, and this state is not saved. An observer, a hook or a layer changes them by "
-            "what only one rank has; or this MPI does not give all ranks the same sums"
+            f"after step {step} rank {other} has other parameters than rank 0, or draws other random "
+            "numbers, so the ranks do not train one model any more, and this state is not saved. An "
+            "observer, a hook or a layer changes them by what only one rank has; or this MPI does not give "
+            "all ranks the same sums"
         )

@@ -243,7 +243,7 @@ class Trainer:
             raise Interrupted(f"interrupted; {there[-1]} is kept", status(stop) - 128) from stop
         finally:
             self._bar = None
-            self.comm.watch(False)
+            self._steps.close()
             self._let_go()
             if self._lock is not None:
                 self._left = continuing.remains(self.out)
@@ -342,7 +342,8 @@ class Trainer:
 
     def _leave_if_told(self) -> None:
         """Stop where any rank was told to."""
-        told = self.comm.exchange(self._wish.told(), "stop")
+        with self.comm.patiently():  # for an observer of rank 0
+            told = self.comm.exchange(self._wish.told(), "stop")
         if found := [number for number in told if number]:
             self._leave(found[0])
 
@@ -408,6 +409,7 @@ class Trainer:
         Raises: MiniresError if it cannot be written; the one before it stays.
         """
         self._steps.settle()
+        team.may_save(self.comm, self._observers.at_work)
         team.alike(self.comm, self.model, self.progress.step)
         self._is_new = False
         name: str = self._first(self._write_checkpoint)

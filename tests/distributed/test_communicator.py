@@ -50,6 +50,11 @@ def test_rows_of_all_stand_on_the_first_rank():
     assert [len(one) for one in found[1:]] == [1, 2]
 
 
+def test_who_has_no_rows_need_not_know_how_wide_they_are():
+    found = run(3, lambda comm: comm.rows(np.ones((2, 5)) if comm.rank == 1 else np.zeros((0, 3)), "rows"))
+    assert found[0].tolist() == np.ones((2, 5)).tolist()
+
+
 def test_what_one_raises_together_all_raise():
     def work(comm):
         with pytest.raises(DataError) as error, comm.together("pictures"):

@@ -73,11 +73,21 @@ def test_those_who_share_a_batch_have_the_parts_of_one_mask():
         rng = _rng()
         with share_of_batch(start, stop, 7):
             part = dropout(Tensor(x[start:stop]), 0.5, rng=rng).numpy()
-            twice = dropout(Tensor(np.ones((2 * (stop - start), 4))), 0.5, rng=_rng()).numpy()
         assert (part == whole[start:stop]).all()
         assert rng.bit_generator.state == after.bit_generator.state  # so the next mask is the same, too
-        all_of_them = dropout(Tensor(np.ones((14, 4))), 0.5, rng=_rng()).numpy()
-        assert (twice == all_of_them[2 * start : 2 * stop]).all()  # two rows for each picture
+
+
+def test_whatever_is_dropped_all_who_share_a_batch_go_on_alike():
+    """Several rows for each picture, or a weight that has as many rows as that by chance."""
+    for rows in (lambda own: 2 * own, lambda own: 6, lambda own: 7, lambda own: own):
+        after = set()
+        for start, stop in ((0, 2), (2, 5)):
+            rng = _rng()
+            with share_of_batch(start, stop, 5):
+                y = dropout(Tensor(np.ones((rows(stop - start), 40))), 0.5, rng=rng).numpy()
+            assert 0.2 < (y == 0).mean() < 0.8
+            after.add(str(rng.bit_generator.state))
+        assert len(after) == 1
 
 
 def test_what_has_no_rows_for_pictures_has_the_same_mask_everywhere():

@@ -509,7 +509,158 @@ def test_a_larger_batch_is_told_what_learning_rate_is_usual():
     assert report.scaled(Config(batch_size=512, recipe="auto")) == []
 
 
+class Measures(nn.Module):
+    """A mask with infinity, an array that cannot be written, one that is put in the place of another in each
+    step, and one that is made in the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.mask = small_model(), np.array([0, -np.inf, 1], np.float32)
+        self.fixed = np.broadcast_to(np.float32(2), (3,))
+        self.mean = np.zeros(3, np.float32)
+
+    def forward(self, x):
+        if self.training and is_recording():
+            self.mean = 0.9 * self.mean + 0.1 * x.data.mean(axis=(0, 1, 2))
+            self.late = 0.5 * getattr(self, "late", self.mean) + self.mean
+        return self.net(x)
+
+
+def test_what_layers_measure_is_the_mean_over_ranks_however_they_keep_it(tmp_path):
+    # Means of pictures are linear, so those over ranks are those of one process.
+    config = Config(**{**CONFIG.to_dict(), "batch_norm": "sync", "drop_last": True, "ema": 0.0})
+    alone = run(Solo(), tmp_path / "alone", config, make=Measures)[1].model
+    for _, trainer in distributed.run(2, partial(run, out=tmp_path / "two", config=config, make=Measures)):
+        np.testing.assert_array_equal(trainer.model.mask, [0, -np.inf, 1])
+        np.testing.assert_array_equal(trainer.model.fixed, 2)
+        np.testing.assert_allclose(trainer.model.mean, alone.mean, rtol=1e-4, atol=1e-5)
+        assert trainer.model.late.shape == (3,)
+
+
+def test_a_parameter_that_learns_later_learns_on_all_ranks_alike(tmp_path):
+    class Thaws(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.steps = small_model(), 0
+            self.net.fc.bias.requires_grad = False
+
+        def forward(self, x):
+            self.steps += self.training and is_recording()
+            if self.steps == 5:
+                self.net.fc.bias.requires_grad = True
+            return self.net(x)
+
+    found = distributed.run(2, partial(run, out=tmp_path / "run", make=Thaws))
+    one, other = (trainer.model.net.fc.bias.data for _, trainer in found)
+    assert (one == other).all() and (one != 0).any()
+
+
+def test_a_parameter_that_one_rank_alone_uses_gets_that_gradient_on_all():
+    def work(comm):
+        w, v = (nn.Parameter(np.ones(2)) for _ in range(2))
+        gradients = Gradients([w, v], {}, comm, figures=1)
+        gradients.begin()
+        gradients.arm()
+        (w.sum() + (v * 3).sum() if comm.rank == 1 else w.sum()).backward()
+        total = gradients.finish(np.ones(1))
+        return w.grad.tolist(), v.grad.tolist(), total.tolist()
+
+    assert distributed.run(3, work) == [([3.0, 3.0], [3.0, 3.0], [3.0])] * 3
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_parameters_of_several_kinds_and_passes_are_summed(overlap):
+    def work(comm):
+        w, v = nn.Parameter(np.ones(2)), nn.Parameter(np.ones(3, np.float32))
+        gradients = Gradients([w, v], {}, comm, figures=1, overlap=overlap)
+        found = []
+        for _ in range(2):
+            gradients.begin()
+            for part in range(2):
+                if part:
+                    gradients.arm()
+                (w.sum() * (1 + part)).backward()
+                (v.sum() * (10 + part)).backward()
+            gradients.finish(np.zeros(1))
+            found.append((w.grad.tolist(), v.grad.tolist(), str(v.grad.dtype)))
+            w.grad = v.grad = None
+        gradients.close()
+        return found
+
+    assert distributed.run(2, work)[1] == [([6.0] * 2, [42.0] * 3, "float32")] * 2
+
+
+def test_a_run_between_machines_leaves_no_thread_and_no_hook(tmp_path):
+    import threading
+
+    def senders():
+        return [thread for thread in threading.enumerate() if thread.name == "minires-gradients"]
+
+    before = senders()
+    found = distributed.run(2, partial(run, out=tmp_path / "run"), hosts=2)
+    assert [thread for thread in senders() if thread not in before] == []
+    assert not any(p.node.hooks for _, trainer in found for p in trainer.model.parameters())
+
+
+def test_an_observer_cannot_save_a_run_of_several_ranks(tmp_path):
+    from minires.train import Observer
+
+    class Saves(Observer):
+        def stepped(self, run):
+            run.save()
+
+    said = []
+    distributed.run(2, partial(run, out=tmp_path / "run", observers=[Saves()], said=said))
+    assert [line for line in said if "all ranks must save together" in line]
+
+
+def test_generators_that_have_come_apart_are_seen(tmp_path):
+    from minires.train import Observer
+
+    class Draws(Observer):
+        def stepped(self, run):
+            run.model.drop.rng.random()
+
+    def work(comm):
+        with pytest.raises(MiniresError, match="after step 5 rank 1 .* draws other random numbers"):
+            run(comm, tmp_path / "run", observers=[Draws()])
+
+    distributed.run(2, work)
+
+
+def test_an_augmentation_that_calls_anew_is_not_taken_for_its_parent():
+    class Upside(augment.Flip):
+        def __call__(self, x, rng):
+            return x[:, ::-1] if rng.random() < 0.9 else x
+
+    data = stripes(20, 1)
+    (whole, _), = Loader(data, 20, seed=4, augment=Upside()).epoch(0)
+    for rank in range(2):
+        (part, _), = Loader(
+            data, 20, seed=4, augment=Upside(), share=lambda n, rank=rank: shares([n], rank, 2)
+        ).epoch(0)
+        assert (part == whole[10 * rank : 10 * rank + 10]).all()
+
+
 # ------------------------------------------------------------------------------------ what is refused
+
+
+def test_shares_of_one_picture_are_refused_where_batch_norms_see_them_alone(tmp_path):
+    def behind_a_pool():
+        rng = np.random.default_rng(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3, rng=rng), nn.GlobalAvgPool2d(), nn.BatchNorm2d(4), nn.Linear(4, 3, rng=rng)
+        )
+
+    config = Config(**{**CONFIG.to_dict(), "batch_size": 3, "drop_last": True, "epochs": 1})
+
+    def work(comm):
+        with pytest.raises(ConfigError, match="gives one of 2 ranks a single picture.*batch_norm='sync'"):
+            run(comm, tmp_path / "run", config, make=behind_a_pool)
+        sync = Config(**{**config.to_dict(), "batch_norm": "sync"})
+        return run(comm, tmp_path / "sync", sync, make=behind_a_pool)[0]["epochs"]
+
+    assert distributed.run(2, work) == [1, 1]
 
 
 def test_a_batch_with_fewer_pictures_than_ranks_is_refused_before_the_run(tmp_path):

@@ -231,10 +231,13 @@ class Case:
 
     def goes_on(self, *, ranks: int | None = None, same: bool = True, least: int = 0) -> None:
         """Go on with the run to its end, on as many ranks as it had or on one; of as many it must be the run
-        that nothing has happened to, where it can be the ``same``."""
+        that nothing has happened to, where it can be the ``same``. What fails in its first step may leave no
+        run, and begins."""
         self.newest(least=least)
         self.resumed = ranks or self.rng.choice([1, self.ranks])
         program = minires("train", "--resume", str(self.out))
+        if self.step == 0 and not (self.out / "config.json").exists():
+            program = self.program()
         if self.resumed > 1:
             program = self.launcher.command(self.resumed, *program)
         job = self.job(program)

@@ -10,7 +10,7 @@ net. What happens to it, at a random step, on a random rank:
     raises, raises in validation       a layer raises
     exits, leaves, vanishes            it calls sys.exit(0); a script ends before it trains; os._exit(0)
     killed, killed early               SIGKILL at any moment of training, or of the start
-    sleeps, stopped                    a rank stands still in a layer, or by SIGSTOP; MINIRES_WAIT is 4
+    sleeps, stopped                    a rank stands still in a layer, or by SIGSTOP; MINIRES_WAIT is 6
     picture, validation, test          a picture cannot be read any more while the run goes on
     nan, nan weights                   a layer makes NaN; the weights that a run starts from have NaN
     launcher                           the launcher of another MPI (--mpiexec)
@@ -42,16 +42,16 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from processes import machine
+from processes import in_jobs, machine
 from rank_job import BATCH, COUNTS, ENOUGH, EVERY, STEPS, Case, Job, Launcher, different, pictures, reference
 
 LAST = STEPS - 6  # a run that is to be hit from outside is told so when it is here at the latest
 PER_EPOCH = COUNTS["train"] * 3 // BATCH
-WAIT = "4"  # seconds, for those that stand still
+WAIT = 6  # seconds, for those that stand still
 
 
 def somewhere(case: Case, last: int = STEPS - 1) -> int:
@@ -120,15 +120,15 @@ def nan(case: Case) -> None:
 
 def sleeps(case: Case) -> None:
     least = somewhere(case)
-    job = case.start("sleep", MINIRES_WAIT=WAIT)
-    says = rf"RANK has come to no other rank for {WAIT} s: it is at .*rank_net\.py, line \d+, in fail"
+    job = case.start("sleep", MINIRES_WAIT=str(WAIT))
+    says = rf"RANK has come to no other rank for {0.9 * WAIT:.0f} s: it is at .*rank_net\.py, line \d+, in "
     if case.ends(job, says):
         case.goes_on(least=least)
 
 
 def stopped(case: Case) -> None:
     least = somewhere(case)
-    job = case.start("stop", MINIRES_WAIT=WAIT)
+    job = case.start("stop", MINIRES_WAIT=str(WAIT))
     says = rf"has waited {WAIT} s for the others in '.*step {case.step}'; RANK has not come there"
     if case.ends(job, says):
         case.goes_on(least=least)
@@ -300,53 +300,61 @@ def attempt(
     return case
 
 
-def many(options: argparse.Namespace, base: Path, launch: Launcher) -> list[Case]:
-    """Each kind ``times`` times, in turn, so that what is there early is of all kinds; Ctrl-C ends it."""
-    found: list[Case] = []
-    try:
-        for seed in range(options.seed, options.seed + options.times):
-            for kind in options.kinds:
-                if options.minutes is not None and time.monotonic() > options.began + 60 * options.minutes:
-                    return found
-                case = attempt(
-                    kind, seed, base, launch, ranks=options.ranks, other=options.mpiexec, keep=options.keep
-                )
-                found.append(case)
-                ended = "" if case.seconds is None else f", ended {case.seconds:.1f} s later"
-                on = f", resumed on {case.resumed}" if case.resumed else ""
-                print(f"{seed} {kind}: {case.did}{ended}{on}{case.skipped}", flush=True)
-                for fault in case.faults:
-                    print(f"    {fault}", flush=True)
-    except KeyboardInterrupt:
-        print("interrupted")
+def work(job: int, options: argparse.Namespace, base: Path, launch: Launcher) -> Iterator[dict[str, Any]]:
+    """Each kind ``times`` times, in turn, so that all kinds are there early; a job's share."""
+    for seed in range(options.seed + job, options.seed + options.times, options.jobs):
+        for kind in options.kinds:
+            if options.minutes is not None and time.monotonic() > options.began + 60 * options.minutes:
+                return
+            case = attempt(
+                kind, seed, base, launch, ranks=options.ranks, other=options.mpiexec, keep=options.keep
+            )
+            told = ("seed", "kind", "did", "seconds", "resumed", "skipped", "faults")
+            yield {name: getattr(case, name) for name in told}
+
+
+def many(options: argparse.Namespace, base: Path, launch: Launcher) -> list[dict[str, Any]]:
+    """All cases; what is compiled and compared with is made before."""
+    first = Case("reference", 0, base, launch, options.ranks)
+    for stream in (False, True):
+        reference(first, stream=stream)
+    first.clear()
+    found = []
+    for case in in_jobs(options.jobs, lambda job: work(job, options, base, launch)):
+        found.append(case)
+        ended = "" if case["seconds"] is None else f", ended {case['seconds']:.1f} s later"
+        on = f", resumed on {case['resumed']}" if case["resumed"] else ""
+        print(f"{case['seed']} {case['kind']}: {case['did']}{ended}{on}{case['skipped']}", flush=True)
+        for fault in case["faults"]:
+            print(f"    {fault}", flush=True)
     return found
 
 
-def report(cases: list[Case], kinds: list[str]) -> dict[str, Any]:
+def report(cases: list[dict[str, Any]], kinds: list[str]) -> dict[str, Any]:
     """The counts, printed and returned."""
     rows = {}
-    head = f"{'kind':<14}{'times':>7}{'with faults':>13}{'skipped':>9}"
+    head = f"{'kind':<22}{'times':>7}{'with faults':>13}{'skipped':>9}"
     print(f"\n{head}{'ended after, s: median':>24}{'longest':>9}")
     for kind in kinds:
-        mine = [case for case in cases if case.kind == kind]
-        took = sorted(case.seconds for case in mine if case.seconds is not None)
+        mine = [case for case in cases if case["kind"] == kind]
+        took = sorted(case["seconds"] for case in mine if case["seconds"] is not None)
         rows[kind] = {
             "times": len(mine),
-            "with faults": sum(bool(case.faults) for case in mine),
-            "skipped": sum(bool(case.skipped) for case in mine),
+            "with faults": sum(bool(case["faults"]) for case in mine),
+            "skipped": sum(bool(case["skipped"]) for case in mine),
             "median seconds": took[len(took) // 2] if took else None,
             "longest seconds": took[-1] if took else None,
         }
         times, faulty, skipped, *both = rows[kind].values()
         median, longest = ("-" if one is None else f"{one:.1f}" for one in both)
-        print(f"{kind:<14}{times:>7}{faulty:>13}{skipped:>9}{median:>24}{longest:>9}")
+        print(f"{kind:<22}{times:>7}{faulty:>13}{skipped:>9}{median:>24}{longest:>9}")
     faults: dict[str, int] = {}
     for case in cases:
-        for name in {fault.partition(":")[0] for fault in case.faults}:
+        for name in {fault.partition(":")[0] for fault in case["faults"]}:
             faults[name] = faults.get(name, 0) + 1
     print("\nfaults:", ", ".join(f"{count} {name}" for name, count in faults.items()) or "none")
-    faulty_cases = [case for case in cases if case.faults]
-    examples = [{"kind": c.kind, "seed": c.seed, "did": c.did, "faults": c.faults} for c in faulty_cases]
+    told = ("kind", "seed", "did", "faults")
+    examples = [{name: case[name] for name in told} for case in cases if case["faults"]]
     return {"cases": len(cases), "kinds": rows, "faults": faults, "examples": examples[:50]}
 
 
@@ -354,6 +362,7 @@ def main() -> int:
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("--times", type=int, default=3, help="how often each kind")
+    parser.add_argument("--jobs", type=int, default=1, help="how many cases at a time")
     parser.add_argument("--minutes", type=float, help="begin no case after so many")
     parser.add_argument("--seed", type=int, default=0, help="the number of the first case of each kind")
     parser.add_argument("--ranks", type=int, default=2, help="of how many ranks a job is")

@@ -10,6 +10,7 @@ import importlib
 import os
 import re
 import shlex
+import signal
 import sys
 import traceback
 import warnings
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [str(one) for one in (sys.argv[1:] if arguments is None else arguments)]
     options = argparse.Namespace(debug=False, imports=(), own={}, given=given)
     launch = distributed.launched()
-    with interrupt.as_exceptions() as came, _of_the_first(launch):
+    told = [signal.SIGUSR1] if launch and hasattr(signal, "SIGUSR1") else []  # which mpirun hands on
+    with interrupt.as_exceptions(*told) as came, _of_the_first(launch):
         try:
             with _plain_warnings(options), _harmless_output():
                 _parser().parse_args(arguments, options)

@@ -61,8 +61,9 @@ _came: list[int] = []  # the signals that were made exceptions
 
 
 @contextmanager
-def as_exceptions() -> Iterator[list[int]]:
-    """Inside this block a signal raises :class:`Stopped`; gives the numbers of those that came.
+def as_exceptions(*more: int) -> Iterator[list[int]]:
+    """Inside this block a signal, one of the usual or of ``more``, raises :class:`Stopped`; gives the numbers
+    of those that came.
 
     What follows within ``AGAIN`` seconds, as when a machine shuts down, does not raise: it would disturb what
     the first has begun to clean up. What is raised where Python prints and forgets it, in a ``__del__`` or a
@@ -88,7 +89,7 @@ def as_exceptions() -> Iterator[list[int]]:
         later.daemon = True
         later.start()
 
-    handlers, hook = _replace(stop), sys.unraisablehook
+    handlers, hook = _replace(stop, *more), sys.unraisablehook
     sys.unraisablehook = forgotten
     try:
         yield _came

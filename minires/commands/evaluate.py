@@ -54,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
                 known_by_files = labelled(*asked, stream=True).pictures
         if known:
             warn_of_learnt(options.model, *known.among(known_by_files))
+    train.same_pictures(dataset, world())
     with backend.before_compiling(speaker(sys.stderr)):
         if options.crops is None:
             result = train.evaluate(trained.model, dataset, trained.normalize, comm=world())

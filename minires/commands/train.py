@@ -47,7 +47,8 @@ FREE = ("device", "watch", "keep")  # those that may change when a run is contin
 TEXT = """\
 Train a model and test it. Without options: ResNet-50 on SIGNS, or on the rendered stand-in `hands` where
 SIGNS is not found. Ctrl-C stops after the step at hand and saves everything; so do SIGTERM and SIGHUP, which
-comes when the terminal is closed.
+comes when the terminal is closed, SIGUSR1, and a file STOP in the run folder. (mpirun ends its processes at
+Ctrl-C before they could save: use SIGUSR1 or the file there.)
 
   minires train                                  the default recipe
   minires train --data signs --recipe two-epoch  as far as two epochs can get

@@ -310,7 +310,10 @@ def augmented(
     when that is augmented."""
     steps = augment.steps if isinstance(augment, Compose) else (augment,)
     if not all(map(_draws_apart, steps)):
-        return augment(images[chosen], rng)[given]
+        whole = augment(images[chosen], rng)
+        if len(whole) != len(chosen):
+            raise ConfigError(f"augmentation: {len(chosen)} pictures went in, and {len(whole)} came out")
+        return whole[given]
     x: Batch = images[chosen[given]]
     for step in steps:
         drawn = step.draw(len(chosen), rng)  # type: ignore[attr-defined]
@@ -411,7 +414,8 @@ def build(spec: Sequence[Any] | None) -> Compose:
 def _build_one(entry: Any) -> Augmentation:
     name, options = (entry, {}) if isinstance(entry, str) else (entry if _is_pair(entry) else (None, None))
     if not isinstance(name, str) or not isinstance(options, dict):
-        raise ConfigError(f"augmentation: expected a name or [name, {{options}}], got {entry!r}")
+        own = "; give your own a name first: minires.data.augment.register" if callable(entry) else ""
+        raise ConfigError(f"augmentation: expected a name or [name, {{options}}], got {entry!r}{own}")
     make = AUGMENTATIONS.find(name)
     known = inspect.signature(make).parameters
     for option in options:

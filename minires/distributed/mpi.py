@@ -11,6 +11,7 @@ each has a thread, :class:`~minires.distributed.watchdog.Watchdog`, that hears i
 from __future__ import annotations
 
 import atexit
+import re
 import sys
 import sysconfig
 import threading
@@ -187,7 +188,7 @@ class _Guard:
         own = f"{self.name}: {sentence}"
         if len(gone) < self.size - 1 or not all(gone.values()):
             self.end(own, traceback)
-        if all(one == _short(sentence) for one in gone.values()):
+        if all(_alike(one, sentence) for one in gone.values()):
             own = sentence
         heard = self._owner.heard and self._owner.heard in sentence  # who has failed says it
         if self.rank == 0 if own == sentence else not heard:
@@ -269,6 +270,12 @@ class _Guard:
                 else:
                     self._ending.add(rank)
             return dict(self._gone)
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two ranks say the same; where something is in memory is another number in each."""
+    one, other = (re.sub(r"0x[0-9a-f]+", "0x", _short(text)) for text in (one, other))
+    return one == other
 
 
 def _short(text: str) -> str:

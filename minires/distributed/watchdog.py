@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 import threading
 import time
 import traceback
@@ -127,21 +128,26 @@ class Watchdog:
                 if waited > limit + self._late:
                     why = self._others.missing(what)
                     self._others.end(
-                        f"{self.name} has waited {limit:.0f} s for the others in {what!r}; {why}"
+                        f"{self.name} has waited {limit:.0f} s for the others in {what!r}; {why} "
+                        "(MINIRES_WAIT says how long)"
                     )
             watched = self._watched
             if watched and watched[0] not in self._waits and now - watched[1] > 0.9 * self.limit:
                 self._others.end(
                     f"{self.name} has come to no other rank for {0.9 * self.limit:.0f} s: it is at "
-                    f"{_place(watched[0])}"
+                    f"{_place(watched[0])} (MINIRES_WAIT says how long)"
                 )
 
 
 def _place(thread: int) -> str:
-    """Where a thread is: the innermost place, and the innermost outside of Python's own files."""
-    frame = sys._current_frames().get(thread)
-    if frame is None:
+    """Where a thread is; where it waits for threads that load pictures, where one of these is."""
+    frames = sys._current_frames()
+    if thread not in frames:
         return "its end"
-    found = traceback.extract_stack(frame)
-    last = found[-1]
+    own = sysconfig.get_path("stdlib")
+    loaders = [one.ident for one in threading.enumerate() if one.name.startswith("minires-loader")]
+    places = [traceback.extract_stack(frames[one])[-1] for one in (thread, *loaders) if one in frames]
+    last = places[0]
+    if last.filename.startswith(own):
+        last = next((one for one in places[1:] if not one.filename.startswith(own)), last)
     return f"{last.filename}, line {last.lineno}, in {last.name}"

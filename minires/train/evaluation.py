@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from minires import backend
 from minires.data import Dataset, Normalize, Stream
 from minires.data.streaming import Pixels, batches
 from minires.distributed import Communicator, Solo, bounds
-from minires.errors import ShapeError, whole
+from minires.errors import DataError, ShapeError, whole
 from minires.nn.layers import BatchNorm2d
 from minires.nn.module import Module
 from minires.nn.restored import modes
@@ -69,6 +70,21 @@ def evaluate(
         accuracy = float(right.mean())
     loss, accuracy = comm.exchange([loss, accuracy], "evaluation")[0]
     return Evaluation(loss, accuracy, np.exp(whole_logs, out=whole_logs))
+
+
+def same_pictures(dataset: Dataset, comm: Communicator) -> None:
+    """Raises: DataError if a rank has other pictures than rank 0, which would be tested in their place."""
+    if comm.size == 1:
+        return
+    known = hashlib.sha256("\n".join(dataset.names).encode(errors="backslashreplace"))
+    known.update(np.ascontiguousarray(dataset.labels).data)
+    if not isinstance(dataset.images, Stream):
+        known.update(np.ascontiguousarray(dataset.images).reshape(-1).data)
+    other = comm.all_equal([len(dataset), known.hexdigest()], "pictures")
+    if other is not None:
+        raise DataError(
+            f"rank {other} finds other pictures in {dataset.name} than rank 0; give all machines the same"
+        )
 
 
 def share_of(dataset: Dataset, comm: Communicator) -> Dataset | None:

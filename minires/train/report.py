@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from minires import backend
@@ -89,7 +91,7 @@ def of_stream(train_set: Dataset, *, measured: bool) -> list[str]:
     return said
 
 
-def batches(config: Config, train_set: Dataset, comm: Communicator) -> list[str]:
+def batches(config: Config, train_set: Dataset, comm: Communicator, folder: Path) -> list[str]:
     """What is special about the batches of an epoch, and who shares them, in words."""
     found, count = [], len(train_set)
     if left := left_out(config, train_set):
@@ -104,7 +106,7 @@ def batches(config: Config, train_set: Dataset, comm: Communicator) -> list[str]
             f"batch_size is {config.batch_size}, and there are {count} training pictures: "
             "each epoch is one step, on all of them"
         )
-    return [*found, *([_ranks(comm, config), *scaled(config)] if comm.size > 1 else [])]
+    return [*found, *([_ranks(comm, config, folder), *scaled(config)] if comm.size > 1 else [])]
 
 
 def left_out(config: Config, train_set: Dataset) -> int:
@@ -125,13 +127,14 @@ def begins(
     return [first, *of_stream(train_set, measured=config.normalize == "data")]
 
 
-def _ranks(comm: Communicator, config: Config) -> str:
+def _ranks(comm: Communicator, config: Config, folder: Path) -> str:
     """That several processes do a run, in words."""
     machines = f" on {comm.hosts} machines" if comm.hosts > 1 else ""
     sync = config.batch_norm == "sync"
     norm = "over all of them" if sync else "in each by itself (--batch-norm sync: over all)"
     threads = counted(backend.threads(), "thread")
-    return f"{comm.size} processes{machines}, with {threads} each; batch norm {norm}"
+    stop = f"to stop and save: touch {shlex.quote(str(folder / 'STOP'))}"
+    return f"{comm.size} processes{machines}, with {threads} each; batch norm {norm}; {stop}"
 
 
 def scaled(config: Config) -> list[str]:

@@ -252,7 +252,7 @@ class Steps:
             loss_of = functools.partial(self._loss_of, y[part.rows])
             try:
                 with share_of_batch(*part.place):
-                    first = first_not_finite(self.model, x_part, loss_of)
+                    first = first_not_finite(self.model, x_part, loss_of, place=part.place[0])
             except MiniresError as error:
                 if not self.shared:
                     raise

@@ -54,12 +54,16 @@ def one_config(comm: Communicator, config: Config | Mapping[str, Any] | None, ou
         return Config.from_dict(read)
     with comm.together("configuration"):
         config = config if isinstance(config, Config) else Config.from_dict(config)
-    other = comm.all_equal(config.to_dict(), "configuration")
-    if other is not None:
-        raise ConfigError(
-            f"rank {other} was given another configuration than rank 0; a run of several processes has one, "
-            "so it must not hang on the rank"
-        )
+    first, *others = comm.exchange(config.to_dict(), "configuration")
+    for rank, one in enumerate(others, 1):
+        if different := [
+            f"{name} is {first[name]!r} on rank 0 and {one[name]!r} on rank {rank}"
+            for name in first if one[name] != first[name]
+        ]:  # fmt: skip
+            raise ConfigError(
+                f"the ranks were given different settings: {'; '.join(different)}. A run of several "
+                "processes has one configuration; where each rank is to do a run by itself, give comm=Solo()"
+            )
     return config
 
 

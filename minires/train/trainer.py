@@ -261,7 +261,7 @@ class Trainer:
             self.say(f"all {self.progress.step} steps are done; testing again")
         elif self.progress.step:
             self.say(f"continuing after step {self.progress.step}, in epoch {self.progress.epoch + 1}")
-        for line in report.batches(config, self.train_set, self.comm):
+        for line in report.batches(config, self.train_set, self.comm, self.given):
             self.say(line)
         per_epoch = len(self.train_set) - report.left_out(config, self.train_set)
         with Wish(self.out, silent=not self.comm.is_first) as self._wish, audience.bar(

@@ -411,10 +411,12 @@ def torture() -> str:
         fell = sum(row["with faults"] for row in report["kinds"].values())
         jobs = sum(row["times"] - row["skipped"] for row in report["kinds"].values())
         longest = max(row["longest seconds"] or 0 for row in report["kinds"].values())
+        silent = report["launcher silent"]
+        more = f"; in {silent}, killed before MPI had begun, the launcher did not say which" if silent else ""
         what = f"`ranks.py`: a rank of {report['ranks']} fails in one of {len(report['kinds'])} ways"
         lines.append(
             f"| {what}, the job ends soon, says why, and goes on; {report['mpi']} | {jobs} jobs, ended after "
-            f"{longest:.0f} s at the latest | {fell} |"
+            f"{longest:.0f} s at the latest | {fell}{more} |"
         )
     return "\n".join(lines) + f"\n\n{_where(files)}\n"
 

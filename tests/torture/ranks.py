@@ -163,7 +163,8 @@ def killed_early(case: Case) -> None:
         case.skipped = "it had ended before"
         return
     os.kill(job.pids()[case.rank], signal.SIGKILL)
-    case.ends(job, of_launcher(case, job), since=time.monotonic(), ours=0)
+    # Before MPI has begun Open MPI may say nothing of it, and MPICH name the process that it ended itself.
+    case.ends(job, of_launcher(case, job), since=time.monotonic(), ours=0, silent=True)
     if (case.out / "config.json").exists():
         case.goes_on()
 
@@ -309,7 +310,7 @@ def work(job: int, options: argparse.Namespace, base: Path, launch: Launcher) ->
             case = attempt(
                 kind, seed, base, launch, ranks=options.ranks, other=options.mpiexec, keep=options.keep
             )
-            told = ("seed", "kind", "did", "seconds", "resumed", "skipped", "faults")
+            told = ("seed", "kind", "did", "seconds", "resumed", "skipped", "silent", "faults")
             yield {name: getattr(case, name) for name in told}
 
 
@@ -324,7 +325,8 @@ def many(options: argparse.Namespace, base: Path, launch: Launcher) -> list[dict
         found.append(case)
         ended = "" if case["seconds"] is None else f", ended {case['seconds']:.1f} s later"
         on = f", resumed on {case['resumed']}" if case["resumed"] else ""
-        print(f"{case['seed']} {case['kind']}: {case['did']}{ended}{on}{case['skipped']}", flush=True)
+        silent = ", its launcher said nothing" if case["silent"] else ""
+        print(f"{case['seed']} {case['kind']}: {case['did']}{ended}{on}{silent}{case['skipped']}", flush=True)
         for fault in case["faults"]:
             print(f"    {fault}", flush=True)
     return found
@@ -353,9 +355,14 @@ def report(cases: list[dict[str, Any]], kinds: list[str]) -> dict[str, Any]:
         for name in {fault.partition(":")[0] for fault in case["faults"]}:
             faults[name] = faults.get(name, 0) + 1
     print("\nfaults:", ", ".join(f"{count} {name}" for name, count in faults.items()) or "none")
+    silent = sum(case["silent"] for case in cases)
+    print("cases of which the launcher said nothing:", silent)
     told = ("kind", "seed", "did", "faults")
     examples = [{name: case[name] for name in told} for case in cases if case["faults"]]
-    return {"cases": len(cases), "kinds": rows, "faults": faults, "examples": examples[:50]}
+    return {
+        "cases": len(cases), "kinds": rows, "launcher silent": silent, "faults": faults,
+        "examples": examples[:50],
+    }  # fmt: skip
 
 
 def main() -> int:

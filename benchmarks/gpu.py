@@ -5,6 +5,7 @@
 In this order, so that what is cut off by the time limit is the least needed:
 
 * probes: does a captured matrix product replay right, what does a launch cost the host, and a node a graph;
+* NCCL on one rank, which is all that one GPU can try: see gpu_nccl.py;
 * the tests marked ``gpu``;
 * gradients of the SIGNS ResNet-50 on the GPU against those on the CPU, in float32;
 * training step and inference of each workload: minires launching each kernel anew and as a captured graph,
@@ -32,6 +33,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -255,6 +257,24 @@ def tests(seconds: float) -> dict[str, Any]:
     return {"status": done.returncode, "said": lines[-1]}
 
 
+def nccl(seconds: float) -> dict[str, Any]:
+    """What gpu_nccl.py has found, as far as it came: a fault of the library must not end this program."""
+    command = [sys.executable, str(Path(__file__).with_name("gpu_nccl.py"))]
+    found: dict[str, Any] = {}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        said = done.stdout
+        if done.returncode:
+            found["error"] = f"status {done.returncode}: {done.stderr.strip()[-600:]}"
+    except subprocess.TimeoutExpired as late:
+        said = late.stdout.decode() if isinstance(late.stdout, bytes) else late.stdout or ""
+        found["error"] = f"not done after {seconds:.0f} s"
+    for line in said.splitlines():
+        with suppress(ValueError):  # a library may say something, too
+            found |= json.loads(line)
+    return found
+
+
 def agreement() -> dict[str, Any]:
     """Loss and gradients of the SIGNS ResNet-50 on the GPU against the CPU, float32, relative."""
     rng = np.random.default_rng(0)
@@ -407,6 +427,7 @@ def main() -> None:
             options.json.write_text(json.dumps(report, indent=1) + "\n")
 
     note("probes", probes())
+    note("nccl", nccl(min(60, left())))
     note("agreement", agreement())
     note("tests", tests(min(150, left())))
     for job in WORKLOADS[:2] if options.quick else WORKLOADS:

@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import parallel_tables
+
 RESULTS = Path(__file__).parent / "results"
 SPEED = RESULTS / "speed"  # of compare.py, a folder per processor
 PROCESSOR = "intel_6_167"  # the one whose figures come first, and alone into the README
@@ -348,6 +350,17 @@ def keras_folder() -> str:
     return "\n".join(lines) + f"\n\n{_where(report)}\n\n{curves}\n"
 
 
+def parallel() -> str:
+    """Training by several processes."""
+    report = load("parallel")
+    return f"{parallel_tables.measured(report)}\n{_where(report)}\n"
+
+
+def parallel_model() -> str:
+    """What a model on paper says of many machines."""
+    return parallel_tables.predicted(load("parallel"))
+
+
 def crops() -> str:
     """One view of each test picture beside ten, and beside whole pictures."""
     report = load("crops")
@@ -393,6 +406,18 @@ def torture() -> str:
     tries = sum(row["tried"] for row in page["attacks"])
     what = f"`page.py`: {len(page['attacks'])} attacks on the page of `minires play`"
     lines.append(f"| {what} | {tries:,} connections | {len(page['fell'])} |")
+    for name in ("ranks", "ranks_mpich"):
+        report = load(f"torture_{name}")
+        fell = sum(row["with faults"] for row in report["kinds"].values())
+        jobs = sum(row["times"] - row["skipped"] for row in report["kinds"].values())
+        longest = max(row["longest seconds"] or 0 for row in report["kinds"].values())
+        silent = report["launcher silent"]
+        more = f"; in {silent}, killed before MPI had begun, the launcher did not say which" if silent else ""
+        what = f"`ranks.py`: a rank of {report['ranks']} fails in one of {len(report['kinds'])} ways"
+        lines.append(
+            f"| {what}, the job ends soon, says why, and goes on; {report['mpi']} | {jobs} jobs, ended after "
+            f"{longest:.0f} s at the latest | {fell}{more} |"
+        )
     return "\n".join(lines) + f"\n\n{_where(files)}\n"
 
 
@@ -420,6 +445,8 @@ TABLES = {
     "own_pictures": own_pictures,
     "keras_folder": keras_folder,
     "crops": crops,
+    "parallel": parallel,
+    "parallel_model": parallel_model,
     "torture": torture,
 }
 

@@ -10,14 +10,22 @@ import importlib
 import os
 import re
 import shlex
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    redirect_stdout,
+    suppress,
+)
 from typing import Any, NoReturn, TextIO
 
-from minires import interrupt, quiet_start
+from minires import distributed, interrupt, quiet_start
 from minires.commands import COMMANDS, FAILED, Command
 from minires.errors import ConfigError, MiniresError, UnknownName, closest, harmless
 from minires.version import __version__
@@ -33,10 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     given = [str(one) for one in (sys.argv[1:] if arguments is None else arguments)]
     options = argparse.Namespace(debug=False, imports=(), own={}, given=given)
-    with interrupt.as_exceptions() as came:
+    launch = distributed.launched()
+    told = [signal.SIGUSR1] if launch and hasattr(signal, "SIGUSR1") else []  # which mpirun hands on
+    with interrupt.as_exceptions(*told) as came, _of_the_first(launch):
         try:
             with _plain_warnings(options), _harmless_output():
                 _parser().parse_args(arguments, options)
+                if launch is not None and not options.command_ranks and launch.rank:
+                    return 0  # the first of them does it all
+                if launch is not None and options.command_ranks:
+                    distributed.world()
                 status: int = options.run(options)
                 interrupt.raise_what_came()
                 if sys.stdout is not None:
@@ -44,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return status
         except KeyboardInterrupt as stop:
             if _is_heard():  # who is told to end does not wait for somebody to read it
-                _say(f"minires: {stop}" if str(stop) else "minires: interrupted")
+                _leave(str(stop) or "interrupted", "minires: ")
             return interrupt.status(stop)
         except BrokenPipeError:  # the reader of our output, `head` for example, has enough
             interrupt.to_nobody(sys.stdout)
@@ -65,13 +79,34 @@ def _failed(error: Exception, options: argparse.Namespace) -> int:
     own = isinstance(error, UnknownName) and not options.imports
     hint = ". For one of your own, name the module that registers it: minires --import MODULE ..."
     message = in_options(_message(error), options.own, options.given)
-    _say(f"minires: error: {message}{hint if own else ''}")
+    _leave(f"{message}{hint if own else ''}", "minires: error: ")
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError:  # what could not be written, on a full disk, cannot be written at the end either
         interrupt.to_nobody(sys.stdout)
     return WRONG_USE if isinstance(error, ConfigError) else FAILED
+
+
+@contextmanager
+def _of_the_first(launch: distributed.Launch | None) -> Iterator[None]:
+    """Of several processes that a launcher of MPI has started only the first is heard in this block."""
+    if launch is None or not launch.rank:
+        yield
+        return
+    with open(os.devnull, "w", errors="backslashreplace") as nobody:  # whatever it is that nobody reads
+        with redirect_stdout(nobody), redirect_stderr(nobody):
+            yield
+
+
+def _leave(text: str, before: str) -> None:
+    """Say why the program ends, ``before`` it whose words these are; of several processes one says it."""
+    launch = distributed.launched()
+    comm = distributed.found()
+    if comm is not None and comm.size > 1:
+        comm.leave(text, before=before)
+    elif launch is None or launch.rank == 0:
+        _say(f"{before}{text}")
 
 
 def _is_heard() -> bool:
@@ -240,7 +275,7 @@ class _CommandParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         if command := self._command:
             self._command = None
-            self.set_defaults(run=command.run)
+            self.set_defaults(run=command.run, command_ranks=command.ranks)
             command.add_options(self)
             hidden = argparse.SUPPRESS
             self.add_argument("--debug", action="store_true", default=hidden, help=hidden)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,16 @@ import numpy as np
 import minires
 from minires import backend, tensor
 from minires.backend import cublas, cuda
+from minires.distributed import examined
 from minires.errors import MiniresError
 from minires.version import DISTRIBUTION, __version__
 
 # Packages that are imported under another name.
 MODULES = {"pillow": "PIL"}
 THREAD_PINS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-PINS = ("MINIRES_DATA", "MINIRES_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", *THREAD_PINS)
+PINS = (
+    "MINIRES_DATA", "MINIRES_THREADS", "MINIRES_WAIT", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", *THREAD_PINS
+)  # fmt: skip
 # CuPy's packages, newest CUDA first, and the oldest driver for it (on Linux; NVIDIA, CUDA Compatibility).
 CUPY_DRIVERS = {"cupy-cuda13x": 580, "cupy-cuda12x": 525}
 LOW_DISK = 2e9  # bytes; a run of resnet50_signs needs up to three checkpoints of 283 MB at once
@@ -59,6 +64,7 @@ def examine() -> Report:
         "threads": _threads(cores, advice),
         "blas": _blas(cores, advice),
         "gpu": _gpu(advice),
+        "mpi": _mpi(advice),
         "environment": {name: os.environ[name] for name in PINS if name in os.environ},
         "data": _data(advice),
         "disk": _disk(advice),
@@ -83,6 +89,7 @@ def describe(report: Mapping[str, Any]) -> str:
             "threads": f"{report['threads'] or 'none: see below'}",
             "BLAS": "; ".join(map(_blas_text, report["blas"])) or "none that threadpoolctl knows",
             "GPU": report["gpu"]["text"],
+            "MPI": report["mpi"]["text"],
         },
         "environment": report["environment"],
         "data sets": {name: where or "not found" for name, where in report["data"].items()},
@@ -305,6 +312,7 @@ def _gpu(advice: list[dict[str, str]]) -> dict[str, Any]:
         _advise(advice, "warning", what, install)
     free = ", ".join(f"{left / 1e9:.0f} of {total / 1e9:.0f} GB free" for left, total in report["memory"])
     versions = f"driver {driver}, CUDA {report['runtime']}, NVRTC {report['nvrtc']}, CuPy {report['cupy']}"
+    versions += f", NCCL {report['nccl']}" if report["nccl"] else ", no NCCL"
     return {**report, "text": f"{', '.join(cards)} ({free}; {versions})"}
 
 
@@ -335,7 +343,17 @@ def _used(cupy: Any) -> dict[str, Any]:
         "nvrtc": ".".join(map(str, cupy.cuda.nvrtc.getVersion())),
         "cublas": cublas.library() is not None,
         "memory": memory,  # free and all bytes of each GPU
+        "nccl": _nccl(cupy),
     }
+
+
+def _nccl(cupy: Any) -> str | None:
+    """The version of NCCL, over which GPUs sum their gradients; None if CuPy has none."""
+    with suppress(Exception):  # an ImportError where its library is missing
+        number = int(cupy.cuda.nccl.get_version())  # 22703 for 2.27.3
+        if cupy.cuda.nccl.available:
+            return f"{number // 10000}.{number % 10000 // 100}.{number % 100}"
+    return None
 
 
 def _nvidia() -> tuple[list[str], int]:
@@ -350,6 +368,14 @@ def _nvidia() -> tuple[list[str], int]:
         return [], 0
     rows = [line.rsplit(", ", 1) for line in answer.splitlines() if ", " in line]
     return [name for name, _ in rows], next(iter(_numbers(rows[0][1])), 0) if rows else 0
+
+
+def _mpi(advice: list[dict[str, str]]) -> dict[str, Any]:
+    """Whether several processes can do a run together."""
+    found = examined.examine()
+    if found.trouble:
+        _advise(advice, "warning", found.trouble, found.way)
+    return {**dataclasses.asdict(found), "text": found.text}
 
 
 def _data(advice: list[dict[str, str]]) -> dict[str, str | None]:

@@ -7,7 +7,7 @@ import math
 import numbers
 import operator
 import re
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,14 @@ class ShapeError(MiniresError):
 
 class DataError(MiniresError):
     """A data set or a picture cannot be read or used."""
+
+
+class Unreadable(DataError):
+    """Pictures of a stream cannot be read; ``names`` says which."""
+
+    def __init__(self, message: str, names: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.names = tuple(names)
 
 
 class CheckpointError(MiniresError):

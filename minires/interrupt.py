@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 from minires.quiet_start import SIGNALS, said, tell
 
@@ -61,8 +61,9 @@ _came: list[int] = []  # the signals that were made exceptions
 
 
 @contextmanager
-def as_exceptions() -> Iterator[list[int]]:
-    """Inside this block a signal raises :class:`Stopped`; gives the numbers of those that came.
+def as_exceptions(*more: int) -> Iterator[list[int]]:
+    """Inside this block a signal, one of the usual or of ``more``, raises :class:`Stopped`; gives the numbers
+    of those that came.
 
     What follows within ``AGAIN`` seconds, as when a machine shuts down, does not raise: it would disturb what
     the first has begun to clean up. What is raised where Python prints and forgets it, in a ``__del__`` or a
@@ -88,7 +89,7 @@ def as_exceptions() -> Iterator[list[int]]:
         later.daemon = True
         later.start()
 
-    handlers, hook = _replace(stop), sys.unraisablehook
+    handlers, hook = _replace(stop, *more), sys.unraisablehook
     sys.unraisablehook = forgotten
     try:
         yield _came
@@ -118,17 +119,18 @@ def raise_what_came() -> None:
 
 class StopWish:
     """Inside this block the first signal only sets ``wanted``, to its number. After it SIGINT acts as usual;
-    the others, which often come twice when a terminal or a machine shuts down, change nothing.
+    the others, which often come twice when a terminal or a machine shuts down, change nothing. SIGUSR1, by
+    which a cluster says that time is nearly up, is one of them. ``silent`` says nothing of it.
 
     Signals reach the main thread only; in any other thread the block changes nothing.
     """
 
-    def __init__(self) -> None:
-        self.wanted = 0
+    def __init__(self, *, silent: bool = False) -> None:
+        self.wanted, self.silent = 0, silent
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> StopWish:
-        self._before = _replace(self._note)
+    def __enter__(self) -> Self:
+        self._before = _replace(self._note, *(one for one in [getattr(signal, "SIGUSR1", None)] if one))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -140,7 +142,8 @@ class StopWish:
         self.wanted = number
         if signal.SIGINT in self._before:
             signal.signal(signal.SIGINT, self._before.pop(signal.SIGINT))
-        tell("\nStopping after this step; press Ctrl-C again to stop at once without saving.")
+        if not self.silent:
+            tell("\nStopping after this step; press Ctrl-C again to stop at once without saving.")
 
 
 def is_gone(error: Exception) -> bool:
@@ -173,11 +176,11 @@ def three_streams() -> None:
         os.close(opened)
 
 
-def _replace(handler: Handler) -> dict[int, Any]:
-    """Set the handler of all signals that are not ignored; give those that were before."""
+def _replace(handler: Handler, *more: int) -> dict[int, Any]:
+    """Set the handler of all signals that are not ignored, and of ``more``; give those that were before."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    heard = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    heard = [number for number in (*SIGNALS, *more) if signal.getsignal(number) not in (signal.SIG_IGN, None)]
     return {number: signal.signal(number, handler) for number in heard}
 
 

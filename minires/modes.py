@@ -19,14 +19,16 @@ class _Mode(Settings):
     path = ""  # the path of the module whose forward is running, for the names of nodes
     tree: Any = None  # the paths inside the outermost module that is running: see minires.nn.paths
     watcher: Callable[[Any], None] | None = None
+    across: Any = None  # the ranks over which batch norm takes its statistics together
+    share: tuple[int, int, int] | None = None  # the pictures of a batch that are this rank's, and all of them
 
 
 mode = _Mode()
 
 
 def settings() -> dict[str, Any]:
-    """What no_grad(), unfused(), watching() and the module that runs have set for this thread."""
-    return mode.now("recording", "fused", "path", "tree", "watcher")
+    """What no_grad(), unfused(), watching(), the ranks and the module that runs have set for this thread."""
+    return mode.now("recording", "fused", "path", "tree", "watcher", "across", "share")
 
 
 def with_settings(**changes: Any) -> Block:
@@ -101,3 +103,25 @@ def watching(watcher: Callable[[Any], None]) -> Block:
 def is_watched() -> bool:
     """Whether somebody watches the operations now."""
     return mode.watcher is not None
+
+
+def synchronised(ranks: Any) -> Block:
+    """Inside this block batch norm, in training, takes its means and variances over the batches of all
+    ``ranks`` together, a :class:`~minires.distributed.Communicator`; all of them must be in such a block."""
+    return mode.within(across=ranks if ranks.size > 1 else None)
+
+
+def across() -> Any:
+    """The ranks over which batch norm takes its statistics together now; None for this process alone."""
+    return mode.across
+
+
+def share_of_batch(start: int, stop: int, pictures: int) -> Block:
+    """Inside this block what the model is called with are the pictures ``start`` to ``stop`` of a batch of so
+    many: what is drawn by chance is drawn for all of them, and the share of these is used."""
+    return mode.within(share=None if (start, stop) == (0, pictures) else (start, stop, pictures))
+
+
+def share() -> tuple[int, int, int] | None:
+    """The share of a batch that this process has, as :func:`share_of_batch` says it; None for all of it."""
+    return mode.share

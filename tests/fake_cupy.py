@@ -3,22 +3,40 @@
 While a stream is captured, what is done with its arrays is written down and not kept: kernels (run by the
 emulator), products, and the functions of NumPy. A graph does all of it again, on the very same arrays. So a
 number that found its way into a step from the host, and would be frozen in a CUDA graph, is frozen here too.
+
+There may be several GPUs. Each thread has its current one, on which its arrays are made, and computes with
+arrays of that one only. So a thread can stand for a rank of a run: see fake_nccl.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import cuda_emulator
 import numpy as np
+from fake_nccl import FakeNccl
 
 from minires import backend
-from minires.backend import arrays, cuda, matrix_products
+from minires.backend import arrays, cuda, kernels, matrix_products
 
-_captured: list[Callable[[], Any]] | None = None  # what was written down so far, while a stream is captured
+
+class _Here(threading.local):
+    """What each thread has for itself."""
+
+    captured: list[Callable[[], Any]] | None = None  # what was written down so far, while one is captured
+    replays = False  # whether a graph is run
+    device = 0  # the current one
+
+    def __init__(self) -> None:
+        self.streams = [Stream()]  # the last is the current one
+
+
+_emulator = threading.Lock()  # it runs one kernel at a time
 # What CuPy 14 computes of bfloat16, as far as it is used here. It has no where and no argmax.
 OF_BFLOAT16 = {"add", "subtract", "multiply", "negative", "isfinite", "isnan", "isinf", "sum"}
 
@@ -43,23 +61,36 @@ def _computed(work: Callable[[], Any]) -> Any:
     if isinstance(result, list | tuple):
         raise NotImplementedError("this stand-in knows functions with one result only")
     array = np.array(result)
-    if _captured is not None:
-        _captured.append(lambda: np.copyto(array, work()))
+    if here.captured is not None:
+        here.captured.append(lambda: np.copyto(array, work()))
     return array.view(DeviceArray)
 
 
 def _changed(work: Callable[[], Any]) -> None:
     """Do what changes arrays in place; while capturing only write it down."""
-    if _captured is None:
+    if here.captured is None:
         work()
     else:
-        _captured.append(work)
+        here.captured.append(work)
+
+
+def _check_here(*given: Any) -> None:
+    """What CuPy asks of the arrays of an operation, and a kernel of its own would not forgive."""
+    for array in given:
+        if isinstance(array, DeviceArray) and array.number != here.device:
+            raise RuntimeError(f"an array on GPU {array.number}, while the current one is {here.device}")
 
 
 class DeviceArray(np.ndarray):
-    """An array on the GPU that is not there."""
+    """An array on the GPU ``number``, which is not there."""
+
+    number = 0
+
+    def __array_finalize__(self, base):
+        self.number = base.number if isinstance(base, DeviceArray) else here.device
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
+        _check_here(*inputs, *(out or ()))
         _check_known(ufunc.__name__, inputs)
         run, inputs = getattr(ufunc, method), _plain(inputs)
         if out is None:
@@ -69,6 +100,7 @@ class DeviceArray(np.ndarray):
         return out[0]
 
     def __array_function__(self, function, types, args, options):
+        _check_here(*args)
         args, options = _plain(args), {name: _plain(value) for name, value in options.items()}
         result = function(*args, **options)
         if isinstance(result, np.ndarray) and any(np.shares_memory(result, a) for a in args if _is_array(a)):
@@ -79,6 +111,7 @@ class DeviceArray(np.ndarray):
         return _computed(lambda: function(*args, **options))
 
     def __setitem__(self, key, value):
+        _check_here(self, value)
         mine, key, value = _plain(self), _plain(key), _plain(value)
         _changed(lambda: mine.__setitem__(key, value))
 
@@ -110,29 +143,35 @@ def _is_array(value: Any) -> bool:
 class Stream:
     """Everything on it is done at once, unless it is captured."""
 
+    numbers = itertools.count(1000)
+
     def __init__(self, non_blocking: bool = False) -> None:
-        self.log: list[str] = []
+        self.ptr = next(self.numbers)
 
     def __enter__(self) -> Stream:
+        here.streams.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        here.streams.pop()
 
     def wait_event(self, event: Event) -> None:
         assert event.recorded, "this would wait for nothing"
 
     def begin_capture(self) -> None:
-        global _captured
-        _captured = []
+        assert here.captured is None, "one capture at a time"
+        here.captured = []
 
     def end_capture(self) -> SimpleNamespace:
-        global _captured
-        work, _captured = _captured, None
+        work, here.captured = here.captured, None
 
         def launch(stream: Stream) -> None:
-            for step in work or ():
-                step()
+            here.replays = True
+            try:
+                for step in work or ():
+                    step()
+            finally:
+                here.replays = False
 
         return SimpleNamespace(launch=launch, size=len(work or ()))
 
@@ -148,31 +187,52 @@ class Event:
 
 
 class Device:
-    def __init__(self, number: int = 0) -> None:
-        pass
+    def __init__(self, number: int | None = None) -> None:
+        self.number = here.device if number is None else number
+        self.before: list[int] = []
+
+    @property
+    def pci_bus_id(self) -> str:
+        return f"0000:{self.number + 1:02x}:00.0"
+
+    def use(self) -> None:
+        here.device = self.number
 
     def __enter__(self) -> Device:
+        self.before.append(here.device)
+        here.device = self.number
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        here.device = self.before.pop()
 
     def synchronize(self) -> None:
         pass
 
 
+@contextmanager
+def _using_allocator(allocator: Any) -> Iterator[None]:
+    yield
+
+
+here = _Here()
+
+
 class FakeCupy:
     """The module: NumPy's functions, whose results are arrays on the device."""
 
-    cuda = SimpleNamespace(
-        Stream=Stream,
-        Event=Event,
-        Device=Device,
-        MemoryPool=lambda: SimpleNamespace(malloc=None),
-        using_allocator=contextmanager(lambda allocator: iter([None])),
-        alloc_pinned_memory=bytearray,
-        runtime=SimpleNamespace(getDeviceCount=lambda: 1),
-    )
+    def __init__(self, gpus: int = 1) -> None:
+        self.cuda = SimpleNamespace(
+            Stream=Stream,
+            Event=Event,
+            Device=Device,
+            MemoryPool=lambda: SimpleNamespace(malloc=None),
+            using_allocator=_using_allocator,
+            alloc_pinned_memory=bytearray,
+            get_current_stream=lambda: here.streams[-1],
+            runtime=SimpleNamespace(getDeviceCount=lambda: gpus),
+        )
+
     matmul = staticmethod(np.matmul)
 
     def __getattr__(self, name: str) -> Any:
@@ -202,22 +262,33 @@ class FakeCupy:
         return np.array(_plain(array))
 
 
-def pretend(monkeypatch: Any) -> cuda_emulator.Emulator:
-    """From here on there is a GPU, "cuda": CuPy is this module, and kernels are emulated."""
+def pretend(monkeypatch: Any, gpus: int = 1) -> cuda_emulator.Emulator:
+    """From here on there are so many GPUs, "cuda:0", ...: CuPy is this module, and kernels are emulated."""
     emulator = cuda_emulator.emulate(monkeypatch)
-    fake = FakeCupy()
+    fake = FakeCupy(gpus)
+    nccl = FakeNccl(here, _changed)
 
-    def launch(*arguments: Any) -> None:
-        _changed(lambda: emulator.launch(*arguments))
+    def launch(source: Any, name: str, dtype: Any, grid: Any, arguments: list[Any]) -> None:
+        _check_here(*arguments)
+
+        def work() -> None:
+            with _emulator:
+                emulator.launch(source, name, dtype, grid, arguments)
+
+        _changed(work)
 
     monkeypatch.setattr(cuda, "_launch", launch)
     monkeypatch.setattr(
         cuda, "usable", lambda *arrays: _on_device(*arrays) and not backend.is_reference()
     )
-    monkeypatch.setattr(arrays, "is_numpy", lambda array: not _on_device(array) and _is_host(array))
+    for home in (arrays, kernels):
+        monkeypatch.setattr(home, "is_numpy", lambda array: not _on_device(array) and _is_host(array))
     for home in (backend, arrays):
         monkeypatch.setattr(home, "cupy", lambda: fake)
-        monkeypatch.setattr(home, "device_of", lambda array: "cuda:0" if _on_device(array) else "cpu")
+        monkeypatch.setattr(home, "nccl", lambda: nccl)
+        monkeypatch.setattr(
+            home, "device_of", lambda array: f"cuda:{array.number}" if _on_device(array) else "cpu"
+        )
     for home in (backend, matrix_products):
         monkeypatch.setattr(home, "matmul", _matmul)
     return emulator

@@ -21,6 +21,7 @@ import pytest
 import minires
 from minires import backend, cli, doctor
 from minires.backend import arrays, cublas, cuda, thread_pool
+from minires.distributed import examined
 
 INSTALL = f"{sys.executable} -m pip install "
 
@@ -40,6 +41,7 @@ def plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         return real(**wanted, path=site) if wanted.get("name") == "minires" else real(**wanted)
 
     monkeypatch.setattr(importlib.metadata, "distributions", distributions)
+    monkeypatch.setattr(examined, "examine", examined.Examined)  # two processes, each time
 
 
 def advice(about: str) -> dict[str, str]:
@@ -229,6 +231,7 @@ def fake_cupy(devices: int = 1) -> types.SimpleNamespace:
         cuda=types.SimpleNamespace(
             runtime=runtime, Device=lambda _: nullcontext(),
             nvrtc=types.SimpleNamespace(getVersion=lambda: (12, 9)),
+            nccl=types.SimpleNamespace(get_version=lambda: 22703, available=True),
         ),
     )  # fmt: skip
 
@@ -246,7 +249,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_gpu_that_works_is_described(with_gpu: None) -> None:
     report = doctor.examine()
-    text = "NVIDIA H200 (70 of 80 GB free; driver 580, CUDA 12.9, NVRTC 12.9, CuPy 14.0)"
+    text = "NVIDIA H200 (70 of 80 GB free; driver 580, CUDA 12.9, NVRTC 12.9, CuPy 14.0, NCCL 2.27.3)"
     assert report["gpu"]["text"] == text and report["gpu"]["usable"] == 1
     assert not [one for one in report["advice"] if "GPU" in one["what"] or "CuPy" in one["what"]]
     json.dumps(report)
@@ -392,3 +395,20 @@ def test_doctor_still_runs_where_a_stranger_has_overwritten_our_init(tmp_path: P
     assert run.returncode == 1 and report["minires"] == minires.__version__ != "0.3.2"
     (one,) = [one for one in report["advice"] if "minires 0.3.2" in one["what"]]
     assert one["level"] == "error" and "__init__.py is overwritten" in one["what"]
+
+
+def test_what_is_wrong_with_mpi_is_said_with_what_may_mend_it(monkeypatch):
+    found = examined.Examined(
+        "4.1.2", "MPICH 5.0.2", "/bin/mpirun", "Open MPI", trouble="the wrong one", way="mend"
+    )
+    monkeypatch.setattr(examined, "examine", lambda: found)
+    assert advice("the wrong one") == {"level": "warning", "what": "the wrong one", "command": "mend"}
+    report = doctor.examine()
+    assert report["mpi"]["library"] == "MPICH 5.0.2" and report["ok"]
+    assert "mpi4py 4.1.2, MPICH 5.0.2, /bin/mpirun, the wrong one" in doctor.describe(report)
+
+
+def test_without_mpi4py_nothing_is_wrong():
+    report = doctor.examine()
+    assert not [one for one in report["advice"] if "MPI" in one["what"]]
+    assert "only runs of several processes need it" in doctor.describe(report)

@@ -16,10 +16,9 @@ ROOT = Path(minires.__file__).parent
 # A module may import what stands before it in this list, and modules of its own floor.
 FLOORS = [
     "version", "beginnings", "quiet_start", "interrupt", "errors", "registry", "settings", "files",
-    "download", "limits", "hdf5", "exercises", "backend", "array_making", "modes", "tape", "tensor",
-    "gradient_check", "ops", "nn", "plan", "models", "data", "optim", "train", "weights", "inspect", "debug",
-    "local_page", "watch",
-    "play", "doctor", "commands", "cli", "__main__",
+    "download", "limits", "hdf5", "exercises", "backend", "distributed", "array_making", "modes", "tape",
+    "tensor", "gradient_check", "ops", "nn", "plan", "models", "data", "optim", "train", "weights", "inspect",
+    "debug", "local_page", "watch", "play", "doctor", "commands", "cli", "__main__",
 ]  # fmt: skip
 
 

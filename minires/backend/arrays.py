@@ -44,6 +44,18 @@ def cupy() -> ModuleType:
     return module
 
 
+def nccl() -> ModuleType:
+    """CuPy's module of NCCL: sums over several GPUs. Raises: ConfigError that says what is missing."""
+    cupy()
+    try:
+        module = importlib.import_module("cupy.cuda.nccl")
+    except ImportError as error:
+        raise ConfigError(f"this CuPy knows no NCCL ({error}); its packages for Linux do") from error
+    if not module.available:
+        raise ConfigError("NCCL is not installed; pip install nvidia-nccl-cu12 (or nvidia-nccl-cu13)")
+    return module
+
+
 def is_numpy(array: Array) -> bool:
     """Whether an array is NumPy's, and so lies in the memory of the CPU."""
     return isinstance(array, np.ndarray | np.generic)
@@ -94,16 +106,42 @@ def to_device(array: Array, device: str) -> Array:
 
     Raises: ConfigError for an unknown device, and for a GPU that is not there.
     """
+    number = _gpu(device)
+    if number is None:
+        return array if is_numpy(array) else cupy().asnumpy(array)
+    with cupy().cuda.Device(number):
+        return cupy().asarray(array)
+
+
+def _gpu(device: str) -> int | None:
+    """The number of a GPU, None for the CPU. Raises: ConfigError as :func:`to_device`."""
     kind, _, index = device.partition(":") if isinstance(device, str) else ("", "", "")
     if kind == "cpu" and not index:
-        return array if is_numpy(array) else cupy().asnumpy(array)
+        return None
     if kind != "cuda" or (index and not index.isdecimal()):
         raise ConfigError(f"unknown device {device!r}; use 'cpu', 'cuda' or 'cuda:1'")
     count = cupy().cuda.runtime.getDeviceCount()
     if int(index or 0) >= count:
         raise ConfigError(f"there is no {device}: this machine's GPUs are cuda:0 to cuda:{count - 1}")
-    with cupy().cuda.Device(int(index or 0)):
-        return cupy().asarray(array)
+    return int(index or 0)
+
+
+def make_current(device: str) -> None:
+    """From now on this thread launches its kernels, and makes its new arrays, on ``device``, if it is a GPU.
+
+    Where arrays lie does not say where their kernels run, so a thread that works on another GPU than the
+    first must call it. Raises: ConfigError as :func:`to_device`.
+    """
+    number = _gpu(device)
+    if number is not None:
+        cupy().cuda.Device(number).use()
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, by their places on the machine's bus, which are the same for all
+    processes of a machine. Raises: ConfigError if there is none."""
+    device, count = cupy().cuda.Device, cupy().cuda.runtime.getDeviceCount()
+    return [str(device(number).pci_bus_id) for number in range(count)]
 
 
 def own(array: Array, device: str) -> Array:

@@ -40,9 +40,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from minires import backend, data, train
+    from minires.distributed import world
 
     scales = _scales(options)
-    trained, side = load_trained(options)
+    trained, side = load_trained(options, world())
     asked = options.model, options.data, options.split, trained, side
     part = labelled(*asked, stream=options.crops is not None or None)
     dataset = part.pictures
@@ -53,14 +54,16 @@ def run(options: argparse.Namespace) -> int:
                 known_by_files = labelled(*asked, stream=True).pictures
         if known:
             warn_of_learnt(options.model, *known.among(known_by_files))
+    train.same_pictures(dataset, world())
     with backend.before_compiling(speaker(sys.stderr)):
         if options.crops is None:
-            result = train.evaluate(trained.model, dataset, trained.normalize)
+            result = train.evaluate(trained.model, dataset, trained.normalize, comm=world())
         else:
             crops = options.crops if options.crops == "full" else int(options.crops)
             result = train.evaluate_crops(
-                trained.model, dataset, trained.normalize, side=side, crops=crops, scales=scales
-            )
+                trained.model, dataset, trained.normalize, side=side, crops=crops, scales=scales,
+                comm=world(),
+            )  # fmt: skip
     correct = round(result.accuracy * len(dataset))
     if options.json:
         print_json({
@@ -88,4 +91,4 @@ def _scales(options: argparse.Namespace) -> tuple[int, ...]:
         raise ConfigError(f"--scales {options.scales}: give whole numbers, such as 224,256,384") from None
 
 
-COMMAND = Command("test a trained model on a data set", TEXT, run, add_options)
+COMMAND = Command("test a trained model on a data set", TEXT, run, add_options, ranks=True)

@@ -14,6 +14,7 @@ from minires import interrupt, quiet_start
 from minires.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from minires.distributed import Communicator
     from minires.nn.module import Module
     from minires.train import Config, Trained
 
@@ -90,12 +91,16 @@ def built(
     return models.build(name, classes=classes, **options), side
 
 
-def load_trained(options: argparse.Namespace) -> tuple[Trained, int]:
-    """A trained model on its device, and the side of the square pictures it learnt from."""
+def load_trained(options: argparse.Namespace, comm: Communicator | None = None) -> tuple[Trained, int]:
+    """A trained model on its device, and the side of the square pictures it learnt from. The ranks of
+    ``comm`` each have a device of their own."""
     from minires import backend
+    from minires.distributed import Solo, devices
 
     trained, side = load_square(options.model)
-    trained.model.to(backend.choose_device(options.device))
+    device = devices.chosen(comm or Solo(), options.device)
+    backend.make_current(device)
+    trained.model.to(device)
     return trained, side
 
 

@@ -17,7 +17,8 @@ class Command:
 
     ``run`` does the work and returns the exit status; ``add_options`` adds its options to the parser, and is
     called only when the command is chosen. Both import what they need when they run. With ``json`` there is
-    the option ``--json``, and the result is printed so.
+    the option ``--json``, and the result is printed so. With ``ranks`` the processes that a launcher of MPI
+    has started share its work; of any other command the first of them does it all.
     """
 
     help: str
@@ -25,3 +26,4 @@ class Command:
     run: Callable[[argparse.Namespace], int]
     add_options: Callable[[argparse.ArgumentParser], None] = no_options
     json: bool = True
+    ranks: bool = False

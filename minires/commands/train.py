@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 SETTINGS = (
     "model", "epochs", "batch_size", "accumulate", "drop_last", "plan", "balance", "patience", "recalibrate",
     "seed", "device", "precision", "size", "train_on", "freeze", "watch", "keep", "stream", "draft", "cache",
+    "batch_norm",
 )  # fmt: skip
 INSIDE = {"lr": ("optimizer", "lr"), "clip_norm": ("optimizer", "clip_norm")}  # options that lead into one
 FREE = ("device", "watch", "keep")  # those that may change when a run is continued
@@ -46,7 +47,8 @@ FREE = ("device", "watch", "keep")  # those that may change when a run is contin
 TEXT = """\
 Train a model and test it. Without options: ResNet-50 on SIGNS, or on the rendered stand-in `hands` where
 SIGNS is not found. Ctrl-C stops after the step at hand and saves everything; so do SIGTERM and SIGHUP, which
-comes when the terminal is closed.
+comes when the terminal is closed, SIGUSR1, and a file STOP in the run folder. (mpirun ends its processes at
+Ctrl-C before they could save: use SIGUSR1 or the file there.)
 
   minires train                                  the default recipe
   minires train --data signs --recipe two-epoch  as far as two epochs can get
@@ -108,6 +110,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--device", "NAME", DEVICES)
     option("--precision", "NAME", "fp32 (the default); tf32: faster matrix products on a GPU; bf16: "
            "activations in bfloat16 while training, parameters in float32")  # fmt: skip
+    option("--batch-norm", "WAY", "in a run of several processes (mpirun -n 4 --bind-to none minires train): "
+           "local, over the pictures of each by themselves (the default), or sync, over those of all, which "
+           "is slower, and the same run on any number of them")  # fmt: skip
     option("--start-from", "RUN", f"fine-tune {TRAINED}: its picture size and normalisation, and a new last "
            "layer if the classes are others; or none (default: the recipe's)")  # fmt: skip
     parser.add_argument(
@@ -138,10 +143,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from minires.distributed import world
     from minires.train import Interrupted, continuing, run_folder
 
     say = speaker(sys.stderr if options.json else sys.stdout)
-    if options.resume and (words := continuing.finished(resumed := _resumed(options))):
+    if options.resume and (
+        words := world().first(lambda: continuing.finished(_resumed(options)), "run folder")
+    ):
+        resumed = _resumed(options)
         say(words[0].upper() + words[1:])  # so that who resumes until all is done comes to an end
         if options.json:
             print_json({**run_folder.read_json(Path(resumed) / continuing.SUMMARY), "out": resumed})
@@ -190,6 +199,7 @@ def _named(trainer: Trainer) -> str:
 def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer:
     """A new run: the recipe, the options on top of it, and a folder of its own."""
     from minires import models
+    from minires.distributed import world
     from minires.train import Config, TensorBoard, Trainer, auto, continuing, lock
 
     observers = [TensorBoard()] if options.tensorboard else []
@@ -203,11 +213,20 @@ def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer
     say(why)
     splits = None
     if recipe == auto.NAME:
-        continuing.not_among_pictures(Path(options.out or "runs"), name)
-        if options.out:
-            continuing.check(options.out, resume=False)
-            lock.Lock(options.out, make=True).remove_folder()  # is it to be had?
-        recipe_settings, splits = _chosen(name, settings, changes, options, say)
+        held: list[data.Splits] = []
+
+        def chosen() -> dict[str, Any]:
+            continuing.not_among_pictures(Path(options.out or "runs"), name)
+            if options.out:
+                continuing.check(options.out, resume=False)
+                lock.Lock(options.out, make=True).remove_folder()  # is it to be had?
+            found, tried_on = _chosen(name, settings, changes, options, say)
+            held.extend([tried_on] if tried_on else [])
+            return found
+
+        with world().patiently():  # one tries, for all
+            recipe_settings = world().first(chosen, "choice of settings")
+        splits = held[0] if held else None
     else:
         recipe_settings = Config.settings_of(recipe, **changes)
     config, left_out = _with_given(recipe_settings, settings, options)
@@ -320,10 +339,16 @@ def _taken_over(options: argparse.Namespace) -> dict[str, Any]:
 
 def _continued(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer:
     """The run in a folder, from its newest checkpoint, with its own settings."""
-    from minires.train import TensorBoard, Trainer, continuing, tensorboard
+    from minires.distributed import world
+    from minires.train import Config, TensorBoard, Trainer, continuing, tensorboard
 
     out = _resumed(options)
-    continuing.check(out, resume=True)
+
+    def read() -> dict[str, Any]:
+        continuing.check(out, resume=True)
+        return continuing.read_config(out).to_dict()
+
+    before = Config.from_dict(world().first(read, "configuration"))
     wanted = options.tensorboard
     if wanted is None and (wanted := tensorboard.was_written(out)) and (why := tensorboard.missing()):
         say(f"warning: {why}; going on without")  # nobody has asked for it now
@@ -332,7 +357,7 @@ def _continued(options: argparse.Namespace, say: Callable[[str], None]) -> Train
     settings = given_settings.as_options(options, given_settings.read(options.set), FREE)
     changes = {one.path[0]: one.value for one in settings}
     changes |= {name: value for name in FREE if (value := getattr(options, name)) is not None}
-    config = replace(continuing.read_config(out), **changes)
+    config = replace(before, **changes)
     check_is_there(config, out)
     say(f"Continuing the run in {out}")
     return Trainer(config, out, resume=True, say=say, observers=observers)
@@ -391,4 +416,6 @@ def _new_folders(data: str, recipe: str) -> Iterator[Path]:
     return (Path("runs") / f"{stem}-{number}" for number in itertools.count(1))
 
 
-COMMAND = Command("train a model, test it, and keep everything in a run folder", TEXT, run, add_options)
+COMMAND = Command(
+    "train a model, test it, and keep everything in a run folder", TEXT, run, add_options, ranks=True
+)

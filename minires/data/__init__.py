@@ -26,8 +26,8 @@ from minires.data.pictures import Decode, check_size, decode
 from minires.data.registry import Entry
 from minires.data.search_path import cache, roots
 from minires.data.sources import Picture, pictures_at
-from minires.data.streaming import Stream, Unreadable
-from minires.errors import ConfigError, DataError, UnknownName, as_seed, one_of, whole
+from minires.data.streaming import Stream
+from minires.errors import ConfigError, DataError, UnknownName, Unreadable, as_seed, one_of, whole
 from minires.files import check_name
 from minires.registry import Registry
 

@@ -8,6 +8,10 @@ A step may have ``from_picture(image, size, rng)``, too, which takes a picture o
 file, upright and in RGB, and gives uint8 (size, size, 3): as the first step it is used in the place of the
 centre square. ``least(size)`` may say how many pixels the shorter side must have of a picture that is read at
 a fraction of its size (``size``, if it does not). One that is ``only_from_picture`` is of no use elsewhere.
+
+One that has ``draw(count, rng)``, the random numbers of so many pictures, each array with a row per picture,
+and ``apply(x, *drawn)``, is applied to a part of a batch only where several processes share the batch; of one
+that has not, each makes the whole.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from minires.registry import Registry
 
 Batch = NDArray[Any]  # (N, H, W, 3), uint8 or float32
 Augmentation = Callable[[Batch, np.random.Generator], Batch]
+Drawn = tuple[NDArray[Any], ...]  # random numbers of pictures, a row for each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +60,18 @@ class Shift:
         _need(_number(self.value, 0, 255), "shift", "value", self.value, "a number from 0 to 255")
 
     def __call__(self, x: Batch, rng: np.random.Generator) -> Batch:
+        return self.apply(x, *self.draw(len(x), rng))
+
+    def draw(self, count: int, rng: np.random.Generator) -> Drawn:
+        down, right = rng.integers(0, 2 * self.pixels + 1, size=(2, count))
+        return down, right
+
+    def apply(self, x: Batch, down: NDArray[Any], right: NDArray[Any]) -> Batch:
         p = self.pixels
         options: dict[str, Any] = {"constant_values": self.value} if self.mode == "constant" else {}
         padded = np.pad(x, ((0, 0), (p, p), (p, p), (0, 0)), self.mode, **options)  # type: ignore[call-overload]
         # every window of the padded picture, as a view: (N, 2p+1, 2p+1, 1, H, W, 3)
         windows = sliding_window_view(padded, x.shape[1:], axis=(1, 2, 3))
-        down, right = rng.integers(0, 2 * p + 1, size=(2, len(x)))
         shifted: Batch = windows[np.arange(len(x)), down, right, 0]
         return shifted
 
@@ -80,7 +91,12 @@ class Flip:
         _need(_number(self.p, 0, 1), "flip", "p", self.p, "a number from 0 to 1")
 
     def __call__(self, x: Batch, rng: np.random.Generator) -> Batch:
-        mirrored = rng.random(len(x)) < self.p
+        return self.apply(x, *self.draw(len(x), rng))
+
+    def draw(self, count: int, rng: np.random.Generator) -> Drawn:
+        return (rng.random(count) < self.p,)
+
+    def apply(self, x: Batch, mirrored: NDArray[np.bool_]) -> Batch:
         y = x.copy()
         if mirrored.any():
             y[mirrored] = _mirrored(x[mirrored])
@@ -109,9 +125,15 @@ class ColorJitter:
             _need(_number(value, 0, 1), "jitter", name, value, "a number from 0 to 1")
 
     def __call__(self, x: Batch, rng: np.random.Generator) -> Batch:
+        return self.apply(x, *self.draw(len(x), rng))
+
+    def draw(self, count: int, rng: np.random.Generator) -> Drawn:
         strength = np.array([[self.brightness], [self.contrast], [self.saturation]])
-        factors = 1 + strength * rng.uniform(-1, 1, size=(3, len(x)))
-        b, c, s = factors.astype(np.float32)[:, :, None, None, None]  # each (N, 1, 1, 1)
+        b, c, s = 1 + strength * rng.uniform(-1, 1, size=(3, count))
+        return b, c, s
+
+    def apply(self, x: Batch, *factors: NDArray[np.float64]) -> Batch:
+        b, c, s = np.stack(factors).astype(np.float32)[:, :, None, None, None]  # each (N, 1, 1, 1)
         # All three are linear in the pixel and its grey: one gain, one grey gain and one offset per picture.
         y = x.astype(np.float32)
         grey = (y @ GREY)[..., None]  # (N, H, W, 1)
@@ -149,12 +171,19 @@ class RandomResizedCrop:
         _need(_range(self.ratio, 100), "crop", "ratio", self.ratio, "two numbers 0 < from <= to")
 
     def __call__(self, x: Batch, rng: np.random.Generator) -> Batch:
-        n, height, width, _ = x.shape
-        area = rng.uniform(*self.scale, size=n)
-        ratio = np.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1]), size=n))
+        return self.apply(x, *self.draw(len(x), rng))
+
+    def draw(self, count: int, rng: np.random.Generator) -> Drawn:
+        area = rng.uniform(*self.scale, size=count)
+        ratio = np.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1]), size=count))
+        down, right = rng.random((2, count))
+        return area, ratio, down, right
+
+    def apply(self, x: Batch, area: Any, ratio: Any, down: Any, right: Any) -> Batch:
+        _, height, width, _ = x.shape
         tall = np.minimum(np.sqrt(area / ratio), 1) * height
         wide = np.minimum(np.sqrt(area * ratio), 1) * width
-        top, left = rng.random((2, n)) * [height - tall, width - wide]
+        top, left = down * (height - tall), right * (width - wide)
         y = _sample(x, top, tall, axis=1)
         y = _sample(y, left, wide, axis=2)
         return np.rint(y).astype(np.uint8) if x.dtype == np.uint8 else y
@@ -273,6 +302,33 @@ def _counts(images: NDArray[np.uint8] | Stream, seed: int) -> NDArray[np.int64]:
     return counts
 
 
+def augmented(
+    augment: Augmentation, images: Any, chosen: NDArray[np.int64], given: NDArray[np.int64],
+    rng: np.random.Generator,
+) -> Batch:  # fmt: skip
+    """The pictures at the places ``given`` of the batch ``images[chosen]``, as they are in the whole batch
+    when that is augmented."""
+    steps = augment.steps if isinstance(augment, Compose) else (augment,)
+    if not all(map(_draws_apart, steps)):
+        whole = augment(images[chosen], rng)
+        if len(whole) != len(chosen):
+            raise ConfigError(f"augmentation: {len(chosen)} pictures went in, and {len(whole)} came out")
+        return whole[given]
+    x: Batch = images[chosen[given]]
+    for step in steps:
+        drawn = step.draw(len(chosen), rng)  # type: ignore[attr-defined]
+        x = step.apply(x, *(numbers[given] for numbers in drawn))  # type: ignore[attr-defined]
+    return x
+
+
+def _draws_apart(step: Any) -> bool:
+    """Whether calling a step is to draw, and to apply what was drawn: not so where a subclass calls anew."""
+    if not (hasattr(step, "draw") and hasattr(step, "apply")):
+        return False
+    own = next(kind for kind in type(step).__mro__ if {"apply", "draw", "__call__"} & vars(kind).keys())
+    return bool({"apply", "draw"} & vars(own).keys())
+
+
 def begun_by(augment: Augmentation | None) -> tuple[Any, Augmentation | None]:
     """The first step, if it takes pictures as they are in their files and else None, and what follows."""
     steps = augment.steps if isinstance(augment, Compose) else (augment,) if augment is not None else ()
@@ -358,7 +414,8 @@ def build(spec: Sequence[Any] | None) -> Compose:
 def _build_one(entry: Any) -> Augmentation:
     name, options = (entry, {}) if isinstance(entry, str) else (entry if _is_pair(entry) else (None, None))
     if not isinstance(name, str) or not isinstance(options, dict):
-        raise ConfigError(f"augmentation: expected a name or [name, {{options}}], got {entry!r}")
+        own = "; give your own a name first: minires.data.augment.register" if callable(entry) else ""
+        raise ConfigError(f"augmentation: expected a name or [name, {{options}}], got {entry!r}{own}")
     make = AUGMENTATIONS.find(name)
     known = inspect.signature(make).parameters
     for option in options:

@@ -106,7 +106,13 @@ class PcaColour:
             object.__setattr__(self, name, value)
 
     def __call__(self, x: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
-        amounts = rng.normal(0, self.std, size=(len(x), 3)) * np.array(self.values)  # (N, 3)
+        return self.apply(x, *self.draw(len(x), rng))
+
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[NDArray[Any], ...]:
+        return (rng.normal(0, self.std, size=(count, 3)),)
+
+    def apply(self, x: NDArray[Any], amounts: NDArray[Any]) -> NDArray[Any]:
+        amounts = amounts * np.array(self.values)  # (N, 3)
         light = 255 * amounts @ np.array(self.vectors).T  # (N, 3): red, green, blue
         y = x.astype(np.float32)
         y += light.astype(np.float32)[:, None, None]

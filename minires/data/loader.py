@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, NoReturn
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minires.data import sampling
-from minires.data.augment import Augmentation, Normalize, begun_by, least_of, needs_stream
+from minires.data.augment import Augmentation, Normalize, augmented, begun_by, least_of, needs_stream
 from minires.data.dataset import Dataset
 from minires.data.streaming import Stream
 from minires.errors import ConfigError, as_seed, as_whole, truth, whole
@@ -34,6 +34,10 @@ class Loader:
     ``balanced`` draws each class equally often in an epoch, of as many pictures as there are: all those of a
     small class several times, and of a large one some; which follows from (seed, epoch) alone.
 
+    ``share``, called with the number of pictures of a batch, says which of them are given, as slices: those
+    of one of several processes that share each batch. What is drawn by chance is drawn for all of the batch,
+    so the pictures are those that one process would have.
+
     Shapes: x (B, H, W, 3) float32, y (B,) int64; the last batch is smaller unless ``drop_last``.
     Two loaders with the same seed go through their pictures in the same order.
     Raises: ConfigError for a batch size below 1, a negative seed, ``drop_last`` with no whole batch,
@@ -52,6 +56,7 @@ class Loader:
         normalize: Normalize | None = None,
         drop_last: bool = False,
         balanced: bool = False,
+        share: Callable[[int], Sequence[slice]] | None = None,
     ) -> None:
         if not (hasattr(dataset, "images") and hasattr(dataset, "labels")):
             raise ConfigError(f"loader: a Dataset has images and labels; {type(dataset).__name__} has not")
@@ -75,7 +80,7 @@ class Loader:
         self.augment = augment
         self.normalize = normalize or Normalize.none()
         self.drop_last = drop_last
-        self.balanced = bool(balanced)
+        self.balanced, self.share = bool(balanced), share
         self._first, self._then = begun_by(augment)
         if isinstance(images := dataset.images, Stream) and images.files.pixels is not None:
             if not needs_stream(augment):  # it works on squares, too, which a cache has
@@ -92,6 +97,10 @@ class Loader:
         """Return the number of batches in an epoch."""
         whole, rest = divmod(len(self.dataset), self.batch_size)
         return whole + (1 if rest and not self.drop_last else 0)
+
+    def pictures(self, batch: int) -> int:
+        """How many pictures a batch of an epoch has, all shares together."""
+        return min(self.batch_size, len(self.dataset) - batch * self.batch_size)
 
     def __iter__(self) -> NoReturn:
         raise ConfigError("a loader gives the batches of one epoch: for x, y in loader.epoch(0)")
@@ -132,18 +141,30 @@ class Loader:
                     ahead = pool.submit(self._prepare, order, epoch, batch + 1)
                 yield ready
 
+    def _places(self, batch: int) -> NDArray[np.int64]:
+        """The places in the order of an epoch of the pictures of a batch that are given."""
+        first = batch * self.batch_size
+        places: NDArray[np.int64] = np.arange(first, first + self.pictures(batch))
+        if self.share is None:
+            return places
+        return np.concatenate([places[one] for one in self.share(len(places))])
+
     def _prepare(self, order: NDArray[np.int64], epoch: int, batch: int) -> Pair:
-        chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-        x = self.dataset.images[chosen]
-        if self.augment is not None:
-            x = self.augment(x, np.random.default_rng([self.seed, epoch, batch, 1]))
-        return self.normalize(x), self.dataset.labels[chosen]
+        places, first = self._places(batch), batch * self.batch_size
+        chosen = order[first : first + self.pictures(batch)]
+        images, rng = self.dataset.images, np.random.default_rng([self.seed, epoch, batch, 1])
+        if self.augment is None:
+            x = images[order[places]]
+        elif self.share is None:
+            x = self.augment(images[chosen], rng)
+        else:
+            x = augmented(self.augment, images, chosen, places - first, rng)
+        return self.normalize(x), self.dataset.labels[order[places]]
 
     def _streamed(
         self, images: Stream, order: NDArray[np.int64], epoch: int, start: int
     ) -> Iterator[Pair]:
-        cuts = [slice(n * self.batch_size, (n + 1) * self.batch_size) for n in range(start, len(self))]
-        places, size = np.arange(len(order)), images.shape[1]
+        batches, size = range(start, len(self)), images.shape[1]
         least = least_of(self._first, size)
         again = sampling.occurrences(order) if self.balanced else None
 
@@ -165,11 +186,10 @@ class Loader:
             one: NDArray[Any] = self.normalize(x)[0]
             return one
 
-        wanted = (places[cut] for cut in cuts)
-        batches = images.made(wanted, make, batch_size=self.batch_size, order=order)
-        with closing(batches):
-            for cut, x in zip(cuts, batches, strict=True):
-                yield x, self.dataset.labels[order[cut]]
+        wanted = map(self._places, batches)
+        with closing(images.made(wanted, make, batch_size=self.batch_size, order=order)) as made:
+            for batch, x in zip(batches, made, strict=True):
+                yield x, self.dataset.labels[order[self._places(batch)]]
 
 
 def _check_first(step: Any, images: Stream) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from minires.data import pixel_cache
 from minires.data.pictures import Decode, check_unsized, decode, decode_all, memory, unreadable
-from minires.data.streaming import Files, Named, Stream, Unreadable
-from minires.errors import ConfigError, DataError, one_of, truth
+from minires.data.streaming import Files, Named, Stream
+from minires.errors import ConfigError, DataError, Unreadable, one_of, truth
 
 STREAM_FROM = 2**30  # bytes of pixels
 SHARE = 4  # of the memory, that much less

@@ -21,7 +21,7 @@ from minires import backend
 from minires.data import ahead
 from minires.data.pictures import Differ, check_memory, decode, differ, picture, unreadable
 from minires.data.tree import stamp
-from minires.errors import DataError, ShapeError, as_whole
+from minires.errors import DataError, ShapeError, Unreadable, as_whole
 
 PIECE = 64  # pictures that are decoded at a time where one after the other is asked for
 Named = tuple[str, Callable[[], bytes]]
@@ -34,14 +34,6 @@ class Cached(Protocol):
     """Pictures by their places."""
 
     def __getitem__(self, place: int) -> Pixels: ...
-
-
-class Unreadable(DataError):
-    """Pictures of a stream cannot be read; ``names`` says which."""
-
-    def __init__(self, message: str, names: Sequence[str] = ()) -> None:
-        super().__init__(message)
-        self.names = tuple(names)
 
 
 @dataclass(frozen=True, eq=False)

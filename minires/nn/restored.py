@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
+from minires import backend
 from minires.nn.module import Module
 
 
@@ -88,7 +89,8 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def left_as_it_is(model: Module) -> Iterator[None]:
-    """Put modes, running statistics and random generators back at the end of this block.
+    """Put modes, running statistics and random generators back at the end of this block, whether a layer has
+    changed an array or put another in its place.
 
     >>> from minires import nn
     >>> from minires.tensor import Tensor
@@ -98,12 +100,16 @@ def left_as_it_is(model: Module) -> Iterator[None]:
     >>> norm.running_mean
     array([0.], dtype=float32)
     """
-    buffers = [(buffer, buffer.copy()) for _, buffer in model.named_buffers()]
+    owners = {"": model, **dict(model.named_modules())}
+    buffers = [(path.rpartition("."), buffer, buffer.copy()) for path, buffer in model.named_buffers()]
     generators = model.random_states()
     try:
         with modes(model):
             yield
     finally:
-        for buffer, values in buffers:
-            buffer[...] = values
+        for (owner, _, name), buffer, values in buffers:
+            if backend.is_writable(buffer):
+                buffer[...] = values
+            if getattr(owners[owner], name, None) is not buffer:
+                setattr(owners[owner], name, buffer)
         model.load_random_states(generators)

@@ -15,6 +15,7 @@ mask than on the CPU, the same one each time: see :func:`dropout`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 from minires import backend
 from minires.backend import Array, cuda
 from minires.errors import ConfigError, as_number
+from minires.modes import share
 from minires.ops import checks
 from minires.ops.forms import Formula
 from minires.ops.mixed_precision import mixed
@@ -34,9 +36,26 @@ from minires.tensor import Tensor, record
 
 def _mask(xp: Any, shape: tuple[int, ...], dtype: Any, rate: float, rng: np.random.Generator) -> Array:
     # Drawn on the CPU and in float32 always: as plain code, one seed gives one mask on every device and in
-    # every dtype.
-    kept = rng.random(shape, dtype=np.float32) >= rate
+    # every dtype. Of a batch that several processes share each draws the whole, and uses its part.
+    first, drawn = _place(shape)
+    size = math.prod(shape)
+    if drawn is None:
+        rng, drawn = np.random.default_rng(rng.integers(2**63)), size
+    kept = rng.random(drawn, dtype=np.float32)[first : first + size].reshape(shape) >= rate
     return xp.asarray(kept).astype(dtype) / (1 - rate)
+
+
+def _place(shape: tuple[int, ...]) -> tuple[int, int | None]:
+    """Where the numbers of x begin in those of the whole batch, and how many these are.
+
+    x that has not a row for each picture has all of them. Where it has several rows for each, or so it seems,
+    None: what is drawn must not be more for one process than for another, so that all go on alike.
+    """
+    size, part = math.prod(shape), share()
+    rows, own = (shape[0], part[1] - part[0]) if part and shape else (1, 2)
+    if part and rows == own:
+        return size // own * part[0], size // own * part[2]
+    return 0, None if rows % own == 0 else size
 
 
 # ------------------------------------------------------------------------------------------- fast, on GPU
@@ -62,10 +81,10 @@ __device__ void philox(unsigned word[4], unsigned key0, unsigned key1) {
 
 // Forward, and backward with dy for x. dropped is the rate in units of 2^-31.
 extern "C" __global__ void dropout(
-    const T* x /* n */, T* y /* n */, int key0, int key1, int dropped, A scale, int n
+    const T* x /* n */, T* y /* n */, int key0, int key1, int first, int dropped, A scale, int n
 ) {
     EACH(i, n) {
-        unsigned word[4] = {unsigned(i), 0, 0, 0};
+        unsigned word[4] = {unsigned(i) + unsigned(first), 0, 0, 0};
         philox(word, key0, key1);
         bool kept = int(word[0] >> 1) >= dropped;
         y[i] = x[i] * (kept ? scale : A(0));  // multiplied, so that NaN stays NaN
@@ -80,10 +99,11 @@ def _key(rng: np.random.Generator) -> tuple[int, int]:
     return first, second
 
 
-def _masked_cuda(xp: Any, x: Array, rate: float, key: tuple[int, int]) -> Array:
+def _masked_cuda(xp: Any, x: Array, rate: float, key: tuple[int, int], first: int) -> Array:
     y = xp.empty(x.shape, x.dtype)
     dropped, scale = int(rate * 2**31), 1 / (1 - rate)
-    _CUDA("dropout", cuda.over(y.size), xp.ascontiguousarray(x), y, *key, dropped, scale, y.size)
+    first = (first + 2**31) % 2**32 - 2**31  # its bits in an int
+    _CUDA("dropout", cuda.over(y.size), xp.ascontiguousarray(x), y, *key, first, dropped, scale, y.size)
     return y
 
 
@@ -128,6 +148,9 @@ def dropout(x: Tensor, rate: float, *, rng: np.random.Generator, training: bool 
 
     rng: the generator that says which numbers.
 
+    Where several processes share a batch (``minires.modes.share_of_batch``), each has its part of the mask of
+    all of it.
+
     On a GPU each call draws 64 bits from ``rng``, the key of Philox 4x32-10; number i of x has the mask that
     the generator gives for counter i. So one state of ``rng`` gives one mask, in every dtype and again after
     a run is continued. The key is an argument of the kernel: a step that is captured into a CUDA graph would
@@ -147,14 +170,14 @@ def dropout(x: Tensor, rate: float, *, rng: np.random.Generator, training: bool 
         return x
     xp = backend.array_module(x.data)
     if cuda.usable(x.data):
-        share, key = float(rate), _key(rng)
-        y = _masked_cuda(xp, x.data, share, key)
+        rate, key, (first, _) = float(rate), _key(rng), _place(x.shape)
+        y = _masked_cuda(xp, x.data, rate, key, first)
         return record(
             "dropout",
             y,
             inputs={"x": x},
             options={"rate": rate},
-            backward=lambda dy: (_masked_cuda(xp, dy, share, key),),
+            backward=lambda dy: (_masked_cuda(xp, dy, rate, key, first),),
         )
     mask = _mask(xp, x.shape, x.dtype, rate, rng)
     return record(

@@ -64,6 +64,12 @@ class Loss:
         return weighed.mean()
 
 
+def loss(way: str, train_set: Dataset, *, label_smoothing: float) -> Loss:
+    """The loss of a run with the setting ``balance`` on these pictures."""
+    weights = class_weights(train_set.labels, len(train_set.classes)) if way == "weights" else None
+    return Loss(label_smoothing=label_smoothing, weights=weights)
+
+
 def words(way: str, train_set: Dataset) -> str | None:
     """What the setting ``balance`` does to these pictures; None where it does nothing."""
     counts = np.bincount(train_set.labels, minlength=len(train_set.classes))

@@ -7,7 +7,7 @@ is printed, and stands in ``summary.json``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from minires import backend
 from minires.backend import Array
 from minires.data import Loader, Normalize
-from minires.errors import ConfigError, ShapeError
+from minires.errors import ConfigError, ShapeError, counted
 from minires.nn.module import Module
 from minires.nn.restored import left_as_it_is
 from minires.tensor import Tensor, no_grad
@@ -45,13 +45,32 @@ def never_learns(model: Module, new: Sequence[str]) -> list[str]:
     return [f"{', '.join(still)}: new, and frozen, so it stays as chance has drawn it"] if still else []
 
 
+def ranks(loader: Loader, parts: Callable[[int], Sequence[int]], size: int) -> None:
+    """Check that each of the ranks has a picture of each part of each batch.
+
+    Raises: ConfigError that says which batch has too few, and what to do.
+    """
+    if size == 1:
+        return
+    of = {"a batch": loader.pictures(0), "the last batch of an epoch": loader.pictures(len(loader) - 1)}
+    for what, count in of.items():
+        least = min(parts(count))
+        if least < size:
+            part = "" if least == count else f", and a part of it {counted(least, 'picture')},"
+            raise ConfigError(
+                f"{what} has {counted(count, 'picture')}{part} for {size} ranks; "
+                + ("set drop_last=True or another batch_size" if what != "a batch" else
+                   "use a larger batch_size, or fewer processes" + (" or parts" if part else ""))
+            )  # fmt: skip
+
+
 def batches_of_one(
-    model: Module, loader: Loader, *, activations: Any = np.float32, accumulate: int = 1
+    model: Module, loader: Loader, *, activations: Any = np.float32, accumulate: int = 1, ranks: int = 1
 ) -> None:
     """Try a batch of one picture where there will be one, so that it does not stop a run after an epoch.
 
     A batch norm with one value per channel has no variance: behind a global pool, or where the maps are 1x1.
-    With ``accumulate`` it sees parts of batches.
+    With ``accumulate`` it sees parts of batches, and on each of several ``ranks`` a share of these.
 
     Raises: ConfigError that says where, and what to do, if the model can be trained on two pictures but not
     on one.
@@ -61,7 +80,10 @@ def batches_of_one(
 
     def with_ones(accumulate: int) -> list[int]:
         """The batches that have a part of one picture."""
-        return [pictures for pictures in batches if 1 in parts(pictures, size, accumulate)]
+        return [
+            pictures for pictures in batches
+            if 1 in (part // ranks for part in parts(pictures, size, accumulate))
+        ]  # fmt: skip
 
     if not with_ones(accumulate):
         return
@@ -80,7 +102,10 @@ def batches_of_one(
         error = trouble(1)
         if error is None or trouble(2) is not None:  # what fails with two as well has another cause
             return
-    if not with_ones(1):
+    if ranks > 1:
+        what = f"a batch of {with_ones(accumulate)[0]} pictures gives one of {ranks} ranks a single picture"
+        way = "Use batch_norm='sync', larger batches or fewer processes; drop_last=True for a last one"
+    elif not with_ones(1):
         fewer = next(fewer for fewer in range(accumulate - 1, 0, -1) if not with_ones(fewer))
         what = f"accumulate is {accumulate}: a batch of {with_ones(accumulate)[0]} has parts of one picture"
         way = f"Use accumulate={fewer}, or larger batches"

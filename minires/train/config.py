@@ -20,6 +20,7 @@ from minires.train.balance import WAYS
 from minires.train.recipes import get
 from minires.train.schedules import Schedule
 
+BATCH_NORMS = ("local", "sync")
 KEEP = ("none", "best", "last", "all")
 
 
@@ -69,6 +70,9 @@ class Config:
     precision: str = "fp32"  # or "tf32", products on a GPU; or "bf16", activations while training
     start_from: str | None = None  # a trained model, whose weights are the start
     freeze: list[Any] = field(default_factory=list)  # parts that stay as they are: see minires.train.freeze
+    # In a run of several processes: batch norm sees the pictures of each by themselves ("local"), or those of
+    # all together ("sync"), so that the run is the same on any number of processes.
+    batch_norm: str = "local"
     plan: bool = True  # on the CPU, long runs step by a plan where one can be made: see minires.compile
     watch: bool = True  # write what `minires watch` shows: see minires.train.watched
     checkpoint_every: int = 200  # steps between checkpoints within an epoch; 0: at the end of epochs only
@@ -125,6 +129,8 @@ class Config:
                 raise ConfigError(f"variant cannot set {name}: {way}")
         if self.train_on not in ("train", "train+val"):
             raise ConfigError(unknown("value of train_on", self.train_on, ["train", "train+val"]))
+        if self.batch_norm not in BATCH_NORMS:
+            raise ConfigError(unknown("value of batch_norm", self.batch_norm, BATCH_NORMS))
         if self.keep not in KEEP:
             raise ConfigError(unknown("value of keep", self.keep, KEEP))
         data.Opener(stream=self.stream, draft=self.draft, cache=self.cache)

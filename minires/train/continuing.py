@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minires import data, files
-from minires.errors import CheckpointError, ConfigError, MiniresError
+from minires.errors import CheckpointError, ConfigError, MiniresError, counted
 from minires.train import checkpoint as checkpoints
 from minires.train import lock, run_folder, state
 from minires.train.checkpoint import PATTERN, Checkpoints
@@ -207,12 +207,14 @@ def _check_begun(folder: Path) -> None:
     )
 
 
-def hold_again(held: lock.Lock, left: dict[str, tuple[int, int]], unclear: str | None) -> None:
+def hold_again(held: lock.Lock | None, left: dict[str, tuple[int, int]], unclear: str | None) -> None:
     """Hold the folder of a Trainer that runs once more: the end of a run lets it go. ``left`` is what it left
-    there (see :func:`remains`), ``unclear`` why it cannot run.
+    there (see :func:`remains`), ``unclear`` why it cannot run. Its lock is busy then; only rank 0 has one.
 
     Raises: MiniresError if it cannot, or the folder is not as it was left; Held if somebody trains there.
     """
+    if held is None:
+        return
     if not unclear and not held.held:
         if lock.is_idle(held.folder):
             unclear = "another Trainer has taken it over"
@@ -225,6 +227,7 @@ def hold_again(held: lock.Lock, left: dict[str, tuple[int, int]], unclear: str |
         raise MiniresError(
             f"this Trainer no longer holds {held.given}: {unclear}; make a new one with resume=True"
         )
+    held.busy = True
 
 
 def stopped(error: MiniresError, folder: Path, step: int) -> MiniresError:
@@ -236,6 +239,29 @@ def stopped(error: MiniresError, folder: Path, step: int) -> MiniresError:
     return MiniresError(
         f"{error}. The run is stopped at step {step}; {kept}. Mend that, then go on with: {way_on(folder)}"
     )
+
+
+def ready(given: Path, folder: Path, *, resume: bool) -> None:
+    """See once more, when its lock is held, that a run can begin in a folder, or go on there; what writes
+    that were killed have left is removed. Raises: as :func:`check`."""
+    check(given, resume=resume, held=True)
+    remove_leftovers(folder)
+
+
+def other_sums(info: Mapping[str, Any], *, threads: int, ranks: int) -> list[str]:
+    """A warning where a run goes on with other threads or processes than those of the checkpoint that says
+    ``info``."""
+    last = "sums are rounded in another order, so the last bits may differ"
+    found = []
+    before = info.get("ranks") or 1
+    if info["threads"] != threads and before == ranks:
+        found.append(f"the run used {info['threads']} threads and continues with {threads}: {last}")
+    if before != ranks:
+        found.append(
+            f"the run was of {counted(before, 'process', 'processes')} and goes on with {ranks}: {last}, and "
+            "with batch_norm='local' batch norms see other parts of each batch"
+        )
+    return found
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -21,17 +21,20 @@ class _Found(Exception):
     """Ends the forward pass at the layer that it names."""
 
 
-def first_not_finite(model: Module, x: Tensor, loss_of: Callable[[Tensor], Tensor]) -> str:
+def first_not_finite(
+    model: Module, x: Tensor, loss_of: Callable[[Tensor], Tensor], *, place: int = 0
+) -> str:
     """Run the step again and say what was the first thing in it that was NaN or infinite.
 
     Looked at in this order: the input, the parameters and running statistics, the output of each layer, the
     loss, and the gradients from the loss back to the input. ``loss_of`` makes the loss from the model's
-    output; ``NOTHING`` says that all was finite. The model's running statistics and random states move on as
-    in any forward pass.
+    output, and ``place`` is the number of the first of these pictures; ``NOTHING`` says that all was finite.
+    The model's running statistics and random states move on as in any forward pass.
     """
     if bad := _bad(x.data):
-        pictures = sorted({int(index) for index in np.argwhere(~np.isfinite(x.numpy()))[:, 0]})
-        return f"the input: {bad} in the pictures {pictures[:10]} of the batch"
+        pictures = sorted({place + int(index) for index in np.argwhere(~np.isfinite(x.numpy()))[:, 0]})
+        shown = ", ".join(map(str, pictures[:10])) + (", ..." if len(pictures) > 10 else "")
+        return f"the input: {bad} in the pictures [{shown}] of the batch"
     for path, parameter in model.named_parameters():
         if bad := _bad(parameter.data):
             return f"the parameter {path} {parameter.shape}: {bad}"
@@ -56,8 +59,8 @@ def _watched(model: Module) -> Iterator[None]:
     """Inside this block each layer's output is checked; the first bad one raises ``_Found``."""
     modules = list(model.named_modules())
 
-    def checked(path: str, module: Module, forward: Callable[..., Tensor], x: Tensor) -> Tensor:
-        y = forward(x)
+    def checked(path: str, module: Module, forward: Callable[..., Tensor], *x: Any, **options: Any) -> Tensor:
+        y = forward(*x, **options)
         if bad := _bad(y.data):
             raise _Found(f"the output of {path} ({type(module).__name__}) {tuple(y.shape)}: {bad}")
         return y

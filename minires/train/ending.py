@@ -1,7 +1,9 @@
-"""The ends of a run: its weights are tested, kept and summed up, or its loss was not finite."""
+"""What is kept of a run: its state, to go on from, and its ends: its weights are tested, kept and summed up,
+or its loss was not finite."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -9,17 +11,23 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from minires import data
+from minires import backend, data
+from minires.distributed import Communicator
 from minires.errors import MiniresError
 from minires.train import checks, continuing, model_file, report, run_folder
+from minires.train.checkpoint import Arrays
+from minires.train.ema import EMA
 from minires.train.evaluation import Evaluation, evaluate, recalibrate
 from minires.train.observers import Run
+from minires.train.state import Progress
 
 
 class Ending(Run, Protocol):
     """What the end of a run needs besides what observers may read."""
 
     given: Any  # the folder, as it was named
+    comm: Communicator
+    ema: EMA | None
     device: str
     variant: dict[str, Any]
     warnings: list[str]
@@ -51,6 +59,26 @@ def trained(run: Ending) -> model_file.Trained:
     )  # fmt: skip
 
 
+def checkpoint(run: Ending, *, fingerprint: dict[str, Any]) -> tuple[dict[str, Arrays], dict[str, Any]]:
+    """The arrays and the info of a checkpoint of the run as it stands, whose data have this fingerprint."""
+    groups = {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()}
+    if run.ema:
+        groups["ema"] = run.ema.state_dict()
+    return groups, {
+        "kind": "checkpoint",
+        "config": run.config.to_dict(),
+        "trained": model_file.described(trained(run)),
+        "data": fingerprint,
+        "threads": backend.threads(),
+        "ranks": run.comm.size,
+        "progress": dataclasses.asdict(run.progress),
+        "random": run.model.random_states(),
+        "schedule": run.schedule.state_dict(),
+        "history": run.history,
+        "warnings": run.warnings,
+    }
+
+
 def test(run: Ending, kept: AbstractContextManager[Any]) -> Tested:
     """Test the weights that the model has inside the block ``kept``, and write them.
 
@@ -59,12 +87,12 @@ def test(run: Ending, kept: AbstractContextManager[Any]) -> Tested:
     test_set: data.Dataset = run.splits.test
     with kept:
         if run.config.recalibrate:
-            recalibrate(run.model, run.train_set.images, run.normalize)
-        val = evaluate(run.model, run.val_set, run.normalize) if run.val_set else None
-        result = evaluate(run.model, test_set, run.normalize)
+            recalibrate(run.model, run.train_set.images, run.normalize, comm=run.comm)
+        val = evaluate(run.model, run.val_set, run.normalize, comm=run.comm) if run.val_set else None
+        result = evaluate(run.model, test_set, run.normalize, comm=run.comm)
         found = checks.not_finite("in the model that is kept", checks.numbers(run.model))
         try:
-            model_file.save_model(run.out / model_file.NAME, trained(run))
+            run.comm.first(lambda: model_file.save_model(run.out / model_file.NAME, trained(run)), "model")
         except MiniresError as error:
             raise continuing.stopped(error, run.given, run.progress.step) from error
     return Tested(result, val, found)
@@ -101,6 +129,11 @@ def result(run: Ending, tested: Tested) -> str:
     )
 
 
+def place(progress: Progress, step: int) -> str:
+    """A step of the epoch under way, in words."""
+    return f"step {step} (epoch {progress.epoch + 1}, batch {progress.batch - (progress.step - step)})"
+
+
 def lost(what: str, place: str, first: str) -> tuple[str, bool]:
     """Why a run is stopped whose loss or gradient is not finite, in words, and whether it has diverged."""
     diverged = not first.startswith("the input")
@@ -119,7 +152,7 @@ def summary(
     content = report.summary(
         run.config, run.splits, run.train_set, run.model, run.history, test=test, val=val, diverged=diverged,
         stopped_early=stopped_early, seconds=run.progress.seconds, steps=run.progress.step,
-        device=run.device, warnings=run.warnings,
+        device=run.device, ranks=run.comm.size, warnings=run.warnings,
     )  # fmt: skip
     run_folder.write_json(run.out / continuing.SUMMARY, content)
     return content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,17 +13,21 @@ from numpy.typing import NDArray
 from minires import backend
 from minires.data import Dataset, Normalize, Stream
 from minires.data.streaming import Pixels, batches
-from minires.errors import ShapeError, whole
+from minires.distributed import Communicator, Solo, bounds
+from minires.errors import DataError, ShapeError, whole
 from minires.nn.layers import BatchNorm2d
 from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.plan import Plan, planned
 from minires.tensor import Tensor, no_grad
 
+_SOLO = Solo()
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Mean cross-entropy, share of pictures that are right, and the probabilities (N, classes)."""
+    """Mean cross-entropy, share of pictures that are right, and the probabilities (N, classes); of a set that
+    several processes share, all of them on rank 0, and on the others those of its own pictures."""
 
     loss: float
     accuracy: float
@@ -43,27 +48,64 @@ def predict(
     return np.exp(logs, out=logs)
 
 
-def evaluate(model: Module, dataset: Dataset, normalize: Normalize, *, batch_size: int = 64) -> Evaluation:
+def evaluate(
+    model: Module, dataset: Dataset, normalize: Normalize, *, batch_size: int = 64, comm: Communicator = _SOLO
+) -> Evaluation:
     """Test a model on a data set, batch norm and dropout in inference mode.
 
-    A picture whose scores are NaN counts as wrong, and makes the loss NaN.
+    A picture whose scores are NaN counts as wrong, and makes the loss NaN. The ranks of ``comm``, which have
+    the same model and the same set, test a share each.
 
     Raises: ShapeError if the pictures do not fit the model.
     """
-    logs = _log_probabilities(model, dataset.images, normalize, batch_size)
-    of_truth = logs[np.arange(len(dataset)), dataset.labels]
-    right = (logs.argmax(axis=1) == dataset.labels) & ~np.isnan(logs).any(axis=1)
-    return Evaluation(float(-of_truth.mean()), float(right.mean()), np.exp(logs, out=logs))
+    with comm.patiently(), comm.together("evaluation"):
+        logs = np.zeros((0, len(dataset.classes)))
+        if (own := share_of(dataset, comm)) is not None:
+            logs = _log_probabilities(model, own.images, normalize, batch_size)
+    whole_logs = comm.rows(logs, "evaluation")
+    loss, accuracy = 0.0, 0.0
+    if comm.is_first:
+        loss = float(-whole_logs[np.arange(len(dataset)), dataset.labels].mean())
+        right = (whole_logs.argmax(axis=1) == dataset.labels) & ~np.isnan(whole_logs).any(axis=1)
+        accuracy = float(right.mean())
+    loss, accuracy = comm.exchange([loss, accuracy], "evaluation")[0]
+    return Evaluation(loss, accuracy, np.exp(whole_logs, out=whole_logs))
+
+
+def same_pictures(dataset: Dataset, comm: Communicator) -> None:
+    """Raises: DataError if a rank has other pictures than rank 0, which would be tested in their place."""
+    if comm.size == 1:
+        return
+    known = hashlib.sha256("\n".join(dataset.names).encode(errors="backslashreplace"))
+    known.update(np.ascontiguousarray(dataset.labels).data)
+    if not isinstance(dataset.images, Stream):
+        known.update(np.ascontiguousarray(dataset.images).reshape(-1).data)
+    other = comm.all_equal([len(dataset), known.hexdigest()], "pictures")
+    if other is not None:
+        raise DataError(
+            f"rank {other} finds other pictures in {dataset.name} than rank 0; give all machines the same"
+        )
+
+
+def share_of(dataset: Dataset, comm: Communicator) -> Dataset | None:
+    """The pictures of a set that this rank tests; None where there are fewer than ranks, and it has none."""
+    start, stop = bounds(len(dataset), comm.rank, comm.size)
+    if comm.size == 1:
+        return dataset
+    return dataset.take(np.arange(start, stop)) if start < stop else None
 
 
 def recalibrate(
-    model: Module, images: Pixels | Stream, normalize: Normalize, *, batch_size: int = 64
-) -> None:
+    model: Module, images: Pixels | Stream, normalize: Normalize, *, batch_size: int = 64,
+    comm: Communicator = _SOLO,
+) -> None:  # fmt: skip
     """Replace batch norm's running statistics by averages over ``images`` with the weights as they are now.
 
     The running statistics of training lag behind the weights; after a short run, or for averaged weights,
     they are far off. Each batch counts by its share of the pictures, and a last batch of one picture is
     joined to the one before it; dropout is off; frozen layers keep what they have, and every layer its mode.
+    The ranks of ``comm``, which have the same model and the same pictures, go through a share of the batches
+    each.
 
     Raises: ShapeError if the pictures do not fit the model.
     Source: "precise BN", Wu & Johnson arXiv:2105.07576, section 3.
@@ -83,19 +125,34 @@ def recalibrate(
                 statistic[~backend.array_module(statistic).isfinite(statistic)] = 0  # 0 times NaN stays NaN
         try:
             seen = 0
-            for x in _batches(model, images, normalize, batch_size, least=2):
-                seen += len(x)
-                share = len(x) / seen
-                for norm in norms:
-                    norm.momentum = share if norm.convention == "torch" else 1.0 - share
-                model(x)
+            with comm.patiently(), comm.together("recalibration"):
+                for x in _batches(model, images, normalize, batch_size, least=2, comm=comm):
+                    seen += len(x)
+                    share = len(x) / seen
+                    for norm in norms:
+                        norm.momentum = share if norm.convention == "torch" else 1.0 - share
+                    model(x)
+            if comm.size > 1:
+                _mean_of_ranks(norms, seen / len(images), comm)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
 
 
+def _mean_of_ranks(norms: list[BatchNorm2d], share: float, comm: Communicator) -> None:
+    """Give batch norms the mean over the ranks of their running statistics, this one counting so much."""
+    statistics = [one for norm in norms for one in (norm.running_mean, norm.running_var)]
+    flat = np.concatenate([np.asarray(backend.to_device(one, "cpu"), np.float64) for one in statistics])
+    flat = comm.allreduce(share * flat, "recalibration")
+    ends = np.cumsum([one.size for one in statistics])
+    for one, mean in zip(statistics, np.split(flat, ends[:-1]), strict=True):
+        one[...] = backend.to_device(mean.astype(one.dtype), backend.device_of(one))
+
+
 @contextmanager
-def recalibrated(model: Module, images: Pixels | Stream, normalize: Normalize) -> Iterator[None]:
+def recalibrated(
+    model: Module, images: Pixels | Stream, normalize: Normalize, comm: Communicator = _SOLO
+) -> Iterator[None]:
     """Inside this block the model has the running statistics that ``recalibrate`` gives it, of at most
     ``ENOUGH`` of the pictures; behind it those that it had.
 
@@ -109,7 +166,7 @@ def recalibrated(model: Module, images: Pixels | Stream, normalize: Normalize) -
         some = np.sort(np.random.default_rng(0).choice(len(images), ENOUGH, replace=False))
         images = images.take(some) if isinstance(images, Stream) else images[some]
     try:
-        recalibrate(model, images, normalize)
+        recalibrate(model, images, normalize, comm=comm)
         yield
     finally:
         for statistic, was in before:
@@ -156,11 +213,14 @@ def _batches(
     batch_size: int,
     *,
     least: int = 1,
+    comm: Communicator = _SOLO,
 ) -> Iterator[Tensor]:
-    """The pictures in batches; a last one of fewer than ``least`` is joined to the one before it."""
+    """The pictures in batches, those of this rank; a last one of fewer than ``least`` is joined to the one
+    before it."""
     batch_size = whole("batch_size", batch_size)
     device = next((parameter.device for parameter in model.parameters()), "cpu")
     starts = range(0, max(1, len(images) - least + 1), max(least, batch_size))
-    cuts = (slice(*ends) for ends in zip(starts, [*starts[1:], len(images)], strict=True))
+    cuts = [slice(*ends) for ends in zip(starts, [*starts[1:], len(images)], strict=True)]
+    cuts = cuts[slice(*bounds(len(cuts), comm.rank, comm.size))]
     for batch in batches(images, cuts):
         yield Tensor(backend.to_device(normalize(batch), device))

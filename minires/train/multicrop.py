@@ -22,12 +22,13 @@ from PIL import Image
 
 from minires import backend
 from minires.data import Dataset, Normalize, Stream
+from minires.distributed import Communicator, Solo
 from minires.errors import ConfigError, ShapeError, one_of, whole
 from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.ops.softmax import softmax
 from minires.tensor import Tensor, no_grad
-from minires.train.evaluation import Evaluation
+from minires.train.evaluation import Evaluation, share_of
 
 CROPS = (1, 10, "full")
 Pixels = NDArray[np.uint8]
@@ -51,11 +52,13 @@ def evaluate_crops(
     crops: int | str = 10,
     scales: Sequence[int] = (),
     batch_size: int = 64,
+    comm: Communicator | None = None,
 ) -> Evaluation:
     """Test a model as ``evaluate`` does, with the mean of the probabilities of several views of each picture.
 
     ``side`` is that of the squares that the model gets; ``scales`` are shorter sides that the pictures are
-    resized to, :func:`usual_scale` without any. The loss is that of the averaged probabilities.
+    resized to, :func:`usual_scale` without any. The loss is that of the averaged probabilities. The ranks of
+    ``comm`` test a share of the pictures each.
 
     Raises: ConfigError for crops that are none of those above, or a scale below ``side`` of which squares
     cannot be cut; ShapeError if the model takes pictures of one size only and ``crops`` is "full".
@@ -68,6 +71,26 @@ def evaluate_crops(
             f"scales={small[0]}: squares of {side} cannot be cut out of pictures whose shorter side is "
             f"{small[0]}; give scales of {side} and more, or crops='full'"
         )
+    comm = comm or Solo()
+    with comm.patiently(), comm.together("evaluation"):
+        own = np.zeros((0, len(dataset.classes)))
+        if (share := share_of(dataset, comm)) is not None:
+            own = _averaged(model, share, normalize, side, crops, taken, batch_size)
+    probabilities, loss, accuracy = comm.rows(own, "evaluation"), 0.0, 0.0
+    if comm.is_first:
+        of_truth = probabilities[np.arange(len(dataset)), dataset.labels]
+        is_right = (probabilities.argmax(axis=1) == dataset.labels) & ~np.isnan(probabilities).any(axis=1)
+        accuracy = float(is_right.mean())
+        loss = -float(np.log(np.maximum(of_truth, np.finfo(np.float64).tiny)).mean())  # leaves NaN as it is
+    loss, accuracy = comm.exchange([loss, accuracy], "evaluation")[0]
+    return Evaluation(loss, accuracy, probabilities)
+
+
+def _averaged(
+    model: Module, dataset: Dataset, normalize: Normalize, side: int, crops: int | str,
+    taken: Sequence[int], batch_size: int,
+) -> NDArray[np.float64]:  # fmt: skip
+    """The mean of the probabilities over the views of each picture (N, classes)."""
     device = next((parameter.device for parameter in model.parameters()), "cpu")
     at_once = 1 if crops == "full" else max(1, batch_size // (int(crops) * len(taken)))
     found = []
@@ -90,11 +113,7 @@ def evaluate_crops(
                 each = softmax(logits).numpy().astype(np.float64)  # (pictures * views, classes)
                 total += each.reshape(len(pictures), -1, each.shape[1]).mean(axis=1)
             found.append(total / len(taken))
-    probabilities = np.concatenate(found)
-    of_truth = probabilities[np.arange(len(dataset)), dataset.labels]
-    right = (probabilities.argmax(axis=1) == dataset.labels) & ~np.isnan(probabilities).any(axis=1)
-    loss = -np.log(np.maximum(of_truth, np.finfo(np.float64).tiny)).mean()  # which leaves NaN as it is
-    return Evaluation(float(loss), float(right.mean()), probabilities)
+    return np.concatenate(found)
 
 
 def original(dataset: Dataset, place: int, least: int) -> Image.Image:

@@ -88,6 +88,7 @@ class Observers:
     def __init__(self, observers: Iterable[Observer], warn: Callable[[str], None]) -> None:
         self._all: list[Observer] = []
         self._warn = warn
+        self.at_work = False  # whether one is told something now
         self.add(*observers)
 
     def add(self, *observers: Observer) -> None:
@@ -103,6 +104,7 @@ class Observers:
     def tell(self, what: str, *given: Any) -> None:
         """Call the method ``what`` of each. Raises: Lost, if somebody else has taken over the folder."""
         for one in list(self._all):
+            self.at_work = True
             try:
                 getattr(one, what)(*given)
             except Lost:
@@ -113,3 +115,5 @@ class Observers:
                     f"the observer {type(one).__name__} has failed in {what}() and is left out from here on: "
                     f"{type(error).__name__}: {error}"
                 )
+            finally:
+                self.at_work = False

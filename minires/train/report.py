@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from minires import backend
 from minires.data import Dataset, Splits, Stream
 from minires.data.augment import MEASURED
 from minires.data.pixel_cache import place_of_all
-from minires.errors import counted
+from minires.distributed import Communicator
+from minires.errors import ConfigError, counted
 from minires.nn.module import Module
 from minires.train import best, run_folder
 from minires.train.config import Config
@@ -87,8 +91,8 @@ def of_stream(train_set: Dataset, *, measured: bool) -> list[str]:
     return said
 
 
-def batches(config: Config, train_set: Dataset) -> list[str]:
-    """What is special about the batches of an epoch, in words."""
+def batches(config: Config, train_set: Dataset, comm: Communicator, folder: Path) -> list[str]:
+    """What is special about the batches of an epoch, and who shares them, in words."""
     found, count = [], len(train_set)
     if left := left_out(config, train_set):
         found.append(
@@ -102,9 +106,48 @@ def batches(config: Config, train_set: Dataset) -> list[str]:
             f"batch_size is {config.batch_size}, and there are {count} training pictures: "
             "each epoch is one step, on all of them"
         )
-    return found
+    return [*found, *([_ranks(comm, config, folder), *scaled(config)] if comm.size > 1 else [])]
 
 
 def left_out(config: Config, train_set: Dataset) -> int:
     """How many training pictures make no whole batch, and are left out of an epoch."""
     return len(train_set) % config.batch_size if config.drop_last else 0
+
+
+def begins(
+    config: Config, splits: Splits, train_set: Dataset, val_set: Dataset | None, folder: Any
+) -> list[str]:
+    """What is trained on what, and where it is kept, in lines."""
+    first = (
+        f"{config.model} on {splits.source}: {len(train_set)} training, "
+        f"{len(val_set) if val_set else 0} validation, {len(splits.test)} test pictures; "
+        f"recipe {config.recipe}, {counted(config.epochs, 'epoch')}, seed {config.seed}; run folder "
+        f"{folder}"
+    )
+    return [first, *of_stream(train_set, measured=config.normalize == "data")]
+
+
+def _ranks(comm: Communicator, config: Config, folder: Path) -> str:
+    """That several processes do a run, in words."""
+    machines = f" on {comm.hosts} machines" if comm.hosts > 1 else ""
+    sync = config.batch_norm == "sync"
+    norm = "over all of them" if sync else "in each by itself (--batch-norm sync: over all)"
+    threads = counted(backend.threads(), "thread")
+    stop = f"to stop and save: touch {shlex.quote(str(folder / 'STOP'))}"
+    return f"{comm.size} processes{machines}, with {threads} each; batch norm {norm}; {stop}"
+
+
+def scaled(config: Config) -> list[str]:
+    """What is usual where the batch is larger than that of the recipe, and the learning rate is not.
+
+    Source: Goyal et al. 2017, arXiv:1706.02677, section 2.1.
+    """
+    with suppress(ConfigError):  # a recipe of pictures that were looked at has no settings of its own
+        own = Config.of(config.recipe)
+        times, rate = config.batch_size / own.batch_size, own.optimizer.get("lr")
+        if times >= 2 and config.optimizer == own.optimizer and own.optimizer.get("name") == "sgd" and rate:
+            return [
+                f"batch_size is {times:g} times that of the recipe {config.recipe}, with its learning rate "
+                f"{rate:g}; {times * rate:g}, with warm-up, is the usual start"
+            ]
+    return []

@@ -63,7 +63,8 @@ KIND = record(
         name: Optional(real) if name.startswith("val_") else real
         for name in COLUMNS if name not in ("epoch", "step")
     })),
-    warnings=Optional(listing(text)),  # older checkpoints have none
+    ranks=Optional(between(1)),  # older checkpoints do not say
+    warnings=Optional(listing(text)),  # nor have they these
     trained=Optional(record(**TRAINED)),  # nor this
 )  # fmt: skip
 
@@ -250,16 +251,18 @@ def mended(info: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(map(str, names)) if isinstance(names, list) else frozenset()
 
 
-def fingerprint(splits: data.Splits, *, without: frozenset[str] = frozenset()) -> dict[str, Any]:
+def fingerprint(splits: data.Splits, *, without: frozenset[str] | None = frozenset()) -> dict[str, Any]:
     """What the pictures and labels of the three parts are known by, and the names of the classes.
 
-    Pictures of a stream are known by the names, sizes and times of their files, but those ``without``.
+    Pictures of a stream are known by the names, sizes and times of their files, but those ``without``; None:
+    by their names, as copies on several machines have times of their own.
     """
     found: dict[str, Any] = {MENDED: sorted(without)} if without else {}
     for part, name in (("train", "training"), ("val", "validation"), ("test", "test")):
         dataset = getattr(splits, part)
         if dataset and isinstance(dataset.images, data.Stream):
-            known = f"{FILES} {dataset.images.fingerprint(without=without)}"
+            names = hashlib.sha256("\n".join(dataset.names).encode(errors="backslashreplace")).hexdigest()
+            known = f"{FILES} {names if without is None else dataset.images.fingerprint(without=without)}"
         else:
             known = dataset and _digest(dataset.images)
         found[f"{name} pictures"] = dataset and f"{len(dataset)} {known}"

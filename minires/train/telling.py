@@ -17,6 +17,7 @@ from minires.errors import harmless
 from minires.interrupt import is_gone
 from minires.train import best, run_folder
 from minires.train.observers import Observer, Run
+from minires.train.state import Progress
 
 SAY = Callable[[str], None]
 LINES = 60  # of epochs, in the report of a run
@@ -69,6 +70,17 @@ class Stream:
 
     def __hash__(self) -> int:
         return hash(self._stream)
+
+
+def under_way(progress: Progress) -> str:
+    """The figures of an epoch so far, for the bar.
+
+    >>> under_way(Progress(pictures=4, loss=2.0, right=3))
+    'loss 0.500, accuracy 75.0%'
+    """
+    seen = max(1, progress.pictures)
+    loss, accuracy = progress.loss / seen, progress.right / seen
+    return f"loss {run_folder.shown(loss, 3)}, accuracy {100 * accuracy:.1f}%"
 
 
 def lines_of_epochs(

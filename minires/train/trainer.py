@@ -7,23 +7,26 @@ saved (dropout), so a run that was killed at any moment and continued gives the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
+import signal
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Never
 
 import numpy as np
 
-from minires import backend, data, models, optim
-from minires.errors import ConfigError, MiniresError, counted
-from minires.interrupt import Interrupted, StopWish, status
+from minires import backend, data, optim
+from minires.data.loader import Batches, Pair
+from minires.distributed import Communicator, devices, shares, world
+from minires.errors import ConfigError, MiniresError
+from minires.interrupt import Interrupted, status
 from minires.nn.module import Module
 from minires.nn.restored import modes
-from minires.tensor import Tensor
 from minires.train import (
     audience,
     balance,
@@ -32,24 +35,25 @@ from minires.train import (
     checks,
     continuing,
     ending,
-    finetune,
-    model_file,
     planned,
+    preparing,
     report,
     run_folder,
     state,
     steps,
+    team,
 )
 from minires.train.checkpoint import Checkpoints
 from minires.train.config import Config
 from minires.train.ema import EMA
 from minires.train.evaluation import Evaluation, evaluate, recalibrated
 from minires.train.figures import Figures
-from minires.train.lock import Lock
 from minires.train.observers import Observer, Observers
 from minires.train.schedules import Schedule
+from minires.train.shared import FILE
 from minires.train.state import Progress
-from minires.train.telling import Listener, lines_of_epochs
+from minires.train.stopping import Wish, in_words
+from minires.train.telling import Listener, lines_of_epochs, under_way
 
 
 class Trainer:
@@ -65,6 +69,11 @@ class Trainer:
 
     The folder is held by a lock until the run ends: nobody else trains there meanwhile. What fails before
     the first step leaves no folder.
+
+    Under a launcher of MPI (``mpirun -n 4 python script.py``) the processes do one run together: ``comm`` are
+    these, unless others are given; ``Solo()`` makes a run of each by itself. Each process goes through its
+    share of every batch, with the device "cuda" on a GPU of its own; rank 0 writes and says all there is, and
+    its observers alone hear of the run.
 
     Raises: ConfigError if ``out`` holds a run already and ``resume`` is not set, or for anything in the
     configuration that does not fit; CheckpointError if the run in ``out`` is another one, is finished, or all
@@ -83,116 +92,122 @@ class Trainer:
         progress: bool | None = None,
         say: Callable[[str], None] = print,
         observers: Iterable[Observer] = (),
+        comm: Communicator | None = None,
     ) -> None:
-        self._listener = Listener(say)  # that nobody is there to hear it ends no run
+        self.comm = comm = comm or world()
+        # That nobody is there to hear it ends no run.
+        self._listener = Listener(say if comm.is_first else lambda line: None)
         self.said: Iterable[str] = self._listener.said
-        self._show, self._bar = progress, None  # the bar, while it is shown
-        self._observers = Observers(observers, lambda line: self.say(f"warning: {line}"))
+        self._show, self._bar = progress if comm.is_first else False, None  # the bar, while it is shown
+        hear = observers if comm.is_first else ()
+        self._observers = Observers(hear, lambda line: self.say(f"warning: {line}"))
         if config is None and not resume:
             raise ConfigError("a new run needs a configuration, for example Config.of('default')")
-        continuing.check(out, resume=resume)
-        self._lock = Lock(out, make=not resume)
-        self.out, self.given = self._lock.folder, self._lock.given  # its full path, and as it was named
+        # The lock of the folder, its full path, and the folder as it was named.
+        self._lock, self.out, self.given = team.hold(comm, out, resume=resume)
         self._is_new = False  # whether all that stands in the folder is what a run begins with
         self._unclear: str | None = None  # why this Trainer cannot run again
         try:
-            continuing.check(self.given, resume=resume, held=True)
-            continuing.remove_leftovers(self.out)
-            config = continuing.read_config(self.out) if config is None else config
-            self.config = config if isinstance(config, Config) else Config.from_dict(config)
-            self._known: dict[frozenset[str], dict[str, Any]] = {}  # by the pictures that are left out of it
-            self._prepare(splits, model, resume)
-            self._observers.add(*audience.observers(self.config, self._show))
+            self._first(lambda: continuing.ready(self.given, self.out, resume=resume))
+            self.config = team.one_config(comm, config, self.out)
+            self.device = devices.chosen(comm, self.config.device)
+            held = self._first(lambda: continuing.before(self.out)) if resume else {}
+            begun = resume and self._first(lambda: bool(Checkpoints(self.out).paths()))
+            with comm.patiently(), comm.together("preparations"):
+                self._prepare(splits, model, resume, held, begun)
+            self._known = functools.cache(lambda mended: state.fingerprint(self.splits, without=mended))
+            team.one_set(comm, self.splits)
+            team.one_model(comm, self.model)
+            self._make_steps()
+            if comm.is_first:
+                self._observers.add(*audience.observers(self.config, self._show))
             if resume:
-                if self.checkpoints.latest(self._take) is None:
-                    self.say(continuing.begin_again(self.out, self._fingerprint, self.splits.source))
+                if not team.latest(comm, self.checkpoints, self._take):
+                    self.say(self._first(lambda: continuing.begin_again(
+                        self.out, self._fingerprint, self.splits.source
+                    )))  # fmt: skip
                 if self.config.keep == "best":
-                    best.check(self.checkpoints, self.history)
-                continuing.write_config(self.out, self.config)
+                    self._first(lambda: best.check(self.checkpoints, self.history))
+                self._first(lambda: continuing.write_config(self.out, self.config))
             else:
                 self._is_new = True
-                continuing.begin(self.out, self.config, self._fingerprint)
-            self._lock.keep()
-            self._left = continuing.remains(self.out)
+                self._first(lambda: continuing.begin(self.out, self.config, self._fingerprint))
+            if self._lock is not None:
+                self._lock.keep()
+                self._left = continuing.remains(self.out)
         except BaseException:
             self._let_go()
             raise
 
-    def _prepare(self, splits: data.Splits | None, model: Module | None, resume: bool) -> None:
-        """Pictures, model, optimiser, schedule: all that follows from the configuration."""
-        config = self.config
+    def _first(self, work: Callable[[], Any]) -> Any:
+        """What the ranks have rank 0 do alone, in the folder of the run: its result, or its error."""
+        return self.comm.first(work, "run folder")
+
+    def _prepare(
+        self, splits: data.Splits | None, model: Module | None, resume: bool, held: Mapping[str, Any],
+        begun: bool,
+    ) -> None:  # fmt: skip
+        """Pictures, model, optimiser, schedule: all that follows from the configuration. ``held`` is what the
+        last checkpoint says, and ``begun`` whether there is one."""
+        config, comm = self.config, self.comm
         # What the names stand for is looked up before pictures are read or rendered, which takes long.
         optim.checked(config.optimizer)
         Schedule(config.schedule, lr=1.0, total_steps=1)
-        augment = data.build(config.augment)
-        size = state.size(config) if model is None else config.size
         if not resume:
             continuing.not_among_pictures(self.given, config.data)
-        held = continuing.before(self.out) if resume else {}
         self._mended = state.mended(held)
-        self.splits = splits or state.pictures(config, size=size, streamed=state.streamed(held))
-        self.train_set = state.trained_on(config, self.splits)
-        self.val_set = self.splits.val if config.train_on == "train" else None
-        self.normalize = state.normalization(
-            config.normalize, self.train_set, seed=config.seed, held=state.measured(held)
-        )
-        self.loader = data.Loader(
-            self.train_set, config.batch_size, seed=config.seed, normalize=self.normalize,
-            augment=augment, drop_last=config.drop_last, balanced=config.balance == "sampler",
-        )  # fmt: skip
+        size = state.size(config) if model is None else config.size
+        share = None if comm.size == 1 else lambda count: shares(self._parts(count), comm.rank, comm.size)
+        shown = preparing.pictures(config, splits, size=size, held=held, share=share)
+        self.splits, self.train_set, self.val_set = shown.splits, shown.train_set, shown.val_set
+        self.normalize, self.loader = shown.loader.normalize, shown.loader
+        checks.ranks(self.loader, self._parts, comm.size)
 
-        self.variant = dict(config.variant)
-        if model is None:
-            if size is not None:
-                self.variant = {**models.entry(config.model).fitted(size), **self.variant}
-            classes = len(self.train_set.classes)
-            model = models.build(config.model, classes=classes, seed=config.seed, **self.variant)
-        new: list[str] = []
-        if config.start_from and not (resume and Checkpoints(self.out).paths()):
-            new = finetune.start_from(model, config.start_from, classes=self.train_set.classes)
-            self.say(f"starting from {config.start_from}; new: {', '.join(new) or 'nothing'}")
-        finetune.freeze(model, config.freeze)
-        checks.something_learns(model, config.freeze)
-        for line in checks.never_learns(model, new):
-            self.say(f"warning: {line}")
-        self.device = backend.choose_device(config.device)
-        if config.precision == "tf32" and self.device == "cpu":
-            raise ConfigError("precision='tf32' is for GPUs; on the CPU leave it at precision='fp32'")
-        if config.precision == "bf16" and self.device == "cpu":
-            slow = "slower than 'fp32' on the CPU, and only for checking its accuracy there"
-            self.say(f"precision 'bf16' is {slow}")
+        self.model, self.variant = preparing.network(
+            config, model, device=self.device, classes=self.train_set.classes, size=size, begun=begun,
+            say=self.say,
+        )  # fmt: skip
         self.activations = backend.activations(config.precision)
-        self.model = model.to(self.device)
+        apart = 1 if config.batch_norm == "sync" else comm.size
         checks.batches_of_one(
-            self.model, self.loader, activations=self.activations, accumulate=config.accumulate
+            self.model, self.loader, activations=self.activations, accumulate=config.accumulate, ranks=apart
         )
-        self.optimizer = optim.build(config.optimizer, model.named_parameters())
+        self.optimizer = optim.build(config.optimizer, self.model.named_parameters())
         total = config.epochs * len(self.loader)
         self.schedule = Schedule(config.schedule, lr=self.optimizer.lr, total_steps=total)
-        self.ema = EMA(model, config.ema) if config.ema else None
-        passes = total * config.accumulate if config.plan else 0
-        self._forward = planned.Forward(model, passes, -(-config.batch_size // config.accumulate))
-        weights = None
-        if config.balance == "weights":
-            weights = balance.class_weights(self.train_set.labels, len(self.train_set.classes))
-        self._batch_loss = balance.Loss(label_smoothing=config.label_smoothing, weights=weights)
+        self.ema = EMA(self.model, config.ema) if config.ema else None
+        self._loss = balance.loss(
+            config.balance, self.train_set, label_smoothing=config.label_smoothing
+        )
 
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
         self.warnings: list[str] = []  # what makes the result doubtful: see minires.train.checks
         self.checkpoints = Checkpoints(self.out, all=config.keep == "all")
         self._best: Mapping[str, Any] | None = None  # what the checkpoint of the best epoch holds, once read
-        on_gpu, whole = self.device != "cpu", config.accumulate == 1
-        capture = captured.Capture(model, self.optimizer, self._loss, self.say) if on_gpu and whole else None
-        if on_gpu and not whole:
-            self.say("the step is not captured into a CUDA graph: its batch goes through the model in parts")
-        self._steps = steps.Steps(
-            model, self.optimizer, self._forward, self._loss, self._stop_not_finite, device=self.device,
-            activations=self.activations, ema=self.ema, capture=capture,
-            parts=lambda pictures: steps.parts(pictures, config.batch_size, config.accumulate),
-        )  # fmt: skip
         self._figures = Figures(self.out, config, self.train_set.name, self._warn)
         self._since = time.perf_counter()
+
+    def _parts(self, pictures: int) -> list[int]:
+        """The parts in which so many pictures go through the model, those of all ranks together."""
+        return steps.parts(pictures, self.config.batch_size, self.config.accumulate)
+
+    def _make_steps(self) -> None:
+        config, model, comm = self.config, self.model, self.comm
+        sync = config.batch_norm == "sync" and comm.size > 1
+        self._forward = planned.of_run(model, config, batches=len(self.loader), comm=comm)
+        shared = team.shared(comm, model, self.optimizer, self.device, self.say)
+        capture = captured.of_run(
+            model, self.optimizer, self._loss, self.say, device=self.device, whole=config.accumulate == 1,
+            gradients=None if shared is None else shared.gradients, sync=sync,
+        )  # fmt: skip
+        self._steps = steps.Steps(
+            model, self.optimizer, self._forward, self._loss, self._stop_not_finite, device=self.device,
+            activations=self.activations, ema=self.ema, capture=capture, parts=self._parts,
+            shared=shared, sync=sync, wish=lambda: self._wish.told(),
+        )  # fmt: skip
+        self._wish = Wish(self.out, silent=True)
+        self._forward.ready = self._steps.complete
 
     # ------------------------------------------------------------------------------------------ the run
 
@@ -206,40 +221,37 @@ class Trainer:
         cannot be written: the checkpoint before it stays, and the run goes on from there; MiniresError that
         names pictures of a stream which cannot be read: the run is saved, and goes on when they are mended.
         """
-        continuing.hold_again(self._lock, self._left, self._unclear)
-        self._lock.busy, self._unclear = True, "its last step has not come to its end"
+        self._first(lambda: continuing.hold_again(self._lock, self._left, self._unclear))
+        backend.make_current(self.device)
+        self._unclear = "its last step has not come to its end"
         try:
             summary = self._run()
             self._unclear = None
             return summary
         except data.Unreadable as error:
             if self.progress.step:  # else nothing was begun
-                self._mended |= {*error.names}
+                self._mended = self._mended.union(*self.comm.exchange([*error.names], "pictures"))
                 self.save()
                 self._unclear = None
             raise continuing.stopped(error, self.given, self.progress.step) from error
         except KeyboardInterrupt as stop:
-            there = self.checkpoints.paths()
+            there = self.checkpoints.paths() if self._lock is not None else []
             if isinstance(stop, Interrupted):
                 self._unclear = None
-            if isinstance(stop, Interrupted) or not there or self._lock.lost:
+            if isinstance(stop, Interrupted) or not there or (self._lock is not None and self._lock.lost):
                 raise
             raise Interrupted(f"interrupted; {there[-1]} is kept", status(stop) - 128) from stop
         finally:
             self._bar = None
+            self._steps.close()
             self._let_go()
-            self._left = continuing.remains(self.out)
-            self._lock.busy = False
+            if self._lock is not None:
+                self._left = continuing.remains(self.out)
+                self._lock.busy = False
 
     def _run(self) -> dict[str, Any]:
         config = self.config
-        self.say(
-            f"{config.model} on {self.splits.source}: {len(self.train_set)} training, "
-            f"{len(self.val_set) if self.val_set else 0} validation, {len(self.splits.test)} test pictures; "
-            f"recipe {config.recipe}, {counted(config.epochs, 'epoch')}, seed {config.seed}; run folder "
-            f"{self.given}"
-        )
-        for line in report.of_stream(self.train_set, measured=config.normalize == "data"):
+        for line in report.begins(config, self.splits, self.train_set, self.val_set, self.given):
             self.say(line)
         if config.normalize == "data":
             self._warn(checks.constant_channels(self.normalize))
@@ -249,10 +261,10 @@ class Trainer:
             self.say(f"all {self.progress.step} steps are done; testing again")
         elif self.progress.step:
             self.say(f"continuing after step {self.progress.step}, in epoch {self.progress.epoch + 1}")
-        for line in report.batches(config, self.train_set):
+        for line in report.batches(config, self.train_set, self.comm, self.given):
             self.say(line)
         per_epoch = len(self.train_set) - report.left_out(config, self.train_set)
-        with StopWish() as stop, audience.bar(
+        with Wish(self.out, silent=not self.comm.is_first) as self._wish, audience.bar(
             self._show,
             total=config.epochs * per_epoch, initial=self.progress.epoch * per_epoch + self.progress.pictures,
             unit=" pictures",
@@ -263,38 +275,38 @@ class Trainer:
             self._observers.tell("begins", self)
             self._since, self._forward.say = time.perf_counter(), self.say
             while not self._is_done():
-                self._epoch(stop, bar)
-            if stop.wanted:
-                self._leave(stop.wanted)
+                self._epoch(bar)
+            self._leave_if_told()
         self._bar = None
         if why := self._stopped_early():
             self.say(f"stopped after epoch {self.progress.epoch} of {config.epochs}: {why}")
         return self._finish()
 
-    def _epoch(self, stop: StopWish, bar: Any) -> None:
+    def _epoch(self, bar: Any) -> None:
         """Train for one epoch, or the rest of one, then validate, report and save."""
         config, progress = self.config, self.progress
         bar.set_description_str(f"epoch {progress.epoch + 1}/{config.epochs}")
         batches = self.loader.epoch(progress.epoch, progress.batch)
         with modes(self.model, training=True), closing(batches):
-            for x, y in batches:
+            for x, y in self._had(batches):
+                pictures = self.loader.pictures(progress.batch)
                 self._step(x, y)
                 progress.epoch_seconds += self._tick()
-                seen = max(1, progress.pictures)
-                loss, accuracy = progress.loss / seen, progress.right / seen
-                text = f"loss {run_folder.shown(loss, 3)}, accuracy {100 * accuracy:.1f}%"
-                bar.set_postfix_str(text, refresh=False)
-                bar.update(len(y))
+                bar.set_postfix_str(under_way(progress), refresh=False)
+                bar.update(pictures)
                 if self._observers:
                     self._observers.tell("stepped", self)
                     self._tick()  # their time is the run's, but not that of training
                 last = progress.batch == len(self.loader)
                 if last:
                     self._steps.settle()
-                if stop.wanted:
-                    self._leave(stop.wanted)
+                if self.comm.size == 1:
+                    self._leave_if_told()
+                elif self._steps.stop:
+                    self._leave(self._steps.stop)
                 if config.checkpoint_every and progress.step % config.checkpoint_every == 0 and not last:
                     self.save()
+        self.comm.watch(False)
         val = self._validated()
         self._tick()
         row = self.progress.row(self.optimizer.lr, len(self.loader), val)
@@ -312,17 +324,39 @@ class Trainer:
         self.save()
         self._write_history()
         self._observers.tell("epoch_ended", self, row, val)
-        if stop.wanted:
-            self._leave(stop.wanted)
+        self._leave_if_told()
+
+    def _had(self, batches: Batches) -> Iterator[Pair]:
+        """The batches, one after the other; where one cannot be had all ranks stop."""
+        while True:
+            began = time.perf_counter()
+            try:
+                batch = next(batches, None)
+            except data.Unreadable as error:
+                self._steps.fail(error)
+            self.comm.spent("data", time.perf_counter() - began)
+            if batch is None:
+                return
+            self.comm.watch(True)
+            yield batch
+
+    def _leave_if_told(self) -> None:
+        """Stop where any rank was told to."""
+        with self.comm.patiently():  # for an observer of rank 0
+            told = self.comm.exchange(self._wish.told(), "stop")
+        if found := [number for number in told if number]:
+            self._leave(found[0])
 
     def _validated(self) -> Evaluation | None:
         """What the validation pictures say of the weights as they are now, averaged where they are."""
         if self.val_set is None:
             return None
         model, images = self.model, self.train_set.images
-        anew = recalibrated(model, images, self.normalize) if self.config.recalibrate else nullcontext()
+        anew: Any = nullcontext()
+        if self.config.recalibrate:
+            anew = recalibrated(model, images, self.normalize, self.comm)
         with self.ema.swap() if self.ema else nullcontext(), anew:
-            return evaluate(model, self.val_set, self.normalize)
+            return evaluate(model, self.val_set, self.normalize, comm=self.comm)
 
     def _is_done(self) -> bool:
         """Whether all epochs are done, or it is of no use to wait for a better one."""
@@ -353,21 +387,18 @@ class Trainer:
 
     def _step(self, x: np.ndarray, y: np.ndarray) -> None:
         """One step of the optimiser; nothing is changed if its loss or gradient is not finite."""
-        self._steps(x, y, self.progress, self.schedule.lr(self.progress.step))
-
-    def _loss(self, logits: Tensor, y: Any) -> Tensor:
-        return self._batch_loss(logits, y)
+        pictures = self.loader.pictures(self.progress.batch)
+        self._steps(x, y, self.progress, self.schedule.lr(self.progress.step), pictures)
 
     def _stop_not_finite(self, what: str, step: int, first: str) -> Never:
-        batch = self.progress.batch - (self.progress.step - step)
-        place = f"step {step} (epoch {self.progress.epoch + 1}, batch {batch})"
-        why, diverged = ending.lost(what, place, first)
+        why, diverged = ending.lost(what, ending.place(self.progress, step), first)
         self.warnings.append(why)
         self._tick()
         self._figures.drawn = -math.inf
         self._write_history()
         with suppress(MiniresError):  # what has happened is the more important news
-            self._observers.tell("ends", self, self._write_summary(diverged))
+            summary = self._write_summary(diverged)
+            self._observers.tell("ends", self, summary)
         raise MiniresError(self.warnings[-1])
 
     # ---------------------------------------------------------------------------------------- the state
@@ -378,51 +409,40 @@ class Trainer:
         Raises: MiniresError if it cannot be written; the one before it stays.
         """
         self._steps.settle()
-        groups = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        if self.ema:
-            groups["ema"] = self.ema.state_dict()
-        info = {
-            "kind": "checkpoint",
-            "config": self.config.to_dict(),
-            "trained": model_file.described(ending.trained(self)),
-            "data": self._fingerprint,
-            "threads": backend.threads(),
-            "progress": dataclasses.asdict(self.progress),
-            "random": self.model.random_states(),
-            "schedule": self.schedule.state_dict(),
-            "history": self.history,
-            "warnings": self.warnings,
-        }
+        team.may_save(self.comm, self._observers.at_work)
+        team.alike(self.comm, self.model, self.progress.step)
         self._is_new = False
+        name: str = self._first(self._write_checkpoint)
+        self._tick()  # saving is time of the run, but not of training
+        return self.out / name
+
+    def _write_checkpoint(self) -> str:
+        groups, info = ending.checkpoint(self, fingerprint=self._fingerprint)
         try:
             keep = best.steps_to_keep(self.history) if self.config.keep == "best" else ()
             path = self.checkpoints.save(self.progress.step, groups, info, keep=keep)
             continuing.has_begun(self.out)
         except MiniresError as error:
             raise continuing.stopped(error, self.given, self.progress.step) from error
-        self._tick()  # saving is time of the run, but not of training
-        return path
+        return path.name
 
     @property
     def _fingerprint(self) -> dict[str, Any]:
         """What the data are known by."""
-        if self._mended not in self._known:
-            self._known[self._mended] = state.fingerprint(self.splits, without=self._mended)
-        return self._known[self._mended]
+        return self._known(self._mended)
 
     def _take(self, path: Path, groups: Mapping[str, Any], info: Mapping[str, Any]) -> None:
         """Continue from what a checkpoint holds."""
         self._mended = state.mended(info)
-        self._check_belongs(path, info)
+        if self.comm.is_first:
+            self._check_belongs(path, info)
         state.load(
             path, groups, info, model=self.model, optimizer=self.optimizer, ema=self.ema,
             schedule=self.schedule,
         )  # fmt: skip
-        if info["threads"] != backend.threads():
-            warnings.warn(
-                f"the run used {info['threads']} threads and continues with {backend.threads()}: sums are "
-                "rounded in another order, so the last bits may differ", stacklevel=5,
-            )  # fmt: skip
+        for line in continuing.other_sums(info, threads=backend.threads(), ranks=self.comm.size):
+            if self.comm.is_first:
+                warnings.warn(line, stacklevel=5)
         self.history = info["history"]
         self.warnings = info.get("warnings") or []
         self.progress = Progress(**{f.name: info["progress"][f.name] for f in dataclasses.fields(Progress)})
@@ -438,24 +458,33 @@ class Trainer:
         if row is None or row["epoch"] == len(self.history):
             return self.ema.swap() if self.ema else nullcontext()
         if self._best is None:  # a run that is tested once more has no checkpoints
-            self._best = best.weights_of(row, self.checkpoints, self._check_belongs)
+            self._best = team.of_first(
+                self.comm, lambda: best.weights_of(row, self.checkpoints, self._check_belongs)
+            )
         return best.weights(self.model, self.ema, self._best)
 
     def _let_go(self) -> None:
         """Let the folder go; a run that made no step leaves it as it was before."""
+        if self._lock is None:
+            return
         if self._is_new and self.progress.step == 0 and self._lock.held and not self._lock.lost:
             continuing.undo(self.out)
         self._lock.remove_folder()  # what is not empty stays
 
     def _leave(self, number: int) -> None:
+        """Stop, as the signal with this number asks, or the file STOP."""
         saved = self.given / self.save().name
         self._write_history()
-        raise Interrupted(f"stopped after step {self.progress.step}; everything is saved in {saved}", number)
+        self._wish.done()
+        raise Interrupted(
+            f"stopped after step {self.progress.step}{in_words(number)}; everything is saved in {saved}",
+            signal.SIGINT if number == FILE else number,
+        )
 
     # -------------------------------------------------------------------------------------- the figures
 
     def _write_history(self) -> None:
-        self._figures.history(self.history, last=self._is_done())
+        self._first(lambda: self._figures.history(self.history, last=self._is_done()))
 
     def _finish(self) -> dict[str, Any]:
         """Test the weights that are kept, and write them, then all figures, then the summary; only when that
@@ -464,14 +493,14 @@ class Trainer:
             self.say(f"the weights of epoch {row['epoch']}, the best by validation, are tested and kept")
         tested = ending.test(self, self._kept())
         self._tick()
-        self._figures.last(self.splits.test, tested.test.probabilities)
+        self._first(lambda: self._figures.last(self.splits.test, tested.test.probabilities))
         self._write_history()
         self._warn(ending.doubts(self, tested))
         try:
             summary = self._write_summary(ending.diverged(self, tested), tested)
         except MiniresError as error:
             raise continuing.stopped(error, self.given, self.progress.step) from error
-        if self.config.keep in ("none", "best") and not self._lock.lost:
+        if self.config.keep in ("none", "best") and self._lock is not None and not self._lock.lost:
             self.checkpoints.remove()
         self.say(ending.result(self, tested))
         self._observers.tell("ends", self, summary)
@@ -479,4 +508,8 @@ class Trainer:
 
     def _write_summary(self, diverged: bool, tested: ending.Tested | None = None) -> dict[str, Any]:
         self._is_new = False
-        return ending.summary(self, diverged=diverged, tested=tested, stopped_early=self._stopped_early())
+        early = self._stopped_early()
+        summary: dict[str, Any] = self._first(
+            lambda: ending.summary(self, diverged=diverged, tested=tested, stopped_early=early)
+        )
+        return summary

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from minires import backend
 from minires.data import Dataset, Splits, Stream
 from minires.data.pictures import unreadable
+from minires.distributed import Solo
 from minires.errors import ConfigError, DataError, MiniresError, counted
 from minires.interrupt import Stopped
 from minires.train import audience
@@ -195,7 +196,8 @@ def _right(pictures: Dataset, fold: _Fold, out: Path, watched: _Progress) -> int
     splits = Splits(pictures.take(fold.seen), asked, asked, "trial")
     try:
         run = Trainer(
-            fold.config, out, splits=splits, progress=False, say=lambda _: None, observers=[watched]
+            fold.config, out, splits=splits, progress=False, say=lambda _: None, observers=[watched],
+            comm=Solo(),
         )  # fmt: skip
         accuracy: float = run.run()["test_accuracy"]
     except Stopped as stop:

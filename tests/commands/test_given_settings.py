@@ -80,6 +80,7 @@ VALUES = {
     "drop_last": (False, "--no-drop-last"), "optimizer": ({"name": "sgd", "lr": 0.5}, None),
     "schedule": ({"name": "constant"}, None), "augment": (["flip"], None), "normalize": ("none", None),
     "label_smoothing": (0.25, None), "balance": ("sampler", "--balance"), "ema": (0.5, None),
+    "batch_norm": ("sync", "--batch-norm"),
     "recalibrate": (True, "--recalibrate"), "patience": (1, "--patience"), "seed": (3, "--seed"),
     "device": ("auto", "--device"), "precision": ("bf16", "--precision"),
     "start_from": (None, None), "freeze": (["conv"], None), "plan": (False, "--no-plan"),

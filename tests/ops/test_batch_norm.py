@@ -8,8 +8,9 @@ import numpy as np
 import opcheck
 import pytest
 
-from minires import Tensor, backend, reference, unfused
+from minires import Tensor, backend, distributed, reference, unfused
 from minires.errors import ShapeError
+from minires.modes import synchronised
 from minires.ops import cases
 from minires.ops.batch_norm import arguments, batch_norm, numba_kernels
 from minires.ops.batch_norm.cases import running_statistics
@@ -333,3 +334,59 @@ def test_running_statistics_are_arrays_of_floats_that_training_can_change():
     assert run(read_only, read_only, False).shape == (2, 3)
     with pytest.raises(ShapeError, match="batch_norm: running_var is read-only, but training changes it"):
         run(good, read_only, True)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("convention", ["keras", "torch"])
+def test_over_ranks_it_is_that_of_their_batches_together(convention, fast, dtype):
+    """Of other sizes, far from zero, with an addition and a ReLU."""
+    rng, cuts = np.random.default_rng(0), [0, 1, 9, 16]
+    x, add, dy = (rng.standard_normal((16, 3, 5)) for _ in range(3))
+    x = 3 * x + 40
+    arrays = [array.astype(dtype) for array in (x, add, dy)]
+    gamma, beta = rng.standard_normal((2, 5)).astype(dtype)
+
+    def normalised(here, running):
+        tensors = [Tensor(array[here], requires_grad=True) for array in arrays[:2]]
+        learned = [Tensor(array.copy(), requires_grad=True) for array in (gamma, beta)]
+        with nullcontext() if fast else reference():
+            y = batch_norm(
+                tensors[0], *learned, training=True, convention=convention, running_mean=running[0],
+                running_var=running[1], add=tensors[1], relu=True,
+            )  # fmt: skip
+            y.backward(arrays[2][here])
+        return y.numpy(), [one.grad for one in tensors], [one.grad for one in learned]
+
+    def running():
+        return np.full(5, 20, dtype), np.ones(5, dtype)
+
+    of_one = running()
+    y, moving, learned = normalised(slice(None), of_one)
+
+    def work(comm):
+        own = running()
+        with synchronised(comm):
+            return *normalised(slice(cuts[comm.rank], cuts[comm.rank + 1]), own), own
+
+    found = distributed.run(3, work)
+    close = {"rtol": 1e-11, "atol": 1e-11} if dtype == "float64" else {"rtol": 2e-4, "atol": 2e-4}
+    np.testing.assert_allclose(np.concatenate([one[0] for one in found]), y, **close)
+    for which in range(2):
+        np.testing.assert_allclose(np.concatenate([one[1][which] for one in found]), moving[which], **close)
+        np.testing.assert_allclose(sum(one[2][which] for one in found), learned[which], **close)
+        for one in found:
+            np.testing.assert_allclose(one[3][which], of_one[which], **close)
+            assert one[3][which].dtype == dtype
+
+
+def test_over_ranks_one_picture_each_is_enough():
+    def work(comm):
+        x = Tensor(np.full((1, 2), float(comm.rank)))
+        with synchronised(comm):
+            y = batch_norm(x, Tensor(np.ones(2)), Tensor(np.zeros(2)), training=True, eps=0.0)
+        with pytest.raises(ShapeError, match="at least two values"):
+            batch_norm(x, Tensor(np.ones(2)), Tensor(np.zeros(2)), training=True)
+        return y.numpy().tolist()
+
+    assert distributed.run(2, work) == [[[-1.0, -1.0]], [[1.0, 1.0]]]

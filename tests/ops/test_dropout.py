@@ -6,6 +6,7 @@ import pytest
 
 from minires import Tensor
 from minires.errors import ConfigError, ShapeError
+from minires.modes import share_of_batch
 from minires.ops.dropout import dropout
 
 
@@ -62,3 +63,35 @@ def test_rates_that_make_no_sense(rate):
 def test_integers_are_refused():
     with pytest.raises(ShapeError, match="dropout: x is int64"):
         dropout(Tensor(np.ones(3, np.int64)), 0.5, rng=_rng())
+
+
+def test_those_who_share_a_batch_have_the_parts_of_one_mask():
+    x = np.ones((7, 3, 5))
+    whole, after = dropout(Tensor(x), 0.5, rng=_rng()).numpy(), _rng()
+    dropout(Tensor(x), 0.5, rng=after)
+    for start, stop in ((0, 2), (2, 6), (6, 7)):
+        rng = _rng()
+        with share_of_batch(start, stop, 7):
+            part = dropout(Tensor(x[start:stop]), 0.5, rng=rng).numpy()
+        assert (part == whole[start:stop]).all()
+        assert rng.bit_generator.state == after.bit_generator.state  # so the next mask is the same, too
+
+
+def test_whatever_is_dropped_all_who_share_a_batch_go_on_alike():
+    """Several rows for each picture, or a weight that has as many rows as that by chance."""
+    for rows in (lambda own: 2 * own, lambda own: 6, lambda own: 7, lambda own: own):
+        after = set()
+        for start, stop in ((0, 2), (2, 5)):
+            rng = _rng()
+            with share_of_batch(start, stop, 5):
+                y = dropout(Tensor(np.ones((rows(stop - start), 40))), 0.5, rng=rng).numpy()
+            assert 0.2 < (y == 0).mean() < 0.8
+            after.add(str(rng.bit_generator.state))
+        assert len(after) == 1
+
+
+def test_what_has_no_rows_for_pictures_has_the_same_mask_everywhere():
+    whole = dropout(Tensor(np.ones((3, 4))), 0.5, rng=_rng()).numpy()
+    with share_of_batch(2, 4, 8):
+        assert (dropout(Tensor(np.ones((3, 4))), 0.5, rng=_rng()).numpy() == whole).all()
+        assert dropout(Tensor(np.float64(1.0)), 0.5, rng=_rng()).shape == ()

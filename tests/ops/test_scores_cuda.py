@@ -12,6 +12,7 @@ import minires
 from minires import Tensor
 from minires.backend import cuda
 from minires.errors import DataError
+from minires.modes import share_of_batch
 from minires.nn import Dropout
 from minires.ops import cases, cross_entropy, dropout, softmax
 from minires.ops import labels as labels_module
@@ -396,14 +397,14 @@ def philox(counter, key):
     return np.array(word).astype(np.uint32)
 
 
-def check_mask(n=1000, rate=0.3):
+def check_mask(n=1000, rate=0.3, first=0):
     """The mask of each number is the first word of its counter."""
     counter = np.zeros((4, n), np.uint32)
-    counter[0] = np.arange(n)
+    counter[0] = (np.arange(n) + first).astype(np.uint32)
     key = -5, 2**31 - 7
     drawn = philox(counter, [k % 2**32 for k in key])[0] / 2**32
     expected = np.where(drawn < rate, 0, 1 / (1 - rate))
-    assert np.array_equal(dropout._masked_cuda(np, np.ones(n), rate, key), expected)
+    assert np.array_equal(dropout._masked_cuda(np, np.ones(n), rate, key, first), expected)
 
 
 def rng(seed=0):
@@ -419,6 +420,18 @@ def test_known_answers_of_philox(counter, key, answer, emulator):
 def test_the_mask_is_what_philox_draws(emulator):
     check_mask()
     assert emulator.launches == {"dropout": 1}
+    for first in (5, 2**31 + 3, 2**32 - 500):  # where one of several processes has its part
+        check_mask(first=first)
+
+
+def test_those_who_share_a_batch_have_the_parts_of_one_mask(emulator):
+    whole = dropout.dropout(Tensor(np.ones((6, 50))), 0.5, rng=rng()).numpy()
+    for start, stop in ((0, 1), (1, 4), (4, 6)):
+        x = Tensor(np.ones((stop - start, 50)), requires_grad=True)
+        with share_of_batch(start, stop, 6):
+            y = dropout.dropout(x, 0.5, rng=rng())
+        y.backward(np.ones(x.shape))  # outside of the block: its place was kept
+        assert (y.numpy() == whole[start:stop]).all() and (x.grad == y.numpy()).all()
 
 
 @opcheck.of("dropout")
@@ -521,7 +534,7 @@ def test_a_generator_that_is_wrong_is_found(piece, wrong, emulator, monkeypatch)
 @pytest.mark.parametrize(
     ("piece", "wrong"),
     [
-        ("unsigned(i), 0", "unsigned(i / 2), 0"),
+        ("unsigned(i) + unsigned(first)", "unsigned(i / 2) + unsigned(first)"),
         ("philox(word, key0, key1)", "philox(word, key1, key0)"),
         (">= dropped", "< dropped"),
         ("word[0] >> 1", "word[0] >> 2"),

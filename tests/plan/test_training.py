@@ -465,3 +465,32 @@ def test_what_is_held_against_the_model_takes_the_ways_of_all_pictures(monkeypat
     assert [len(plan) for plan in plans] == [2, 2, 5]
     for plan in plans:
         assert {Do.WINOGRAD, Do.CORRELATE} <= set(plan._program.lines[:, 0])
+
+
+@pytest.mark.parametrize("pieces", [1, 4, 100])
+@pytest.mark.parametrize("name", ["resnet20_cifar", "densenet_bc100_k12_cifar"])
+def test_gradients_are_told_as_soon_as_they_are_complete(name, pieces):
+    narrow = {"widths": [4, 8, 8]} if name == "resnet20_cifar" else {}
+    model = models.build(name, classes=3, seed=0, **narrow)
+    rng = np.random.default_rng(0)
+    x, labels = rng.standard_normal((4, 32, 32, 3)).astype("float32"), np.arange(4) % 3
+    plan = minires.compile(model, x.shape, training=True)
+
+    def gradients():
+        for parameter in model.parameters():
+            parameter.grad = None
+        cross_entropy(plan(x), labels).backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    before, told = gradients(), []
+    plan.tell(lambda parameter, gradient: told.append((parameter, gradient, gradient.copy())), pieces)
+    after = gradients()
+    assert [id(parameter) for parameter, _, _ in told] != [id(one) for one in model.parameters()]
+    assert {id(parameter) for parameter, _, _ in told} == {id(one) for one in model.parameters()}
+    assert len(told) == len(before)  # each once
+    for one, other in zip(before, after, strict=True):
+        assert (one == other).all()
+    for parameter, gradient, then in told:
+        assert (then == gradient).all() and (parameter.grad == then).all()  # nobody has written to it since
+    first = [id(parameter) for parameter, _, _ in told[: len(told) // 4]]
+    assert pieces == 1 or id(next(iter(model.parameters()))) not in first  # the stem's comes late

@@ -48,8 +48,12 @@ def test_it_learns_as_well_as_in_float32(tmp_path):
 class _Watched(Trainer):
     """Notes the dtypes of the logits, of the loss and of the gradients in the first step."""
 
-    def _loss(self, logits, y):
-        loss = super()._loss(logits, y)
+    def _make_steps(self):
+        super()._make_steps()
+        self._steps.loss = self._noting
+
+    def _noting(self, logits, y):
+        loss = self._loss(logits, y)
         self.seen = {"logits": str(logits.dtype), "loss": str(loss.dtype)}
         step = self.optimizer.step
 

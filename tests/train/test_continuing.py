@@ -113,8 +113,9 @@ def test_whatever_is_wrong_in_what_a_checkpoint_says_the_one_before_it_is_used(r
             moved = run / f"{NEWEST}.damaged"
             assert found.progress.step == (5 if moved.exists() else 10), (place, wrong)
             if not moved.exists():  # what may be as well
-                assert place[-1] in ("format", "warnings", "trained", "threads", "loss", "norm", "seconds",
-                                     "epoch_seconds", "pictures", "right", "history"), place  # fmt: skip
+                assert place[-1] in ("format", "warnings", "trained", "threads", "ranks", "loss", "norm",
+                                     "seconds", "epoch_seconds", "pictures", "right",
+                                     "history"), place  # fmt: skip
             moved.unlink(missing_ok=True)
             del found
             tried += 1

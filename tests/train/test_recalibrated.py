@@ -61,7 +61,7 @@ def test_the_model_has_its_own_statistics_again(fails):
 def test_of_many_pictures_some_are_taken_and_always_the_same(monkeypatch):
     monkeypatch.setattr(room, "ENOUGH", 20)
     seen = []
-    monkeypatch.setattr(room, "recalibrate", lambda model, images, normalize: seen.append(images))
+    monkeypatch.setattr(room, "recalibrate", lambda model, images, normalize, comm: seen.append(images))
     splits = small_splits()
     for _ in range(2):
         with room.recalibrated(slow_model(), splits.train.images, room.Normalize.none()):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from train.small_run import CONFIG, small_model, small_splits, stripes
 
-from minires import backend, nn
+from minires import backend, models, nn
 from minires.data import Splits
 from minires.errors import CheckpointError, ConfigError, MiniresError, ShapeError
 from minires.nn.module import Module
@@ -277,6 +277,16 @@ def test_an_input_or_a_parameter_that_is_not_finite_is_named():
     model = small_model()
     assert first_not_finite(model, Tensor(np.ones_like(x)), loss_of).startswith("nothing")
     assert all("forward" not in vars(module) for _, module in model.named_modules())
+
+
+def test_in_a_block_whose_layers_take_options_the_layer_is_named():
+    """The last batch norm of a block of a ResNet is called with ``add=``."""
+    net = models.build("resnet20_cifar", classes=3, widths=[4, 8, 8])
+    dict(net.named_modules())["bn3a_branch2b"].gamma.data[:] = 3e38
+    x = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    with np.errstate(over="ignore"):
+        said = first_not_finite(net, Tensor(x), lambda logits: logits.sum())
+    assert re.match(r"the output of bn3a_branch2b \(BatchNorm2d\) .* infinite", said), said
 
 
 def test_a_learning_rate_that_is_too_high_is_stopped(tmp_path):

@@ -71,7 +71,7 @@ def of_exercise(lesson: Path, number: int, kind: str) -> list[Cell]:
 
 def test_lessons_are_numbered_from_one_without_a_gap():
     assert [path.name[:2] for path in LESSONS] == [f"{n:02}" for n in range(1, len(LESSONS) + 1)]
-    assert len(LESSONS) == 13
+    assert len(LESSONS) == 14
 
 
 def test_there_are_no_answers_to_nothing():

@@ -31,6 +31,7 @@ This is the idea. Beside it stand
     numba_kernels.py    the same on the CPU in few passes over the memory
     cuda_kernels.py     ... and on a GPU
     arguments.py        what is asked of the arguments; x as a matrix (M, C)
+    over_ranks.py       the statistics of all processes of a run together
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ from typing import Any
 from minires import backend
 from minires.backend import Array, cuda
 from minires.errors import ShapeError
+from minires.modes import across
 from minires.ops import checks
 from minires.ops.arithmetic import add as add_tensors
-from minires.ops.batch_norm import arguments, cuda_kernels, numba_kernels
+from minires.ops.batch_norm import arguments, cuda_kernels, numba_kernels, over_ranks
 from minires.ops.batch_norm.cases import cases
 from minires.ops.batch_norm.onnx import write
 from minires.ops.forms import AllBut, Formula
@@ -102,13 +104,15 @@ def _forward(
 
 
 def _backward(
-    dy: Array, x: Array, y: Array, gamma: Array, mean: Array, inv: Array, relu: bool, training: bool
-) -> tuple[Array, Array, Array, Array]:
-    """dx, dgamma, dbeta and g, the gradient of what was added."""
+    dy: Array, x: Array, y: Array, gamma: Array, mean: Array, inv: Array, relu: bool, training: bool,
+    ranks: Any = None, count: int = 0,
+) -> tuple[Array, Array, Array, Array]:  # fmt: skip
+    """dx, dgamma, dbeta and g, the gradient of what was added; count is M, that of all ranks."""
     g = dy * (y > 0) if relu else dy
     xhat = (x - mean) * inv
     dgamma, dbeta = backend.total(g * xhat, 0), backend.total(g, 0)
-    dx = g - (dbeta + xhat * dgamma) / len(x) if training else g
+    products, total = over_ranks.sums(ranks, dgamma, dbeta) if ranks else (dgamma, dbeta)
+    dx = g - (total + xhat * products) / (count or len(x)) if training else g
     return gamma * inv * dx, dgamma, dbeta, g
 
 
@@ -185,6 +189,8 @@ def batch_norm(
     add, relu: y = y + add, then y = max(y, 0), in the same pass. Under ``minires.unfused()`` they are nodes
         of their own on the tape.
 
+    Under ``minires.modes.synchronised(ranks)`` a batch in training is that of all ranks of a run together.
+
     Rounding: all sums over the batch are kept in float64; mean, variance, dgamma and dbeta are right to 1e-6
     of the sums of absolute values in float32, of any batch.
     Shapes: x (..., C), any axes before the channels; gamma, beta, running_mean, running_var (C,); add and y
@@ -203,9 +209,11 @@ def batch_norm(
         raise ShapeError(f"batch_norm: convention must be 'keras' or 'torch', not {convention!r}")
     training = checks.truth("batch_norm", "training", training)
     relu = checks.truth("batch_norm", "relu", relu)
+    ranks = across() if training else None
     arguments.check(
-        x, gamma, beta, add, training=training, running_mean=running_mean, running_var=running_var
-    )
+        x, gamma, beta, add, training=training, running_mean=running_mean, running_var=running_var,
+        alone=ranks is None,
+    )  # fmt: skip
     momentum = CONVENTIONS[convention]["momentum"] if momentum is None else momentum
     eps = CONVENTIONS[convention]["eps"] if eps is None else eps
     momentum, eps = arguments.momentum(momentum), arguments.eps(eps)
@@ -220,8 +228,15 @@ def batch_norm(
     xp = backend.array_module(x.data)
     rows = arguments.rows(xp, x.data)  # (..., C) -> (M, C)
     add_rows = None if add is None else xp.ascontiguousarray(add.data).reshape(rows.shape)
-    if training:
-        moved = _move(convention, momentum, len(rows))
+    count = len(rows)
+    if ranks:
+        mean, var = _local_statistics(xp, rows)
+        mean, var, count = over_ranks.statistics(ranks, mean, var, count, running_mean)
+        arguments.several(x, count)
+        _update(mean, var, running_mean, running_var, *_move(convention, momentum, count))
+        inv = _inv(xp, var, eps)
+    elif training:
+        moved = _move(convention, momentum, count)
         mean, inv = _of_batch(xp, rows, running_mean, running_var, *moved, eps)
     else:
         mean, inv = _of_running(xp, rows, gamma.dtype, running_mean, running_var, eps)
@@ -232,12 +247,14 @@ def batch_norm(
     def backward(dy: Array) -> tuple[Array | None, ...]:
         dy = xp.ascontiguousarray(dy).reshape(rows.shape)
         run = (dy, rows, y_rows, weights, bias, mean, inv, relu, training, added, needs_add)
-        if _is_cuda(dy):
+        if _is_cuda(dy) and not ranks:
             dx, dgamma, dbeta, g = cuda_kernels.backward(xp, *run)
         elif _is_fast(dy):
-            dx, dgamma, dbeta, g = numba_kernels.backward(*run)
+            dx, dgamma, dbeta, g = numba_kernels.backward(*run, ranks, count)
         else:
-            dx, dgamma, dbeta, g = _backward(dy, rows, y_rows, weights, mean, inv, relu, training)
+            dx, dgamma, dbeta, g = _backward(
+                dy, rows, y_rows, weights, mean, inv, relu, training, ranks, count
+            )
         return dx.reshape(x.shape), dgamma, dbeta, g.reshape(x.shape) if needs_add else None
 
     options = {"training": training, "momentum": momentum, "eps": eps, "convention": convention}
@@ -276,9 +293,13 @@ def _of_batch(
     """mean and inv of the batch x (M, C), after which the running statistics are moved."""
     if _is_cuda(x):
         return cuda_kernels.statistics(xp, x, running_mean, running_var, replaced, correction, eps)
-    mean, var = numba_kernels.statistics(x) if _is_fast(x) else _statistics(xp, x)
+    mean, var = _local_statistics(xp, x)
     _update(mean, var, running_mean, running_var, replaced, correction)
     return mean, _inv(xp, var, eps)
+
+
+def _local_statistics(xp: Any, x: Array) -> tuple[Array, Array]:
+    return numba_kernels.statistics(x) if _is_fast(x) else _statistics(xp, x)
 
 
 def _of_running(

@@ -23,6 +23,7 @@ def check(
     training: bool,
     running_mean: Array | None,
     running_var: Array | None,
+    alone: bool = True,
 ) -> None:
     """Raises: ShapeError for what does not fit."""
     if x.ndim < 2:
@@ -40,17 +41,23 @@ def check(
             raise ShapeError(
                 f"batch_norm: {name} has shape {part.shape}, but x {x.shape} has {channels} channels"
             )
-    if training and math.prod(x.shape[:-1]) < 2:
-        raise ShapeError(
-            f"batch_norm: training needs at least two values per channel, but x has shape {x.shape}. "
-            "Use a larger batch, or eval(); where the last batch of an epoch is too small, leave it out: "
-            "Loader(drop_last=True)"
-        )
+    if training and alone:
+        several(x, math.prod(x.shape[:-1]))
     if not training and (running_mean is None or running_var is None):
         raise ShapeError("batch_norm: inference needs running_mean and running_var")
     checks.same_floats("batch_norm", x=x, add=add)
     if add is not None and add.shape != x.shape:
         raise ShapeError(f"batch_norm: add has shape {add.shape}, but x has {x.shape}; they must be equal")
+
+
+def several(x: Tensor, count: int) -> None:
+    """Raises: ShapeError if there is but one value per channel."""
+    if count < 2:
+        raise ShapeError(
+            f"batch_norm: training needs at least two values per channel, but x has shape {x.shape}. "
+            "Use a larger batch, or eval(); where the last batch of an epoch is too small, leave it out: "
+            "Loader(drop_last=True)"
+        )
 
 
 def _check_statistic(name: str, statistic: Any, x: Tensor, training: bool) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from minires import backend
 from minires.backend import Array, kernel
 from minires.backend.simd import fetch
+from minires.ops.batch_norm import over_ranks
 
 _AHEAD = 2048  # numbers; so far ahead is fetched what is read soon
 
@@ -219,8 +220,10 @@ def backward(
     training: bool,
     added: bool,
     need_dadd: bool,
+    ranks: Any = None,
+    count: int = 0,
 ) -> tuple[Array, Array, Array, Array]:
-    """dx, dgamma, dbeta and, where needed, dadd."""
+    """dx, dgamma, dbeta and, where needed, dadd; count is M, that of all ranks."""
     signs = y if added and relu else _none(x)
     scale = gamma * inv
 
@@ -231,8 +234,9 @@ def backward(
 
     dbeta, products = _reduce(sums, x, mean, scale, beta)
     dgamma = products * inv
-    slope = -scale * inv * dgamma / len(x) if training else np.zeros_like(dgamma)
-    offset = -scale * dbeta / len(x) if training else np.zeros_like(dbeta)
+    of_all, total = over_ranks.sums(ranks, dgamma, dbeta) if ranks else (dgamma, dbeta)
+    slope = -scale * inv * of_all / (count or len(x)) if training else np.zeros_like(dgamma)
+    offset = -scale * total / (count or len(x)) if training else np.zeros_like(dbeta)
     slope, offset = slope.astype(x.dtype), offset.astype(x.dtype)
     wide, none = _wide(x), _none(x)
     dx, dadd = np.empty_like(y), np.empty_like(y) if need_dadd else none

@@ -22,6 +22,7 @@ import gc
 import itertools
 import math
 import threading
+from collections.abc import Callable
 from typing import Any, Never
 
 import numpy as np
@@ -102,6 +103,8 @@ class TrainingPlan:
         self._buffers = [self._owner(model, array) for _, _, array in self._program.buffers]
         self.moved = {(id(module), name) for module, name in self._buffers}
         self._parts, self._held = parts(model), Held(model)
+        self._ready: Callable[[Tensor, Array], None] | None = None
+        self._pieces = [(item, np.empty(0, np.int64)) for item in self._program.backward]
         self.threads = backend.threads()
 
     @staticmethod
@@ -147,10 +150,39 @@ class TrainingPlan:
             addresses = {one: place_of(gradient) for one, gradient in gradients.items()}
             run.lines[lines, columns] = [addresses[one] for one in numbers.tolist()] + skipped
             run.floats[run.dy] = dy.reshape(-1)
-            self._run(run.backward)
-            gradients.update(run.called)
-            run.called.clear()
+            for item, complete in self._pieces:
+                self._run([item])
+                if self._ready is not None:
+                    found = {one: gradients[one] for one in complete.tolist()} | run.called
+                    for one, gradient in found.items():
+                        self._ready(run.parameters[one], gradient)
+                gradients.update(run.called)
+                run.called.clear()
         return tuple(gradients.get(number) for number in range(len(self._shapes)))
+
+    def tell(self, ready: Callable[[Tensor, Array], None], pieces: int) -> None:
+        """From now on call ``ready(parameter, gradient)`` during the backward pass, as soon as gradients are
+        complete: in about so many ``pieces``, each of about as many numbers. Each stays as it is, and is what
+        ``backward`` gives in the end, too."""
+        run = self._program
+        last = np.full(len(self._shapes), -1)
+        np.maximum.at(last, run.gradients[:, 2], run.gradients[:, 0])
+        # After which lines the pass stops for a moment: where a share of all numbers has come together.
+        order = np.argsort(last, kind="stable")
+        sizes = np.array([math.prod(self._shapes[n]) for n in order]) * (last[order] >= 0)
+        share = np.ceil(np.cumsum(sizes) / max(1, sizes.sum()) * pieces)
+        ends = {int(last[n]) + 1 for n, one, after in zip(order, share, [*share[1:], pieces + 1], strict=True)
+                if one != after and last[n] >= 0}  # fmt: skip
+        self._pieces = []
+        for item in run.backward:
+            if not isinstance(item, tuple):
+                self._pieces.append((item, np.empty(0, np.int64)))
+                continue
+            first, end = item
+            stops = [*(one for one in sorted(ends) if first < one < end), end]
+            for start, stop in zip([first, *stops], stops, strict=False):
+                self._pieces.append(((start, stop), np.flatnonzero((last >= start) & (last < stop))))
+        self._ready = ready
 
     def _look_up(self) -> None:
         """Where parameters and running statistics are now: somebody may have given them other arrays.

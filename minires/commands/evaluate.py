@@ -41,6 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from minires import backend, data, train
     from minires.distributed import world
+    from minires.train import team
 
     scales = _scales(options)
     trained, side = load_trained(options, world())
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
                 known_by_files = labelled(*asked, stream=True).pictures
         if known:
             warn_of_learnt(options.model, *known.among(known_by_files))
-    train.same_pictures(dataset, world())
+    team.one_part(world(), dataset, part.source)
     with backend.before_compiling(speaker(sys.stderr)):
         if options.crops is None:
             result = train.evaluate(trained.model, dataset, trained.normalize, comm=world())

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -278,12 +278,6 @@ class Communicator:
         """The first rank that says something else than rank 0 does; None if all say the same."""
         found = self.exchange(value, kind)
         return next((rank for rank, one in enumerate(found) if one != found[0]), None)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 class Solo(Communicator):

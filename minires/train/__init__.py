@@ -4,7 +4,7 @@ from minires.interrupt import Interrupted
 from minires.train import recipes, schedules
 from minires.train.config import Config
 from minires.train.ema import EMA
-from minires.train.evaluation import Evaluation, evaluate, predict, recalibrate, same_pictures
+from minires.train.evaluation import Evaluation, evaluate, predict, recalibrate
 from minires.train.finetune import freeze, start_from
 from minires.train.model_file import Trained, load_model, save_model
 from minires.train.multicrop import evaluate_crops
@@ -15,6 +15,6 @@ from minires.train.trainer import Trainer
 
 __all__ = [
     "EMA", "Config", "Evaluation", "Interrupted", "Observer", "Schedule", "TensorBoard", "Trained", "Trainer",
-    "evaluate", "evaluate_crops", "freeze", "load_model", "predict", "recalibrate", "recipes",
-    "same_pictures", "save_model", "schedules", "start_from",
+    "evaluate", "evaluate_crops", "freeze", "load_model", "predict", "recalibrate", "recipes", "save_model",
+    "schedules", "start_from",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from minires.backend import Array
 from minires.nn.module import Module
 from minires.tensor import Tensor
 
+UNSEEN = "not found, as a share of the batch cannot be looked at by itself"
 NOTHING = "nothing: run again, the step was finite, so the cause is not in model and batch alone"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from minires import backend
 from minires.data import Dataset, Normalize, Stream
 from minires.data.streaming import Pixels, batches
 from minires.distributed import Communicator, Solo, bounds
-from minires.errors import DataError, ShapeError, whole
+from minires.errors import ShapeError, whole
 from minires.nn.layers import BatchNorm2d
 from minires.nn.module import Module
 from minires.nn.restored import modes
@@ -22,6 +21,7 @@ from minires.plan import Plan, planned
 from minires.tensor import Tensor, no_grad
 
 _SOLO = Solo()
+Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,29 +62,22 @@ def evaluate(
         logs = np.zeros((0, len(dataset.classes)))
         if (own := share_of(dataset, comm)) is not None:
             logs = _log_probabilities(model, own.images, normalize, batch_size)
-    whole_logs = comm.rows(logs, "evaluation")
-    loss, accuracy = 0.0, 0.0
+    logs, loss, accuracy = judged(logs, dataset, comm)
+    return Evaluation(loss, accuracy, np.exp(logs, out=logs))
+
+
+def judged(
+    own: Scores, dataset: Dataset, comm: Communicator, *, log: Callable[[Scores], Scores] = lambda logs: logs
+) -> tuple[Scores, float, float]:
+    """The scores of all pictures, of which this rank has its ``own``, as :class:`Evaluation` has them; mean
+    cross-entropy and share of pictures that are right, on all ranks. ``log`` makes logarithms of scores."""
+    scores, told = comm.rows(own, "evaluation"), [0.0, 0.0]
     if comm.is_first:
-        loss = float(-whole_logs[np.arange(len(dataset)), dataset.labels].mean())
-        right = (whole_logs.argmax(axis=1) == dataset.labels) & ~np.isnan(whole_logs).any(axis=1)
-        accuracy = float(right.mean())
-    loss, accuracy = comm.exchange([loss, accuracy], "evaluation")[0]
-    return Evaluation(loss, accuracy, np.exp(whole_logs, out=whole_logs))
-
-
-def same_pictures(dataset: Dataset, comm: Communicator) -> None:
-    """Raises: DataError if a rank has other pictures than rank 0, which would be tested in their place."""
-    if comm.size == 1:
-        return
-    known = hashlib.sha256("\n".join(dataset.names).encode(errors="backslashreplace"))
-    known.update(np.ascontiguousarray(dataset.labels).data)
-    if not isinstance(dataset.images, Stream):
-        known.update(np.ascontiguousarray(dataset.images).reshape(-1).data)
-    other = comm.all_equal([len(dataset), known.hexdigest()], "pictures")
-    if other is not None:
-        raise DataError(
-            f"rank {other} finds other pictures in {dataset.name} than rank 0; give all machines the same"
-        )
+        right = (scores.argmax(axis=1) == dataset.labels) & ~np.isnan(scores).any(axis=1)
+        of_truth = log(scores[np.arange(len(dataset)), dataset.labels])
+        told = [float(-of_truth.mean()), float(right.mean())]
+    loss, accuracy = comm.exchange(told, "evaluation")[0]
+    return scores, loss, accuracy
 
 
 def share_of(dataset: Dataset, comm: Communicator) -> Dataset | None:

@@ -28,7 +28,7 @@ from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.ops.softmax import softmax
 from minires.tensor import Tensor, no_grad
-from minires.train.evaluation import Evaluation, share_of
+from minires.train.evaluation import Evaluation, judged, share_of
 
 CROPS = (1, 10, "full")
 Pixels = NDArray[np.uint8]
@@ -76,14 +76,14 @@ def evaluate_crops(
         own = np.zeros((0, len(dataset.classes)))
         if (share := share_of(dataset, comm)) is not None:
             own = _averaged(model, share, normalize, side, crops, taken, batch_size)
-    probabilities, loss, accuracy = comm.rows(own, "evaluation"), 0.0, 0.0
-    if comm.is_first:
-        of_truth = probabilities[np.arange(len(dataset)), dataset.labels]
-        is_right = (probabilities.argmax(axis=1) == dataset.labels) & ~np.isnan(probabilities).any(axis=1)
-        accuracy = float(is_right.mean())
-        loss = -float(np.log(np.maximum(of_truth, np.finfo(np.float64).tiny)).mean())  # leaves NaN as it is
-    loss, accuracy = comm.exchange([loss, accuracy], "evaluation")[0]
+    probabilities, loss, accuracy = judged(own, dataset, comm, log=_log)
     return Evaluation(loss, accuracy, probabilities)
+
+
+def _log(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The logarithms; of 0 a very small one, and NaN stays as it is."""
+    found: NDArray[np.float64] = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
+    return found
 
 
 def _averaged(

@@ -16,7 +16,7 @@ from minires.errors import MiniresError
 from minires.nn.module import Module
 from minires.optim import Optimizer
 from minires.tensor import Tensor
-from minires.train.diagnose import NOTHING
+from minires.train.diagnose import NOTHING, UNSEEN
 from minires.train.gradients import Gradients
 
 FILE = -1  # in the place of a signal: the file STOP asked
@@ -125,10 +125,12 @@ class Shared:
 
     def first_of(self, found: str) -> str:
         """What the first rank has found that was not finite, with its name."""
-        for rank, one in enumerate(self.comm.exchange([found, self.comm.host], "what was not finite")):
-            if one[0] != NOTHING:
-                return f"{one[0]}, on rank {rank} ({one[1]})"
-        return found
+        all_found = self.comm.exchange([found, self.comm.host], "what was not finite")
+        seen = [(rank, one) for rank, one in enumerate(all_found) if one[0] != NOTHING]
+        if not seen:
+            return found
+        rank, (what, host) = min(seen, key=lambda place: place[1][0].startswith(UNSEEN))
+        return f"{what}, on rank {rank} ({host})"
 
     def _raise(self, error: Exception | None) -> None:
         told: Any = None

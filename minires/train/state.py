@@ -259,15 +259,24 @@ def fingerprint(splits: data.Splits, *, without: frozenset[str] | None = frozens
     """
     found: dict[str, Any] = {MENDED: sorted(without)} if without else {}
     for part, name in (("train", "training"), ("val", "validation"), ("test", "test")):
-        dataset = getattr(splits, part)
-        if dataset and isinstance(dataset.images, data.Stream):
-            names = hashlib.sha256("\n".join(dataset.names).encode(errors="backslashreplace")).hexdigest()
-            known = f"{FILES} {names if without is None else dataset.images.fingerprint(without=without)}"
-        else:
-            known = dataset and _digest(dataset.images)
-        found[f"{name} pictures"] = dataset and f"{len(dataset)} {known}"
-        found[f"{name} labels"] = dataset and _digest(dataset.labels)
+        found |= known(getattr(splits, part), name, without=without)
     return found | {"class names": list(splits.train.classes)}
+
+
+def known(
+    dataset: data.Dataset | None, name: str, *, without: frozenset[str] | None = None
+) -> dict[str, Any]:
+    """What the pictures and labels of one part are known by, under its ``name``: see :func:`fingerprint`."""
+    if not dataset:
+        return {f"{name} pictures": dataset, f"{name} labels": dataset}
+    if not isinstance(dataset.images, data.Stream):
+        by = _digest(dataset.images)
+    elif without is None:
+        names = "\n".join(dataset.names).encode(errors="backslashreplace")
+        by = f"{FILES} {hashlib.sha256(names).hexdigest()}"
+    else:
+        by = f"{FILES} {dataset.images.fingerprint(without=without)}"
+    return {f"{name} pictures": f"{len(dataset)} {by}", f"{name} labels": _digest(dataset.labels)}
 
 
 def _digest(array: Any) -> str:

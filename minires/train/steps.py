@@ -33,7 +33,7 @@ from minires.nn.module import Module
 from minires.optim import Optimizer
 from minires.tensor import Tensor
 from minires.train.captured import Capture, Figures
-from minires.train.diagnose import NOTHING, first_not_finite
+from minires.train.diagnose import NOTHING, UNSEEN, first_not_finite
 from minires.train.ema import EMA
 from minires.train.shared import Shared
 from minires.train.state import Progress
@@ -256,7 +256,7 @@ class Steps:
             except MiniresError as error:
                 if not self.shared:
                     raise
-                first = f"not found, as a share of the batch cannot be looked at by itself: {error}"
+                first = f"{UNSEEN}: {error}"
             if first != NOTHING:
                 first += f", in part {number} of {len(cuts)} of the batch" if len(cuts) > 1 else ""
                 break

@@ -69,13 +69,23 @@ def one_config(comm: Communicator, config: Config | Mapping[str, Any] | None, ou
 
 def one_set(comm: Communicator, splits: data.Splits) -> None:
     """Raises: DataError if a rank has other pictures than rank 0."""
-    if comm.size > 1:
-        other = comm.all_equal(state.fingerprint(splits, without=None), "pictures")
-        if other is not None:
-            raise DataError(
-                f"rank {other} finds other pictures in {splits.source} than rank 0, in number, labels or "
-                "pixels; give all machines the same"
-            )
+    _one_known(comm, lambda: state.fingerprint(splits, without=None), splits.source)
+
+
+def one_part(comm: Communicator, dataset: data.Dataset, source: str) -> None:
+    """Raises: DataError if a rank has other pictures in this part than rank 0."""
+    _one_known(comm, lambda: state.known(dataset, "tested"), source)
+
+
+def _one_known(comm: Communicator, known: Callable[[], dict[str, Any]], source: str) -> None:
+    if comm.size == 1:
+        return
+    other = comm.all_equal(known(), "pictures")
+    if other is not None:
+        raise DataError(
+            f"rank {other} finds other pictures in {source} than rank 0, in number, labels or pixels; give "
+            "all machines the same"
+        )
 
 
 def one_model(comm: Communicator, model: Module) -> None:

@@ -118,20 +118,21 @@ def nan(case: Case) -> None:
             case.goes_on(least=least)
 
 
-def sleeps(case: Case) -> None:
+def stands_still(case: Case, how: str, says: str) -> None:
     least = somewhere(case)
-    job = case.start("sleep", MINIRES_WAIT=str(WAIT))
-    says = rf"RANK has come to no other rank for {0.9 * WAIT:.0f} s: it is at .*rank_net\.py, line \d+, in "
-    if case.ends(job, says):
+    job = case.start(how, MINIRES_WAIT=str(WAIT))
+    if case.ends(job, says.replace("STEP", str(case.step))):
         case.goes_on(least=least)
+
+
+def sleeps(case: Case) -> None:
+    there = r"it is at .*rank_net\.py, line \d+, in "
+    stands_still(case, "sleep", rf"RANK has come to no other rank for {0.9 * WAIT:.0f} s: {there}")
 
 
 def stopped(case: Case) -> None:
-    least = somewhere(case)
-    job = case.start("stop", MINIRES_WAIT=str(WAIT))
-    says = rf"has waited {WAIT} s for the others in '.*step {case.step}'; RANK has not come there"
-    if case.ends(job, says):
-        case.goes_on(least=least)
+    there = "in '.*step STEP'; RANK has not come there"
+    stands_still(case, "stop", f"has waited {WAIT} s for the others {there}")
 
 
 # ------------------------------------------------------------------------------------- it is hit from outside

@@ -53,18 +53,23 @@ def _batches(count, size):
     return [(rng.standard_normal((size, 6, 6, 3)), rng.integers(0, 3, size)) for _ in range(count)]
 
 
+def _launched(model, optimizer, x, y):
+    """A step, each operation launched by itself; its figures."""
+    logits = model(Tensor(x))
+    loss = cross_entropy(logits, y)
+    loss.backward()
+    length = optimizer.gradient_norm()
+    optimizer.step(norm=length)
+    optimizer.zero_grad()
+    hits = int((logits.numpy().argmax(axis=1) == y).sum())
+    return captured.Figures(loss.item(), hits, length)
+
+
 def _in_one_process(make, batches, norm=True):
     model = _network(norm).astype("float64").train()
     optimizer, figures = make(model.named_parameters()), []
     for x, y in batches:
-        logits = model(Tensor(x))
-        loss = cross_entropy(logits, y)
-        loss.backward()
-        length = optimizer.gradient_norm()
-        optimizer.step(norm=length)
-        optimizer.zero_grad()
-        hits = int((logits.numpy().argmax(axis=1) == y).sum())
-        figures.append(captured.Figures(loss.item(), hits, length))
+        figures.append(_launched(model, optimizer, x, y))
     return figures, {**model.state_dict(), **optimizer.state_dict()}
 
 
@@ -174,14 +179,7 @@ def test_one_rank_with_nccl_is_one_without(monkeypatch, way):
             step = step or captured.CapturedStep(model, optimizer, cross_entropy, x, y)
             wanted.append(step(x, y).read())
             continue
-        logits = model(Tensor(backend.to_device(x, "cuda")))
-        loss = cross_entropy(logits, y)
-        loss.backward()
-        length = optimizer.gradient_norm()
-        optimizer.step(norm=length)
-        optimizer.zero_grad()
-        hits = int((logits.numpy().argmax(axis=1) == y).sum())
-        wanted.append(captured.Figures(loss.item(), hits, length))
+        wanted.append(_launched(model, optimizer, backend.to_device(x, "cuda"), y))
     assert figures == wanted
     for key, array in {**model.state_dict(), **optimizer.state_dict()}.items():
         # A running statistic is what it was and its move, so it may be another by one rounding.

@@ -19,6 +19,8 @@ from typing import Any
 
 import cuda_emulator
 import numpy as np
+import opcheck
+import pytest
 from fake_nccl import FakeNccl
 
 from minires import backend
@@ -260,6 +262,18 @@ class FakeCupy:
     @staticmethod
     def asnumpy(array: Any) -> Any:
         return np.array(_plain(array))
+
+
+# What a test that runs on both asks for: a GPU that is pretended, or a real one.
+WAYS = ["emulated", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def take(way: str, monkeypatch: Any) -> None:
+    """From here on there is a GPU, as this one of the ``WAYS`` gives it; else the test is skipped."""
+    if way == "emulated":
+        pretend(monkeypatch)
+    else:
+        opcheck.need_device("cuda")
 
 
 def pretend(monkeypatch: Any, gpus: int = 1) -> cuda_emulator.Emulator:

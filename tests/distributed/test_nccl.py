@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import fake_cupy
 import fake_nccl
 import numpy as np
-import opcheck
 import pytest
 
 from minires import backend
@@ -180,12 +179,10 @@ def test_that_it_is_missing_says_what_to_install(monkeypatch):
             backend.nccl()
 
 
-@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=fake_cupy.WAYS)
 def gpu(request, monkeypatch):
-    if request.param == "emulated":
-        fake_cupy.pretend(monkeypatch)
-    else:
-        opcheck.need_device("cuda")
+    fake_cupy.take(request.param, monkeypatch)
+    if request.param == "cuda":
         try:
             backend.nccl()
         except ConfigError as error:

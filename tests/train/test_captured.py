@@ -5,7 +5,6 @@ from __future__ import annotations
 import cuda_emulator
 import fake_cupy
 import numpy as np
-import opcheck
 import pytest
 from train.small_run import CONFIG, small_model, small_splits
 
@@ -22,12 +21,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=fake_cupy.WAYS)
 def gpu(request, monkeypatch):
-    if request.param == "emulated":
-        fake_cupy.pretend(monkeypatch)
-    else:
-        opcheck.need_device("cuda")
+    fake_cupy.take(request.param, monkeypatch)
     return request.param
 
 

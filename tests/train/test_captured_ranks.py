@@ -9,7 +9,6 @@ from dataclasses import replace
 import cuda_emulator
 import fake_cupy
 import numpy as np
-import opcheck
 import pytest
 from train.small_run import CONFIG, small_model, small_splits
 
@@ -164,12 +163,9 @@ def test_running_statistics_move_by_the_mean_of_the_ranks(two_gpus):
             assert np.allclose(state[key], right[key], rtol=1e-10, atol=1e-12), key
 
 
-@pytest.mark.parametrize("way", ["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("way", fake_cupy.WAYS)
 def test_one_rank_with_nccl_is_one_without(monkeypatch, way):
-    if way == "emulated":
-        fake_cupy.pretend(monkeypatch)
-    else:
-        opcheck.need_device("cuda")
+    fake_cupy.take(way, monkeypatch)
     batches = _batches(6, 4)
     figures, state = _by_graph(Solo(), nccl.Nccl(Solo(), "cuda"), OPTIMIZERS["adam"], batches, "cuda")
     model = _network().astype("float64").to("cuda").train()

@@ -104,15 +104,13 @@ def _forward(
 
 
 def _backward(
-    dy: Array, x: Array, y: Array, gamma: Array, mean: Array, inv: Array, relu: bool, training: bool,
-    ranks: Any = None, count: int = 0,
-) -> tuple[Array, Array, Array, Array]:  # fmt: skip
-    """dx, dgamma, dbeta and g, the gradient of what was added; count is M, that of all ranks."""
+    dy: Array, x: Array, y: Array, gamma: Array, mean: Array, inv: Array, relu: bool, training: bool
+) -> tuple[Array, Array, Array, Array]:
+    """dx, dgamma, dbeta and g, the gradient of what was added."""
     g = dy * (y > 0) if relu else dy
     xhat = (x - mean) * inv
     dgamma, dbeta = backend.total(g * xhat, 0), backend.total(g, 0)
-    products, total = over_ranks.sums(ranks, dgamma, dbeta) if ranks else (dgamma, dbeta)
-    dx = g - (total + xhat * products) / (count or len(x)) if training else g
+    dx = g - (dbeta + xhat * dgamma) / len(x) if training else g
     return gamma * inv * dx, dgamma, dbeta, g
 
 
@@ -252,9 +250,10 @@ def batch_norm(
         elif _is_fast(dy):
             dx, dgamma, dbeta, g = numba_kernels.backward(*run, ranks, count)
         else:
-            dx, dgamma, dbeta, g = _backward(
-                dy, rows, y_rows, weights, mean, inv, relu, training, ranks, count
-            )
+            alone = training and not ranks
+            dx, dgamma, dbeta, g = _backward(dy, rows, y_rows, weights, mean, inv, relu, alone)
+            if ranks:
+                dx -= over_ranks.slope(ranks, count, rows, weights, mean, inv, dgamma, dbeta)
         return dx.reshape(x.shape), dgamma, dbeta, g.reshape(x.shape) if needs_add else None
 
     options = {"training": training, "momentum": momentum, "eps": eps, "convention": convention}

@@ -46,6 +46,14 @@ def sums(ranks: Any, dgamma: Array, dbeta: Array) -> tuple[Array, Array]:
     return _like(of_all[0], dgamma), _like(of_all[1], dbeta)
 
 
+def slope(
+    ranks: Any, count: int, x: Array, gamma: Array, mean: Array, inv: Array, dgamma: Array, dbeta: Array
+) -> Array:
+    """What dx is less by than with constant statistics, as moving one x moves those of all ``count`` = M."""
+    products, total = sums(ranks, dgamma, dbeta)
+    return gamma * inv * (total + (x - mean) * inv * products) / count
+
+
 def _on_host(array: Array) -> Any:
     return np.asarray(backend.to_device(array, "cpu"), np.float64)
 

@@ -19,7 +19,7 @@ written after each round.
     overlap    gradients through a network that is slow on purpose, ``Delayed``: 50 us + bytes / 20 MB/s for
                a sum over two processes; in one call behind the backward pass, and in buckets by a thread
                beside it. *hidden* is the share of the delay that a step does not show, and of the wait that
-               is gone. This is without a plan of training, whose steps tell of their gradients in the same way
+               is gone. This is without a plan of training; steps by one tell of their gradients, too
     model      what ``parallel_model.py`` says: for a measured network of memory, and for machines far away
 
 ``Config.plan`` is off but where it says *planned*: a run of 200 steps or more has a plan by itself.

@@ -163,7 +163,8 @@ def run(options: argparse.Namespace) -> int:
         summary = trainer.run()
     except Interrupted as stop:
         way = continuing.way_on(out).replace("minires", minires, 1)
-        raise Interrupted(f"{stop}. Go on with: {way}", stop.number) from None
+        among = " (behind mpirun or srun, on any number of processes)" if world().size > 1 else ""
+        raise Interrupted(f"{stop}. Go on with{among}: {way}", stop.number) from None
     if options.json:
         print_json({**summary, "out": str(out)})
         return 0
@@ -200,7 +201,7 @@ def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer
     """A new run: the recipe, the options on top of it, and a folder of its own."""
     from minires import models
     from minires.distributed import world
-    from minires.train import Config, TensorBoard, Trainer, auto, continuing, lock
+    from minires.train import Config, TensorBoard, Trainer, auto, continuing, lock, team
 
     observers = [TensorBoard()] if options.tensorboard else []
     settings = given_settings.read(options.set)
@@ -211,6 +212,7 @@ def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer
     models.entry(changes.get("model", Config.model))  # an unknown one is named before the data set is read
     name, why, is_stand_in = _choose_data(options.data, recipe)
     say(why)
+    team.same_settings(world(), {"data": name, "recipe": recipe, **changes})
     splits = None
     if recipe == auto.NAME:
         held: list[data.Splits] = []

@@ -54,17 +54,22 @@ def one_config(comm: Communicator, config: Config | Mapping[str, Any] | None, ou
         return Config.from_dict(read)
     with comm.together("configuration"):
         config = config if isinstance(config, Config) else Config.from_dict(config)
-    first, *others = comm.exchange(config.to_dict(), "configuration")
+    same_settings(comm, config.to_dict())
+    return config
+
+
+def same_settings(comm: Communicator, settings: Mapping[str, Any]) -> None:
+    """Raises: ConfigError if a rank has other settings than rank 0."""
+    first, *others = comm.exchange(settings, "configuration")
     for rank, one in enumerate(others, 1):
         if different := [
-            f"{name} is {first[name]!r} on rank 0 and {one[name]!r} on rank {rank}"
-            for name in first if one[name] != first[name]
+            f"{name} is {first.get(name)!r} on rank 0 and {one.get(name)!r} on rank {rank}"
+            for name in {**first, **one} if one.get(name) != first.get(name)
         ]:  # fmt: skip
             raise ConfigError(
                 f"the ranks were given different settings: {'; '.join(different)}. A run of several "
                 "processes has one configuration; where each rank is to do a run by itself, give comm=Solo()"
             )
-    return config
 
 
 def one_set(comm: Communicator, splits: data.Splits) -> None:

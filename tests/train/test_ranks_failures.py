@@ -3,9 +3,11 @@ the parts do that see to it, without MPI."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import sys
+import threading
 import time
 from dataclasses import replace
 from functools import partial
@@ -15,7 +17,8 @@ import pytest
 from train.small_run import STREAMED, small_model, write_pictures
 
 from minires import distributed
-from minires.errors import CheckpointError, DataError, MiniresError, Unreadable
+from minires.commands import train
+from minires.errors import CheckpointError, ConfigError, DataError, MiniresError, Unreadable
 from minires.train import Trainer, checkpoint, state
 
 TORTURE = Path(__file__).parents[1] / "torture"
@@ -150,6 +153,34 @@ def test_pictures_that_one_rank_or_two_cannot_test_on_are_saved_as_such_and_the_
         path.write_bytes(content)
     found = distributed.run(3, partial(work, resume=True))
     assert all(summary["epochs"] == 1 for summary in found)
+
+
+def test_ranks_with_other_settings_are_named_with_them_from_python(tmp_path):
+    def work(comm):
+        with pytest.raises(ConfigError, match="different settings: seed is 0 on rank 0 and 2 on"):
+            Trainer({**STREAMED.to_dict(), "seed": 2 * comm.rank}, tmp_path / "run", comm=comm)
+
+    distributed.run(2, work)
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranks_with_other_settings_are_named_with_them_where_auto_chooses_for_all(tmp_path, monkeypatch):
+    mine = threading.local()
+    monkeypatch.setattr(distributed, "world", lambda: mine.comm)
+    write_pictures(tmp_path / "pictures")
+    parser = argparse.ArgumentParser()
+    train.add_options(parser)
+    parser.set_defaults(json=False, imports=[])
+
+    def work(comm):
+        mine.comm = comm
+        given = f"--data {tmp_path / 'pictures'} --epochs {1 + comm.rank} --out {tmp_path / 'run'}"
+        options = parser.parse_args(given.split())
+        with pytest.raises(ConfigError, match="different settings: epochs is 1 on rank 0 and 2 on rank 1"):
+            train.run(options)
+
+    distributed.run(2, work)
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_unreadable_picture_is_an_error_of_data():

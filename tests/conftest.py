@@ -6,12 +6,21 @@ import importlib
 import os
 import pkgutil
 import signal
+from contextlib import suppress
 from typing import Any
 
+import cuda_emulator
 import pytest
 from quick_runs import draw_nothing
 
 from minires import ops
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Kernels for the stand-in of a GPU are compiled once for all processes, and for the next time."""
+    if (cache := getattr(config, "cache", None)) is not None:
+        with suppress(OSError):
+            cuda_emulator.keep_in(cache.mkdir("emulated"))
 
 
 def pytest_sessionstart() -> None:

@@ -11,11 +11,14 @@ import ctypes
 import functools
 import hashlib
 import importlib
+import os
 import pkgutil
+import platform
 import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,14 @@ from minires.ops.registry import described
 
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 MARGIN = 64  # numbers before and behind an array
-_KEPT = tempfile.TemporaryDirectory(prefix="minires-emulated-")  # until this process ends
-_FOLDER = Path(_KEPT.name)
+_until_the_end = tempfile.TemporaryDirectory(prefix="minires-emulated-")
+_folder = Path(_until_the_end.name)
+
+
+def keep_in(folder: Path) -> None:
+    """Keep there what is compiled from here on, for other processes and for the next time."""
+    global _folder
+    _folder = folder
 
 
 def compiler() -> str | None:
@@ -80,12 +89,34 @@ def kernels(code: str) -> list[str]:
 _GXX = [compiler() or "g++", "-O1", "-std=c++17", "-fPIC"]
 
 
+def _made(name: str, make: Callable[[Path], None]) -> Path:
+    """The file of this name in the folder, made if it is not there; it stands there whole or not at all."""
+    target = _folder / name
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=_folder) as work:
+            make(Path(work) / name)
+            os.replace(Path(work) / name, target)
+    return target
+
+
+def _compiled(source: Path, target: Path, *options: str) -> None:
+    command = [*_GXX, *options, source, "-o", target]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @functools.cache
 def _header() -> Path:
     """A copy of the header beside which it stands read by the compiler already: half of the work."""
-    header = Path(shutil.copy(HEADER, _FOLDER))
-    subprocess.run([*_GXX, "-x", "c++-header", header, "-o", f"{header}.gch"], check=False)
+    header = _made(f"{_stem('')}.h", lambda target: shutil.copy(HEADER, target))
+    _made(f"{header.name}.gch", lambda target: _compiled(header, target, "-x", "c++-header"))
     return header
+
+
+def _stem(code: str) -> str:
+    """A name for what is compiled from this code, here, with the header as it is."""
+    what = [code, HEADER.read_text(), *_GXX, platform.platform()]
+    return hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
 
 
 @functools.cache
@@ -96,13 +127,13 @@ def library(code: str) -> ctypes.CDLL:
         f"{{ return emulated::launch({name}, blocks, threads, waiting, arguments, count); }}"
         for name in kernels(code)
     )
-    stem = hashlib.sha256(f"{code}{HEADER.read_text()}".encode()).hexdigest()[:16]
-    source, target = _FOLDER / f"{stem}.cpp", _FOLDER / f"{stem}.so"
-    source.write_text(f'#include "{_header()}"\n{code}\n{launches}\n')
-    command = [*_GXX, "-shared", source, "-o", target]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(target))
+
+    def make(target: Path) -> None:
+        source = target.with_suffix(".cpp")
+        source.write_text(f'#include "{_header()}"\n{code}\n{launches}\n')
+        _compiled(source, target, "-shared")
+
+    return ctypes.CDLL(str(_made(f"{_stem(code)}.so", make)))
 
 
 class Emulator:

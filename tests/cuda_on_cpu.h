@@ -6,10 +6,12 @@
 // barrier that is missing shows: who comes first reads what the others have not written yet.
 
 #include <math.h>
+#include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <ucontext.h>
 
+#include <deque>
 #include <functional>
 #include <tuple>
 #include <utility>
@@ -40,39 +42,65 @@ template <class N> static inline N max(N a, N b) { return a < b ? b : a; }
 namespace emulated {
 
 struct Fiber {
-    ucontext_t context;
+    jmp_buf here;  // where it waits
+    ucontext_t first;
     std::vector<char> stack;
-    bool done = false;
-    int waits = 0;       // how many barriers of the block it has come to
-    int exchanges = 0;   // and of its warp
+    bool begun = false, done = false;
 };
 
-static std::vector<Fiber> fibers;
-static ucontext_t scheduler;
+// Threads that wait for each other: those of a block, or of a warp.
+struct Meeting {
+    int alive, arrived, passed;
+
+    void release_if_all() {
+        if (arrived < alive) return;
+        arrived = 0;
+        passed++;
+    }
+};
+
+static std::deque<Fiber> fibers;  // those of one block after the other
+static jmp_buf scheduler;
 static int current;
 static std::function<void()> body;
+static Meeting block, warps[64];
 static double lanes[2][64][32];  // what each lane of each warp offers, of this exchange and of the next
 
+// To another stack and back by setjmp, which asks nothing of the system, as swapcontext does each time.
+__attribute__((noinline)) static void yield() {
+    if (!_setjmp(fibers[current].here)) _longjmp(scheduler, 1);
+}
+
 static void entry() {
-    body();
-    fibers[current].done = true;
-    swapcontext(&fibers[current].context, &scheduler);
-}
-
-static void yield() {
-    int self = current;
-    swapcontext(&fibers[self].context, &scheduler);
-}
-
-// Wait until every thread of the range that has not ended has come here as often as this one.
-static void meet(int Fiber::*count, int first, int last) {
-    int mine = ++(fibers[current].*count);
     for (;;) {
-        bool all = true;
-        for (int t = first; t < last; t++) all = all && (fibers[t].done || fibers[t].*count >= mine);
-        if (all) return;
+        body();
+        fibers[current].done = true;
+        for (Meeting* one : {&block, &warps[current / 32]}) {
+            one->alive--;
+            one->release_if_all();
+        }
         yield();
     }
+}
+
+__attribute__((noinline)) static void resume(Fiber& fiber) {
+    if (_setjmp(scheduler)) return;
+    if (fiber.begun) _longjmp(fiber.here, 1);
+    fiber.begun = true;
+    fiber.stack.resize(64 << 10);
+    getcontext(&fiber.first);
+    fiber.first.uc_stack.ss_sp = fiber.stack.data();
+    fiber.first.uc_stack.ss_size = fiber.stack.size();
+    makecontext(&fiber.first, entry, 0);
+    setcontext(&fiber.first);
+}
+
+// Wait until every thread that has not ended has come here as often as this one.
+static void meet(Meeting& all) {
+    int before = all.passed;
+    all.arrived++;
+    all.release_if_all();
+    while (all.passed == before) yield();
 }
 
 static void run_block(int threads, bool waiting) {
@@ -84,17 +112,11 @@ static void run_block(int threads, bool waiting) {
         }
         return;
     }
-    fibers.resize(threads);
+    if (int(fibers.size()) < threads) fibers.resize(threads);
+    block = {threads, 0, 0};
     for (int t = 0; t < threads; t++) {
-        Fiber& fiber = fibers[t];
-        fiber.done = false;
-        fiber.waits = fiber.exchanges = 0;
-        fiber.stack.resize(64 << 10);
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.data();
-        fiber.context.uc_stack.ss_size = fiber.stack.size();
-        fiber.context.uc_link = &scheduler;
-        makecontext(&fiber.context, entry, 0);
+        fibers[t].done = false;
+        if (t % 32 == 0) warps[t / 32] = {min(32, threads - t), 0, 0};
     }
     for (bool busy = true; busy;) {
         busy = false;
@@ -103,7 +125,7 @@ static void run_block(int threads, bool waiting) {
             busy = true;
             current = t;
             threadIdx = {unsigned(t), 0, 0};
-            swapcontext(&scheduler, &fibers[t].context);
+            resume(fibers[t]);
         }
     }
 }
@@ -129,15 +151,15 @@ static int launch(void (*kernel)(A...), int blocks, int threads, bool waiting, v
 template <class N>
 static N exchange(N value, int from) {
     int warp = current / 32, lane = current % 32, first = warp * 32;
-    int last = min(first + 32, int(fibers.size())), turn = fibers[current].exchanges % 2;
+    int last = min(first + 32, int(blockDim.x)), turn = warps[warp].passed % 2;
     lanes[turn][warp][lane] = value;
-    meet(&Fiber::exchanges, first, last);
+    meet(warps[warp]);
     return from >= 0 && first + from < last ? N(lanes[turn][warp][from]) : value;
 }
 
 }  // namespace emulated
 
-static void __syncthreads() { emulated::meet(&emulated::Fiber::waits, 0, int(emulated::fibers.size())); }
+static void __syncthreads() { emulated::meet(emulated::block); }
 template <class N> static N __shfl_down_sync(unsigned, N value, int by) {
     int lane = emulated::current % 32;
     return emulated::exchange(value, lane + by < 32 ? lane + by : -1);

@@ -22,12 +22,14 @@ REDRAW = 30.0  # seconds between two drawings of the curves
 
 
 class Figures:
-    """Writes the figures of the run in ``folder``; ``warn`` hears of those that cannot be made."""
+    """Writes the figures of the run in ``folder``; ``warn`` hears of those that cannot be made. Without
+    ``draws`` it writes the table alone."""
 
     def __init__(
-        self, folder: Path, config: Config, dataset: str, warn: Callable[[Iterable[str]], None]
-    ) -> None:
-        self.folder, self.config, self.dataset, self.warn = folder, config, dataset, warn
+        self, folder: Path, config: Config, dataset: str, warn: Callable[[Iterable[str]], None], *,
+        draws: bool = True,
+    ) -> None:  # fmt: skip
+        self.folder, self.config, self.dataset, self.warn, self.draws = folder, config, dataset, warn, draws
         self.drawn = -math.inf  # when the curves were
 
     def history(self, rows: Sequence[run_folder.Row], *, last: bool) -> None:
@@ -35,7 +37,7 @@ class Figures:
         if not rows:
             return
         self._write(METRICS, run_folder.write_metrics, rows)
-        if time.monotonic() - self.drawn > REDRAW or last:
+        if self.draws and (time.monotonic() - self.drawn > REDRAW or last):
             title = f"{self.config.model} on {self.dataset}, recipe {self.config.recipe}"
             of_loss = {"label_smoothing": self.config.label_smoothing, "balance": self.config.balance}
             self._write("curves.png", run_folder.draw_curves, rows, title=title, **of_loss)
@@ -43,6 +45,8 @@ class Figures:
 
     def last(self, test: Dataset, probabilities: NDArray[np.floating]) -> None:
         """Draw what the test has shown."""
+        if not self.draws:
+            return
         guesses = probabilities.argmax(axis=1)
         self._write("confusion.png", run_folder.draw_confusion, test.labels, guesses, test.classes)
         self._write("mistakes.png", run_folder.draw_mistakes, test, probabilities)

@@ -65,7 +65,8 @@ class Trainer:
     of it but what ``freeze`` names, and leaves each module in its own mode. ``progress`` shows a bar,
     None only on a terminal and in a notebook, where the curves are shown, too; elsewhere a line says now and
     then how far it is. ``say`` gets each line of the report. ``observers`` hear how the run goes, see
-    :class:`~minires.train.Observer`.
+    :class:`~minires.train.Observer`. Without ``figures`` curves and what the test shows are not drawn, which
+    takes longer than a very small run itself.
 
     The folder is held by a lock until the run ends: nobody else trains there meanwhile. What fails before
     the first step leaves no folder.
@@ -93,6 +94,7 @@ class Trainer:
         say: Callable[[str], None] = print,
         observers: Iterable[Observer] = (),
         comm: Communicator | None = None,
+        figures: bool = True,
     ) -> None:
         self.comm = comm = comm or world()
         # That nobody is there to hear it ends no run.
@@ -114,7 +116,7 @@ class Trainer:
             held = self._first(lambda: continuing.before(self.out)) if resume else {}
             begun = resume and self._first(lambda: bool(Checkpoints(self.out).paths()))
             with comm.patiently(), comm.together("preparations"):
-                self._prepare(splits, model, resume, held, begun)
+                self._prepare(splits, model, resume, held, begun, figures)
             self._known = functools.cache(lambda mended: state.fingerprint(self.splits, without=mended))
             team.one_set(comm, self.splits)
             team.one_model(comm, self.model)
@@ -145,10 +147,10 @@ class Trainer:
 
     def _prepare(
         self, splits: data.Splits | None, model: Module | None, resume: bool, held: Mapping[str, Any],
-        begun: bool,
+        begun: bool, figures: bool,
     ) -> None:  # fmt: skip
         """Pictures, model, optimiser, schedule: all that follows from the configuration. ``held`` is what the
-        last checkpoint says, and ``begun`` whether there is one."""
+        last checkpoint says, ``begun`` whether there is one, and ``figures`` whether they are drawn."""
         config, comm = self.config, self.comm
         # What the names stand for is looked up before pictures are read or rendered, which takes long.
         optim.checked(config.optimizer)
@@ -176,16 +178,14 @@ class Trainer:
         total = config.epochs * len(self.loader)
         self.schedule = Schedule(config.schedule, lr=self.optimizer.lr, total_steps=total)
         self.ema = EMA(self.model, config.ema) if config.ema else None
-        self._loss = balance.loss(
-            config.balance, self.train_set, label_smoothing=config.label_smoothing
-        )
+        self._loss = balance.loss(config.balance, self.train_set, label_smoothing=config.label_smoothing)
 
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
         self.warnings: list[str] = []  # what makes the result doubtful: see minires.train.checks
         self.checkpoints = Checkpoints(self.out, all=config.keep == "all")
         self._best: Mapping[str, Any] | None = None  # what the checkpoint of the best epoch holds, once read
-        self._figures = Figures(self.out, config, self.train_set.name, self._warn)
+        self._figures = Figures(self.out, config, self.train_set.name, self._warn, draws=figures)
         self._since = time.perf_counter()
 
     def _parts(self, pictures: int) -> list[int]:

@@ -92,8 +92,8 @@ def trial(
 
     A run of the trial is as its configuration says, but for: ``STEPS`` steps of whole batches, as a rule in
     one epoch; a batch of no more pictures than there are; ``seed``; no validation, running statistics as they
-    come, and nothing kept or watched. A way that diverges gets none right. ``progress`` shows a bar, as for
-    :class:`~minires.train.Trainer`; ``say`` gets what must be said.
+    come, and nothing kept, watched or drawn. A way that diverges gets none right. ``progress`` shows a bar,
+    as for :class:`~minires.train.Trainer`; ``say`` gets what must be said.
 
     Raises: DataError if a class has fewer than ``FOLDS`` pictures, or that names pictures of a stream which
     cannot be read; Stopped after a signal; ConfigError for what does not fit, or if there is no way;
@@ -197,7 +197,7 @@ def _right(pictures: Dataset, fold: _Fold, out: Path, watched: _Progress) -> int
     try:
         run = Trainer(
             fold.config, out, splits=splits, progress=False, say=lambda _: None, observers=[watched],
-            comm=Solo(),
+            comm=Solo(), figures=False,
         )  # fmt: skip
         accuracy: float = run.run()["test_accuracy"]
     except Stopped as stop:

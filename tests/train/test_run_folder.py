@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from train.small_run import CONFIG, small_model, small_splits
 
 from minires.data import Dataset
 from minires.errors import CheckpointError, MiniresError
-from minires.train import run_folder
+from minires.train import Trainer, run_folder
 
 CLASSES = tuple("012345")
 
@@ -215,3 +216,13 @@ def test_letters_that_no_font_has_are_said_once(tmp_path, recwarn):
     assert ["a.png: no font here has all letters" in str(one.message) for one in recwarn] == [True]
     run_folder.draw_confusion(tmp_path / "b.png", labels, labels, ["cat", "dog"])
     assert len(recwarn) == 1 and (tmp_path / "b.png").stat().st_size > 1000
+
+
+def test_a_run_without_figures_has_all_but_them(tmp_path):
+    for name, figures in (("with", True), ("without", False)):
+        Trainer(
+            replace(CONFIG, epochs=1), tmp_path / name, splits=small_splits(), model=small_model(),
+            progress=False, say=lambda line: None, figures=figures,
+        ).run()  # fmt: skip
+    there, kept = ({path.name for path in (tmp_path / name).iterdir()} for name in ("with", "without"))
+    assert there - kept == {"curves.png", "confusion.png", "mistakes.png"} and kept < there

@@ -16,7 +16,7 @@ from train.small_run import CONFIG, small_splits, write_pictures
 from minires import data
 from minires.errors import ConfigError, DataError, MiniresError
 from minires.interrupt import Stopped
-from minires.train import Trainer, trial
+from minires.train import Trainer, run_folder, trial
 from minires.train.steps import parts
 from minires.train.trial import FOLDS, STEPS, folds
 
@@ -63,11 +63,13 @@ def test_too_few_pictures_are_refused():
         folds(np.array([0, 0, 0, 1, 1]), ("cat", "dog"), seed=0)
 
 
-def test_each_picture_is_asked_for_once_by_a_run_that_has_not_seen_it(runs):
-    pictures = small_splits().train
+def test_each_picture_is_asked_for_once_by_a_run_that_has_not_seen_it(runs, monkeypatch):
+    pictures, drawn = small_splits().train, []
+    for figure in ("draw_curves", "draw_confusion", "draw_mistakes"):
+        monkeypatch.setattr(run_folder, figure, lambda path, *_, **__: drawn.append(path.name))
     found = trial.trial(pictures, {"one": SMALL}, progress=False)
     asked = [name for run in runs for name in run.splits.test.names]
-    assert sorted(asked) == sorted(pictures.names) and len(runs) == FOLDS
+    assert sorted(asked) == sorted(pictures.names) and len(runs) == FOLDS and not drawn
     for run in runs:
         assert not {*run.train_set.names} & {*run.splits.test.names}
         assert {*run.train_set.names} | {*run.splits.test.names} == {*pictures.names}

@@ -111,4 +111,5 @@ if __name__ == "__main__":
     if "PICTURES" in os.environ:
         steps = {"augment": STREAMED_STEPS, "normalize": "data"}
         splits, config = load(os.environ["PICTURES"], size=12, stream=True), replace(config, **steps)
-    Chatty(config, out, splits=splits, model=small_model(), resume="--resume" in sys.argv).run()
+    resume = "--resume" in sys.argv
+    Chatty(config, out, splits=splits, model=small_model(), resume=resume, figures=False).run()

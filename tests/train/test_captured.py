@@ -152,7 +152,9 @@ def _without_dropout():
 
 def _trained(out, say, **changes):
     config = Config.from_dict({**CALM, **changes})
-    trainer = Trainer(config, out, splits=small_splits(), model=_without_dropout(), progress=False, say=say)
+    trainer = Trainer(
+        config, out, splits=small_splits(), model=_without_dropout(), progress=False, say=say, figures=False
+    )
     trainer.run()
     return trainer
 

@@ -41,7 +41,7 @@ AUGMENT = [["shift", {"pixels": 2}], "flip", ["jitter", {}], ["crop", {}], "pca_
 
 def with_norms(classes=3):
     """Batch norms, residual blocks, and a dropout."""
-    model = models.build("resnet20_cifar", classes=classes, seed=0, widths=[4, 8, 8])
+    model = models.build("resnet20_cifar", classes=classes, seed=0, widths=[4, 8, 8], repeats=[1, 1, 1])
     return nn.Sequential(drop=nn.Dropout(0.1, seed=3), net=model)
 
 

@@ -27,7 +27,7 @@ def slow_model():
 
 def trained(out, config):
     made = {"splits": small_splits(), "model": slow_model()}
-    trainer = Trainer(config, out, **made, progress=False, say=lambda _: None)
+    trainer = Trainer(config, out, **made, progress=False, say=lambda _: None, figures=False)
     trainer.run()
     return trainer
 

@@ -27,10 +27,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("streamed") / "pictures")
 
 
-def trained(pictures: Path, out: Path, *, resume: bool = False, said=None, **changes) -> Trainer:
+def trained(pictures: Path, out: Path, *, resume=False, said=None, figures=False, **changes) -> Trainer:
     config = replace(STREAMED, data=str(pictures), size=12, **changes)
     lines = [] if said is None else said
-    return Trainer(config, out, model=small_model(), resume=resume, progress=False, say=lines.append)
+    return Trainer(
+        config, out, model=small_model(), resume=resume, progress=False, say=lines.append, figures=figures
+    )
 
 
 @pytest.mark.parametrize("more", [(), ("--best",)])
@@ -147,7 +149,7 @@ def test_a_cache_changes_no_bit_of_a_run(pictures, tmp_path, monkeypatch):
 
 def test_training_with_val_and_recalibrating_works_on_a_stream(pictures, tmp_path):
     options = {"stream": True, "train_on": "train+val", "recalibrate": True, "epochs": 1}
-    runner = trained(pictures, tmp_path / "run", **options)
+    runner = trained(pictures, tmp_path / "run", figures=True, **options)
     assert len(runner.train_set) == 117 and isinstance(runner.train_set.images, data.Stream)
     summary = runner.run()
     assert summary["test_accuracy"] is not None and (tmp_path / "run/mistakes.png").exists()

@@ -19,7 +19,7 @@ from minires.tensor import Tensor, no_grad, record, unfused, unused_parameters
 from minires.version import __version__
 
 if TYPE_CHECKING:  # what __getattr__ below imports when it is first used
-    from minires import data, debug, inspect, models, optim, train, weights
+    from minires import data, debug, distributed, inspect, models, optim, train, weights
     from minires.debug.step import step
     from minires.nn.fuse import fuse
     from minires.nn.init import manual_seed
@@ -38,6 +38,7 @@ __all__ = [
     "compile",
     "data",
     "debug",
+    "distributed",
     "fuse",
     "gradcheck",
     "inspect",
@@ -61,6 +62,7 @@ __all__ = [
 _MODULES = {
     "data": "minires.data",
     "debug": "minires.debug",
+    "distributed": "minires.distributed",
     "inspect": "minires.inspect",
     "models": "minires.models",
     "optim": "minires.optim",

@@ -1,7 +1,7 @@
 """The command line: options in, exit status out; the subcommands stand in ``commands``.
 
-Exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted (143 by SIGTERM, 129 by SIGHUP, 138 a run by
-SIGUSR1).
+Exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted (143 by SIGTERM, 129 by SIGHUP; a run also by
+SIGUSR1, 138 on Linux).
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="minires",
         description="Train residual networks with a small engine written from scratch, and look into them.",
         epilog="`minires COMMAND --help` explains a command. Exit status: 0 done, 1 failed, 2 wrong use, "
-        "130 interrupted (143 by SIGTERM, 129 by SIGHUP, 138 a run by SIGUSR1).",
+        "130 interrupted (143 by SIGTERM, 129 by SIGHUP; a run also by SIGUSR1, 138 on Linux).",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"minires {__version__}")

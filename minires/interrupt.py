@@ -143,7 +143,11 @@ class StopWish:
         if signal.SIGINT in self._before:
             signal.signal(signal.SIGINT, self._before.pop(signal.SIGINT))
         if not self.silent:
-            tell("\nStopping after this step; press Ctrl-C again to stop at once without saving.")
+            again = number == signal.SIGINT
+            tell("\nStopping after this step" + (
+                "; press Ctrl-C again to stop at once without saving." if again
+                else f", {said(number)}."
+            ))  # fmt: skip
 
 
 def is_gone(error: Exception) -> bool:

@@ -18,7 +18,9 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +33,22 @@ from minires.ops.registry import described
 
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 MARGIN = 64  # numbers before and behind an array
+KEPT = 5 * 24 * 3600.0  # seconds
 _until_the_end = tempfile.TemporaryDirectory(prefix="minires-emulated-")
 _folder = Path(_until_the_end.name)
 
 
 def keep_in(folder: Path) -> None:
-    """Keep there what is compiled from here on, for other processes and for the next time."""
+    """Keep there what is compiled from here on, for other processes and for the next time, if anything can be
+    written there; what nobody has asked for in days is removed."""
     global _folder
+    if not os.access(folder, os.W_OK):
+        return
     _folder = folder
+    for path in folder.iterdir():
+        with suppress(OSError):
+            if path.is_file() and time.time() - path.stat().st_mtime > KEPT:
+                path.unlink()
 
 
 def compiler() -> str | None:
@@ -86,13 +96,16 @@ def kernels(code: str) -> list[str]:
     return re.findall(r'extern "C" __global__ void (?:__launch_bounds__\(\w+\) )?(\w+)\(', code)
 
 
-_GXX = [compiler() or "g++", "-O1", "-std=c++17", "-fPIC"]
+# Fibers jump from stack to stack, which a check that some compilers put in takes for an error.
+_GXX = [compiler() or "g++", "-O1", "-std=c++17", "-fPIC", "-U_FORTIFY_SOURCE"]
 
 
 def _made(name: str, make: Callable[[Path], None]) -> Path:
     """The file of this name in the folder, made if it is not there; it stands there whole or not at all."""
     target = _folder / name
-    if not target.exists():
+    if target.exists():
+        os.utime(target)
+    else:
         with tempfile.TemporaryDirectory(dir=_folder) as work:
             make(Path(work) / name)
             os.replace(Path(work) / name, target)
@@ -128,12 +141,14 @@ def library(code: str) -> ctypes.CDLL:
         for name in kernels(code)
     )
 
+    text = f'#include "{_header()}"\n{code}\n{launches}\n'
+
     def make(target: Path) -> None:
         source = target.with_suffix(".cpp")
-        source.write_text(f'#include "{_header()}"\n{code}\n{launches}\n')
+        source.write_text(text)
         _compiled(source, target, "-shared")
 
-    return ctypes.CDLL(str(_made(f"{_stem(code)}.so", make)))
+    return ctypes.CDLL(str(_made(f"{_stem(text)}.so", make)))
 
 
 class Emulator:

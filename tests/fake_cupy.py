@@ -104,7 +104,8 @@ class DeviceArray(np.ndarray):
     def __array_function__(self, function, types, args, options):
         _check_here(*args)
         args, options = _plain(args), {name: _plain(value) for name, value in options.items()}
-        with np.errstate(all="ignore"):  # while a step is captured the numbers are not there yet
+        # While a step is captured the numbers are not there yet.
+        with np.errstate(all="ignore" if here.captured is not None else None):
             result = function(*args, **options)
         if isinstance(result, np.ndarray) and any(np.shares_memory(result, a) for a in args if _is_array(a)):
             return result.view(DeviceArray)  # a view: nothing was computed

@@ -87,6 +87,13 @@ def test_a_signal_is_an_exception_with_its_status_inside_the_block_alone():
     assert interrupt.status(Interrupted("saved", signal.SIGHUP)) == 129
 
 
+def test_ctrl_c_as_a_wish_says_what_another_one_does(capfd):
+    with StopWish():
+        signal.raise_signal(signal.SIGINT)
+    said = "\nStopping after this step; press Ctrl-C again to stop at once without saving.\n"
+    assert capfd.readouterr().err == said
+
+
 def test_the_first_signal_is_a_wish_and_only_another_ctrl_c_acts(capfd):
     with pytest.raises(Stopped), as_exceptions(), StopWish() as stop:
         assert not stop.wanted
@@ -94,9 +101,7 @@ def test_the_first_signal_is_a_wish_and_only_another_ctrl_c_acts(capfd):
             signal.raise_signal(number)
         assert stop.wanted == signal.SIGHUP
         signal.raise_signal(signal.SIGINT)
-    assert capfd.readouterr().err == (
-        "\nStopping after this step; press Ctrl-C again to stop at once without saving.\n"
-    )
+    assert capfd.readouterr().err == "\nStopping after this step, stopped by SIGHUP.\n"
 
 
 def test_a_signal_that_is_ignored_stays_so():

@@ -28,7 +28,7 @@ from minires.commands.loading import (
     variant_option,
 )
 from minires.commands.registry import Command
-from minires.errors import ConfigError
+from minires.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
     from minires import data
@@ -144,8 +144,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from minires.distributed import world
-    from minires.train import Interrupted, continuing, run_folder
+    from minires.train import Interrupted, continuing, run_folder, team
 
+    team.same_settings(world(), {"resume": options.resume, "out": options.out})
     say = speaker(sys.stderr if options.json else sys.stdout)
     if options.resume and (
         words := world().first(lambda: continuing.finished(_resumed(options)), "run folder")
@@ -163,7 +164,7 @@ def run(options: argparse.Namespace) -> int:
         summary = trainer.run()
     except Interrupted as stop:
         way = continuing.way_on(out).replace("minires", minires, 1)
-        among = " (behind mpirun or srun, on any number of processes)" if world().size > 1 else ""
+        among = " (behind mpirun or srun, on as many processes or others)" if world().size > 1 else ""
         raise Interrupted(f"{stop}. Go on with{among}: {way}", stop.number) from None
     if options.json:
         print_json({**summary, "out": str(out)})
@@ -201,7 +202,7 @@ def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer
     """A new run: the recipe, the options on top of it, and a folder of its own."""
     from minires import models
     from minires.distributed import world
-    from minires.train import Config, TensorBoard, Trainer, auto, continuing, lock, team
+    from minires.train import Config, TensorBoard, Trainer, auto, continuing, lock, recipes, team
 
     observers = [TensorBoard()] if options.tensorboard else []
     settings = given_settings.read(options.set)
@@ -210,11 +211,15 @@ def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer
     changes = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
     changes = {**_taken_over(options), **changes}
     models.entry(changes.get("model", Config.model))  # an unknown one is named before the data set is read
+    if recipe not in (auto.NAME, *recipes.names()):
+        raise ConfigError(unknown("recipe", recipe, [auto.NAME, *recipes.names()]))
     name, why, is_stand_in = _choose_data(options.data, recipe)
     say(why)
-    team.same_settings(world(), {"data": name, "recipe": recipe, **changes})
+    team.same_settings(world(), {"data": name, "recipe": recipe})
     splits = None
     if recipe == auto.NAME:
+        # Rank 0 chooses by its own; what else is given goes into the configuration, which is compared.
+        team.same_settings(world(), changes)
         held: list[data.Splits] = []
 
         def chosen() -> dict[str, Any]:

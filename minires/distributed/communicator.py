@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from minires import errors
 from minires.distributed.watchdog import PATIENCE
-from minires.errors import MiniresError
+from minires.errors import ConfigError, MiniresError
 
 
 @dataclass
@@ -317,13 +317,15 @@ def shares(parts: Sequence[int], rank: int, size: int) -> list[slice]:
 
 
 def each(work: Callable[[Any], Any], items: Sequence[Any], comm: Communicator) -> list[Any]:
-    """``work`` of each item, which gives what JSON can hold: item i on rank i of ``size``, and so on around.
-    All ranks get all results, in the order of the items.
+    """``work`` of each item: item i on rank i of ``size``, and so on around. All ranks get all results, in
+    the order of the items, as JSON holds them, on one rank, too: numbers, texts, lists, and dicts with texts
+    as keys.
 
     So the runs of an experiment are spread over ranks, each run by itself:
     ``each(lambda seed: Trainer(..., comm=Solo()).run(), seeds, world())``.
 
-    Raises: what the work raises, on all ranks, when each has done what it could.
+    Raises: what the work raises, on all ranks, when each has done what it could; ConfigError for a result
+    that JSON does not hold.
 
     >>> each(lambda n: n * n, [1, 2, 3], Solo())
     [1, 4, 9]
@@ -331,10 +333,20 @@ def each(work: Callable[[Any], Any], items: Sequence[Any], comm: Communicator) -
     own: dict[int, Any] = {}
     with comm.patiently(math.inf), comm.together("results"):
         for at in range(comm.rank, len(items), comm.size):
-            own[at] = work(items[at])
+            own[at] = _as_json(work(items[at]), at)
     found = comm.exchange([[at, value] for at, value in own.items()], "results")
     by_place = {at: value for of_rank in found for at, value in of_rank}
     return [by_place[at] for at in range(len(items))]
+
+
+def _as_json(value: Any, at: int) -> Any:
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the result of item {at} is of a kind that cannot be told to other ranks ({error}); give "
+            "numbers, texts, lists and dicts, for example float(x) for a number of NumPy"
+        ) from error
 
 
 def _written(error: Exception, host: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class _Meeting:
         self.barrier = threading.Barrier(size)
         self.places: list[Any] = [None] * size
         self.next: dict[int, _Meeting] = {}  # those of the communicators that are made of this one
-        self.lock = threading.Lock()
+        self.lock, self.is_over = threading.Lock(), False
 
     def meet(self, rank: int, given: Any, use: Callable[[list[Any]], T]) -> T:
         """What ``use`` makes of what all have given; nobody goes on before all have used it."""
@@ -43,11 +43,15 @@ class _Meeting:
 
     def further(self, number: int) -> _Meeting:
         with self.lock:
-            return self.next.setdefault(number, _Meeting(self.barrier.parties))
+            found = self.next.setdefault(number, _Meeting(self.barrier.parties))
+            if self.is_over:
+                found.leave()
+            return found
 
     def leave(self) -> None:
         self.barrier.abort()
         with self.lock:
+            self.is_over = True
             for one in self.next.values():
                 one.leave()
 

@@ -14,8 +14,9 @@ Behind the gradients of the last bucket stands what else the ranks must know of 
 message is needed:
 
     used       for each parameter 1 where it had a gradient
-    moved      by how much running statistics have moved, of which all take the mean: they are the same on all
-               ranks after every step
+    moved      by how much running statistics have moved, and
+    new        what they are now: all take the mean, by the first where that is small, so that what has not
+               moved keeps its bits, else by the second. They are the same on all ranks after every step
     figures    loss, hits, wishes to stop, failures: what the caller gives
 
 Source: Li et al. 2020, arXiv:2006.15704, section 3.2.3.
@@ -93,7 +94,7 @@ class Gradients:
             groups.append([parameter]) if apart else group.append(parameter)
             left -= parameter.data.nbytes
         moved = sum(array.size for array in self.buffers)
-        behind = len(self.parameters) + moved + self.figures
+        behind = len(self.parameters) + 2 * moved + self.figures
         return [_Bucket(group, behind if group is groups[-1] else 0) for group in groups]
 
     def _hook(self, parameter: Tensor) -> Callable[[Array], None]:
@@ -190,24 +191,27 @@ class Gradients:
 
     # ------------------------------------------------------------------------------------------- inside
 
-    def _moves(self) -> Iterator[tuple[Array, Array, Array]]:
-        """Of each running statistic itself, what it was before, and the room for its move."""
+    def _moves(self) -> Iterator[tuple[Array, Array, Array, Array]]:
+        """Of each running statistic itself, what it was before, and the rooms for its move and its value."""
         at, behind = len(self.parameters) + self.figures, self._buckets[-1].behind
         for array, before in zip(self.buffers, self._before, strict=True):
-            yield array, before, behind[at : at + array.size]
-            at += array.size
+            moved, new = behind[at : at + 2 * array.size].reshape(2, *array.shape)
+            yield array, before, moved, new
+            at += 2 * array.size
 
     def _take_moves(self) -> None:
-        for array, before, room in self._moves():
+        for array, before, moved, new in self._moves():
             xp = backend.array_module(array)
             # What has not moved stays as it is, infinite or not: as the mask of an attention is.
             with np.errstate(invalid="ignore"):
-                moved = xp.where(array == before, 0, array - before)
-            room[...] = (moved / self.comm.size).reshape(-1)
+                moved[...] = xp.where(array == before, 0, array - before) / self.comm.size
+            new[...] = array / self.comm.size
 
     def _give_moves(self) -> None:
-        for array, before, room in self._moves():
-            array[...] = before + room.reshape(array.shape)
+        for array, before, moved, new in self._moves():
+            with np.errstate(invalid="ignore"):  # a smallest number so far may begin at infinity
+                small = abs(moved) < abs(before) / 2
+                array[...] = backend.array_module(array).where(small, before + moved, new)
 
     def _take_all(self) -> None:
         """Copy the gradients that are not copied yet."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from contextlib import suppress
@@ -28,7 +29,7 @@ class Wish(StopWish):
         """By what this process is told to stop."""
         if not self.wanted and self.file is not None and time.monotonic() - self._looked >= EVERY:
             self._looked = time.monotonic()
-            if self.file.exists():
+            if os.path.exists(self.file):  # not there, too, where it cannot be asked for a moment
                 return FILE
         return self.wanted
 

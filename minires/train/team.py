@@ -68,7 +68,8 @@ def same_settings(comm: Communicator, settings: Mapping[str, Any]) -> None:
         ]:  # fmt: skip
             raise ConfigError(
                 f"the ranks were given different settings: {'; '.join(different)}. A run of several "
-                "processes has one configuration; where each rank is to do a run by itself, give comm=Solo()"
+                "processes has one configuration, with full paths where ranks start in different folders; a "
+                "script whose ranks each do a run by itself gives comm=Solo()"
             )
 
 

@@ -65,8 +65,8 @@ class Trainer:
     of it but what ``freeze`` names, and leaves each module in its own mode. ``progress`` shows a bar,
     None only on a terminal and in a notebook, where the curves are shown, too; elsewhere a line says now and
     then how far it is. ``say`` gets each line of the report. ``observers`` hear how the run goes, see
-    :class:`~minires.train.Observer`. Without ``figures`` curves and what the test shows are not drawn, which
-    takes longer than a very small run itself.
+    :class:`~minires.train.Observer`. Without ``figures`` no files of curves and of what the test shows are
+    drawn, which takes longer than a very small run itself; those of an earlier part of the run stay.
 
     The folder is held by a lock until the run ends: nobody else trains there meanwhile. What fails before
     the first step leaves no folder.

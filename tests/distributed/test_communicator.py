@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import numpy as np
 import pytest
 
-from minires.distributed import Communicator, Solo, bounds, each, run, shares, watchdog
+from minires.distributed import Communicator, Solo, bounds, each, run, shares, threads, watchdog
 from minires.distributed.launcher import launched
 from minires.distributed.threads import Broken
 from minires.distributed.watchdog import Watchdog, limit
@@ -195,6 +196,34 @@ def test_shares_of_parts_stand_side_by_side_in_their_part():
         assert (second.start - 7, second.stop - 7) == bounds(5, rank, 3)
 
 
+def test_what_each_gives_is_the_same_on_any_number_of_ranks_or_refused():
+    for size in (1, 2):
+        found = run(size, lambda comm: each(lambda n: (n, {n: "a"}), [1, 2, 3], comm))
+        assert found == [[[1, {"1": "a"}], [2, {"2": "a"}], [3, {"3": "a"}]]] * size
+        with pytest.raises(ConfigError, match="result of item 1 .* float32 is not JSON.*give numbers"):
+            run(size, lambda comm: each(lambda n: np.float32(n) if n == 2 else n, [1, 2, 3], comm))
+
+
+def test_who_begins_to_speak_apart_when_another_has_ended_is_let_go():
+    ended = threading.Event()
+
+    def work(comm):
+        if comm.rank:
+            raise ValueError("one is enough")
+        assert ended.wait(10)
+        comm.apart().barrier("apart")
+
+    leave = threads._Meeting.leave
+
+    def leaves(meeting):
+        leave(meeting)
+        ended.set()
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="one is enough"):
+        patch.setattr(threads._Meeting, "leave", leaves)
+        run(2, work)
+
+
 # --------------------------------------------------------------------------------- launcher, watchdog
 
 
@@ -206,6 +235,9 @@ def test_shares_of_parts_stand_side_by_side_in_their_part():
     ({"PMIX_RANK": "1", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2"}, (1, 2)),
     ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, None), ({"PMIX_RANK": "0", "SLURM_NTASKS": "1"}, None),
     ({"PMI_SIZE": "many"}, None),
+    ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_NTASKS": "8"}, (1, 2)),
+    ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, None),
+    ({"OMPI_COMM_WORLD_SIZE": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, None),
 ])  # fmt: skip
 def test_a_launcher_is_known_by_what_it_says(environment, found):
     launch = launched(environment)

@@ -114,6 +114,27 @@ def test_any_number_of_ranks_makes_the_steps_of_one_process(optimizer, case):
             assert all((own[name] == found[0][0][name]).all() for name in own)  # the same bits on all ranks
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_running_statistics_become_the_mean_from_wherever_they_begin(size):
+    """A smallest number so far may begin at infinity, or far above all; what has not moved keeps its bits."""
+    begins = np.array([np.inf, 1e30, -1e20, 0.0, 7.1, np.inf, -np.inf, 0.3], np.float32)
+
+    def work(comm):
+        parameter, low = Tensor(np.zeros(3, np.float32), requires_grad=True), begins.copy()
+        gradients = Gradients([parameter], {"low": low}, comm, figures=1)
+        gradients.begin()
+        parameter.grad = np.ones(3, np.float32)
+        low[:5] = [3, 5, 2 + comm.rank, 4, 7.2]
+        gradients.finish(np.zeros(1))
+        return low
+
+    found = distributed.run(size, work)
+    mean = 2 + (size - 1) / 2
+    assert np.allclose(found[0][:5], [3, 5, mean, 4, 7.2], rtol=1e-6)
+    assert found[0][5:].tobytes() == begins[5:].tobytes()
+    assert all(one.tobytes() == found[0].tobytes() for one in found)
+
+
 def test_a_plain_mean_over_ranks_would_not_pass():
     """The usual mistake, with shards of other sizes, is seen by the tests above."""
     weights, _, _ = trained(Solo(), **CASES["unequal shards"])

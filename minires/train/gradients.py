@@ -195,8 +195,8 @@ class Gradients:
         """Of each running statistic itself, what it was before, and the rooms for its move and its value."""
         at, behind = len(self.parameters) + self.figures, self._buckets[-1].behind
         for array, before in zip(self.buffers, self._before, strict=True):
-            moved, new = behind[at : at + 2 * array.size].reshape(2, *array.shape)
-            yield array, before, moved, new
+            rooms = behind[at : at + 2 * array.size].reshape(2, *array.shape)
+            yield array, before, rooms[0, ...], rooms[1, ...]  # arrays, of a single number, too
             at += 2 * array.size
 
     def _take_moves(self) -> None:

@@ -121,11 +121,14 @@ def test_running_statistics_become_the_mean_from_wherever_they_begin(size):
 
     def work(comm):
         parameter, low = Tensor(np.zeros(3, np.float32), requires_grad=True), begins.copy()
-        gradients = Gradients([parameter], {"low": low}, comm, figures=1)
+        one = np.array(4.0, np.float32)  # a single number
+        gradients = Gradients([parameter], {"low": low, "one": one}, comm, figures=1)
         gradients.begin()
         parameter.grad = np.ones(3, np.float32)
         low[:5] = [3, 5, 2 + comm.rank, 4, 7.2]
+        one[...] = 4 + comm.rank
         gradients.finish(np.zeros(1))
+        assert one == 4 + (size - 1) / 2
         return low
 
     found = distributed.run(size, work)

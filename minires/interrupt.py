@@ -143,11 +143,8 @@ class StopWish:
         if signal.SIGINT in self._before:
             signal.signal(signal.SIGINT, self._before.pop(signal.SIGINT))
         if not self.silent:
-            again = number == signal.SIGINT
-            tell("\nStopping after this step" + (
-                "; press Ctrl-C again to stop at once without saving." if again
-                else f", {said(number)}."
-            ))  # fmt: skip
+            again = "; press Ctrl-C again to stop at once without saving"
+            tell(f"\nStopping after this step{again if number == signal.SIGINT else f', {said(number)}'}.")
 
 
 def is_gone(error: Exception) -> bool:

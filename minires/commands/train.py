@@ -211,8 +211,8 @@ def _started(options: argparse.Namespace, say: Callable[[str], None]) -> Trainer
     changes = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
     changes = {**_taken_over(options), **changes}
     models.entry(changes.get("model", Config.model))  # an unknown one is named before the data set is read
-    if recipe not in (auto.NAME, *recipes.names()):
-        raise ConfigError(unknown("recipe", recipe, [auto.NAME, *recipes.names()]))
+    if recipe not in (known := [auto.NAME, *recipes.names()]):
+        raise ConfigError(unknown("recipe", recipe, known))
     name, why, is_stand_in = _choose_data(options.data, recipe)
     say(why)
     team.same_settings(world(), {"data": name, "recipe": recipe})

@@ -11,19 +11,19 @@ import pytest
 
 pytestmark = pytest.mark.skipif(cuda_emulator.compiler() is None, reason="there is no g++ here")
 
-# Each thread notes the sum of its neighbours', those of the last block first; half of them end before.
+# Every second thread ends, the last of these when all others wait, which must then go on.
 MEETS = """
 extern "C" __global__ void meets(int* out, int count) {
     __shared__ int held[1024];
     int t = threadIdx.x;
     held[t] = t;
     __syncthreads();
-    if (t % 2) return;
+    if (t % 2 == 0) return;
     out[blockIdx.x * blockDim.x + t] = held[blockDim.x - 1 - t];
     __syncthreads();
     held[t] = 10 * t;
     __syncthreads();
-    out[blockIdx.x * blockDim.x + t + 1] = held[(t + 2) % count];
+    out[blockIdx.x * blockDim.x + t - 1] = held[(t + 2) % count];
 }
 """
 SUMS = """
@@ -53,9 +53,9 @@ def test_threads_wait_for_all_that_have_not_ended(threads):
     for _ in range(2):  # the second time on the stacks of the first
         out = np.zeros((3, threads), np.int32)
         launched(MEETS, "meets", 3, threads, out, threads)
-        even = np.arange(0, threads, 2)
-        assert (out[:, even] == threads - 1 - even).all()
-        assert (out[:, even + 1] == 10 * ((even + 2) % threads)).all()
+        odd = np.arange(1, threads, 2)
+        assert (out[:, odd] == threads - 1 - odd).all()
+        assert (out[:, odd - 1] == 10 * ((odd + 2) % threads)).all()
 
 
 def test_a_warp_adds_up_and_one_that_is_not_full_has_what_it_has():

@@ -101,6 +101,7 @@ def resnet(
     stem: str = "imagenet",
     pool_padding: int | str = 1,
     bias: bool | str = False,
+    bn: bool = True,
     last_gamma: float = 1.0,
     initializer: str = "he_normal",
     convention: str = "torch",
@@ -131,6 +132,7 @@ def resnet(
     one_of("stem", stem, stem_and_head.STEMS)
     one_of("pool_padding", pool_padding, (1, "ceil"))
     one_of("bias", bias, (False, True, "conv1"))
+    one_of("bn", bn, (True, False))
     norm: dict[str, Any] = {"convention": convention, "momentum": bn_momentum, "eps": bn_eps}
     options: dict[str, Any] = {"initializer": initializer, "norm": norm, "rng": rng}
 
@@ -141,10 +143,10 @@ def resnet(
             branch = bottleneck(width, stride=stride, stride_on=stride_on)
         return ResidualBlock(
             in_channels, branch, stage=stage, block=block, shortcut=shortcut, pad=pad, bias=bias is True,
-            last_gamma=last_gamma, **options,
+            bn=bn, last_gamma=last_gamma, **options,
         )  # fmt: skip
 
-    layers = stem_and_head.stem(stem, widths[0], bias=bool(bias), pool_padding=pool_padding, **options)
+    layers = stem_and_head.stem(stem, widths[0], bias=bool(bias), pool_padding=pool_padding, bn=bn, **options)
     layers |= stack(widths[0], widths, repeats, make)
     channels = 4 * widths[-1] if kind == "bottleneck" else widths[-1]
     return Sequential(**layers, **stem_and_head.head(channels, classes, initializer=initializer, rng=rng))

@@ -202,12 +202,18 @@ class ResidualUnit(Module):
             setattr(self, self._dropout, Dropout(dropout, seed=int(rng.integers(2**32))))
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.join(*self.parts(x))
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """F(x) and the shortcut, as they are before they are added."""
         active = self._run(self._before, x)
         shortcut, factor = self.shortcut(active if self._splits_after else x)
         y = self._run(self._branch, active)
-        if factor is not None:
-            y = y * factor
-        return self._run(self._end, y + shortcut)
+        return y if factor is None else y * factor, shortcut
+
+    def join(self, branch: Tensor, shortcut: Tensor | None) -> Tensor:
+        """The addition, and what stands after it in this order."""
+        return self._run(self._end, branch if shortcut is None else branch + shortcut)
 
     def _run(self, layers: Sequence[str], x: Tensor) -> Tensor:
         for name in layers:
@@ -243,6 +249,7 @@ def resnet_v2(
     scale: Sequence[float] = (0.5, 1.0),
     gate_bias: float = -6.0,
     dropout: float = 0.5,
+    last_norm: bool | None = None,
     stem: str = "imagenet",
     stride_on: str = "3x3",
     stride_in: str = "first",
@@ -266,7 +273,8 @@ def resnet_v2(
     unit would begin with, so it has none of its own (the stems bare and keras have no activation; there it
     keeps it); and what a further unit would begin with follows the last addition. In the first unit of each
     stage the activation stands before the split, so that projections, and option A, see the activated input;
-    with the bare stem that is so only where there is a projection.
+    with the bare stem that is so only where there is a projection. ``last_norm`` says by itself, True or
+    False, whether a batch norm and ReLU follow the last addition: the paper's orders differ in that, too.
 
     Shapes: pictures (N, H, W, 3) -> logits (N, classes).
     Raises: ConfigError if an option is none of those named.
@@ -316,9 +324,10 @@ def resnet_v2(
 
     layers.update(stack(channels, widths, repeats, unit))
     channels = list(layers.values())[-1].out_channels  # type: ignore[attr-defined]
-    if ORDERS[order].before == "bn relu":
+    one_of("last_norm", last_norm, (None, True, False))
+    if ORDERS[order].before == "bn relu" if last_norm is None else last_norm:
         layers["post_bn"] = BatchNorm2d(channels, relu=True, **norm)
-    elif ORDERS[order].before == "relu":
+    elif ORDERS[order].before == "relu" and last_norm is None:
         layers["post_relu"] = ReLU()
     layers.update(stem_and_head.head(channels, classes, initializer=initializer, rng=rng))
     return Sequential(**layers)

@@ -75,7 +75,7 @@ def se_resnet(
     shortcut: str = "B",
     stem: str = "imagenet",
     pool_padding: int | str = 1,
-    reduction: int = 16,
+    reduction: int | None = 16,
     gate_bias: bool = True,
     placement: str = "standard",
     squeeze: str = "avg",
@@ -89,7 +89,8 @@ def se_resnet(
     ``kind`` is "basic" or "bottleneck". The 3x3 of a bottleneck has ``cardinality`` groups of ``width``
     channels in a stage whose width is 64, and in proportion in the others. ``stem`` is "imagenet" or
     "cifar". ``reduction``, ``gate_bias`` and ``squeeze`` are options of
-    :class:`~minires.nn.squeeze_excitation.SqueezeExcitation`; ``placement`` is one of the four above.
+    :class:`~minires.nn.squeeze_excitation.SqueezeExcitation`; with the ``reduction`` None there are no gates.
+    ``placement`` is one of the four above.
 
     Shapes: pictures (N, H, W, 3) -> logits (N, classes).
     Raises: ConfigError if an option is none of those named, or a layer would have no channel.
@@ -129,7 +130,7 @@ def senet154(
     cardinality: int = 64,
     width: int = 4,
     pool_padding: int | str = 1,
-    reduction: int = 16,
+    reduction: int | None = 16,
     gate_bias: bool = True,
     placement: str = "standard",
     squeeze: str = "avg",
@@ -188,7 +189,7 @@ def se_vgg(
     head: str = "dense",
     hidden: int = 4096,
     dropout: float = 0.5,
-    reduction: int = 16,
+    reduction: int | None = 16,
     gate_bias: bool = True,
     squeeze: str = "avg",
     initializer: str = "he_normal",
@@ -211,15 +212,18 @@ def se_vgg(
     layers: dict[str, Module] = {}
     for name, layer in plain.children():
         layers[name] = layer
-        if isinstance(layer, BatchNorm2d):  # it ends in the ReLU
-            layers[name.replace("bn", "se")] = gate(layer.gamma.size)
+        # A batch norm here ends in the ReLU.
+        if isinstance(layer, BatchNorm2d) and (one := gate(layer.gamma.size)) is not None:
+            layers[name.replace("bn", "se")] = one
     return Sequential(**layers)
 
 
 def _gate(
-    reduction: int, gate_bias: bool, squeeze: str, initializer: str, rng: np.random.Generator
-) -> Callable[[int], SqueezeExcitation]:
-    """What makes a gate for so many channels."""
+    reduction: int | None, gate_bias: bool, squeeze: str, initializer: str, rng: np.random.Generator
+) -> Callable[[int], SqueezeExcitation | None]:
+    """What makes a gate for so many channels; none where there is no reduction."""
+    if reduction is None:
+        return lambda channels: None
     return partial(
         SqueezeExcitation, reduction=reduction, bias=gate_bias, squeeze=squeeze, initializer=initializer,
         rng=rng,

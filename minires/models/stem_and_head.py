@@ -22,6 +22,7 @@ def stem(
     pool_padding: Padding = 1,
     initializer: str,
     norm: dict[str, Any],
+    bn: bool = True,
     rng: np.random.Generator,
 ) -> dict[str, Module]:
     """What comes before the stages: for ``name`` "imagenet" or "cifar".
@@ -29,7 +30,7 @@ def stem(
     imagenet   7x7/2 convolution, batch norm and ReLU, 3x3/2 max pool    (N, 224, 224, 3) -> (N, 56, 56, C)
     cifar      3x3 convolution, batch norm and ReLU                      (N, 32, 32, 3)   -> (N, 32, 32, C)
 
-    Raises: ConfigError for another name.
+    Without ``bn`` the convolution has a bias, and its ReLU itself. Raises: ConfigError for another name.
 
     >>> norm = {"convention": "torch"}
     >>> list(stem("cifar", 16, initializer="zeros", norm=norm, rng=np.random.default_rng(0)))
@@ -39,10 +40,10 @@ def stem(
     kernel, stride = STEMS[name]
     layers: dict[str, Module] = {
         "conv1": Conv2d(
-            3, channels, kernel, stride=stride, padding=kernel // 2, bias=bias,
+            3, channels, kernel, stride=stride, padding=kernel // 2, bias=bias or not bn, relu=not bn,
             initializer=initializer, rng=rng,
         ),
-        "bn_conv1": BatchNorm2d(channels, relu=True, **norm),
+        **({"bn_conv1": BatchNorm2d(channels, relu=True, **norm)} if bn else {}),
     }  # fmt: skip
     if stride > 1:
         layers["pool1"] = MaxPool2d(3, stride=2, padding=pool_padding)

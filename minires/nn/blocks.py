@@ -23,7 +23,7 @@ and 4.1, figure 5; names: KaimingHe/deep-residual-networks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -78,7 +78,8 @@ def bottleneck(
 
 
 class Pair(NamedTuple):
-    """The names of a convolution and of the batch norm behind it, in a block.
+    """The names of a convolution and of the batch norm behind it, in a block ("" where there is none), and
+    whether a ReLU follows.
 
     >>> Pair("res2a_branch2a", "bn2a_branch2a").bn
     'bn2a_branch2a'
@@ -86,6 +87,25 @@ class Pair(NamedTuple):
 
     conv: str
     bn: str
+    relu: bool = False
+
+
+@runtime_checkable
+class Residual(Protocol):
+    """A block that says which are its two ways: whoever looks at, scales or cuts one of them asks for these.
+
+    ``join(*parts(x))`` is what ``forward(x)`` gives; a block of your own that has both methods is looked at
+    and changed like those here.
+
+    >>> isinstance(ResidualBlock(16, basic(16), stage=2, block="a"), Residual)
+    True
+    """
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What comes out of the branch, and what over the shortcut (None in a plain block)."""
+
+    def join(self, branch: Tensor, shortcut: Tensor | None) -> Tensor:
+        """The addition, and what follows it in the block."""
 
 
 class ResidualBlock(Module):
@@ -96,6 +116,7 @@ class ResidualBlock(Module):
     pad: where option A puts its zero channels: "after" the others or on "both" sides.
     projection: the kernel of a projecting shortcut.
     norm: options of BatchNorm2d.
+    bn: whether a batch norm follows each convolution; without, each has a bias.
     last_gamma: where the gamma of the branch's last batch norm starts: at 0 the block begins as its shortcut.
     gate: a module that scales a tensor's channels (squeeze and excitation).
     placement: where it does: "standard" before the addition, "pre" before the branch, "post" after the block,
@@ -132,6 +153,7 @@ class ResidualBlock(Module):
         bias: bool = False,
         initializer: str = "he_normal",
         norm: dict[str, Any] | None = None,
+        bn: bool = True,
         last_gamma: float = 1.0,
         gate: Module | None = None,
         placement: str = "standard",
@@ -145,16 +167,20 @@ class ResidualBlock(Module):
         name = f"{stage}{block}_branch"
         rng = init.generator(rng)
 
-        def add(place: str, inputs: int, conv: Conv, known: str = "", **norm_options: Any) -> Pair:
+        def add(
+            place: str, inputs: int, conv: Conv, known: str = "", *, relu: bool = False, start: float = 1.0
+        ) -> Pair:  # fmt: skip
             """A convolution, a new one unless it is known, and a batch norm."""
-            pair = Pair(known or f"res{name}{place}", f"bn{name}{place}")
+            pair = Pair(known or f"res{name}{place}", f"bn{name}{place}" if bn else "", relu)
             if not known:
-                layer = Conv2d(
+                layer: Module = Conv2d(
                     inputs, conv.channels, conv.kernel, stride=conv.stride, padding=conv.kernel // 2,
-                    groups=conv.groups, bias=bias, initializer=initializer, rng=rng,
+                    groups=conv.groups, bias=bias or not bn, initializer=initializer, rng=rng,
                 )  # fmt: skip
                 setattr(self, pair.conv, layer)
-            setattr(self, pair.bn, BatchNorm2d(conv.channels, **norm_options, **(norm or {})))
+            if bn:
+                layer = BatchNorm2d(conv.channels, start=start, relu=relu, **(norm or {}))
+                setattr(self, pair.bn, layer)
             return pair
 
         known = ""
@@ -200,15 +226,31 @@ class ResidualBlock(Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        # As join(*parts(x)), with what follows the last convolution in one pass.
+        if self.placement == "standard":
+            return self.join(*self.parts(x))
+        y = self._conv_bn(self._branch[-1], self._before_last(x), add=self.shortcut(x))
+        return self._layer(self._gate)(y) if self.placement == "post" else y
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """F(x) and the shortcut, as they are before they are added."""
+        last, y = self._branch[-1], self._before_last(x)
+        y = self._conv_bn(last, y, relu=False) if last.relu else self._conv_bn(last, y)
+        if self.placement == "standard":
+            y = self._layer(self._gate)(y)
+        return y, self.shortcut(x)
+
+    def join(self, branch: Tensor, shortcut: Tensor | None) -> Tensor:
+        """The addition, the ReLU, and the gate where it stands after both."""
+        y = relu(branch, add=shortcut)
+        return self._layer(self._gate)(y) if self.placement == "post" else y
+
+    def _before_last(self, x: Tensor) -> Tensor:
+        """What the last convolution of the branch is given."""
         y = self._layer(self._gate)(x) if self.placement == "pre" else x
         for pair in self._branch[:-1]:
             y = self._conv_bn(pair, y)
-        last = self._branch[-1]
-        if self.placement == "standard":
-            y = self._layer(self._gate)(self._conv_bn(last, y))
-            return relu(y, add=self.shortcut(x))
-        y = self._conv_bn(last, y, add=self.shortcut(x))
-        return self._layer(self._gate)(y) if self.placement == "post" else y
+        return y
 
     def _layer(self, name: str) -> Module:
         layer: Module = getattr(self, name)
@@ -216,7 +258,12 @@ class ResidualBlock(Module):
 
     def _conv_bn(self, pair: Pair, x: Tensor, **options: Any) -> Tensor:
         y = self._layer(pair.conv)(x)
-        return self._layer(pair.bn)(y, **options)
+        if pair.bn:
+            return self._layer(pair.bn)(y, **options)
+        add = options.get("add")
+        if options.get("relu", pair.relu):
+            return relu(y, add=add)
+        return y if add is None else y + add
 
     def shortcut(self, x: Tensor) -> Tensor | None:
         """What is added to the branch: nothing, x, or x brought to the branch's shape."""

@@ -29,7 +29,7 @@ from minires import backend
 from minires.errors import ConfigError, ShapeError
 from minires.nn.layers import BatchNorm2d, Conv2d
 from minires.nn.module import Module, Parameter
-from minires.ops.relu import relu
+from minires.ops.relu import relu as add_relu
 from minires.tape import Node, reachable
 from minires.tensor import Tensor, with_settings
 
@@ -49,9 +49,9 @@ class AddReLU(Module):
         super().__init__()
         self.relu = relu
 
-    def forward(self, x: Tensor, *, add: Tensor | None = None) -> Tensor:
-        if self.relu:
-            return relu(x, add=add)
+    def forward(self, x: Tensor, *, add: Tensor | None = None, relu: bool | None = None) -> Tensor:
+        if self.relu if relu is None else relu:
+            return add_relu(x, add=add)
         return x if add is None else x + add
 
 

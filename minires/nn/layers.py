@@ -149,7 +149,8 @@ class Conv2d(Module):
 class BatchNorm2d(Module):
     """Batch normalisation with learned scale and shift; see :func:`minires.ops.batch_norm.batch_norm`.
 
-    Called with ``add`` it adds a shortcut, and with ``relu`` it ends in a ReLU, all in the same pass.
+    Called with ``add`` it adds a shortcut, and with ``relu`` it ends in a ReLU, all in the same pass; whether
+    it does may be said anew in a call.
     A layer whose ``frozen`` is set uses its running statistics in training too, and keeps them.
 
     convention: "keras" or "torch": what momentum means and, with eps, is if left out.
@@ -195,7 +196,7 @@ class BatchNorm2d(Module):
         convention = [f"convention={self.convention!r}"] if self.convention != "keras" else []
         return ", ".join([f"{self.channels}", *own, *convention, *["relu=True"] * self.relu])
 
-    def forward(self, x: Tensor, *, add: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, add: Tensor | None = None, relu: bool | None = None) -> Tensor:
         return batch_norm(
             x,
             self.gamma,
@@ -207,7 +208,7 @@ class BatchNorm2d(Module):
             eps=self.eps,
             convention=self.convention,
             add=add,
-            relu=self.relu,
+            relu=self.relu if relu is None else relu,
         )
 
 

@@ -5,8 +5,11 @@ import pytest
 from oracle import shake
 
 from minires.errors import ConfigError
-from minires.nn import BatchNorm2d, Module, blocks
-from minires.nn.blocks import Conv, ResidualBlock, basic, bottleneck, stack
+from minires.models import build
+from minires.models.resnet_v2 import ORDERS
+from minires.nn import BatchNorm2d, Conv2d, Module, blocks
+from minires.nn.blocks import Conv, Residual, ResidualBlock, basic, bottleneck, stack
+from minires.nn.fuse import fuse
 from minires.nn.module import Parameter
 from minires.tensor import Tensor
 
@@ -282,3 +285,75 @@ def test_bad_widths(widths):
 def test_an_identity_block_needs_as_many_channels_as_it_gives():
     with pytest.raises(ConfigError, match="block 2b: the input has 6 channels, but the branch gives 8"):
         blocks.identity_block(6, (2, 3, 8), stage=2, block="b")
+
+
+BLOCKS = {
+    "plain": ("plain20_cifar", {}),
+    "A": ("resnet20_cifar", {}),
+    "C": ("resnet20_cifar", {"shortcut": "C"}),
+    "no batch norm": ("resnet20_cifar", {"shortcut": "B", "bn": False}),
+    "plain, no batch norm": ("plain20_cifar", {"bn": False}),
+    "no gates": ("se_resnet56_cifar", {"reduction": None, "repeats": (1, 1, 1)}),
+    **{
+        f"gate {place}": ("se_resnet56_cifar", {"repeats": (1, 1, 1), "placement": place})
+        for place in ("standard", "pre", "post", "identity")
+    },
+    **{order: ("preresnet110_cifar", {"repeats": (2, 1, 1), "order": order}) for order in ORDERS},
+    "exclusive": (
+        "preresnet110_cifar", {"repeats": (2, 1, 1), "order": "original", "gating": "exclusive"}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_the_parts_of_a_block_joined_are_what_it_gives(name, training):
+    model, options = BLOCKS[name]
+    rng = np.random.default_rng(0)
+    blocks = [one for one in build(model, **options).modules() if isinstance(one, Residual)]
+    assert len(blocks) > 2
+    for block in blocks:
+        block.train(training)
+        x = Tensor(rng.standard_normal((3, 4, 4, block.in_channels)).astype("float32"))
+        branch, shortcut = block.parts(x)
+        assert (shortcut is None) == name.startswith("plain")
+        assert (branch.data < 0).any() == (name != "relu_before_add")  # else no ReLU stands before
+        assert np.allclose(block.join(branch, shortcut).data, block(x).data, atol=1e-6)
+
+
+def test_the_parts_of_a_folded_block_are_those_of_the_block():
+    model = build("resnet20_cifar").eval()
+    x = Tensor(np.random.default_rng(0).standard_normal((2, 8, 8, 16)).astype("float32"))
+    for before, after in zip(model.res2a.parts(x), fuse(model).res2a.parts(x), strict=True):
+        assert np.allclose(before.data, after.data, atol=1e-5)
+
+
+def test_without_batch_norm_every_convolution_has_a_bias_and_there_are_no_statistics():
+    model = build("resnet20_cifar", bn=False, shortcut="B")
+    convolutions = [one for one in model.modules() if isinstance(one, Conv2d)]
+    assert len(convolutions) == 21 and all(one.bias is not None for one in convolutions)
+    assert not list(model.named_buffers()) and not [n for n, _ in model.named_modules() if n.startswith("bn")]
+    with pytest.raises(ConfigError, match="bn"):
+        build("resnet20_cifar", bn="no")
+
+
+def test_without_a_reduction_a_network_has_no_gates_and_is_the_plain_one():
+    x = Tensor(np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype("float32"))
+    without = build("se_resnet56_cifar", reduction=None, seed=3)
+    same = build("resnet56_cifar", shortcut="B", seed=3)
+    assert without.state_dict().keys() == same.state_dict().keys()
+    assert np.allclose(without(x).data, same(x).data, atol=1e-6)
+    vgg = build("se_vgg16_bn", reduction=None, initializer="zeros", widths=[8] * 5, hidden=8)
+    same = build("vgg16_bn", initializer="zeros", widths=[8] * 5, hidden=8)
+    assert vgg.state_dict().keys() == same.state_dict().keys()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_last_norm_of_a_second_version_can_be_chosen_by_itself(order):
+    def last(**options):
+        model = build("preresnet110_cifar", order=order, repeats=(1, 1, 1), **options)
+        return [name for name, _ in model.children()][-3]
+
+    assert last(last_norm=True) == "post_bn" and last(last_norm=False) == "res4a"
+    usual = {"full": "post_bn", "relu_only": "post_relu"}
+    assert last() == last(last_norm=None) == usual.get(order, "res4a")

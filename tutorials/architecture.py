@@ -18,7 +18,7 @@ FLOORS = [
     "version", "beginnings", "quiet_start", "interrupt", "errors", "registry", "settings", "files",
     "download", "limits", "hdf5", "exercises", "backend", "distributed", "array_making", "modes", "tape",
     "tensor", "gradient_check", "ops", "nn", "plan", "models", "data", "optim", "train", "weights", "inspect",
-    "debug", "local_page", "watch", "play", "doctor", "commands", "cli", "__main__",
+    "debug", "lab", "local_page", "watch", "play", "doctor", "commands", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -1,0 +1,75 @@
+"""The lab: claims of papers, each with what is run to see whether it holds, a figure, and a verdict.
+
+    expect.py   a claim as a rule that numbers can break
+    lab.py      a lab: the claim, the cases, the figure; how much is done
+    run.py      one run, trained once and measured
+    session.py  all runs of a lab, found again where they were done before
+    report.py   figure, table and report
+    papers/     the labs that come with minires
+
+A lab of your own is a file with a subclass of :class:`Lab`: ``minires lab my_lab.py``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+from minires.errors import ConfigError, MiniresError
+from minires.lab import draw
+from minires.lab.expect import AGREES, DIFFERS, UNCLEAR, Expect, Judged
+from minires.lab.lab import Case, Lab, Numbers, Scale, checked
+from minires.lab.papers import LABS
+from minires.lab.report import write
+from minires.lab.run import Run
+from minires.lab.session import Outcome, run_lab
+
+__all__ = [
+    "AGREES", "DIFFERS", "LABS", "UNCLEAR", "Case", "Expect", "Judged", "Lab", "Numbers", "Outcome", "Run",
+    "Scale", "draw", "find", "load_file", "run_lab", "write",
+]  # fmt: skip
+
+
+def find(name: str) -> Lab:
+    """A lab by its name, its number, or the path of a file that has one.
+
+    Raises: ConfigError with the nearest name if it is unknown; MiniresError for a file that cannot be run.
+
+    >>> find("P3").name, find("shortcuts").number
+    ('shortcuts', 'P3')
+    """
+    if name.endswith(".py"):
+        return load_file(name)
+    by_number = {lab.number.lower(): lab for lab in LABS.values()}
+    return by_number.get(name.lower()) or LABS.find(name)
+
+
+def load_file(path: str | os.PathLike[str]) -> Lab:
+    """The lab in a Python file of your own: its subclass of :class:`Lab`. The file is run as a program.
+
+    Raises: MiniresError with the place if the file fails; ConfigError if it has no lab, or several.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}")
+    name = f"minires_lab_of_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # it ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where inspect finds its source
+    try:
+        spec.loader.exec_module(module)
+    except MiniresError:
+        raise
+    except Exception as error:
+        raise MiniresError(f"{path} fails when it is run: {type(error).__name__}: {error}") from error
+    found = [
+        one for one in vars(module).values()
+        if isinstance(one, type) and issubclass(one, Lab) and one.__module__ == name
+    ]  # fmt: skip
+    if len(found) != 1:
+        names = ", ".join(one.__name__ for one in found) or "none"
+        raise ConfigError(f"{path} must have one subclass of minires.lab.Lab, and has {names}")
+    return checked(found[0]())

@@ -1,0 +1,83 @@
+"""What the figures of labs share: colours, curves with a band for the spread, points of each seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from minires.lab.lab import Numbers
+from minires.train.canvas import GREY, plain_axes
+
+# Told apart with any colour vision (Okabe and Ito 2008), and by their order.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
+
+
+def colour(at: int) -> str:
+    """The colour of the case with this number."""
+    return COLOURS[at % len(COLOURS)]
+
+
+def labelled(axes: Any, x: str, y: str, title: str = "") -> Any:
+    """Axes in the house's look, with words on both."""
+    plain_axes(axes)
+    axes.set_xlabel(x, fontsize=9)
+    axes.set_ylabel(y, fontsize=9)
+    axes.set_title(title, fontsize=10)
+    return axes
+
+
+def curves(
+    axes: Any, numbers: Numbers, what: str, *, cases: Sequence[str] | None = None, dashed: bool = False,
+    x: Sequence[float] | None = None, legend: bool = True,
+) -> None:  # fmt: skip
+    """A line for each case: the mean over the seeds, and a band from the least to the greatest of them."""
+    for at, case in enumerate(numbers):
+        values = numbers.all(case, what)
+        if not len(values) or (cases is not None and case not in cases):
+            continue
+        places = np.arange(1, values.shape[1] + 1) if x is None else np.asarray(x)[: values.shape[1]]
+        label = case if legend else None
+        axes.plot(places, values.mean(axis=0), "--" if dashed else "-", color=colour(at), label=label)
+        axes.fill_between(
+            places, values.min(axis=0), values.max(axis=0), color=colour(at), alpha=0.15, linewidth=0
+        )
+    if legend:
+        axes.legend(fontsize=8, frameon=False)
+
+
+def bars(axes: Any, numbers: Numbers, what: str, *, cases: Sequence[str] | None = None) -> None:
+    """A bar for each case, the mean over the seeds, and a dot for each of these; the axis begins where there
+    is something to see."""
+    chosen = [case for case in numbers if cases is None or case in cases]
+    for place, case in enumerate(chosen):
+        values = numbers.all(case, what)
+        if len(values):
+            at = list(numbers).index(case)
+            axes.barh(place, values.mean(), color=colour(at), alpha=0.55, height=0.65)
+            axes.plot(values, [place] * len(values), "o", color=GREY, markersize=3.5)
+    axes.set_yticks(range(len(chosen)), chosen, fontsize=8)
+    axes.invert_yaxis()
+    everything = np.concatenate([numbers.all(case, what) for case in chosen] or [np.zeros(0)])
+    if len(everything):
+        low, high = everything.min(), everything.max()
+        axes.set_xlim(low - 0.25 * (high - low) - 1e-9, high + 0.1 * (high - low) + 1e-9)
+
+
+def against(
+    axes: Any, numbers: Numbers, x: str | Mapping[str, float], what: str, *,
+    cases: Sequence[str] | None = None, names: bool = True,
+) -> None:  # fmt: skip
+    """A point for each seed of each case: one measured number against another, or one given for the case."""
+    for at, case in enumerate(numbers):
+        if cases is not None and case not in cases:
+            continue
+        values = numbers.all(case, what)
+        places = numbers.all(case, x) if isinstance(x, str) else np.full(len(values), x[case])
+        axes.plot(places, values, "o", color=colour(at), markersize=4.5)
+        if names and len(values):
+            axes.annotate(
+                case, (places.mean(), values.mean()), xytext=(6, 3), textcoords="offset points", fontsize=7.5,
+                color=colour(at),
+            )  # fmt: skip

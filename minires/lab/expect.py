@@ -1,0 +1,173 @@
+"""What a paper says, as a rule that numbers can break: a difference, and where it must lie.
+
+Each seed gives one value, for example the error of the plain network less that of the residual one, both
+trained from this seed. Of the mean of these values an interval is known,
+
+    mean +- t(n - 1) s / sqrt(n)        s: standard deviation of the n values, t: Student's, 90% two-sided
+
+and the rule, stated before anything runs, is
+
+    agrees              the whole interval lies where the claim says
+    differs             the whole interval lies elsewhere
+    too small to tell   it lies across the border, or there is one seed: one is never a cause
+
+Where nothing is different, about one comparison in twenty is said to agree, and one in twenty to differ.
+
+Source: Student 1908, The probable error of a mean, Biometrika 6.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minires.errors import ConfigError
+
+AGREES, UNCLEAR, DIFFERS = "agrees", "too small to tell", "differs"
+VERDICTS = (AGREES, UNCLEAR, DIFFERS)
+# The 95% quantile of Student's t for 1, 2, ... degrees of freedom; beyond, that of the normal distribution
+# is off by less than 4%.
+T = (
+    6.3138, 2.9200, 2.3534, 2.1318, 2.0150, 1.9432, 1.8946, 1.8595, 1.8331, 1.8125, 1.7959, 1.7823, 1.7709,
+    1.7613, 1.7531, 1.7459, 1.7396, 1.7341, 1.7291, 1.7247, 1.7207, 1.7171, 1.7139, 1.7109, 1.7081, 1.7056,
+    1.7033, 1.7011, 1.6991, 1.6973,
+)  # fmt: skip
+NORMAL = 1.6449
+
+Numbers = Mapping[str, Sequence[Mapping[str, Any]]]  # by case, what each seed has measured
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Where the mean lies, by the formula above; everywhere, if there is one value.
+
+    >>> interval([1.0, 2.0, 3.0])
+    (0.31412..., 3.68587...)
+    >>> interval([2.0])
+    (-inf, inf)
+    """
+    n = len(values)
+    if n < 2:
+        return -math.inf, math.inf
+    mean = math.fsum(values) / n
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    around = (T[n - 2] if n - 2 < len(T) else NORMAL) * deviation / math.sqrt(n)
+    return mean - around, mean + around
+
+
+@dataclass(frozen=True)
+class Expect:
+    """One thing that a claim says of the measured numbers: ``of``, less ``minus`` if that is given, lies
+    ``above`` one number and ``below`` another.
+
+    ``says`` is the claim in words, ``paper`` the figure that the paper has for it. ``of`` and ``minus`` are
+    each the name of a case, or of several whose mean is taken, and the name of what was measured there;
+    ``unit`` is that of the value.
+
+    Raises: ConfigError if no border is given, or none lies between them.
+
+    >>> claim = Expect("deep is worse", of=("deep", "error"), minus=("shallow", "error"), above=0)
+    >>> numbers = {"deep": [{"error": 9.0}, {"error": 8.5}], "shallow": [{"error": 7.0}, {"error": 6.6}]}
+    >>> found = claim.judge(numbers)
+    >>> found.values, found.verdict
+    ((2.0, 1.9), 'agrees')
+    """
+
+    says: str
+    of: tuple[str | tuple[str, ...], str]
+    minus: tuple[str | tuple[str, ...], str] | None = None
+    above: float = -math.inf
+    below: float = math.inf
+    unit: str = "points"
+    paper: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.above < self.below or self.above == -self.below == -math.inf:
+            raise ConfigError(
+                f"the expectation {self.says!r} is of a value above {self.above} and below {self.below}; give one "
+                "border, or two with room between them"
+            )
+
+    @property
+    def rule(self) -> str:
+        """What must hold, in words.
+
+        >>> Expect("", of=("deep", "error"), minus=("shallow", "error"), above=0).rule
+        'error of deep - error of shallow > 0 points'
+        """
+        low, high = f"{self.above:g}", f"{self.below:g}"
+        value = _named(self.of) + (f" - {_named(self.minus)}" if self.minus else "")
+        if self.below == math.inf:
+            return f"{value} > {low} {self.unit}".rstrip()
+        if self.above == -math.inf:
+            return f"{value} < {high} {self.unit}".rstrip()
+        return f"{value} from {low} to {high} {self.unit}".rstrip()
+
+    def judge(self, numbers: Numbers) -> Judged:
+        """Hold it against what was measured; seeds of which a number is missing do not count.
+
+        Raises: ConfigError if there is no such case.
+        """
+        found = [_values(numbers, self.of)]
+        if self.minus:
+            found.append(_values(numbers, self.minus))
+        pairs = [[one for one in pair if one is not None] for pair in zip(*found, strict=False)]
+        values = tuple(pair[0] - sum(pair[1:]) for pair in pairs if len(pair) == len(found))
+        low, high = interval(values)
+        if low > self.above and high < self.below:
+            verdict = AGREES
+        elif high <= self.above or low >= self.below:
+            verdict = DIFFERS
+        else:
+            verdict = UNCLEAR
+        return Judged(self, values, (low, high), verdict)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An expectation held against numbers: its value of each seed, the interval of the mean, the verdict."""
+
+    expect: Expect
+    values: tuple[float, ...]
+    interval: tuple[float, float]
+    verdict: str
+
+    @property
+    def mean(self) -> float | None:
+        """The mean over the seeds; None where nothing was measured."""
+        return math.fsum(self.values) / len(self.values) if self.values else None
+
+    @property
+    def spread(self) -> float | None:
+        """Half the width of the interval; None with fewer than two seeds."""
+        return None if len(self.values) < 2 else (self.interval[1] - self.interval[0]) / 2
+
+
+def overall(verdicts: Sequence[str]) -> str:
+    """The verdict on a claim that says several things: it agrees if all do, and differs if one does.
+
+    >>> overall(["agrees", "too small to tell"]), overall(["agrees", "differs"])
+    ('too small to tell', 'differs')
+    """
+    return max(verdicts, key=VERDICTS.index)
+
+
+def _named(place: tuple[str | tuple[str, ...], str]) -> str:
+    cases, what = place
+    return f"{what.replace('_', ' ')} of {cases if isinstance(cases, str) else ', '.join(cases)}"
+
+
+def _values(numbers: Numbers, place: tuple[str | tuple[str, ...], str]) -> list[float | None]:
+    """By seed what was measured there: of several cases the mean; None where it is missing or no number."""
+    cases, what = place
+    names = (cases,) if isinstance(cases, str) else cases
+    for name in names:
+        if name not in numbers:
+            raise ConfigError(f"there is no case {name!r}; there are {', '.join(numbers)}")
+    rows = []
+    for seeds in zip(*(numbers[name] for name in names), strict=False):
+        found = [seed.get(what) for seed in seeds]
+        right = [one for one in found if isinstance(one, int | float) and math.isfinite(one)]
+        rows.append(math.fsum(right) / len(right) if len(right) == len(found) else None)
+    return rows

@@ -1,0 +1,102 @@
+"""What several labs measure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minires.nn.blocks import Residual
+from minires.nn.intervene import activations, intervene
+from minires.nn.module import Module
+from minires.ops.cross_entropy import cross_entropy
+from minires.tensor import Tensor, no_grad
+
+BATCH = 250
+
+
+def error(model: Module, x: NDArray[Any], labels: NDArray[Any]) -> float:
+    """The share of pictures that are wrong, in percent; the model is in the mode it is in.
+
+    Shapes: x (N, H, W, C), labels (N,).
+    """
+    with no_grad():
+        scores = [model(Tensor(x[at : at + BATCH])).numpy() for at in range(0, len(x), BATCH)]
+    return float(100 * (np.concatenate(scores).argmax(axis=1) != labels).mean())
+
+
+def kernel_gradient(model: Module, x: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+    """The gradient of the loss for all kernels of convolutions, in one long vector."""
+    kernels = [one for one in model.parameters() if one.ndim == 4]
+    model.zero_grad()
+    cross_entropy(model(Tensor(x)), labels).backward()
+    gradients = [one.grad for one in kernels if one.grad is not None]
+    return np.concatenate([gradient.ravel() for gradient in gradients])
+
+
+def cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """The cosine of the angle between two vectors.
+
+    >>> cosine(np.array([1.0, 0.0]), np.array([1.0, 1.0]))
+    0.7071...
+    """
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+def rank_correlation(x: Sequence[float] | NDArray[Any], y: Sequence[float] | NDArray[Any]) -> float:
+    """Spearman's: the correlation of the ranks, equal values sharing theirs.
+
+    >>> rank_correlation([1, 2, 3, 4], [1, 4, 9, 16]), rank_correlation([1, 1, 2], [3, 2, 1])
+    (1.0, -0.866...)
+    """
+    a, b = (np.asarray(_ranks(np.asarray(one, dtype=float))) for one in (x, y))
+    a, b = a - a.mean(), b - b.mean()
+    size = np.sqrt((a @ a) * (b @ b))
+    return float(a @ b / size) if size else 0.0
+
+
+def _ranks(values: NDArray[Any]) -> NDArray[Any]:
+    return np.array([((values < one).sum() + (values <= one).sum() + 1) / 2 for one in values])
+
+
+class Changed:
+    """The error of a network for some pictures, with changes of :func:`minires.intervene`.
+
+    ``removable`` are the paths of the blocks that keep the shape, ``first`` where they begin.
+    """
+
+    def __init__(self, model: Module, x: NDArray[Any], labels: NDArray[Any]) -> None:
+        self._model, self._x, self._labels = model.eval(), x, labels
+        blocks = [(path, one) for path, one in model.named_modules() if isinstance(one, Residual)]
+        shapes = activations(model, x[:1], [path for path, _ in blocks])
+        names = [path for path, _ in blocks]
+        before = dict(zip(names[1:], names, strict=False))
+        self.removable = [
+            path for path in names if path in before and shapes[path].shape == shapes[before[path]].shape
+        ]
+        self.stages: dict[tuple[int, ...], list[str]] = {}
+        for path in self.removable:
+            self.stages.setdefault(shapes[path].shape, []).append(path)
+
+    def __call__(self, changes: Mapping[str, Any]) -> float:
+        """The error with these changes, in percent."""
+        with intervene(self._model, dict(changes)):
+            return error(self._model, self._x, self._labels)
+
+    def swapped(self, count: int, rng: np.random.Generator) -> tuple[int, list[list[str]]]:
+        """Another order after ``count`` swaps of two blocks of one stage: how many pairs of blocks stand the
+        other way round, and the order of each stage."""
+        stages = [list(range(len(stage))) for stage in self.stages.values()]
+        sizes = np.array([len(stage) * (len(stage) - 1) for stage in stages], dtype=float)
+        for _ in range(count):
+            stage = stages[rng.choice(len(stages), p=sizes / sizes.sum())]
+            a, b = rng.choice(len(stage), 2, replace=False)
+            stage[a], stage[b] = stage[b], stage[a]
+        distance = sum(
+            stage[a] > stage[b] for stage in stages for b in range(len(stage)) for a in range(b)
+        )
+        pairs = zip(self.stages.values(), stages, strict=True)
+        return distance, [[names[at] for at in stage] for names, stage in pairs]

@@ -1,0 +1,54 @@
+"""What a lab has found, when all of its runs are done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minires.lab.expect import Judged, overall
+from minires.lab.lab import Case, Lab, Numbers, Scale
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a lab has found: the numbers, each expectation held against them, and where all of it stands.
+
+    ``seconds`` are those of all runs, those of before included.
+    """
+
+    lab: Lab
+    scale: Scale
+    seeds: int
+    cases: Mapping[str, Case]
+    numbers: Numbers
+    judged: tuple[Judged, ...]
+    seconds: float
+    folder: Path
+
+    @property
+    def verdict(self) -> str:
+        """The verdict on the whole claim."""
+        return overall([one.verdict for one in self.judged])
+
+
+def outcome(
+    lab: Lab, scale: Scale, cases: Mapping[str, Case], rows: list[dict[str, Any]], folder: Path
+) -> Outcome:
+    """What rows of results say."""
+    numbers = Numbers({name: [row["measured"] for row in rows if row["case"] == name] for name in cases})
+    judged = tuple(one.judge(numbers) for one in lab.expects)
+    seeds = len({row["seed"] for row in rows})
+    return Outcome(lab, scale, seeds, cases, numbers, judged, sum(row["seconds"] for row in rows), folder)
+
+
+def in_words(seconds: float) -> str:
+    """A time that a person reads.
+
+    >>> in_words(4.2), in_words(80), in_words(4000)
+    ('4 s', '1.3 min', '1.1 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,76 @@
+"""P6: does a network of 110 layers need a warm-up, and what for?
+
+The first 400 steps of ResNet-110: at the rate 0.1; at 0.01 until the training error is below 80%, then at
+0.1, as the paper does; and, which is not in the paper, at 0.1 with a batch norm and ReLU before the average pool.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minires.lab import draw
+from minires.lab.expect import Expect
+from minires.lab.lab import Case, Lab, Numbers, Scale
+
+
+class WarmUp(Lab):
+    """What is compared, the figure, and the rule."""
+
+    number, name = "P6", "warm-up"
+    title = "The warm-up of ResNet-110"
+    claim = (
+        "With 110 layers the rate 0.1 is slightly too large to start converging; 0.01 until the training "
+        "error is below 80%, about 400 steps, lets it start"
+    )
+    source = "He et al. 2015, arXiv:1512.03385, section 4.2"
+    why = (
+        "The paper says that with 0.1 from the first step it starts converging after several epochs, and "
+        "reaches about the same accuracy. Only the first 400 steps are looked at here."
+    )
+    expects = (
+        Expect(
+            "with the warm-up the training error is lower after 400 steps", of=("0.1", "train_error"),
+            minus=("warm-up", "train_error"), above=0,
+            paper="with 0.1 below 90% only after several epochs; with the warm-up below 80% after 400 steps",
+        ),
+        Expect(
+            "the warm-up brings it below 80%", of=("warm-up", "train_error"), below=80, unit="%",
+            paper="below 80% after about 400 steps",
+        ),
+        Expect(
+            "a last norm does at least as well as the warm-up", of=("warm-up", "train_error"),
+            minus=("0.1, last norm", "train_error"), above=0, paper="not in the paper",
+        ),
+    )  # fmt: skip
+    # 400 steps of 128 pictures, in four parts, so that there are four errors to look at.
+    quick = Scale(
+        "quick", pictures=12_800, size=16, epochs=4, settings={"schedule": {"name": "constant"}},
+        extra={"units": 18}, about="half an hour",
+    )  # fmt: skip
+    hour = quick.but(name="hour", size=32, about="two hours for each seed")
+    full = quick.but(name="full", size=32, about="")
+
+    def cases(self, scale: Scale) -> dict[str, Case]:
+        """The original order of the V2 paper is V1; there the last norm is an option."""
+        units = (scale.extra["units"],) * 3
+
+        def train(**changes: Any) -> Case:
+            last_norm = changes.pop("last_norm", False)
+            variant = {"order": "original", "repeats": units, "last_norm": last_norm}
+            return scale.train("preresnet110_cifar", variant=variant, **changes)
+
+        return {
+            "0.1": train(),
+            "warm-up": train(schedule={"name": "constant", "begin": {"lr": 0.01, "until_error": 0.8}}),
+            "0.1, last norm": train(last_norm=True),
+        }
+
+    def figure(self, numbers: Numbers, figure: Any) -> None:
+        """Training error and loss of each hundred steps."""
+        left, right = figure.subplots(1, 2)
+        draw.curves(left, numbers, "train_errors", x=(100, 200, 300, 400))
+        left.axhline(80, color="black", linestyle=":", linewidth=0.8)
+        draw.labelled(left, "step", "training error of the last 100 steps, %")
+        draw.curves(right, numbers, "train_losses", x=(100, 200, 300, 400), legend=False)
+        right.set_yscale("log")
+        draw.labelled(right, "step", "training loss of the last 100 steps")

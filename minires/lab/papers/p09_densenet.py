@@ -1,0 +1,117 @@
+"""P9: dense connections use parameters well. The error against the parameters, and who reads whom.
+
+DenseNets of three blocks of six layers, with growth 6, 12 and 24, with bottlenecks (B), compression (C) and
+both, beside residual networks of 20 and 32 layers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minires.lab import draw
+from minires.lab.expect import Expect
+from minires.lab.lab import Case, Lab, Numbers, Scale
+from minires.lab.run import Run
+
+SHOWN = "k = 12"
+
+
+class Dense(Lab):
+    """What is compared, the figure, and the rule."""
+
+    number, name = "P9", "densenet"
+    title = "DenseNets need fewer parameters"
+    claim = (
+        "A DenseNet reaches the error of a residual network with a fraction of its parameters, gets better "
+        "with the growth rate, and its layers read features of all layers before, the first ones included"
+    )
+    source = "Huang et al. 2017, arXiv:1608.06993, table 2, figures 4 and 5"
+    why = (
+        "Six layers in a block in the place of 12 and 16; the paper trains for 300 epochs. Errors are to be "
+        "compared among themselves."
+    )
+    expects = (
+        Expect("with fewer parameters it is better than a ResNet-20", of=("ResNet-20", "test_error"),
+               minus=(SHOWN, "test_error"), above=0, paper="figure 4: a third of the parameters, same error"),
+        Expect("(its parameters, less those of the ResNet)", of=(SHOWN, "parameters"),
+               minus=("ResNet-20", "parameters"), below=0, unit="", paper="1.0 million against 1.7"),
+        Expect("growth 12 is better than 6", of=("k = 6", "test_error"), minus=("k = 12", "test_error"),
+               above=0, paper="5.24% at 12"),
+        Expect("growth 24 is better than 12", of=("k = 12", "test_error"), minus=("k = 24", "test_error"),
+               above=0, paper="L = 100: 4.10% at 12, 3.74% at 24"),
+        Expect("B and C cost little: k = 12 with both is within three points",
+               of=("k = 12, BC", "test_error"), minus=(SHOWN, "test_error"), above=-3, below=3,
+               paper="figure 4, left"),
+        Expect("the layers of a block read its first features at least half as strongly as others",
+               of=(SHOWN, "early_use"), above=0.5, unit="", paper="figure 5: weights spread over all"),
+    )  # fmt: skip
+    quick = Scale("quick", pictures=8_000, size=16, epochs=8, batch_size=64, extra={"layers": 6},
+                  settings={"optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True,
+                                          "weight_decay": 1e-4}}, about="40 minutes")  # fmt: skip
+    hour = quick.but(name="hour", pictures=None, epochs=5, about="")
+    full = quick.but(name="full", pictures=None, size=32, epochs=300, extra={"layers": 12}, about="")
+
+    def cases(self, scale: Scale) -> dict[str, Case]:
+        """Three growth rates, B and C for one of them, and two residual networks."""
+        layers = scale.extra["layers"]
+
+        def dense(growth: int, bottleneck: bool = False, compress: bool = False) -> Case:
+            variant = {"blocks": (layers,) * 3, "growth": growth, "init_channels": 16,
+                       "bottleneck": bottleneck, "theta": 0.5 if compress else 1.0}  # fmt: skip
+            return scale.train("densenet40_k12_cifar", variant=variant)
+
+        return {
+            **{f"k = {growth}": dense(growth) for growth in (6, 12, 24)},
+            "k = 12, B": dense(12, bottleneck=True), "k = 12, C": dense(12, compress=True),
+            "k = 12, BC": dense(12, bottleneck=True, compress=True),
+            "ResNet-20": scale.train("resnet20_cifar"), "ResNet-32": scale.train("resnet32_cifar"),
+        }  # fmt: skip
+
+    def measure(self, run: Run) -> dict[str, Any]:
+        """Errors, parameters, and of a basic DenseNet the mean absolute weight by target and source layer."""
+        found: dict[str, Any] = run.errors()
+        if not run.diverged:
+            found["parameters"] = sum(one.size for one in run.model.parameters())
+        if run.case == SHOWN and not run.diverged:
+            maps = [weights_read(run, block) for block in (1, 2, 3)]
+            use = [[row[0] / np.mean(row) for row in one if len(row) > 1] for one in maps]
+            found |= {"read": maps, "early_use": float(np.mean(use))}
+        return found
+
+    def figure(self, numbers: Numbers, figure: Any) -> None:
+        """Error against parameters; and of each block who reads whom, rows padded with nothing."""
+        axes = figure.subplots(1, 4, width_ratios=(3, 1, 1, 1))
+        draw.against(axes[0], numbers, "parameters", "test_error")
+        axes[0].set_xscale("log")
+        draw.labelled(axes[0], "parameters", "test error, %")
+        for block, (one, maps) in enumerate(zip(axes[1:], _mean_maps(numbers), strict=True), 1):
+            one.imshow(maps, cmap="viridis", aspect="auto")
+            one.set_title(f"block {block}", fontsize=9)
+            one.set_xlabel("source", fontsize=8)
+            one.set_ylabel("reader" if block == 1 else "", fontsize=8)
+
+
+def weights_read(run: Run, block: int) -> list[list[float]]:
+    """For each layer of a dense block the mean absolute weight for its input, and for each layer before."""
+    growth, rows = run.config.variant["growth"], []
+    weights = [one for name, one in run.model.named_parameters()
+               if name.startswith(f"block{block}.layer") and name.endswith("conv1.weight")]  # fmt: skip
+    for at, kernel in enumerate(weights):
+        size = np.abs(kernel.numpy()).mean(axis=(0, 1, 3))  # (KH, KW, C, O) -> (C,)
+        first = len(size) - at * growth
+        edges = [0, *(first + i * growth for i in range(at + 1))]
+        rows.append([float(size[a:b].mean()) for a, b in zip(edges, edges[1:], strict=False)])
+    return rows
+
+
+def _mean_maps(numbers: Numbers) -> list[np.ndarray[Any, Any]]:
+    """The maps of the three blocks, seeds averaged, NaN where nothing is read."""
+    seeds = [one["read"] for one in numbers[SHOWN] if "read" in one]
+    maps = []
+    for block in range(3):
+        rows = [np.mean([seed[block][at] for seed in seeds], axis=0) for at in range(len(seeds[0][block]))]
+        wide = max(map(len, rows))
+        maps.append(np.array([[*row, *[np.nan] * (wide - len(row))] for row in rows]))
+    return maps

@@ -1,0 +1,103 @@
+"""P10: squeeze and excitation: does it help, by how much depends on r, on its place, on the pooling?
+
+Gates in a residual network of 20 layers. Without biases in the gates, as in the paper's ablations.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minires.lab import draw
+from minires.lab.expect import Expect
+from minires.lab.lab import Case, Lab, Numbers, Scale
+from minires.lab.run import Run
+from minires.nn.squeeze_excitation import SqueezeExcitation
+from minires.tensor import no_grad
+
+RATIOS = {"none": None, "r = 2": 2, "r = 4": 4, "r = 8": 8, "r = 16": 16}
+OTHERS = {"r = 4, pre": {"placement": "pre"}, "r = 4, post": {"placement": "post"},
+          "r = 4, identity": {"placement": "identity"}, "r = 4, max": {"squeeze": "max"},
+          "r = 4, no squeeze": {"squeeze": "none"}}  # fmt: skip
+
+
+class Gates(Lab):
+    """What is compared, the figure, and the rule."""
+
+    number, name = "P10", "squeeze-excitation"
+    title = "Squeeze and excitation lowers the error"
+    claim = (
+        "Gates that weigh the channels lower the error at almost no cost; how far the squeeze goes (r from 2 "
+        "to 16) hardly matters, nor does the place, save after the addition; late gates depend on the class"
+    )
+    source = "Hu et al. 2017, arXiv:1709.01507, tables 10, 11, 14 and 16, figure 6"
+    why = (
+        "20 layers of 16, 32 and 64 channels in the place of SE-ResNet-50: r = 16 leaves one, two and four "
+        "numbers between the two layers of a gate."
+    )
+    expects = (
+        *(Expect(f"gates of {ratio} are better than none", of=("none", "test_error"),
+                 minus=(ratio, "test_error"), above=0, paper=f"23.30% - {error}%")
+          for ratio, error in (("r = 2", 22.29), ("r = 4", 22.25), ("r = 8", 22.26), ("r = 16", 22.28))),
+        Expect("from r = 2 to r = 16 it changes by less than two points", of=("r = 16", "test_error"),
+               minus=("r = 2", "test_error"), above=-2, below=2, paper="22.28% - 22.29%"),
+        Expect("after the addition they help less", of=("r = 4, post", "test_error"),
+               minus=("r = 4", "test_error"), above=0, paper="22.78% - 22.28% = 0.50"),
+        Expect("the maximum in the place of the mean is a little worse", of=("r = 4, max", "test_error"),
+               minus=("r = 4", "test_error"), above=0, paper="22.57% - 22.28% = 0.29"),
+        Expect("without a squeeze it is worse", of=("r = 4, no squeeze", "test_error"),
+               minus=("r = 4", "test_error"), above=0, paper="22.93% - 22.28% = 0.65"),
+        Expect("gates differ between classes more in the last stage than in the first",
+               of=("r = 4", "late_spread"), minus=("r = 4", "early_spread"), above=0, unit="",
+               paper="figure 6"),
+    )  # fmt: skip
+    quick = Scale("quick", pictures=8_000, size=16, epochs=8, extra={"blocks": 3}, about="40 minutes")
+    hour = Scale("hour", size=16, epochs=6, extra={"blocks": 3})
+    full = Scale("full", data="imagenet", size=224, epochs=100, batch_size=1024, recipe="imagenet",
+                 extra={"model": "se_resnet50"})  # fmt: skip
+
+    def cases(self, scale: Scale) -> dict[str, Case]:
+        """No gates, four reductions, and five other ways with one of them."""
+        blocks = scale.extra.get("blocks")
+        base = {"gate_bias": False, **({"repeats": (blocks,) * 3} if blocks else {})}
+        model = scale.extra.get("model", "se_resnet56_cifar")
+        given = {name: {"reduction": ratio} for name, ratio in RATIOS.items()}
+        given |= {name: {"reduction": 4, **other} for name, other in OTHERS.items()}
+        return {name: scale.train(model, variant={**base, **one}) for name, one in given.items()}
+
+    def measure(self, run: Run) -> dict[str, Any]:
+        """Errors; of the network with r = 4 the mean of its gates by class, and how far classes differ."""
+        found: dict[str, Any] = run.errors()
+        if run.case == "r = 4" and not run.diverged:
+            means = gates_by_class(run)  # gate -> (classes, channels)
+            spread = [float(np.std(one, axis=0).mean()) for one in means]
+            found |= {"gates": [one.mean(axis=1).tolist() for one in means], "spreads": spread,
+                      "early_spread": spread[0], "late_spread": spread[-1]}  # fmt: skip
+        return found
+
+    def figure(self, numbers: Numbers, figure: Any) -> None:
+        """The error of each, and how far the gates of one network differ between classes."""
+        left, right = figure.subplots(1, 2)
+        draw.bars(left, numbers, "test_error")
+        draw.labelled(left, "test error, %", "")
+        draw.curves(right, numbers, "spreads", cases=["r = 4"])
+        draw.labelled(right, "gate, from the first block to the last", "std of a gate between classes")
+
+
+def gates_by_class(run: Run) -> list[np.ndarray[Any, Any]]:
+    """Of each gate the mean value of its channels for the test pictures of each class."""
+    x, labels = run.batch(1000)
+    seen: dict[str, np.ndarray[Any, Any]] = {}
+    gates = [(path, one) for path, one in run.model.named_modules() if isinstance(one, SqueezeExcitation)]
+    with no_grad():
+        hooks = [one.scale.register_forward_hook(_note(seen, path)) for path, one in gates]
+        run.model(x)
+    for hook in hooks:
+        hook.remove()
+    return [np.array([seen[path][labels == label].mean(axis=0) for label in range(run.classes)])
+            for path, _ in gates]  # fmt: skip
+
+
+def _note(seen: dict[str, Any], path: str) -> Any:
+    return lambda module, inputs, output: seen.update({path: inputs})

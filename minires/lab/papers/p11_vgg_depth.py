@@ -1,0 +1,75 @@
+"""P11: VGG of 11, 13, 16 and 19 layers: is deeper better, and where does it stall without batch norm?
+
+The configurations A, B, D and E with narrow layers and one dense layer at the end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minires.lab import draw
+from minires.lab.expect import Expect
+from minires.lab.lab import Case, Lab, Numbers, Scale
+
+LAYERS = {11: "A", 13: "B", 16: "D", 19: "E"}
+
+
+class VGGDepth(Lab):
+    """What is compared, the figure, and the rule."""
+
+    number, name = "P11", "vgg-depth"
+    title = "VGG: deeper is better, up to 16 or 19 layers"
+    claim = "The error falls from 11 to 16 layers, and is as good with 19; without batch norm deep ones stall"
+    source = "Simonyan and Zisserman 2014, arXiv:1409.1556, table 3; batch norm: arXiv:1502.03167"
+    why = (
+        "Layers a quarter to an eighth as wide, one dense layer, pictures of 32x32: five pools leave one "
+        "number of each channel. The paper starts its deep networks from a trained shallow one; here all "
+        "start from He's weights."
+    )
+    expects = (
+        Expect("with batch norm 13 layers are better than 11", of=("11, BN", "test_error"),
+               minus=("13, BN", "test_error"), above=0, paper="29.6% - 28.7% = 0.9"),
+        Expect("and 16 better than 13", of=("13, BN", "test_error"), minus=("16, BN", "test_error"),
+               above=0, paper="28.7% - 27.0% = 1.7 (training scale 256 or 384: 28.1%, 27.3% with 16)"),
+        Expect("19 are about as good as 16", of=("19, BN", "test_error"), minus=("16, BN", "test_error"),
+               above=-2, below=2, paper="27.3% - 27.0% = 0.3"),
+        Expect("without batch norm 16 layers are better than 11", of=("11", "test_error"),
+               minus=("16", "test_error"), above=0, paper="29.6% - 27.0% = 2.6"),
+        Expect("19 layers train worse without batch norm than with it", of=("19", "train_error"),
+               minus=("19, BN", "train_error"), above=0, paper="VGG-16: 28.1% - 27.0% with (SENet, table 2)"),
+    )  # fmt: skip
+    quick = Scale("quick", pictures=8_000, size=32, epochs=10, batch_size=64,
+                  settings={"optimizer": {"name": "sgd", "lr": 0.02, "momentum": 0.9, "weight_decay": 5e-4}},
+                  extra={"widths": [16, 32, 64, 64, 64]}, about="40 minutes")  # fmt: skip
+    hour = quick.but(name="hour", pictures=None, epochs=8, about="")
+    full = Scale("full", data="imagenet", size=224, epochs=74, batch_size=256, recipe="imagenet",
+                 settings={"optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}},
+                 extra={"widths": [64, 128, 256, 512, 512], "head": "dense"})  # fmt: skip
+
+    def cases(self, scale: Scale) -> dict[str, Case]:
+        """Four depths with and without batch norm."""
+        base = {"widths": scale.extra["widths"], "head": scale.extra.get("head", "linear")}
+        return {
+            f"{layers}, BN" if bn else f"{layers}": scale.train(
+                "vgg16", variant={**base, "configuration": configuration, "bn": bn}
+            )
+            for bn in (False, True)
+            for layers, configuration in LAYERS.items()
+        }
+
+    def figure(self, numbers: Numbers, figure: Any) -> None:
+        """Error by depth, and training error by epoch of the deepest."""
+        left, right = figure.subplots(1, 2)
+        for at, ending in enumerate(("", ", BN")):
+            cases = [f"{layers}{ending}" for layers in LAYERS]
+            for case, layers in zip(cases, LAYERS, strict=True):
+                values = numbers.all(case, "test_error")
+                left.plot([layers] * len(values), values, "o", color=draw.colour(at), markersize=3.5)
+            label = "batch norm" if ending else "none"
+            means = [numbers.mean(case, "test_error") for case in cases]
+            left.plot(list(LAYERS), means, color=draw.colour(at), label=label)
+        left.legend(fontsize=8, frameon=False)
+        left.set_xticks(list(LAYERS))
+        draw.labelled(left, "layers", "test error, %")
+        draw.curves(right, numbers, "train_errors")
+        draw.labelled(right, "epoch", "training error, %")

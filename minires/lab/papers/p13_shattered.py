@@ -1,0 +1,80 @@
+"""P13: the gradients of a deep plain network are noise; shortcuts keep their direction.
+
+The gradient of all kernels for a batch, and for the same batch with noise of a hundredth of its standard
+deviation: their cosine is 1 where the direction holds, 0 where it is another one. Nothing is trained.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minires.lab import draw, measures
+from minires.lab.expect import Expect
+from minires.lab.lab import Case, Lab, Numbers, Scale
+from minires.lab.run import Run
+from minires.models import build
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain, BN": ("plain20_cifar", {}), "plain, no BN": ("plain20_cifar", {"bn": False}),
+    "residual, BN": ("resnet20_cifar", {}), "residual, no BN": ("resnet20_cifar", {"bn": False}),
+    "residual, last gamma 0": ("resnet20_cifar", {"last_gamma": 0.0}),
+}  # fmt: skip
+
+
+class Shattered(Lab):
+    """What is compared, the figure, and the rule."""
+
+    number, name = "P13", "shattered"
+    title = "Shattered gradients"
+    claim = (
+        "In deep plain networks the gradient is as good as white noise; in residual networks with batch norm "
+        "its direction decays far more slowly with depth"
+    )
+    source = "Balduzzi et al. 2017, arXiv:1702.08591, sections 1 and 2"
+    why = (
+        "The paper looks at gradients of inputs, in theory and on small networks; training follows those of "
+        "the weights, so these are looked at here, in convolutional networks for pictures."
+    )
+    expects = (
+        Expect("of 56 plain layers nothing of the direction is left", of=("plain, BN", "deepest"), below=0.2,
+               unit="", paper="correlations 2^-L"),
+        Expect("of 56 residual ones most of it is", of=("residual, BN", "deepest"), above=0.5, unit="",
+               paper="decays as 1/sqrt(L)"),
+        Expect("at 56 layers residual keeps more than plain", of=("residual, BN", "deepest"),
+               minus=("plain, BN", "deepest"), above=0.3, unit="", paper="-"),
+        Expect("at 8 layers both keep it", of=("plain, BN", "shallowest"), above=0.5, unit="", paper="-"),
+        Expect("without batch norm 56 plain layers keep most of it, too", of=("plain, no BN", "deepest"),
+               above=0.5, unit="", paper="the other way round: plain networks shatter without it"),
+        Expect("a last gamma of 0 keeps still more", of=("residual, last gamma 0", "deepest"),
+               minus=("residual, BN", "deepest"), above=0, unit="", paper="not in the paper"),
+    )  # fmt: skip
+    quick = Scale("quick", size=16, pictures=1_000, extra={"blocks": [1, 2, 3, 5, 7, 9], "batch": 32},
+                  about="two minutes")  # fmt: skip
+    hour = quick.but(name="hour", extra={"blocks": [1, 3, 5, 9, 12, 18], "batch": 128})
+    full = hour.but(name="full", size=32)
+
+    def cases(self, scale: Scale) -> dict[str, Case]:
+        """Five kinds of network, each at all depths."""
+        return {kind: scale.fresh(model=model, variant=variant) for kind, (model, variant) in KINDS.items()}
+
+    def measure(self, run: Run) -> dict[str, Any]:
+        """The cosine for each depth, and those of the shallowest and the deepest."""
+        x, labels = run.batch(run.extra["batch"], part="train")
+        noise = np.random.default_rng(run.seed).standard_normal(x.shape).astype("float32")
+        cosines = []
+        for blocks in run.extra["blocks"]:
+            variant = {**run.settings["variant"], "repeats": (blocks,) * 3}
+            model = build(run.settings["model"], classes=run.classes, seed=run.seed, **variant)
+            pair = [measures.kernel_gradient(model, one, labels) for one in (x, x + 0.01 * noise)]
+            cosines.append(measures.cosine(*pair))
+        return {"cosines": cosines, "shallowest": cosines[0], "deepest": cosines[-1]}
+
+    def figure(self, numbers: Numbers, figure: Any) -> None:
+        """The cosine by depth."""
+        axes = figure.subplots()
+        depths = [6 * blocks + 2 for blocks in self.quick.extra["blocks"]]
+        draw.curves(axes, numbers, "cosines", x=depths)
+        axes.axhline(0, color="black", linewidth=0.8)
+        draw.labelled(axes, "layers", "cosine of the two gradients of all kernels")

@@ -1,0 +1,89 @@
+"""P15: does weight decay turn a residual block into the identity?
+
+y = x + F(x): decay pulls the weights of F to 0, so, it is said, the block becomes the identity unless it is
+needed. But behind a batch norm the size of a kernel has no effect at all. What has is gamma, which most
+recipes leave without decay. The share of a block is the standard deviation of its branch over that of its
+shortcut, as they are added.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minires.lab import draw
+from minires.lab.expect import Expect
+from minires.lab.lab import Case, Lab, Numbers, Scale
+from minires.lab.run import Run
+from minires.nn.responses import ways
+
+DECAYS: dict[str, dict[str, Any]] = {
+    "none": {"weight_decay": 0.0},
+    "weights": {"weight_decay": 1e-3},
+    "weights and gammas": {"weight_decay": 1e-3, "decay_vectors": True},
+    "weights, no BN": {"weight_decay": 1e-3, "lr": 0.02},
+    "none, no BN": {"weight_decay": 0.0, "lr": 0.02},
+}
+
+
+class WeightDecay(Lab):
+    """What is compared, the figure, and the rule."""
+
+    number, name = "P15", "weight-decay"
+    title = "Weight decay and the identity"
+    claim = "Weight decay drives a residual block's weights to zero, so that the block becomes the identity"
+    source = "tutorials on residual networks (with deeplearning.ai's course, week 2, as their source)"
+    why = (
+        "A decay of 0.001, ten times the usual, so that a short training shows it. Without batch norm the rate "
+        "is 0.02: 0.1 is too high there (P12)."
+    )
+    expects = (
+        Expect("the weights get smaller", of=("none", "norm"), minus=("weights", "norm"), above=0, unit="",
+               paper="-"),
+        Expect("the share of the branches gets smaller, with batch norm", of=("none", "share"),
+               minus=("weights", "share"), above=0, unit="", paper="-"),
+        Expect("the gammas' decay makes it smaller", of=("weights", "share"),
+               minus=("weights and gammas", "share"), above=0, unit="", paper="-"),
+        Expect("without batch norm the weights' decay makes it smaller", of=("none, no BN", "share"),
+               minus=("weights, no BN", "share"), above=0, unit="", paper="-"),
+        Expect("a block comes near the identity: a share below 0.1", of=("weights", "share"), below=0.1,
+               unit="", paper="0"),
+    )  # fmt: skip
+    quick = Scale("quick", pictures=10_000, size=16, epochs=15, about="half an hour",
+                  settings={"schedule": {"name": "cosine"}, "watch": True})  # fmt: skip
+    hour = quick.but(name="hour", pictures=None, epochs=15, about="")
+    full = Scale("full", epochs=182, settings={"watch": True})
+
+    def cases(self, scale: Scale) -> dict[str, Case]:
+        """Three decays with batch norm, two without."""
+        return {
+            name: scale.train("resnet20_cifar", variant={"bn": "no BN" not in name}, optimizer=decay)
+            for name, decay in DECAYS.items()
+        }
+
+    def measure(self, run: Run) -> dict[str, Any]:
+        """Errors; the blocks' shares and their mean; the norm of all kernels of the blocks, at the end and by
+        epoch."""
+        found: dict[str, Any] = run.errors()
+        if run.diverged:
+            return found
+        x, _ = run.batch(500)
+        shares = [one.branch / one.shortcut for one in ways(run.model, x) if one.shortcut]
+        norms: dict[float, float] = {}
+        for row in run.layers:
+            if row.path.startswith("res") and row.weight is not None:
+                norms[row.epoch] = norms.get(row.epoch, 0.0) + row.weight**2
+        by_epoch = [float(np.sqrt(norms[epoch])) for epoch in sorted(norms)]
+        return {**found, "share": float(np.mean(shares)), "shares": shares, "norm": by_epoch[-1],
+                "norms": by_epoch}  # fmt: skip
+
+    def figure(self, numbers: Numbers, figure: Any) -> None:
+        """The norm of the blocks' weights by epoch, and the shares of the blocks."""
+        left, right = figure.subplots(1, 2)
+        draw.curves(left, numbers, "norms")
+        left.set_ylim(0)
+        draw.labelled(left, "epoch", "norm of the kernels of all blocks")
+        draw.curves(right, numbers, "shares", legend=False)
+        right.set_ylim(0)
+        draw.labelled(right, "block", "std of the branch / of the shortcut")

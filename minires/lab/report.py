@@ -1,0 +1,272 @@
+"""The report of a lab: figure, table and verdict, as files to look at, to compute with and to hand on.
+
+The text is made once, as a list of parts, and written as Markdown and as one HTML page with the figure in it.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minires.errors import counted
+from minires.files import atomic_write
+from minires.lab.expect import AGREES, DIFFERS, UNCLEAR, Judged
+from minires.lab.lab import Scale
+from minires.lab.outcome import Outcome, in_words
+from minires.train.canvas import new_figure, save_figure
+
+FIGURE, TABLE, REPORT = "figure", "table.csv", "report"
+WIDTH, HEIGHT = 9.0, 4.2  # of a figure, in inches
+MOST = 8  # columns of the table of all cases
+WORDS = {
+    AGREES: "What was measured here agrees with the claim.",
+    UNCLEAR: "What was measured here is too small, or varies too much with the seed, to tell.",
+    DIFFERS: "What was measured here differs from the claim.",
+}
+
+
+@dataclass(frozen=True)
+class Heading:
+    level: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The figure of the lab."""
+
+    text: str
+
+
+Part = Heading | Paragraph | Table | Picture
+
+
+def write(outcome: Outcome) -> None:
+    """Write all files but the results themselves. Raises: MiniresError with the file and the cause."""
+    folder = outcome.folder
+    figure = new_figure(WIDTH, HEIGHT)
+    outcome.lab.figure(outcome.numbers, figure)
+    save_figure(figure, folder / f"{FIGURE}.svg", format="svg", metadata={"Date": None})
+    save_figure(figure, folder / f"{FIGURE}.png")
+    _write(folder / TABLE, table(outcome))
+    parts = list(report(outcome))
+    _write(folder / f"{REPORT}.md", markdown(parts))
+    svg = (folder / f"{FIGURE}.svg").read_text(encoding="utf-8")
+    _write(folder / f"{REPORT}.html", page(parts, outcome.lab.title, svg))
+
+
+def table(outcome: Outcome) -> str:
+    """All numbers as CSV: a line for each case, seed and figure; curves have a line for each of their places."""
+    file = io.StringIO()
+    lines = csv.writer(file, lineterminator="\n")
+    lines.writerow(["case", "seed", "figure", "place", "value"])
+    for case, seeds in outcome.numbers.items():
+        for seed, measured in enumerate(seeds):
+            for name, value in measured.items():
+                for place, number in _flat(value):
+                    lines.writerow([case, seed, name, place, "" if number is None else number])
+    return file.getvalue()
+
+
+def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, list | tuple):
+        for at, one in enumerate(value):
+            yield from _flat(one, f"{place}.{at}" if place else str(at))
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            yield from _flat(one, f"{place}.{name}" if place else name)
+    else:
+        yield place, value
+
+
+def report(outcome: Outcome) -> Iterator[Part]:
+    """The parts of the report."""
+    lab, scale = outcome.lab, outcome.scale
+    yield Heading(1, f"{lab.number} {lab.title}".strip())
+    yield Paragraph(f"**Claim.** {lab.claim} ({lab.source})")
+    yield Paragraph(f"**Verdict: {outcome.verdict}.** {WORDS[outcome.verdict]}")
+    yield Table(
+        ("claim", "the paper's figure", "measured", "verdict"),
+        [(one.expect.says, one.expect.paper or "-", shown(one), one.verdict) for one in outcome.judged],
+    )
+    yield Picture(lab.title)
+    yield Heading(2, "The rule, stated before the runs")
+    yield Paragraph(
+        "Each seed gives one value. A claim agrees if the whole 90% interval of their mean (Student's t) lies "
+        "where the claim says, differs if it lies elsewhere, and is too small to tell else. One seed is never "
+        "enough. Measured is the mean, and half of that interval."
+    )
+    yield Table(
+        ("claim", "rule", "each seed"),
+        [
+            (one.expect.says, one.expect.rule, ", ".join(f"{value:.3g}" for value in one.values) or "-")
+            for one in outcome.judged
+        ],
+    )
+    yield Heading(2, "What was run")
+    yield Paragraph(
+        f"{counted(len(outcome.cases), 'case')}, {counted(outcome.seeds, 'seed')}, "
+        f"{in_words(outcome.seconds)} of computing; again: `minires lab {lab.name} --scale {scale.name} "
+        f"--seeds {outcome.seeds}`."
+    )
+    yield from _of_all(outcome)
+    yield Heading(2, "What was scaled down, and why")
+    if lab.why:
+        yield Paragraph(lab.why)
+    rows = list(scaled_down(scale, lab.full))
+    if rows:
+        yield Table(("setting", "here", "the paper's (`--scale full`)"), rows)
+    else:
+        yield Paragraph("Nothing: these are the paper's own settings.")
+
+
+def shown(judged: Judged) -> str:
+    """The mean of a value and half of its interval.
+
+    >>> from minires.lab.expect import Expect
+    >>> claim = Expect("", of=("a", "error"), above=0)
+    >>> shown(claim.judge({"a": [{"error": 2.0}, {"error": 2.2}]})), shown(claim.judge({"a": []}))
+    ('2.1 ± 0.63 points', 'nothing')
+    """
+    if judged.mean is None:
+        return "nothing"
+    around = "" if judged.spread is None else f" ± {judged.spread:.2g}"
+    return f"{judged.mean:.3g}{around} {judged.expect.unit}".rstrip()
+
+
+def _of_all(outcome: Outcome) -> Iterator[Part]:
+    """A table of every single number, mean and standard deviation over the seeds."""
+    names: dict[str, None] = {}
+    for seeds in outcome.numbers.values():
+        for measured in seeds:
+            names |= dict.fromkeys(
+                name for name, value in measured.items() if isinstance(value, int | float)
+            )
+    chosen = list(names)[:MOST]
+    if not chosen:
+        return
+    yield Table(
+        ("case", *(name.replace("_", " ") for name in chosen)),
+        [(case, *(_spread(outcome.numbers.all(case, name).tolist()) for name in chosen))
+         for case in outcome.numbers],
+    )  # fmt: skip
+    yield Paragraph("Mean ± standard deviation over the seeds.")
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    around = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.4g}{around}"
+
+
+def scaled_down(scale: Scale, full: Scale) -> Iterator[tuple[str, str, str]]:
+    """What differs from the paper's own setting."""
+    names = {
+        "data": "data", "pictures": "training pictures", "size": "side of the pictures", "epochs": "epochs",
+        "batch_size": "pictures in a step",
+    }  # fmt: skip
+    for field, words in names.items():
+        here, there = getattr(scale, field), getattr(full, field)
+        if here != there:
+            yield words, _said(here), _said(there)
+    for which in ("settings", "extra"):
+        ours, theirs = getattr(scale, which), getattr(full, which)
+        for name in {**ours, **theirs}:
+            if ours.get(name) != theirs.get(name):
+                yield name, _said(ours.get(name)), _said(theirs.get(name))
+
+
+def _said(value: Any) -> str:
+    return "all" if value is None else str(value)
+
+
+# -------------------------------------------------------------------------------------------------- forms
+
+
+def markdown(parts: Iterable[Part]) -> str:
+    """The report as Markdown, with the figure beside it."""
+    texts = []
+    for part in parts:
+        if isinstance(part, Heading):
+            texts.append(f"{'#' * part.level} {part.text}")
+        elif isinstance(part, Paragraph):
+            texts.append(part.text)
+        elif isinstance(part, Picture):
+            texts.append(f"![{part.text}]({FIGURE}.svg)")
+        else:
+            rows = [part.head, ["---"] * len(part.head), *part.rows]
+            texts.append("\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows))
+    return "\n\n".join(texts) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def page(parts: Iterable[Part], title: str, svg: str) -> str:
+    """The report as a page that needs nothing else."""
+    body = []
+    for part in parts:
+        if isinstance(part, Heading):
+            body.append(f"<h{part.level}>{html.escape(part.text)}</h{part.level}>")
+        elif isinstance(part, Paragraph):
+            body.append(f"<p>{_marked(part.text)}</p>")
+        elif isinstance(part, Picture):
+            body.append(f"<figure>{svg[svg.index('<svg'):]}</figure>")
+        else:
+            head = "".join(f"<th>{html.escape(cell)}</th>" for cell in part.head)
+            rows = "".join(
+                f"<tr>{''.join(f'<td>{_marked(cell)}</td>' for cell in row)}</tr>\n" for row in part.rows
+            )
+            body.append(f"<table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>")
+    return PAGE.format(title=html.escape(title), body="\n".join(body))
+
+
+def _marked(text: str) -> str:
+    """Text with ``**bold**`` and code in its marks, for HTML."""
+    text = html.escape(text)
+    for mark, tag in (("**", "strong"), ("`", "code")):
+        pieces = text.split(mark)
+        if len(pieces) % 2:
+            text = "".join(
+                piece if at % 2 == 0 else f"<{tag}>{piece}</{tag}>" for at, piece in enumerate(pieces)
+            )
+    return text
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; color: #111827 }}
+table {{ border-collapse: collapse; margin: 1rem 0; font-size: .92rem }}
+th, td {{ text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid #e5e7eb; vertical-align: top }}
+figure {{ margin: 1rem 0 }} svg {{ max-width: 100%; height: auto }} code {{ background: #f3f4f6; padding: 0 .2em }}
+</style></head>
+<body>
+{body}
+</body></html>
+"""
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode())

@@ -1,0 +1,210 @@
+"""One run of a lab: trained once, found again by its settings, and measured."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import inspect
+import json
+import textwrap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minires import data, models
+from minires.data import Normalize, Splits
+from minires.distributed import Solo
+from minires.errors import CheckpointError, MiniresError, plain
+from minires.inspect.runs import read_run
+from minires.lab.lab import Case, Lab
+from minires.nn.module import Module
+from minires.train import Config, Trainer, continuing, layer_figures, load_model, run_folder, state
+
+
+class Pictures:
+    """The pictures of all runs, read once for each data set and size."""
+
+    def __init__(self) -> None:
+        self._read = functools.lru_cache(maxsize=2)(lambda name, size: data.load(name, size=size))
+
+    def __call__(self, settings: Mapping[str, Any]) -> Splits:
+        """Those that the settings of a run name. Raises: as ``data.load``."""
+        splits: Splits = self._read(settings["data"], settings.get("size"))
+        return splits
+
+
+class Run:
+    """A run, as ``measure`` of a lab sees it.
+
+    ``case`` is its name, ``settings`` what it was made with, ``extra`` what else the scale says, ``seed`` its
+    seed. ``diverged`` says that its
+    loss was not finite, so that there is no model. ``epochs`` are the rows of its metrics.csv, and ``folder``
+    is where they stand; a case that is not trained has none.
+    """
+
+    def __init__(self, case: str, made: Case, seed: int, folder: Path, pictures: Pictures) -> None:
+        self.case, self.settings, self.extra, self.seed = case, made.settings, made.extra, seed
+        self.trained, self.folder = made.trained, folder
+        self._pictures = pictures
+
+    # -------------------------------------------------------------------------------------- what it is of
+
+    @property
+    def splits(self) -> Splits:
+        """The pictures."""
+        return self._pictures(self.settings)
+
+    @property
+    def classes(self) -> int:
+        return len(self.splits.train.classes)
+
+    @functools.cached_property
+    def learnt_from(self) -> data.Dataset:
+        """The pictures that it learnt from."""
+        if self.trained:
+            return state.trained_on(self.config, self.splits)
+        some = self.settings.get("pictures")
+        return self.splits.train if some is None else self.splits.train.some(some)
+
+    @property
+    def config(self) -> Config:
+        """The configuration of its training."""
+        return Config.from_dict({**self.settings, "seed": self.seed})
+
+    @functools.cached_property
+    def model(self) -> Module:
+        """The trained network, for inference; where nothing is trained a fresh one, as it is made."""
+        if self.trained:
+            return load_model(self.folder).model
+        name, variant = self.settings["model"], dict(self.settings.get("variant", {}))
+        fitted = models.entry(name).fitted(self.settings["size"])
+        return models.build(name, classes=self.classes, seed=self.seed, **{**fitted, **variant})
+
+    @functools.cached_property
+    def normalize(self) -> Normalize:
+        """How the pictures are prepared for it."""
+        if not self.trained:
+            return Normalize.of(self.learnt_from)
+        return state.normalization(self.config.normalize, self.learnt_from, seed=self.seed, held=None)
+
+    def batch(self, count: int, *, part: str = "test") -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The first pictures of a part ("train" is what it learnt from), ready for the model, and their labels.
+
+        Where a part stands class by class they are taken from all over it.
+        """
+        pictures = self.learnt_from if part == "train" else getattr(self.splits, part)
+        count = min(count, len(pictures))
+        places = np.linspace(0, len(pictures) - 1, count).round().astype(int)
+        return self.normalize(pictures.images[places]), pictures.labels[places]
+
+    # ------------------------------------------------------------------------------------- how it has gone
+
+    @functools.cached_property
+    def summary(self) -> dict[str, Any]:
+        """What its summary.json says."""
+        return run_folder.read_json(self.folder / continuing.SUMMARY)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its loss or a gradient was not finite, which has ended it."""
+        return self.trained and self.summary.get("test_accuracy") is None
+
+    @functools.cached_property
+    def layers(self) -> list[Any]:
+        """The figures of its layers, epoch by epoch, where the setting ``watch`` asked for them."""
+        return list(layer_figures(self.folder))
+
+    @functools.cached_property
+    def epochs(self) -> list[dict[str, float | None]]:
+        """The figures of its epochs, as metrics.csv has them; a run that diverged has fewer."""
+        return list(read_run(self.folder).rows)
+
+    def errors(self) -> dict[str, Any]:
+        """Its errors, in percent: of the last epoch ``train_error``, as the pictures came in training, and
+        ``val_error``; on the test pictures ``test_error``; and epoch by epoch ``train_errors``,
+        ``val_errors``, ``train_losses``. After a loss that was not finite they are those of guessing."""
+        guess, count = 100 * (1 - 1 / self.classes), self.config.epochs
+        rows = self.epochs
+
+        def errors(what: str) -> list[float | None]:
+            found = [None if row[what] is None else 100 * (1 - float(row[what] or 0)) for row in rows]
+            return found + [guess] * (count - len(rows))
+
+        train, val = errors("train_accuracy"), errors("val_accuracy")
+        test = guess if self.diverged else 100 * (1 - self.summary["test_accuracy"])
+        return {
+            "train_error": train[-1], "val_error": val[-1], "test_error": test,
+            "train_errors": train, "val_errors": val, "train_losses": [row["train_loss"] for row in rows],
+            "diverged": int(self.diverged),
+        }  # fmt: skip
+
+
+def key(case: Case, seed: int) -> str:
+    """What a run is found again by: those of its settings that decide its result and are not the usual ones.
+
+    >>> key(Case({"model": "resnet18", "device": "cpu"}), 0) == key(Case({"model": "resnet18"}), 0)
+    True
+    """
+    usual, free = Config().to_dict(), (*state.FREE, "seed", "recipe")
+    deciding = {
+        name: value for name, value in plain(dict(case.settings)).items()
+        if name not in free and (name not in usual or value != usual[name])
+    }  # fmt: skip
+    content = json.dumps([deciding, case.trained, seed], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def measure_key(lab: Lab, case: Case, seed: int) -> str:
+    """What a measurement is found again by: the run, what else the scale says, and the code of ``measure``."""
+    code = ast.dump(ast.parse(textwrap.dedent(inspect.getsource(type(lab).measure))))
+    extra = json.dumps(dict(case.extra), sort_keys=True)
+    return hashlib.sha256(f"{key(case, seed)} {extra} {code}".encode()).hexdigest()[:12]
+
+
+def folder_of(runs: Path, case: Case, seed: int) -> Path:
+    """The folder of a run."""
+    return runs / f"{case.settings.get('model', 'fresh')}-{key(case, seed)}"
+
+
+def measured(
+    lab: Lab, name: str, case: Case, seed: int, runs: Path, pictures: Pictures, *, device: str = "cpu",
+    bar: bool | None = False, say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Do a run, or the rest of one, and measure it: what ``measure`` gives.
+
+    Raises: what training raises; a loss that is not finite is a result.
+    """
+    run = Run(name, case, seed, folder_of(runs, case, seed), pictures)
+    if case.trained:
+        _train(run, device, bar, say)
+    return dict(lab.measure(run))
+
+
+def _train(run: Run, device: str, bar: bool | None, say: Callable[[str], None]) -> None:
+    """Train, unless it was done before; go on where it was stopped."""
+    if _ended(run.folder):
+        return
+    begun = (run.folder / continuing.CONFIG).exists()
+    config = Config.from_dict({**run.config.to_dict(), "device": device})
+    # Each run is one of this process alone: several of them are shared out among ranks.
+    try:
+        Trainer(
+            config, run.folder, splits=run.splits, resume=begun, progress=bar, say=say, comm=Solo(),
+            figures=False,
+        ).run()  # fmt: skip
+    except MiniresError:
+        if not _ended(run.folder):
+            raise
+
+
+def _ended(folder: Path) -> bool:
+    """Whether a run has come to its end: to a model, or to a loss that is not finite."""
+    try:
+        summary = run_folder.read_json(folder / continuing.SUMMARY)
+    except CheckpointError:
+        return False
+    return summary.get("test_accuracy") is not None or bool(summary.get("diverged"))

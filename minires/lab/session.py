@@ -1,0 +1,233 @@
+"""A lab from its first run to its report: what was done before is found again, the rest is done now.
+
+    OUT/runs/MODEL-KEY/           a training run: a run folder, which several labs may measure
+    OUT/NAME-SCALE/results.json   what was measured, by case and seed; the rest of the folder is made of it
+                      figure.svg, figure.png, table.csv, report.md, report.html
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minires import models
+from minires.distributed import Communicator, Solo, each
+from minires.errors import CheckpointError, ConfigError, MiniresError, counted, plain, whole
+from minires.files import why
+from minires.inspect import summarize
+from minires.lab import report
+from minires.lab import run as runs
+from minires.lab.lab import Case, Lab, Scale, checked
+from minires.lab.outcome import Outcome, in_words, outcome
+from minires.train import run_folder
+from minires.train.fields import between, exactly, listing, real, record, table, text
+
+RESULTS, MEASURED = "results.json", "measured"
+ROW = record(case=text, seed=between(0), key=text, seconds=real, measured=table())
+KIND = record(
+    kind=exactly("lab"), format=exactly(1), lab=text, scale=table(), runs=listing(ROW)
+)
+PACE = 3e10  # multiply-adds a second of two cores, to begin with
+BACKWARD = 3  # a training step does so many times the arithmetic of a forward pass
+
+
+@dataclass(frozen=True)
+class Item:
+    """A run that a lab asks for."""
+
+    case: str
+    made: Case
+    seed: int
+    key: str
+
+
+def run_lab(
+    lab: Lab,
+    scale: Scale | str = "quick",
+    *,
+    seeds: int | None = None,
+    out: str | os.PathLike[str] = "labs",
+    data: str | None = None,
+    device: str = "cpu",
+    comm: Communicator | None = None,
+    progress: bool | None = False,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Do all runs of a lab that were not done before, and write its figure, table and report.
+
+    ``scale`` is quick, hour, full or one of your own; ``seeds``, if not given, are as many as the lab asks
+    for; ``data`` takes the place of its data set. The ranks of
+    ``comm`` share the runs out among them. It can be interrupted at any moment; called again, it goes on.
+
+    Raises: ConfigError for a lab or a scale that is none; DataError if its pictures are not found; Interrupted
+    after SIGINT or SIGTERM, once the run under way is saved.
+    """
+    checked(lab)
+    comm = comm or Solo()
+    scale = lab.scale(scale) if isinstance(scale, str) else scale
+    scale = scale if data is None else scale.but(data=data)
+    seeds = whole("seeds", lab.seeds if seeds is None else seeds)
+    root = Path(out)
+    folder, run_folders = root / f"{lab.name}-{scale.name}", root / "runs"
+    cases = dict(lab.cases(scale))
+    items = [
+        Item(name, case, seed, runs.measure_key(lab, case, seed))
+        for seed in range(seeds)
+        for name, case in cases.items()
+    ]
+    comm.first(lambda: _make(folder, run_folders), "folders")
+    known = comm.first(lambda: _known(folder), "results")
+    todo = [item for item in items if item.key not in known]
+    for line in begins(lab, scale, len(items), len(todo)):
+        say(line)
+    pictures = runs.Pictures()
+    clock = _Clock(todo, pictures, comm.size, say)
+
+    def work(item: Item) -> dict[str, Any]:
+        began = time.perf_counter()
+        bar = progress if comm.size == 1 else False
+        found = runs.measured(
+            lab, item.case, item.made, item.seed, run_folders, pictures, device=device, bar=bar
+        )
+        row = {
+            "case": item.case, "seed": item.seed, "key": item.key,
+            "seconds": round(time.perf_counter() - began, 1), "measured": _rounded(plain(found)),
+        }  # fmt: skip
+        _keep(folder, row)
+        clock.done(item, row)
+        return row
+
+    for row in each(work, todo, comm):
+        known[row["key"]] = row
+    rows = [{**known[item.key], "case": item.case, "seed": item.seed} for item in items]
+    comm.first(lambda: _write(folder, lab, scale, rows), "results")
+    found = outcome(lab, scale, cases, rows, folder)
+    comm.first(lambda: report.write(found), "report")
+    return found
+
+
+def begins(lab: Lab, scale: Scale, items: int, todo: int) -> list[str]:
+    """What is said before anything runs: the claim, and the rule of the verdict."""
+    done = f", {items - todo} of them done before" if todo < items else ""
+    return [
+        f"{lab.number} {lab.title}".strip(),
+        f"  claim   {lab.claim} ({lab.source})",
+        *(f"  {'rule' if at == 0 else '    '}    {one.says}: {one.rule}" for at, one in enumerate(lab.expects)),
+        f"  {scale.name}: {counted(items, 'run')}{done}",
+    ]
+
+
+class _Clock:
+    """Says how far a lab is, and about how long the rest takes."""
+
+    def __init__(self, todo: list[Item], pictures: runs.Pictures, ranks: int, say: Callable[[str], None]) -> None:
+        self._costs = {item.key: 0.0 for item in todo}
+        known: dict[str, float] = {}
+        for item in todo:
+            same = f"{item.case}"
+            if same not in known:
+                known[same] = _cost(item.made, pictures)
+            self._costs[item.key] = known[same]
+        self._left = dict(self._costs)
+        self._pace, self._spent, self._worked = PACE, 0.0, 0.0
+        self._ranks, self._say, self._all = ranks, say, len(todo)
+        if todo and sum(self._costs.values()):
+            say(f"  about {in_words(self._rest())} on two cores")
+
+    def done(self, item: Item, row: Mapping[str, Any]) -> None:
+        """A run has come to its end."""
+        self._spent += row["seconds"]
+        self._worked += self._left.pop(item.key, 0.0)
+        if self._worked:
+            self._pace = self._worked / self._spent
+        figures = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in row["measured"].items()
+                   if isinstance(value, int | float) and not isinstance(value, bool)]  # fmt: skip
+        rest = f"; about {in_words(self._rest())} left" if self._left and self._worked else ""
+        place = self._all - len(self._left)
+        said = f": {', '.join(figures[:3])}" if figures else ""
+        self._say(
+            f"{place} of {self._all}  {item.case}, seed {item.seed}{said}  ({in_words(row['seconds'])}){rest}"
+        )
+
+    def _rest(self) -> float:
+        return sum(self._left.values()) / self._pace / self._ranks
+
+
+def _cost(case: Case, pictures: runs.Pictures) -> float:
+    """About the multiply-adds of a run."""
+    settings = case.settings
+    if not case.trained:
+        return 0.0
+    splits = pictures(settings)
+    side = settings["size"] or splits.train.images.shape[1]
+    variant = {**models.entry(settings["model"]).fitted(side), **settings["variant"]}
+    model = models.build(settings["model"], classes=len(splits.train.classes), **variant)
+    count = settings.get("pictures") or len(splits.train)
+    macs: float = summarize(model, (side, side, 3)).macs
+    looked_at = len(splits.val) if settings["train_on"] == "train" else 0
+    return macs * (settings["epochs"] * (BACKWARD * count + looked_at) + looked_at + len(splits.test))
+
+
+# ------------------------------------------------------------------------------------------- what is kept
+
+
+def _make(folder: Path, run_folders: Path) -> None:
+    try:
+        for one in (folder / MEASURED, run_folders):
+            one.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MiniresError(f"cannot make the folder {error.filename}: {why(error)}") from error
+
+
+def _keep(folder: Path, row: Mapping[str, Any]) -> None:
+    """Keep what was measured of one run, until all are."""
+    run_folder.write_json(folder / MEASURED / f"{row['key']}.json", row)
+
+
+def _known(folder: Path) -> dict[str, dict[str, Any]]:
+    """What was measured before, by key; a file that is damaged counts as none."""
+    rows: list[dict[str, Any]] = []
+    with suppress(CheckpointError, ConfigError):
+        rows = read(folder)["runs"]
+    for path in sorted((folder / MEASURED).glob("*.json")):
+        with suppress(CheckpointError, ConfigError):
+            row = run_folder.read_json(path)
+            ROW(path.name, row)
+            rows.append(row)
+    return {row["key"]: row for row in rows}
+
+
+def read(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The results of a lab, as its results.json has them.
+
+    Raises: CheckpointError if there is no such file or it is damaged; ConfigError if it says something else.
+    """
+    content = run_folder.read_json(Path(folder) / RESULTS)
+    KIND(str(Path(folder) / RESULTS), content)
+    return content
+
+
+def _write(folder: Path, lab: Lab, scale: Scale, rows: list[dict[str, Any]]) -> None:
+    said = {name: value for name, value in vars(scale).items() if name != "about"}
+    content = {"kind": "lab", "format": 1, "lab": lab.name, "scale": plain(said), "runs": rows}
+    run_folder.write_json(folder / RESULTS, content)
+    for path in (folder / MEASURED).glob("*.json"):
+        path.unlink(missing_ok=True)
+    with suppress(OSError):
+        (folder / MEASURED).rmdir()
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers of six digits, and None for what is not finite, which JSON does not hold."""
+    if isinstance(value, dict):
+        return {str(name): _rounded(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(one) for one in value]
+    if isinstance(value, float):
+        return run_folder.finite(float(f"{value:.6g}"))
+    return value

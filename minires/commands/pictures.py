@@ -163,6 +163,7 @@ def _hash(read: Callable[[], bytes]) -> bytes:
 def learnt(model: str, side: int) -> Learnt:
     """The pictures that a run was trained on; none where its data set is not found."""
     from minires import data
+    from minires.train import state
 
     try:
         config = config_of_run(model)
@@ -170,7 +171,7 @@ def learnt(model: str, side: int) -> Learnt:
             splits = data.load(config.data, size=side, stream=config.stream)
         if not is_as_trained(model, splits):
             return Learnt([])
-        return Learnt([splits.train, splits.val] if config.train_on == "train+val" else [splits.train])
+        return Learnt([state.trained_on(config, splits)])
     except (MiniresError, OSError, MemoryError):
         return Learnt([])
 

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 # Settings of a run that are options of the same name.
 SETTINGS = (
     "model", "epochs", "batch_size", "accumulate", "drop_last", "plan", "balance", "patience", "recalibrate",
-    "seed", "device", "precision", "size", "train_on", "freeze", "watch", "keep", "stream", "draft", "cache",
-    "batch_norm",
+    "seed", "device", "precision", "size", "train_on", "pictures", "freeze", "watch", "keep", "stream",
+    "draft", "cache", "batch_norm",
 )  # fmt: skip
 INSIDE = {"lr": ("optimizer", "lr"), "clip_norm": ("optimizer", "clip_norm")}  # options that lead into one
 FREE = ("device", "watch", "keep")  # those that may change when a run is continued
@@ -107,6 +107,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                         help="keep the resized pictures in a file in the user's cache, for this run and "
                         "later ones; streams")  # fmt: skip
     option("--train-on", "PARTS", "train, or train+val: then nothing is validated")
+    option("--pictures", "N", "learn from N of these pictures, of each class its share, the same ones for "
+           "every seed; validation and test stay whole (default: all)", int)  # fmt: skip
     option("--device", "NAME", DEVICES)
     option("--precision", "NAME", "fp32 (the default); tf32: faster matrix products on a GPU; bf16: "
            "activations in bfloat16 while training, parameters in float32")  # fmt: skip

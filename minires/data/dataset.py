@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from minires.data.parts import matching
 from minires.data.streaming import Stream
+from minires.data.subset import chosen
 from minires.errors import DataError, ShapeError, as_seed, number
 
 
@@ -122,6 +123,19 @@ class Dataset:
         for k, count in enumerate(counts):
             first[rng.permutation(np.flatnonzero(self.labels == k))[:count]] = True
         return self.take(np.flatnonzero(first)), self.take(np.flatnonzero(~first))
+
+    def some(self, pictures: int) -> Dataset:
+        """Return so many pictures, of each class its share, in the order of this set.
+
+        Which ones follows from their number and the labels alone, so that it is the same choice for every
+        seed: see :mod:`minires.data.subset`. Each class gets its share rounded up or down, and at least one
+        picture where they suffice for that; within a class they are spread over the whole of it.
+
+        Raises: ConfigError if ``pictures`` is no whole number from 1 to as many as there are.
+        """
+        where = f"data set '{self.name}'"
+        places = chosen(self.labels, len(self.classes), pictures, where=where)
+        return self if len(places) == len(self) else self.take(places)
 
     def join(self, other: Dataset) -> Dataset:
         """Return this set followed by ``other``, which must have the same classes and picture size.

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from minires.data.counts import of_counts
 from minires.data.dataset import Splits
 from minires.data.pictures import look
+from minires.data.subset import shares
 from minires.errors import DataError
 
 LOOKED_AT = 40  # pictures of a part, of which the sizes are measured
@@ -44,6 +45,16 @@ class Glance:
         """
         train = tuple(map(sum, zip(self.counts["train"], self.counts["val"], strict=True)))
         return replace(self, counts={"train": train, "test": self.counts["test"]})
+
+    def some(self, pictures: int) -> Glance:
+        """The same with so many training pictures, as :meth:`Dataset.some` takes them.
+
+        >>> counts = {"train": (8, 7), "val": (2, 1), "test": (3, 3)}
+        >>> Glance("pets", ("cat", "dog"), counts, shorter=300).some(6).counts["train"]
+        (3, 3)
+        """
+        train = shares(self.counts["train"], pictures, where=f"data set '{self.name}'")
+        return replace(self, counts={**self.counts, "train": tuple(train.tolist())})
 
     def doubts(self) -> list[str]:
         """What is doubtful in the numbers, in words, as ``data.survey`` warns of it."""

@@ -136,7 +136,8 @@ def _untried(settings: Mapping[str, Any], counts: Sequence[int], given: Mapping[
 
 def _used(seen: Glance, settings: Mapping[str, Any]) -> Glance:
     """The parts that a run with these settings makes of the pictures."""
-    return seen.joined() if settings.get("train_on") == "train+val" else seen
+    used = seen.joined() if settings.get("train_on") == "train+val" else seen
+    return used if settings.get("pictures") is None else used.some(settings["pictures"])
 
 
 def _settings(seen: Glance, given: Mapping[str, Any]) -> dict[str, Any]:

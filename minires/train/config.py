@@ -51,6 +51,8 @@ class Config:
     draft: bool = False  # of a stream: read JPEGs at a fraction of their size where that is enough
     cache: str | None = None  # of a stream: "pixels" keeps the resized pictures in a file for later runs
     train_on: str = "train"  # or "train+val": then nothing is validated
+    # Learn from so many of them, the same ones for every seed, of each class its share; None: from all.
+    pictures: int | None = None
     recipe: str = "default"  # what Config.of made this from; the name alone changes nothing
     epochs: int = 20
     batch_size: int = 32
@@ -109,6 +111,7 @@ class Config:
             ("accumulate", 1, None),
             ("patience", 1, None),
             ("size", 1, None),
+            ("pictures", 1, None),
             ("seed", 0, 2**64),
             ("checkpoint_every", 0, None),
             ("label_smoothing", 0, 1),

@@ -118,8 +118,11 @@ def begins(
     config: Config, splits: Splits, train_set: Dataset, val_set: Dataset | None, folder: Any
 ) -> list[str]:
     """What is trained on what, and where it is kept, in lines."""
+    learns = str(len(train_set))
+    if config.pictures is not None:
+        learns += f" of {len(splits.train) + (len(splits.val) if config.train_on == 'train+val' else 0)}"
     first = (
-        f"{config.model} on {splits.source}: {len(train_set)} training, "
+        f"{config.model} on {splits.source}: {learns} training, "
         f"{len(val_set) if val_set else 0} validation, {len(splits.test)} test pictures; "
         f"recipe {config.recipe}, {counted(config.epochs, 'epoch')}, seed {config.seed}; run folder "
         f"{folder}"

@@ -233,8 +233,9 @@ def pictures(config: Config, *, size: int | None, streamed: bool | None = None) 
 
 
 def trained_on(config: Config, splits: data.Splits) -> data.Dataset:
-    """The pictures that a run learns from."""
-    return splits.train if config.train_on == "train" else splits.train.join(splits.val)
+    """The pictures that a run learns from. Raises: ConfigError if it asks for more than there are."""
+    train = splits.train if config.train_on == "train" else splits.train.join(splits.val)
+    return train if config.pictures is None else train.some(config.pictures)
 
 
 def streamed(info: Mapping[str, Any]) -> bool | None:

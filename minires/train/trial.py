@@ -184,8 +184,8 @@ def _fold(pictures: Dataset, left_out: NDArray[np.bool_], config: Config) -> _Fo
     seen = np.resize(others, -(-STEPS // epochs) * batch)  # in their order, again and again
     short = dataclasses.replace(
         config, data=Config.data, batch_size=batch, accumulate=accumulate, drop_last=True, epochs=epochs,
-        seed=SEED, train_on="train", keep="none", patience=None, recalibrate=False, watch=False,
-        checkpoint_every=0,
+        seed=SEED, train_on="train", pictures=None, keep="none", patience=None, recalibrate=False,
+        watch=False, checkpoint_every=0,
     )  # fmt: skip
     return _Fold(short, seen, np.flatnonzero(left_out))
 

@@ -197,6 +197,7 @@ def _recalibrated(batch_size):
 # Values that an option takes although others of its kind do not.
 FINE = {
     "Config size": (None,),
+    "Config pictures": (None,),
     "Config patience": (None,),
     "Dropout seed": (None,),
     "build classes": (None,),

@@ -144,11 +144,11 @@ def test_a_trial_has_what_the_run_has_but_what_it_says(runs, monkeypatch):
     whole = replace(
         SMALL, data="elsewhere", epochs=7, batch_size=6, accumulate=2, drop_last=False, seed=9, keep="all",
         train_on="train+val", recalibrate=True, watch=True, checkpoint_every=1, augment=["flip"], ema=0.9,
-        balance="weights", label_smoothing=0.3, freeze=["conv1"], plan=False,
+        balance="weights", label_smoothing=0.3, freeze=["conv1"], plan=False, pictures=90,
     )  # fmt: skip
     trial.trial(small_splits().train, {"one": whole}, progress=False)
     may_differ = {"data", "epochs", "drop_last", "seed", "keep", "train_on", "recalibrate", "watch",
-                  "checkpoint_every"}  # fmt: skip
+                  "checkpoint_every", "pictures"}  # fmt: skip
     for run in runs:
         differ = {name for name, value in whole.to_dict().items() if run.config.to_dict()[name] != value}
         assert differ == may_differ

@@ -12,7 +12,7 @@ from minires.commands.loading import DEVICES, print_json, speaker
 from minires.commands.registry import Command
 
 if TYPE_CHECKING:
-    from minires.lab import Lab, Outcome
+    from minires.lab import Judged, Lab, Outcome
 
 SCALES = ("quick", "hour", "full")
 TEXT = """\
@@ -34,7 +34,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME",
                         help="a lab, its number, or a Python file with one (default: list them)")  # fmt: skip
     parser.add_argument("--seeds", type=int, metavar="N",
-                        help="how many starts of each network (default: 3, or what the lab says)")  # fmt: skip
+                        help="how many starts of each network (default: what the lab asks for, mostly 3)")
+    # fmt: skip
     parser.add_argument("--scale", choices=SCALES, default="quick", help="how much is done (default: quick)")
     parser.add_argument("--data", metavar="NAME", help="another data set, or a path, as for train")
     parser.add_argument("--device", default="cpu", metavar="NAME", help=DEVICES)
@@ -90,6 +91,7 @@ def _described(lab: Lab) -> dict[str, Any]:
     return {
         "number": lab.number, "name": lab.name, "title": lab.title, "claim": lab.claim, "source": lab.source,
         "rule": [{"says": one.says, "rule": one.rule, "paper": one.paper} for one in lab.expects],
+        "further": [{"says": one.says, "rule": one.rule, "paper": one.paper} for one in lab.further],
         "quick": lab.quick.about,
     }  # fmt: skip
 
@@ -98,8 +100,12 @@ def _tell(outcome: Outcome) -> None:
     from minires.lab.report import shown
 
     print()
-    wide = max(len(one.expect.says) for one in outcome.judged)
+    wide = max(len(one.expect.says) for one in (*outcome.judged, *outcome.further))
     for one in outcome.judged:
+        print(f"  {one.expect.says:<{wide}}  {shown(one):>20}  {one.verdict}")
+    if outcome.further:
+        print("besides")
+    for one in outcome.further:
         print(f"  {one.expect.says:<{wide}}  {shown(one):>20}  {one.verdict}")
     print(f"\nVerdict: {outcome.verdict}. The report: {Path(outcome.folder) / 'report.html'}")
 
@@ -108,14 +114,16 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
     return {
         **_described(outcome.lab), "scale": outcome.scale.name, "seeds": outcome.seeds,
         "verdict": outcome.verdict, "folder": str(outcome.folder), "seconds": outcome.seconds,
-        "judged": [
-            {
-                "says": one.expect.says, "values": list(one.values), "mean": one.mean, "spread": one.spread,
-                "verdict": one.verdict,
-            }
-            for one in outcome.judged
-        ],
+        "judged": [_one(judged) for judged in outcome.judged],
+        "besides": [_one(judged) for judged in outcome.further],
         "numbers": dict(outcome.numbers),
+    }  # fmt: skip
+
+
+def _one(judged: Judged) -> dict[str, Any]:
+    return {
+        "says": judged.expect.says, "values": list(judged.values), "mean": judged.mean,
+        "spread": judged.spread, "verdict": judged.verdict,
     }  # fmt: skip
 
 

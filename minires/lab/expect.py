@@ -61,8 +61,9 @@ class Expect:
     """One thing that a claim says of the measured numbers: ``of``, less ``minus`` if that is given, lies
     ``above`` one number and ``below`` another.
 
-    ``says`` is the claim in words, ``paper`` the figure that the paper has for it. ``of`` and ``minus`` are
-    each the name of a case, or of several whose mean is taken, and the name of what was measured there;
+    ``says`` is the claim in words, ``paper`` the figure that the paper has for it; ``because`` explains, by
+    what else was run, why it came out otherwise where it did, and is shown only then. ``of`` and ``minus``
+    are each the name of a case, or of several whose mean is taken, and the name of what was measured there;
     ``unit`` is that of the value.
 
     Raises: ConfigError if no border is given, or none lies between them.
@@ -81,12 +82,13 @@ class Expect:
     below: float = math.inf
     unit: str = "points"
     paper: str = ""
+    because: str = ""
 
     def __post_init__(self) -> None:
         if not self.above < self.below or self.above == -self.below == -math.inf:
             raise ConfigError(
-                f"the expectation {self.says!r} is of a value above {self.above} and below {self.below}; give one "
-                "border, or two with room between them"
+                f"the expectation {self.says!r} is of a value above {self.above} and below {self.below}; "
+                "give one border, or two with room between them"
             )
 
     @property

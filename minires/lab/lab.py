@@ -129,7 +129,9 @@ class Lab:
 
     ``number`` is P1 to P16 for those that come with minires, and may be left out. ``quick``, ``hour`` and
     ``full`` are its scales: minutes, about an hour for each seed on two cores, and the paper's own setting.
-    ``why`` says what stands in the place of the paper's experiment and why.
+    ``why`` says what stands in the place of the paper's experiment and why. ``expects`` is what the claim
+    says, and decides on the verdict; ``further`` are questions besides, judged by the same rule, which
+    explain or take apart what was found. ``seeds`` are as many starts as it asks for.
     """
 
     number: ClassVar[str] = ""
@@ -139,6 +141,7 @@ class Lab:
     source: ClassVar[str] = ""
     why: ClassVar[str] = ""
     expects: ClassVar[Sequence[Expect]] = ()
+    further: ClassVar[Sequence[Expect]] = ()
     seeds: ClassVar[int] = 3
     quick: ClassVar[Scale] = Scale("quick", pictures=10_000, size=16, epochs=10)
     hour: ClassVar[Scale] = Scale("hour", size=16, epochs=20)
@@ -172,6 +175,6 @@ def checked(lab: Lab) -> Lab:
         raise ConfigError(f"{where} does not say its {', '.join(missing)}")
     if not lab.name.replace("-", "").replace("_", "").isalnum():
         raise ConfigError(f"{where}: its name {lab.name!r} names a folder; use letters, digits, - and _")
-    if not all(isinstance(one, Expect) for one in lab.expects):
+    if not all(isinstance(one, Expect) for one in (*lab.expects, *lab.further)):
         raise ConfigError(f"{where}: expects is a list of minires.lab.Expect")
     return lab

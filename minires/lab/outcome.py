@@ -13,7 +13,8 @@ from minires.lab.lab import Case, Lab, Numbers, Scale
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a lab has found: the numbers, each expectation held against them, and where all of it stands.
+    """What a lab has found: the numbers, each expectation held against them, the further questions, too, and
+    where all of it stands.
 
     ``seconds`` are those of all runs, those of before included.
     """
@@ -24,6 +25,7 @@ class Outcome:
     cases: Mapping[str, Case]
     numbers: Numbers
     judged: tuple[Judged, ...]
+    further: tuple[Judged, ...]
     seconds: float
     folder: Path
 
@@ -38,9 +40,12 @@ def outcome(
 ) -> Outcome:
     """What rows of results say."""
     numbers = Numbers({name: [row["measured"] for row in rows if row["case"] == name] for name in cases})
-    judged = tuple(one.judge(numbers) for one in lab.expects)
+    judged, further = (
+        tuple(one.judge(numbers) for one in which) for which in (lab.expects, lab.further)
+    )
     seeds = len({row["seed"] for row in rows})
-    return Outcome(lab, scale, seeds, cases, numbers, judged, sum(row["seconds"] for row in rows), folder)
+    seconds = sum(row["seconds"] for row in rows)
+    return Outcome(lab, scale, seeds, cases, numbers, judged, further, seconds, folder)
 
 
 def in_words(seconds: float) -> str:

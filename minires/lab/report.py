@@ -73,7 +73,7 @@ def write(outcome: Outcome) -> None:
 
 
 def table(outcome: Outcome) -> str:
-    """All numbers as CSV: a line for each case, seed and figure; curves have a line for each of their places."""
+    """All numbers as CSV: a line for each case, seed and figure, and of curves for each of their places."""
     file = io.StringIO()
     lines = csv.writer(file, lineterminator="\n")
     lines.writerow(["case", "seed", "figure", "place", "value"])
@@ -102,22 +102,29 @@ def report(outcome: Outcome) -> Iterator[Part]:
     yield Heading(1, f"{lab.number} {lab.title}".strip())
     yield Paragraph(f"**Claim.** {lab.claim} ({lab.source})")
     yield Paragraph(f"**Verdict: {outcome.verdict}.** {WORDS[outcome.verdict]}")
-    yield Table(
-        ("claim", "the paper's figure", "measured", "verdict"),
-        [(one.expect.says, one.expect.paper or "-", shown(one), one.verdict) for one in outcome.judged],
-    )
+    yield _judged("claim", outcome.judged)
     yield Picture(lab.title)
+    if outcome.further:
+        yield Heading(2, "Further questions")
+        yield Paragraph("They take apart or explain what was found, and do not decide on the verdict.")
+        yield _judged("question", outcome.further)
+    explained = [one for one in (*outcome.judged, *outcome.further)
+                 if one.verdict == DIFFERS and one.expect.because]  # fmt: skip
+    if explained:
+        yield Heading(2, "What differs, and why")
+        for one in explained:
+            yield Paragraph(f"**{one.expect.says}**: {one.expect.because}")
     yield Heading(2, "The rule, stated before the runs")
     yield Paragraph(
-        "Each seed gives one value. A claim agrees if the whole 90% interval of their mean (Student's t) lies "
-        "where the claim says, differs if it lies elsewhere, and is too small to tell else. One seed is never "
-        "enough. Measured is the mean, and half of that interval."
+        "Each seed gives one value. A claim agrees if the whole 90% interval of their mean (Student's t) "
+        "lies where the claim says, differs if it lies elsewhere, and is too small to tell else. One seed is "
+        "never enough. Measured is the mean, and half of that interval."
     )
     yield Table(
         ("claim", "rule", "each seed"),
         [
             (one.expect.says, one.expect.rule, ", ".join(f"{value:.3g}" for value in one.values) or "-")
-            for one in outcome.judged
+            for one in (*outcome.judged, *outcome.further)
         ],
     )
     yield Heading(2, "What was run")
@@ -135,6 +142,13 @@ def report(outcome: Outcome) -> Iterator[Part]:
         yield Table(("setting", "here", "the paper's (`--scale full`)"), rows)
     else:
         yield Paragraph("Nothing: these are the paper's own settings.")
+
+
+def _judged(what: str, judged: Sequence[Judged]) -> Table:
+    return Table(
+        (what, "the paper's figure", "measured", "verdict"),
+        [(one.expect.says, one.expect.paper or "-", shown(one), one.verdict) for one in judged],
+    )
 
 
 def shown(judged: Judged) -> str:
@@ -256,10 +270,14 @@ PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; color: #111827 }}
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #111827;
+  max-width: 56rem; margin: 2rem auto; padding: 0 1rem }}
 table {{ border-collapse: collapse; margin: 1rem 0; font-size: .92rem }}
-th, td {{ text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid #e5e7eb; vertical-align: top }}
-figure {{ margin: 1rem 0 }} svg {{ max-width: 100%; height: auto }} code {{ background: #f3f4f6; padding: 0 .2em }}
+th, td {{ text-align: left; vertical-align: top;
+  padding: .3rem .7rem .3rem 0; border-bottom: 1px solid #e5e7eb }}
+figure {{ margin: 1rem 0 }}
+svg {{ max-width: 100%; height: auto }}
+code {{ background: #f3f4f6; padding: 0 .2em }}
 </style></head>
 <body>
 {body}

@@ -92,9 +92,9 @@ class Run:
         return state.normalization(self.config.normalize, self.learnt_from, seed=self.seed, held=None)
 
     def batch(self, count: int, *, part: str = "test") -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The first pictures of a part ("train" is what it learnt from), ready for the model, and their labels.
+        """Some pictures of a part ("train" is what it learnt from), ready for the model, and their labels.
 
-        Where a part stands class by class they are taken from all over it.
+        They are taken from all over it, since some sets stand class by class.
         """
         pictures = self.learnt_from if part == "train" else getattr(self.splits, part)
         count = min(count, len(pictures))
@@ -159,7 +159,7 @@ def key(case: Case, seed: int) -> str:
 
 
 def measure_key(lab: Lab, case: Case, seed: int) -> str:
-    """What a measurement is found again by: the run, what else the scale says, and the code of ``measure``."""
+    """What a measurement is found again by: run, what else the scale says, and the code of ``measure``."""
     code = ast.dump(ast.parse(textwrap.dedent(inspect.getsource(type(lab).measure))))
     extra = json.dumps(dict(case.extra), sort_keys=True)
     return hashlib.sha256(f"{key(case, seed)} {extra} {code}".encode()).hexdigest()[:12]

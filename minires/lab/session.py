@@ -64,8 +64,8 @@ def run_lab(
     for; ``data`` takes the place of its data set. The ranks of
     ``comm`` share the runs out among them. It can be interrupted at any moment; called again, it goes on.
 
-    Raises: ConfigError for a lab or a scale that is none; DataError if its pictures are not found; Interrupted
-    after SIGINT or SIGTERM, once the run under way is saved.
+    Raises: ConfigError for a lab or a scale that is none; DataError if its pictures are not found;
+    Interrupted after SIGINT or SIGTERM, once the run under way is saved.
     """
     checked(lab)
     comm = comm or Solo()
@@ -117,7 +117,8 @@ def begins(lab: Lab, scale: Scale, items: int, todo: int) -> list[str]:
     return [
         f"{lab.number} {lab.title}".strip(),
         f"  claim   {lab.claim} ({lab.source})",
-        *(f"  {'rule' if at == 0 else '    '}    {one.says}: {one.rule}" for at, one in enumerate(lab.expects)),
+        *(f"  rule    {one.says}: {one.rule}" for one in lab.expects),
+        *(f"  besides {one.says}: {one.rule}" for one in lab.further),
         f"  {scale.name}: {counted(items, 'run')}{done}",
     ]
 
@@ -125,7 +126,9 @@ def begins(lab: Lab, scale: Scale, items: int, todo: int) -> list[str]:
 class _Clock:
     """Says how far a lab is, and about how long the rest takes."""
 
-    def __init__(self, todo: list[Item], pictures: runs.Pictures, ranks: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, todo: list[Item], pictures: runs.Pictures, ranks: int, say: Callable[[str], None]
+    ) -> None:
         self._costs = {item.key: 0.0 for item in todo}
         known: dict[str, float] = {}
         for item in todo:

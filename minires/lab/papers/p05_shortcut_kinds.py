@@ -1,7 +1,7 @@
 """P5: what may stand on a shortcut: everything but the identity harms, the more the less it lets by.
 
-Each of the paper's table 1 in a network of 18 units, original order. ``arrives`` is the share of a gradient of
-ones, sent along the shortcuts alone from the last unit to the first, that arrives there, against what arrives
+Each of the paper's table 1 in a network of 18 units, original order. ``arrives`` is the share of a gradient
+of ones, sent along the shortcuts alone from the last unit to the first, that arrives there, against what arrives
 over identities; it is measured in the fresh network.
 """
 
@@ -43,8 +43,8 @@ class ShortcutKinds(Lab):
     )
     source = "He et al. 2016, arXiv:1603.05027, table 1"
     why = (
-        "18 units in the place of 54: a factor of a half is taken 18 times, not 54, so what the paper reports "
-        "to fail may here only be worse."
+        "18 units in the place of 54: a factor of a half is taken 18 times, not 54, so what the paper "
+        "reports to fail may here only be worse."
     )
     expects = tuple(
         Expect(

@@ -29,13 +29,13 @@ class Crowd(Lab):
     number, name = "P7", "crowd"
     title = "Residual networks behave like crowds of shallow ones"
     claim = (
-        "Any one block of a residual network can be deleted with little harm, several with gradually more, and "
-        "reordering harms gradually, too; what trains are short paths, of 5 to 17 blocks of 54"
+        "Any one block of a residual network can be deleted with little harm, several with gradually more, "
+        "and reordering harms gradually, too; what trains are short paths, of 5 to 17 blocks of 54"
     )
     source = "Veit, Wilber, Belongie 2016, arXiv:1605.06431, figures 3, 5 and 6"
     why = (
-        "The paper deletes from a plain VGG of 15 layers; depth and blocks differ there besides the shortcuts. "
-        "Here the plain network has the depth and the blocks of the residual one beside it."
+        "The paper deletes from a plain VGG of 15 layers; depth and blocks differ there besides the "
+        "shortcuts. Here the plain network has the depth and the blocks of the residual one beside it."
     )
     expects = (
         Expect("deleting one of 54 blocks costs less than three points", of=(DEEP, "one_less"), below=3,

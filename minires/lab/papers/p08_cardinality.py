@@ -25,8 +25,8 @@ class Cardinality(Lab):
     number, name = "P8", "cardinality"
     title = "More paths are better than wider ones"
     claim = (
-        "At equal parameters the error falls as the number of paths in a block, the cardinality C, grows from "
-        "1 to 32 and each gets narrower"
+        "At equal parameters the error falls as the number of paths in a block, the cardinality C, grows "
+        "from 1 to 32 and each gets narrower"
     )
     source = "Xie et al. 2016, arXiv:1611.05431, table 3"
     why = (

@@ -35,18 +35,18 @@ class WeightDecay(Lab):
     claim = "Weight decay drives a residual block's weights to zero, so that the block becomes the identity"
     source = "tutorials on residual networks (with deeplearning.ai's course, week 2, as their source)"
     why = (
-        "A decay of 0.001, ten times the usual, so that a short training shows it. Without batch norm the rate "
-        "is 0.02: 0.1 is too high there (P12)."
+        "A decay of 0.001, ten times the usual, so that a short training shows it. Without batch norm the "
+        "rate is 0.02: 0.1 is too high there (P12)."
     )
     expects = (
         Expect("the weights get smaller", of=("none", "norm"), minus=("weights", "norm"), above=0, unit="",
                paper="-"),
         Expect("the share of the branches gets smaller, with batch norm", of=("none", "share"),
-               minus=("weights", "share"), above=0, unit="", paper="-"),
+               minus=("weights", "share"), above=0, unit=""),
         Expect("the gammas' decay makes it smaller", of=("weights", "share"),
-               minus=("weights and gammas", "share"), above=0, unit="", paper="-"),
+               minus=("weights and gammas", "share"), above=0, unit=""),
         Expect("without batch norm the weights' decay makes it smaller", of=("none, no BN", "share"),
-               minus=("weights, no BN", "share"), above=0, unit="", paper="-"),
+               minus=("weights, no BN", "share"), above=0, unit=""),
         Expect("a block comes near the identity: a share below 0.1", of=("weights", "share"), below=0.1,
                unit="", paper="0"),
     )  # fmt: skip

@@ -23,18 +23,22 @@ class Blog(Lab):
 
     number, name = "P16", "blog"
     title = "87% after two epochs"
-    claim = "ResNet-50, built and trained for two epochs on SIGNS as in the exercise, gets 87% of the test set"
+    claim = "ResNet-50, built and trained on SIGNS for two epochs as in the exercise, gets 87% of the test"
     source = "the residual networks exercise of deeplearning.ai's course, and its many copies"
     why = "Nothing is scaled down: this is the exercise itself."
     expects = (
         Expect("two epochs of the exercise get 82% to 92%", of=(BLOG, "test_accuracy"), above=82, below=92,
-               unit="%", paper="86.67%, of a loaded model; the notebook's own two epochs: 16.7%"),
+               unit="%", paper="86.67%, of a loaded model; the notebook's own two epochs: 16.7%",
+               because="The 86.67% are of a model that the notebook loads. Trained for 20 epochs the same "
+               "network gets there, and so does another recipe in two: see the further questions."),
+    )  # fmt: skip
+    further = (
         Expect("trained for 20 epochs it does", of=(LONGER, "test_accuracy"), above=82, unit="%",
                paper="86.67%"),
         Expect("the two-epoch recipe of minires does, in two", of=(BETTER, "test_accuracy"), above=82,
-               unit="%", paper="not in the exercise"),
+               unit="%"),
         Expect("part of it: running statistics lag behind after 68 steps; those of the test batch do better",
-               of=(BLOG, "accuracy_batch"), minus=(BLOG, "test_accuracy"), above=0, paper="-"),
+               of=(BLOG, "accuracy_batch"), minus=(BLOG, "test_accuracy"), above=0),
     )  # fmt: skip
     seeds = 5
     quick = Scale("quick", data="signs", pictures=None, size=64, batch_size=32, recipe="blog",

@@ -146,7 +146,7 @@ class _Clock:
         """A run has come to its end."""
         self._spent += row["seconds"]
         self._worked += self._left.pop(item.key, 0.0)
-        if self._worked:
+        if self._worked and self._spent:
             self._pace = self._worked / self._spent
         figures = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in row["measured"].items()
                    if isinstance(value, int | float) and not isinstance(value, bool)]  # fmt: skip

@@ -1,8 +1,8 @@
 """P5: what may stand on a shortcut: everything but the identity harms, the more the less it lets by.
 
 Each of the paper's table 1 in a network of 18 units, original order. ``arrives`` is the share of a gradient
-of ones, sent along the shortcuts alone from the last unit to the first, that arrives there, against what arrives
-over identities; it is measured in the fresh network.
+of ones, sent along the shortcuts alone from the last unit to the first, that arrives there, against what
+arrives over identities; it is measured in the fresh network.
 """
 
 from __future__ import annotations

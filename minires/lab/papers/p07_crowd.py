@@ -87,7 +87,8 @@ class Crowd(Lab):
         }  # fmt: skip
         if run.case != PLAIN:
             paths = path_lengths(run.model, x[:32], labels[:32], samples=16)
-            found |= {"lengths": list(paths.share), "effective_share": paths.mean_effective / paths.units}
+            share = paths.effective / paths.effective.sum()
+            found |= {"lengths": list(share), "effective_share": paths.effective_length / len(paths.units)}
         return found
 
     def figure(self, numbers: Numbers, figure: Any) -> None:

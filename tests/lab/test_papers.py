@@ -1,0 +1,253 @@
+"""The labs that come with minires: each runs at a tiny scale, and its rule decides rightly on made-up numbers."""
+
+import copy
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minires.lab
+from minires import data
+from minires.data import Dataset, Splits
+from minires.lab import LABS, Scale, find, run_lab
+from minires.lab.lab import Numbers
+from minires.lab.outcome import outcome
+
+CLASSES = ("a", "b", "c")
+
+
+def dots(count, size, seed):
+    """Pictures of noise with a bright spot whose place is the class."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % len(CLASSES)
+    images = rng.integers(0, 100, (count, size, size, 3)).astype(np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[2 : size // 3, label * size // 4 : label * size // 4 + 4] = 250
+    return Dataset(images, labels, CLASSES, tuple(f"{at}.png" for at in range(count)), "dots")
+
+
+def read(*, size, seed):
+    return Splits(*(dots(count, size or 16, at) for at, count in enumerate((40, 12, 18))), "dots, made here")
+
+
+@pytest.fixture(autouse=True)
+def dots_are_a_data_set():
+    """They can be named where a lab names a data set."""
+    if "dots" not in data.SETS:
+        data.register("dots")(read)
+
+
+TINY = {  # what keeps a network small
+    "degradation": {"depths": (20, 32)}, "responses": {"depths": (20, 32)}, "orders": {"units": 1},
+    "shortcut-kinds": {"units": 1}, "warm-up": {"units": 1},
+    "crowd": {"units": 3, "small": 3, "tests": 18}, "cardinality": {"blocks": 1}, "densenet": {"layers": 3},
+    "squeeze-excitation": {"blocks": 1}, "vgg-depth": {"widths": [4, 4, 4, 4, 4]},
+    "shattered": {"blocks": [1, 2], "batch": 8}, "sigmoid": {"layers": 8, "batch": 4}, "blog": {"longer": 1},
+}  # fmt: skip
+
+
+def tiny(lab):
+    size = {"vgg-depth": 32, "blog": 32}.get(lab.name, 16)
+    return lab.quick.but(
+        name="tiny", data="dots", size=size, pictures=16, epochs=1, batch_size=8, about="",
+        extra=TINY.get(lab.name, {}),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LABS)
+def test_a_lab_runs_at_a_tiny_scale_and_writes_its_report(name, tmp_path):
+    lab = LABS[name]
+    if name in ("degradation", "responses"):  # their expectations name the depths of the paper
+        lab = small_depths(lab)
+    said = []
+    found = run_lab(lab, tiny(lab), seeds=2, out=tmp_path, say=said.append)
+    assert set(found.numbers) == set(found.cases) and all(len(seeds) == 2 for seeds in found.numbers.values())
+    for one in (*found.judged, *found.further):
+        assert len(one.values) == 2 and all(map(math.isfinite, one.values)), one.expect.says
+    folder = tmp_path / f"{name}-tiny"
+    report = (folder / "report.md").read_text(encoding="utf-8")
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for text in (lab.claim, lab.source, *(one.says for one in (*lab.expects, *lab.further))):
+        assert text.replace("|", "\\|") in report
+    assert found.verdict in report and "<svg" in page and "</svg>" in page
+    assert (folder / "figure.png").stat().st_size > 5_000
+    assert (folder / "table.csv").read_text().count("\n") > len(found.cases)
+    assert any(line.startswith("  rule") for line in said[:3])  # before anything ran
+
+
+def small_depths(lab):
+    """The lab, with the depths of the tiny scale in the place of those of its expectations."""
+    small = copy.copy(lab)
+    renamed = [
+        minires.lab.Expect(
+            one.says, of=shallower(one.of), minus=one.minus and shallower(one.minus), above=one.above,
+            below=one.below,
+        )
+        for one in lab.expects
+    ]  # fmt: skip
+    small.expects = renamed
+    return small
+
+
+def shallower(place):
+    return place[0].replace("56", "32"), place[1]
+
+
+@pytest.mark.parametrize("name", LABS)
+def test_a_lab_is_a_short_file_that_says_what_it_must(name):
+    lab = LABS[name]
+    path = Path(minires.lab.papers.__path__[0]) / f"{type(lab).__module__.rpartition('.')[2]}.py"
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 120
+    assert path.name.startswith(f"p{int(lab.number[1:]):02}_")
+    assert lab.why and lab.quick.about and find(lab.number) is lab and find(name) is lab
+    for scale in (lab.quick, lab.hour, lab.full):
+        cases = lab.cases(scale)
+        # Each expectation is of cases that there are, at each scale.
+        for one in (*lab.expects, *lab.further):
+            for place in (one.of, one.minus):
+                names = () if place is None else (place[0],) if isinstance(place[0], str) else place[0]
+                assert set(names) <= set(cases), (scale.name, one.says)
+
+
+def test_there_are_sixteen():
+    assert [lab.number for lab in LABS.values()] == [f"P{number}" for number in range(1, 17)]
+
+
+# ----------------------------------------------------------------------------------------- made-up numbers
+
+# What the paper says, case by case, as numbers: with them every expectation holds.
+AS_THE_PAPER = {
+    "degradation": {
+        "plain-20": {"train_error": 8, "test_error": 10}, "plain-56": {"train_error": 11, "test_error": 13},
+        "resnet-20": {"train_error": 6, "test_error": 8.75}, "resnet-56": {"train_error": 2, "test_error": 6.97},
+    },
+    "responses": {
+        "plain-20": {"response": 1.2}, "plain-56": {"response": 1.0}, "resnet-20": {"response": 0.8},
+        "resnet-56": {"response": 0.5},
+    },
+    "shortcuts": {
+        "none": {"test_error": 28.54}, "A": {"test_error": 25.03}, "B": {"test_error": 24.52},
+        "C": {"test_error": 24.19},
+    },
+    "orders": {
+        "original": {"test_error": 6.61}, "bn_after_add": {"test_error": 8.17},
+        "relu_before_add": {"test_error": 7.84}, "relu_only": {"test_error": 6.71},
+        "full": {"test_error": 6.37}, "original, last norm": {"test_error": 6.6},
+        "full, no last norm": {"test_error": 9.0},
+    },
+    "shortcut-kinds": {
+        "identity": {"test_error": 6.61}, "0.5 on the shortcut": {"test_error": 20},
+        "0.5 and 0.5": {"test_error": 12.35}, "no shortcut": {"test_error": 25},
+        "exclusive gating": {"test_error": 8.7}, "gated, half open": {"test_error": 12.86},
+        "gated, nearly open": {"test_error": 6.91}, "1x1 convolution": {"test_error": 12.22},
+        "dropout 0.5": {"test_error": 21},
+    },
+    "warm-up": {
+        "0.1": {"train_error": 90}, "warm-up": {"train_error": 75}, "0.1, last norm": {"train_error": 70},
+    },
+    "crowd": {
+        "residual, 54": {"one_less": 0.2, "delete_correlation": 0.95, "swap_correlation": 0.9,
+                         "effective_share": 0.2},
+        "residual, 9": {"one_less": 5}, "plain, 9": {"one_less": 60},
+    },
+    "cardinality": {
+        "C = 1": {"test_error": 23.9, "train_error": 10}, "C = 2": {"test_error": 23.0},
+        "C = 4": {"test_error": 22.6}, "C = 8": {"test_error": 22.3, "train_error": 8},
+        "C = 16": {"test_error": 22.2},
+    },
+    "densenet": {
+        "k = 6": {"test_error": 8}, "k = 12": {"test_error": 5.24, "parameters": 100, "early_use": 0.9},
+        "k = 24": {"test_error": 4.5}, "k = 12, B": {}, "k = 12, C": {}, "k = 12, BC": {"test_error": 5.5},
+        "ResNet-20": {"test_error": 8.75, "parameters": 270}, "ResNet-32": {},
+    },
+    "squeeze-excitation": {
+        "none": {"test_error": 23.30}, "r = 2": {"test_error": 22.29},
+        "r = 4": {"test_error": 22.25, "early_spread": 0.02, "late_spread": 0.2},
+        "r = 8": {"test_error": 22.26}, "r = 16": {"test_error": 22.28}, "r = 4, pre": {"test_error": 22.23},
+        "r = 4, post": {"test_error": 22.78}, "r = 4, identity": {"test_error": 22.20},
+        "r = 4, max": {"test_error": 22.57}, "r = 4, no squeeze": {"test_error": 22.93},
+    },
+    "vgg-depth": {
+        "11": {"test_error": 29.6}, "13": {}, "16": {"test_error": 27.0}, "19": {"train_error": 25},
+        "11, BN": {"test_error": 29.6}, "13, BN": {"test_error": 28.7}, "16, BN": {"test_error": 27.0},
+        "19, BN": {"test_error": 27.3, "train_error": 20},
+    },
+    "batch-norm": {
+        "plain, BN, 0.1": {"train_error": 20}, "plain, BN, 0.01": {"train_error": 30},
+        "plain, none, 0.1": {"train_error": 90}, "plain, none, 0.01": {},
+        "resnet, BN, 0.1": {"train_error": 18, "growth": 0.1}, "resnet, BN, 0.01": {"train_error": 28},
+        "resnet, none, 0.1": {"train_error": 90, "growth": 2.0}, "resnet, none, 0.01": {},
+    },
+    "shattered": {
+        "plain, BN": {"deepest": 0.0, "shallowest": 0.9}, "plain, no BN": {"deepest": 0.9},
+        "residual, BN": {"deepest": 0.8}, "residual, no BN": {}, "residual, last gamma 0": {"deepest": 0.99},
+    },
+    "sigmoid": {
+        "sigmoid, Glorot": {"factor": 0.25}, "sigmoid, He": {"factor": 0.24}, "ReLU, He": {"factor": 1.0},
+        "ReLU, Glorot": {"factor": 0.71}, "linear, He": {"factor": 1.35},
+        "sigmoid, Glorot, shortcuts": {"factor": 1.01}, "ReLU, Glorot, shortcuts": {"factor": 1.3},
+    },
+    "weight-decay": {
+        "none": {"norm": 60, "share": 1.0}, "weights": {"norm": 5, "share": 0.05},
+        "weights and gammas": {"share": 0.01}, "weights, no BN": {"share": 0.1}, "none, no BN": {"share": 1.0},
+    },
+    "blog": {
+        "the exercise": {"test_accuracy": 86.67, "accuracy_batch": 89}, "the exercise, 20 epochs": {"test_accuracy": 90},
+        "two-epoch recipe": {"test_accuracy": 94},
+    },
+}  # fmt: skip
+# Between the borders of an expectation and a number is this much noise, or this share of that.
+LITTLE, MUCH = 0.02, 40.0
+
+
+def rows(lab, numbers, noise=0.0):
+    """Results of three seeds: the numbers, and a little noise of each seed and case."""
+    rng = np.random.default_rng(3)
+    found = []
+    for case, measured in numbers.items():
+        for seed in range(3):
+            noisy = {name: value + noise * rng.standard_normal() for name, value in measured.items()}
+            found.append({"case": case, "seed": seed, "key": "", "seconds": 1.0, "measured": noisy})
+    return outcome(lab, lab.quick, lab.cases(lab.quick), found, Path("nowhere"))
+
+
+@pytest.mark.parametrize("name", LABS)
+def test_the_rule_agrees_with_numbers_as_the_paper_has_them(name):
+    lab, numbers = LABS[name], AS_THE_PAPER[name]
+    assert set(numbers) == set(lab.cases(lab.quick))
+    found = rows(lab, numbers, 0.002)
+    assert [(one.expect.says, one.verdict) for one in found.judged if one.verdict != "agrees"] == []
+    assert found.verdict == "agrees"
+
+
+@pytest.mark.parametrize("name", LABS)
+def test_the_rule_cannot_tell_from_numbers_that_vary_too_much(name):
+    lab = LABS[name]
+    found = rows(lab, AS_THE_PAPER[name], MUCH)
+    verdicts = [one.verdict for one in found.judged]
+    assert verdicts.count("too small to tell") >= len(verdicts) - 1  # one in ten may be decided by luck
+
+
+@pytest.mark.parametrize("name", LABS)
+def test_the_rule_differs_where_one_thing_is_the_other_way_round(name):
+    lab = LABS[name]
+    for at, expect in enumerate(lab.expects):
+        numbers = copy.deepcopy(AS_THE_PAPER[name])
+        case, what = expect.of
+        value = numbers[case][what] - (numbers[expect.minus[0]][expect.minus[1]] if expect.minus else 0)
+        border = expect.above if expect.above > -math.inf else expect.below
+        numbers[case][what] -= 2 * (value - border)  # as far on the other side of the border
+        found = rows(lab, numbers, LITTLE * abs(value - border))
+        assert found.judged[at].verdict == "differs", expect.says
+        assert found.verdict == "differs"
+        # And on the border itself nothing can be said.
+        numbers[case][what] += value - border
+        assert rows(lab, numbers, 0.01).judged[at].verdict == "too small to tell", expect.says
+
+
+def test_numbers_are_arrays_by_seed_and_cut_to_the_shortest():
+    numbers = Numbers(a=[{"x": 1.0, "l": [1, 2, 3]}, {"x": None, "l": [4, 5]}, {"x": 3.0}])
+    assert numbers.all("a", "x").tolist() == [1.0, 3.0] and numbers.mean("a", "x") == 2.0
+    assert numbers.all("a", "l").tolist() == [[1, 2], [4, 5]]
+    assert np.isnan(numbers.mean("a", "nothing")) and Scale("q").but(epochs=3).epochs == 3

@@ -9,7 +9,7 @@ from typing import Any
 from minires.train import notebook
 from minires.train.config import Config
 from minires.train.observers import Observer
-from minires.train.telling import ProgressLines, Stream
+from minires.train.telling import BeginTold, ProgressLines, Stream
 from minires.train.watched import Watch
 
 
@@ -31,6 +31,8 @@ def observers(config: Config, asked: bool | None) -> Iterator[Observer]:
     """The observers of every run, as far as they are of use where it runs."""
     if config.watch:
         yield Watch()
+    if "begin" in config.schedule:
+        yield BeginTold()
     if asked is None and not shows_bar(asked):
         yield ProgressLines()
     if asked is not False and notebook.is_notebook():

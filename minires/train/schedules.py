@@ -1,13 +1,13 @@
 """Learning-rate schedules: the learning rate of each step of a run.
 
 A schedule is written in a recipe as a small dict that JSON can hold, for example
-``{"name": "cosine", "final": 0.0, "warmup": 0.05}``. Every length is a fraction of the run, so the same
-recipe serves two epochs and two hundred. With ``s`` the step (0, 1, ...), ``S`` the number of steps,
-``f = s / S`` and ``lr`` the recipe's learning rate:
+``{"name": "cosine", "final": 0.0, "warmup": 0.05}``. Lengths are fractions of the run, so the same recipe
+serves two epochs and two hundred; ``at`` and ``warmup`` may be numbers of steps as well. With ``s`` the step
+(0, 1, ...), ``S`` the number of steps, ``f = s / S`` and ``lr`` the recipe's learning rate:
 
 ========== ====================================================================================
 constant   lr
-step       lr * factor^(number of places in ``at`` with place <= f)
+step       lr * factor^(number of places in ``at`` with place <= f; above 1, with place <= s of the run)
 linear     lr * (final + (1 - final) * (1 - f))
 cosine     lr * (final + (1 - final) * (1 + cos(pi f)) / 2)
 one-cycle  a cosine from lr/start_div up to lr at ``peak``, then a cosine down to lr/(start_div*final_div)
@@ -15,18 +15,29 @@ plateau    lr * factor^(number of times the validation loss stopped falling), at
 ========== ====================================================================================
 
 ``warmup`` > 0 puts a straight line from ``warmup_start * lr`` up to ``lr`` before the schedule, which then
-runs over the steps that remain. A schedule of your own gets a name with :func:`register`.
+runs over the steps that remain.
+
+A number above 1 in ``at`` and ``warmup`` is one of steps, and whole; 1 is the whole run. Places in steps
+count from the first step of the run, warm-up included, as papers give them: ``{"name": "step",
+"at": [32000, 48000], "warmup": 400, "warmup_start": 0.1}``.
+
+``begin`` gives the run a rate of its own until the training error falls below a share: ``{"name": "step",
+"at": [32000, 48000], "begin": {"lr": 0.01, "until_error": 0.8}}``; see :class:`Begin`. The schedule goes on
+below it, and shows from the step on at which it ends. It takes the place of ``warmup``.
+
+A schedule of your own gets a name with :func:`register`.
 
 Sources: step, Krizhevsky 2012 and He et al. arXiv:1512.03385; cosine, Loshchilov & Hutter arXiv:1608.03983;
-one-cycle, Smith & Topin arXiv:1708.07120; warm-up, Goyal et al. arXiv:1706.02677; plateau, PyTorch's
-``ReduceLROnPlateau``.
+one-cycle, Smith & Topin arXiv:1708.07120; warm-up, Goyal et al. arXiv:1706.02677; begin, He et al.
+arXiv:1512.03385, section 4.2; plateau, PyTorch's ``ReduceLROnPlateau``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -39,14 +50,27 @@ class Curve:
     """How the learning rate goes over a run: called with the highest rate, a step and the number of steps.
 
     A subclass is a dataclass; its fields are the options that a recipe may give, and ``ranges`` says from
-    where to where each may lie, 0 to 1 if it says nothing.
+    where to where each may lie, 0 to 1 if it says nothing. ``in_steps`` names those which, above 1, are whole
+    numbers of steps: for them ask :meth:`reached`. ``first_step`` is the step of the run at which the curve
+    begins, behind the warm-up.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    in_steps: ClassVar[Collection[str]] = ()
+    first_step = 0
 
     def __call__(self, lr: float, step: int, steps: int) -> float:
         """The learning rate of ``step``, which counts from 0 to ``steps - 1``."""
         raise NotImplementedError(f"{type(self).__name__} does not define __call__()")
+
+    def reached(self, place: float, step: int, steps: int) -> bool:
+        """Whether a step has come to a place: a share of the curve, or, above 1, a step of the run.
+
+        >>> curve = Curve()
+        >>> [curve.reached(place, 30, 100) for place in (0.25, 0.5, 29, 30, 31)]
+        [True, False, True, True, False]
+        """
+        return place <= self.first_step + step if place > 1 else place <= step / steps
 
     def epoch_end(self, loss: float, lr: float) -> None:
         """Hear the validation loss of an epoch; ``lr`` is the highest rate."""
@@ -69,13 +93,15 @@ class Constant(Curve):
 
 @dataclass
 class Steps(Curve):
-    """The rate times ``factor`` at each of the places ``at``, which are fractions of the run."""
+    """The rate times ``factor`` at each of the places ``at``, which are fractions of the run, or, above 1,
+    numbers of its steps."""
 
     at: Sequence[float] = (0.5, 0.75)
     factor: float = 0.1
+    in_steps: ClassVar[Collection[str]] = ("at",)
 
     def __call__(self, lr: float, step: int, steps: int) -> float:
-        return lr * math.prod(self.factor for place in self.at if place <= step / steps)
+        return lr * math.prod(self.factor for place in self.at if self.reached(place, step, steps))
 
 
 @dataclass
@@ -171,6 +197,9 @@ SCHEDULES: Registry[type[Curve]] = Registry("schedule", {
     "plateau": Plateau,
 })  # fmt: skip
 WARMUP = {"warmup": 0.0, "warmup_start": 0.0}  # options that all schedules have
+BEGIN = "begin"  # and this one
+BATCHES = 20  # over which the training error of a beginning is taken, unless it says so
+LATER = 2  # steps from the batch that ends a beginning to the first one with the schedule's rate
 
 Kind = TypeVar("Kind", bound=type[Curve])
 
@@ -211,16 +240,78 @@ def options_of(name: Any) -> list[str]:
     Raises: ConfigError for an unknown name, with the nearest one.
 
     >>> options_of("cosine")
-    ['final', 'warmup', 'warmup_start']
+    ['final', 'warmup', 'warmup_start', 'begin']
     """
-    return [*(field.name for field in dataclasses.fields(SCHEDULES.find(name)) if field.init), *WARMUP]
+    own = (field.name for field in dataclasses.fields(SCHEDULES.find(name)) if field.init)
+    return [*own, *WARMUP, BEGIN]
+
+
+class Begin:
+    """A rate of its own for the first steps of a run, until it has begun to learn.
+
+    lr: the rate.
+    until_error: it is kept until the training error is below this share.
+    batches: over how many of the last batches the error is taken.
+    at_most: no longer than so many steps; None: as long as it takes.
+
+    The training error is the share of wrong pictures among those of the last ``batches`` batches, as the
+    model saw them in training: augmented, each before the step that it was for, with the batch's own
+    statistics. Before there are so many batches there is none. If it falls below with batch k (from 0), step
+    k + 2 is the first with the schedule's rate: a GPU tells what a step came to while the next one is under
+    way, and a run is the same on every device, and resumed. Once ended it does not come back.
+
+    Raises: ConfigError for a value that does not fit.
+    Source: He et al. 2015, arXiv:1512.03385, section 4.2: "we use 0.01 to warm up the training until the
+    training error is below 80% (about 400 iterations), and then go back to 0.1 and continue training".
+
+    >>> begin = Begin(lr=0.01, until_error=0.8, batches=2)
+    >>> for step, right in enumerate([1, 1, 2, 3]):  # of 10 pictures each
+    ...     begin.stepped(step, right, 10)
+    >>> begin.ends, [begin.holds(step) for step in range(7)]
+    (5, [True, True, True, True, True, False, False])
+    """
+
+    def __init__(
+        self, *, lr: float, until_error: float, batches: int = BATCHES, at_most: int | None = None
+    ) -> None:
+        self.lr = number("lr of begin", lr, least=0)
+        self.until_error = number("until_error of begin", until_error, above=0, most=1)
+        self.batches = whole("batches of begin", batches)
+        self.at_most = None if at_most is None else whole("at_most of begin", at_most)
+        self.ends = self.at_most  # the first step with the schedule's rate, as far as is known
+        self._last: deque[tuple[int, int]] = deque(maxlen=self.batches)  # wrong pictures, and all
+
+    def holds(self, step: int) -> bool:
+        """Whether a step has this rate."""
+        return self.ends is None or step < self.ends
+
+    def stepped(self, step: int, right: int, pictures: int) -> None:
+        """Hear how many pictures of a step's batch were right."""
+        if not self.holds(step + LATER):
+            return
+        self._last.append((pictures - right, pictures))
+        wrong, seen = map(sum, zip(*self._last, strict=True))
+        if len(self._last) == self.batches and wrong / seen < self.until_error:
+            self.ends = step + LATER
+            self._last.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it ends, and what the last batches came to, as JSON can hold it."""
+        return {"ends": self.ends, "last": [list(one) for one in self._last]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a ``state_dict``."""
+        self.ends = None if state["ends"] is None else int(state["ends"])
+        last = [(int(wrong), int(seen)) for wrong, seen in state["last"]]
+        self._last = deque(last, maxlen=self.batches)
 
 
 class Schedule:
     """The learning rate of every step of a run.
 
     ``schedule.lr(step)`` for step 0, 1, ..., total_steps - 1; ``schedule.epoch_end(loss)`` after each epoch
-    (only ``plateau`` listens). ``state_dict`` is what a continuation needs.
+    (only ``plateau`` listens), and ``schedule.stepped(step, right, pictures)`` after each step (only
+    ``begin``, a :class:`Begin` or None). ``state_dict`` is what a continuation needs.
 
     Raises: ConfigError for an unknown name or option (with the nearest one) or a value out of range.
 
@@ -241,21 +332,36 @@ class Schedule:
         for key, value in given.items():
             if key not in known:
                 raise ConfigError(unknown(f"option of the {name} schedule", key, known))
+            if key == BEGIN:
+                continue
             what, (least, most) = f"{key} of the {name} schedule", kind.ranges.get(key, (0, 1))
-            given[key] = _checked(what, value, fields.get(key), least, most)
+            in_steps = key in kind.in_steps or key == "warmup"
+            given[key] = _checked(what, value, fields.get(key), least, math.inf if in_steps else most)
+            if in_steps:
+                _shares_or_steps(what, given[key])
+        begin = given.pop(BEGIN, None)
+        self.begin = None if begin is None else _begin(name, begin)
         for field in fields.values():
             has_default = not (field.default is field.default_factory is dataclasses.MISSING)
             if field.name not in given and not has_default:
                 raise ConfigError(f"the {name} schedule needs {field.name}")
         warmup, self.warmup_start = (float(given.pop(key, default)) for key, default in WARMUP.items())
+        if self.begin and warmup:
+            raise ConfigError(
+                f"the {name} schedule has both warmup and begin, and each is a beginning; give one of them"
+            )
         self.curve = kind(**given)
         self.peak_lr = number("lr of a schedule", lr, least=0)
         total_steps = whole("total_steps of a schedule", total_steps)
-        self.warmup_steps = round(warmup * total_steps)
+        self.warmup_steps = int(warmup) if warmup > 1 else round(warmup * total_steps)
         self.steps = max(1, total_steps - self.warmup_steps)
+        if "first_step" not in fields:  # which may be an option of somebody's own
+            self.curve.first_step = self.warmup_steps
 
     def lr(self, step: int) -> float:
         """Give the learning rate of a step, counted from 0; a step past the end has the last step's."""
+        if self.begin and self.begin.holds(step):
+            return self.begin.lr
         if step < self.warmup_steps:
             share = self.warmup_start + (1.0 - self.warmup_start) * (step + 1) / self.warmup_steps
             return self.curve(self.peak_lr, 0, self.steps) * share
@@ -265,13 +371,47 @@ class Schedule:
         """Tell the schedule the validation loss of the epoch that ended (the training loss without one)."""
         self.curve.epoch_end(loss, self.peak_lr)
 
+    def stepped(self, step: int, right: int, pictures: int) -> None:
+        """Tell the schedule how many pictures of a step's batch, on all ranks, were right."""
+        if self.begin:
+            self.begin.stepped(step, right, pictures)
+
     def state_dict(self) -> dict[str, Any]:
-        """Give what has been learnt from the losses, as JSON can hold it."""
-        return self.curve.state_dict()
+        """Give what has been learnt from losses and errors, as JSON can hold it."""
+        state = self.curve.state_dict()
+        return {"curve": state, BEGIN: self.begin.state_dict()} if self.begin else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a ``state_dict``."""
+        if self.begin:
+            self.begin.load_state_dict(state[BEGIN])
+            state = state["curve"]
         self.curve.load_state_dict(state)
+
+
+def _begin(name: str, spec: Any) -> Begin:
+    """The beginning that a recipe's dict says. Raises: ConfigError."""
+    given = mapping(f"begin of the {name} schedule", spec)
+    known = ("lr", "until_error", "batches", "at_most")
+    for key in given:
+        if key not in known:
+            raise ConfigError(unknown(f"option of begin of the {name} schedule", key, known))
+    if missing := [key for key in known[:2] if key not in given]:
+        raise ConfigError(
+            f'begin of the {name} schedule needs {" and ".join(missing)}, for example {{"lr": 0.01, '
+            '"until_error": 0.8}'
+        )
+    return Begin(**given)
+
+
+def _shares_or_steps(what: str, value: Any) -> None:
+    """Raises: ConfigError for a number above 1 that is not whole."""
+    for one in value if isinstance(value, tuple) else (value,):
+        if one > 1 and one != int(one):
+            raise ConfigError(
+                f"{what} has {one:g}, which is neither a share of the run, from 0 to 1, nor a whole number "
+                f"of steps; for steps write {round(one)}, for a share of the run a number up to 1"
+            )
 
 
 def _checked(what: str, value: Any, field: dataclasses.Field[Any] | None, least: float, most: float) -> Any:

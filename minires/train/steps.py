@@ -93,6 +93,9 @@ class Steps:
     Of a batch that several ranks share each is given its own pictures, and ``shared`` sums over the ranks;
     ``sync`` says that their batch norms see all of them together, and ``wish`` gives the signal by which this
     one is told to stop, or 0.
+
+    ``heard`` is told of each step how many of how many pictures, on all ranks, were right: on a GPU while the
+    next step is under way, and before anything is saved.
     """
 
     def __init__(
@@ -111,11 +114,12 @@ class Steps:
         shared: Shared | None = None,
         sync: bool = False,
         wish: Callable[[], int] = lambda: 0,
+        heard: Callable[[int, int, int], None] = lambda step, right, pictures: None,
     ) -> None:
         self.model, self.optimizer, self.ema = model, optimizer, ema
         self.forward, self.loss, self.lost = forward, loss, lost
         self.device, self.activations, self.capture, self.parts = device, activations, capture, parts
-        self.shared, self.sync, self.wish = shared, sync, wish
+        self.shared, self.sync, self.wish, self.heard = shared, sync, wish, heard
         self.comm: Communicator = Solo() if shared is None else shared.comm
         # Whether a step may wait for other ranks before it has told them anything.
         self.asks = shared is not None and (sync or (capture is not None and capture.is_possible))
@@ -242,6 +246,7 @@ class Steps:
         progress.loss += figures.loss * pictures
         progress.right += figures.right
         progress.norm += figures.norm
+        self.heard(step, figures.right, pictures)
 
     def _stop(self, what: str, x: np.ndarray, y: np.ndarray, step: int, pictures: int) -> Never:
         """Find what was not finite first, in the step made again."""

@@ -141,6 +141,34 @@ def about(seconds: float) -> str:
     return f"about {seconds / 3600:.1f} h" if seconds < 2 * 86_400 else f"about {seconds / 86_400:.1f} days"
 
 
+class BeginTold(Observer):
+    """Says when the rate of a schedule's beginning ends: see :class:`minires.train.schedules.Begin`."""
+
+    def begins(self, run: Run) -> None:
+        """It may have ended before the run was stopped."""
+        self._told = run.schedule.begin is None or not run.schedule.begin.holds(run.progress.step)
+
+    def stepped(self, run: Run) -> None:
+        """Say it, in the step in which it does."""
+        begin, step = run.schedule.begin, run.progress.step
+        if self._told or begin is None or begin.holds(step):
+            return
+        self._told = True
+        why = f"after step {step} the training error is below {100 * begin.until_error:g}%"
+        if begin.ends == begin.at_most:
+            why = f"{begin.at_most} steps are done, the most for a beginning"
+        run.say(f"{why}: the learning rate goes from {begin.lr:g} to that of the schedule")
+
+    def ends(self, run: Run, summary: Mapping[str, Any]) -> None:
+        """Say that it never did."""
+        if not self._told and run.schedule.begin is not None:
+            begin = run.schedule.begin
+            run.say(
+                f"warning: the training error never fell below {100 * begin.until_error:g}%: all "
+                f"{run.progress.step} steps had the learning rate of the beginning, {begin.lr:g}"
+            )
+
+
 class ProgressLines(Observer):
     """Says now and then, where no bar is seen, how far the run is and how long the rest may take."""
 

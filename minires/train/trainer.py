@@ -204,7 +204,7 @@ class Trainer:
         self._steps = steps.Steps(
             model, self.optimizer, self._forward, self._loss, self._stop_not_finite, device=self.device,
             activations=self.activations, ema=self.ema, capture=capture, parts=self._parts,
-            shared=shared, sync=sync, wish=lambda: self._wish.told(),
+            shared=shared, sync=sync, wish=lambda: self._wish.told(), heard=self.schedule.stepped,
         )  # fmt: skip
         self._wish = Wish(self.out, silent=True)
         self._forward.ready = self._steps.complete

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # what __getattr__ below imports when it is first used
     from minires.debug.step import step
     from minires.nn.fuse import fuse
     from minires.nn.init import manual_seed
+    from minires.nn.intervene import activations, intervene
     from minires.nn.recompute import recompute
     from minires.plan import compile
 
@@ -35,6 +36,7 @@ __all__ = [
     "MiniresError",
     "ShapeError",
     "Tensor",
+    "activations",
     "compile",
     "data",
     "debug",
@@ -42,6 +44,7 @@ __all__ = [
     "fuse",
     "gradcheck",
     "inspect",
+    "intervene",
     "manual_seed",
     "models",
     "nn",
@@ -70,8 +73,10 @@ _MODULES = {
     "weights": "minires.weights",
 }
 _FUNCTIONS = {
+    "activations": "minires.nn.intervene",
     "compile": "minires.plan",
     "fuse": "minires.nn.fuse",
+    "intervene": "minires.nn.intervene",
     "manual_seed": "minires.nn.init",
     "recompute": "minires.nn.recompute",
     "step": "minires.debug.step",

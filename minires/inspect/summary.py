@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from minires.backend import Array
-from minires.errors import ShapeError
+from minires.errors import ConfigError, ShapeError
+from minires.nn.intervene import changes_of
 from minires.nn.module import Module
 from minires.nn.restored import left_as_it_is as left_as_it_is  # others have it from here
 from minires.ops.plot_labels import filled, times
@@ -152,8 +153,14 @@ def summarize(model: Module, input: Shape, *, name: str | None = None, memory: b
     training mode, to measure what the tape keeps: see ``saved`` of :class:`Layer`.
 
     Shapes: input (H, W, C), without the batch axis.
-    Raises: ShapeError if such a picture does not fit the model.
+    Raises: ShapeError if such a picture does not fit the model; ConfigError for one that is changed by
+    ``minires.intervene``.
     """
+    if changes := changes_of(model):
+        raise ConfigError(
+            f"summary: the model is changed ({changes[0]}), and a summary lists what it is made of; call it "
+            "outside of the `with` block"
+        )
     with left_as_it_is(model):
         model.eval()
         with _observed(model) as seen, no_grad(), watching(seen.note):

@@ -211,6 +211,10 @@ class ResidualUnit(Module):
         y = self._run(self._branch, active)
         return y if factor is None else y * factor, shortcut
 
+    def shortcut_of(self, x: Tensor) -> Tensor:
+        """The shortcut alone, as it is before the addition."""
+        return self.shortcut(self._run(self._before, x) if self._splits_after else x)[0]
+
     def join(self, branch: Tensor, shortcut: Tensor | None) -> Tensor:
         """The addition, and what stands after it in this order."""
         return self._run(self._end, branch if shortcut is None else branch + shortcut)

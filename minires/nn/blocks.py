@@ -95,7 +95,8 @@ class Residual(Protocol):
     """A block that says which are its two ways: whoever looks at, scales or cuts one of them asks for these.
 
     ``join(*parts(x))`` is what ``forward(x)`` gives; a block of your own that has both methods is looked at
-    and changed like those here.
+    and changed like those here. A third method, ``shortcut_of(x)``, may give what comes over the shortcut
+    alone: a block whose branch is dropped need not run it then.
 
     >>> isinstance(ResidualBlock(16, basic(16), stage=2, block="a"), Residual)
     True
@@ -229,7 +230,7 @@ class ResidualBlock(Module):
         # As join(*parts(x)), with what follows the last convolution in one pass.
         if self.placement == "standard":
             return self.join(*self.parts(x))
-        y = self._conv_bn(self._branch[-1], self._before_last(x), add=self.shortcut(x))
+        y = self._conv_bn(self._branch[-1], self._before_last(x), add=self.shortcut_of(x))
         return self._layer(self._gate)(y) if self.placement == "post" else y
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -238,7 +239,7 @@ class ResidualBlock(Module):
         y = self._conv_bn(last, y, relu=False) if last.relu else self._conv_bn(last, y)
         if self.placement == "standard":
             y = self._layer(self._gate)(y)
-        return y, self.shortcut(x)
+        return y, self.shortcut_of(x)
 
     def join(self, branch: Tensor, shortcut: Tensor | None) -> Tensor:
         """The addition, the ReLU, and the gate where it stands after both."""
@@ -265,7 +266,7 @@ class ResidualBlock(Module):
             return relu(y, add=add)
         return y if add is None else y + add
 
-    def shortcut(self, x: Tensor) -> Tensor | None:
+    def shortcut_of(self, x: Tensor) -> Tensor | None:
         """What is added to the branch: nothing, x, or x brought to the branch's shape."""
         if self._shortcut == "none":
             return None

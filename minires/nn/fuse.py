@@ -27,9 +27,9 @@ import numpy as np
 
 from minires import backend
 from minires.errors import ConfigError, ShapeError
-from minires.nn.layers import BatchNorm2d, Conv2d
+from minires.nn import hooks
+from minires.nn.layers import BatchNorm2d, Conv2d, add_and_relu
 from minires.nn.module import Module, Parameter
-from minires.ops.relu import relu as add_relu
 from minires.tape import Node, reachable
 from minires.tensor import Tensor, with_settings
 
@@ -50,9 +50,9 @@ class AddReLU(Module):
         self.relu = relu
 
     def forward(self, x: Tensor, *, add: Tensor | None = None, relu: bool | None = None) -> Tensor:
-        if self.relu if relu is None else relu:
-            return add_relu(x, add=add)
-        return x if add is None else x + add
+        return add_and_relu(x, add=add, is_relu=self.relu if relu is None else relu)
+
+    left_out = forward
 
 
 def fuse(model: Module, input: tuple[int, int, int] | None = None) -> Module:
@@ -69,7 +69,8 @@ def fuse(model: Module, input: tuple[int, int, int] | None = None) -> Module:
 
     Math: scale = gamma / sqrt(var + eps);  w' = w * scale;  b' = beta + (b - mean) * scale.
     Shapes: input (H, W, C), a picture that the model takes; if left out, 32x32, 64x64 and 224x224 are tried.
-    Raises: ShapeError if such a picture does not fit the model; ConfigError if it gives no single tensor.
+    Raises: ShapeError if such a picture does not fit the model; ConfigError if it gives no single tensor, has
+    forward hooks, or is changed by ``minires.intervene``: the new model would not know of it.
     Source: arXiv:1712.05877.
 
     >>> from minires.nn import Sequential
@@ -78,6 +79,11 @@ def fuse(model: Module, input: tuple[int, int, int] | None = None) -> Module:
       conv: Conv2d(3, 8, 3, relu=True)  weight (3, 3, 3, 8), bias (8,)  224
       bn: AddReLU(relu=False)
     """
+    if words := hooks.found(model):
+        raise ConfigError(
+            f"fuse: {words}, and the new model would not know of it; take it away first, or leave the "
+            "`with` block"
+        )
     memo: dict[int, Any] = {}
     for conv, bn, adds in _pairs(model, input):
         memo |= {

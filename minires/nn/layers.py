@@ -63,6 +63,17 @@ def _window(layer: str, kernel: Any, stride: Any, padding: Any, dilation: Any) -
     return plain((kernel, stride, padding, dilation))
 
 
+def add_and_relu(x: Tensor, *, add: Tensor | None, is_relu: bool) -> Tensor:
+    """What a batch norm does besides: the addition of a shortcut, if there is one, and a ReLU, if asked.
+
+    >>> add_and_relu(Tensor([1.0, -3.0]), add=Tensor([1.0, 1.0]), is_relu=True).tolist()
+    [2.0, 0.0]
+    """
+    if is_relu:
+        return relu(x, add=add)
+    return x if add is None else x + add
+
+
 class Conv2d(Module):
     """Convolution with a learned kernel, and a ReLU where asked; see :func:`minires.ops.conv2d.conv2d`.
 
@@ -139,6 +150,10 @@ class Conv2d(Module):
             relu=self.relu,
         )
 
+    def left_out(self, x: Tensor) -> Tensor:
+        """The ReLU behind it, where it has one."""
+        return relu(x) if self.relu else x
+
     def _padded(self, x: Tensor) -> Tensor:
         """x with the border that the convolution would have added, made of its own pixels."""
         shape = self.weight.shape
@@ -210,6 +225,10 @@ class BatchNorm2d(Module):
             add=add,
             relu=self.relu if relu is None else relu,
         )
+
+    def left_out(self, x: Tensor, *, add: Tensor | None = None, relu: bool | None = None) -> Tensor:
+        """The shortcut that it is given is added, and the ReLU follows."""
+        return add_and_relu(x, add=add, is_relu=self.relu if relu is None else relu)
 
 
 class Linear(Module):

@@ -24,7 +24,7 @@ import numpy as np
 from minires import backend
 from minires.backend import Array
 from minires.errors import CheckpointError, ConfigError, MiniresError, ShapeError, closest
-from minires.nn import show
+from minires.nn import hooks, show
 from minires.nn.paths import Container, changes, locate
 from minires.tensor import Tensor, array_of, enter
 
@@ -53,8 +53,8 @@ class Module:
     tuples or dicts that are attributes.
 
     ``copy.deepcopy`` and ``pickle`` give a whole model with parameters of its own: what was shared is shared
-    in it, what was frozen is frozen, and hooks, modes and random generators are the same.
-    Gradients stay behind.
+    in it, what was frozen is frozen, and hooks of tensors, modes and random generators are the same.
+    Gradients, forward hooks and what ``minires.intervene`` changes stay behind.
 
     Raises: MiniresError if ``super().__init__()`` was forgotten; ConfigError for layers in a set, which has
     no order, or under the name of a method.
@@ -71,6 +71,7 @@ class Module:
     """
 
     in_path = True  # whether the name of this module is part of its parameters' paths
+    _around: hooks.Around | None = None  # forward hooks and changes: see minires.nn.hooks
 
     def __init__(self) -> None:
         self.training = True
@@ -86,12 +87,52 @@ class Module:
                 inputs = tuple([
                     Tensor(one) if _is_array(one) and backend.is_float(one.dtype) else one for one in inputs
                 ])  # fmt: skip
-            return self.forward(*inputs, **options)
+            around = self._around
+            if around is None:
+                return self.forward(*inputs, **options)
+            changed: Tensor = around(self, inputs, options)
+            return changed
         except MiniresError as error:
             error.where = error.where or path or None
             raise
         finally:
             enter(*before)
+
+    def register_forward_hook(self, function: Callable[[Any, tuple[Any, ...], Any], Any]) -> hooks.Handle:
+        """Call ``function(module, inputs, output)`` whenever this module has run; what it returns, unless it
+        is None, takes the place of the output.
+
+        ``remove()`` of what is returned takes the hook away, and so does the end of a ``with`` block. Several
+        hooks are called in the order in which they came. A model that has one is run module by module: plans
+        (``minires.compile``) refuse it. A recomputed block calls its hooks in both runs.
+
+        Raises: ConfigError for what is no function, or returns something else than None or a tensor.
+
+        >>> from minires.nn import Linear, ReLU, Sequential
+        >>> model, shapes = Sequential(dense=Linear(2, 3), end=ReLU()), []
+        >>> with model.dense.register_forward_hook(lambda module, inputs, y: shapes.append(y.shape)):
+        ...     y = model(np.ones((5, 2), np.float32))
+        >>> shapes
+        [(5, 3)]
+        """
+        return hooks.register(self, function)
+
+    def left_out(self, *inputs: Any, **options: Any) -> Tensor:
+        """What comes out where this module is dropped (see ``minires.intervene``): what comes in.
+
+        A layer that is called with more than one tensor, or does more than its name says, says here what
+        stays: a batch norm still adds the shortcut that it is given, and ends in its ReLU.
+
+        Raises: ConfigError if that is not one tensor.
+        """
+        tensors = [one for one in (*inputs, *options.values()) if isinstance(one, Tensor)]
+        if not inputs or len(tensors) != 1 or tensors[0] is not inputs[0]:
+            raise ConfigError(
+                f"a {type(self).__name__} that is called with {len(tensors)} tensors cannot be dropped, as "
+                "which of them goes out? Define left_out(...) in its class, which says it"
+            )
+        only: Tensor = inputs[0]
+        return only
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, _FINDABLE) or isinstance(vars(self).get(name), _FINDABLE):
@@ -384,8 +425,9 @@ class Module:
     # --------------------------------------------------------------------------------------- its state
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy and a pickle of this module hold: all but the paths, which are found again."""
-        return {name: value for name, value in vars(self).items() if name != "_tree"}
+        """What a copy and a pickle of this module hold: all but the paths, which are found again, and what
+        stands around its forward pass."""
+        return {name: value for name, value in vars(self).items() if name not in ("_tree", hooks.NAME)}
 
     def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
         """Copies of all parameters, then of all buffers, on the CPU, by path; shared ones once.

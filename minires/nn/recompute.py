@@ -21,6 +21,7 @@ from typing import Any
 from minires import backend, tensor
 from minires.backend import Array
 from minires.errors import MiniresError
+from minires.nn import hooks
 from minires.nn.module import Module
 from minires.nn.paths import locate
 from minires.ops.arithmetic import mul
@@ -82,7 +83,7 @@ def recompute(block: Module, *inputs: Any) -> Tensor:
     if not hasattr(block, "named_modules"):
         what = getattr(block, "__name__", type(block).__name__)
         raise MiniresError(f"recompute takes a module, not {what}; nn.Sequential(function) makes one of it")
-    if not is_recording() or is_watched():
+    if not is_recording() or is_watched() or hooks.is_moved(block):
         return block(*inputs)
     _, path = locate(block)
     settings, reference = tensor.settings(), backend.is_reference()
@@ -137,15 +138,21 @@ def _leaf(x: Any) -> Any:
     return Tensor(x.data, requires_grad=x.requires_grad, name=x.name) if isinstance(x, Tensor) else x
 
 
-def _state(block: Module) -> tuple[list[Array], dict[str, Any], list[bool]]:
-    """Copies of the buffers, the states of the random generators and the modes of the modules."""
+_State = tuple[list[Array], dict[str, Any], list[bool], list[hooks.Around | None]]
+
+
+def _state(block: Module) -> _State:
+    """Copies of the buffers, the states of the random generators, the modes of the modules, and what stands
+    around them: hooks, and what ``minires.intervene`` changes."""
     buffers = [buffer.copy() for _, buffer in block.named_buffers()]
-    return buffers, block.random_states(), [module.training for module in block.modules()]
+    modes = [module.training for module in block.modules()]
+    return buffers, block.random_states(), modes, hooks.standing(block)
 
 
-def _set_state(block: Module, state: tuple[list[Array], dict[str, Any], list[bool]]) -> None:
+def _set_state(block: Module, state: _State) -> None:
     """Set everything to what :func:`_state` gave."""
-    buffers, generators, modes = state
+    buffers, generators, modes, arounds = state
+    hooks.put_back(block, arounds)
     for (_, buffer), values in zip(block.named_buffers(), buffers, strict=True):
         buffer[...] = values
     block.load_random_states(generators)

@@ -34,9 +34,11 @@ from minires.backend import Array
 from minires.backend.kernels import sched_yield
 from minires.errors import ConfigError, MiniresError, ShapeError, as_whole
 from minires.nn.fuse import fuse
+from minires.nn.hooks import Bare
 from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.plan import program
+from minires.plan.held import bare_still
 from minires.plan.probes import apart, watch
 from minires.plan.steps import at_a_time, given
 from minires.plan.trace import failing_as
@@ -65,16 +67,18 @@ class Plan:
     Several threads may call it; they take turns.
 
     Shapes: x (n, H, W, C) with the H, W and C, and at most as many pictures, as it was made for -> (n, ...).
-    Raises: ShapeError for pictures of another shape or dtype.
+    Raises: ShapeError for pictures of another shape or dtype; ConfigError while the model has a forward hook
+    or is changed by ``minires.intervene``, of which a plan knows nothing.
     """
 
-    def __init__(self, folded: Module, x: Array) -> None:
-        self.shape, self.dtype = x.shape, x.dtype
+    def __init__(self, folded: Module, x: Array, bare: Bare) -> None:
+        self.shape, self.dtype, self._bare = x.shape, x.dtype, bare
         self._program, self._lock = program.write(at_a_time(watch(folded, x)), x.dtype), threading.Lock()
         _plans.add(self)
 
     def __call__(self, x: Any) -> Array:
         x = given(x, self.shape, self.dtype, fewer=True)
+        bare_still(self._bare)
         run = self._program
         y, few = np.empty((len(x), *run.y_shape[1:]), self.dtype), run.y_shape[0]
         with self._lock:
@@ -158,7 +162,8 @@ def compile(
     and anew for each layer by the model). It is faster by what Python costs: much for small batches.
 
     Raises: ConfigError for an operation that does not declare all that a call takes, for what the operations
-    do not show, where Numba is missing, or for a model on a GPU; ShapeError if such pictures do not fit the
+    do not show, where Numba is missing, for a model on a GPU, or one that has forward hooks or is changed by
+    ``minires.intervene``; ShapeError if such pictures do not fit the
     model.
 
     >>> from minires import nn
@@ -183,6 +188,7 @@ def compile(
         raise ConfigError("compile: a plan is for the CPU with Numba; call minires.fuse(model) instead")
     if any(parameter.device != "cpu" for parameter in model.parameters()):
         raise ConfigError('compile: the model is on a GPU, and a plan is for the CPU: model.to("cpu")')
+    bare_still(Bare(model), "compile: ")
     if training:
         step = make(model, tuple(map(int, shape)), backend.dtype_of(dtype))
         _plans.add(step)
@@ -191,7 +197,7 @@ def compile(
     with failing_as(ConfigError, "for one picture of zeros"):
         folded = fuse(model, whole[1:])  # type: ignore[arg-type]
     x, others = (rng.standard_normal(whole).astype(dtype) for _ in range(2))  # type: ignore[arg-type]
-    plan = Plan(folded, x)
+    plan = Plan(folded, x, Bare(model))
     _check(plan, folded, others)
     return plan
 

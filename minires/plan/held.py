@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from minires.errors import ConfigError
+from minires.nn.hooks import Bare
 from minires.nn.module import Module
 
 _LONG = 4096  # items, or numbers of an array, that are compared; of what is longer there is but the one
@@ -19,6 +21,14 @@ Place = tuple[int, str]  # a module, by its id, and an attribute
 def parts(model: Module) -> list[tuple[str, Module]]:
     """The model itself, and every module inside, with its path."""
     return [("", model), *model.named_modules()]
+
+
+def bare_still(bare: Bare, what: str = "") -> None:
+    """Raises: ConfigError if modules of a model have hooks now, or are changed: a plan calls no module."""
+    if words := bare.found():
+        raise ConfigError(
+            f"{what}{words}, and a plan would not know of it; call the model itself, or take it away first"
+        )
 
 
 class _Same:

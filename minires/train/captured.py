@@ -37,6 +37,7 @@ from minires.backend import Array
 from minires.distributed import Communicator, Solo, bounds
 from minires.errors import MiniresError
 from minires.modes import share_of_batch
+from minires.nn.hooks import Bare, found
 from minires.nn.layers import Dropout
 from minires.nn.module import Module
 from minires.optim import Optimizer
@@ -72,6 +73,8 @@ def obstacle(
     if gradients is not None and gradients.nccl is not None and not gradients.nccl.can_capture:
         return f"sums of NCCL {gradients.nccl.version} cannot be captured; version 2.9.6 or newer can"
     idle = {path for path, part in model.named_modules() if isinstance(part, Dropout) and not part.rate}
+    if words := found(model):
+        return f"{words}, and a graph would not know of it"
     drawing = [path for path in model.random_states() if path.rpartition(".")[0] not in idle]
     if drawing:
         return f"{', '.join(drawing)} draws in each step, and a graph would repeat the first draw"
@@ -172,6 +175,8 @@ class CapturedStep:
     def _launch_passes(self, model: Module, loss: Callable[[Tensor, Tensor], Tensor]) -> list[Array]:
         """Forward and backward; what this rank's pictures give of the loss and the hits of the batch."""
         start, stop, pictures = self.place
+        if words := found(model):
+            raise MiniresError(f"{words}, and a graph would not know of it")
         if self.shared is not None:
             self.shared.begin()
         with share_of_batch(*self.place):
@@ -255,7 +260,7 @@ class Capture:
         sync: bool = False,
     ) -> None:
         self.say, self.gradients = say, gradients
-        self._to_capture = model, optimizer, loss
+        self._to_capture, self._bare = (model, optimizer, loss), Bare(model)
         self.step: CapturedStep | None = None
         self.batches = 0
         self._of: tuple[Any, ...] = ()  # what the step was captured for
@@ -282,6 +287,13 @@ class Capture:
                 self.is_possible = False
                 self.say(f"the step could not be captured into a CUDA graph ({error}): it is launched anew")
                 return None
+        if asked == self._of and (words := self._bare.found()):
+            if self.gradients is not None:  # the others replay, and would wait for ever
+                raise MiniresError(
+                    f"{words}, but the steps of all ranks are captured into a CUDA graph, which would not "
+                    "know of it; do so before the run begins, on every rank"
+                )
+            return None
         return self.step if asked == self._of else None
 
 

@@ -26,6 +26,7 @@ import numpy as np
 from minires import backend, tensor
 from minires.errors import ConfigError
 from minires.files import atomic_write, with_ending
+from minires.nn import hooks
 from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.ops.onnx_graph import CHANNELS_FIRST, CHANNELS_LAST, channels_first, elementwise
@@ -68,11 +69,17 @@ def export_onnx(
 
     Shapes: input (H, W, C), a picture without the batch axis; in the file it is (N, C, H, W).
     Raises: ConfigError if onnx is not installed or does not know the opset, an operation cannot be written
-    (it names the layer), the classes are not as many as the logits, the file would exceed 2 GiB, or its name
+    (it names the layer), the model has forward hooks or is changed by ``minires.intervene``, the classes
+    are not as many as the logits, the file would exceed 2 GiB, or its name
     does not end in .onnx;
     ShapeError if such a picture does not fit the model; MiniresError if the file cannot be written.
     """
     onnx = _onnx(opset)
+    if words := hooks.found(model.model if isinstance(model, Trained) else model):
+        raise ConfigError(
+            f"export_onnx: {words}, which is not of the model itself; take it away first, or leave the "
+            "`with` block"
+        )
     with_ending("path", path, ".onnx", "a file of ONNX")
     notes = {}
     if isinstance(model, Trained):

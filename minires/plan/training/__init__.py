@@ -32,11 +32,12 @@ from minires.backend import Array, thread_pool
 from minires.backend.addresses import place_of
 from minires.errors import ConfigError, MiniresError, ShapeError
 from minires.modes import with_settings
+from minires.nn.hooks import Bare
 from minires.nn.layers import Dropout
 from minires.nn.module import Module
 from minires.nn.restored import modes
 from minires.ops.registry import Description, Words, declare
-from minires.plan.held import Held, Restorable, parts
+from minires.plan.held import Held, Restorable, bare_still, parts
 from minires.plan.probes import apart, watch
 from minires.plan.steps import Traced, given
 from minires.plan.trace import failing_as
@@ -102,7 +103,7 @@ class TrainingPlan:
         }
         self._buffers = [self._owner(model, array) for _, _, array in self._program.buffers]
         self.moved = {(id(module), name) for module, name in self._buffers}
-        self._parts, self._held = parts(model), Held(model)
+        self._parts, self._held, self._bare = parts(model), Held(model), Bare(model)
         self._ready: Callable[[Tensor, Array], None] | None = None
         self._pieces = [(item, np.empty(0, np.int64)) for item in self._program.backward]
         self.threads = backend.threads()
@@ -190,6 +191,7 @@ class TrainingPlan:
         Raises: ConfigError, ShapeError for what else was changed.
         """
         run = self._program
+        bare_still(self._bare)
         for path, module in self._parts:
             _check_mode(path, module)
         if changed := self._held.changed(self.moved):

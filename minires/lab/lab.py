@@ -39,7 +39,8 @@ CHANGES = {"optimizer": dict, "schedule": dict, "variant": dict}
 @dataclass(frozen=True)
 class Scale:
     """How much is done: the pictures, their size, and for how long. ``settings`` are further ones of every
-    training run; ``about`` says how long it takes.
+    training run, ``variant`` options of those networks that have them and are not told otherwise, ``extra``
+    is what only the lab knows; ``about`` says how long it takes.
 
     >>> Scale("quick", pictures=10_000, size=16, epochs=8).but(epochs=4).epochs
     4
@@ -53,6 +54,7 @@ class Scale:
     batch_size: int = 128
     recipe: str = "cifar"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    variant: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)  # what only this lab knows: numbers of blocks, ...
     about: str = ""
 
@@ -68,6 +70,7 @@ class Scale:
         >>> case.settings["optimizer"]
         {'name': 'sgd', 'lr': 0.01, 'momentum': 0.9, 'weight_decay': 0.0001}
         """
+        from minires import models
         from minires.train import Config
 
         of_scale = {
@@ -75,6 +78,10 @@ class Scale:
             "batch_size": self.batch_size, "watch": False, "checkpoint_every": 0, **self.settings,
         }  # fmt: skip
         base = Config.settings_of(self.recipe, model=model, **of_scale)
+        options = models.entry(model).options
+        base["variant"] = base.get("variant", {}) | {
+            name: value for name, value in self.variant.items() if name in options
+        }
         for name, value in changes.items():
             other = isinstance(value, Mapping) and value.get("name", base.get(name, {}).get("name"))
             same = name in CHANGES and (other == base.get(name, {}).get("name") or name == "variant")

@@ -86,9 +86,9 @@ class Changed:
         with intervene(self._model, dict(changes)):
             return error(self._model, self._x, self._labels)
 
-    def swapped(self, count: int, rng: np.random.Generator) -> tuple[int, list[list[str]]]:
+    def swapped(self, count: int, rng: np.random.Generator) -> tuple[int, list[str]]:
         """Another order after ``count`` swaps of two blocks of one stage: how many pairs of blocks stand the
-        other way round, and the order of each stage."""
+        other way round (Kendall's distance), and the order."""
         stages = [list(range(len(stage))) for stage in self.stages.values()]
         sizes = np.array([len(stage) * (len(stage) - 1) for stage in stages], dtype=float)
         for _ in range(count):
@@ -99,4 +99,4 @@ class Changed:
             stage[a] > stage[b] for stage in stages for b in range(len(stage)) for a in range(b)
         )
         pairs = zip(self.stages.values(), stages, strict=True)
-        return distance, [[names[at] for at in stage] for names, stage in pairs]
+        return distance, [names[at] for names, stage in pairs for at in stage]

@@ -13,8 +13,9 @@ from minires.lab import draw
 from minires.lab.expect import Expect
 from minires.lab.lab import Case, Lab, Numbers, Scale
 from minires.lab.run import Run
+from minires.nn.module import Module
 from minires.nn.squeeze_excitation import SqueezeExcitation
-from minires.tensor import no_grad
+from minires.tensor import Tensor, no_grad
 
 RATIOS = {"none": None, "r = 2": 2, "r = 4": 4, "r = 8": 8, "r = 16": 16}
 OTHERS = {"r = 4, pre": {"placement": "pre"}, "r = 4, post": {"placement": "post"},
@@ -91,7 +92,7 @@ def gates_by_class(run: Run) -> list[np.ndarray[Any, Any]]:
     seen: dict[str, np.ndarray[Any, Any]] = {}
     gates = [(path, one) for path, one in run.model.named_modules() if isinstance(one, SqueezeExcitation)]
     with no_grad():
-        hooks = [one.scale.register_forward_hook(_note(seen, path)) for path, one in gates]
+        hooks = [one.expand.register_forward_hook(_note(seen, path)) for path, one in gates]
         run.model(x)
     for hook in hooks:
         hook.remove()
@@ -100,4 +101,9 @@ def gates_by_class(run: Run) -> list[np.ndarray[Any, Any]]:
 
 
 def _note(seen: dict[str, Any], path: str) -> Any:
-    return lambda module, inputs, output: seen.update({path: inputs})
+    """Keep the gate, which is the sigmoid of what the second dense layer gives."""
+
+    def note(module: Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen[path] = 1 / (1 + np.exp(-output.numpy()))
+
+    return note

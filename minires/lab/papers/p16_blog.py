@@ -48,13 +48,11 @@ class Blog(Lab):
 
     def cases(self, scale: Scale) -> dict[str, Case]:
         """The exercise, as it is and longer, and a recipe of minires."""
-        better = recipes.get("two-epoch")
+        better, model = recipes.get("two-epoch"), scale.extra.get("model", "resnet50_signs")
         return {
-            BLOG: scale.train("resnet50_signs", epochs=2),
-            LONGER: scale.train("resnet50_signs", epochs=scale.extra["longer"]),
-            BETTER: scale.but(recipe="two-epoch", batch_size=better["batch_size"]).train(
-                "resnet50_signs", epochs=2
-            ),
+            BLOG: scale.train(model, epochs=2),
+            LONGER: scale.train(model, epochs=scale.extra["longer"]),
+            BETTER: scale.but(recipe="two-epoch", batch_size=better["batch_size"]).train(model, epochs=2),
         }
 
     def measure(self, run: Run) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from minires.train.observers import Observer
 from minires.train.schedules import Schedule
 from minires.train.tensorboard import TensorBoard
 from minires.train.trainer import Trainer
+from minires.train.watch_file import LayerFigures, layer_figures
 
 __all__ = [
-    "EMA", "Config", "Evaluation", "Interrupted", "Observer", "Schedule", "TensorBoard", "Trained", "Trainer",
-    "evaluate", "evaluate_crops", "freeze", "load_model", "predict", "recalibrate", "recipes", "save_model",
-    "schedules", "start_from",
+    "EMA", "Config", "Evaluation", "Interrupted", "LayerFigures", "Observer", "Schedule", "TensorBoard",
+    "Trained", "Trainer", "evaluate", "evaluate_crops", "freeze", "layer_figures", "load_model", "predict",
+    "recalibrate", "recipes", "save_model", "schedules", "start_from",
 ]  # fmt: skip

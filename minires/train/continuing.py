@@ -22,10 +22,11 @@ from minires.train.fields import shortened
 
 CONFIG, METRICS, SUMMARY, MODEL = "config.json", "metrics.csv", "summary.json", "model.safetensors"
 FINGERPRINT = "fingerprint.json"  # of the data, until there is a checkpoint, which holds it
-WATCH, PROGRESS, SAMPLES = "watch.json", "progress.json", "samples.png"  # see minires.train.watched
+# See minires.train.watched.
+WATCH, PROGRESS, SAMPLES, LAYERS = WATCHED = "watch.json", "progress.json", "samples.png", "layers.csv"
 PICTURES = ("curves.png", "confusion.png", "mistakes.png")
 DAMAGED = "*.damaged*"
-OWN = (CONFIG, FINGERPRINT, METRICS, SUMMARY, MODEL, PATTERN, DAMAGED, *PICTURES, WATCH, PROGRESS, SAMPLES)
+OWN = (CONFIG, FINGERPRINT, METRICS, SUMMARY, MODEL, PATTERN, DAMAGED, *PICTURES, *WATCHED)
 
 
 def way_on(folder: str | os.PathLike[str]) -> str:
@@ -108,7 +109,7 @@ def has_begun(folder: Path) -> None:
 def undo(folder: Path) -> None:
     """Remove what :func:`begin` wrote."""
     has_begun(folder)
-    for name in (CONFIG, WATCH, PROGRESS, SAMPLES):
+    for name in (CONFIG, *WATCHED):
         with suppress(OSError):
             (folder / name).unlink(missing_ok=True)
 
@@ -177,7 +178,7 @@ def _check_new(folder: Path) -> None:
     shown = f"{folder} holds {what} already ({', '.join(held[:3])}{', ...' if len(held) > 3 else ''})"
     if _is_finished(folder):
         raise ConfigError(f"{shown}, and it is finished; choose another folder")
-    begun = [name for name in held if name not in (WATCH, PROGRESS, SAMPLES)]
+    begun = [name for name in held if name not in WATCHED]
     if not Checkpoints(folder).paths() and begun not in ([CONFIG], [CONFIG, FINGERPRINT]):
         raise ConfigError(f"{shown}; choose another folder")
     raise ConfigError(
@@ -266,8 +267,9 @@ def other_sums(info: Mapping[str, Any], *, threads: int, ranks: int) -> list[str
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what writes that were killed have left; only for who holds the lock of the folder."""
-    files.remove_leftovers(folder, CONFIG, FINGERPRINT, METRICS, SUMMARY, MODEL, PATTERN, *PICTURES, WATCH,
-                           PROGRESS, SAMPLES)  # fmt: skip
+    files.remove_leftovers(
+        folder, CONFIG, FINGERPRINT, METRICS, SUMMARY, MODEL, PATTERN, *PICTURES, *WATCHED
+    )
 
 
 def not_yet(folder: Path) -> str | None:

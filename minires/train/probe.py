@@ -1,4 +1,5 @@
-"""A look into a model that is in training: how large activations, gradients and weights are, layer by layer.
+"""A look into a model that is in training: how large activations, gradients and weights are, layer by layer,
+how strong each layer responds, and how strong the two ways of each residual block are.
 
 The steps of a run show nothing of this: a plan keeps no activations, and a captured step is replayed by the
 GPU alone. So a few pictures, always the same, go through the model itself, forward and backward, as in
@@ -10,15 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from minires import backend
 from minires.backend import Array
 from minires.nn.module import Module, Parameter
+from minires.nn.responses import Response, Ways, noting
 from minires.nn.restored import left_as_it_is
 from minires.ops.cross_entropy import cross_entropy
-from minires.tensor import Call, Tensor, set_apart, settings, watching, with_settings
+from minires.tensor import Call, Tensor, set_apart, settings, with_settings
 
 FIGURES = ("mean", "std", "gradient", "weight")
 MOST_LAYERS = 64  # with more, blocks take the place of layers
@@ -64,6 +67,15 @@ def _has_weights(module: Module) -> bool:
     return next(module.children(), None) is None and any(one.ndim > 1 for one in module.parameters())
 
 
+class Look(NamedTuple):
+    """What a look has found: by name of the figure a number for each layer, the responses, in the order of
+    execution, and the ways of the blocks."""
+
+    layers: dict[str, list[float | None]]
+    responses: list[Response]
+    ways: list[Ways]
+
+
 class Probe:
     """Measures the ``layers`` of a model with one batch ``x`` and its labels ``y``, always the same.
 
@@ -76,9 +88,10 @@ class Probe:
         self.model, self.layers, self.x, self.y = model, list(layers), x, y
         self.label_smoothing = label_smoothing
 
-    def __call__(self) -> dict[str, list[float | None]]:
-        """By name of the figure a number for each layer: mean and standard deviation of what it hands on,
-        norm of the gradient of its weights, None where there is none, and norm of the weights."""
+    def __call__(self) -> Look:
+        """Look: of each layer mean and standard deviation of what it hands on, norm of the gradient of its
+        weights, None where there is none, and norm of the weights; responses and ways as
+        :mod:`minires.nn.responses` has them, in training."""
         parameters = [one for one in self.model.parameters() if one.requires_grad]
         device = next(self.model.parameters()).device
         moments: dict[str, tuple[float, float]] = {}
@@ -90,7 +103,7 @@ class Probe:
 
         with left_as_it_is(self.model), set_apart(parameters), with_settings(recording=True):
             self.model.train()
-            with watching(note):
+            with noting(self.model, note) as noted:
                 logits = self.model(Tensor(backend.to_device(self.x, device)))
             cross_entropy(logits, self.y, label_smoothing=self.label_smoothing).backward()
             gradients = [
@@ -100,7 +113,8 @@ class Probe:
         weights = [norm([one.data for one in layer.parameters.values()]) for layer in self.layers]
         pairs = [moments.get(layer.path, (None, None)) for layer in self.layers]
         found = [one for one, _ in pairs], [one for _, one in pairs], gradients, weights
-        return dict(zip(FIGURES, (list(map(_finite, numbers)) for numbers in found), strict=True))
+        figures = dict(zip(FIGURES, (list(map(finite, numbers)) for numbers in found), strict=True))
+        return Look(figures, noted.responses, noted.ways)
 
     def _names(self) -> dict[str, list[str]]:
         """By the path of a module, the layers that what it hands on belongs to: itself and blocks around."""
@@ -125,7 +139,7 @@ def updates(layers: Sequence[Layer], before: Sequence[Mapping[str, Array]]) -> l
     for layer, old in zip(layers, before, strict=True):
         moved = norm([one.data - old[path] for path, one in layer.parameters.items()])
         whole = norm([one.data for one in layer.parameters.values()])
-        found.append(_finite(moved / whole) if moved is not None and whole else None)
+        found.append(finite(moved / whole) if moved is not None and whole else None)
     return found
 
 
@@ -146,6 +160,10 @@ def _moments(y: Array) -> tuple[float, float]:
     return float(wide.mean()), float(wide.std())
 
 
-def _finite(value: float | None) -> float | None:
-    """A number of six digits, which is more than anybody sees; None for NaN and infinity."""
+def finite(value: float | None) -> float | None:
+    """A number of six digits, which is more than anybody sees; None for NaN and infinity.
+
+    >>> finite(1 / 3), finite(math.nan)
+    (0.333333, None)
+    """
     return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None

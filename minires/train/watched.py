@@ -1,7 +1,8 @@
-"""What a run writes about itself while it goes, for ``minires watch``: three files of the run folder.
+"""What a run writes about itself while it goes, for ``minires watch``: files of the run folder.
 
     watch.json     the figures of the layers and the confusion table of validation, of the epochs that were
-                   looked at
+                   looked at: see minires.train.watch_file
+    layers.csv     the figures of the layers once more, as a table
     progress.json  where the run is, the loss step by step, the last lines of its report; every few seconds
     samples.png    some training pictures as the model gets them, augmented
 
@@ -27,13 +28,13 @@ from PIL import Image
 
 from minires.errors import CheckpointError, ConfigError
 from minires.files import atomic_write
-from minires.train import best, continuing, probe, run_folder
+from minires.train import best, continuing, probe, run_folder, watch_file
 from minires.train.evaluation import Evaluation
 from minires.train.fields import Kind, Optional, between, exactly, listing, real, record, text
 from minires.train.observers import Observer, Run
 from minires.train.telling import Pace
 
-FORMAT = 1
+FORMAT = watch_file.FORMAT
 PICTURES = 8  # in the batch that is looked at
 COST = {  # of a look, in pictures that could be trained on meanwhile
     "cpu": 3 * PICTURES,  # the model itself, beside a plan
@@ -44,20 +45,9 @@ EPOCHS = 200  # that are looked at in a run, at most
 CELLS = 2000  # of a confusion table that are kept: the largest
 POINTS = 500  # of the loss, step by step
 PAUSE = 10.0  # seconds between two writes of progress.json
-SAMPLES, SIDE = 32, 96  # pictures that are shown, and the least side of each
+SAMPLES, SIDE = watch_file.SAMPLES, 96  # pictures that are shown, and the least side of each
 COLUMNS = 8
 
-_LAYERS = (*probe.FIGURES, "update")
-WATCH_KIND = record(
-    kind=exactly("watch"), format=exactly(FORMAT), classes=listing(text),
-    layers=listing(record(path=text, kind=text)),
-    samples=Optional(record(count=between(1, SAMPLES), columns=between(1), labels=listing(Optional(text)))),
-    epochs=listing(record(
-        epoch=between(1), step=between(0),
-        layers=record(**{name: listing(Optional(real)) for name in _LAYERS}),
-        confusion=Optional(record(cells=listing(listing(between(0), count=3)), left_out=between(0))),
-    )),
-)  # fmt: skip
 PROGRESS_KIND = record(
     kind=exactly("progress"), format=exactly(FORMAT), time=real, epoch=between(0), epochs=between(1),
     batch=between(0), batches=between(1), step=between(0), loss=Optional(real), accuracy=Optional(real),
@@ -99,12 +89,16 @@ class Watch(Observer):
         step, known = run.progress.step, [{"path": one.path, "kind": one.kind} for one in self.layers]
         self.content: dict[str, Any] = {
             "kind": "watch", "format": FORMAT, "classes": list(self.classes), "layers": known,
-            "samples": None, "epochs": [],
+            "responses": [], "blocks": [], "samples": None, "epochs": [],
         }  # fmt: skip
         self.points: list[list[float | None]] = []
-        if (old := _ours(run.out / continuing.WATCH, WATCH_KIND)) and old["layers"] == known:
+        watch_file.check_table(run.out / continuing.LAYERS)
+        if (old := _ours(run.out / continuing.WATCH, watch_file.KIND)) and old["layers"] == known:
+            self.content |= {name: old.get(name) or [] for name in ("responses", "blocks")}
             self.content["samples"] = old["samples"]
             self.content["epochs"] = [one for one in old["epochs"] if one["step"] <= step]
+            if old["epochs"]:
+                self._write_look(run)
         if old := _ours(run.out / continuing.PROGRESS, PROGRESS_KIND):
             self.points = [one for one in old["points"] if (one[0] or 0) <= step]
         self._point = self._sums(run)
@@ -159,17 +153,32 @@ class Watch(Observer):
             self._before = probe.copied(self.layers)
 
     def _look(self, run: Run, row: Mapping[str, Any], val: Evaluation | None) -> None:
-        figures: dict[str, Any] = dict(self._probe())
+        look = self._probe()
+        figures: dict[str, Any] = dict(look.layers)
         figures["update"] = self._updates or [None] * len(self.layers)
+        kinds = {path: type(module).__name__ for path, module in run.model.named_modules()}
+        kinds[""] = type(run.model).__name__
+        seen = watch_file.placed(
+            self.content["responses"], [one.path for one in look.responses], kinds,
+            response=[probe.finite(one.std) for one in look.responses],
+        ) | watch_file.placed(
+            self.content["blocks"], [one.path for one in look.ways], kinds,
+            branch=[probe.finite(one.branch) for one in look.ways],
+            shortcut=[probe.finite(one.shortcut) for one in look.ways],
+        )  # fmt: skip
         table = None
         if val is not None and run.val_set is not None:
             guesses = val.probabilities.argmax(axis=1)
             table = _cells(run_folder.confusion_table(run.val_set.labels, guesses, len(self.classes)))
         epochs: list[Any] = self.content["epochs"]
         epochs.append(
-            {"epoch": row["epoch"], "step": row["step"], "layers": figures, "confusion": table}
+            {"epoch": row["epoch"], "step": row["step"], "layers": figures, **seen, "confusion": table}
         )
+        self._write_look(run)
+
+    def _write_look(self, run: Run) -> None:
         _write(run.out / continuing.WATCH, self.content)
+        watch_file.write_table(run.out / continuing.LAYERS, self.content)
 
     def _first(self, run: Run) -> None:
         """What is written once: here, and not before the first step, which may be refused."""

@@ -19,7 +19,7 @@ from typing import Any
 from minires.errors import CheckpointError, ConfigError, MiniresError
 from minires.files import check_name
 from minires.limits import regular_file
-from minires.train import continuing, lock, run_folder, watched
+from minires.train import continuing, lock, run_folder, watch_file, watched
 from minires.train.checkpoint import Checkpoints
 from minires.train.fields import Kind, shortened
 
@@ -83,7 +83,7 @@ class Reading:
         broken: list[str] = []
         config = self._json(continuing.CONFIG, None, broken) or {}
         summary = self._json(continuing.SUMMARY, None, broken)
-        inside = self._json(continuing.WATCH, watched.WATCH_KIND, broken)
+        inside = self._json(continuing.WATCH, watch_file.KIND, broken)
         progress = self._json(continuing.PROGRESS, watched.PROGRESS_KIND, broken)
         finished = summary is not None and _number(summary.get("test_accuracy")) is not None
         there = self.folder.is_dir()

@@ -103,13 +103,24 @@ def _layers(inside: Mapping[str, Any] | None, columns: int, room: int) -> list[s
         return ["layers: none were looked at yet"] if room >= 1 else []
     last = inside["epochs"][-1]
     names = [layer["path"] for layer in inside["layers"]]
-    count = min(len(names), room - 2)
+    ways = zip(last.get("branch") or [], last.get("shortcut") or [], strict=False)
+    shares = [branch / shortcut for branch, shortcut in ways if branch is not None and shortcut]
+    count = min(len(names), max(1, room - 2 - bool(shares)))
     places = sorted({round(n * (len(names) - 1) / max(1, count - 1)) for n in range(count)})
-    found = [f"{'after epoch ' + str(last['epoch']):<24} activations (std)  gradient  update"]
+    head = f"{'after epoch ' + str(last['epoch']):<24} activations (std)  gradient    update"
+    # By the path of a layer; in a file of an older version there are none.
+    named = [one["path"] for one in inside.get("responses") or []]
+    responses = dict(zip(named, last.get("response") or [], strict=False))
+    responses = {path: response for path, response in responses.items() if path in names}
+    found = [head + ("  response" if responses else "")]
     for place in places:
         figures = last["layers"]
         std, gradient, update = (_short(figures[name][place]) for name in ("std", "gradient", "update"))
-        found.append(f"{names[place][-24:]:<24} {std:>17}  {gradient:>8}  {update:>8}")
+        response = f"  {_short(responses.get(names[place])):>8}" if responses else ""
+        found.append(f"{names[place][-24:]:<24} {std:>17}  {gradient:>8}  {update:>8}{response}")
+    if shares:
+        ends = f"{_short(shares[0])} to {_short(shares[-1])}"
+        found.append(f"{'branch / shortcut':<24} {sparks(shares, max(8, min(48, columns - 48)))}  {ends}")
     return [*found, ""]
 
 

@@ -76,6 +76,7 @@ def test_settings_are_reached_nested_too(place, capsys):
 VALUES = {
     "model": ("tiny", "--model"), "variant": ({"width": 3}, None), "data": ("pictures", "--data"),
     "size": (9, "--size"), "train_on": ("train+val", "--train-on"), "recipe": ("cifar", "--recipe"),
+    "pictures": (7, "--pictures"),
     "epochs": (2, "--epochs"), "batch_size": (5, "--batch-size"), "accumulate": (2, "--accumulate"),
     "drop_last": (False, "--no-drop-last"), "optimizer": ({"name": "sgd", "lr": 0.5}, None),
     "schedule": ({"name": "constant"}, None), "augment": (["flip"], None), "normalize": ("none", None),

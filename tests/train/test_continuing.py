@@ -406,7 +406,7 @@ def test_checkpoints_stay_or_go_when_the_run_is_finished(tmp_path):
     before = contents(tmp_path / "none")
     assert set(before) == {
         "config.json", "metrics.csv", "model.safetensors", "summary.json", "watch.json", "progress.json",
-        "samples.png",
+        "samples.png", "layers.csv",
     }  # fmt: skip
     with pytest.raises(CheckpointError, match="none is finished: .* its model is .*none/model.safetensors"):
         trainer(tmp_path / "none", epochs=1, resume=True)

@@ -43,8 +43,8 @@ class Tiny(nn.Module):
 """
 MINIRES = [sys.executable, "-m", "minires", "--import", "tiny_of_mine"]
 TRAIN = [*MINIRES, "train", "--data", "pictures", "--model", "tiny", "--batch-size", "4"]
-END = ["config.json", "metrics.csv", "model.safetensors", "progress.json", "samples.png", "summary.json",
-       "watch.json"]  # fmt: skip
+END = ["config.json", "layers.csv", "metrics.csv", "model.safetensors", "progress.json", "samples.png",
+       "summary.json", "watch.json"]  # fmt: skip
 
 
 @pytest.fixture

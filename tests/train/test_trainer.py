@@ -76,7 +76,7 @@ def test_the_folder_holds_the_whole_record(finished):
     out, summary, _, config = finished
     assert {path.name for path in out.iterdir()} == {
         "config.json", "metrics.csv", "curves.png", "confusion.png", "mistakes.png", "summary.json",
-        "watch.json", "progress.json", "samples.png",
+        "watch.json", "progress.json", "samples.png", "layers.csv",
         "model.safetensors", "checkpoint-00000140.safetensors", "checkpoint-00000144.safetensors",
     }  # fmt: skip
     assert Config.from_dict(json.loads((out / "config.json").read_text())) == config

@@ -150,7 +150,7 @@ def test_a_probe_leaves_gradients_hooks_and_running_statistics_as_they_are():
     assert all(np.array_equal(before[name], after[name]) for name in before)
     assert model.random_states() == random and not model.bn1.training and model.training
     assert model.fc.bias.grad.tolist() == [1, 1, 1] and model.conv1.weight.grad is None
-    assert not model.fc.weight.requires_grad and found["gradient"][2] is not None  # of the bias alone
+    assert not model.fc.weight.requires_grad and found.layers["gradient"][2] is not None  # of the bias alone
 
 
 def test_how_often_follows_from_counts_alone_and_costs_little():

@@ -129,6 +129,47 @@ def test_the_page_shows_curves_layers_confusion_samples_and_report(browser, fini
         assert all(address.startswith((server.url, "data:")) for address in requests)
 
 
+def test_the_page_shows_responses_and_the_ways_of_blocks(browser, finished, tmp_path):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    inside = json.loads((run / "watch.json").read_text())
+    inside["blocks"] = [{"path": path, "kind": "ResidualBlock"} for path in ("res2a", "res2b")]
+    for number, one in enumerate(inside["epochs"]):
+        one |= {"branch": [0.5 + number, 0.25], "shortcut": [2.0, None]}
+    (run / "watch.json").write_text(json.dumps(inside))
+    with served(run) as server:
+        page, errors, _ = opened(browser, server, **DESKTOP)
+        words = page.locator("#kinds button").all_inner_texts()
+        assert words[5:] == ["Responses", "Branch", "Shortcut", "Branch / shortcut"]
+        page.click("#kinds button:has-text('Responses')")
+        assert page.locator("#heat .names button").all_inner_texts() == ["conv1", "conv2", "fc"]
+        page.click("#heat .names button:has-text('conv2')")
+        assert page.text_content("#layer-title") == "conv2 (Conv2d): Responses"
+        assert f"conv2 {inside['epochs'][-1]['response'][1]:.3g}" in page.text_content("#layer .legend")
+        page.click("#heat .names button:has-text('fc')")  # the third of three, and there are two blocks
+        page.click("#kinds button:text-is('Branch')")
+        assert page.text_content("#layer-title") == "res2b (ResidualBlock): Branch"
+        page.click("#heat .names button:has-text('res2a')")
+        page.click("#kinds button:has-text('Branch / shortcut')")
+        assert page.text_content("#layer-title") == "res2a (ResidualBlock): Branch / shortcut"
+        assert "res2a 1.25" in page.text_content("#layer .legend")  # 2.5 / 2
+        assert page.locator("#heat .names button").all_inner_texts() == ["res2a", "res2b"]
+        page.hover("#heat canvas", position={"x": 3, "y": 30})
+        assert page.text_content("#scale output") == "res2b, epoch 1: –"
+        page.click("#language")
+        assert page.text_content("#layer-title") == "res2a (ResidualBlock): 主分支 / 捷径"
+        assert not errors
+    for name in ("responses", "blocks"):
+        del inside[name]
+    for one in inside["epochs"]:
+        for name in ("response", "branch", "shortcut"):
+            del one[name]
+    (run / "watch.json").write_text(json.dumps(inside))  # as an older version wrote it
+    with served(run) as server:
+        page, errors, _ = opened(browser, server, **DESKTOP)
+        assert page.locator("#kinds button").count() == 5
+        assert page.text_content("#layer-title") == "conv1 (Conv2d): Update ratio" and not errors
+
+
 def test_the_page_follows_a_run_that_goes_on(browser, stopped, tmp_path):
     run = Path(shutil.copytree(stopped, tmp_path / "run"))
     config = CONFIG.from_dict({**CONFIG.to_dict(), "normalize": "none"})

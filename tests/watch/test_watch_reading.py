@@ -136,6 +136,27 @@ def test_the_screen_fits_and_has_the_last_figures(finished):
     assert "finished" in text and "100%" in text and "conv1" in text and "fc" in text
 
 
+def test_the_screen_has_responses_and_the_ways_of_blocks(run):
+    inside = json.loads((run / "watch.json").read_text())
+    inside["blocks"] = [{"path": f"res2{letter}", "kind": "ResidualBlock"} for letter in "abc"]
+    inside["epochs"][-1] |= {"branch": [0.5, 1.0, 0.3], "shortcut": [2.0, None, 1.0]}
+    (run / "watch.json").write_text(json.dumps(inside))
+    lines = screen(Reading(run).now())
+    head = next(line for line in lines if line.startswith("after epoch"))
+    row = next(line for line in lines if line.startswith("conv2"))
+    assert head.split()[-1] == "response"
+    assert row.split()[-1] == f"{inside['epochs'][-1]['response'][1]:.2g}"
+    assert next(line for line in lines if line.startswith("branch / shortcut")).endswith("  0.25 to 0.3")
+    for one in inside["epochs"]:
+        for name in ("response", "branch", "shortcut"):
+            one.pop(name, None)
+    del inside["responses"], inside["blocks"]
+    (run / "watch.json").write_text(json.dumps(inside))  # as an older version wrote it
+    found = Reading(run).now()
+    text = "\n".join(screen(found))
+    assert not found["broken"] and "response" not in text and "branch" not in text and "conv2" in text
+
+
 def test_names_in_the_screen_cannot_command_a_terminal(run):
     inside = json.loads((run / "watch.json").read_text())
     inside["layers"][0]["path"] = "a\x1b[2Jb"

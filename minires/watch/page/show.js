@@ -3,7 +3,8 @@ import { find, make, refill } from "./dom.js";
 import { heat, scaleOf, squares, strip } from "./heat.js";
 import { say } from "./speech.js";
 
-const KINDS = ["update", "gradient", "std", "mean", "weight"];
+const OF_LAYERS = ["update", "gradient", "std", "mean", "weight"];
+const OF_BLOCKS = ["branch", "shortcut", "share"];
 const MOST = 24; // classes that a table of numbers is shown for
 const TRAIN = "var(--train)";
 const VAL = "var(--val)";
@@ -108,15 +109,18 @@ function showLayers({ run, kind, layer }, choose) {
   find("layers-none").hidden = looks.length > 0;
   find("layers-none").textContent = say(inside ? "notYet" : run.config.watch === false ? "notWatched" : run.progress ? "notYet" : "older");
   if (!looks.length) return;
-  refill("kinds", KINDS.map((name) => {
+  const kinds = [...OF_LAYERS, ...(inside.responses?.length ? ["response"] : []), ...(inside.blocks?.length ? OF_BLOCKS : [])];
+  if (!kinds.includes(kind)) kind = kinds[0]; // an older file has no others
+  refill("kinds", kinds.map((name) => {
     const chosen = name === kind;
     const button = make("button", { type: "button", role: "radio", "aria-checked": chosen }, say(`kind_${name}`));
     button.addEventListener("click", () => choose.kind(name));
     return button;
   }));
   find("kind-hint").textContent = say(`hint_${kind}`);
-  const names = inside.layers.map((one) => one.path);
-  const rows = names.map((_, i) => looks.map((one) => one.layers[kind][i] ?? null));
+  const things = kind === "response" ? inside.responses : OF_BLOCKS.includes(kind) ? inside.blocks : inside.layers;
+  const names = things.map((one) => one.path);
+  const rows = names.map((_, i) => looks.map((one) => figure(one, kind, i)));
   const signed = kind === "mean";
   const scale = scaleOf(rows.flat(), signed);
   find("layer").hidden = find("layer-title").hidden = !scale;
@@ -127,16 +131,16 @@ function showLayers({ run, kind, layer }, choose) {
   }
   const value = make("output");
   const ends = [say("atEpoch", { epoch: looks[0].epoch }), say("atEpoch", { epoch: looks[looks.length - 1].epoch })];
+  const at = Math.min(layer, names.length - 1);
   heat(find("heat"), names, rows, {
-    scale, chosen: layer, choose: choose.layer, ends, label: say("heatLabel", { kind: say(`kind_${kind}`) }),
+    scale, chosen: at, choose: choose.layer, ends, label: say("heatLabel", { kind: say(`kind_${kind}`) }),
     point: (row, column) => {
       const known = row !== null && rows[row][column] !== null;
       value.textContent = row === null ? "" : `${names[row]}, ${say("atEpoch", { epoch: looks[column].epoch })}: ${known ? short(rows[row][column]) : "–"}`;
     },
   });
   find("scale").replaceChildren(make("span", {}, short(scale.least)), strip(signed), make("span", {}, short(scale.most)), value);
-  const at = Math.min(layer, names.length - 1);
-  find("layer-title").textContent = `${names[at]} (${inside.layers[at].kind}): ${say(`kind_${kind}`)}`;
+  find("layer-title").textContent = `${names[at]} (${things[at].kind}): ${say(`kind_${kind}`)}`;
   const median = looks.map((one, column) => {
     const known = rows.map((row) => row[column]).filter((number) => number !== null).sort((a, b) => a - b);
     return [one.epoch, known.length ? known[Math.floor(known.length / 2)] : null];
@@ -149,6 +153,15 @@ function showLayers({ run, kind, layer }, choose) {
     log: !signed, format: short, last: run.progress?.epochs ?? run.config.epochs, none: say("none"),
     where: (x) => say("atEpoch", { epoch: x }), label: find("layer-title").textContent,
   });
+}
+
+/** A figure of a layer or block in a look; null where it was not measured. */
+function figure(look, kind, i) {
+  if (kind === "share") {
+    const [branch, shortcut] = [look.branch?.[i], look.shortcut?.[i]];
+    return (branch ?? null) !== null && shortcut ? branch / shortcut : null;
+  }
+  return (OF_LAYERS.includes(kind) ? look.layers : look)[kind]?.[i] ?? null;
 }
 
 function showConfusion({ run, look }) {

@@ -323,7 +323,6 @@ class _Unit:
     def before_addition(self, dy: Array) -> tuple[Array, Array]:
         """The gradients of branch and shortcut."""
         branch, shortcut = self.joined
-        shortcut.grad = None
         db = _back(self.end, branch, dy)
         return db, _taken(shortcut)
 

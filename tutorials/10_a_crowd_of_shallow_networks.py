@@ -242,7 +242,8 @@ assert means["plain"][1] < 0.3
 #
 # The branch of a unit is its layers one after the other, as in lesson 09. Run it with a tape of its own for
 # each unit, and add the shortcut by hand. The network is in inference mode: its batch norms use fixed
-# statistics, and each picture has its gradient to itself.
+# statistics, and each picture has its gradient to itself. (For any other model of residual units
+# ``minires.inspect.path_lengths`` does this, and the paper's measurement over single paths.)
 
 
 def branch(unit, x):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from minires import interrupt, quiet_start
-from minires.errors import ConfigError, DataError
+from minires.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
     from minires.distributed import Communicator
@@ -116,6 +116,25 @@ def load_square(model: str, *, finished: bool = False) -> tuple[Trained, int]:
             "square ones only: use minires.train.predict, evaluate or start_from from Python"
         )
     return trained, high
+
+
+def trained_or_fresh(model: str) -> tuple[Trained, int]:
+    """A trained model with the side of its pictures; or, by the name of a model, one with fresh weights."""
+    from minires import models, train
+    from minires.data import Normalize
+
+    if Path(model).exists():
+        return load_square(model)
+    if model not in models.names():
+        raise ConfigError(
+            f"{model} is neither a run folder, a model.safetensors file nor a model "
+            f"({nearest(model, models.names(), listed='`minires models`')}); `minires train` makes a run"
+        )
+    entry = models.entry(model)
+    classes = tuple(map(str, range(entry.classes)))
+    fresh = models.build(model, seed=0).eval()
+    centred = Normalize((0.5,) * 3, (0.25,) * 3)
+    return train.Trained(fresh, model, {}, classes, centred, (entry.size,) * 2, "none"), entry.size
 
 
 def folder_of(model: str) -> Path:

@@ -80,17 +80,7 @@ def labelled(
     else of the data set that it was trained on; ``stream`` is that of ``data.load``."""
     from minires import data
 
-    own = None
-    if asked is None:
-        config = config_of_run(model)
-        check_is_there(config, model, ", or give pictures with --data")
-        own = config.data
-    if own is not None and split in (None, "train", "val", "test"):
-        splits, split = data.load(own, size=side, stream=stream, draft=config.draft), split or "test"
-        is_as_trained(model, splits)
-        part = data.LabelledPart(getattr(splits, split), split, splits.source)
-    else:
-        part = data.load_part(own or asked or "", split, size=side, stream=stream)
+    part = part_of_run(model, asked, split, side, stream=stream)
     try:
         fitting = part.pictures.with_classes(trained.classes)
     except DataError as error:
@@ -99,6 +89,25 @@ def labelled(
             f"{_few(part.pictures.classes)}; choose a data set with the same classes"
         ) from error
     return data.LabelledPart(fitting, part.split, part.source)
+
+
+def part_of_run(
+    model: str, asked: str | None, split: str | None, side: int, *, stream: bool | None = None
+) -> LabelledPart:
+    """The pictures of ``asked``, a name or path, or else of the data set that a run was trained on, with the
+    classes that they have; ``stream`` is that of ``data.load``."""
+    from minires import data
+
+    own = None
+    if asked is None:
+        config = config_of_run(model)
+        check_is_there(config, model, ", or give pictures with --data")
+        own = config.data
+    if own is None or split == "all":
+        return data.load_part(own or asked or "", split, size=side, stream=stream)
+    splits, split = data.load(own, size=side, stream=stream, draft=config.draft), split or "test"
+    is_as_trained(model, splits)
+    return data.LabelledPart(getattr(splits, split), split, splits.source)
 
 
 class Learnt:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minires.commands.loading import TRAINED, TrainedModel, load_square, print_json, speaker
+from minires.commands.loading import TRAINED, TrainedModel, print_json, speaker, trained_or_fresh
 from minires.commands.pictures import SPLITS, labelled, pictures_of
 from minires.commands.registry import Command
 from minires.errors import ConfigError
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
         with_ending("--html", options.html, PAGE, "a page")
         read = [one for one in (options.model, options.image, options.data) if one is not None]
         not_over("--html", options.html, read, "read for the page")
-    trained, side = _trained_or_fresh(options.model)
+    trained, side = trained_or_fresh(options.model)
     seen, label, picture = _picture_to_trace(options, trained, side)
     with backend.before_compiling(speaker(sys.stderr)):
         probabilities = train.predict(trained.model, seen[None], trained.normalize)[0]
@@ -94,25 +94,6 @@ def run(options: argparse.Namespace) -> int:
         f"{out}: every step of this picture, {size / 1e6:.1f} MB. Open it in a browser; it needs no network."
     )
     return 0
-
-
-def _trained_or_fresh(model: str) -> tuple[Trained, int]:
-    """A trained model with the side of its pictures; or, by the name of a model, one with fresh weights."""
-    from minires import models, train
-    from minires.data import Normalize
-
-    if Path(model).exists():
-        return load_square(model)
-    if model not in models.names():
-        raise ConfigError(
-            f"{model} is neither a run folder, a model.safetensors file nor a model; "
-            "`minires summary` knows the models, `minires train` makes a run"
-        )
-    entry = models.entry(model)
-    classes = tuple(map(str, range(entry.classes)))
-    fresh = models.build(model, seed=0).eval()
-    centred = Normalize((0.5,) * 3, (0.25,) * 3)
-    return train.Trained(fresh, model, {}, classes, centred, (entry.size,) * 2, "none"), entry.size
 
 
 def _picture_to_trace(

@@ -166,8 +166,8 @@ class PathLengths:
         both.plot(
             self.lengths, _percent(self.measured), color=GREY, linestyle="--", label="all paths together"
         )
-        both.set_title(f"Share (%): 95% of the bars on {first} to {last}", fontsize=11)
-        both.legend(frameon=False, fontsize=8)
+        both.set_title(f"Share (%); 95% of the bars: {first} to {last}", fontsize=11)
+        both.legend(frameon=False, fontsize=8, loc="upper left")
         for axes in (number_of, one, both):
             axes.set_xlabel("length of a path (branches on it)", fontsize=9)
             axes.set_xlim(-0.6, len(self.count) - 0.4)
@@ -186,13 +186,13 @@ def _positive(values: Numbers) -> Numbers:
     return np.where(values > 0, values, np.nan)
 
 
-def path_lengths(model: Module, x: Operand, y: Any, *, samples: int = 2, seed: int = 0) -> PathLengths:
+def path_lengths(model: Module, x: Operand, y: Any, *, samples: int = 1, seed: int = 0) -> PathLengths:
     """Find how much of the gradient comes back over paths of each length through a residual network.
 
     model: one whose units, in a row, have the two methods of :class:`minires.nn.blocks.Residual`: networks of
         minires (V1, V2, SE, ResNeXt), or with blocks of your own. A unit without a shortcut (None) is on
         every path; a unit inside another belongs to the outer one's branch or shortcut.
-    x: pictures as the model takes them, normalised.
+    x: pictures as the model takes them, normalised; they go to its device.
     y: their class numbers; the loss is the cross entropy.
     samples: how many single paths of each length are followed for ``one_path``, of every picture its own. Of
         a length that has no more paths than that all are followed, each once, and ``one_path`` is exact.
@@ -220,8 +220,8 @@ def path_lengths(model: Module, x: Operand, y: Any, *, samples: int = 2, seed: i
     True
     """
     samples, rng = whole("samples", samples), np.random.default_rng(as_seed(seed))
-    pixels = _pixels(x)
     probe = _copy(model)
+    pixels = _pixels(x, next((one.device for one in model.parameters()), "cpu"))
     with watching(lambda call: None), with_settings(recording=True):  # watched, recomputed blocks are plain
         whole_gradient = _back(_loss(probe, pixels, y), pixels)
         cut = _Cut(probe, pixels)
@@ -249,14 +249,14 @@ def path_lengths(model: Module, x: Operand, y: Any, *, samples: int = 2, seed: i
     )  # fmt: skip
 
 
-def _pixels(x: Operand) -> Tensor:
+def _pixels(x: Operand, device: str) -> Tensor:
     data = x.data if isinstance(x, Tensor) else array_of(x)
     if not backend.is_float(data.dtype) or data.ndim < 2 or len(data) == 0:
         raise ShapeError(
             f"x must be at least one picture as the model takes it, floats (N, H, W, C), not {data.dtype} "
             f"{data.shape}; minires.data.Normalize makes them of uint8"
         )
-    return Tensor(data, requires_grad=True)
+    return Tensor(data, device=device, requires_grad=True)
 
 
 def _copy(model: Module) -> Module:
@@ -323,7 +323,6 @@ class _Unit:
     def before_addition(self, dy: Array) -> tuple[Array, Array]:
         """The gradients of branch and shortcut."""
         branch, shortcut = self.joined
-        shortcut.grad = None
         db = _back(self.end, branch, dy)
         return db, _taken(shortcut)
 

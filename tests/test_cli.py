@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import importlib.util
@@ -29,9 +30,10 @@ from safetensors.numpy import save_file
 import minires
 from minires import Tensor, backend, cli, data, models, nn
 from minires.commands import COMMANDS
+from minires.commands.loading import changes_of
 from minires.debug.recording import Recording, record_passes
 from minires.ops import cases, registry
-from minires.train import Trained, load_model, predict, recipes, save_model
+from minires.train import Trained, evaluate, load_model, predict, recipes, save_model
 
 PICTURES = ("curves.png", "confusion.png", "mistakes.png")
 COLOURS = ("blue", "green", "red")
@@ -629,6 +631,40 @@ def test_evaluate_counts_what_is_right(
     pictures = run.parent / "colours"
     train = json.loads(call(capsys, "evaluate", run, "--data", pictures, "--split", "train", "--json")[1])
     assert train["total"] == 19 and summary["train_pictures"] == 19 + 5 and train["accuracy"] > 0.8
+
+
+def test_a_changed_model_is_evaluated_asked_and_traced_and_the_changes_are_said(
+    run: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = load_model(run)
+    test = data.load(run.parent / "colours", size=12).test
+    with minires.intervene(trained.model, {"norm[0:2]": 0, "fc": 0.5}):
+        right = evaluate(trained.model, test, trained.normalize)
+        best = float(predict(trained.model, test.images[:1], trained.normalize).max())
+    said = ["norm[0:2]: 0 x channels 0:2 of its output", "fc: 0.5 x its output"]
+    change = ["--change", "norm[0:2]=0", "--change", "fc=0.5"]
+    got = json.loads(call(capsys, "evaluate", run, *change, "--json")[1])
+    plain = json.loads(call(capsys, "evaluate", run, "--json")[1])
+    assert got["loss"] == pytest.approx(right.loss) != plain["loss"]
+    assert got["changes"] == said and plain["changes"] == []
+    picture = run.parent / "colours/red/0.png"
+    for command, more in (("evaluate", ()), ("predict", (picture,)), ("trace", ("--html", "a.html"))):
+        status, text, _ = call(capsys, command, run, *more, *change)
+        assert status == 0 and all(f"changed: {one}\n" in text for one in said), command
+        assert "changed" not in call(capsys, command, run, *more)[1]
+    assert json.loads(call(capsys, "predict", run, picture, *change, "--json")[1])["changes"] == said
+    got = json.loads(call(capsys, "trace", run, "--html", "a.html", *change, "--json")[1])
+    assert got["changes"] == said and got["probability"] == pytest.approx(best)
+    assert "unknown change 'of'" in refused(capsys, 2, "evaluate", run, "--change", "fc=of")
+    assert "no module 'fd'" in refused(capsys, 2, "predict", run, picture, "--change", "fd=drop")
+    assert "say what becomes of what" in refused(capsys, 2, "trace", run, "--change", "fc")
+    assert "given twice" in refused(capsys, 2, "evaluate", run, "--change", "fc=1", "--change", "fc=2")
+    assert "in the place of" in refused(capsys, 1, "evaluate", run, "--change", "swap=conv,pool")
+    assert "cannot be dropped" in refused(capsys, 1, "evaluate", run, "--change", "pool=drop")
+    asked = argparse.Namespace(change=["swap=a,b", "swap=c,d", "order=e,f", "g=drop", "h[1]=-2"])
+    assert changes_of(asked) == {
+        "swap": [["a", "b"], ["c", "d"]], "order": ["e", "f"], "g": "drop", "h[1]": -2.0
+    }  # fmt: skip
 
 
 def test_evaluate_by_several_views_of_each_picture(

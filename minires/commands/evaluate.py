@@ -6,7 +6,15 @@ import argparse
 import sys
 from contextlib import suppress
 
-from minires.commands.loading import load_trained, print_json, run_options, speaker
+from minires.commands.loading import (
+    change_option,
+    changes_of,
+    load_trained,
+    print_changes,
+    print_json,
+    run_options,
+    speaker,
+)
 from minires.commands.pictures import SPLITS, labelled, learnt, warn_of_learnt
 from minires.commands.registry import Command
 from minires.errors import ConfigError, MiniresError
@@ -19,6 +27,7 @@ Test a trained model: how many pictures it gets right, and the mean cross-entrop
   minires evaluate runs/signs-default-1 --data hands --split val
   minires evaluate runs/mine --crops 10                           corners, middle, and these mirrored
   minires evaluate runs/mine --crops full --scales 224,256,384    whole pictures at several sizes
+  minires evaluate runs/mine --change res3b=drop                  without the branch of a block
 
 The pictures stand in folders that are named like the classes, in a folder, a zip or a tar (.tar, .tar.gz,
 .tgz, .tar.xz, .tar.bz2). Without folders for train, val and test all of them are used; else those of test, or
@@ -36,11 +45,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=SPLITS, help="default: see above")
     parser.add_argument("--crops", choices=("1", "10", "full"), help="views of each picture: see above")
     parser.add_argument("--scales", metavar="N,N", help="shorter sides, for --crops; several are averaged")
+    change_option(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     from minires import backend, data, train
     from minires.distributed import world
+    from minires.nn.intervene import intervene
     from minires.train import team
 
     scales = _scales(options)
@@ -56,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
         if known:
             warn_of_learnt(options.model, *known.among(known_by_files))
     team.one_part(world(), dataset, part.source)
-    with backend.before_compiling(speaker(sys.stderr)):
+    with backend.before_compiling(speaker(sys.stderr)), intervene(trained.model, changes_of(options)) as done:
         if options.crops is None:
             result = train.evaluate(trained.model, dataset, trained.normalize, comm=world())
         else:
@@ -70,12 +81,13 @@ def run(options: argparse.Namespace) -> int:
         print_json({
             "model": trained.name, "data": dataset.name, "source": part.source, "split": part.split,
             "correct": correct, "total": len(dataset), "accuracy": result.accuracy, "loss": result.loss,
-            "crops": options.crops, "scales": list(scales),
+            "crops": options.crops, "scales": list(scales), "changes": done.words,
         })  # fmt: skip
         return 0
     words = {"1": ", one crop", "10": ", ten crops", "full": ", whole pictures and mirrored"}
     views = words.get(options.crops, "")
     print(f"{trained.name} on {part.source}, {part.split} pictures{views}:")
+    print_changes(done.words)
     print(f"{correct} of {len(dataset)} right, accuracy {100 * result.accuracy:.2f}%, loss {result.loss:.4f}")
     return 0
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -58,6 +58,40 @@ def run_options(parser: argparse.ArgumentParser) -> None:
     """The trained model, and the device to use it on: see :func:`load_trained`."""
     parser.add_argument("model", metavar="RUN", action=TrainedModel, help=TRAINED)
     parser.add_argument("--device", default="cpu", metavar="NAME", help=DEVICES)
+
+
+def change_option(parser: argparse.ArgumentParser) -> None:
+    """The option ``--change``, for a command that runs a trained model."""
+    parser.add_argument(
+        "--change", action="append", metavar="NAME=WHAT",
+        help="change a block or layer while the model runs: res3b=drop, res4a.shortcut=0.5, res3b[0:8]=0, "
+        "swap=res2b,res2c, order=res2c,res2a,res2b; can be repeated",
+    )  # fmt: skip
+
+
+def changes_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The changes that ``--change NAME=WHAT`` asks for, as ``minires.intervene`` takes them."""
+    changes: dict[str, Any] = {}
+    for text in options.change or []:
+        name, equals, what = text.partition("=")
+        if not (name and equals and what):
+            raise ConfigError(f"--change {text}: say what becomes of what, such as res3b=drop or res3b=0.5")
+        if name == "swap":
+            changes.setdefault(name, []).append(what.split(","))
+            continue
+        if name in changes:
+            raise ConfigError(f"--change {name} is given twice")
+        try:
+            changes[name] = what.split(",") if name == "order" else float(what)
+        except ValueError:
+            changes[name] = what
+    return changes
+
+
+def print_changes(changes: Iterable[str]) -> None:
+    """Say what was changed, a line each."""
+    for one in changes:
+        print(f"changed: {one}")
 
 
 def variant_of(options: argparse.Namespace) -> dict[str, Any]:

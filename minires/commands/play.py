@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from minires.commands.loading import run_options
+from minires.commands.loading import change_option, changes_of, run_options
 from minires.commands.registry import Command
 
 TEXT = """\
@@ -13,7 +13,8 @@ them for, and which places of a picture made it think so. Only this machine can 
 it.
 
   minires play runs/signs-default-1
-  minires play runs/signs-default-1 --data photos"""
+  minires play runs/signs-default-1 --data photos
+  minires play runs/signs-default-1 --change res3b=drop"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--port", type=int, default=0, metavar="N", help="the port (default: a free one)")
     parser.add_argument("--no-browser", dest="browser", action="store_false", help="only print the address")
+    change_option(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -30,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
 
     serve(
         options.model, data=options.data, port=options.port, device=options.device,
-        open_browser=options.browser,
+        open_browser=options.browser, changes=changes_of(options),
     )  # fmt: skip
     return 0
 

@@ -11,7 +11,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minires.commands.loading import load_trained, print_json, run_options, speaker
+from minires.commands.loading import (
+    change_option,
+    changes_of,
+    load_trained,
+    print_changes,
+    print_json,
+    run_options,
+    speaker,
+)
 from minires.commands.pictures import (
     Shown,
     fingerprint,
@@ -55,11 +63,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write a table, too, a .csv: picture, label, probability, all probabilities",
     )
+    change_option(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     from minires import backend
     from minires.data.parts import matching
+    from minires.nn.intervene import intervene
     from minires.train import continuing
 
     if options.top < 1:
@@ -72,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     pictures = pictures_of(options.pictures)
     known = matching({label for one in pictures for label in one.labels}, trained.classes)
     truths = [next((known[name] for name in one.labels[::-1] if name in known), None) for one in pictures]
-    with backend.before_compiling(speaker(sys.stderr)):
+    with backend.before_compiling(speaker(sys.stderr)), intervene(trained.model, changes_of(options)) as done:
         results, prints = _predicted(pictures, trained, side)
     if any(truths):
         known_pictures = learnt(options.model, side)
@@ -92,8 +102,10 @@ def run(options: argparse.Namespace) -> int:
     if options.csv is not None:
         _write_table(Path(options.csv), found, trained.classes, results)
     if options.json:
-        print_json({"model": trained.name, "classes": trained.classes, "predictions": found})
+        print_json({"model": trained.name, "classes": trained.classes, "changes": done.words,
+                    "predictions": found})  # fmt: skip
         return 0
+    print_changes(done.words)
     width = max(len(one.name) for one in pictures)
     for guessed in found:
         guesses = [f"{guess['label']} {100 * guess['probability']:5.1f}%" for guess in guessed["top"]]

@@ -8,7 +8,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minires.commands.loading import TRAINED, TrainedModel, print_json, speaker, trained_or_fresh
+from minires.commands.loading import (
+    TRAINED,
+    TrainedModel,
+    change_option,
+    changes_of,
+    print_changes,
+    print_json,
+    speaker,
+    trained_or_fresh,
+)
 from minires.commands.pictures import SPLITS, labelled, pictures_of
 from minires.commands.registry import Command
 from minires.errors import ConfigError
@@ -26,6 +35,7 @@ first kernel: every step with its values and gradients. The page is one file and
   minires trace runs/signs-default-1 --image hand.jpg --label 3 --html hand.html
   minires trace runs/signs-default-1 --data photos.zip --split val
   minires trace resnet50 --image hand.jpg         fresh weights, not trained
+  minires trace runs/signs-default-1 --change res3b=drop --change res4a.shortcut=0.5
 
 Without --label the loss is for the label of the test picture, or else for the model's own guess; where that
 is so sure that its loss is about 0, for the class that the model finds second best."""
@@ -50,12 +60,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--html", metavar="FILE", help="where to write it (default: trace-MODEL.html in the run)"
     )
+    change_option(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     from minires import backend, train
     from minires.debug.recording import ABOUT_ZERO
     from minires.debug.trace_page import trace
+    from minires.nn.intervene import intervene
 
     if options.html is not None:
         with_ending("--html", options.html, PAGE, "a page")
@@ -63,7 +75,8 @@ def run(options: argparse.Namespace) -> int:
         not_over("--html", options.html, read, "read for the page")
     trained, side = trained_or_fresh(options.model)
     seen, label, picture = _picture_to_trace(options, trained, side)
-    with backend.before_compiling(speaker(sys.stderr)):
+    changes = changes_of(options)
+    with backend.before_compiling(speaker(sys.stderr)), intervene(trained.model, changes):
         probabilities = train.predict(trained.model, seen[None], trained.normalize)[0]
     second, best = map(int, probabilities.argsort()[-2:]) if len(probabilities) > 1 else (0, 0)
     sure = -math.log(probabilities[best]) < ABOUT_ZERO
@@ -72,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     out = options.html or str(folder / f"trace-{trained.name}.html")
     x = trained.normalize(seen[None])
     named = {"name": trained.name, "classes": trained.classes, "picture": seen}
-    with backend.before_compiling(speaker(sys.stderr)):
+    with backend.before_compiling(speaker(sys.stderr)), intervene(trained.model, changes) as done:
         trace(trained.model, x, label, out=out, **named)
     guess = trained.classes[best]
     taken = second if chosen else best if label is None else label
@@ -81,9 +94,10 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"model": trained.name, "picture": picture, "html": out, "bytes": size, "guess": guess,
                      "probability": float(probabilities.max()), "chosen": chosen, "noise": noise,
-                     "label": trained.classes[taken]})  # fmt: skip
+                     "label": trained.classes[taken], "changes": done.words})  # fmt: skip
         return 0
     print(f"The picture: {picture}")
+    print_changes(done.words)
     print(f"The model's guess: {guess}, {100 * probabilities.max():.1f}%")
     if chosen:
         second_guess = f"the loss is as if {trained.classes[taken]} were right, its second guess"

@@ -22,6 +22,7 @@ from minires.ops.registry import describe
 
 WIDTH = 80  # columns of a terminal
 CORNER = 4, 6  # rows and columns of the values that are shown
+CHANGES = 3  # of the model that are named on each card
 MAPS, SMALLEST, LARGEST = 16, 64, 96  # feature maps that are shown, and the sides of one in pixels
 COLUMNS = "{:<23} {:>9} {:>9} {:>6} {:>9} {:>9} {:>9}"
 NOT_KEPT = "not kept: give the model and x instead"
@@ -60,7 +61,7 @@ def text(recording: Recording, one: Operation, *, backward: bool, title: str) ->
     seconds = one.backward_seconds if backward else one.seconds
     name, array = ("d" + _result(one), one.incoming) if backward else (_result(one), one.output)
     parts = [
-        [*_wrapped(title), *_wrapped(_where(recording, one, backward))],
+        [*_wrapped(title), *_wrapped(_where(recording, one, backward)), *_changed(recording)],
         [*(part for line in formulas.splitlines() for part in _wrapped(line, "  ")), *_options(one)],
         [*(_backward(recording, one) if backward else _forward(recording, one)),
          *([f"took {1000 * seconds:.2f} ms"] if seconds else [])],
@@ -83,6 +84,14 @@ def _where(recording: Recording, one: Operation, backward: bool) -> str:
     if recording.noise and (backward or one is recording.operations[-1]):
         places.append(f"loss about 0 ({recording.loss:.2g}): the gradients are noise, give other labels")
     return ", ".join(places)
+
+
+def _changed(recording: Recording) -> list[str]:
+    """What was changed of the model; of many changes the first ones."""
+    lines = [f"changed: {one}" for one in recording.changes[:CHANGES]]
+    if (more := len(recording.changes) - CHANGES) > 0:
+        lines.append(f"changed: and {more} more")
+    return [part for line in lines for part in _wrapped(line)]
 
 
 def _options(one: Operation) -> list[str]:

@@ -26,6 +26,8 @@ from minires.backend import Array
 from minires.errors import ConfigError, MiniresError, ShapeError
 from minires.inspect.graph import chains
 from minires.inspect.summary import Shape, handed_on, left_as_it_is
+from minires.nn.intervene import Words as Changed
+from minires.nn.intervene import changes_of, intervene
 from minires.nn.module import Module
 from minires.ops.cross_entropy import cross_entropy
 from minires.ops.forms import Formula, Values
@@ -139,6 +141,9 @@ class Recording:
     ``guessed`` says that there were no labels, and the model's own guess was taken. ``training`` is the mode
     of the model, None where there is no model.
 
+    ``changes`` say what was changed of the model while it ran (``minires.intervene``), a line each; their
+    attribute ``chinese`` says it in Chinese.
+
     ``modules`` has every name of every module inside the model, and the path that its operations carry: of
     a module that is held under several names, the first.
     """
@@ -155,6 +160,7 @@ class Recording:
     gradients: Mapping[str, Array] = field(default_factory=dict)
     stages: tuple[Shape, ...] = ()
     modules: Mapping[str, str] = field(default_factory=dict)
+    changes: tuple[Changed, ...] = ()
 
     @property
     def noise(self) -> bool:
@@ -165,37 +171,49 @@ class Recording:
 
     def __repr__(self) -> str:
         of = type(self.model).__name__ if self.model is not None else "a function or tape"
-        return f"<recording of {of}: {len(self.operations)} operations, loss {self.loss:.6g}>"
+        changed = f", changed: {'; '.join(self.changes)}" if self.changes else ""
+        return f"<recording of {of}: {len(self.operations)} operations, loss {self.loss:.6g}{changed}>"
 
 
-def record_passes(model: Module | Callable[[Tensor], Tensor], x: Any, y: Any = None) -> Recording:
+def record_passes(
+    model: Module | Callable[[Tensor], Tensor], x: Any, y: Any = None, *,
+    changes: Mapping[str, Any] | None = None,
+) -> Recording:  # fmt: skip
     """Run a model on a batch, forward and backward, and write down every operation.
 
     The loss is the cross entropy of the model's scores and the labels ``y``; without labels they are the
     model's own guess, which may leave no gradient: see :attr:`Recording.noise`. A model that returns a single
     value gives the loss itself, and takes no labels. The mode of the model, training or inference, is its
-    own. Any function of a tensor will do for a model.
+    own. Any function of a tensor will do for a model. ``changes`` of a module are made meanwhile: see
+    ``minires.intervene``.
 
     Shapes: x (N, H, W, C) or what the model takes; y (N,) class numbers or (N, K) probabilities.
     Raises: ShapeError if the batch does not fit the model, or the scores the loss; DataError for a label out
-    of range; ConfigError for labels that nothing asks for; MiniresError if no gradient flows.
+    of range; ConfigError for labels that nothing asks for, or changes of a function; MiniresError if no
+    gradient flows.
     """
     module = model if isinstance(model, Module) else None
+    if changes and module is None:
+        raise ConfigError("changes are of the modules of a model, and this is a function")
     y = y.data if isinstance(y, Tensor) else y
     device = next((parameter.device for parameter in module.parameters()), None) if module else None
     picture = Tensor(Tensor(x).data.copy(), requires_grad=True, device=device)
     notes = _Notes(module, picture)
-    with left_as_it_is(module) if module else nullcontext():
+    with (
+        left_as_it_is(module) if module else nullcontext(),
+        intervene(module, changes or {}) if module else nullcontext(),
+    ):
         with with_settings(recording=True, fused=False), watching(notes.note):
             result = handed_on(model(picture), model)
             loss, labels = _loss(result, y)
+        changed = changes_of(module) if module else ()
     if loss.node is None:
         raise MiniresError("nothing leads from the input or a parameter to the loss, so there is no gradient")
     back = walk_back(loss, notes.seen)
     return put_together(
         module, notes.seen, back, x=picture.numpy(), labels=labels, loss=float(loss.item()),
         logits=None if result is loss else result.numpy(), guessed=y is None and result is not loss,
-        gradients=notes.gradients(back),
+        gradients=notes.gradients(back), changes=changed,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ back, the input last. ``for event in s`` and ``s[i]`` go through them without mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -254,21 +254,26 @@ def _known(kind: str, name: str, names: set[str]) -> None:
         raise ConfigError(f"there is no {kind} {name!r}; {nearest(name, names)}")
 
 
-def step(model: Module | Callable[[Tensor], Tensor] | Tensor, x: Any = None, y: Any = None) -> Stepper:
+def step(
+    model: Module | Callable[[Tensor], Tensor] | Tensor, x: Any = None, y: Any = None, *,
+    changes: Mapping[str, Any] | None = None,
+) -> Stepper:  # fmt: skip
     """Record one forward and one backward pass, and begin at the input.
 
     With a model, or any function, and a batch ``x`` (and labels ``y``): see
     :func:`minires.debug.recording.record_passes`. With a loss alone, what its tape has kept: see
-    :func:`minires.debug.tape.record_tape`. Either way model, gradients and tape stay as they were.
+    :func:`minires.debug.tape.record_tape`. ``changes`` of the model, ``{"res3b": "drop"}``, are made
+    meanwhile, as ``minires.intervene`` makes them, and the cards say so. Either way model, gradients and tape
+    stay as they were.
 
     Shapes: x (N, H, W, C) or what the model takes; y (N,) class numbers or (N, K) probabilities.
     Raises: ShapeError if the batch does not fit the model; ConfigError if ``x`` is missing, or a loss comes
-    with one; MiniresError if no gradient flows.
+    with one or with changes; MiniresError if no gradient flows.
     """
     if isinstance(model, Tensor):
-        if x is not None or y is not None:
-            raise ConfigError("step: a loss is stepped through alone; leave x and y out")
+        if x is not None or y is not None or changes:
+            raise ConfigError("step: a loss is stepped through alone; leave x, y and changes out")
         return Stepper(record_tape(model))
     if x is None:
         raise ConfigError("step: give a batch, step(model, x, y), or a loss alone, step(loss)")
-    return Stepper(record_passes(model, x, y))
+    return Stepper(record_passes(model, x, y, changes=changes))

@@ -21,10 +21,11 @@ from minires.errors import ConfigError, MiniresError
 from minires.lab import draw
 from minires.lab.expect import AGREES, DIFFERS, UNCLEAR, Expect, Judged
 from minires.lab.lab import Case, Lab, Numbers, Scale, checked
+from minires.lab.outcome import Outcome
 from minires.lab.papers import LABS
 from minires.lab.report import write
 from minires.lab.run import Run
-from minires.lab.session import Outcome, run_lab
+from minires.lab.session import run_lab
 
 __all__ = [
     "AGREES", "DIFFERS", "LABS", "UNCLEAR", "Case", "Expect", "Judged", "Lab", "Numbers", "Outcome", "Run",

@@ -8,7 +8,7 @@ import hashlib
 import inspect
 import json
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +119,9 @@ class Run:
         return list(layer_figures(self.folder))
 
     @functools.cached_property
-    def epochs(self) -> list[dict[str, float | None]]:
+    def epochs(self) -> Sequence[Mapping[str, float | None]]:
         """The figures of its epochs, as metrics.csv has them; a run that diverged has fewer."""
-        return list(read_run(self.folder).rows)
+        return read_run(self.folder).rows
 
     def errors(self) -> dict[str, Any]:
         """Its errors, in percent: of the last epoch ``train_error``, as the pictures came in training, and

@@ -173,7 +173,8 @@ def _cost(case: Case, pictures: runs.Pictures) -> float:
     count = settings.get("pictures") or len(splits.train)
     macs: float = summarize(model, (side, side, 3)).macs
     looked_at = len(splits.val) if settings["train_on"] == "train" else 0
-    return macs * (settings["epochs"] * (BACKWARD * count + looked_at) + looked_at + len(splits.test))
+    passes: int = settings["epochs"] * (BACKWARD * count + looked_at) + looked_at + len(splits.test)
+    return macs * passes
 
 
 # ------------------------------------------------------------------------------------------- what is kept

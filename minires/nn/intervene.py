@@ -467,9 +467,9 @@ def _skipped(model: Module, changes: Sequence[_Change]) -> Iterator[_Change]:
     chain, stores = _chain(model), [one for one in changes if one.part == "source" and one.kind == "stored"]
     places = [i for i, module in enumerate(chain) if any(one.module is module for one in stores)]
     moved = {id(one.module) for one in changes if one.part == "place"}
-    if not places or any(id(module) in moved or hooks.is_moved(module) for module in chain):
+    last = max(places, default=0)
+    if not places or any(id(module) in moved or hooks.is_moved(module) for module in chain[: last + 1]):
         return
-    last = max(places)
     before = {id(module): module for module in chain[:last]}
     if any(id(module) in before for module in chain[last:]):  # held twice, and the second time it runs
         return

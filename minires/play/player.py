@@ -8,6 +8,7 @@ import itertools
 import os
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from minires import backend
 from minires.debug.cam import activation_maps, overlay
 from minires.debug.trace_page import trace_html
 from minires.errors import ConfigError, DataError, MiniresError
+from minires.nn.intervene import Words, intervene
 from minires.plan import planned
 from minires.play.decoder import Decoder
 from minires.play.gallery import Gallery
@@ -33,7 +35,7 @@ class Player:
 
     ``run`` is a run folder or a model.safetensors file; ``data`` a folder, zip, tar or picture file whose
     pictures can be asked about by their numbers. Nothing is written to disk; the last eight pictures are kept
-    in memory.
+    in memory. ``changes`` of the model (``minires.intervene``) hold until it is closed.
 
     Raises: CheckpointError if ``run`` is no trained model; ConfigError if it learnt from pictures that are
     not square, or there is no such device; DataError if there are no pictures at ``data``.
@@ -45,6 +47,7 @@ class Player:
         *,
         device: str = "cpu",
         data: str | os.PathLike[str] | None = None,
+        changes: Mapping[str, Any] | None = None,
     ) -> None:
         self.trained = load_model(run)
         high, wide = self.trained.size
@@ -52,6 +55,8 @@ class Player:
             raise ConfigError(f"{run} learnt from pictures {high} high and {wide} wide; they must be square")
         self.gallery = Gallery(data, self.trained.classes) if data is not None else None
         self.trained.model.to(backend.choose_device(device))
+        self._intervention = intervene(self.trained.model, changes or {})
+        self._intervention.__enter__()
         self._scores = planned(self.trained.model, (1, high, wide, 3))  # the maps are the model's own
         self._lock = threading.Lock()  # one question at a time; pictures are decoded meanwhile
         self._decoder, self._thumbnails = Decoder(2), Decoder(1)
@@ -76,8 +81,14 @@ class Player:
         black = np.zeros((*self.trained.size, 3), np.uint8)
         self._answer(self._decoder.decode(_png(black), name="a black picture", size=len(black)))
 
+    @property
+    def changes(self) -> tuple[Words, ...]:
+        """What is changed of the model."""
+        return self._intervention.words
+
     def close(self) -> None:
-        """End the processes that decode pictures."""
+        """End the processes that decode pictures, and the changes."""
+        self._intervention.__exit__()
         self._decoder.close()
         self._thumbnails.close()
 
@@ -87,6 +98,7 @@ class Player:
         return {
             "model": trained.name, "dataset": trained.dataset, "classes": list(trained.classes),
             "side": trained.size[0],
+            "changes": [{"en": one, "zh": one.chinese} for one in self.changes],
             "pictures": {"source": gallery.source, "count": len(gallery)} if gallery else None,
         }  # fmt: skip
 

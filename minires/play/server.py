@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from minires import backend
 from minires.interrupt import raise_what_came
@@ -23,24 +24,29 @@ def serve(
     port: int = 0,
     device: str = "cpu",
     open_browser: bool = True,
+    changes: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serve the page for the trained model ``run`` until Ctrl-C; ``port`` 0 takes a free one.
 
-    With ``data``, a folder, zip, tar or picture file, the page shows the pictures that are there.
+    With ``data``, a folder, zip, tar or picture file, the page shows the pictures that are there. ``changes``
+    of the model, as ``minires.intervene`` takes them, hold as long as it is served, and the page says so.
 
     Raises: CheckpointError if ``run`` is no trained model; ConfigError if its pictures are not square, or the
-    port or the device cannot be used; DataError if there are no pictures at ``data``.
+    port or the device cannot be used, or the changes cannot be; DataError if there are no pictures at
+    ``data``.
     """
     listener = listen(port)  # first, as what is to be said of the port is soon known
     try:
-        player = Player(run, device=device, data=data)
+        player = Player(run, device=device, data=data, changes=changes)
         with backend.before_compiling(say):
             player.warm_up()
         raise_what_came()
     except BaseException:
         listener.close()
         raise
+    for one in player.changes:
+        say(f"changed: {one}")
     server = Server(player, listener)
     show(
         server, f"{player.trained.name} from {run} waits for pictures at {server.url}",

@@ -463,6 +463,43 @@ def test_cards_of_a_tape_are_of_the_fused_calls_that_stand_on_it(training):
     assert "label_smoothing / K" in of_loss and "weight" not in of_loss
 
 
+def test_a_changed_model_is_stepped_through_and_every_card_says_what_was_changed():
+    model = minires.models.build("resnet20_cifar", seed=0).eval()
+    x, y = pictures(), np.array([3, 7])
+    plain = step(model, x, y)
+    changes = {"res3b": "drop", "res4a.shortcut": 0.5}
+    s = step(model, x, y, changes=changes)
+    said = ("res3b: dropped: its shortcut + 0 x its branch", "res4a.shortcut: 0.5 x the shortcut")
+    assert s.recording.changes == said and plain.recording.changes == ()
+    assert [one.chinese for one in s.recording.changes] == [
+        "res3b：去掉：捷径 + 0 × 分支", "res4a.shortcut：捷径 × 0.5"
+    ]  # fmt: skip
+    assert all(f"changed: {one}" in repr(s[n]) for one in said for n in (0, 5, -1))
+    assert "changed" not in repr(plain[0]) and "changed" in repr(s.recording)
+    with minires.intervene(model, changes):
+        again = step(model, x, y).recording
+        assert again.changes == said and again.loss == s.recording.loss
+        loss = cross_entropy(model(Tensor(x)), y)
+    assert loss.item() == pytest.approx(s.recording.loss, rel=1e-5) != plain.recording.loss
+    with pytest.raises(ConfigError, match="no operation ran in it"):
+        s.goto("res3b_branch2a")
+    times = [event for event in s if event.op == "mul"]
+    assert {event.path for event in times} == {"res4a"} and len(times) == 2  # forward and back
+    assert "res3b_branch2a.weight" in plain.recording.gradients
+    assert "res3b_branch2a.weight" not in s.recording.gradients
+    assert (model(Tensor(x)).data == plain.recording.logits).all() or model(Tensor(x)).shape == (2, 10)
+    many = step(model, x, y, changes={f"conv1[{n}]": 0 for n in range(5)})
+    assert "changed: and 2 more" in repr(many[0])
+
+
+def test_changes_are_of_a_model():
+    x = pictures()
+    with pytest.raises(ConfigError, match="this is a function"):
+        step(lambda x: x.mean(), x, changes={"a": 0})
+    with pytest.raises(ConfigError, match="leave x, y and changes out"):
+        step((Tensor([1.0], requires_grad=True) * 2).sum(), changes={"a": 0})
+
+
 def test_the_picture_of_a_short_vector_has_a_colour_for_its_largest_number():
     vector = np.array([0.5, 24.8, 12.2, 3.0], np.float32).reshape(1, 1, 1, 4)
     png, caption = card.maps(vector)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from browser import chromium, screenshot, watched
 
+import minires
 from minires import data, models, nn
 from minires.debug.recording import record_passes
 from minires.debug.trace_page import pack, trace, trace_html
@@ -235,6 +236,28 @@ def test_the_model_is_left_as_it_was():
     trace_html(model, normal(picture(16)), 3)
     assert all(np.array_equal(before[name], array) for name, array in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters()) and model.training
+
+
+def test_the_page_says_what_was_changed_in_both_languages():
+    model, x = little()
+    plain = Packed(trace_html(model, x, 3))
+    assert plain.table["changes"] == []
+    kept = minires.activations(model, x[None], ["res2c"])["res2c"]
+    changes = {"res3b": "drop", "res4a.shortcut": 0.5, "swap": ("res4b", "res4c"), "res2c": kept}
+    page = trace_html(model, x, 3, changes=changes)
+    table = Packed(page).table
+    assert table["changes"][:2] == [
+        ["res3b: dropped: its shortcut + 0 x its branch", "res3b：去掉：捷径 + 0 × 分支"],
+        ["res4a.shortcut: 0.5 x the shortcut", "res4a.shortcut：捷径 × 0.5"],
+    ]
+    assert len(table["changes"]) == 5 and not any("尚未" in chinese for _, chinese in table["changes"])
+    with minires.intervene(model, changes):
+        right = record_passes(model, x[None], np.array([3]))
+    assert float(table["loss"]) == pytest.approx(right.loss, rel=1e-5)
+    paths = [operation["path"] for operation in table["operations"]]
+    assert "conv1" not in paths and "res3b_branch2a" not in paths
+    assert paths.index("res4c_branch2a") < paths.index("res4b_branch2a")
+    assert b"changed: {change}" in page and "已改动：{change}".encode() in page
 
 
 def test_numbers_that_are_not_finite_are_packed():

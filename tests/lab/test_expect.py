@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minires.errors import ConfigError
-from minires.lab.expect import NORMAL, T, Expect, interval, overall
+from minires.lab.expect import NORMAL, Expect, T, interval, overall
 
 DEEPER = Expect("deeper is worse", of=("deep", "error"), minus=("shallow", "error"), above=0)
 

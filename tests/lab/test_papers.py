@@ -1,4 +1,5 @@
-"""The labs that come with minires: each runs at a tiny scale, and its rule decides rightly on made-up numbers."""
+"""The labs that come with minires: each runs at a tiny scale, and its rule decides rightly on made-up
+numbers."""
 
 import copy
 import html
@@ -100,7 +101,8 @@ def test_there_are_sixteen():
 AS_THE_PAPER = {
     "degradation": {
         "plain-20": {"train_error": 8, "test_error": 10}, "plain-56": {"train_error": 11, "test_error": 13},
-        "resnet-20": {"train_error": 6, "test_error": 8.75}, "resnet-56": {"train_error": 2, "test_error": 6.97},
+        "resnet-20": {"train_error": 6, "test_error": 8.75},
+        "resnet-56": {"train_error": 2, "test_error": 6.97},
     },
     "responses": {
         "plain-20": {"response": 1.2}, "plain-56": {"response": 1.0}, "resnet-20": {"response": 0.8},
@@ -170,10 +172,12 @@ AS_THE_PAPER = {
     },
     "weight-decay": {
         "none": {"norm": 60, "share": 1.0}, "weights": {"norm": 5, "share": 0.05},
-        "weights and gammas": {"share": 0.01}, "weights, no BN": {"share": 0.1}, "none, no BN": {"share": 1.0},
+        "weights and gammas": {"share": 0.01}, "weights, no BN": {"share": 0.1},
+        "none, no BN": {"share": 1.0},
     },
     "blog": {
-        "the exercise": {"test_accuracy": 86.67, "accuracy_batch": 89}, "the exercise, 20 epochs": {"test_accuracy": 90},
+        "the exercise": {"test_accuracy": 86.67, "accuracy_batch": 89},
+        "the exercise, 20 epochs": {"test_accuracy": 90},
         "two-epoch recipe": {"test_accuracy": 94},
     },
 }  # fmt: skip

@@ -41,7 +41,8 @@ class Longer(Lab):
 
     def cases(self, scale):
         return {
-            name: scale.train("own_net_of_a_lab", epochs=epochs) for epochs, name in enumerate(("one", "two"), 1)
+            name: scale.train("own_net_of_a_lab", epochs=epochs)
+            for epochs, name in enumerate(("one", "two"), 1)
         }
 
     def measure(self, run):
@@ -225,7 +226,8 @@ def test_what_is_not_trained_is_made_from_each_seed(folder):
     ],
 )
 def test_a_file_that_is_no_lab_is_refused(folder, capsys, content, words):
-    (folder / "wrong.py").write_text(content.replace('@register("own_net_of_a_lab", size=8, classes=2)\n', ""))
+    registered = '@register("own_net_of_a_lab", size=8, classes=2)\n'
+    (folder / "wrong.py").write_text(content.replace(registered, ""))
     with pytest.raises(MiniresError, match=re.escape(words)):
         load_file("wrong.py")
     status, _, err = call(capsys, "lab", "wrong.py")

@@ -26,6 +26,7 @@ import pytest
 from PIL import Image
 from play.trained import a_picture, encoded
 
+import minires
 from minires import CheckpointError, ConfigError, DataError, data, limits, train
 from minires.debug.cam import activation_maps, overlay
 from minires.interrupt import Stopped, as_exceptions
@@ -162,8 +163,36 @@ def test_the_trace_of_the_picture_is_a_page_of_its_own(server):
 def test_the_page_says_what_the_model_is(server):
     assert ask(server, "GET", "about") == (
         200, {"model": "resnet20_cifar", "dataset": "hands", "classes": list("012345"), "side": 32,
-              "pictures": None},
+              "pictures": None, "changes": []},
     )  # fmt: skip
+
+
+def test_what_is_changed_of_the_model_is_said_and_is_what_answers(run):
+    trained = train.load_model(run)
+    player = Player(run, changes={"res3b": "drop"})
+    before = player._scores.state_dict()
+    player.warm_up()
+    assert player.changes == ("res3b: dropped: its shortcut + 0 x its branch",)
+    assert player.about()["changes"] == [
+        {"en": "res3b: dropped: its shortcut + 0 x its branch", "zh": "res3b：去掉：捷径 + 0 × 分支"}
+    ]
+    answer = player.guess(a_picture())
+    seen = data.decode(a_picture(), size=32)
+    (plain,) = train.predict(trained.model, seen[None], trained.normalize)
+    with minires.intervene(trained.model, {"res3b": "drop"}):
+        (expected,) = train.predict(trained.model, seen[None], trained.normalize)
+    np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-6)
+    assert not np.allclose(plain, expected, atol=1e-4)
+    assert "res3b" in packed_table(player.trace(answer["picture"]))["changes"][0][0]
+    player.close()
+    assert all(np.array_equal(player.trained.model.state_dict()[n], a) for n, a in before.items())
+    with pytest.raises(ConfigError, match="no module 'res9'"):
+        Player(run, changes={"res9": 0})
+
+
+def packed_table(page):
+    chunk = re.search(rb'id="chunk0">([^<]*)<', page)[1]
+    return json.loads(zlib.decompress(base64.b64decode(chunk)))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import hashlib
 import html
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -43,13 +43,16 @@ def trace(
     name: str | None = None,
     classes: Sequence[str] | None = None,
     picture: Array | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> None:
     """Record one picture's way through a model, forward and backward, and write the page ``out``.
 
     ``y`` is its label. Without it the loss is that of the model's own guess, or where that is about 0, so
     that its gradients are noise, as if the second guess were right; the page says so. ``name`` is the title,
     ``classes`` the names of the labels, and ``picture`` the picture as people see it. The model runs in its
-    own mode and is left as it was. Of each operation as many channels are kept as fit into 15 MB.
+    own mode and is left as it was. ``changes`` of it, ``{"res3b": "drop"}``, are made meanwhile, as
+    ``minires.intervene`` makes them, and the page says so. Of each operation as many channels are kept as fit
+    into 15 MB.
 
     Shapes: x (H, W, C) or (1, H, W, C), as the model takes it; y a class number, or probabilities (K,);
     picture (H, W, 3), uint8.
@@ -58,7 +61,7 @@ def trace(
     would be too large, or the file cannot be written; ConfigError if ``out`` does not end in .html.
     """
     with_ending("out", out, PAGE, "a page")
-    content = trace_html(model, x, y, name=name, classes=classes, picture=picture)
+    content = trace_html(model, x, y, name=name, classes=classes, picture=picture, changes=changes)
     with atomic_write(out) as file:
         file.write(content)
 
@@ -71,6 +74,7 @@ def trace_html(
     name: str | None = None,
     classes: Sequence[str] | None = None,
     picture: Array | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> bytes:
     """The page that :func:`trace` writes, which says what is given and raised."""
     x = np.asarray(x.numpy() if isinstance(x, Tensor) else x)
@@ -81,12 +85,12 @@ def trace_html(
         raise ShapeError(f"trace: picture must be uint8 (H, W, 3), not {picture.dtype} {picture.shape}")
     labels = None if y is None else np.asarray(y)[None]
     # Kernels are compiled or read from the disk now, so that the times of the second pass are true.
-    first = record_passes(model, x, labels)
+    first = record_passes(model, x, labels, changes=changes)
     scores = first.logits
     chosen = first.guessed and first.noise and scores is not None and scores.shape[-1] > 1
     if chosen and scores is not None:
         labels = scores.argsort(axis=1)[:, -2]
-    recording = record_passes(model, x, labels)
+    recording = record_passes(model, x, labels, changes=changes)
     title = name or type(model).__name__
     about = {**_about(recording, title, classes, picture), "chosen": chosen}
     # What stands around the chunks counts, too.
@@ -107,7 +111,7 @@ def _about(
     return {
         "name": title, "classes": None if classes is None else list(map(str, classes)), "label": label,
         "guess": _guess(logits), "guessed": recording.guessed, "noise": recording.noise,
-        "training": recording.training,
+        "training": recording.training, "changes": [[one, one.chinese] for one in recording.changes],
         "picture": None if picture is None else {
             "height": picture.shape[0], "width": picture.shape[1],
             "rgb": base64.b64encode(np.ascontiguousarray(picture).tobytes()).decode(),

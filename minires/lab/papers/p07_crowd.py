@@ -86,7 +86,7 @@ class Crowd(Lab):
             "swap_correlation": measures.rank_correlation(*zip(*swaps, strict=True)),
         }  # fmt: skip
         if run.case != PLAIN:
-            paths = path_lengths(run.model, x[:32], labels[:32], samples=16)
+            paths = path_lengths(run.model, x[:32], labels[:32], samples=2)
             share = paths.effective / paths.effective.sum()
             found |= {"lengths": list(share), "effective_share": paths.effective_length / len(paths.units)}
         return found

@@ -63,7 +63,7 @@ class Gates(Lab):
         blocks = scale.extra.get("blocks")
         base = {"gate_bias": False, **({"repeats": (blocks,) * 3} if blocks else {})}
         model = scale.extra.get("model", "se_resnet56_cifar")
-        given = {name: {"reduction": ratio} for name, ratio in RATIOS.items()}
+        given: dict[str, dict[str, Any]] = {name: {"reduction": ratio} for name, ratio in RATIOS.items()}
         given |= {name: {"reduction": 4, **other} for name, other in OTHERS.items()}
         return {name: scale.train(model, variant={**base, **one}) for name, one in given.items()}
 

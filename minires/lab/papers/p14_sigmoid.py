@@ -26,7 +26,7 @@ KINDS: dict[str, tuple[str, str, bool]] = {
     "sigmoid, Glorot, shortcuts": ("sigmoid", "glorot_uniform", True),
     "ReLU, Glorot, shortcuts": ("relu", "glorot_uniform", True),
 }  # fmt: skip
-ACTIVATIONS = {"sigmoid": ops.sigmoid, "relu": ops.relu, "linear": lambda x: x}
+ACTIVATIONS = {"sigmoid": ops.sigmoid, "relu": ops.relu}
 
 
 class Sigmoid(Lab):
@@ -72,16 +72,18 @@ class Sigmoid(Lab):
     def measure(self, run: Run) -> dict[str, Any]:
         """The norm of the gradient of what each layer hands on, and the mean factor from layer to layer."""
         rng, layers = np.random.default_rng(run.seed), run.extra["layers"]
-        act = ACTIVATIONS[run.settings["activation"]]
+        act = ACTIVATIONS.get(run.settings["activation"])
         options = {"padding": 1, "initializer": run.settings["initializer"], "rng": rng}
         x, _ = run.batch(run.extra["batch"], part="train")
         signals = [Conv2d(3, 16, 3, **options)(Tensor(x))]
         for _ in range(layers):
-            y = act(Conv2d(16, 16, 3, **options)(signals[-1]))
+            y = Conv2d(16, 16, 3, **options)(signals[-1])
+            y = y if act is None else act(y)
             signals.append((signals[-1] + y if run.settings["shortcuts"] else y).retain_grad())
         signals[-1].backward(rng.standard_normal(signals[-1].shape).astype("float32"))
         # In the first and the last layers the pictures and the ends of the chain are felt.
-        sizes = [float(np.linalg.norm(one.grad.astype(np.float64))) for one in signals[1:]]
+        grads = [one.grad for one in signals[1:] if one.grad is not None]
+        sizes = [float(np.linalg.norm(grad.astype(np.float64))) for grad in grads]
         factor = (sizes[2] / sizes[-3]) ** (1 / (len(sizes) - 5))
         return {"sizes": [float(np.log10(one / sizes[-1])) for one in sizes], "factor": factor}
 

@@ -10,8 +10,10 @@ const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3
 /** Show what the state says. `choose.label(k)`, `.stage(i)`, `.picture(i)` are called when a person picks one. */
 export function show(state, choose) {
   if (state.about) {
-    const { model, dataset, classes } = state.about;
-    find("model").textContent = say("about", { model, dataset, count: classes.length });
+    const { model, dataset, classes, changes } = state.about;
+    const { lang } = document.documentElement;
+    const changed = changes.map((one) => say("changed", { change: one[lang] }));
+    find("model").textContent = [say("about", { model, dataset, count: classes.length }), ...changed].join(" · ");
   }
   find("canvas").setAttribute("aria-label", say("canvas"));
   showStrip(state, choose.picture);

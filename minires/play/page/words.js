@@ -3,6 +3,7 @@ export const WORDS = {
   en: {
     theme: "Dark / light",
     about: "{model}, trained on {dataset}, {count} classes",
+    changed: "changed: {change}",
     picturesTitle: "Pictures of {source}: {first} to {last} of {count}",
     picturesHint: "Choose one to show it to the network. Under it stands the class that its folder says, or its name.",
     pictureAlt: "Picture {name}", pictureBroken: "Picture {name} cannot be read",
@@ -45,6 +46,7 @@ export const WORDS = {
   zh: {
     theme: "深色 / 浅色",
     about: "{model}，在 {dataset} 上训练，{count} 个类别",
+    changed: "已改动：{change}",
     picturesTitle: "{source} 中的图片：第 {first} 至 {last} 张，共 {count} 张",
     picturesHint: "选择一张给网络看。图片下方是它所在文件夹的类别，或文件名。",
     pictureAlt: "图片 {name}", pictureBroken: "图片 {name} 无法读取",

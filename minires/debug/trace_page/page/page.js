@@ -262,6 +262,7 @@ function about() {
   const lossWord = trace.guessed ? "lossOfThis" : trace.chosen ? "lossAsIf" : "lossIs";
   parts.push(word(lossWord, { label, loss: format(trace.loss, 5) }));
   if (trace.training !== null) parts.push(word(trace.training ? "training" : "inference"));
+  for (const said of trace.changes) parts.push(word("changed", { change: said[language] }));
   at("about").textContent = parts.join(" · ");
   const notes = [
     trace.guessed ? word("lossOfGuess") : "",

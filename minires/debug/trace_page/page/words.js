@@ -22,6 +22,7 @@ const LABELS = {
   ],
   inference: ["inference mode", "推理模式"],
   training: ["training mode", "训练模式"],
+  changed: ["changed: {change}", "已改动：{change}"],
   channelsKept: [
     "Of each feature map {count} channels are on this page, those with the largest values. Statistics are over all channels.",
     "每个特征图在本页保留 {count} 个数值最大的通道；统计量按全部通道计算。",

@@ -16,6 +16,9 @@ from typing import Any
 
 import parallel_tables
 
+from minires.lab import LABS, Outcome, recalled
+from minires.lab.expect import VERDICTS
+
 RESULTS = Path(__file__).parent / "results"
 SPEED = RESULTS / "speed"  # of compare.py, a folder per processor
 PROCESSOR = "intel_6_167"  # the one whose figures come first, and alone into the README
@@ -313,6 +316,25 @@ def _best_of_pytorch(median: dict[str, float]) -> float:
     return max(value for way, value in median.items() if not way.startswith("minires"))
 
 
+def lab() -> str:
+    """A line for each claim of a paper that was tried, then the verdicts on what it says in parts."""
+    lines = ["| | claim | verdict | agree, cannot be told, differ | time |", "|---|---|---|---|---|"]
+    for one in lab_outcomes():
+        verdicts = [judged.verdict for judged in one.judged]
+        counts = ", ".join(str(verdicts.count(verdict)) for verdict in VERDICTS)
+        link = f"../../benchmarks/results/lab/{one.folder.name}/report.md"
+        lines.append(
+            f"| {one.lab.number} | [{one.lab.title}]({link}) | **{one.verdict}** | {counts} "
+            f"| {one.seconds / 60:.0f} min |"
+        )
+    return "\n".join(lines) + "\n\nThe time is that of all runs together.\n"
+
+
+def lab_outcomes() -> list[Outcome]:
+    """What the labs of minires have found."""
+    return [recalled(one, "quick", RESULTS / "lab") for one in LABS.values()]
+
+
 def own_pictures() -> str:
     """A few own pictures: ours beside what a user of PyTorch would do."""
     report = load("own_pictures")
@@ -432,6 +454,7 @@ def _machine(report: dict[str, Any]) -> str:
 
 
 TABLES = {
+    "lab": lab,
     "headline": headline,
     "accuracy": accuracy,
     "speed": speed,

@@ -19,6 +19,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 import minires
+from minires.lab import find
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -109,6 +110,7 @@ class Lessons(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(lines))
 
 
+LAB = re.compile(r"\blab (P\d+)\b")
 LESSON = re.compile(r"\b[Ll]esson (\d\d)\b")
 FORMULA = re.compile(r"^(?!\.\. )(.*\S)?::\n\n(?=    \S)", re.MULTILINE)
 
@@ -120,12 +122,16 @@ def finish_page(app: Sphinx, page: str, source: list[str]) -> None:
 
 
 def finish_lesson(app: Sphinx, page: str, source: list[str]) -> None:
-    """Make "lesson 03" a link where another lesson says it, and say of a formula that it is not Python."""
+    """Make "lesson 03" a link where another lesson says it, and "lab P3" one to its report, and say of a
+    formula that it is not Python."""
     names = {lesson.name[:2]: lesson.stem for lesson in LESSONS}
 
     def link(found: re.Match[str]) -> str:
         name = names.get(found[1])
         return f":doc:`{found[0]} </lessons/{name}>`" if name and not page.endswith(name) else found[0]
+
+    def report(found: re.Match[str]) -> str:
+        return f":doc:`{found[0]} </reference/lab/{find(found[1]).name}-quick>`"
 
     def formula(found: re.Match[str]) -> str:
         return (f"{found[1]}:\n\n" if found[1] else "") + ".. code-block:: none\n\n"
@@ -133,6 +139,7 @@ def finish_lesson(app: Sphinx, page: str, source: list[str]) -> None:
     if page.startswith("lessons/"):
         prose = re.split(r"(^\.\. code-block::.*\n(?:(?: .*)?\n)*)", source[0], flags=re.MULTILINE)
         prose[::2] = [LESSON.sub(link, part) for part in prose[::2]]
+        prose[::2] = [LAB.sub(report, part) for part in prose[::2]]
         prose[::2] = [FORMULA.sub(formula, part) for part in prose[::2]]
         source[0] = "".join(prose)
 

@@ -1,7 +1,7 @@
 """The pages of the site in Markdown: read in the repository, too, so they link to its files.
 
-On the site a link to a file leads to the page that is made from it. ``CONTRIBUTING.md`` and ``CHANGELOG.md``
-lie outside of the site's source and are copied into it.
+On the site a link to a file leads to the page that is made from it. ``CONTRIBUTING.md``, ``CHANGELOG.md`` and
+the reports of the lab lie outside of the site's source and are copied into it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import architecture
 
 HERE = Path(__file__).parent
 MADE = "reference"  # the folder of pages and pictures that are made with the site
+LAB = "benchmarks/results/lab"
 COPIED = {"contributing": "CONTRIBUTING.md", "changelog": "CHANGELOG.md"}
 PICTURES = {"<!-- picture: floors -->": f"![The floors, and who imports from whom](/{MADE}/floors.png)"}
 
@@ -28,6 +29,13 @@ def write() -> None:
     for name, file in COPIED.items():
         shutil.copy2(HERE.parent / file, folder / f"{name}.md")
     architecture.draw(folder / "floors.png")
+    (folder / "lab").mkdir(exist_ok=True)
+    for report in HERE.parent.glob(f"{LAB}/*/report.md"):
+        name = report.parent.name
+        shutil.copy2(report.with_name("figure.svg"), folder / "lab" / f"{name}.svg")
+        text = report.read_text(encoding="utf-8").replace("(figure.svg)", f"({name}.svg)")
+        # Only links lead there: it is in no table of contents.
+        (folder / "lab" / f"{name}.md").write_text(f"---\norphan: true\n---\n\n{text}", encoding="utf-8")
 
 
 def for_the_site(page: str, text: str) -> str:
@@ -57,6 +65,8 @@ def _page_of(path: str) -> str | None:
     """The source of the page that is made from a file or folder of the repository, if one is."""
     if path in COPIED.values():
         return f"{MADE}/{path.removesuffix('.md').lower()}.md"
+    if found := re.fullmatch(rf"{LAB}/([\w-]+)/report\.md", path):
+        return f"{MADE}/lab/{found[1]}.md"
     if path == "README.md":
         return "index.rst"
     if found := re.fullmatch(r"tutorials/(\d\d_\w+)\.py", path):

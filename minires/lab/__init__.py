@@ -25,11 +25,11 @@ from minires.lab.outcome import Outcome
 from minires.lab.papers import LABS
 from minires.lab.report import write
 from minires.lab.run import Run
-from minires.lab.session import run_lab
+from minires.lab.session import recalled, run_lab
 
 __all__ = [
     "AGREES", "DIFFERS", "LABS", "UNCLEAR", "Case", "Expect", "Judged", "Lab", "Numbers", "Outcome", "Run",
-    "Scale", "draw", "find", "load_file", "run_lab", "write",
+    "Scale", "draw", "find", "load_file", "recalled", "run_lab", "write",
 ]  # fmt: skip
 
 

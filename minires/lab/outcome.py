@@ -16,7 +16,7 @@ class Outcome:
     """What a lab has found: the numbers, each expectation held against them, the further questions, too, and
     where all of it stands.
 
-    ``seconds`` are those of all runs, those of before included.
+    ``seconds`` are those of all runs, those of before included; ``when`` are the days on which they were.
     """
 
     lab: Lab
@@ -27,6 +27,7 @@ class Outcome:
     judged: tuple[Judged, ...]
     further: tuple[Judged, ...]
     seconds: float
+    when: str
     folder: Path
 
     @property
@@ -45,7 +46,9 @@ def outcome(
     )
     seeds = len({row["seed"] for row in rows})
     seconds = sum(row["seconds"] for row in rows)
-    return Outcome(lab, scale, seeds, cases, numbers, judged, further, seconds, folder)
+    days = sorted({row["date"] for row in rows})
+    when = " to ".join(dict.fromkeys(days[:1] + days[-1:]))
+    return Outcome(lab, scale, seeds, cases, numbers, judged, further, seconds, when, folder)
 
 
 def in_words(seconds: float) -> str:

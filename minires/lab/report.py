@@ -130,8 +130,8 @@ def report(outcome: Outcome) -> Iterator[Part]:
     yield Heading(2, "What was run")
     yield Paragraph(
         f"{counted(len(outcome.cases), 'case')}, {counted(outcome.seeds, 'seed')}, "
-        f"{in_words(outcome.seconds)} of computing; again: `minires lab {lab.name} --scale {scale.name} "
-        f"--seeds {outcome.seeds}`."
+        f"{in_words(outcome.seconds)} of computing, {outcome.when}; again: "
+        f"`minires lab {lab.name} --scale {scale.name} --seeds {outcome.seeds}`."
     )
     yield from _of_all(outcome)
     yield Heading(2, "What was scaled down, and why")

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minires import models
+from minires import backend, models
 from minires.distributed import Communicator, Solo, each
 from minires.errors import CheckpointError, ConfigError, MiniresError, counted, plain, whole
 from minires.files import why
@@ -28,7 +29,9 @@ from minires.train import run_folder
 from minires.train.fields import between, exactly, listing, real, record, table, text
 
 RESULTS, MEASURED = "results.json", "measured"
-ROW = record(case=text, seed=between(0), key=text, seconds=real, measured=table())
+ROW = record(
+    case=text, seed=between(0), key=text, seconds=real, measured=table(), date=text, threads=between(1)
+)
 KIND = record(
     kind=exactly("lab"), format=exactly(1), lab=text, scale=table(), runs=listing(ROW)
 )
@@ -96,6 +99,7 @@ def run_lab(
         )
         row = {
             "case": item.case, "seed": item.seed, "key": item.key,
+            "date": datetime.date.today().isoformat(), "threads": backend.threads(),
             "seconds": round(time.perf_counter() - began, 1), "measured": _rounded(plain(found)),
         }  # fmt: skip
         _keep(folder, row)
@@ -109,6 +113,24 @@ def run_lab(
     found = outcome(lab, scale, cases, rows, folder)
     comm.first(lambda: report.write(found), "report")
     return found
+
+
+def recalled(lab: Lab, scale: Scale | str = "quick", out: str | os.PathLike[str] = "labs") -> Outcome:
+    """What a lab has found before, from its results.json in ``out``; nothing is run.
+
+    Raises: CheckpointError if there are no results, or they are of other runs than the lab asks for now.
+    """
+    scale = lab.scale(scale) if isinstance(scale, str) else scale
+    folder = Path(out) / f"{lab.name}-{scale.name}"
+    cases, rows = dict(lab.cases(scale)), read(folder)["runs"]
+    for row in rows:
+        case = cases.get(row["case"])
+        if case is None or runs.measure_key(lab, case, row["seed"]) != row["key"]:
+            raise CheckpointError(
+                f"{folder / RESULTS} has {row['case']!r} of other settings or another measure than the lab "
+                f"has now; run it anew: minires lab {lab.name} --scale {scale.name} --out {out}"
+            )
+    return outcome(lab, scale, cases, rows, folder)
 
 
 def begins(lab: Lab, scale: Scale, items: int, todo: int) -> list[str]:

@@ -49,6 +49,7 @@ class Scale:
     name: str
     data: str = "cifar10"
     pictures: int | None = None  # of the training part; None: all
+    tests: int | None = None  # of the validation part, and of the test part, at most; None: all
     size: int | None = 32
     epochs: int = 1
     batch_size: int = 128
@@ -86,22 +87,23 @@ class Scale:
             other = isinstance(value, Mapping) and value.get("name", base.get(name, {}).get("name"))
             same = name in CHANGES and (other == base.get(name, {}).get("name") or name == "variant")
             base[name] = {**base.get(name, {}), **mapping(name, value)} if same else value
-        return Case(Config.from_dict(base).to_dict(), extra=self.extra)
+        return Case(Config.from_dict(base).to_dict(), tests=self.tests, extra=self.extra)
 
     def fresh(self, **settings: Any) -> Case:
         """Something to be measured without training; ``settings`` are for ``measure``, and JSON holds them.
         With ``model`` (and ``variant``) among them a network of that name is made from each seed."""
         of_scale = {"data": self.data, "size": self.size, "pictures": self.pictures}
-        return Case({**of_scale, **settings}, trained=False, extra=self.extra)
+        return Case({**of_scale, **settings}, trained=False, tests=self.tests, extra=self.extra)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One of the things that a lab compares: the settings of a run, whether it is trained, and what else the
-    scale says."""
+    """One of the things that a lab compares: the settings of a run, whether it is trained, how many pictures
+    of each other part are used at most, and what else the scale says."""
 
     settings: Mapping[str, Any]
     trained: bool = True
+    tests: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -150,7 +152,7 @@ class Lab:
     expects: ClassVar[Sequence[Expect]] = ()
     further: ClassVar[Sequence[Expect]] = ()
     seeds: ClassVar[int] = 3
-    quick: ClassVar[Scale] = Scale("quick", pictures=10_000, size=16, epochs=10)
+    quick: ClassVar[Scale] = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=10, batch_size=64)
     hour: ClassVar[Scale] = Scale("hour", size=16, epochs=20)
     full: ClassVar[Scale] = Scale("full", epochs=182)
 

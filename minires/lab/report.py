@@ -195,7 +195,7 @@ def scaled_down(scale: Scale, full: Scale) -> Iterator[tuple[str, str, str]]:
     """What differs from the paper's own setting."""
     names = {
         "data": "data", "pictures": "training pictures", "size": "side of the pictures", "epochs": "epochs",
-        "batch_size": "pictures in a step",
+        "batch_size": "pictures in a step", "tests": "validation pictures; test pictures",
     }  # fmt: skip
     for field, words in names.items():
         here, there = getattr(scale, field), getattr(full, field)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import hashlib
 import inspect
@@ -31,10 +32,13 @@ class Pictures:
     def __init__(self) -> None:
         self._read = functools.lru_cache(maxsize=2)(lambda name, size: data.load(name, size=size))
 
-    def __call__(self, settings: Mapping[str, Any]) -> Splits:
-        """Those that the settings of a run name. Raises: as ``data.load``."""
-        splits: Splits = self._read(settings["data"], settings.get("size"))
-        return splits
+    def __call__(self, case: Case) -> Splits:
+        """Those that a case names. Raises: as ``data.load``."""
+        splits: Splits = self._read(case.settings["data"], case.settings.get("size"))
+        if case.tests is None:
+            return splits
+        val, test = (one.some(min(case.tests, len(one))) for one in (splits.val, splits.test))
+        return dataclasses.replace(splits, val=val, test=test)
 
 
 class Run:
@@ -49,14 +53,14 @@ class Run:
     def __init__(self, case: str, made: Case, seed: int, folder: Path, pictures: Pictures) -> None:
         self.case, self.settings, self.extra, self.seed = case, made.settings, made.extra, seed
         self.trained, self.folder = made.trained, folder
-        self._pictures = pictures
+        self._made, self._pictures = made, pictures
 
     # -------------------------------------------------------------------------------------- what it is of
 
-    @property
+    @functools.cached_property
     def splits(self) -> Splits:
         """The pictures."""
-        return self._pictures(self.settings)
+        return self._pictures(self._made)
 
     @property
     def classes(self) -> int:
@@ -154,7 +158,7 @@ def key(case: Case, seed: int) -> str:
         name: value for name, value in plain(dict(case.settings)).items()
         if name not in free and (name not in usual or value != usual[name])
     }  # fmt: skip
-    content = json.dumps([deciding, case.trained, seed], sort_keys=True)
+    content = json.dumps([deciding, case.trained, case.tests, seed], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 

@@ -188,7 +188,7 @@ def _cost(case: Case, pictures: runs.Pictures) -> float:
     settings = case.settings
     if not case.trained:
         return 0.0
-    splits = pictures(settings)
+    splits = pictures(case)
     side = settings["size"] or splits.train.images.shape[1]
     variant = {**models.entry(settings["model"]).fitted(side), **settings["variant"]}
     model = models.build(settings["model"], classes=len(splits.train.classes), **variant)

@@ -63,7 +63,8 @@ def folder(tmp_path, monkeypatch):
 
 
 def quick(lab, **changes):
-    return lab.quick.but(name="tiny", data="pictures", size=8, pictures=None, batch_size=4, **changes)
+    changes = {"pictures": None, "tests": None, **changes}
+    return lab.quick.but(name="tiny", data="pictures", size=8, batch_size=4, **changes)
 
 
 def trained(monkeypatch):

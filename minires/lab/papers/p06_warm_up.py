@@ -45,13 +45,14 @@ class WarmUp(Lab):
             minus=("0.1, last norm", "train_error"), above=0,
         ),
     )  # fmt: skip
-    # 400 steps of 128 pictures, in four parts, so that there are four errors to look at.
+    # 400 steps, in four parts, so that there are four errors to look at.
     quick = Scale(
-        "quick", pictures=12_800, size=16, epochs=4, settings={"schedule": {"name": "constant"}},
+        "quick", pictures=6_400, tests=2_000, size=16, epochs=4, batch_size=64,
+        settings={"schedule": {"name": "constant"}},
         extra={"units": 18}, about="half an hour",
     )  # fmt: skip
-    hour = quick.but(name="hour", size=32, about="two hours for each seed")
-    full = quick.but(name="full", size=32, about="")
+    hour = quick.but(name="hour", pictures=12_800, tests=None, size=32, batch_size=128, about="")
+    full = hour.but(name="full")
 
     def cases(self, scale: Scale) -> dict[str, Case]:
         """The original order of the V2 paper is V1; there the last norm is an option."""

@@ -50,9 +50,10 @@ class Crowd(Lab):
         Expect("the gradient comes over paths of less than half of the blocks",
                of=(DEEP, "effective_share"), below=0.5, unit="of 54", paper="5 to 17 of 54: 0.09 to 0.31"),
     )  # fmt: skip
-    quick = Scale("quick", pictures=10_000, size=16, epochs=10, about="40 minutes",
+    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=10, batch_size=64,
+                  about="half an hour",
                   extra={"units": 18, "small": 3, "tests": 500})  # fmt: skip
-    hour = quick.but(name="hour", pictures=None, epochs=4, about="")
+    hour = quick.but(name="hour", pictures=None, tests=None, epochs=4, about="")
     full = Scale("full", epochs=182, extra={"units": 18, "small": 3, "tests": 10_000})
 
     def cases(self, scale: Scale) -> dict[str, Case]:

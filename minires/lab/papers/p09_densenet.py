@@ -49,11 +49,11 @@ class Dense(Lab):
         Expect("it has fewer parameters than the ResNet-20", of=(SHOWN, "parameters"),
                minus=("ResNet-20", "parameters"), below=0, unit="", paper="1.0 million against 1.7"),
     )
-    quick = Scale("quick", pictures=8_000, size=16, epochs=8, batch_size=64, extra={"layers": 6},
+    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=8, batch_size=64, extra={"layers": 6},
                   settings={"optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True,
-                                          "weight_decay": 1e-4}}, about="40 minutes")  # fmt: skip
-    hour = quick.but(name="hour", pictures=None, epochs=5, about="")
-    full = quick.but(name="full", pictures=None, size=32, epochs=300, extra={"layers": 12}, about="")
+                                          "weight_decay": 1e-4}}, about="half an hour")  # fmt: skip
+    hour = quick.but(name="hour", pictures=None, tests=None, epochs=5, about="")
+    full = hour.but(name="full", size=32, epochs=300, extra={"layers": 12}, about="")
 
     def cases(self, scale: Scale) -> dict[str, Case]:
         """Three growth rates, B and C for one of them, and two residual networks."""

@@ -38,10 +38,10 @@ class VGGDepth(Lab):
         Expect("19 layers train worse without batch norm than with it", of=("19", "train_error"),
                minus=("19, BN", "train_error"), above=0, paper="VGG-16: 28.1% - 27.0% with (SENet, table 2)"),
     )  # fmt: skip
-    quick = Scale("quick", pictures=8_000, size=32, epochs=10, batch_size=64,
+    quick = Scale("quick", pictures=5_000, tests=2_000, size=32, epochs=12, batch_size=64,
                   settings={"optimizer": {"name": "sgd", "lr": 0.02, "momentum": 0.9, "weight_decay": 5e-4}},
-                  extra={"widths": [16, 32, 64, 64, 64]}, about="40 minutes")  # fmt: skip
-    hour = quick.but(name="hour", pictures=None, epochs=8, about="")
+                  extra={"widths": [16, 32, 64, 64, 64]}, about="half an hour")  # fmt: skip
+    hour = quick.but(name="hour", pictures=None, tests=None, epochs=8, about="")
     full = Scale("full", data="imagenet", size=224, epochs=74, batch_size=256, recipe="imagenet",
                  settings={"optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}},
                  extra={"widths": [64, 128, 256, 512, 512], "head": "dense"})  # fmt: skip

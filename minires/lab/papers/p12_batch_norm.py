@@ -45,7 +45,8 @@ class BatchNorm(Lab):
                minus=("resnet, BN, 0.1", "growth"), above=0, unit="(log10 of last / first response)",
                paper="-"),
     )  # fmt: skip
-    quick = Scale("quick", pictures=10_000, size=16, epochs=8, about="half an hour")
+    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=10, batch_size=64,
+                  about="20 minutes")  # fmt: skip
     hour = Scale("hour", size=16, epochs=8)
 
     def cases(self, scale: Scale) -> dict[str, Case]:

@@ -225,7 +225,7 @@ assert np.allclose(parts["add"] + parts["conv2d"], fork.incoming)
 #
 # Take the branch away to see it. With gamma = 0 in its last batch norm, F(x) is 0 whatever x is, and nothing
 # comes back from the branch. In a plain network this would be the end: no gradient below. Here the block
-# becomes the identity, forward and back.
+# becomes the identity, forward and back. (Does weight decay bring a block there by itself? Lab P15 looks.)
 
 network.res2b.bn2b_branch2c.gamma.data[...] = 0
 silent = step(network, x, labels).recording.operations

@@ -252,7 +252,8 @@ assert result.accuracy > 0.35
 #
 # **Trap: somebody else's score.** A widely copied notebook of this exercise ends with a fine accuracy. It is
 # that of a file of trained weights, which it loads; its own two epochs do not get there. When you read a
-# score, ask which weights, how many epochs, and which pictures.
+# score, ask which weights, how many epochs, and which pictures. That exercise, as it is written and from
+# five seeds, is lab P16: ``minires lab blog``.
 
 # %%
 # Two wrong ways to test

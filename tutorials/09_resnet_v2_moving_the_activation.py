@@ -194,7 +194,8 @@ assert arrives["gate, starts half open"] < 1e-6 < 0.3 < arrives["gate, starts ne
 # A factor of one half looks harmless. Multiplied 54 times by itself, nothing arrives, and the network is left
 # with what comes through the branches. The paper's errors (the last column; not measured here) follow: the
 # cleaner the path, the smaller the error. A gate has weights and *could* learn to be the identity; having
-# more freedom did not help.
+# more freedom did not help. Trainings of all rows of both tables are in lab P4 (the orders) and lab P5 (what
+# stands on the shortcut).
 
 # %%
 # One thing more at the end
@@ -305,7 +306,8 @@ for order in ("original", "full"):
 # So do not make more of the order than was measured. What it does is above: the signal and its gradient pass
 # through 120 units whole. What that is worth in the end no lesson of a minute can tell; in the paper's table
 # 3, after a whole training, the error goes from 6.61% to 6.37% with 110 layers, and from 7.61% to 4.92% with
-# 1001. There, too, the two networks differ in both things.
+# 1001. There, too, the two networks differ in both things; lab P4 takes them apart in whole trainings, and
+# lab P6 asks what the warm-up of the first 400 steps is for.
 
 # %%
 # Exercises

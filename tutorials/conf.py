@@ -110,7 +110,7 @@ class Lessons(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(lines))
 
 
-LAB = re.compile(r"\blab (P\d+)\b")
+LAB = re.compile(r"\b[Ll]ab (P\d+)\b")
 LESSON = re.compile(r"\b[Ll]esson (\d\d)\b")
 FORMULA = re.compile(r"^(?!\.\. )(.*\S)?::\n\n(?=    \S)", re.MULTILINE)
 

@@ -251,8 +251,8 @@ assert np.allclose(y.numpy(), x.numpy() * s.numpy()[:, None, None, :], atol=1e-6
 
 # %%
 # It stands at the end of the branch, before the addition, and is cheap: in ResNet-50 about 2.5 million
-# parameters, as the paper says, and next to no MACs. Whether it lowers the error, by how much for which r, and
-# at which place, is lab P10.
+# parameters, as the paper says, and next to no MACs. Whether it lowers the error, by how much for which r,
+# and at which place, is lab P10.
 
 more = counts["se_resnet50"].params_trainable - counts["resnet50"].params_trainable
 share = counts["se_resnet50"].macs / counts["resnet50"].macs - 1

@@ -21,6 +21,7 @@ class _Mode(Settings):
     watcher: Callable[[Any], None] | None = None
     across: Any = None  # the ranks over which batch norm takes its statistics together
     share: tuple[int, int, int] | None = None  # the pictures of a batch that are this rank's, and all of them
+    bare = False  # whether hooks and changes of modules are left aside: see minires.nn.hooks
 
 
 mode = _Mode()
@@ -103,6 +104,11 @@ def watching(watcher: Callable[[Any], None]) -> Block:
 def is_watched() -> bool:
     """Whether somebody watches the operations now."""
     return mode.watcher is not None
+
+
+def is_bare() -> bool:
+    """Whether forward hooks, and what ``minires.intervene`` changes, are left aside now in this thread."""
+    return mode.bare
 
 
 def synchronised(ranks: Any) -> Block:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from minires import backend, models
+from minires import data as known_data
 from minires.distributed import Communicator, Solo, each
 from minires.errors import CheckpointError, ConfigError, MiniresError, counted, plain, whole
 from minires.files import why
@@ -74,6 +75,11 @@ def run_lab(
     comm = comm or Solo()
     scale = lab.scale(scale) if isinstance(scale, str) else scale
     scale = scale if data is None else scale.but(data=data)
+    if scale.data not in known_data.names() and not known_data.is_there(scale.data):
+        raise ConfigError(
+            f"the scale {scale.name} of the lab {lab.name} is of {scale.data}, which is neither a known data set "
+            "nor a path; say where the pictures are with data='path/to/pictures'"
+        )
     seeds = whole("seeds", lab.seeds if seeds is None else seeds)
     root = Path(out)
     folder, run_folders = root / f"{lab.name}-{scale.name}", root / "runs"

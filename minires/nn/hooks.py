@@ -17,17 +17,28 @@ pickles of a module have none.
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 from minires.errors import ConfigError
+from minires.modes import is_bare
 from minires.tensor import Tensor
 
 _lock = threading.RLock()
+
+
+def _start_anew() -> None:
+    """In a forked child: the lock that another thread had is its parent's."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
 NAME = "_around"  # of the attribute
 
 
@@ -74,6 +85,8 @@ class Around:
 
     def __call__(self, module: Any, inputs: Any, options: Any, *, is_moved: bool = False) -> Any:
         """What a call of the module gives; ``is_moved`` if it runs in the place of another."""
+        if is_bare():
+            return module.forward(*inputs, **options)
         for one in () if is_moved else self.of("place")[-1:]:
             return one.act(module, inputs, options)
         for one in self.of("skip")[-1:]:
@@ -218,17 +231,6 @@ def put_back(model: Any, before: Sequence[Around | None]) -> None:
         for module, around in zip(model.modules(), before, strict=True):
             if vars(module).get(NAME) is not around:
                 _set(module, around)
-
-
-@contextmanager
-def suspended(model: Any) -> Iterator[None]:
-    """Inside this block nothing stands around the modules of a model."""
-    before = standing(model)
-    put_back(model, [None] * len(before))
-    try:
-        yield
-    finally:
-        put_back(model, before)
 
 
 # ---------------------------------------------------------------------------------------------- who must know

@@ -81,8 +81,8 @@ class Shapes:
         if key not in self._known:
             first, *others = chain
             with (
-                left_as_it_is(owner), hooks.suspended(owner), np.errstate(all="ignore"),
-                with_settings(recording=False, watcher=None),
+                left_as_it_is(owner), np.errstate(all="ignore"),
+                with_settings(recording=False, watcher=None, bare=True),
             ):  # fmt: skip
                 owner.eval()
                 given = {name: _first(x) for name, x in options.items()}

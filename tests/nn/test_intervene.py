@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -741,6 +742,26 @@ def test_copies_and_pickles_are_those_of_the_model_itself():
         assert list(model.state_dict()) == names
         assert all((one(x).data == plain.data).all() for one in others[:2])
         assert "_around" not in vars(others[2]) and not close(model(x), plain)
+
+
+def test_while_a_shape_is_found_out_in_one_thread_the_changes_hold_in_others():
+    model = nn.Sequential(a=nn.ReLU(), b=nn.Identity())
+    x = Tensor([1.0, 2.0])
+    found = []
+
+    class Slow(nn.Module):
+        def forward(self, x):
+            if not minires.tensor.is_recording():  # the pass in which the shape is found out
+                thread = threading.Thread(target=lambda: found.append(model(x).tolist()))
+                thread.start()
+                thread.join()
+            return x
+
+    slow = nn.Sequential(slow=Slow())
+    with minires.intervene(model, {"a": 0.5}), minires.intervene(slow, {"slow": "drop"}):
+        slow(x)
+        slow(x)
+    assert found == [[0.5]]  # of one picture, and once: the shape is known then
 
 
 # ------------------------------------------------------------------------- what runs a model in another way

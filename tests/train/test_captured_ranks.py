@@ -16,6 +16,7 @@ from minires import backend, data, nn
 from minires.distributed import Solo, bounds, nccl, run
 from minires.errors import ConfigError, MiniresError
 from minires.interrupt import Interrupted
+from minires.nn.hooks import Bare
 from minires.ops.cross_entropy import cross_entropy
 from minires.optim import SGD, Adam
 from minires.tensor import Tensor
@@ -353,8 +354,17 @@ def test_which_batches_are_replayed_hangs_on_the_size_of_the_batch_of_all():
 
     capture = object.__new__(captured.Capture)
     capture.batches, capture.is_possible, capture.step, capture._of = 10, True, Step(), (8, 2, 2, 3)
+    model = _without_dropout()
+    capture._bare, capture.gradients = Bare(model), object()
     x, y = np.zeros((4, 2, 2, 3)), np.zeros(4, int)
     assert capture(x, y, 8) is capture.step and capture(x, y, 7) is None
+    with model.register_forward_hook(lambda *given: None):  # a graph calls no hook
+        assert capture(x, y, 7) is None
+        with pytest.raises(MiniresError, match="the model itself has a forward hook, but the steps of all"):
+            capture(x, y, 8)
+        capture.gradients = None
+        assert capture(x, y, 8) is None
+    assert capture(x, y, 8) is capture.step
 
 
 @pytest.mark.parametrize("at", [5, 9, STEPS - 1, STEPS + 1], ids="batch{}".format)

@@ -293,7 +293,6 @@ class Begin:
         wrong, seen = map(sum, zip(*self._last, strict=True))
         if len(self._last) == self.batches and wrong / seen < self.until_error:
             self.ends = step + LATER
-            self._last.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """Where it ends, and what the last batches came to, as JSON can hold it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -93,6 +95,26 @@ def test_a_norm_over_several_layers_together_belongs_to_none():
 
     model, x = Two(), pictures(side=4)
     assert [one.std for one in responses(model, x)] == [std(model.a(x)), std(model.b(x))]
+
+
+def test_a_norm_of_a_buffer_that_grows_belongs_to_no_layer_in_it():
+    """In a dense block a batch norm reads what several convolutions have written into one buffer."""
+    model = build("densenet40_k12_cifar", blocks=(2, 1, 1))
+    for number, norm in enumerate(one for one in model.modules() if isinstance(one, nn.BatchNorm2d)):
+        norm.gamma.data[...] = 2.0 + number
+    x = Tensor(pictures())
+    found = {one.path: one.std for one in responses(model, x)}
+    y = model.conv1(x)
+    first = model.block1.layer1(y)
+    assert found["conv1"] == pytest.approx(2.0, rel=0.01)  # the first norm reads it alone
+    assert found["block1.layer1.conv1"] == std(first)
+
+
+def test_another_thread_in_the_same_model_is_not_noted():
+    model, x = Shared(), pictures(side=5)
+    with noting(model) as noted, ThreadPoolExecutor(1) as pool:
+        other = pool.submit(model, x).result()
+    assert not noted.ways and not noted.responses and other.shape == x.shape
 
 
 class Own(nn.Module):

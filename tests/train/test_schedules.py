@@ -164,6 +164,7 @@ def test_a_beginning_ends_after_so_many_steps_at_most():
     assert begun([9, 9, 9, 9, 9, 9], at_most=5)[0].begin.ends == 4
     assert begun([0, 0, 9, 9], at_most=5)[0].begin.ends == 4
     assert begun([0, 0, 0, 9], at_most=5)[0].begin.ends == 5
+    assert begun([0, 0, 0, 0, 9], at_most=5)[0].begin.ends == 5  # and no later
 
 
 @pytest.mark.parametrize("name", ["step", "plateau"])

@@ -131,7 +131,8 @@ def finish_lesson(app: Sphinx, page: str, source: list[str]) -> None:
         return f":doc:`{found[0]} </lessons/{name}>`" if name and not page.endswith(name) else found[0]
 
     def report(found: re.Match[str]) -> str:
-        return f":doc:`{found[0]} </reference/lab/{find(found[1]).name}-quick>`"
+        page = f"reference/lab/{find(found[1]).name}-quick"
+        return f":doc:`{found[0]} </{page}>`" if (HERE / f"{page}.md").exists() else found[0]
 
     def formula(found: re.Match[str]) -> str:
         return (f"{found[1]}:\n\n" if found[1] else "") + ".. code-block:: none\n\n"

@@ -161,6 +161,33 @@ def test_a_plain_block_has_no_shortcut_so_what_comes_in_goes_out(name):
         assert close(model(x), by_hand(model, x, {"res3b": lambda m, x: m.join(m.parts(x)[0] * 0.5, None)}))
 
 
+@pytest.mark.parametrize("name", ["projection", "preresnet, 1x1"])
+def test_one_way_of_a_block_is_dropped_and_a_branch_that_is_not_needed_does_not_run(name):
+    model, x, _, block = made(name)
+    right = by_hand(model, x, {block: joined(branch=0.0)})
+    without_shortcut = by_hand(model, x, {block: joined(shortcut=0.0)})
+    branch = minires.activations(model, x, [f"{block}.branch"])[f"{block}.branch"]
+    plain, runs = model(x), counted(model)
+    with minires.intervene(model, {f"{block}.branch": "drop"}) as done:
+        assert close(model(x), right)
+    assert str(done) == f"{block}.branch: dropped: 0 x the branch"
+    assert f"{block}_branch2b" not in runs and f"{block}_branch1" in runs
+    runs.clear()
+    with minires.intervene(model, {f"{block}.branch": branch}):
+        assert close(model(x), plain)
+    assert f"{block}_branch2b" not in runs and f"{block}_branch1" in runs
+    with minires.intervene(model, {f"{block}.shortcut": "drop"}):
+        assert close(model(x), without_shortcut)
+
+
+def test_nobody_who_watches_sees_how_a_shape_is_found_out():
+    model = nn.Sequential(a=nn.Conv2d(3, 3, 1), b=nn.ReLU())
+    calls = []
+    with minires.intervene(model, {"a": "drop"}), minires.tensor.watching(lambda call: calls.append(call.op)):
+        model(np.ones((2, 4, 4, 3), np.float32))
+    assert calls == ["relu"]
+
+
 def test_a_whole_output_and_the_model_itself_are_scaled():
     model, x, block, _ = made("resnet20")
     y = model(x)
@@ -394,8 +421,9 @@ def test_a_module_held_twice_before_a_stored_one_still_runs():
     model = nn.Sequential(a=twice, b=nn.Linear(2, 2), c=twice)
     x = Tensor([[1.0, 2.0]])
     stored = np.array([[3.0, 4.0]], "f4")
+    right = twice(Tensor(stored))
     with minires.intervene(model, {"b": stored}):
-        assert (model(x).data == twice(Tensor(stored)).data).all()
+        assert (model(x).data == right.data).all()
 
 
 def test_deleting_each_block_is_cheap_with_stored_activations():

@@ -77,7 +77,7 @@ def run_lab(
     scale = scale if data is None else scale.but(data=data)
     if scale.data not in known_data.names() and not known_data.is_there(scale.data):
         raise ConfigError(
-            f"the scale {scale.name} of the lab {lab.name} is of {scale.data}, which is no known data set and "
+            f"the scale {scale.name} of lab {lab.name} is of {scale.data}, which is no known data set and "
             "no path; say where the pictures are with data='path/to/pictures'"
         )
     seeds = whole("seeds", lab.seeds if seeds is None else seeds)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +65,8 @@ def run_lab(
     """Do all runs of a lab that were not done before, and write its figure, table and report.
 
     ``scale`` is quick, hour, full or one of your own; ``seeds``, if not given, are as many as the lab asks
-    for; ``data`` takes the place of its data set. The ranks of
-    ``comm`` share the runs out among them. It can be interrupted at any moment; called again, it goes on.
+    for; ``data`` takes the place of its data set. The ranks of ``comm`` share the runs out among them. It can
+    be interrupted at any moment; called again, it goes on.
 
     Raises: ConfigError for a lab or a scale that is none; DataError if its pictures are not found;
     Interrupted after SIGINT or SIGTERM, once the run under way is saved.
@@ -95,7 +95,9 @@ def run_lab(
     for line in begins(lab, scale, len(items), len(todo)):
         say(line)
     pictures = runs.Pictures()
-    clock = _Clock(todo, pictures, comm.size, say)
+    if comm.size > 1 and todo:
+        say(f"  {comm.size} processes share them; the first of them tells of its own")
+    clock = _Clock(todo[comm.rank :: comm.size], pictures, say)
 
     def work(item: Item) -> dict[str, Any]:
         began = time.perf_counter()
@@ -155,19 +157,13 @@ class _Clock:
     """Says how far a lab is, and about how long the rest takes."""
 
     def __init__(
-        self, todo: list[Item], pictures: runs.Pictures, ranks: int, say: Callable[[str], None]
-    ) -> None:
-        self._costs = {item.key: 0.0 for item in todo}
-        known: dict[str, float] = {}
-        for item in todo:
-            same = f"{item.case}"
-            if same not in known:
-                known[same] = _cost(item.made, pictures)
-            self._costs[item.key] = known[same]
-        self._left = dict(self._costs)
+        self, todo: Sequence[Item], pictures: runs.Pictures, say: Callable[[str], None]
+    ) -> None:  # fmt: skip
+        costs = {item.case: _cost(item.made, pictures) for item in {one.case: one for one in todo}.values()}
+        self._left = {item.key: costs[item.case] for item in todo}
         self._pace, self._spent, self._worked = PACE, 0.0, 0.0
-        self._ranks, self._say, self._all = ranks, say, len(todo)
-        if todo and sum(self._costs.values()):
+        self._say, self._all = say, len(todo)
+        if sum(self._left.values()):
             say(f"  about {in_words(self._rest())} on two cores")
 
     def done(self, item: Item, row: Mapping[str, Any]) -> None:
@@ -186,7 +182,7 @@ class _Clock:
         )
 
     def _rest(self) -> float:
-        return sum(self._left.values()) / self._pace / self._ranks
+        return sum(self._left.values()) / self._pace
 
 
 def _cost(case: Case, pictures: runs.Pictures) -> float:

@@ -1,8 +1,9 @@
 """The lab: claims of papers, each with what is run to see whether it holds, a figure, and a verdict.
 
     expect.py   a claim as a rule that numbers can break
-    lab.py      a lab: the claim, the cases, the figure; how much is done
-    run.py      one run, trained once and measured
+    scale.py    how much is done, and the cases that are compared
+    run.py      one run, trained once
+    lab.py      a lab: the claim, the cases, the figure
     session.py  all runs of a lab, found again where they were done before
     report.py   figure, table and report
     papers/     the labs that come with minires
@@ -12,6 +13,7 @@ A lab of your own is a file with a subclass of :class:`Lab`: ``minires lab my_la
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import sys
@@ -20,11 +22,12 @@ from pathlib import Path
 from minires.errors import ConfigError, MiniresError
 from minires.lab import draw
 from minires.lab.expect import AGREES, DIFFERS, UNCLEAR, Expect, Judged
-from minires.lab.lab import Case, Lab, Numbers, Scale, checked
+from minires.lab.lab import Lab, Numbers, checked
 from minires.lab.outcome import Outcome
 from minires.lab.papers import LABS
 from minires.lab.report import write
 from minires.lab.run import Run
+from minires.lab.scale import Case, Scale
 from minires.lab.session import recalled, run_lab
 
 __all__ = [
@@ -73,4 +76,6 @@ def load_file(path: str | os.PathLike[str]) -> Lab:
     if len(found) != 1:
         names = ", ".join(one.__name__ for one in found) or "none"
         raise ConfigError(f"{path} must have one subclass of minires.lab.Lab, and has {names}")
-    return checked(found[0]())
+    lab = checked(found[0]())
+    lab.version = hashlib.sha256(path.read_bytes()).hexdigest()
+    return lab

@@ -42,8 +42,9 @@ Numbers = Mapping[str, Sequence[Mapping[str, Any]]]  # by case, what each seed h
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Where the mean lies, by the formula above; everywhere, if there is one value.
 
-    >>> interval([1.0, 2.0, 3.0])
-    (0.31412..., 3.68587...)
+    >>> low, high = interval([1.0, 2.0, 3.0])
+    >>> round(low, 3), round(high, 3)
+    (0.314, 3.686)
     >>> interval([2.0])
     (-inf, inf)
     """
@@ -69,10 +70,10 @@ class Expect:
     Raises: ConfigError if no border is given, or none lies between them.
 
     >>> claim = Expect("deep is worse", of=("deep", "error"), minus=("shallow", "error"), above=0)
-    >>> numbers = {"deep": [{"error": 9.0}, {"error": 8.5}], "shallow": [{"error": 7.0}, {"error": 6.6}]}
+    >>> numbers = {"deep": [{"error": 9.0}, {"error": 8.5}], "shallow": [{"error": 7.0}, {"error": 6.75}]}
     >>> found = claim.judge(numbers)
     >>> found.values, found.verdict
-    ((2.0, 1.9), 'agrees')
+    ((2.0, 1.75), 'agrees')
     """
 
     says: str

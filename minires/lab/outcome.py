@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from minires.lab.expect import Judged, overall
-from minires.lab.lab import Case, Lab, Numbers, Scale
+from minires.lab.lab import Lab, Numbers
+from minires.lab.scale import Case, Scale
 
 
 @dataclass(frozen=True)

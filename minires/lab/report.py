@@ -17,8 +17,8 @@ from typing import Any
 from minires.errors import counted
 from minires.files import atomic_write
 from minires.lab.expect import AGREES, DIFFERS, UNCLEAR, Judged
-from minires.lab.lab import Scale
 from minires.lab.outcome import Outcome, in_words
+from minires.lab.scale import Scale
 from minires.train.canvas import new_figure, save_figure
 
 FIGURE, TABLE, REPORT = "figure", "table.csv", "report"

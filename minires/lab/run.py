@@ -1,15 +1,12 @@
-"""One run of a lab: trained once, found again by its settings, and measured."""
+"""One run of a lab: trained once, and found again by its settings."""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import hashlib
-import inspect
 import json
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ from minires.data import Normalize, Splits
 from minires.distributed import Solo
 from minires.errors import CheckpointError, MiniresError, plain
 from minires.inspect.runs import read_run
-from minires.lab.lab import Case, Lab
+from minires.lab.scale import Case
 from minires.nn.module import Module
 from minires.train import Config, Trainer, continuing, layer_figures, load_model, run_folder, state
 
@@ -158,15 +155,10 @@ def key(case: Case, seed: int) -> str:
         name: value for name, value in plain(dict(case.settings)).items()
         if name not in free and (name not in usual or value != usual[name])
     }  # fmt: skip
+    if case.settings.get("watch"):  # what it writes is measured
+        deciding["watch"] = True
     content = json.dumps([deciding, case.trained, case.tests, seed], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
-
-
-def measure_key(lab: Lab, case: Case, seed: int) -> str:
-    """What a measurement is found again by: run, what else the scale says, and the code of ``measure``."""
-    code = ast.dump(ast.parse(textwrap.dedent(inspect.getsource(type(lab).measure))))
-    extra = json.dumps(dict(case.extra), sort_keys=True)
-    return hashlib.sha256(f"{key(case, seed)} {extra} {code}".encode()).hexdigest()[:12]
 
 
 def folder_of(runs: Path, case: Case, seed: int) -> Path:
@@ -174,22 +166,11 @@ def folder_of(runs: Path, case: Case, seed: int) -> Path:
     return runs / f"{case.settings.get('model', 'fresh')}-{key(case, seed)}"
 
 
-def measured(
-    lab: Lab, name: str, case: Case, seed: int, runs: Path, pictures: Pictures, *, device: str = "cpu",
-    bar: bool | None = False, say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:  # fmt: skip
-    """Do a run, or the rest of one, and measure it: what ``measure`` gives.
+def train(run: Run, device: str, bar: bool | None) -> None:
+    """Train, unless it was done before; go on where it was stopped.
 
-    Raises: what training raises; a loss that is not finite is a result.
+    Raises: what training raises; a loss that is not finite is a result, of which ``run.diverged`` tells.
     """
-    run = Run(name, case, seed, folder_of(runs, case, seed), pictures)
-    if case.trained:
-        _train(run, device, bar, say)
-    return dict(lab.measure(run))
-
-
-def _train(run: Run, device: str, bar: bool | None, say: Callable[[str], None]) -> None:
-    """Train, unless it was done before; go on where it was stopped."""
     if _ended(run.folder):
         return
     begun = (run.folder / continuing.CONFIG).exists()
@@ -197,12 +178,16 @@ def _train(run: Run, device: str, bar: bool | None, say: Callable[[str], None]) 
     # Each run is one of this process alone: several of them are shared out among ranks.
     try:
         Trainer(
-            config, run.folder, splits=run.splits, resume=begun, progress=bar, say=say, comm=Solo(),
+            config, run.folder, splits=run.splits, resume=begun, progress=bar, say=_silent, comm=Solo(),
             figures=False,
         ).run()  # fmt: skip
     except MiniresError:
         if not _ended(run.folder):
             raise
+
+
+def _silent(line: str) -> None:
+    """A lab says what there is to say of its runs."""
 
 
 def _ended(folder: Path) -> bool:

@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +26,9 @@ from minires.files import why
 from minires.inspect import summarize
 from minires.lab import report
 from minires.lab import run as runs
-from minires.lab.lab import Case, Lab, Scale, checked
+from minires.lab.lab import Lab, checked
 from minires.lab.outcome import Outcome, in_words, outcome
+from minires.lab.scale import Case, Scale
 from minires.train import run_folder
 from minires.train.fields import between, exactly, listing, real, record, table, text
 
@@ -85,7 +88,7 @@ def run_lab(
     folder, run_folders = root / f"{lab.name}-{scale.name}", root / "runs"
     cases = dict(lab.cases(scale))
     items = [
-        Item(name, case, seed, runs.measure_key(lab, case, seed))
+        Item(name, case, seed, measure_key(lab, case, seed))
         for seed in range(seeds)
         for name, case in cases.items()
     ]
@@ -102,9 +105,11 @@ def run_lab(
     def work(item: Item) -> dict[str, Any]:
         began = time.perf_counter()
         bar = progress if comm.size == 1 else False
-        found = runs.measured(
-            lab, item.case, item.made, item.seed, run_folders, pictures, device=device, bar=bar
-        )
+        place = runs.folder_of(run_folders, item.made, item.seed)
+        run = runs.Run(item.case, item.made, item.seed, place, pictures)
+        if item.made.trained:
+            runs.train(run, device, bar)
+        found = dict(lab.measure(run))
         row = {
             "case": item.case, "seed": item.seed, "key": item.key,
             "date": datetime.date.today().isoformat(), "threads": backend.threads(),
@@ -133,7 +138,7 @@ def recalled(lab: Lab, scale: Scale | str = "quick", out: str | os.PathLike[str]
     cases, rows = dict(lab.cases(scale)), read(folder)["runs"]
     for row in rows:
         case = cases.get(row["case"])
-        if case is None or runs.measure_key(lab, case, row["seed"]) != row["key"]:
+        if case is None or measure_key(lab, case, row["seed"]) != row["key"]:
             raise CheckpointError(
                 f"{folder / RESULTS} has {row['case']!r} of other settings or another measure than the lab "
                 f"has now; run it anew: minires lab {lab.name} --scale {scale.name} --out {out}"
@@ -151,6 +156,12 @@ def begins(lab: Lab, scale: Scale, items: int, todo: int) -> list[str]:
         *(f"  besides {one.says}: {one.rule}" for one in lab.further),
         f"  {scale.name}: {counted(items, 'run')}{done}",
     ]
+
+
+def measure_key(lab: Lab, case: Case, seed: int) -> str:
+    """What a measurement is found again by: the run, what else the scale says, and the lab's version."""
+    content = json.dumps([runs.key(case, seed), dict(case.extra), lab.version], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 class _Clock:

@@ -13,8 +13,8 @@ from quick_runs import dark_and_light
 
 import minires.lab
 from minires import distributed
-from minires.errors import ConfigError, DataError, MiniresError
-from minires.lab import Case, Expect, Lab, Scale, draw, find, load_file, run_lab
+from minires.errors import CheckpointError, ConfigError, DataError, MiniresError
+from minires.lab import Case, Expect, Lab, Scale, draw, find, load_file, recalled, run_lab
 from minires.lab import run as lab_run
 from minires.train import Interrupted, continuing
 
@@ -140,19 +140,13 @@ def test_a_change_of_measure_measures_again_and_trains_nothing(folder, monkeypat
     lab = find("./longer.py")
     run_lab(lab, quick(lab), seeds=1, out="labs", say=str)
     done = trained(monkeypatch)
-    (folder / "longer.py").write_text(OWN.replace('{"loss"', '{"more": 7, "loss"').replace("# x", ""))
+    (folder / "longer.py").write_text(OWN.replace('{"loss"', '{"more": 7, "loss"'))
     other = find("./longer.py")
     assert run_lab(other, quick(other), seeds=1, out="labs", say=str).numbers["two"][0]["more"] == 7
     assert not done
-    # Words and spaces are no change.
-    (folder / "longer.py").write_text(OWN.replace("return {", "# a comment\n        return  {"))
-    said = []
-    same = find("./longer.py")
-    run_lab(same, quick(same), seeds=1, out="labs2", say=str)
-    (folder / "longer.py").write_text(OWN)
-    same = find("./longer.py")
-    run_lab(same, quick(same), seeds=1, out="labs2", say=said.append)
-    assert any("2 of them done before" in line for line in said)
+    with pytest.raises(CheckpointError, match="another measure.*run it anew: minires lab longer"):
+        recalled(lab, quick(lab), "labs")
+    assert recalled(other, quick(other), "labs").numbers["one"][0]["more"] == 7
 
 
 def test_ranks_share_the_runs_and_find_the_same(folder):

@@ -13,9 +13,10 @@ import numpy as np
 
 from minires.lab import draw
 from minires.lab.expect import Expect
-from minires.lab.lab import Case, Lab, Numbers, Scale
+from minires.lab.lab import Lab, Numbers
 from minires.lab.papers.p01_degradation import Degradation
 from minires.lab.run import Run
+from minires.lab.scale import Case, Scale
 from minires.nn.responses import responses
 
 
@@ -59,7 +60,7 @@ class Responses(Lab):
         if run.diverged:
             return {"response": None, "responses": []}
         x, _ = run.batch(self.pictures)
-        found = [one.std for one in responses(run.model, x) if one.op == "conv2d"]
+        found = [one.std for one in responses(run.model, x) if len(one.shape) == 4]
         return {"response": float(np.mean(found)), "responses": found}
 
     def figure(self, numbers: Numbers, figure: Any) -> None:

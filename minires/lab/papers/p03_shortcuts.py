@@ -12,7 +12,8 @@ from typing import Any
 
 from minires.lab import draw
 from minires.lab.expect import Expect
-from minires.lab.lab import Case, Lab, Numbers, Scale
+from minires.lab.lab import Lab, Numbers
+from minires.lab.scale import Case, Scale
 
 TABLE_3 = {"none": 28.54, "A": 25.03, "B": 24.52, "C": 24.19}  # top-1 error, ResNet-34 on ImageNet
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from minires.lab import draw
 from minires.lab.expect import Expect
-from minires.lab.lab import Case, Lab, Numbers, Scale
+from minires.lab.lab import Lab, Numbers
 from minires.lab.run import Run
+from minires.lab.scale import Case, Scale
 from minires.models import build
 from minires.nn.blocks import Residual
 from minires.tensor import Tensor

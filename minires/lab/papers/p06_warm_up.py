@@ -11,7 +11,8 @@ from typing import Any
 
 from minires.lab import draw
 from minires.lab.expect import Expect
-from minires.lab.lab import Case, Lab, Numbers, Scale
+from minires.lab.lab import Lab, Numbers
+from minires.lab.scale import Case, Scale
 
 
 class WarmUp(Lab):

@@ -16,8 +16,9 @@ import numpy as np
 from minires.inspect import path_lengths
 from minires.lab import draw, measures
 from minires.lab.expect import Expect
-from minires.lab.lab import Case, Lab, Numbers, Scale
+from minires.lab.lab import Lab, Numbers
 from minires.lab.run import Run
+from minires.lab.scale import Case, Scale
 
 DEEP, SMALL, PLAIN = "residual, 54", "residual, 9", "plain, 9"
 COUNTS, SWAPS, DRAWS = (1, 2, 4, 6, 8, 10, 14, 20), (1, 2, 4, 8, 16, 32), 4

@@ -10,8 +10,9 @@ from typing import Any
 
 from minires.lab import draw
 from minires.lab.expect import Expect
-from minires.lab.lab import Case, Lab, Numbers, Scale
+from minires.lab.lab import Lab, Numbers
 from minires.lab.run import Run
+from minires.lab.scale import Case, Scale
 
 # C: the width of a path in a stage of 64 channels. C (512 d + 9 d d) is about the same in every row of the
 # paper's table 3, from 1x64d to 32x4d; of a stage of 16 channels C d / 4 are left, rounded down.

@@ -11,8 +11,9 @@ import numpy as np
 
 from minires.lab import draw
 from minires.lab.expect import Expect
-from minires.lab.lab import Case, Lab, Numbers, Scale
+from minires.lab.lab import Lab, Numbers
 from minires.lab.run import Run
+from minires.lab.scale import Case, Scale
 from minires.nn.module import Module
 from minires.nn.squeeze_excitation import SqueezeExcitation
 from minires.tensor import Tensor, no_grad

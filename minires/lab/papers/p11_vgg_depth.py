@@ -9,7 +9,8 @@ from typing import Any
 
 from minires.lab import draw
 from minires.lab.expect import Expect
-from minires.lab.lab import Case, Lab, Numbers, Scale
+from minires.lab.lab import Lab, Numbers
+from minires.lab.scale import Case, Scale
 
 LAYERS = {11: "A", 13: "B", 16: "D", 19: "E"}
 

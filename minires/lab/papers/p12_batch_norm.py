@@ -11,8 +11,9 @@ import numpy as np
 
 from minires.lab import draw
 from minires.lab.expect import Expect
-from minires.lab.lab import Case, Lab, Numbers, Scale
+from minires.lab.lab import Lab, Numbers
 from minires.lab.run import Run
+from minires.lab.scale import Case, Scale
 from minires.models import build
 from minires.nn.responses import responses
 
@@ -64,7 +65,7 @@ class BatchNorm(Lab):
         """Errors; the responses of the layers of the fresh network, in training, and how much they grow."""
         fresh = build(run.config.model, classes=run.classes, seed=run.seed, **run.config.variant)
         x, _ = run.batch(64, part="train")
-        found = [one.std for one in responses(fresh, x) if one.op == "conv2d"]
+        found = [one.std for one in responses(fresh, x) if len(one.shape) == 4]
         return {**run.errors(), "responses": found, "growth": float(np.log10(found[-1] / found[0]))}
 
     def figure(self, numbers: Numbers, figure: Any) -> None:

@@ -12,8 +12,9 @@ import numpy as np
 
 from minires.lab import draw, measures
 from minires.lab.expect import Expect
-from minires.lab.lab import Case, Lab, Numbers, Scale
+from minires.lab.lab import Lab, Numbers
 from minires.lab.run import Run
+from minires.lab.scale import Case, Scale
 from minires.models import build
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -14,8 +14,9 @@ import numpy as np
 from minires import ops
 from minires.lab import draw
 from minires.lab.expect import Expect
-from minires.lab.lab import Case, Lab, Numbers, Scale
+from minires.lab.lab import Lab, Numbers
 from minires.lab.run import Run
+from minires.lab.scale import Case, Scale
 from minires.nn.layers import Conv2d
 from minires.tensor import Tensor
 

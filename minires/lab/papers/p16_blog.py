@@ -11,8 +11,9 @@ from typing import Any
 
 from minires.lab import draw, measures
 from minires.lab.expect import Expect
-from minires.lab.lab import Case, Lab, Numbers, Scale
+from minires.lab.lab import Lab, Numbers
 from minires.lab.run import Run
+from minires.lab.scale import Case, Scale
 from minires.train import recipes
 
 BLOG, BETTER, LONGER = "the exercise", "two-epoch recipe", "the exercise, 10 epochs"

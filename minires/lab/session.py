@@ -39,7 +39,7 @@ ROW = record(
 KIND = record(
     kind=exactly("lab"), format=exactly(1), lab=text, scale=table(), runs=listing(ROW)
 )
-PACE = 3e10  # multiply-adds a second of two cores, to begin with
+PACE = 2e10  # multiply-adds a second of one core, to begin with
 BACKWARD = 3  # a training step does so many times the arithmetic of a forward pass
 
 
@@ -98,9 +98,11 @@ def run_lab(
     for line in begins(lab, scale, len(items), len(todo)):
         say(line)
     pictures = runs.Pictures()
+    costs = {item.case: _cost(item.made, pictures) for item in {one.case: one for one in todo}.values()}
     if comm.size > 1 and todo:
         say(f"  {comm.size} processes share them; the first of them tells of its own")
-    clock = _Clock(todo[comm.rank :: comm.size], pictures, say)
+        todo = shared_out(todo, [costs[item.case] for item in todo], comm.size)
+    clock = _Clock(todo[comm.rank :: comm.size], costs, say)
 
     def work(item: Item) -> dict[str, Any]:
         began = time.perf_counter()
@@ -164,18 +166,35 @@ def measure_key(lab: Lab, case: Case, seed: int) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
+def shared_out(items: Sequence[Any], costs: Sequence[float], ranks: int) -> list[Any]:
+    """The items in an order in which every so many of them, the share of a rank, cost about the same: the
+    most costly first, to and fro among the ranks.
+
+    >>> order = shared_out("abcdef", [1, 9, 1, 9, 1, 9], ranks=2)
+    >>> order[0::2], order[1::2]
+    (['b', 'a', 'c'], ['d', 'f', 'e'])
+    """
+    down = sorted(range(len(items)), key=lambda at: -costs[at])
+    rounds = [down[at : at + ranks] for at in range(0, len(down), ranks)]
+    return [
+        items[at]
+        for number, one in enumerate(rounds)
+        # The last round may be short: it stays as it is.
+        for at in (one[::-1] if number % 2 and len(one) == ranks else one)
+    ]
+
+
 class _Clock:
-    """Says how far a lab is, and about how long the rest takes."""
+    """Says how far a process is with its runs, and about how long the rest takes."""
 
     def __init__(
-        self, todo: Sequence[Item], pictures: runs.Pictures, say: Callable[[str], None]
-    ) -> None:  # fmt: skip
-        costs = {item.case: _cost(item.made, pictures) for item in {one.case: one for one in todo}.values()}
+        self, todo: Sequence[Item], costs: Mapping[str, float], say: Callable[[str], None]
+    ) -> None:
         self._left = {item.key: costs[item.case] for item in todo}
-        self._pace, self._spent, self._worked = PACE, 0.0, 0.0
+        self._pace, self._spent, self._worked = PACE * backend.threads(), 0.0, 0.0
         self._say, self._all = say, len(todo)
         if sum(self._left.values()):
-            say(f"  about {in_words(self._rest())} on two cores")
+            say(f"  about {in_words(self._rest())}")
 
     def done(self, item: Item, row: Mapping[str, Any]) -> None:
         """A run has come to its end."""

@@ -43,6 +43,8 @@ def curves(
         axes.fill_between(
             places, values.min(axis=0), values.max(axis=0), color=colour(at), alpha=0.15, linewidth=0
         )
+    if x is None:
+        axes.xaxis.get_major_locator().set_params(integer=True)  # epochs, layers
     if legend:
         axes.legend(fontsize=8, frameon=False)
 

@@ -47,9 +47,9 @@ class Sigmoid(Lab):
         Expect("sigmoid, He: at most 0.25 as well", of=("sigmoid, He", "factor"), below=0.25, unit="",
                paper="0.25 at most",
                because="A layer multiplies by its weights, too. He's are larger than Glorot's by the square "
-               "root of 2; the chain of He's weights without an activation multiplies the gradient by about "
-               "1.35 in each layer (a little is lost at the borders), and a quarter of that is what the "
-               "sigmoid leaves."),
+               "root of 2; the chain of He's weights without an activation multiplies the gradient by 1.4 in "
+               "each layer, less a little that is lost at the borders, and a sigmoid leaves a quarter of "
+               "that, less a little where it is not steepest."),
         Expect("ReLU, He: about 1", of=("ReLU, He", "factor"), above=0.9, below=1.1, unit="",
                paper="He et al. 2015, arXiv:1502.01852: 1"),
         Expect("ReLU, Glorot: it vanishes, too, if more slowly", of=("ReLU, Glorot", "factor"), below=0.8,

@@ -11,6 +11,7 @@ each has a thread, :class:`~minires.distributed.watchdog.Watchdog`, that hears i
 from __future__ import annotations
 
 import atexit
+import math
 import re
 import sys
 import sysconfig
@@ -32,6 +33,7 @@ from minires.interrupt import Stopped
 from minires.quiet_start import tell
 
 LEFT, WAITS, ENDS = 7, 8, 9  # the tags of what a rank says: it leaves, it waits for long, it ends all
+PAUSE = 0.02  # seconds between two looks of a rank that waits for long
 TURN = 0.1  # seconds in which two ranks that would end all at the same time hear of each other
 SILENT = 15.0  # seconds that the one which is silent then gives the other
 TOGETHER = 2.0  # seconds in which ranks that fail for one reason come to their end
@@ -109,6 +111,10 @@ class MPI(Communicator):
             self._comm.Bcast(flat[start : start + BLOCK])
 
     def _exchange(self, content: bytes) -> list[bytes]:
+        if self._patience == math.inf:  # minutes or hours, in which MPI would keep a core busy
+            here = self._comm.Ibarrier()
+            while not here.Test():
+                time.sleep(PAUSE)
         own = np.frombuffer(content, np.uint8)
         counts = np.zeros(self.size, np.int64)
         counts[self.rank] = len(own)

@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import json
+import subprocess
 import sys
 import threading
 import time
@@ -29,6 +31,17 @@ KINDS = [
 ]  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------- real jobs
+
+WAITS = """
+import json, time
+from minires.distributed import each, world
+comm = world()
+before = time.process_time()
+each(time.sleep, [0.0, 3.0], comm)
+used = comm.exchange(time.process_time() - before, "seconds")
+if comm.is_first:
+    print("used", json.dumps(used))
+"""
 
 # Starts processes as ``mpiexec -n 2 PROGRAM`` of an MPI which is not that of mpi4py does.
 OTHER_LAUNCHER = """#!{python}
@@ -65,6 +78,16 @@ def base(torture, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     torture[0].pictures(folder / "pictures")
     return folder
+
+
+def test_a_rank_that_is_done_with_its_items_leaves_its_core_to_others(torture):
+    _, launcher = torture
+    done = subprocess.run(
+        launcher.command(2, sys.executable, "-c", WAITS), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    used = json.loads(done.stdout.partition("used ")[2])
+    assert used[0] < 0.3  # of the three seconds for which it waits; else what the system gives it
 
 
 @pytest.mark.parametrize("kind", KINDS)

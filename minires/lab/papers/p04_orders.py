@@ -61,7 +61,7 @@ class Orders(Lab):
             minus=("full", "test_error"), above=0,
         ),
     )  # fmt: skip
-    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=10, batch_size=64,
+    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=8, batch_size=64,
                   extra={"units": 4}, about="20 minutes")  # fmt: skip
     hour = Scale("hour", size=16, epochs=6, extra={"units": 6})
     full = Scale("full", epochs=182, extra={"units": 18})

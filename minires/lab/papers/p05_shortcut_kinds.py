@@ -55,7 +55,7 @@ class ShortcutKinds(Lab):
         for kind, (_, error) in KINDS.items()
         if kind != "identity"
     )  # fmt: skip
-    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=10, batch_size=64,
+    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=8, batch_size=64,
                   extra={"units": 4}, about="half an hour")  # fmt: skip
     hour = Scale("hour", size=16, epochs=5, extra={"units": 6})
     full = Scale("full", epochs=182, extra={"units": 18})

@@ -50,7 +50,7 @@ class Dense(Lab):
         Expect("it has fewer parameters than the ResNet-20", of=(SHOWN, "parameters"),
                minus=("ResNet-20", "parameters"), below=0, unit="", paper="1.0 million against 1.7"),
     )
-    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=8, batch_size=64, extra={"layers": 6},
+    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=6, batch_size=64, extra={"layers": 6},
                   settings={"optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True,
                                           "weight_decay": 1e-4}}, about="half an hour")  # fmt: skip
     hour = quick.but(name="hour", pictures=None, tests=None, epochs=5, about="")

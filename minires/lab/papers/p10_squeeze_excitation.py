@@ -54,7 +54,7 @@ class Gates(Lab):
                of=("r = 4", "late_spread"), minus=("r = 4", "early_spread"), above=0, unit="",
                paper="figure 6"),
     )  # fmt: skip
-    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=10, batch_size=64,
+    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=8, batch_size=64,
                   extra={"blocks": 3}, about="half an hour")  # fmt: skip
     hour = Scale("hour", size=16, epochs=6, extra={"blocks": 3})
     full = Scale("full", data="imagenet", size=224, epochs=100, batch_size=1024, recipe="imagenet",

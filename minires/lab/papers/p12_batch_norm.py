@@ -46,7 +46,7 @@ class BatchNorm(Lab):
                minus=("resnet, BN, 0.1", "growth"), above=0, unit="(log10 of last / first response)",
                paper="-"),
     )  # fmt: skip
-    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=10, batch_size=64,
+    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=8, batch_size=64,
                   about="20 minutes")  # fmt: skip
     hour = Scale("hour", size=16, epochs=8)
 

@@ -51,7 +51,7 @@ class WeightDecay(Lab):
         Expect("a block comes near the identity: a share below 0.1", of=("weights", "share"), below=0.1,
                unit="", paper="0"),
     )  # fmt: skip
-    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=15, batch_size=64, about="20 minutes",
+    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=12, batch_size=64, about="20 minutes",
                   settings={"schedule": {"name": "cosine"}, "watch": True})  # fmt: skip
     hour = quick.but(name="hour", pictures=None, tests=None, epochs=15, about="")
     full = Scale("full", epochs=182, settings={"watch": True})

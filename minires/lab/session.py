@@ -24,6 +24,7 @@ from minires.distributed import Communicator, Solo, each
 from minires.errors import CheckpointError, ConfigError, MiniresError, counted, plain, whole
 from minires.files import why
 from minires.inspect import summarize
+from minires.interrupt import Interrupted, status
 from minires.lab import report
 from minires.lab import run as runs
 from minires.lab.lab import Lab, checked
@@ -84,6 +85,12 @@ def run_lab(
             "no path; say where the pictures are with data='path/to/pictures'"
         )
     seeds = whole("seeds", lab.seeds if seeds is None else seeds)
+    pictures = runs.Pictures()
+    if data is not None and scale.pictures is not None:
+        there = len(pictures(Case({"data": scale.data, "size": scale.size})).train)
+        if there < scale.pictures:
+            say(f"{data} has {there:,} pictures to learn from, not {scale.pictures:,}: all are used")
+            scale = scale.but(pictures=None)
     root = Path(out)
     folder, run_folders = root / f"{lab.name}-{scale.name}", root / "runs"
     cases = dict(lab.cases(scale))
@@ -97,7 +104,6 @@ def run_lab(
     todo = [item for item in items if item.key not in known]
     for line in begins(lab, scale, len(items), len(todo)):
         say(line)
-    pictures = runs.Pictures()
     costs = {item.case: _cost(item.made, pictures) for item in {one.case: one for one in todo}.values()}
     if comm.size > 1 and todo:
         say(f"  {comm.size} processes share them; the first of them tells of its own")
@@ -110,7 +116,10 @@ def run_lab(
         place = runs.folder_of(run_folders, item.made, item.seed)
         run = runs.Run(item.case, item.made, item.seed, place, pictures)
         if item.made.trained:
-            runs.train(run, device, bar)
+            try:
+                runs.train(run, device, bar)
+            except Interrupted as stop:
+                raise Interrupted(f"{stop}; the same command goes on", status(stop) - 128) from stop
         found = dict(lab.measure(run))
         row = {
             "case": item.case, "seed": item.seed, "key": item.key,

@@ -128,7 +128,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(folder, monkeypatch):
             return path
 
     monkeypatch.setattr(lab_run, "Trainer", Stops)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="stopped here; the same command goes on"):
         run_lab(lab, quick(lab), seeds=1, out="parts", say=str)
     begun = [path for path in Path("parts/runs").iterdir() if not (path / continuing.SUMMARY).exists()]
     assert len(begun) == 1 and not Path("parts/longer-tiny/results.json").exists()
@@ -199,6 +199,14 @@ class Fresh(Lab):
 
     def figure(self, numbers, figure):
         draw.bars(figure.subplots(), numbers, "size")
+
+
+def test_a_smaller_set_is_used_whole_and_that_is_said(folder):
+    lab, said = find("./longer.py"), []
+    scale = quick(lab).but(pictures=5_000, tests=2_000)
+    found = run_lab(lab, scale, seeds=1, out="labs", data="pictures", say=said.append)
+    assert said[0].startswith("pictures has ") and "not 5,000: all are used" in said[0]
+    assert found.scale.pictures is None
 
 
 def test_what_is_not_trained_is_made_from_each_seed(folder):

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from minires.errors import ConfigError
 from minires.lab.expect import Expect
 from minires.lab.run import Run
-from minires.lab.scale import Case, Scale
+from minires.lab.scale import QUICK, Case, Scale
 
 
 class Numbers(dict[str, list[dict[str, Any]]]):
@@ -79,7 +79,7 @@ class Lab:
     further: ClassVar[Sequence[Expect]] = ()
     seeds: ClassVar[int] = 3
     version: int | str = 1
-    quick: ClassVar[Scale] = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=10, batch_size=64)
+    quick: ClassVar[Scale] = QUICK
     hour: ClassVar[Scale] = Scale("hour", size=16, epochs=20)
     full: ClassVar[Scale] = Scale("full", epochs=182)
 

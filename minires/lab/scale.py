@@ -80,3 +80,11 @@ class Case:
     trained: bool = True
     tests: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+# He et al. 2015 train on CIFAR-10 with batches of 128 and a rate of 0.1. With half as many pictures in a
+# batch there are twice the steps, each at half the rate (Goyal et al. 2017, arXiv:1706.02677).
+QUICK = Scale(
+    "quick", pictures=5_000, tests=2_000, size=16, epochs=12, batch_size=64,
+    settings={"optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4}},
+)  # fmt: skip

@@ -41,7 +41,8 @@ def dots_are_a_data_set():
 
 
 TINY = {  # what keeps a network small
-    "orders": {"units": 1}, "shortcut-kinds": {"units": 1}, "warm-up": {"units": 1},
+    "orders": {"units": 1}, "shortcut-kinds": {"units": 1},
+    "warm-up": {"units": 1, "rate": 0.05}, "batch-norm": {"rates": [0.05, 0.005]},
     "crowd": {"units": 3, "small": 3, "tests": 6}, "cardinality": {"blocks": 1}, "densenet": {"layers": 2},
     "squeeze-excitation": {"blocks": 1}, "vgg-depth": {"widths": [4, 4, 4, 4, 4]},
     "shattered": {"blocks": [1, 2], "batch": 8}, "sigmoid": {"layers": 8, "batch": 4},
@@ -126,7 +127,8 @@ AS_THE_PAPER = {
         "dropout 0.5": {"test_error": 21},
     },
     "warm-up": {
-        "0.1": {"train_error": 90}, "warm-up": {"train_error": 75}, "0.1, last norm": {"train_error": 70},
+        "usual rate": {"train_error": 90}, "warm-up": {"train_error": 75},
+        "usual rate, last norm": {"train_error": 70},
     },
     "crowd": {
         "residual, 54": {"one_less": 0.2, "delete_correlation": 0.95, "swap_correlation": 0.9,
@@ -156,10 +158,10 @@ AS_THE_PAPER = {
         "19, BN": {"test_error": 27.3, "train_error": 20},
     },
     "batch-norm": {
-        "plain, BN, 0.1": {"train_error": 20}, "plain, BN, 0.01": {"train_error": 30},
-        "plain, none, 0.1": {"train_error": 90}, "plain, none, 0.01": {},
-        "resnet, BN, 0.1": {"train_error": 18, "growth": 0.1}, "resnet, BN, 0.01": {"train_error": 28},
-        "resnet, none, 0.1": {"train_error": 90, "growth": 2.0}, "resnet, none, 0.01": {},
+        "plain, BN, high": {"train_error": 20}, "plain, BN, low": {"train_error": 30},
+        "plain, none, high": {"train_error": 90}, "plain, none, low": {},
+        "resnet, BN, high": {"train_error": 18, "growth": 0.1}, "resnet, BN, low": {"train_error": 28},
+        "resnet, none, high": {"train_error": 90, "growth": 2.0}, "resnet, none, low": {},
     },
     "shattered": {
         "plain, BN": {"deepest": 0.0, "shallowest": 0.9}, "plain, no BN": {"deepest": 0.9},

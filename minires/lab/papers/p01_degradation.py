@@ -11,7 +11,7 @@ from typing import Any
 from minires.lab import draw
 from minires.lab.expect import Expect
 from minires.lab.lab import Lab, Numbers
-from minires.lab.scale import Case, Scale
+from minires.lab.scale import QUICK, Case, Scale
 
 
 class Degradation(Lab):
@@ -50,8 +50,7 @@ class Degradation(Lab):
             paper="figure 6, middle; test errors 6.97% and 8.75%",
         ),
     )  # fmt: skip
-    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=12, batch_size=64,
-                  about="a quarter of an hour")  # fmt: skip
+    quick = QUICK.but(about="a quarter of an hour")  # fmt: skip
 
     def cases(self, scale: Scale) -> dict[str, Case]:
         """Four networks under one recipe."""

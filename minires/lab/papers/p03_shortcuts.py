@@ -13,7 +13,7 @@ from typing import Any
 from minires.lab import draw
 from minires.lab.expect import Expect
 from minires.lab.lab import Lab, Numbers
-from minires.lab.scale import Case, Scale
+from minires.lab.scale import QUICK, Case, Scale
 
 TABLE_3 = {"none": 28.54, "A": 25.03, "B": 24.52, "C": 24.19}  # top-1 error, ResNet-34 on ImageNet
 
@@ -52,8 +52,7 @@ class Shortcuts(Lab):
             of=("A", "test_error"), minus=("C", "test_error"), above=-2, below=2, paper="0.84",
         ),
     )  # fmt: skip
-    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=12, batch_size=64,
-                  about="ten minutes")  # fmt: skip
+    quick = QUICK.but(about="ten minutes")  # fmt: skip
     full = Scale(
         "full", data="imagenet", size=224, epochs=120, batch_size=256, recipe="imagenet",
         extra={"model": "resnet34"},

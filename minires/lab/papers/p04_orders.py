@@ -13,7 +13,7 @@ from typing import Any
 from minires.lab import draw
 from minires.lab.expect import Expect
 from minires.lab.lab import Lab, Numbers
-from minires.lab.scale import Case, Scale
+from minires.lab.scale import QUICK, Case, Scale
 from minires.models.resnet_v2 import ORDERS
 
 WITH, WITHOUT = "original, last norm", "full, no last norm"
@@ -61,8 +61,7 @@ class Orders(Lab):
             minus=("full", "test_error"), above=0,
         ),
     )  # fmt: skip
-    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=8, batch_size=64,
-                  extra={"units": 4}, about="20 minutes")  # fmt: skip
+    quick = QUICK.but(epochs=8, extra={"units": 4}, about="20 minutes")  # fmt: skip
     hour = Scale("hour", size=16, epochs=6, extra={"units": 6})
     full = Scale("full", epochs=182, extra={"units": 18})
 

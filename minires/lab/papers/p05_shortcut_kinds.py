@@ -16,7 +16,7 @@ from minires.lab import draw
 from minires.lab.expect import Expect
 from minires.lab.lab import Lab, Numbers
 from minires.lab.run import Run
-from minires.lab.scale import Case, Scale
+from minires.lab.scale import QUICK, Case, Scale
 from minires.models import build
 from minires.nn.blocks import Residual
 from minires.tensor import Tensor
@@ -56,8 +56,7 @@ class ShortcutKinds(Lab):
         for kind, (_, error) in KINDS.items()
         if kind != "identity"
     )  # fmt: skip
-    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=8, batch_size=64,
-                  extra={"units": 4}, about="half an hour")  # fmt: skip
+    quick = QUICK.but(epochs=8, extra={"units": 4}, about="half an hour")  # fmt: skip
     hour = Scale("hour", size=16, epochs=5, extra={"units": 6})
     full = Scale("full", epochs=182, extra={"units": 18})
 

@@ -18,7 +18,7 @@ from minires.lab import draw, measures
 from minires.lab.expect import Expect
 from minires.lab.lab import Lab, Numbers
 from minires.lab.run import Run
-from minires.lab.scale import Case, Scale
+from minires.lab.scale import QUICK, Case, Scale
 
 DEEP, SMALL, PLAIN = "residual, 54", "residual, 9", "plain, 9"
 COUNTS, SWAPS, DRAWS = (1, 2, 4, 6, 8, 10, 14, 20), (1, 2, 4, 8, 16, 32), 4
@@ -51,8 +51,7 @@ class Crowd(Lab):
         Expect("the gradient comes over paths of less than half of the blocks",
                of=(DEEP, "effective_share"), below=0.5, unit="of 54", paper="5 to 17 of 54: 0.09 to 0.31"),
     )  # fmt: skip
-    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=10, batch_size=64,
-                  about="half an hour",
+    quick = QUICK.but(epochs=10, about="half an hour",
                   extra={"units": 18, "small": 3, "tests": 500})  # fmt: skip
     hour = quick.but(name="hour", pictures=None, tests=None, epochs=4, about="")
     full = Scale("full", epochs=182, extra={"units": 18, "small": 3, "tests": 10_000})

@@ -12,7 +12,7 @@ from minires.lab import draw
 from minires.lab.expect import Expect
 from minires.lab.lab import Lab, Numbers
 from minires.lab.run import Run
-from minires.lab.scale import Case, Scale
+from minires.lab.scale import QUICK, Case, Scale
 
 # C: the width of a path in a stage of 64 channels. C (512 d + 9 d d) is about the same in every row of the
 # paper's table 3, from 1x64d to 32x4d; of a stage of 16 channels C d / 4 are left, rounded down.
@@ -44,8 +44,7 @@ class Cardinality(Lab):
         Expect("in training, too: C = 8 fits better than C = 1", of=("C = 1", "train_error"),
                minus=("C = 8", "train_error"), above=0, paper="figure 5: lower training errors"),
     )  # fmt: skip
-    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=10, batch_size=64,
-                  extra={"blocks": 2}, about="a quarter of an hour")  # fmt: skip
+    quick = QUICK.but(epochs=10, extra={"blocks": 2}, about="a quarter of an hour")  # fmt: skip
     hour = quick.but(name="hour", pictures=None, tests=None, epochs=8, about="")
     full = Scale(
         "full", data="imagenet", size=224, epochs=90, batch_size=256, recipe="imagenet",

@@ -14,7 +14,7 @@ from minires.lab import draw
 from minires.lab.expect import Expect
 from minires.lab.lab import Lab, Numbers
 from minires.lab.run import Run
-from minires.lab.scale import Case, Scale
+from minires.lab.scale import QUICK, Case, Scale
 
 SHOWN = "k = 12"
 
@@ -50,7 +50,7 @@ class Dense(Lab):
         Expect("it has fewer parameters than the ResNet-20", of=(SHOWN, "parameters"),
                minus=("ResNet-20", "parameters"), below=0, unit="", paper="1.0 million against 1.7"),
     )
-    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=6, batch_size=64, extra={"layers": 6},
+    quick = QUICK.but(epochs=6, extra={"layers": 6},
                   settings={"optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True,
                                           "weight_decay": 1e-4}}, about="half an hour")  # fmt: skip
     hour = quick.but(name="hour", pictures=None, tests=None, epochs=5, about="")

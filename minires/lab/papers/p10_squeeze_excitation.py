@@ -13,7 +13,7 @@ from minires.lab import draw
 from minires.lab.expect import Expect
 from minires.lab.lab import Lab, Numbers
 from minires.lab.run import Run
-from minires.lab.scale import Case, Scale
+from minires.lab.scale import QUICK, Case, Scale
 from minires.nn.module import Module
 from minires.nn.squeeze_excitation import SqueezeExcitation
 from minires.tensor import Tensor, no_grad
@@ -54,8 +54,7 @@ class Gates(Lab):
                of=("r = 4", "late_spread"), minus=("r = 4", "early_spread"), above=0, unit="",
                paper="figure 6"),
     )  # fmt: skip
-    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=8, batch_size=64,
-                  extra={"blocks": 3}, about="half an hour")  # fmt: skip
+    quick = QUICK.but(epochs=8, extra={"blocks": 3}, about="half an hour")  # fmt: skip
     hour = Scale("hour", size=16, epochs=6, extra={"blocks": 3})
     full = Scale("full", data="imagenet", size=224, epochs=100, batch_size=1024, recipe="imagenet",
                  extra={"model": "se_resnet50"})  # fmt: skip

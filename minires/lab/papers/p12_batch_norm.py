@@ -1,6 +1,6 @@
 """P12: batch norm allows a high learning rate, and keeps the signal's size.
 
-Plain and residual networks of 20 layers, with and without batch norm, at the rates 0.01 and 0.1.
+Plain and residual networks of 20 layers, with and without batch norm, at the usual rate and at a tenth of it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from minires.lab import draw
 from minires.lab.expect import Expect
 from minires.lab.lab import Lab, Numbers
 from minires.lab.run import Run
-from minires.lab.scale import Case, Scale
+from minires.lab.scale import QUICK, Case, Scale
 from minires.models import build
 from minires.nn.responses import responses
 
@@ -22,9 +22,9 @@ class BatchNorm(Lab):
     """What is compared, the figure, and the rule."""
 
     number, name = "P12", "batch-norm"
-    title = "Batch norm allows a learning rate of 0.1"
+    title = "Batch norm allows a high learning rate"
     claim = (
-        "Without batch norm a rate of 0.1 is too high; with it training stands it and is faster for it, and "
+        "Without batch norm the usual rate is too high; with it training stands it and is faster for it, and "
         "the size of the signal stays the same from layer to layer"
     )
     source = "Ioffe and Szegedy 2015, arXiv:1502.03167, sections 3.3 and 4.2; He et al. 2015, section 3.4"
@@ -33,32 +33,33 @@ class BatchNorm(Lab):
         "Here the recipe of the residual networks for CIFAR stands in its place."
     )
     expects = (
-        Expect("plain: at 0.1 it is worse without batch norm", of=("plain, none, 0.1", "train_error"),
-               minus=("plain, BN, 0.1", "train_error"), above=0, paper="5 times the rate diverges"),
-        Expect("residual: at 0.1 it is worse without batch norm", of=("resnet, none, 0.1", "train_error"),
-               minus=("resnet, BN, 0.1", "train_error"), above=0),
-        Expect("plain: with it 0.1 is faster than 0.01", of=("plain, BN, 0.01", "train_error"),
-               minus=("plain, BN, 0.1", "train_error"), above=0,
+        Expect("plain: at the high rate it is worse without batch norm",
+               of=("plain, none, high", "train_error"), minus=("plain, BN, high", "train_error"), above=0,
+               paper="5 times the rate diverges"),
+        Expect("residual: at the high rate it is worse without batch norm",
+               of=("resnet, none, high", "train_error"), minus=("resnet, BN, high", "train_error"), above=0),
+        Expect("plain: with it the high rate is faster", of=("plain, BN, low", "train_error"),
+               minus=("plain, BN, high", "train_error"), above=0,
                paper="5 times the rate: 14 times fewer steps"),
-        Expect("residual: with it 0.1 is faster than 0.01", of=("resnet, BN, 0.01", "train_error"),
-               minus=("resnet, BN, 0.1", "train_error"), above=0),
-        Expect("without it the signal of a fresh residual network grows", of=("resnet, none, 0.1", "growth"),
-               minus=("resnet, BN, 0.1", "growth"), above=0, unit="(log10 of last / first response)",
-               paper="-"),
+        Expect("residual: with it the high rate is faster", of=("resnet, BN, low", "train_error"),
+               minus=("resnet, BN, high", "train_error"), above=0),
+        Expect("without it the signal of a fresh residual network grows", of=("resnet, none, high", "growth"),
+               minus=("resnet, BN, high", "growth"), above=0,
+               unit="(log10 of last / first response)"),
     )  # fmt: skip
-    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=8, batch_size=64,
-                  about="20 minutes")  # fmt: skip
-    hour = Scale("hour", size=16, epochs=8)
+    quick = QUICK.but(epochs=8, extra={"rates": [0.05, 0.005]}, about="20 minutes")
+    hour = Scale("hour", size=16, epochs=8, extra={"rates": [0.1, 0.01]})
+    full = Scale("full", epochs=182, extra={"rates": [0.1, 0.01]})
 
     def cases(self, scale: Scale) -> dict[str, Case]:
         """Two kinds, with and without, two rates."""
         return {
-            f"{kind}, {'BN' if bn else 'none'}, {lr}": scale.train(
+            f"{kind}, {'BN' if bn else 'none'}, {name}": scale.train(
                 f"{kind}20_cifar", variant={"bn": bn}, optimizer={"lr": lr}
             )
             for kind in ("plain", "resnet")
             for bn in (True, False)
-            for lr in (0.1, 0.01)
+            for name, lr in zip(("high", "low"), scale.extra["rates"], strict=True)
         }
 
     def measure(self, run: Run) -> dict[str, Any]:
@@ -73,6 +74,6 @@ class BatchNorm(Lab):
         left, right = figure.subplots(1, 2)
         draw.curves(left, numbers, "train_errors")
         draw.labelled(left, "epoch", "training error, %")
-        draw.curves(right, numbers, "responses", legend=False, cases=[c for c in numbers if "0.1" in c])
+        draw.curves(right, numbers, "responses", legend=False, cases=[c for c in numbers if "high" in c])
         right.set_yscale("log")
         draw.labelled(right, "layer of the fresh network", "std before ReLU and addition")

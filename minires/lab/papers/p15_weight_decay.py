@@ -16,7 +16,7 @@ from minires.lab import draw
 from minires.lab.expect import Expect
 from minires.lab.lab import Lab, Numbers
 from minires.lab.run import Run
-from minires.lab.scale import Case, Scale
+from minires.lab.scale import QUICK, Case, Scale
 from minires.nn.responses import ways
 
 DECAYS: dict[str, dict[str, Any]] = {
@@ -37,7 +37,7 @@ class WeightDecay(Lab):
     source = "tutorials on residual networks (with deeplearning.ai's course, week 2, as their source)"
     why = (
         "A decay of 0.001, ten times the usual, so that a short training shows it. Without batch norm the "
-        "rate is 0.02: 0.1 is too high there (P12)."
+        "rate is lower: the usual one is too high there (P12)."
     )
     expects = (
         Expect("the weights get smaller", of=("none", "norm"), minus=("weights", "norm"), above=0, unit="",
@@ -51,8 +51,8 @@ class WeightDecay(Lab):
         Expect("a block comes near the identity: a share below 0.1", of=("weights", "share"), below=0.1,
                unit="", paper="0"),
     )  # fmt: skip
-    quick = Scale("quick", pictures=5_000, tests=2_000, size=16, epochs=12, batch_size=64, about="20 minutes",
-                  settings={"schedule": {"name": "cosine"}, "watch": True})  # fmt: skip
+    quick = QUICK.but(about="20 minutes",
+                  settings={**QUICK.settings, "schedule": {"name": "cosine"}, "watch": True})  # fmt: skip
     hour = quick.but(name="hour", pictures=None, tests=None, epochs=15, about="")
     full = Scale("full", epochs=182, settings={"watch": True})
 

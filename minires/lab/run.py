@@ -171,7 +171,7 @@ def train(run: Run, device: str, bar: bool | None) -> None:
 
     Raises: what training raises; a loss that is not finite is a result, of which ``run.diverged`` tells.
     """
-    if _ended(run.folder):
+    if has_ended(run.folder):
         return
     begun = (run.folder / continuing.CONFIG).exists()
     config = Config.from_dict({**run.config.to_dict(), "device": device})
@@ -182,7 +182,7 @@ def train(run: Run, device: str, bar: bool | None) -> None:
             figures=False,
         ).run()  # fmt: skip
     except MiniresError:
-        if not _ended(run.folder):
+        if not has_ended(run.folder):
             raise
 
 
@@ -190,7 +190,7 @@ def _silent(line: str) -> None:
     """A lab says what there is to say of its runs."""
 
 
-def _ended(folder: Path) -> bool:
+def has_ended(folder: Path) -> bool:
     """Whether a run has come to its end: to a model, or to a loss that is not finite."""
     try:
         summary = run_folder.read_json(folder / continuing.SUMMARY)

@@ -104,10 +104,14 @@ def run_lab(
     todo = [item for item in items if item.key not in known]
     for line in begins(lab, scale, len(items), len(todo)):
         say(line)
-    costs = {item.case: _cost(item.made, pictures) for item in {one.case: one for one in todo}.values()}
+    macs = {item.case: _cost(item.made, pictures) for item in {one.case: one for one in todo}.values()}
+    costs = {
+        item.key: macs[item.case] * (not runs.has_ended(runs.folder_of(run_folders, item.made, item.seed)))
+        for item in todo
+    }
     if comm.size > 1 and todo:
         say(f"  {comm.size} processes share them; the first of them tells of its own")
-        todo = shared_out(todo, [costs[item.case] for item in todo], comm.size)
+        todo = shared_out(todo, [costs[item.key] for item in todo], comm.size)
     clock = _Clock(todo[comm.rank :: comm.size], costs, say)
 
     def work(item: Item) -> dict[str, Any]:
@@ -199,7 +203,7 @@ class _Clock:
     def __init__(
         self, todo: Sequence[Item], costs: Mapping[str, float], say: Callable[[str], None]
     ) -> None:
-        self._left = {item.key: costs[item.case] for item in todo}
+        self._left = {item.key: costs[item.key] for item in todo}
         self._pace, self._spent, self._worked = PACE * backend.threads(), 0.0, 0.0
         self._say, self._all = say, len(todo)
         if sum(self._left.values()):

@@ -2,7 +2,9 @@
 
     OUT/runs/MODEL-KEY/           a training run: a run folder, which several labs may measure
     OUT/NAME-SCALE/results.json   what was measured, by case and seed; the rest of the folder is made of it
-                      figure.svg, figure.png, table.csv, report.md, report.html
+                                  figure.svg, figure.png, table.csv, report.md, report.html
+
+Until all runs are done, what each has measured stands in a file of its own in ``measured/`` there.
 """
 
 from __future__ import annotations

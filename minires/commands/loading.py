@@ -119,9 +119,7 @@ def built(
     side = entry.size if input is None else input
     if not 1 <= side <= _WIDEST:
         raise ConfigError(f"--input is {side}; it must be at least 1, and {_WIDEST} at most")
-    options = {**entry.fitted(side), **(variant or {})}
-    if "initializer" in entry.options:
-        options.setdefault("initializer", "zeros")  # nothing to see in random numbers, and VGG has many
+    options = {**entry.to_look_at(side), **(variant or {})}
     return models.build(name, classes=classes, **options), side
 
 

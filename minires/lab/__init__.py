@@ -62,7 +62,7 @@ def load_file(path: str | os.PathLike[str]) -> Lab:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # it ends in .py
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where inspect finds its source
+    sys.modules[name] = module  # where dataclasses look for the names in it
     try:
         spec.loader.exec_module(module)
     except MiniresError:

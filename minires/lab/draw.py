@@ -49,32 +49,27 @@ def curves(
         axes.legend(fontsize=8, frameon=False)
 
 
-def bars(axes: Any, numbers: Numbers, what: str, *, cases: Sequence[str] | None = None) -> None:
+def bars(axes: Any, numbers: Numbers, what: str) -> None:
     """A bar for each case, the mean over the seeds, and a dot for each of these; the axis begins where there
     is something to see."""
-    chosen = [case for case in numbers if cases is None or case in cases]
-    for place, case in enumerate(chosen):
-        values = numbers.all(case, what)
+    found = [numbers.all(case, what) for case in numbers]
+    for at, values in enumerate(found):
         if len(values):
-            at = list(numbers).index(case)
-            axes.barh(place, values.mean(), color=colour(at), alpha=0.55, height=0.65)
-            axes.plot(values, [place] * len(values), "o", color=GREY, markersize=3.5)
-    axes.set_yticks(range(len(chosen)), chosen, fontsize=8)
+            axes.barh(at, values.mean(), color=colour(at), alpha=0.55, height=0.65)
+            axes.plot(values, [at] * len(values), "o", color=GREY, markersize=3.5)
+    axes.set_yticks(range(len(found)), list(numbers), fontsize=8)
     axes.invert_yaxis()
-    everything = np.concatenate([numbers.all(case, what) for case in chosen] or [np.zeros(0)])
+    everything = np.concatenate(found)
     if len(everything):
         low, high = everything.min(), everything.max()
         axes.set_xlim(low - 0.25 * (high - low) - 1e-9, high + 0.1 * (high - low) + 1e-9)
 
 
 def against(
-    axes: Any, numbers: Numbers, x: str | Mapping[str, float], what: str, *,
-    cases: Sequence[str] | None = None, names: bool = True,
+    axes: Any, numbers: Numbers, x: str | Mapping[str, float], what: str, *, names: bool = True
 ) -> None:  # fmt: skip
     """A point for each seed of each case: one measured number against another, or one given for the case."""
     for at, case in enumerate(numbers):
-        if cases is not None and case not in cases:
-            continue
         values = numbers.all(case, what)
         places = numbers.all(case, x) if isinstance(x, str) else np.full(len(values), x[case])
         axes.plot(places, values, "o", color=colour(at), markersize=4.5)

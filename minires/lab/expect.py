@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minires.errors import ConfigError
+from minires.inspect.runs import spread
 
 AGREES, UNCLEAR, DIFFERS = "agrees", "too small to tell", "differs"
 VERDICTS = (AGREES, UNCLEAR, DIFFERS)
@@ -48,11 +49,9 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     >>> interval([2.0])
     (-inf, inf)
     """
-    n = len(values)
-    if n < 2:
+    n, (mean, deviation) = len(values), spread(values) or (0.0, None)
+    if deviation is None:
         return -math.inf, math.inf
-    mean = math.fsum(values) / n
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     around = (T[n - 2] if n - 2 < len(T) else NORMAL) * deviation / math.sqrt(n)
     return mean - around, mean + around
 
@@ -139,7 +138,8 @@ class Judged:
     @property
     def mean(self) -> float | None:
         """The mean over the seeds; None where nothing was measured."""
-        return math.fsum(self.values) / len(self.values) if self.values else None
+        measured = spread(self.values)
+        return None if measured is None else measured[0]
 
     @property
     def spread(self) -> float | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import html
 import io
-import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from minires.errors import counted
 from minires.files import atomic_write
+from minires.inspect.runs import spread
 from minires.lab.expect import AGREES, DIFFERS, UNCLEAR, Judged
 from minires.lab.outcome import Outcome, in_words
 from minires.lab.scale import Scale
@@ -185,10 +185,11 @@ def _of_all(outcome: Outcome) -> Iterator[Part]:
 
 
 def _spread(values: Sequence[float]) -> str:
-    if not values:
+    measured = spread(values)
+    if measured is None:
         return "-"
-    around = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.4g}{around}"
+    mean, deviation = measured
+    return f"{mean:.4g}" + ("" if deviation is None else f" ± {deviation:.2g}")
 
 
 def scaled_down(scale: Scale, full: Scale) -> Iterator[tuple[str, str, str]]:

@@ -157,8 +157,12 @@ def key(case: Case, seed: int) -> str:
     }  # fmt: skip
     if case.settings.get("watch"):  # what it writes is measured
         deciding["watch"] = True
-    content = json.dumps([deciding, case.trained, case.tests, seed], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:12]
+    return digest([deciding, case.trained, case.tests, seed])
+
+
+def digest(content: Any) -> str:
+    """A short name for what JSON can hold, another one for other content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def folder_of(runs: Path, case: Case, seed: int) -> Path:

@@ -11,7 +11,7 @@ from minires import models
 from minires.errors import mapping
 from minires.train import Config
 
-CHANGES = {"optimizer": dict, "schedule": dict, "variant": dict}
+MERGED = ("optimizer", "schedule", "variant")  # what a case names of these is changed, and the rest stays
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,10 @@ class Scale:
             name: value for name, value in self.variant.items() if name in options
         }
         for name, value in changes.items():
-            other = isinstance(value, Mapping) and value.get("name", base.get(name, {}).get("name"))
-            same = name in CHANGES and (other == base.get(name, {}).get("name") or name == "variant")
-            base[name] = {**base.get(name, {}), **mapping(name, value)} if same else value
+            before = base.get(name, {})
+            if name in MERGED and mapping(name, value).get("name", before.get("name")) == before.get("name"):
+                value = {**before, **value}
+            base[name] = value
         return Case(Config.from_dict(base).to_dict(), tests=self.tests, extra=self.extra)
 
     def fresh(self, **settings: Any) -> Case:

@@ -10,8 +10,6 @@ Until all runs are done, what each has measured stands in a file of its own in `
 from __future__ import annotations
 
 import datetime
-import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -177,8 +175,7 @@ def begins(lab: Lab, scale: Scale, items: int, todo: int) -> list[str]:
 
 def measure_key(lab: Lab, case: Case, seed: int) -> str:
     """What a measurement is found again by: the run, what else the scale says, and the lab's version."""
-    content = json.dumps([runs.key(case, seed), dict(case.extra), lab.version], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:12]
+    return runs.digest([runs.key(case, seed), dict(case.extra), lab.version])
 
 
 def shared_out(items: Sequence[Any], costs: Sequence[float], ranks: int) -> list[Any]:
@@ -237,7 +234,7 @@ def _cost(case: Case, pictures: runs.Pictures) -> float:
         return 0.0
     splits = pictures(case)
     side = settings["size"] or splits.train.images.shape[1]
-    variant = {**models.entry(settings["model"]).fitted(side), **settings["variant"]}
+    variant = {**models.entry(settings["model"]).to_look_at(side), **settings["variant"]}
     model = models.build(settings["model"], classes=len(splits.train.classes), **variant)
     count = settings.get("pictures") or len(splits.train)
     macs: float = summarize(model, (side, side, 3)).macs

@@ -55,3 +55,8 @@ class Entry:
     def fitted(self, size: int) -> dict[str, Any]:
         """The option that fits the model to pictures of ``size``: none where it takes any size."""
         return {"size": size} if size != self.size and "size" in self.options else {}
+
+    def to_look_at(self, size: int) -> dict[str, Any]:
+        """Options for a model of which only shapes and counts are wanted: fitted to pictures of ``size``, and
+        with zeros for weights, since there is nothing to see in random numbers, and VGG has many."""
+        return {**self.fitted(size), **({"initializer": "zeros"} if "initializer" in self.options else {})}

@@ -49,10 +49,10 @@ class Response(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Ways(NamedTuple):
+class BlockWays(NamedTuple):
     """The standard deviations of the two ways of a residual block; ``shortcut`` is None in a plain block.
 
-    >>> one = Ways("res2a", branch=0.5, shortcut=2.0)
+    >>> one = BlockWays("res2a", branch=0.5, shortcut=2.0)
     >>> one.branch / one.shortcut  # the share of the branch
     0.25
     """
@@ -86,7 +86,7 @@ def responses(model: Module, x: Any) -> list[Response]:
     return _seen(model, x).responses
 
 
-def ways(model: Module, x: Any) -> list[Ways]:
+def ways(model: Module, x: Any) -> list[BlockWays]:
     """How strong branch and shortcut of each residual block are for the pictures ``x``, in the order of
     execution.
 
@@ -111,7 +111,7 @@ class Noted:
 
     def __init__(self) -> None:
         self.responses: list[Response] = []
-        self.ways: list[Ways] = []
+        self.ways: list[BlockWays] = []
         # By the id of a tensor that a layer hands on, so far: the tensor, and the place of the response.
         self._open: dict[int, tuple[weakref.ref[Tensor], int]] = {}
 
@@ -135,7 +135,7 @@ class Noted:
     def note_ways(self, branch: Tensor, shortcut: Tensor | None) -> None:
         """Note the two ways of the block that runs now."""
         other = None if shortcut is None else _moments(shortcut.data)[1]
-        self.ways.append(Ways(settings()["path"], _moments(branch.data)[1], other))
+        self.ways.append(BlockWays(settings()["path"], _moments(branch.data)[1], other))
 
     def _hands_on(self, y: Tensor, place: int) -> None:
         self._open[id(y)] = weakref.ref(y), place

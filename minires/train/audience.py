@@ -9,7 +9,7 @@ from typing import Any
 from minires.train import notebook
 from minires.train.config import Config
 from minires.train.observers import Observer
-from minires.train.telling import BeginTold, ProgressLines, Stream
+from minires.train.telling import BeginTold, HeardStream, ProgressLines
 from minires.train.watched import Watch
 
 
@@ -17,13 +17,13 @@ def shows_bar(asked: bool | None) -> bool:
     """Whether a bar is shown, as ``asked`` for; None: only where somebody sees how it moves."""
     if sys.stderr is None or asked is not None:
         return bool(asked) and sys.stderr is not None
-    return notebook.is_notebook() or Stream(sys.stderr).isatty()
+    return notebook.is_notebook() or HeardStream(sys.stderr).isatty()
 
 
 def bar(asked: bool | None, **options: Any) -> Any:
     """The bar of a run, with the ``options`` of tqdm; one that is not shown does nothing."""
     if not notebook.is_notebook():
-        options["file"] = Stream(sys.stderr)
+        options["file"] = HeardStream(sys.stderr)
     return notebook.bar_class()(disable=not shows_bar(asked), dynamic_ncols=True, **options)
 
 

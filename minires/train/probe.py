@@ -18,7 +18,7 @@ import numpy as np
 from minires import backend
 from minires.backend import Array
 from minires.nn.module import Module, Parameter
-from minires.nn.responses import Response, Ways, noting
+from minires.nn.responses import BlockWays, Response, noting
 from minires.nn.restored import left_as_it_is
 from minires.ops.cross_entropy import cross_entropy
 from minires.tensor import Call, Tensor, set_apart, settings, with_settings
@@ -73,7 +73,7 @@ class Look(NamedTuple):
 
     layers: dict[str, list[float | None]]
     responses: list[Response]
-    ways: list[Ways]
+    ways: list[BlockWays]
 
 
 class Probe:

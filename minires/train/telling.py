@@ -45,7 +45,7 @@ class Listener:
             self._gone = True
 
 
-class Stream:
+class HeardStream:
     """A text stream that takes what is written to it, until nobody is there any more; else as ``stream``."""
 
     def __init__(self, stream: Any) -> None:

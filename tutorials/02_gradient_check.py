@@ -5,7 +5,7 @@
 You measure gradients with finite differences, watch a wrong backward pass the usual check, and learn what a
 check needs so that it cannot be fooled.
 
-A wrong gradient rarely crashes. The network still trains, only worse, and you look for the fault in the
+A wrong gradient rarely crashes. The loss may even fall for a while, and you look for the fault in the
 learning rate. So every backward in minires is compared with measured slopes. This lesson shows how, and which
 mistakes in the *check* let a wrong gradient through. It builds on lesson 01: the tape, ``record``, the
 upstream gradient ``dy``.

@@ -305,7 +305,6 @@ check(
 # * A bottleneck does its 3x3 convolution on a quarter of the channels, and costs a fraction of a basic block.
 # * What it saves buys depth: ResNet-50 computes hardly more than ResNet-34.
 # * With the stride on a 1x1 convolution three quarters of the pixels are never read; "v1.5" moves it.
-# * Shortcut A has no weights, B projects where shapes change, C projects everywhere. Having one matters far
-#   more
-#   than which.
+# * Shortcut A has no weights, B projects where shapes change, C projects everywhere. In the paper's table
+#   having one matters far more than which; lab P3 tries it.
 # * Around a bottleneck a projection costs about as much as the block itself.

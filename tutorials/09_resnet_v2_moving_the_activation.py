@@ -141,7 +141,7 @@ assert shares["original"][20] < 0.5 < shares["full"][20]
 
 # %%
 # On the left: in V2 the share stays near 1 through 100 units. In V1 it falls, as every ReLU on the way cuts
-# out places where its output was zero.
+# out places where its output was zero. (All of this is one fresh network of each order, from one seed.)
 #
 # On the right are the five orders of the paper's table 2::
 #
@@ -192,10 +192,10 @@ assert arrives["gate, starts half open"] < 1e-6 < 0.3 < arrives["gate, starts ne
 
 # %%
 # A factor of one half looks harmless. Multiplied 54 times by itself, nothing arrives, and the network is left
-# with what comes through the branches. The paper's errors (the last column; not measured here) follow: the
-# cleaner the path, the smaller the error. A gate has weights and *could* learn to be the identity; having
-# more freedom did not help. Trainings of all rows of both tables are in lab P4 (the orders) and lab P5 (what
-# stands on the shortcut).
+# with what comes through the branches. The paper's errors (the last column; not measured here) are 6.61% and
+# 6.91% where the gradient arrives, and 12.35% and 12.86% where nothing does. A gate has weights and *could*
+# learn to be the identity; in the paper having more freedom did not help. Trainings of all rows of both
+# tables are in lab P4 (the orders) and lab P5 (what stands on the shortcut).
 
 # %%
 # One thing more at the end
@@ -215,7 +215,7 @@ assert "post_bn" not in [name for name, _ in build("resnet110_cifar", classes=6)
 # ---------------------
 #
 # The authors report that V1 of 110 layers did not start well with the learning rate 0.1, and began with 0.01
-# for the first 400 steps. Their V2 needs no such care. It is tempting to thank the new order for that. But V1
+# for the first 400 steps. Of their V2 they report no such care. It is tempting to thank the new order for that. But V1
 # and V2 differ in *two* things, as you have just seen: the order, and the batch norm at the end. Two things
 # that change together say nothing about either. So change one at a time: both orders, with that last norm and
 # without it. And since one start may be luck, start each of the four from three seeds, which choose the

@@ -126,8 +126,8 @@ assert sent_by_ring.sum() == sent_by_one.sum() == 2 * 3 * gradients[0].nbytes
 # %%
 # Both ways send the same number of bytes. But in the ring each rank sends about 2 (N - 1) / N of the array,
 # which is never twice the array, however many ranks there are. And all ranks get the same bits, since a
-# finished piece is copied, not added once more. This is needed: copies of a network that differ in their
-# last bits drift apart in a long training.
+# finished piece is copied, not added once more. This is needed: each rank adds the same step to its own
+# weights, so copies that once differ, if only in their last bits, are never made equal again.
 #
 # The next picture shows the ring of four. A row is a rank, a column a piece, and the number says of how
 # many ranks the piece holds the sum. After three steps each row has one four, and the next three

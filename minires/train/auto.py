@@ -2,13 +2,11 @@
 
 What is chosen, and by what; each setting that is given stays as it is given, and the others follow it:
 
-    start     the trained weights that are part of the package, ``starter``: some hundred pictures do not
-              teach a network from the beginning what edges and textures are. Another model starts new.
+    start     the trained weights that are part of the package, ``starter``. Another model starts new.
     layers    all of them learn, or the new last one alone, which suits pictures of things that the start
               knows: both are tried on the pictures, of which some are left out, if they are not many and
               the run is no shorter than usual; that takes as long as 600 steps
-    size      that of the pictures that the start has learnt from, 32 for the starter: at twice that size it
-              sees other things than it has learnt, and a few pictures do not teach it to
+    size      that of the pictures that the start has learnt from, 32 for the starter
     steps     at least 400, however few the pictures are, and at least eight epochs; fewer of more than
               fifty thousand pictures
     batch     16, or 32 of 2,000 pictures and more

@@ -11,8 +11,7 @@ from typing import Any
 
 from minires.registry import Registry
 
-# Each block starts near its shortcut, and running statistics follow the weights closely: both matter when
-# there are few steps.
+# Each block starts near its shortcut, and running statistics follow the weights closely.
 SIGNS_START = {"initializer": "he_normal", "last_gamma": 0.25, "bn_momentum": 0.9}
 
 RECIPES: Registry[Mapping[str, Any]] = Registry("recipe", {

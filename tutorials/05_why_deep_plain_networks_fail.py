@@ -156,8 +156,8 @@ assert (end["resnet56_cifar"] < end["plain20_cifar"] - 0.2).all()
 #
 # Be fair to the plain network: 54 steps are few. The paper trained for 64,000; a plain network of 56 layers
 # does learn something in that time, and stays behind the one of 20 layers to the end. These three and a
-# residual network of 20 layers, with that paper's optimiser, more steps, and pictures that they have not seen:
-# ``minires lab degradation``, which is lab P1.
+# residual network of 20 layers, with that paper's optimiser, more steps, and pictures that they have not
+# seen: ``minires lab degradation``, which is lab P1.
 
 # %%
 # The first suspect: vanishing gradients
@@ -304,12 +304,13 @@ assert np.min(cosines["plain"][0]) > 0.8
 
 # %%
 # Here the networks part. In a plain network of 8 layers the two gradients agree. At 56 layers they have
-# nothing in common: a change that no one can see gives an unrelated step: where it leads hangs on what no
-# eye can see, however long it is. In the residual network most of the direction remains. Balduzzi and others, who
-# found this in 2017 for the gradients of the pictures, called such gradients *shattered* (arXiv:1702.08591).
-# What was measured are fresh networks, before any training. It is one reason that can be measured, and no
-# proof that there is no other. Nor is it depth alone: lab P13 makes the same measurement without batch norm.
-# And that a sigmoid divides the gradient by four in every layer, as is often said, is tried in lab P14.
+# nothing in common: a change that no one can see gives an unrelated step, and where that leads hangs on what
+# no eye can see, however long it is. In the residual network most of the direction remains. Balduzzi and
+# others, who found this in 2017 for the gradients of the pictures, called such gradients *shattered*
+# (arXiv:1702.08591). What was measured are fresh networks, before any training. It is one reason that can be
+# measured, and no proof that there is no other. Nor is it depth alone: lab P13 makes the same measurement
+# without batch norm. And that a sigmoid divides the gradient by four in every layer, as is often said, is
+# tried in lab P14.
 
 # %%
 # What a shortcut changes
@@ -426,8 +427,8 @@ check("the loss starts near that of guessing", lambda: abs(first_loss(fresh_netw
 # * Beyond some depth a plain network gets worse in *training*, although a network at least as good exists.
 # * With batch norm the weights' gradients of such a network do not vanish. Without it, and with weights that
 #   start too small, they do, in all layers alike.
-# * In fresh plain networks with batch norm it is the direction that gets lost with depth: at 56 layers a change
-#   that cannot be seen gives an unrelated gradient of the weights. It is one reason, not the only one there
-#   may be.
+# * In fresh plain networks with batch norm it is the direction that gets lost with depth: at 56 layers a
+#   change that cannot be seen gives an unrelated gradient of the weights. It is one reason, not the only one
+#   there may be.
 # * A shortcut adds dy itself to the gradient, and a block that changes nothing needs only F = 0. How near
 #   trained blocks come to that is asked in lab P2 (responses) and lab P15 (weight decay).

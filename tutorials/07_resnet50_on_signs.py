@@ -169,7 +169,8 @@ assert numbers["stage 5"][1] < summary.macs / 3
 #
 # The loss is the cross entropy: minus the logarithm of the probability that the network gave to the true
 # label. Whoever knows nothing gives each of six classes 1/6, and has the loss ln 6. A network with zeros in
-# its dense layer does just that. This fresh one has random logits, and is a little worse than knowing nothing.
+# its dense layer does just that. This fresh one has random logits, and is a little worse than knowing
+# nothing.
 #
 # The softmax is part of the loss. **Trap:** with a softmax in the network, too, it is done twice. Nothing
 # fails, but with six classes the loss cannot get below ln(e + 5) - 1 = 1.04, however sure the network is.
@@ -192,8 +193,8 @@ assert log(6) < fresh < log(6) + 2
 #
 # Now the loop of lesson 01 with 23 million weights. One epoch, so each picture is seen once, in batches of 8.
 # The learning rate rises over the first quarter of the steps, and then falls to zero, as in the recipe
-# ``two-epoch``; what such a warm-up is for, lab P6 asks of a network of 110 layers. *Label smoothing* asks for
-# a little less than certainty.
+# ``two-epoch``; what such a warm-up is for, lab P6 asks of a network of 110 layers. *Label smoothing* asks
+# for a little less than certainty.
 
 batches = Loader(train, 8, seed=0, normalize=normalize, drop_last=True)
 schedule = Schedule({"name": "linear", "warmup": 0.25}, lr=1e-3, total_steps=len(batches))

@@ -215,11 +215,12 @@ assert "post_bn" not in [name for name, _ in build("resnet110_cifar", classes=6)
 # ---------------------
 #
 # The authors report that V1 of 110 layers did not start well with the learning rate 0.1, and began with 0.01
-# for the first 400 steps. Of their V2 they report no such care. It is tempting to thank the new order for that. But V1
-# and V2 differ in *two* things, as you have just seen: the order, and the batch norm at the end. Two things
-# that change together say nothing about either. So change one at a time: both orders, with that last norm and
-# without it. And since one start may be luck, start each of the four from three seeds, which choose the
-# weights and the order of the pictures. (SGD with momentum 0.9 goes against a running mean of the gradients.)
+# for the first 400 steps. Of their V2 they remark that it needs no such care. It is tempting to thank the new
+# order for that. But V1 and V2 differ in *two* things, as you have just seen: the order, and the batch norm
+# at the end. Two things that change together say nothing about either. So change one at a time: both orders,
+# with that last norm and without it. And since one start may be luck, start each of the four from three
+# seeds, which choose the weights and the order of the pictures. (SGD with momentum 0.9 goes against a running
+# mean of the gradients.)
 
 pictures = load("signs" if find("signs") else "hands", size=16)
 normalize = Normalize.of(pictures.train)

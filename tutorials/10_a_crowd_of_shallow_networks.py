@@ -71,9 +71,9 @@ ax.set(xlabel="length of the path (branches on it)", ylabel="share of all paths 
 #
 # To see what the shortcuts do, change nothing else. Take a residual network of 20 layers in the form of
 # lesson 09, so that nothing stands on its shortcuts. Then take the very same layers in a row, without the
-# additions: a plain network of the same depth, with the same weights at the start. (At 20 layers the
-# plain networks of lesson 05 still learned; those of 56 hardly did.) Train both with Adam on the same batches. And do that three
-# times, with other weights and another order of the pictures, since one training may be luck.
+# additions: a plain network of the same depth, with the same weights at the start. (At 20 layers the plain
+# networks of lesson 05 still learned; those of 56 hardly did.) Train both with Adam on the same batches. And
+# do that three times, with other weights and another order of the pictures, since one training may be luck.
 
 pictures = load("signs" if find("signs") else "hands", size=16)
 normalize = Normalize.of(pictures.train)
@@ -172,10 +172,10 @@ for seed in seeds:
 
 # %%
 # At equal depth, with equal layers: the plain network is near guessing whichever block is missing. The
-# residual network is hurt as well, but keeps a part of what it knew, and without its most dispensable block it
-# is still right far more often than by guessing. That holds in each of the three trainings. In terms of paths:
-# one block is on *half* of all paths. Take it out, and the other half is untouched. In a plain network there
-# is one path, and every block is on it.
+# residual network is hurt as well, but keeps a part of what it knew, and without its most dispensable block
+# it is still right far more often than by guessing. That holds in each of the three trainings. In terms of
+# paths: one block is on *half* of all paths. Take it out, and the other half is untouched. In a plain network
+# there is one path, and every block is on it.
 #
 # The whole residual networks are better than the plain ones, too. So compare what is left with what there
 # was: of what a network knew beyond guessing, how much does it keep without one block, on average?

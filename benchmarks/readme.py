@@ -73,6 +73,10 @@ def headline() -> str:
     hold, rows = sum(row["hold"] for row in papers), sum(row["rows"] for row in papers)
     count = len(load("family")["models"])
     lines.append(f"| models of the papers; rows of their figures that hold | {count}; {hold} of {rows} |")
+    verdicts = [one.verdict for one in lab_outcomes()]
+    counts = ", ".join(str(verdicts.count(verdict)) for verdict in VERDICTS)
+    what = "claims of papers tried by `minires lab`; that agree, are too small to tell, differ"
+    lines.append(f"| {what} | {len(verdicts)}; {counts} |")
     return "\n".join(lines) + "\n"
 
 
@@ -318,16 +322,16 @@ def _best_of_pytorch(median: dict[str, float]) -> float:
 
 def lab() -> str:
     """A line for each claim of a paper that was tried, then the verdicts on what it says in parts."""
-    lines = ["| | claim | verdict | agree, cannot be told, differ | time |", "|---|---|---|---|---|"]
+    lines = ["| | claim | verdict | agree, cannot be told, differ | of one core |", "|---|---|---|---|---|"]
     for one in lab_outcomes():
         verdicts = [judged.verdict for judged in one.judged]
         counts = ", ".join(str(verdicts.count(verdict)) for verdict in VERDICTS)
         link = f"../../benchmarks/results/lab/{one.folder.name}/report.md"
         lines.append(
             f"| {one.lab.number} | [{one.lab.title}]({link}) | **{one.verdict}** | {counts} "
-            f"| {one.seconds / 60:.0f} min |"
+            f"| {one.core_seconds / 60:.0f} min |"
         )
-    return "\n".join(lines) + "\n\nThe time is that of all runs together.\n"
+    return "\n".join(lines) + "\n\nThe time is that of all runs on one core; two take half as long.\n"
 
 
 def lab_outcomes() -> list[Outcome]:

@@ -17,7 +17,8 @@ class Outcome:
     """What a lab has found: the numbers, each expectation held against them, the further questions, too, and
     where all of it stands.
 
-    ``seconds`` are those of all runs, those of before included; ``when`` are the days on which they were.
+    ``core_seconds`` are those of all runs, those of before included, times the threads of each; ``when`` are
+    the days on which they were.
     """
 
     lab: Lab
@@ -27,7 +28,7 @@ class Outcome:
     numbers: Numbers
     judged: tuple[Judged, ...]
     further: tuple[Judged, ...]
-    seconds: float
+    core_seconds: float
     when: str
     folder: Path
 
@@ -46,10 +47,10 @@ def outcome(
         tuple(one.judge(numbers) for one in which) for which in (lab.expects, lab.further)
     )
     seeds = len({row["seed"] for row in rows})
-    seconds = sum(row["seconds"] for row in rows)
+    core_seconds = sum(row["seconds"] * row["threads"] for row in rows)
     days = sorted({row["date"] for row in rows})
     when = " to ".join(dict.fromkeys(days[:1] + days[-1:]))
-    return Outcome(lab, scale, seeds, cases, numbers, judged, further, seconds, when, folder)
+    return Outcome(lab, scale, seeds, cases, numbers, judged, further, core_seconds, when, folder)
 
 
 def in_words(seconds: float) -> str:

@@ -130,7 +130,7 @@ def report(outcome: Outcome) -> Iterator[Part]:
     yield Heading(2, "What was run")
     yield Paragraph(
         f"{counted(len(outcome.cases), 'case')}, {counted(outcome.seeds, 'seed')}, "
-        f"{in_words(outcome.seconds)} of computing, {outcome.when}; again: "
+        f"{in_words(outcome.core_seconds)} of one core, {outcome.when}; again: "
         f"`minires lab {lab.name} --scale {scale.name} --seeds {outcome.seeds}`."
     )
     yield from _of_all(outcome)

@@ -196,7 +196,8 @@ def judged(lab, numbers, noise=0.0, only=None):
                 if only in (None, (case, name)) else value
                 for name, value in measured.items()
             }  # fmt: skip
-            row = {"case": case, "seed": seed, "key": "", "seconds": 1.0, "date": "", "measured": noisy}
+            row = {"case": case, "seed": seed, "key": "", "seconds": 1.0, "threads": 1, "date": "",
+                   "measured": noisy}  # fmt: skip
             found.append(row)
     return outcome(lab, lab.quick, lab.cases(lab.quick), found, Path("nowhere"))
 

@@ -322,14 +322,15 @@ def _best_of_pytorch(median: dict[str, float]) -> float:
 
 def lab() -> str:
     """A line for each claim of a paper that was tried, then the verdicts on what it says in parts."""
-    lines = ["| | claim | verdict | agree, cannot be told, differ | of one core |", "|---|---|---|---|---|"]
+    head = ("", "claim", "verdict", "agree, cannot be told, differ", "seeds", "of one core")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for one in lab_outcomes():
         verdicts = [judged.verdict for judged in one.judged]
         counts = ", ".join(str(verdicts.count(verdict)) for verdict in VERDICTS)
         link = f"../../benchmarks/results/lab/{one.folder.name}/report.md"
         lines.append(
             f"| {one.lab.number} | [{one.lab.title}]({link}) | **{one.verdict}** | {counts} "
-            f"| {one.core_seconds / 60:.0f} min |"
+            f"| {one.seeds} | {one.core_seconds / 60:.0f} min |"
         )
     return "\n".join(lines) + "\n\nThe time is that of all runs on one core; two take half as long.\n"
 

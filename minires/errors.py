@@ -175,8 +175,8 @@ def as_number(value: Any) -> float | None:
 
 
 def plain(value: Any) -> Any:
-    """``value`` with Python's own numbers in the place of NumPy's, in tuples, lists and dicts, too; arrays of
-    numbers as lists.
+    """``value`` with Python's own numbers and truths in the place of NumPy's, in tuples, lists and dicts,
+    too; arrays of numbers as lists.
 
     >>> plain((np.int64(2), [np.float32(0.5), True, "same"], np.arange(2)))
     (2, [0.5, True, 'same'], [0, 1])
@@ -187,6 +187,8 @@ def plain(value: Any) -> Any:
         return type(value)(plain(one) for one in value)
     if isinstance(value, dict):
         return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, np.bool_):
+        return bool(value)
     for number in (as_whole(value), as_number(value)):
         if number is not None:
             return number

@@ -15,6 +15,13 @@ from minires.errors import SHOWN, ConfigError, UnknownName, nearest, unknown
 
 T = TypeVar("T")
 
+_ADDED: set[str] = set()
+
+
+def added() -> frozenset[str]:
+    """The names, of whatever kind, under which users have added something."""
+    return frozenset(_ADDED)
+
 
 class Registry(dict[str, T]):
     """The things of one ``kind``, by name; ``listed`` is what lists them, where they can be many.
@@ -81,3 +88,4 @@ class Registry(dict[str, T]):
             raise ConfigError(f"there is {self._one} {name!r} already; choose another name")
         self[name] = thing
         self._added[name] = definition
+        _ADDED.add(name)

@@ -25,9 +25,10 @@ that is said before the first run. Without a name the labs are listed.
   minires lab ./my_lab.py                        one of your own: see the guide, page "The lab"
 
 The scale is quick (minutes), hour (about an hour for each seed, on two cores) or full (the paper's own
-setting, for a GPU). Each run is kept by its settings in OUT/runs and is not done twice; Ctrl-C stops, and the
-same command goes on. The report is OUT/NAME-SCALE/report.html and report.md, beside figure.svg, figure.png,
-table.csv and results.json. The processes of mpirun share the runs out among them."""
+setting, for a GPU). Each training run is kept by its settings in OUT/runs, and what was measured beside the
+report; neither is done twice. Ctrl-C stops, and the same command goes on. What is measured of trained
+networks is measured on the CPU. The report is OUT/NAME-SCALE/report.html and report.md, beside figure.svg,
+figure.png, table.csv and results.json. The processes of mpirun share the runs out among them."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +52,8 @@ def run(options: argparse.Namespace) -> int:
         return _list(options)
     chosen = lab.find(options.name)
     comm = world()
-    asked = {"lab": chosen.name, "seeds": options.seeds, "scale": options.scale, "out": options.out}
+    asked = {name: getattr(options, name) for name in ("seeds", "scale", "data", "device", "out")}
+    asked |= {"lab": chosen.name, "version": chosen.version}
     team.same_settings(comm, asked)
     said = speaker(sys.stderr if options.json else sys.stdout)
     say = said if comm.is_first else _silent
@@ -123,7 +125,7 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
 def _one(judged: Judged) -> dict[str, Any]:
     return {
         "says": judged.expect.says, "values": list(judged.values), "mean": judged.mean,
-        "spread": judged.spread, "verdict": judged.verdict,
+        "margin": judged.margin, "verdict": judged.verdict,
     }  # fmt: skip
 
 

@@ -13,6 +13,9 @@ from minires.commands.loading import (
     DEVICES,
     TRAINED,
     TrainedModel,
+    change_option,
+    changes_of,
+    print_changes,
     print_json,
     speaker,
     trained_or_fresh,
@@ -36,7 +39,8 @@ behind its batch norm and before ReLU and addition, as in figure 7 of the ResNet
   minires responses resnet20_cifar --against plain20_cifar --data hands     fresh weights, not trained
 
 The pictures are the test pictures of the first run, or those of --data, the same for all models. Models are
-in inference mode; the batch norms of fresh weights take their statistics from these pictures. --out draws
+in inference mode; the batch norms of fresh weights take their statistics from these pictures. --change is of
+the first one. --out draws
 the standard deviations in the order of the layers, and sorted by size, without dense layers."""
 PICTURES = 1000
 
@@ -52,6 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--pictures", type=int, default=PICTURES, metavar="N",
         help=f"at most so many of them, evenly spread (default: {PICTURES})",
     )  # fmt: skip
+    change_option(parser)
     parser.add_argument("--device", default="cpu", metavar="NAME", help=DEVICES)
     parser.add_argument("--out", metavar="FILE", help="draw them, too: a .png or .svg")
 
@@ -60,6 +65,7 @@ def run(options: argparse.Namespace) -> int:
     from minires import backend
     from minires.distributed import Solo, devices
     from minires.inspect.layer_responses import draw_responses, responses_of
+    from minires.nn.intervene import intervene
     from minires.train import continuing, evaluation
 
     if options.pictures < 1:
@@ -73,6 +79,7 @@ def run(options: argparse.Namespace) -> int:
     device = devices.chosen(Solo(), options.device)
     backend.make_current(device)
     found: dict[str, list[Response]] = {}
+    changed: dict[str, list[str]] = {}
     parts: dict[int, LabelledPart] = {}
     for name, (trained, side) in models.items():
         if side not in parts:
@@ -81,15 +88,20 @@ def run(options: argparse.Namespace) -> int:
         trained.model.to(device)
         with backend.before_compiling(speaker(sys.stderr)):
             fresh = evaluation.recalibrated(trained.model, images, trained.normalize)
-            with fresh if is_fresh(name) else nullcontext():
+            with (
+                fresh if is_fresh(name) else nullcontext(),
+                intervene(trained.model, changes_of(options) if name == options.model else {}) as done,
+            ):
                 found[name] = responses_of(trained.model, images, trained.normalize)
+        changed |= {name: done.words} if done.words else {}
     if options.out is not None:
         draw_responses(options.out, found)
     part = parts[models[names[0]][1]]
     if options.json:
-        print_json(_plain(found, models, part, options.out))
+        print_json(_plain(found, models, part, changed, options.out))
         return 0
     print(f"{counted(len(part.pictures), 'picture')} of {part.source}, {part.split}; standard deviations:\n")
+    print_changes(changed.get(options.model, []))
     print("\n".join(_table(found)))
     if untrained := [name for name in names if is_fresh(name)]:
         print(f"\nFresh weights, with batch statistics of these pictures: {', '.join(untrained)}")
@@ -152,13 +164,14 @@ def _table(found: dict[str, list[Response]]) -> list[str]:
 
 def _plain(
     found: dict[str, list[Response]], models: dict[str, tuple[Trained, int]], part: LabelledPart,
-    out: str | None,
+    changed: dict[str, list[str]], out: str | None,
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "source": part.source, "split": part.split, "pictures": len(part.pictures), "out": out,
         "models": [
             {
                 "run": name, "model": models[name][0].name, "fresh": is_fresh(name),
+                "changes": changed.get(name, []),
                 "layers": [
                     {**one._asdict(), "shape": one.shape[1:]} for one in each
                 ],

@@ -13,10 +13,12 @@ A lab of your own is a file with a subclass of :class:`Lab`: ``minires lab my_la
 
 from __future__ import annotations
 
-import hashlib
+import ast
 import importlib.util
 import os
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from minires.errors import ConfigError, MiniresError
@@ -26,7 +28,7 @@ from minires.lab.lab import Lab, Numbers, checked
 from minires.lab.outcome import Outcome
 from minires.lab.papers import LABS
 from minires.lab.report import write
-from minires.lab.run import Run
+from minires.lab.run import Run, digest
 from minires.lab.scale import Case, Scale
 from minires.lab.session import recalled, run_lab
 
@@ -34,6 +36,8 @@ __all__ = [
     "AGREES", "DIFFERS", "LABS", "UNCLEAR", "Case", "Expect", "Judged", "Lab", "Numbers", "Outcome", "Run",
     "Scale", "draw", "find", "load_file", "recalled", "run_lab", "write",
 ]  # fmt: skip
+
+OWN = "minires_lab_of_"  # what the module of a file is called begins with this
 
 
 def find(name: str) -> Lab:
@@ -47,28 +51,36 @@ def find(name: str) -> Lab:
     if name.endswith(".py"):
         return load_file(name)
     by_number = {lab.number.lower(): lab for lab in LABS.values()}
+    if re.fullmatch(r"[pP]\d+", name) and name.lower() not in by_number:
+        raise ConfigError(f"there is no lab {name}; their numbers are P1 to P{len(LABS)}")
     return by_number.get(name.lower()) or LABS.find(name)
 
 
 def load_file(path: str | os.PathLike[str]) -> Lab:
-    """The lab in a Python file of your own: its subclass of :class:`Lab`. The file is run as a program.
+    """The lab in a Python file of your own: its subclass of :class:`Lab`. The file is run as a program is, so
+    it may import what lies beside it.
 
-    Raises: MiniresError with the place if the file fails; ConfigError if it has no lab, or several.
+    Raises: MiniresError with the place if the file fails; ConfigError if it has no lab, or several, or one
+    with the name of a lab of minires.
     """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"there is no file {path}")
-    name = f"minires_lab_of_{path.stem}"
+    name = OWN + path.stem
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # it ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where dataclasses look for the names in it
+    beside = str(path.resolve().parent)
+    if beside not in sys.path:
+        sys.path.insert(0, beside)
     try:
         spec.loader.exec_module(module)
     except MiniresError:
         raise
-    except Exception as error:
-        raise MiniresError(f"{path} fails when it is run: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise MiniresError(f"{path} fails when it is run: {said}") from error
     found = [
         one for one in vars(module).values()
         if isinstance(one, type) and issubclass(one, Lab) and one.__module__ == name
@@ -77,5 +89,27 @@ def load_file(path: str | os.PathLike[str]) -> Lab:
         names = ", ".join(one.__name__ for one in found) or "none"
         raise ConfigError(f"{path} must have one subclass of minires.lab.Lab, and has {names}")
     lab = checked(found[0]())
-    lab.version = hashlib.sha256(path.read_bytes()).hexdigest()
+    if lab.name in LABS:
+        raise ConfigError(f"{path}: a lab of minires is called {lab.name!r}; choose another name")
+    helpers = sorted(_helpers(beside))
+    texts = [path.read_text(encoding="utf-8"), *(one.read_text(encoding="utf-8") for one in helpers)]
+    lab.file, lab.version = str(path), digest(texts)
+    lab.beside = digest([_without(texts[0], type(lab).__name__), *texts[1:]])
     return lab
+
+
+def _helpers(folder: str) -> Iterator[Path]:
+    """The files in a folder that were imported, of what is installed there apart."""
+    for name, module in list(sys.modules.items()):
+        file = Path(getattr(module, "__file__", None) or "")
+        is_ours = name.partition(".")[0] == "minires" or name.startswith(OWN) or "site-packages" in file.parts
+        if not is_ours and file.suffix == ".py" and file.resolve().is_relative_to(folder):
+            yield file
+
+
+def _without(text: str, name: str) -> str:
+    """What a program says beside a class and its own description; comments and layout do not count."""
+    tree = ast.parse(text)
+    described = ast.get_docstring(tree) is not None
+    kept = [one for one in tree.body[described:] if not (isinstance(one, ast.ClassDef) and one.name == name)]
+    return "\n".join(map(ast.dump, kept))

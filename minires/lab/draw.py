@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from minires.errors import ConfigError, unknown
 from minires.lab.lab import Numbers
 from minires.train.canvas import GREY, plain_axes
 
@@ -28,11 +29,21 @@ def labelled(axes: Any, x: str, y: str, title: str = "") -> Any:
     return axes
 
 
+def named(axes: Any) -> None:
+    """The names of what is drawn, if there is anything."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, frameon=False)
+
+
 def curves(
     axes: Any, numbers: Numbers, what: str, *, cases: Sequence[str] | None = None, dashed: bool = False,
     x: Sequence[float] | None = None, legend: bool = True,
 ) -> None:  # fmt: skip
-    """A line for each case: the mean over the seeds, and a band from the least to the greatest of them."""
+    """A line for each case: the mean over the seeds, and a band from the least to the greatest of them.
+
+    Raises: ConfigError if nothing was measured under this name.
+    """
+    _see_that_it_was_measured(numbers, what)
     for at, case in enumerate(numbers):
         values = numbers.all(case, what)
         if not len(values) or (cases is not None and case not in cases):
@@ -46,12 +57,16 @@ def curves(
     if x is None:
         axes.xaxis.get_major_locator().set_params(integer=True)  # epochs, layers
     if legend:
-        axes.legend(fontsize=8, frameon=False)
+        named(axes)
 
 
 def bars(axes: Any, numbers: Numbers, what: str) -> None:
     """A bar for each case, the mean over the seeds, and a dot for each of these; the axis begins where there
-    is something to see."""
+    is something to see.
+
+    Raises: ConfigError if nothing was measured under this name.
+    """
+    _see_that_it_was_measured(numbers, what)
     found = [numbers.all(case, what) for case in numbers]
     for at, values in enumerate(found):
         if len(values):
@@ -68,13 +83,29 @@ def bars(axes: Any, numbers: Numbers, what: str) -> None:
 def against(
     axes: Any, numbers: Numbers, x: str | Mapping[str, float], what: str, *, names: bool = True
 ) -> None:  # fmt: skip
-    """A point for each seed of each case: one measured number against another, or one given for the case."""
+    """A point for each seed of each case: one measured number against another, or one given for the case.
+
+    Raises: ConfigError if nothing was measured under these names.
+    """
+    for name in (what, x) if isinstance(x, str) else (what,):
+        _see_that_it_was_measured(numbers, name)
     for at, case in enumerate(numbers):
         values = numbers.all(case, what)
-        places = numbers.all(case, x) if isinstance(x, str) else np.full(len(values), x[case])
+        if isinstance(x, str):  # a run that diverged may have one of the two
+            whole = [one for one in numbers[case] if None not in (one.get(what), one.get(x))]
+            values, places = (np.array([one[name] for one in whole], dtype=float) for name in (what, x))
+        else:
+            places = np.full(len(values), x[case])
         axes.plot(places, values, "o", color=colour(at), markersize=4.5)
         if names and len(values):
             axes.annotate(
                 case, (places.mean(), values.mean()), xytext=(6, 3), textcoords="offset points", fontsize=7.5,
                 color=colour(at),
             )  # fmt: skip
+
+
+def _see_that_it_was_measured(numbers: Numbers, what: str) -> None:
+    every = [one for seeds in numbers.values() for one in seeds]
+    known = dict.fromkeys(name for one in every for name in one)
+    if known and what not in known and not any(one.get("diverged") for one in every):
+        raise ConfigError(unknown("number", what, known))

@@ -9,9 +9,12 @@ and the rule, stated before anything runs, is
 
     agrees              the whole interval lies where the claim says
     differs             the whole interval lies elsewhere
-    too small to tell   it lies across the border, or there is one seed: one is never a cause
+    too small to tell   it lies across the border or on it, or there is one seed: one is never a cause
 
 Where nothing is different, about one comparison in twenty is said to agree, and one in twenty to differ.
+
+Networks that have learnt nothing are all alike. So where a claim is that two lie close together, with a
+border on either side, a seed does not count of which one of the two says ``learnt`` 0.
 
 Source: Student 1908, The probable error of a mean, Biometrika 6.
 """
@@ -37,7 +40,8 @@ T = (
 )  # fmt: skip
 NORMAL = 1.6449
 
-Numbers = Mapping[str, Sequence[Mapping[str, Any]]]  # by case, what each seed has measured
+Cases = str | tuple[str, ...]
+Measured = Mapping[str, Sequence[Mapping[str, Any]]]  # by case, what was measured from each seed
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -76,8 +80,8 @@ class Expect:
     """
 
     says: str
-    of: tuple[str | tuple[str, ...], str]
-    minus: tuple[str | tuple[str, ...], str] | None = None
+    of: tuple[Cases, str]
+    minus: tuple[Cases, str] | None = None
     above: float = -math.inf
     below: float = math.inf
     unit: str = "points"
@@ -85,6 +89,13 @@ class Expect:
     because: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("of", "minus"):
+            place = getattr(self, name)
+            if place is not None and not (isinstance(place, tuple) and len(place) == 2):
+                raise ConfigError(
+                    f"the expectation {self.says!r}: {name} is the name of a case and of what was measured "
+                    f'there, such as ("plain-20", "test_error"), not {place!r}'
+                )
         if not self.above < self.below or self.above == -self.below == -math.inf:
             raise ConfigError(
                 f"the expectation {self.says!r} is of a value above {self.above} and below {self.below}; "
@@ -104,9 +115,26 @@ class Expect:
             return f"{value} > {low} {self.unit}".rstrip()
         if self.above == -math.inf:
             return f"{value} < {high} {self.unit}".rstrip()
-        return f"{value} from {low} to {high} {self.unit}".rstrip()
+        both = ", of the seeds in which both learnt" if self.is_closeness else ""
+        return f"{value} from {low} to {high} {self.unit}".rstrip() + both
 
-    def judge(self, numbers: Numbers) -> Judged:
+    @property
+    def is_closeness(self) -> bool:
+        """Whether it says that two things lie close together."""
+        return self.minus is not None and math.isfinite(self.above) and math.isfinite(self.below)
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """The names of the cases that it is of."""
+        places = [self.of] if self.minus is None else [self.of, self.minus]
+        return tuple(name for cases, _ in places for name in _names(cases))
+
+    def figures(self, case: str) -> tuple[str, ...]:
+        """What must be measured of a case."""
+        places = [self.of] if self.minus is None else [self.of, self.minus]
+        return tuple(what for cases, what in places if case in _names(cases))
+
+    def judge(self, numbers: Measured) -> Judged:
         """Hold it against what was measured; seeds of which a number is missing do not count.
 
         Raises: ConfigError if there is no such case.
@@ -114,12 +142,15 @@ class Expect:
         found = [_values(numbers, self.of)]
         if self.minus:
             found.append(_values(numbers, self.minus))
-        pairs = [[one for one in pair if one is not None] for pair in zip(*found, strict=False)]
+            if self.is_closeness:
+                learnt = [_learnt(numbers, cases) for cases, _ in (self.of, self.minus)]
+                found[0] = [one if all(both) else None for one, *both in zip(found[0], *learnt, strict=True)]
+        pairs = [[one for one in pair if one is not None] for pair in zip(*found, strict=True)]
         values = tuple(pair[0] - sum(pair[1:]) for pair in pairs if len(pair) == len(found))
         low, high = interval(values)
         if low > self.above and high < self.below:
             verdict = AGREES
-        elif high <= self.above or low >= self.below:
+        elif high < self.above or low > self.below:
             verdict = DIFFERS
         else:
             verdict = UNCLEAR
@@ -142,7 +173,7 @@ class Judged:
         return None if measured is None else measured[0]
 
     @property
-    def spread(self) -> float | None:
+    def margin(self) -> float | None:
         """Half the width of the interval; None with fewer than two seeds."""
         return None if len(self.values) < 2 else (self.interval[1] - self.interval[0]) / 2
 
@@ -156,20 +187,31 @@ def overall(verdicts: Sequence[str]) -> str:
     return max(verdicts, key=VERDICTS.index)
 
 
-def _named(place: tuple[str | tuple[str, ...], str]) -> str:
+def _names(cases: Cases) -> tuple[str, ...]:
+    return (cases,) if isinstance(cases, str) else cases
+
+
+def _named(place: tuple[Cases, str]) -> str:
     cases, what = place
-    return f"{what.replace('_', ' ')} of {cases if isinstance(cases, str) else ', '.join(cases)}"
+    names = [f"'{name}'" if "," in name else name for name in _names(cases)]
+    return f"{what.replace('_', ' ')} of {', '.join(names)}"
 
 
-def _values(numbers: Numbers, place: tuple[str | tuple[str, ...], str]) -> list[float | None]:
+def _learnt(numbers: Measured, cases: Cases) -> list[bool]:
+    """By seed whether all of these cases have learnt something; what says nothing of it has."""
+    seeds = zip(*(numbers[name] for name in _names(cases)), strict=True)
+    return [all(one.get("learnt", 1) for one in seed) for seed in seeds]
+
+
+def _values(numbers: Measured, place: tuple[Cases, str]) -> list[float | None]:
     """By seed what was measured there: of several cases the mean; None where it is missing or no number."""
     cases, what = place
-    names = (cases,) if isinstance(cases, str) else cases
+    names = _names(cases)
     for name in names:
         if name not in numbers:
             raise ConfigError(f"there is no case {name!r}; there are {', '.join(numbers)}")
     rows = []
-    for seeds in zip(*(numbers[name] for name in names), strict=False):
+    for seeds in zip(*(numbers[name] for name in names), strict=True):
         found = [seed.get(what) for seed in seeds]
         right = [one for one in found if isinstance(one, int | float) and math.isfinite(one)]
         rows.append(math.fsum(right) / len(right) if len(right) == len(found) else None)

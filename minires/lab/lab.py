@@ -65,8 +65,9 @@ class Lab:
     ``why`` says what stands in the place of the paper's experiment and why. ``expects`` is what the claim
     says, and decides on the verdict; ``further`` are questions besides, judged by the same rule, which
     explain or take apart what was found. ``seeds`` are as many starts as it asks for. What was measured is
-    found again as long as ``version`` is the same: raise it when ``measure`` measures something else. (Of a
-    lab in a file of your own it is the file itself.)
+    found again as long as ``version`` is the same: raise it when ``measure`` measures something else, or a
+    network of your own is another. Of a lab in a file of your own that is seen: ``version`` is the whole
+    file, ``beside`` what stands in it beside the lab, where its networks are, and ``file`` its path.
     """
 
     number: ClassVar[str] = ""
@@ -79,13 +80,15 @@ class Lab:
     further: ClassVar[Sequence[Expect]] = ()
     seeds: ClassVar[int] = 3
     version: int | str = 1
+    beside: str = ""
+    file: str = ""
     quick: ClassVar[Scale] = QUICK
     hour: ClassVar[Scale] = Scale("hour", size=16, epochs=20)
     full: ClassVar[Scale] = Scale("full", epochs=182)
 
     def cases(self, scale: Scale) -> Mapping[str, Case]:
         """What is compared, by name."""
-        raise NotImplementedError(f"{type(self).__name__} does not define cases()")
+        raise ConfigError("a lab defines cases(self, scale), and this one does not")
 
     def measure(self, run: Run) -> Mapping[str, Any]:
         """What is measured of one run: numbers, and lists of numbers, by name."""
@@ -93,14 +96,14 @@ class Lab:
 
     def figure(self, numbers: Numbers, figure: Any) -> None:
         """Draw what was measured into a figure of matplotlib."""
-        raise NotImplementedError(f"{type(self).__name__} does not define figure()")
+        raise ConfigError("a lab defines figure(self, numbers, figure), and this one does not")
 
     def scale(self, name: str) -> Scale:
         """The scale of this name. Raises: ConfigError if there is none."""
-        for one in (self.quick, self.hour, self.full):
-            if one.name == name:
-                return one
-        raise ConfigError(f"the scale is quick, hour or full, not {name!r}")
+        by_name = {"quick": self.quick, "hour": self.hour, "full": self.full}
+        if name not in by_name:
+            raise ConfigError(f"the scale is quick, hour or full, not {name!r}")
+        return by_name[name]
 
 
 def checked(lab: Lab) -> Lab:
@@ -111,6 +114,10 @@ def checked(lab: Lab) -> Lab:
         raise ConfigError(f"{where} does not say its {', '.join(missing)}")
     if not lab.name.replace("-", "").replace("_", "").isalnum():
         raise ConfigError(f"{where}: its name {lab.name!r} names a folder; use letters, digits, - and _")
-    if not all(isinstance(one, Expect) for one in (*lab.expects, *lab.further)):
-        raise ConfigError(f"{where}: expects is a list of minires.lab.Expect")
+    for name, given in (("expects", lab.expects), ("further", lab.further)):
+        if not isinstance(given, list | tuple) or not all(isinstance(one, Expect) for one in given):
+            raise ConfigError(f"{where}: {name} is a list of minires.lab.Expect")
+    for name in ("quick", "hour", "full"):
+        if not isinstance(getattr(lab, name), Scale):
+            raise ConfigError(f"{where}: {name} is a minires.lab.Scale")
     return lab

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minires.nn.blocks import Residual
-from minires.nn.intervene import activations, intervene
+from minires.nn.intervene import intervene
 from minires.nn.module import Module
 from minires.ops.cross_entropy import cross_entropy
 from minires.tensor import Tensor, no_grad
@@ -65,21 +66,26 @@ def _ranks(values: NDArray[Any]) -> NDArray[Any]:
 class Changed:
     """The error of a network for some pictures, with changes of :func:`minires.intervene`.
 
-    ``removable`` are the paths of the blocks that keep the shape, ``first`` where they begin.
+    ``removable`` are the paths of the blocks that keep the shape; ``stages`` are those of each shape.
     """
 
     def __init__(self, model: Module, x: NDArray[Any], labels: NDArray[Any]) -> None:
         self._model, self._x, self._labels = model.eval(), x, labels
-        blocks = [(path, one) for path, one in model.named_modules() if isinstance(one, Residual)]
-        shapes = activations(model, x[:1], [path for path, _ in blocks])
-        names = [path for path, _ in blocks]
-        before = dict(zip(names[1:], names, strict=False))
-        self.removable = [
-            path for path in names if path in before and shapes[path].shape == shapes[before[path]].shape
-        ]
         self.stages: dict[tuple[int, ...], list[str]] = {}
-        for path in self.removable:
-            self.stages.setdefault(shapes[path].shape, []).append(path)
+
+        def noting(path: str) -> Callable[[Module, tuple[Tensor, ...], Tensor], None]:
+            def note(block: Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
+                if inputs[0].shape == y.shape:
+                    self.stages.setdefault(y.shape, []).append(path)
+
+            return note
+
+        with contextlib.ExitStack() as hooks, no_grad():
+            for path, one in model.named_modules():
+                if isinstance(one, Residual):
+                    hooks.enter_context(one.register_forward_hook(noting(path)))
+            model(Tensor(x[:1]))
+        self.removable = [path for stage in self.stages.values() for path in stage]
 
     def __call__(self, changes: Mapping[str, Any]) -> float:
         """The error with these changes, in percent."""

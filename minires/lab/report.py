@@ -8,7 +8,8 @@ from __future__ import annotations
 import csv
 import html
 import io
-from collections.abc import Iterable, Iterator, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from typing import Any
 from minires.errors import counted
 from minires.files import atomic_write
 from minires.inspect.runs import spread
+from minires.lab.asked import drawn
 from minires.lab.expect import AGREES, DIFFERS, UNCLEAR, Judged
 from minires.lab.outcome import Outcome, in_words
 from minires.lab.scale import Scale
+from minires.train import Config
 from minires.train.canvas import new_figure, save_figure
 
 FIGURE, TABLE, REPORT = "figure", "table.csv", "report"
@@ -62,7 +65,7 @@ def write(outcome: Outcome) -> None:
     """Write all files but the results themselves. Raises: MiniresError with the file and the cause."""
     folder = outcome.folder
     figure = new_figure(WIDTH, HEIGHT)
-    outcome.lab.figure(outcome.numbers, figure)
+    drawn(outcome.lab, outcome.numbers, figure)
     save_figure(figure, folder / f"{FIGURE}.svg", format="svg", metadata={"Date": None})
     save_figure(figure, folder / f"{FIGURE}.png")
     _write(folder / TABLE, table(outcome))
@@ -131,17 +134,22 @@ def report(outcome: Outcome) -> Iterator[Part]:
     yield Paragraph(
         f"{counted(len(outcome.cases), 'case')}, {counted(outcome.seeds, 'seed')}, "
         f"{in_words(outcome.core_seconds)} of one core, {outcome.when}; again: "
-        f"`minires lab {lab.name} --scale {scale.name} --seeds {outcome.seeds}`."
+        f"{again(outcome)}. The pictures: {known_as(scale)}."
     )
     yield from _of_all(outcome)
+    if guessing := [case for case in outcome.cases if _only_guesses(outcome.numbers[case])]:
+        yield Paragraph(
+            f"**Not five points better than guessing**, in training: {', '.join(guessing)}. What is seen "
+            "there is not how well it learns, but that it has not begun to."
+        )
     yield Heading(2, "What was scaled down, and why")
     if lab.why:
         yield Paragraph(lab.why)
-    rows = list(scaled_down(scale, lab.full))
+    rows = list(scaled_down(scale, lab.full, trained=any(one.trained for one in outcome.cases.values())))
     if rows:
-        yield Table(("setting", "here", "the paper's (`--scale full`)"), rows)
+        yield Table(("setting", "here", "with `--scale full`"), rows)
     else:
-        yield Paragraph("Nothing: these are the paper's own settings.")
+        yield Paragraph("The settings are those of `--scale full`.")
 
 
 def _judged(what: str, judged: Sequence[Judged]) -> Table:
@@ -161,13 +169,14 @@ def shown(judged: Judged) -> str:
     """
     if judged.mean is None:
         return "nothing"
-    around = "" if judged.spread is None else f" ± {judged.spread:.2g}"
+    around = "" if judged.margin is None else f" ± {judged.margin:.2g}"
     return f"{judged.mean:.3g}{around} {judged.expect.unit}".rstrip()
 
 
 def _of_all(outcome: Outcome) -> Iterator[Part]:
-    """A table of every single number, mean and standard deviation over the seeds."""
-    names: dict[str, None] = {}
+    """A table of the single numbers, first those of the rules: mean and standard deviation over the seeds."""
+    rules = [one.expect for one in (*outcome.judged, *outcome.further)]
+    names = dict.fromkeys(name for one in rules for case in one.cases for name in one.figures(case))
     for seeds in outcome.numbers.values():
         for measured in seeds:
             names |= dict.fromkeys(
@@ -181,7 +190,8 @@ def _of_all(outcome: Outcome) -> Iterator[Part]:
         [(case, *(_spread(outcome.numbers.all(case, name).tolist()) for name in chosen))
          for case in outcome.numbers],
     )  # fmt: skip
-    yield Paragraph("Mean ± standard deviation over the seeds.")
+    more = f" All others stand in `{TABLE}`." if len(names) > MOST else ""
+    yield Paragraph(f"Mean ± standard deviation over the seeds.{more}")
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -192,25 +202,63 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean:.4g}" + ("" if deviation is None else f" ± {deviation:.2g}")
 
 
-def scaled_down(scale: Scale, full: Scale) -> Iterator[tuple[str, str, str]]:
-    """What differs from the paper's own setting."""
-    names = {
-        "data": "data", "pictures": "training pictures", "size": "side of the pictures", "epochs": "epochs",
-        "batch_size": "pictures in a step", "tests": "validation pictures; test pictures",
-    }  # fmt: skip
+def _only_guesses(seeds: Sequence[Mapping[str, Any]]) -> bool:
+    return bool(seeds) and all(one.get("learnt") == 0 for one in seeds)
+
+
+def known_as(scale: Scale) -> str:
+    """The pictures of a scale in words.
+
+    >>> known_as(Scale("quick", pictures=5_000, size=16))
+    '`cifar10`, 5,000 to learn from, 16x16'
+    """
+    count = "all of them" if scale.pictures is None else f"{scale.pictures:,}"
+    return f"`{scale.data}`, {count} to learn from" + (f", {scale.size}x{scale.size}" if scale.size else "")
+
+
+def scaled_down(scale: Scale, full: Scale, *, trained: bool = True) -> Iterator[tuple[str, str, str]]:
+    """What differs from the scale ``full``; where nothing is trained, without the settings of training."""
+    names = {"data": "data", "pictures": "training pictures", "size": "side of the pictures"}
+    if trained:
+        names |= {"epochs": "epochs", "batch_size": "pictures in a step"}
+    names["tests"] = "validation pictures; test pictures"
     for field, words in names.items():
         here, there = getattr(scale, field), getattr(full, field)
         if here != there:
             yield words, _said(here), _said(there)
-    for which in ("settings", "extra"):
-        ours, theirs = getattr(scale, which), getattr(full, which)
-        for name in {**ours, **theirs}:
-            if ours.get(name) != theirs.get(name):
-                yield name, _said(ours.get(name)), _said(theirs.get(name))
+    if trained:
+        if scale.recipe != full.recipe:
+            yield "recipe", scale.recipe, full.recipe
+        ours, theirs = (Config.settings_of(one.recipe, **one.settings) for one in (scale, full))
+        for name in {**scale.settings, **full.settings}:
+            if ours[name] != theirs[name]:
+                yield name.replace("_", " "), _listed(ours[name]), _listed(theirs[name])
+    for name in {**scale.extra, **full.extra}:
+        if scale.extra.get(name) != full.extra.get(name):
+            here, there = (_listed(one.extra[name]) if name in one.extra else "-" for one in (scale, full))
+            yield name, here, there
 
 
 def _said(value: Any) -> str:
     return "all" if value is None else str(value)
+
+
+def _listed(value: Any) -> str:
+    """A setting, without the brackets of Python."""
+    if isinstance(value, dict):
+        named = {name: f"{name} {_listed(one)}" for name, one in value.items()}
+        return ", ".join((named | ({"name": str(value["name"])} if "name" in value else {})).values())
+    return ", ".join(map(_listed, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def again(outcome: Outcome) -> str:
+    """How to have the same once more: the command, if it can ask for this scale."""
+    lab, scale, name = outcome.lab, outcome.scale, shlex.quote(outcome.lab.file or outcome.lab.name)
+    for which, one in (("quick", lab.quick), ("hour", lab.hour), ("full", lab.full)):
+        if one.name == scale.name:
+            data = "" if scale.data == one.data else f" --data {shlex.quote(scale.data)}"
+            return f"`minires lab {name} --scale {which} --seeds {outcome.seeds}{data}`"
+    return f"`run_lab` with this scale and `seeds={outcome.seeds}`"
 
 
 # -------------------------------------------------------------------------------------------------- forms
@@ -247,7 +295,7 @@ def page(parts: Iterable[Part], title: str, svg: str) -> str:
         elif isinstance(part, Picture):
             body.append(f"<figure>{svg[svg.index('<svg'):]}</figure>")
         else:
-            head = "".join(f"<th>{html.escape(cell)}</th>" for cell in part.head)
+            head = "".join(f"<th>{_marked(cell)}</th>" for cell in part.head)
             rows = "".join(
                 f"<tr>{''.join(f'<td>{_marked(cell)}</td>' for cell in row)}</tr>\n" for row in part.rows
             )

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,23 @@ from minires.lab.scale import Case
 from minires.nn.module import Module
 from minires.train import Config, Trainer, continuing, layer_figures, load_model, run_folder, state
 
+LEARNT = 5.0  # points of training error below guessing
+
 
 class Pictures:
-    """The pictures of all runs, read once for each data set and size."""
+    """The pictures of all runs, read once for each data set and size; ``say`` is told of it."""
 
-    def __init__(self) -> None:
-        self._read = functools.lru_cache(maxsize=2)(lambda name, size: data.load(name, size=size))
+    def __init__(self, say: Callable[[str], None] | None = None) -> None:
+        def read(name: str, size: int | None) -> Splits:
+            if say is not None:
+                say(f"  reads the pictures of {name}" + (f", {size}x{size}" if size else ""))
+            return data.load(name, size=size)
+
+        self._read = functools.lru_cache(maxsize=2)(read)
 
     def __call__(self, case: Case) -> Splits:
         """Those that a case names. Raises: as ``data.load``."""
-        splits: Splits = self._read(case.settings["data"], case.settings.get("size"))
+        splits = self._read(case.settings["data"], case.settings.get("size"))
         if case.tests is None:
             return splits
         val, test = (one.some(min(case.tests, len(one))) for one in (splits.val, splits.test))
@@ -104,6 +111,11 @@ class Run:
 
     # ------------------------------------------------------------------------------------- how it has gone
 
+    @property
+    def mended_by(self) -> str:
+        """What is done about a run folder that is damaged."""
+        return f"remove the folder {self.folder}, and the lab trains it anew"
+
     @functools.cached_property
     def summary(self) -> dict[str, Any]:
         """What its summary.json says."""
@@ -112,7 +124,7 @@ class Run:
     @property
     def diverged(self) -> bool:
         """Whether its loss or a gradient was not finite, which has ended it."""
-        return self.trained and self.summary.get("test_accuracy") is None
+        return self.trained and _has_diverged(self.summary)
 
     @functools.cached_property
     def layers(self) -> list[Any]:
@@ -121,26 +133,36 @@ class Run:
 
     @functools.cached_property
     def epochs(self) -> Sequence[Mapping[str, float | None]]:
-        """The figures of its epochs, as metrics.csv has them; a run that diverged has fewer."""
-        return read_run(self.folder).rows
+        """The figures of its epochs, as metrics.csv has them; a run that diverged has fewer.
+
+        Raises: CheckpointError if there are none of a run that has not.
+        """
+        rows = read_run(self.folder).rows
+        if not rows and not self.diverged:
+            raise CheckpointError(f"{self.folder} has no figures of its epochs; {self.mended_by}")
+        return rows
 
     def errors(self) -> dict[str, Any]:
         """Its errors, in percent: of the last epoch ``train_error``, as the pictures came in training, and
         ``val_error``; on the test pictures ``test_error``; and epoch by epoch ``train_errors``,
-        ``val_errors``, ``train_losses``. After a loss that was not finite they are those of guessing."""
-        guess, count = 100 * (1 - 1 / self.classes), self.config.epochs
-        rows = self.epochs
+        ``val_errors``, ``train_losses``. After a loss that was not finite they are those of guessing.
+        ``learnt`` is 1 if the training error is at least five points below that of guessing, else 0.
+        """
+        guess, rows = 100 * (1 - 1 / self.classes), self.epochs
+        lost = self.config.epochs - len(rows) if self.diverged else 0  # patience may have ended it, too
 
         def errors(what: str) -> list[float | None]:
             found = [None if row[what] is None else 100 * (1 - float(row[what] or 0)) for row in rows]
-            return found + [guess] * (count - len(rows))
+            return found + [guess] * lost
 
         train, val = errors("train_accuracy"), errors("val_accuracy")
-        test = guess if self.diverged else 100 * (1 - self.summary["test_accuracy"])
+        right = self.summary["test_accuracy"]
+        test = guess if self.diverged else None if right is None else 100 * (1 - right)
         return {
             "train_error": train[-1], "val_error": val[-1], "test_error": test,
             "train_errors": train, "val_errors": val, "train_losses": [row["train_loss"] for row in rows],
             "diverged": int(self.diverged),
+            "learnt": int(not self.diverged and train[-1] is not None and train[-1] <= guess - LEARNT),
         }  # fmt: skip
 
 
@@ -150,14 +172,17 @@ def key(case: Case, seed: int) -> str:
     >>> key(Case({"model": "resnet18", "device": "cpu"}), 0) == key(Case({"model": "resnet18"}), 0)
     True
     """
-    usual, free = Config().to_dict(), (*state.FREE, "seed", "recipe")
+    usual, free = Config().to_dict(), {*state.FREE, "seed", "recipe"} - {"keep"}  # which says what is tested
+    if case.decides and case.settings["data"] not in data.names():
+        free.add("data")  # known by content, not by path
     deciding = {
         name: value for name, value in plain(dict(case.settings)).items()
         if name not in free and (name not in usual or value != usual[name])
     }  # fmt: skip
     if case.settings.get("watch"):  # what it writes is measured
         deciding["watch"] = True
-    return digest([deciding, case.trained, case.tests, seed])
+    decides = [case.decides] if case.decides else []
+    return digest([deciding, case.trained, case.tests, seed, *decides])
 
 
 def digest(content: Any) -> str:
@@ -185,6 +210,8 @@ def train(run: Run, device: str, bar: bool | None) -> None:
             config, run.folder, splits=run.splits, resume=begun, progress=bar, say=_silent, comm=Solo(),
             figures=False,
         ).run()  # fmt: skip
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; or {run.mended_by}") from error
     except MiniresError:
         if not has_ended(run.folder):
             raise
@@ -200,4 +227,9 @@ def has_ended(folder: Path) -> bool:
         summary = run_folder.read_json(folder / continuing.SUMMARY)
     except CheckpointError:
         return False
-    return summary.get("test_accuracy") is not None or bool(summary.get("diverged"))
+    return summary.get("test_accuracy") is not None or _has_diverged(summary)
+
+
+def _has_diverged(summary: Mapping[str, Any]) -> bool:
+    """Whether a loss was not finite: in training, or only that of validation or of the test."""
+    return bool(summary.get("diverged"))

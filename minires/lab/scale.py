@@ -65,22 +65,25 @@ class Scale:
             base[name] = value
         return Case(Config.from_dict(base).to_dict(), tests=self.tests, extra=self.extra)
 
-    def fresh(self, **settings: Any) -> Case:
+    def fresh(self, model: str | None = None, **settings: Any) -> Case:
         """Something to be measured without training; ``settings`` are for ``measure``, and JSON holds them.
-        With ``model`` (and ``variant``) among them a network of that name is made from each seed."""
+        With a ``model`` (and a setting ``variant``) a network of that name is made from each seed."""
         of_scale = {"data": self.data, "size": self.size, "pictures": self.pictures}
-        return Case({**of_scale, **settings}, trained=False, tests=self.tests, extra=self.extra)
+        of_model = {} if model is None else {"model": model}
+        return Case({**of_scale, **of_model, **settings}, trained=False, tests=self.tests, extra=self.extra)
 
 
 @dataclass(frozen=True)
 class Case:
     """One of the things that a lab compares: the settings of a run, whether it is trained, how many pictures
-    of each other part are used at most, and what else the scale says."""
+    of each other part are used at most, and what else the scale says. ``decides`` is what its settings do not
+    say, and which decides on its result all the same: the content of pictures at a path, own definitions."""
 
     settings: Mapping[str, Any]
     trained: bool = True
     tests: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    decides: str = ""
 
 
 # He et al. 2015 train on CIFAR-10 with batches of 128 and a rate of 0.1. With half as many pictures in a

@@ -3,6 +3,7 @@
     OUT/runs/MODEL-KEY/           a training run: a run folder, which several labs may measure
     OUT/NAME-SCALE/results.json   what was measured, by case and seed; the rest of the folder is made of it
                                   figure.svg, figure.png, table.csv, report.md, report.html
+    OUT/NAME-SCALE-DATA/          the same of other pictures than those of the scale
 
 Until all runs are done, what each has measured stands in a file of its own in ``measured/`` there.
 """
@@ -11,21 +12,24 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minires import backend, models
 from minires import data as known_data
 from minires.distributed import Communicator, Solo, each
-from minires.errors import CheckpointError, ConfigError, MiniresError, counted, plain, whole
+from minires.errors import CheckpointError, ConfigError, DataError, MiniresError, counted, plain, whole
 from minires.files import why
 from minires.inspect import summarize
 from minires.interrupt import Interrupted, status
-from minires.lab import report
+from minires.lab import asked, report
 from minires.lab import run as runs
 from minires.lab.lab import Lab, checked
 from minires.lab.outcome import Outcome, in_words, outcome
@@ -69,37 +73,40 @@ def run_lab(
     """Do all runs of a lab that were not done before, and write its figure, table and report.
 
     ``scale`` is quick, hour, full or one of your own; ``seeds``, if not given, are as many as the lab asks
-    for; ``data`` takes the place of its data set. The ranks of ``comm`` share the runs out among them. It can
-    be interrupted at any moment; called again, it goes on.
+    for; ``data`` takes the place of its data set. Networks are trained on ``device``; what is measured of
+    them is measured on the CPU. The ranks of ``comm`` share the runs out among them. It can be interrupted at
+    any moment; called again, it goes on.
 
-    Raises: ConfigError for a lab or a scale that is none; DataError if its pictures are not found;
+    Raises: ConfigError for a lab, a scale or a device that is none; DataError if its pictures are not found,
+    or the results there are of other pictures; MiniresError that says where, if the lab's own code fails;
     Interrupted after SIGINT or SIGTERM, once the run under way is saved.
     """
     checked(lab)
+    backend.to_device(np.empty(0), backend.choose_device(device))  # refuses what is none
     comm = comm or Solo()
     scale = lab.scale(scale) if isinstance(scale, str) else scale
-    scale = scale if data is None else scale.but(data=data)
+    usual, scale = scale.data, scale if data is None else scale.but(data=data)
     if scale.data not in known_data.names() and not known_data.is_there(scale.data):
         raise ConfigError(
             f"the scale {scale.name} of lab {lab.name} is of {scale.data}, which is no known data set and "
             "no path; say where the pictures are with data='path/to/pictures'"
         )
     seeds = whole("seeds", lab.seeds if seeds is None else seeds)
-    pictures = runs.Pictures()
+    pictures = runs.Pictures(say)
     if data is not None and scale.pictures is not None:
         there = len(pictures(Case({"data": scale.data, "size": scale.size})).train)
         if there < scale.pictures:
             say(f"{data} has {there:,} pictures to learn from, not {scale.pictures:,}: all are used")
             scale = scale.but(pictures=None)
-    root = Path(out)
-    folder, run_folders = root / f"{lab.name}-{scale.name}", root / "runs"
-    cases = dict(lab.cases(scale))
+    folder, run_folders = _folder(lab, scale, out, usual), Path(out) / "runs"
+    cases = asked.cases(lab, scale, pictures)
     items = [
-        Item(name, case, seed, measure_key(lab, case, seed))
+        Item(name, case, seed, asked.measure_key(lab, name, case, seed))
         for seed in range(seeds)
         for name, case in cases.items()
     ]
     comm.first(lambda: _make(folder, run_folders), "folders")
+    comm.first(lambda: _see_that_they_are_of(scale.data, folder), "results")
     known = comm.first(lambda: _known(folder), "results")
     todo = [item for item in items if item.key not in known]
     for line in begins(lab, scale, len(items), len(todo)):
@@ -115,20 +122,24 @@ def run_lab(
     clock = _Clock(todo[comm.rank :: comm.size], costs, say)
 
     def work(item: Item) -> dict[str, Any]:
-        began = time.perf_counter()
+        pictures(item.made)
+        before, began = 0.0, time.perf_counter()
         bar = progress if comm.size == 1 else False
         place = runs.folder_of(run_folders, item.made, item.seed)
         run = runs.Run(item.case, item.made, item.seed, place, pictures)
         if item.made.trained:
+            begun = not runs.has_ended(place)
             try:
                 runs.train(run, device, bar)
             except Interrupted as stop:
                 raise Interrupted(f"{stop}; the same command goes on", status(stop) - 128) from stop
-        found = dict(lab.measure(run))
+            if begun:  # what it took before it was interrupted counts, too
+                before, began = float(run.summary.get("seconds") or 0.0), time.perf_counter()
+        found = asked.measured(lab, run)
         row = {
             "case": item.case, "seed": item.seed, "key": item.key,
             "date": datetime.date.today().isoformat(), "threads": backend.threads(),
-            "seconds": round(time.perf_counter() - began, 1), "measured": _rounded(plain(found)),
+            "seconds": round(before + time.perf_counter() - began, 1), "measured": found,
         }  # fmt: skip
         _keep(folder, row)
         clock.done(item, row)
@@ -136,8 +147,8 @@ def run_lab(
 
     for row in each(work, todo, comm):
         known[row["key"]] = row
-    rows = [{**known[item.key], "case": item.case, "seed": item.seed} for item in items]
-    comm.first(lambda: _write(folder, lab, scale, rows), "results")
+    rows = [known.pop(item.key) for item in items]
+    comm.first(lambda: _write(folder, lab, scale, rows, known.values()), "results")
     found = outcome(lab, scale, cases, rows, folder)
     comm.first(lambda: report.write(found), "report")
     return found
@@ -149,15 +160,18 @@ def recalled(lab: Lab, scale: Scale | str = "quick", out: str | os.PathLike[str]
     Raises: CheckpointError if there are no results, or they are of other runs than the lab asks for now.
     """
     scale = lab.scale(scale) if isinstance(scale, str) else scale
-    folder = Path(out) / f"{lab.name}-{scale.name}"
-    cases, rows = dict(lab.cases(scale)), read(folder)["runs"]
-    for row in rows:
-        case = cases.get(row["case"])
-        if case is None or measure_key(lab, case, row["seed"]) != row["key"]:
-            raise CheckpointError(
-                f"{folder / RESULTS} has {row['case']!r} of other settings or another measure than the lab "
-                f"has now; run it anew: minires lab {lab.name} --scale {scale.name} --out {out}"
-            )
+    folder = _folder(lab, scale, out, scale.data)
+    cases, rows = asked.cases(lab, scale, runs.Pictures()), read(folder)["runs"]
+    seeds = range(1 + max((row["seed"] for row in rows), default=0))
+    wanted = [
+        (name, seed, asked.measure_key(lab, name, case, seed))
+        for seed in seeds for name, case in cases.items()
+    ]  # fmt: skip
+    if wanted != [(row["case"], row["seed"], row["key"]) for row in rows]:
+        raise CheckpointError(
+            f"{folder / RESULTS} has other runs, of other settings or another measure, than the lab has now; "
+            f"run it anew: minires lab {lab.name} --scale {scale.name} --out {out}"
+        )
     return outcome(lab, scale, cases, rows, folder)
 
 
@@ -171,11 +185,6 @@ def begins(lab: Lab, scale: Scale, items: int, todo: int) -> list[str]:
         *(f"  besides {one.says}: {one.rule}" for one in lab.further),
         f"  {scale.name}: {counted(items, 'run')}{done}",
     ]
-
-
-def measure_key(lab: Lab, case: Case, seed: int) -> str:
-    """What a measurement is found again by: the run, what else the scale says, and the lab's version."""
-    return runs.digest([runs.key(case, seed), dict(case.extra), lab.version])
 
 
 def shared_out(items: Sequence[Any], costs: Sequence[float], ranks: int) -> list[Any]:
@@ -246,6 +255,22 @@ def _cost(case: Case, pictures: runs.Pictures) -> float:
 # ------------------------------------------------------------------------------------------- what is kept
 
 
+def _folder(lab: Lab, scale: Scale, out: str | os.PathLike[str], usual: str) -> Path:
+    """Where a lab's results stand, those of other pictures than the ``usual`` ones by themselves."""
+    of = re.sub(r"\W+", "-", Path(scale.data).stem).strip("-") or "data"
+    return Path(out) / (f"{lab.name}-{scale.name}" + (f"-{of}" if scale.data != usual else ""))
+
+
+def _see_that_they_are_of(data: str, folder: Path) -> None:
+    with suppress(CheckpointError, ConfigError):
+        there = read(folder)["scale"].get("data")
+        if there != data and Path(str(there)).resolve() != Path(data).resolve():
+            raise DataError(
+                f"{folder} has the results of {there}, and these are of {data}; give another folder with "
+                "--out (out= in Python)"
+            )
+
+
 def _make(folder: Path, run_folders: Path) -> None:
     try:
         for one in (folder / MEASURED, run_folders):
@@ -256,6 +281,7 @@ def _make(folder: Path, run_folders: Path) -> None:
 
 def _keep(folder: Path, row: Mapping[str, Any]) -> None:
     """Keep what was measured of one run, until all are."""
+    (folder / MEASURED).mkdir(exist_ok=True)  # another process may have just tidied up
     run_folder.write_json(folder / MEASURED / f"{row['key']}.json", row)
 
 
@@ -282,22 +308,16 @@ def read(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def _write(folder: Path, lab: Lab, scale: Scale, rows: list[dict[str, Any]]) -> None:
+def _write(
+    folder: Path, lab: Lab, scale: Scale, rows: list[dict[str, Any]], others: Iterable[Mapping[str, Any]]
+) -> None:
+    """Write the results; ``others`` were measured before, and are not asked for now."""
     said = {name: value for name, value in vars(scale).items() if name != "about"}
     content = {"kind": "lab", "format": 1, "lab": lab.name, "scale": plain(said), "runs": rows}
+    for row in others:
+        _keep(folder, row)
     run_folder.write_json(folder / RESULTS, content)
-    for path in (folder / MEASURED).glob("*.json"):
-        path.unlink(missing_ok=True)
+    for row in rows:
+        (folder / MEASURED / f"{row['key']}.json").unlink(missing_ok=True)
     with suppress(OSError):
         (folder / MEASURED).rmdir()
-
-
-def _rounded(value: Any) -> Any:
-    """Numbers of six digits, and None for what is not finite, which JSON does not hold."""
-    if isinstance(value, dict):
-        return {str(name): _rounded(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(one) for one in value]
-    if isinstance(value, float):
-        return run_folder.finite(float(f"{value:.6g}"))
-    return value

@@ -121,7 +121,8 @@ def resnet(
     the batch norm, "torch" or "keras"; ``bn_momentum`` and ``bn_eps`` replace its usual values.
 
     Shapes: pictures (N, H, W, 3) -> logits (N, classes); made for 224x224 ("imagenet") or 32x32 ("cifar").
-    Raises: ConfigError if an option is none of those named.
+    Raises: ConfigError if an option is none of those named, or is of the batch norms that ``bn=False`` leaves
+    out.
     Source: arXiv:1512.03385, table 1 and section 4.2.
     Differs: Keras pads with zeros before the max pool, here it is minus infinity; after a ReLU that is the
     same, since no value is below zero.
@@ -133,7 +134,7 @@ def resnet(
     one_of("pool_padding", pool_padding, (1, "ceil"))
     one_of("bias", bias, (False, True, "conv1"))
     one_of("bn", bn, (True, False))
-    norm: dict[str, Any] = {"convention": convention, "momentum": bn_momentum, "eps": bn_eps}
+    norm = stem_and_head.norm_options(bn, convention=convention, momentum=bn_momentum, eps=bn_eps)
     options: dict[str, Any] = {"initializer": initializer, "norm": norm, "rng": rng}
 
     def make(in_channels: int, width: int, *, stage: int, block: str, stride: int) -> ResidualBlock:

@@ -6,12 +6,28 @@ from typing import Any
 
 import numpy as np
 
-from minires.errors import one_of
+from minires.errors import ConfigError, one_of
 from minires.nn.layers import BatchNorm2d, Conv2d, GlobalAvgPool2d, Linear, MaxPool2d
 from minires.nn.module import Module
 from minires.ops.window import Padding
 
 STEMS = {"imagenet": (7, 2), "cifar": (3, 1)}  # kernel and stride of the first convolution
+
+
+def norm_options(
+    bn: bool, *, convention: str, momentum: float | None, eps: float | None
+) -> dict[str, Any]:  # fmt: skip
+    """The options of the batch norms of a network. Raises: ConfigError if there are none and one is given.
+
+    >>> norm_options(False, convention="torch", momentum=0.9, eps=None)
+    Traceback (most recent call last):
+    ...
+    minires.errors.ConfigError: bn_momentum is of a batch norm, and bn=False leaves none
+    """
+    options = {"momentum": momentum, "eps": eps}
+    if not bn and (given := [name for name, value in options.items() if value is not None]):
+        raise ConfigError(f"bn_{given[0]} is of a batch norm, and bn=False leaves none")
+    return {"convention": convention, **options}
 
 
 def stem(

@@ -31,13 +31,13 @@ convolutions, as PyTorch's do, unless ``bias=False``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from minires.errors import ConfigError, one_of
 from minires.models.registry import Entry, Paper
 from minires.models.stem_and_head import head as linear_head
+from minires.models.stem_and_head import norm_options
 from minires.nn.layers import (
     BatchNorm2d,
     Conv2d,
@@ -86,7 +86,8 @@ def vgg(
 
     Shapes: pictures (N, size, size, 3) -> logits (N, classes).
     Raises: ConfigError if the configuration or the head is unknown, there are not five widths, a width is
-    below 1, or nothing would be left of the picture after five pools.
+    below 1, nothing would be left of the picture after five pools, or an option is of batch norms that are
+    not there.
     """
     one_of("configuration", configuration, CONFIGURATIONS)
     one_of("head", head, ("dense", "linear"))
@@ -98,7 +99,7 @@ def vgg(
         )
     if size < 32:
         raise ConfigError(f"size must be at least 32, as five pools halve the picture, not {size}")
-    norm: dict[str, Any] = {"convention": "torch", "momentum": bn_momentum, "eps": bn_eps}
+    norm = norm_options(bn, convention="torch", momentum=bn_momentum, eps=bn_eps)
     layers: dict[str, Module] = {}
     channels = 3
     for block, (kernels, width) in enumerate(zip(blocks, widths, strict=True), 1):

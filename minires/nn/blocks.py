@@ -128,8 +128,8 @@ class ResidualBlock(Module):
 
     Math: y = relu(F(x) + shortcut(x)).
     Shapes: x (N, H, W, in_channels) -> (N, ceil(H / stride), ceil(W / stride), out_channels).
-    Raises: ConfigError if an option is none of those named, if option A had to take channels away, or if
-    there is no shortcut for a gate on it.
+    Raises: ConfigError if an option is none of those named, if option A had to take channels away, if there
+    is no shortcut for a gate on it, or no batch norm for ``last_gamma``.
     Source: arXiv:1512.03385.
 
     >>> block = ResidualBlock(16, basic(32, stride=2), stage=3, block="a")
@@ -165,6 +165,10 @@ class ResidualBlock(Module):
         one_of("shortcut", shortcut, ("A", "B", "C", "none"))
         one_of("pad", pad, ("after", "both"))
         one_of("placement", placement, ("standard", "pre", "post", "identity"))
+        if not bn and last_gamma != 1:
+            raise ConfigError(
+                f"block {stage}{block}: last_gamma is of a batch norm, and bn=False leaves none"
+            )
         name = f"{stage}{block}_branch"
         rng = init.generator(rng)
 

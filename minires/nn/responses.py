@@ -17,9 +17,10 @@ Source: He, Zhang, Ren, Sun 2015, Deep residual learning for image recognition, 
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,7 +92,8 @@ def ways(model: Module, x: Any) -> list[BlockWays]:
     execution.
 
     Blocks are those that have ``parts`` and ``join`` (see :class:`~minires.nn.blocks.Residual`) and are
-    called with one input. Modes, Shapes, Raises: as :func:`responses`.
+    called with one input. What :func:`minires.intervene` makes of the two ways is seen, and a block that it
+    drops has a branch of 0. Modes, Shapes, Raises: as :func:`responses`.
 
     >>> from minires.models import build
     >>> model = build("resnet20_cifar").eval()
@@ -161,25 +163,26 @@ def noting(model: Module, watcher: Callable[[Call], None] | None = None) -> Iter
     >>> [one.shape for one in noted.responses]
     [(2, 1)]
     """
-    noted = Noted()
-
-    def hear(call: Call) -> None:
-        noted.note(call)
-        if watcher is not None:
-            watcher(call)
-
+    hearing = _Hearing(Noted(), watcher)
     blocks = {id(one): one for one in model.modules() if _is_residual(one)}.values()
-    before = [(block, vars(block).get("forward")) for block in blocks]
-    for block in blocks:
-        vars(block)["forward"] = _in_parts(block, block.forward, noted, hear)
-    try:
-        with with_settings(fused=False), watching(hear):
-            yield noted
-    finally:
-        for block, own in before:
-            del vars(block)["forward"]
-            if own is not None:
-                vars(block)["forward"] = own
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(_in_parts(block))
+        stack.enter_context(with_settings(fused=False))
+        stack.enter_context(watching(hearing))
+        yield hearing.noted
+
+
+class _Hearing:
+    """Hears of each call, and says it on."""
+
+    def __init__(self, noted: Noted, watcher: Callable[[Call], None] | None) -> None:
+        self.noted, self._watcher = noted, watcher
+
+    def __call__(self, call: Call) -> None:
+        self.noted.note(call)
+        if self._watcher is not None:
+            self._watcher(call)
 
 
 def _seen(model: Module, x: Any) -> Noted:
@@ -194,19 +197,48 @@ def _seen(model: Module, x: Any) -> Noted:
     return noted
 
 
-def _in_parts(
-    block: Any, forward: Callable[..., Tensor], noted: Noted, watcher: Callable[[Call], None]
-) -> Callable[..., Tensor]:
-    """The forward of a block in two steps, between which its ways are noted; another thread, and one that
-    gives more than one input, has the block's own."""
+_lock = threading.Lock()
+_in_use: dict[int, tuple[int, dict[str, Any]]] = {}  # by block: how many note it, and what was its own
 
+
+@contextmanager
+def _in_parts(block: Any) -> Iterator[None]:
+    """The forward of a block in two steps, between which its ways are noted. It goes its own way in a thread
+    in which nothing is noted, and where it is given more than one input."""
+    with _lock:
+        count, own = _in_use.get(id(block), (0, {}))
+        if not count:
+            own = {name: vars(block)[name] for name in ("forward", "join") if name in vars(block)}
+            vars(block).update(forward=_forward(block, block.forward), join=_join(block.join))
+        _in_use[id(block)] = count + 1, own
+    try:
+        yield
+    finally:
+        with _lock:
+            count, own = _in_use.pop(id(block))
+            if count > 1:
+                _in_use[id(block)] = count - 1, own
+            else:
+                del vars(block)["forward"], vars(block)["join"]
+                vars(block).update(own)
+
+
+def _forward(block: Any, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def run(*inputs: Any, **options: Any) -> Tensor:
-        if len(inputs) != 1 or options or settings()["watcher"] is not watcher:
+        if len(inputs) != 1 or options or not isinstance(settings()["watcher"], _Hearing):
             return forward(*inputs, **options)
-        branch, shortcut = block.parts(*inputs)
-        noted.note_ways(branch, shortcut)
-        y: Tensor = block.join(branch, shortcut)
+        y: Tensor = block.join(*block.parts(*inputs))
         return y
+
+    return run
+
+
+def _join(join: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(branch: Tensor, shortcut: Tensor | None) -> Tensor:
+        hearing = settings()["watcher"]
+        if isinstance(hearing, _Hearing):
+            hearing.noted.note_ways(branch, shortcut)
+        return join(branch, shortcut)
 
     return run
 

@@ -146,3 +146,17 @@ def test_what_cannot_be_is_refused_in_words(place, capsys):
     own = place / "one" / "curves.png"
     assert "is a file of the run" in refused(capsys, 2, "responses", place / "one", "--out", own)
     assert np.size(load_model(place / "one").classes) == 2  # and nothing was written over it
+
+
+def test_the_first_model_can_be_changed_and_that_is_said(trained, place, capsys):
+    runs = [str(trained / name) for name in ("one", "two")]
+    given = ("responses", runs[0], "--against", runs[1], "--json")
+    _, plain, _ = call(capsys, *given)
+    status, out, _ = call(capsys, *given, "--change", "norm=0")
+    before, after = json.loads(plain)["models"], json.loads(out)["models"]
+    assert status == 0 and after[0]["changes"] and not before[0]["changes"] and after[1] == before[1]
+    conv, fc = zip(before[0]["layers"], after[0]["layers"], strict=True)
+    assert conv[0] == conv[1] and fc[1]["std"] < 0.1 * fc[0]["std"]  # of the bias alone
+    _, text, _ = call(capsys, *given[:-1], "--change", "norm=0")
+    assert "changed: norm" in text
+    assert "nothing" in refused(capsys, 2, *given, "--change", "nothing=0.5")

@@ -15,6 +15,7 @@ from minires.inspect import PathLengths, path_lengths
 from minires.models import build
 from minires.nn import restored
 from minires.nn.blocks import Residual, basic
+from minires.nn.intervene import intervene
 from minires.ops.cross_entropy import cross_entropy
 
 RNG = np.random.default_rng(0)
@@ -414,6 +415,17 @@ def test_what_has_no_such_paths_is_refused_in_words(model, said):
     y = [0] if "Turned" in repr(model) else [0, 1, 1]
     with pytest.raises((ConfigError, ShapeError), match=said):
         path_lengths(model, RNG.standard_normal((3, 4)).astype("float32"), y)
+
+
+def test_a_model_that_is_changed_or_has_hooks_is_refused():
+    model, x, y = made("own")
+    name = next(name for name, one in model.named_modules() if isinstance(one, Residual))
+    with intervene(model, {f"{name}.branch": 0.5}), pytest.raises(ConfigError, match=f"changes {name}"):
+        path_lengths(model, x, y)
+    with model.register_forward_hook(lambda module, inputs, y: None):
+        with pytest.raises(ConfigError, match="has a forward hook, and the copy"):
+            path_lengths(model, x, y)
+    path_lengths(model, x, y)
 
 
 def test_wrong_arguments_are_refused_in_words():

@@ -44,7 +44,7 @@ def test_the_interval_is_mean_and_t_times_the_standard_error():
         ([8.0, 8.1, 8.2], [9.0, 9.2, 9.1], "differs"),
         ([9.0, 7.0, 8.1], [8.0, 8.1, 8.2], "too small to tell"),
         ([9.0], [8.0], "too small to tell"),  # one seed is never a cause
-        ([8.0, 8.0], [8.0, 8.0], "differs"),  # exactly nothing is not above 0
+        ([8.0, 8.0], [8.0, 8.0], "too small to tell"),  # exactly on the border
         ([], [], "too small to tell"),
     ],
 )
@@ -66,13 +66,26 @@ def test_between_two_borders(values, verdict):
     assert close.judge({"a": [{"x": one} for one in values]}).verdict == verdict
 
 
+def test_networks_that_learnt_nothing_are_not_said_to_lie_close_together():
+    close = Expect("", of=("a", "error"), minus=("b", "error"), above=-2, below=2)
+    nothing = [{"error": 90.0, "learnt": 0}] * 3
+    assert close.judge({"a": nothing, "b": nothing}).verdict == "too small to tell"
+    something = [{"error": one, "learnt": 1} for one in (40.0, 41.0, 40.5)]
+    assert close.judge({"a": something, "b": something}).verdict == "agrees"
+    assert close.judge({"a": something, "b": [*nothing[:1], *something[1:]]}).values == (0.0, 0.0)
+    assert "of the seeds in which both learnt" in close.rule
+    # Where one is to be better it counts, learnt or not.
+    better = Expect("", of=("a", "error"), minus=("b", "error"), above=0)
+    assert better.judge({"a": nothing, "b": something}).verdict == "agrees"
+
+
 def test_values_are_paired_by_the_seed_and_seeds_without_a_number_are_left_out():
     found = DEEPER.judge({
         "deep": [{"error": 9.0}, {"error": None}, {"error": 8.0}, {}],
         "shallow": [{"error": 8.0}, {"error": 1.0}, {"error": 7.5}, {"error": 2.0}],
     })  # fmt: skip
     assert found.values == (1.0, 0.5) and found.mean == 0.75
-    assert found.spread == pytest.approx(T[0] * statistics.stdev([1.0, 0.5]) / math.sqrt(2))
+    assert found.margin == pytest.approx(T[0] * statistics.stdev([1.0, 0.5]) / math.sqrt(2))
     several = Expect("", of=("deep", "x"), minus=(("a", "b"), "x"), above=0)
     assert several.judge({"deep": [{"x": 5.0}], "a": [{"x": 1.0}], "b": [{"x": 3.0}]}).values == (3.0,)
 

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from minires import distributed
 from minires.errors import CheckpointError, ConfigError, DataError, MiniresError
 from minires.lab import Case, Expect, Lab, Scale, draw, find, load_file, recalled, run_lab
 from minires.lab import run as lab_run
+from minires.lab.report import scaled_down
 from minires.train import Interrupted, continuing
 
 OWN = '''
@@ -90,11 +92,13 @@ def test_a_lab_of_ones_own_runs_from_the_command_line_and_what_is_done_is_not_do
     assert status == 0 and len(done) == 4 == len(set(done))
     assert "Two epochs are better than one" in out and "Verdict: " in out
     assert out.index("rule") < out.index("1 of 4") < out.index("4 of 4") < out.index("Verdict")
-    report = Path("mine/longer-quick/report.md").read_text()
+    report = Path("mine/longer-quick-pictures/report.md").read_text()
     assert "everybody" in report and "two are better | 0.1 |" in report
-    status, again, _ = call(capsys, *arguments)
-    assert status == 0 and len(done) == 4 and "4 of them done before" in again
-    assert Path("mine/longer-quick/report.md").read_text() == report
+    again = "`minires lab longer.py --scale quick --seeds 2 --data pictures`"
+    assert again in report
+    status, out, _ = call(capsys, *arguments)
+    assert status == 0 and len(done) == 4 and "4 of them done before" in out
+    assert Path("mine/longer-quick-pictures/report.md").read_text() == report
     # The results alone are enough: nothing is trained again where the run folders are gone.
     shutil.rmtree("mine/runs")
     status, out, _ = call(capsys, *arguments, "--json")
@@ -103,13 +107,13 @@ def test_a_lab_of_ones_own_runs_from_the_command_line_and_what_is_done_is_not_do
     # One seed more: only its two runs are done.
     call(capsys, *arguments[:-1], "3")
     assert len(done) == 6
-    with open("mine/longer-quick/table.csv", newline="") as file:
+    with open("mine/longer-quick-pictures/table.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     losses = [row for row in rows if row["figure"] == "loss"]
     assert [(row["case"], row["seed"]) for row in losses] == [
         (case, str(seed)) for case in ("one", "two") for seed in range(3)
     ]
-    results = json.loads(Path("mine/longer-quick/results.json").read_text())["runs"]
+    results = json.loads(Path("mine/longer-quick-pictures/results.json").read_text())["runs"]
     known = {f"{row['measured']['loss']:.6g}" for row in results}
     assert known == {f"{float(row['value']):.6g}" for row in losses}
 
@@ -205,7 +209,8 @@ def test_a_smaller_set_is_used_whole_and_that_is_said(folder):
     lab, said = find("./longer.py"), []
     scale = quick(lab).but(pictures=5_000, tests=2_000)
     found = run_lab(lab, scale, seeds=1, out="labs", data="pictures", say=said.append)
-    assert said[0].startswith("pictures has ") and "not 5,000: all are used" in said[0]
+    assert any(one.startswith("pictures has ") and "not 5,000: all are used" in one for one in said)
+    assert said[0] == "  reads the pictures of pictures, 8x8" and sum("reads" in one for one in said) == 1
     assert found.scale.pictures is None
 
 
@@ -226,6 +231,11 @@ def test_what_is_not_trained_is_made_from_each_seed(folder):
         (OWN.replace("claim, source", "claims, source"), "does not say its claim"),
         (OWN.replace('"longer", "Two', '"../longer", "Two'), "names a folder"),
         (OWN.replace("Expect(\"two", "dict(a=\"two"), "a list of minires.lab.Expect"),
+        (OWN.replace('"longer", "Two', '"sigmoid", "Two'), "a lab of minires is called 'sigmoid'"),
+        (OWN.replace("= [", "= (").replace("\n    ]", "\n    )"), "a list of minires.lab.Expect"),
+        (OWN.replace('of=("one", "loss")', 'of="loss"'), "of is the name of a case and of what was measured"),
+        (OWN.replace("expects = [", "quick = 'fast'\n    expects = ["), "quick is a minires.lab.Scale"),
+        ("raise SystemExit(0)", "fails when it is run: SystemExit: 0"),
     ],
 )
 def test_a_file_that_is_no_lab_is_refused(folder, capsys, content, words):
@@ -242,6 +252,7 @@ def test_unknown_names_and_missing_pictures_are_refused(folder, capsys):
     assert "there is no file nowhere.py" in refused(capsys, 2, "lab", "nowhere.py")
     assert "nowhere" in refused(capsys, 2, "lab", "sigmoid", "--data", "nowhere")
     assert refused(capsys, 2, "lab", "sigmoid", "--seeds", "0")
+    assert "nonsense" in refused(capsys, 2, "lab", "sigmoid", "--device", "nonsense")
     lab = find("./longer.py")
     with pytest.raises(ConfigError, match="quick, hour or full"):
         run_lab(lab, "week")
@@ -257,6 +268,190 @@ def test_damaged_results_are_done_again(folder):
     results = Path("labs/longer-tiny/results.json")
     results.write_text(results.read_text()[:100])
     assert run_lab(lab, quick(lab), seeds=1, out="labs", say=str).numbers == whole.numbers
+
+
+def test_an_own_network_that_changes_is_trained_anew_and_nothing_else_is(folder, monkeypatch):
+    done = trained(monkeypatch)
+    (folder / "parts_of_it.py").write_text("CHANNELS = 4\n")
+    ours = "from parts_of_it import CHANNELS\n" + OWN.replace('"""Is a second epoch of use?"""', "")
+    ours = ours.replace("Conv2d(3, 4,", "Conv2d(3, CHANNELS,").replace("Linear(4,", "Linear(CHANNELS,")
+
+    def run(text):
+        before = len(done)
+        (folder / "longer.py").write_text(text)
+        for name in ("parts_of_it", "minires_lab_of_longer"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        lab = find("./longer.py")
+        found = run_lab(lab, quick(lab), seeds=1, out="labs", say=str)
+        return len(done) - before, found
+
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert run(ours)[0] == 2
+    others = (
+        ours.replace("(figure.subplots()", "(figure.subplots(1)"), "# a comment\n" + ours,
+        ours.replace('{"loss"', '{"more": 7, "loss"'),
+    )  # fmt: skip
+    assert [run(one)[0] for one in others] == [0, 0, 0]
+    assert run(ours.replace("relu=True", "relu=False"))[0] == 2
+    (folder / "parts_of_it.py").write_text("CHANNELS = 5  # one more\n")
+    assert run(ours)[0] == 2
+
+
+def test_pictures_are_known_by_what_they_are_and_not_by_where(folder, monkeypatch):
+    lab, done = find("./longer.py"), trained(monkeypatch)
+    run_lab(lab, quick(lab), seeds=1, out="labs", say=str)
+    same = quick(lab).but(data=str(folder / "pictures"))
+    run_lab(lab, same, seeds=1, out="labs", say=str)
+    assert len(done) == 2
+    next((folder / "pictures" / "dark").iterdir()).unlink()
+    run_lab(lab, quick(lab), seeds=1, out="labs", say=str)
+    assert len(done) == 4
+
+
+def test_results_of_other_pictures_stand_by_themselves(folder):
+    dark_and_light(folder / "other" / "pictures")
+    run_lab(find("sigmoid"), "quick", seeds=1, out="labs", data="pictures", say=str)
+    results = Path("labs/sigmoid-quick-pictures/results.json")
+    before = results.read_text()
+    with pytest.raises(DataError, match="has the results of pictures.*another folder"):
+        run_lab(find("sigmoid"), "quick", seeds=1, out="labs", data="other/pictures", say=str)
+    assert results.read_text() == before and not Path("labs/sigmoid-quick").exists()
+
+
+class Two(Fresh):
+    """Two cases of the same settings, which differ in what is measured of them."""
+
+    name = "two"
+    expects = (Expect("more", of=("a", "size"), minus=("b", "size"), above=0, unit=""),)
+
+    def cases(self, scale):
+        return {"a": scale.fresh(), "b": scale.fresh()}
+
+    def measure(self, run):
+        return {"size": 5.0 + run.seed / 10 if run.case == "a" else 1.0}
+
+    def figure(self, numbers, figure):
+        draw.bars(figure.subplots(), numbers, "size")
+
+
+def test_two_cases_of_the_same_settings_are_two(folder):
+    found = run_lab(Two(), quick(Two()), seeds=3, out="labs", say=str)
+    assert found.judged[0].values == (4.0, 4.1, 4.2) and found.verdict == "agrees"
+    assert recalled(Two(), quick(Two()), "labs").judged == found.judged
+
+
+def test_more_seeds_that_were_measured_before_are_kept(folder, monkeypatch):
+    run_lab(Two(), quick(Two()), seeds=3, out="labs", say=str)
+    assert len(run_lab(Two(), quick(Two()), seeds=1, out="labs", say=str).numbers["a"]) == 1
+    monkeypatch.setattr(Two, "measure", lambda self, run: pytest.fail("measured again"))
+    assert run_lab(Two(), quick(Two()), seeds=3, out="labs", say=str).verdict == "agrees"
+
+
+def test_what_another_process_measures_meanwhile_stays(folder, monkeypatch):
+    def measure(self, run):
+        if run.seed == 1:  # another one ends in the midst of it
+            monkeypatch.setattr(Two, "measure", real)
+            run_lab(Two(), quick(Two()), seeds=1, out="labs", say=str)
+            assert not Path("labs/two-tiny/measured/nothing").exists()
+            monkeypatch.setattr(Two, "measure", measure)
+        return real(self, run)
+
+    real = Two.measure
+    monkeypatch.setattr(Two, "measure", measure)
+    assert run_lab(Two(), quick(Two()), seeds=3, out="labs", say=str).verdict == "agrees"
+
+
+def test_results_of_which_a_run_is_missing_are_not_recalled(folder):
+    run_lab(Two(), quick(Two()), seeds=3, out="labs", say=str)
+    path = Path("labs/two-tiny/results.json")
+    content = json.loads(path.read_text())
+    del content["runs"][1]
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="run it anew"):
+        recalled(Two(), quick(Two()), "labs")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('of=("one", "loss")', 'of=("ones", "loss")', "the rule 'two are better': unknown case 'ones'. Did"),
+        ('of=("one", "loss")', 'of=("one", "los")', "'one': unknown number 'los'. Did you mean 'loss'"),
+        ('of=("one", "loss")', 'of=("one", "val_errors")', "of 'val_errors', which is no number, but a list"),
+        ("run.epochs[-1]", "run.epochs[7]", "of 'one', seed 0 fails, longer.py, line 29: IndexError"),
+        ('{"loss": run', "{1} or {'loss': run", "gives a dict of numbers by name, not a set"),
+        ('{"loss"', '{"all": {1}, "loss"', "Object of type set is not JSON serializable"),
+        ("**run.errors()", "**run.model(run.batch(2))", "of 'one', seed 0 fails, longer.py, line 29"),
+        ('numbers, "loss")', 'numbers, "loss") + 1', "figure() fails, longer.py, line 32: TypeError"),
+        ('numbers, "loss")', 'numbers, "los")', "longer.py, line 32: unknown number 'los'"),
+        ("return {\n            name: scale", "{\n            name: scale", "cases() gives a dict"),
+        ('scale.train("own_net_of_a_lab", epochs=epochs)', "{}", "the case 'one' is a dict; make it with"),
+        ("epochs=epochs", "epochs=1", "'one' and 'two' are one and the same training"),
+        ("scale.train(", "scale.trains(", "cases() fails, longer.py, line 2"),
+        ("def cases", "def case", "cases() fails, lab.py, line"),
+    ],
+)
+def test_what_is_wrong_in_an_own_lab_is_said_with_its_place(folder, old, new, words):
+    assert OWN.count(old) == 1
+    (folder / "longer.py").write_text(OWN.replace(old, new))
+    lab = find("longer.py")
+    with pytest.raises(MiniresError, match=re.escape(words)) as error:
+        run_lab(lab, quick(lab), seeds=2, out="labs", say=str)
+    assert str(error.value).startswith("the lab longer: ")
+    if new.startswith("of="):  # before the second run
+        assert len(list(Path("labs/runs").iterdir() if Path("labs/runs").exists() else [])) <= 1
+
+
+class Keeps(Diverges):
+    name = "keeps"
+    expects = (Expect("", of=("best", "test_error"), minus=("last", "test_error"), below=1),)
+
+    def cases(self, scale):
+        return {keep: scale.train("resnet20_cifar", keep=keep, variant={"repeats": (1, 1, 1)})
+                for keep in ("best", "last")}  # fmt: skip
+
+
+def test_which_epoch_is_tested_makes_another_run(folder, monkeypatch):
+    done = trained(monkeypatch)
+    run_lab(Keeps(), quick(Keeps()), seeds=1, out="labs", say=str)
+    assert len(set(done)) == 2
+
+
+class Patient(Diverges):
+    name = "patient"
+
+    def cases(self, scale):
+        return {"fast": scale.train("resnet20_cifar", patience=1, variant={"repeats": (1, 1, 1)})}
+
+
+def test_a_run_that_patience_ended_counts_as_it_was(folder):
+    found = run_lab(Patient(), quick(Patient(), epochs=30), seeds=1, out="labs", say=str).numbers["fast"][0]
+    assert not found["diverged"] and len(found["train_errors"]) < 30
+    assert found["train_error"] == found["train_errors"][-1] and found["learnt"]
+
+
+def test_a_damaged_run_says_how_it_is_mended(folder):
+    lab = find("./longer.py")
+    run_lab(lab, quick(lab), seeds=1, out="labs", say=str)
+    shutil.rmtree("labs/longer-tiny")
+    damaged = sorted(Path("labs/runs").iterdir())[0]
+    for name in (continuing.SUMMARY, "metrics.csv"):
+        (damaged / name).rename(damaged / f"{name}.away")
+        for path in damaged.glob("checkpoint*"):
+            path.unlink()
+        with pytest.raises(CheckpointError, match=re.escape(f"remove the folder {damaged}")):
+            run_lab(lab, quick(lab), seeds=1, out="labs", say=str)
+        (damaged / f"{name}.away").rename(damaged / name)
+    shutil.rmtree(damaged)
+    assert run_lab(lab, quick(lab), seeds=1, out="labs", say=str).verdict == "too small to tell"
+
+
+def test_what_was_scaled_down_is_what_the_runs_had():
+    lab = find("P1")
+    rows = {name: (here, there) for name, here, there in scaled_down(lab.quick, lab.full)}
+    assert rows["optimizer"][1] == "sgd, lr 0.1, momentum 0.9, weight_decay 0.0001"
+    assert rows["training pictures"] == ("5000", "all") and rows["epochs"] == ("12", "182")
+    rows = {name: (here, there) for name, here, there in scaled_down(find("P3").quick, find("P3").full)}
+    assert rows["model"] == ("-", "resnet34") and rows["recipe"] == ("cifar", "imagenet")
 
 
 def test_the_list_names_all_labs(capsys):

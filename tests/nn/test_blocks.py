@@ -337,6 +337,17 @@ def test_without_batch_norm_every_convolution_has_a_bias_and_there_are_no_statis
         build("resnet20_cifar", bn="no")
 
 
+@pytest.mark.parametrize(
+    ("model", "option", "value"),
+    [("resnet20_cifar", "last_gamma", 0.0), ("resnet20_cifar", "bn_momentum", 0.9),
+     ("resnet50", "bn_eps", 1e-3), ("vgg16", "bn_momentum", 0.9)],
+)  # fmt: skip
+def test_an_option_of_batch_norms_that_are_left_out_is_refused(model, option, value):
+    with pytest.raises(ConfigError, match=f"{option} is of a batch norm, and bn=False leaves none"):
+        build(model, bn=False, **{option: value})
+    build(model, bn=True, **{option: value})
+
+
 def test_without_a_reduction_a_network_has_no_gates_and_is_the_plain_one():
     x = Tensor(np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype("float32"))
     without = build("se_resnet56_cifar", reduction=None, seed=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from minires import nn
 from minires.errors import ConfigError
 from minires.models import build
 from minires.nn.blocks import ResidualBlock, basic
+from minires.nn.intervene import intervene
 from minires.nn.responses import noting, responses, ways
 from minires.ops.cross_entropy import cross_entropy
 from minires.tensor import Tensor, is_fused, record
@@ -115,6 +117,35 @@ def test_another_thread_in_the_same_model_is_not_noted():
     with noting(model) as noted, ThreadPoolExecutor(1) as pool:
         other = pool.submit(model, x).result()
     assert not noted.ways and not noted.responses and other.shape == x.shape
+
+
+def test_threads_that_note_in_one_model_do_not_disturb_each_other():
+    model, x = build("resnet20_cifar", repeats=(1, 1, 1)).eval(), pictures()
+    alone = ways(model, x)
+    together = Barrier(3)
+
+    def note(_):
+        together.wait()
+        return [ways(model, x) for _ in range(5)]
+
+    with ThreadPoolExecutor(3) as pool:
+        for found in pool.map(note, range(3)):
+            assert found == [alone] * 5
+    assert not any({"forward", "join"} & set(vars(one)) for one in model.modules())
+
+
+def test_ways_are_those_that_an_intervention_has_made_of_them():
+    model, x = build("resnet20_cifar", repeats=(1, 2, 1)).eval(), pictures()
+    before = {one.path: one for one in ways(model, x)}
+    with intervene(model, {"res3b.branch": 0.5, "res4a.shortcut": 0.0}):
+        changed = {one.path: one for one in ways(model, x)}
+    assert list(changed) == list(before)
+    assert changed["res3b"].branch == pytest.approx(before["res3b"].branch / 2, rel=1e-5)
+    assert changed["res3b"].shortcut == before["res3b"].shortcut and changed["res4a"].shortcut == 0
+    with intervene(model, {"res3b": "drop"}):
+        dropped = {one.path: one for one in ways(model, x)}
+    assert list(dropped) == list(before) and dropped["res3b"].branch == 0
+    assert dropped["res3b"].shortcut == before["res3b"].shortcut
 
 
 class Own(nn.Module):

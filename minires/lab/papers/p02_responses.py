@@ -48,7 +48,8 @@ class Responses(Lab):
             paper="figure 7: ResNet-20 above ResNet-56 above ResNet-110",
         ),
     )  # fmt: skip
-    quick, hour, full = Degradation.quick, Degradation.hour, Degradation.full
+    quick = Degradation.quick.but(about="a minute after P1, else as long as that")
+    hour, full = Degradation.hour, Degradation.full
     pictures = 500
 
     def cases(self, scale: Scale) -> dict[str, Case]:
@@ -78,4 +79,4 @@ class Responses(Lab):
             right.fill_between(x, down.min(axis=0), down.max(axis=0), color=draw.colour(at), alpha=0.15)
         draw.labelled(left, "layer", "standard deviation", "in their order")
         draw.labelled(right, "rank", "", "sorted by size")
-        left.legend(fontsize=8, frameon=False)
+        draw.named(left)

@@ -2,7 +2,7 @@
 
 A pre-activation network of 54 units, which is the paper's, and at a depth at which plain networks learn, too,
 a residual and a plain one of 9. Deleting a block is its shortcut + 0 x its branch; in a plain network it is
-not called. Blocks that change the shape stay. All is measured on test pictures.
+not called. The two blocks that change the shape stay. All is measured on test pictures.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ class Crowd(Lab):
         "shortcuts. Here the plain network has the depth and the blocks of the residual one beside it."
     )
     expects = (
-        Expect("deleting one of 54 blocks costs less than three points", of=(DEEP, "one_less"), below=3,
-               paper="6.0% to about 6.1-6.5% in figure 3"),
+        Expect("deleting one of 54 blocks costs less than three points, in the median of the blocks",
+               of=(DEEP, "one_less"), below=3, paper="6.0% to about 6.1-6.5% in figure 3"),
+        Expect("and less than five points for at least nine blocks of ten", of=(DEEP, "harmless"), above=0.9,
+               unit="", paper="figure 3: all but those at changes of shape"),
         Expect("deleting one block costs a plain network more than a residual one",
                of=(PLAIN, "one_less"), minus=(SMALL, "one_less"), above=0,
                paper="VGG: to the error of guessing"),
@@ -48,8 +50,9 @@ class Crowd(Lab):
                of=(DEEP, "delete_correlation"), above=0.5, unit="", paper="figure 5 (a)"),
         Expect("and with the number of swapped blocks (Kendall distance)", of=(DEEP, "swap_correlation"),
                above=0.5, unit="", paper="figure 5 (b)"),
-        Expect("the gradient comes over paths of less than half of the blocks",
-               of=(DEEP, "effective_share"), below=0.5, unit="of 54", paper="5 to 17 of 54: 0.09 to 0.31"),
+        Expect("the gradient comes over paths of at most 17 of 54 blocks, on average",
+               of=(DEEP, "effective_share"), below=17 / 54, unit="of the blocks",
+               paper="5 to 17 of 54: 0.09 to 0.31; the average path has 0.5"),
     )  # fmt: skip
     quick = QUICK.but(epochs=10, about="half an hour",
                   extra={"units": 18, "small": 3, "tests": 500})  # fmt: skip
@@ -82,6 +85,7 @@ class Crowd(Lab):
         swaps = [(distance, test({"order": order}) - whole) for distance, order in orders]
         found |= {
             "whole": whole, "one_less": float(np.median(single)), "single": single,
+            "harmless": float(np.mean(np.array(single) < 5)),
             "counts": some, "deleted": deleted, "swaps": swaps,
             "delete_correlation": measures.rank_correlation(np.repeat(some, DRAWS), np.ravel(deleted)),
             "swap_correlation": measures.rank_correlation(*zip(*swaps, strict=True)),
@@ -96,14 +100,17 @@ class Crowd(Lab):
         """Deleting one, deleting several, swapping, and the gradient by path length."""
         one, several, swap, length = figure.subplots(2, 2).ravel()
         for at, case in enumerate(numbers):
+            if not len(numbers.all(case, "single")):  # all of its runs diverged
+                continue
             colour, single = draw.colour(at), np.sort(numbers.all(case, "single"), axis=1)
             one.plot(np.linspace(0, 1, single.shape[1]), single.mean(axis=0), color=colour, label=case)
             counts, deleted = numbers.mean(case, "counts"), numbers.all(case, "deleted")
             several.plot(counts, deleted.mean(axis=(0, 2)), ".-", color=colour)
             swap.plot(*numbers.all(case, "swaps").reshape(-1, 2).T, ".", color=colour, markersize=3)
         shares = numbers.mean(DEEP, "lengths")
-        length.bar(range(len(shares)), shares, color=draw.colour(0), alpha=0.6)
-        one.legend(fontsize=8, frameon=False)
+        if np.ndim(shares):
+            length.bar(range(len(shares)), shares, color=draw.colour(0), alpha=0.6)
+        draw.named(one)
         draw.labelled(one, "share of the blocks, sorted", "more error, points", "one block deleted")
         draw.labelled(several, "blocks deleted", "more error, points")
         draw.labelled(swap, "pairs of blocks in another order", "more error, points")

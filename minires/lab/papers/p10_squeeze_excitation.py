@@ -18,6 +18,7 @@ from minires.nn.module import Module
 from minires.nn.squeeze_excitation import SqueezeExcitation
 from minires.tensor import Tensor, no_grad
 
+EACH = 50  # pictures of a class, as in figure 6
 RATIOS = {"none": None, "r = 2": 2, "r = 4": 4, "r = 8": 8, "r = 16": 16}
 OTHERS = {"r = 4, pre": {"placement": "pre"}, "r = 4, post": {"placement": "post"},
           "r = 4, identity": {"placement": "identity"}, "r = 4, max": {"squeeze": "max"},
@@ -88,8 +89,11 @@ class Gates(Lab):
 
 
 def gates_by_class(run: Run) -> list[np.ndarray[Any, Any]]:
-    """Of each gate the mean value of its channels for the test pictures of each class."""
-    x, labels = run.batch(1000)
+    """Of each gate the mean value of its channels for test pictures of each class, of ten at most."""
+    labels = run.splits.test.labels
+    of_each = [np.flatnonzero(labels == label)[:EACH] for label in range(min(run.classes, 10))]
+    places = np.concatenate(of_each)
+    x, labels = run.normalize(run.splits.test.images[places]), labels[places]
     seen: dict[str, np.ndarray[Any, Any]] = {}
     gates = [(path, one) for path, one in run.model.named_modules() if isinstance(one, SqueezeExcitation)]
     with no_grad():
@@ -97,7 +101,7 @@ def gates_by_class(run: Run) -> list[np.ndarray[Any, Any]]:
         run.model(x)
     for hook in hooks:
         hook.remove()
-    return [np.array([seen[path][labels == label].mean(axis=0) for label in range(run.classes)])
+    return [np.array([seen[path][labels == label].mean(axis=0) for label in np.unique(labels)])
             for path, _ in gates]  # fmt: skip
 
 

@@ -69,7 +69,7 @@ class VGGDepth(Lab):
             label = "batch norm" if ending else "none"
             means = [numbers.mean(case, "test_error") for case in cases]
             left.plot(list(LAYERS), means, color=draw.colour(at), label=label)
-        left.legend(fontsize=8, frameon=False)
+        draw.named(left)
         left.set_xticks(list(LAYERS))
         draw.labelled(left, "layers", "test error, %")
         draw.curves(right, numbers, "train_errors")

@@ -138,12 +138,11 @@ def stored(value: Any, like: Any, expected: Shape, key: str) -> Tensor:
 
     >>> stored(np.zeros((2, 3)), Tensor([1.0]), (2, 4), "dense")
     Traceback (most recent call last):
-    minires.errors.ShapeError: dense: the stored activation is (2, 3), but what is there for these inputs is \
-(2, 4)
+    minires.errors.ShapeError: the stored activation for 'dense' is (2, 3), but for these inputs it is (2, 4)
     """
     if tuple(value.shape) != tuple(expected):
         raise ShapeError(
-            f"{key}: the stored activation is {tuple(value.shape)}, but what is there for these inputs is "
+            f"the stored activation for {key!r} is {tuple(value.shape)}, but for these inputs it is "
             f"{tuple(expected)}"
         )
     if isinstance(value, Tensor):

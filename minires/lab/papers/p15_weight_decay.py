@@ -64,8 +64,8 @@ class WeightDecay(Lab):
         }
 
     def measure(self, run: Run) -> dict[str, Any]:
-        """Errors; the blocks' shares and their mean; the norm of all kernels of the blocks (without batch norm
-        of their biases, too), at the end and by epoch."""
+        """Errors; the blocks' shares and their mean; the norm of all kernels of the blocks, at the end and by
+        epoch (without batch norm their biases count, too)."""
         found: dict[str, Any] = run.errors()
         if run.diverged:
             return found

@@ -88,4 +88,5 @@ class Registry(dict[str, T]):
             raise ConfigError(f"there is {self._one} {name!r} already; choose another name")
         self[name] = thing
         self._added[name] = definition
-        _ADDED.add(name)
+        if not str(getattr(made, "__module__", "")).startswith("minires."):
+            _ADDED.add(name)

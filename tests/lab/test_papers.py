@@ -112,6 +112,8 @@ def test_a_lab_is_a_short_file_that_says_what_it_must(name):
             for place in (one.of, one.minus):
                 names = () if place is None else (place[0],) if isinstance(place[0], str) else place[0]
                 assert set(names) <= set(cases), (scale.name, one.says)
+    # All that they name comes with minires, so nothing else decides on their runs.
+    assert not any(case.decides for case in asked.cases(lab, lab.quick, Pictures()).values())
 
 
 def test_there_are_sixteen():
@@ -126,6 +128,7 @@ AS_THE_PAPER = {
         "plain-20": {"train_error": 8, "test_error": 10}, "plain-56": {"train_error": 11, "test_error": 13},
         "resnet-20": {"train_error": 6, "test_error": 8.75},
         "resnet-56": {"train_error": 2, "test_error": 6.97},
+        "resnet-20, gamma 1/4": {"train_error": 5}, "resnet-56, gamma 1/4": {"train_error": 1},
     },
     "responses": {
         "plain-20": {"response": 1.2}, "plain-56": {"response": 1.0}, "resnet-20": {"response": 0.8},
@@ -178,7 +181,8 @@ AS_THE_PAPER = {
     "vgg-depth": {
         "11": {"test_error": 29.6}, "13": {}, "16": {"test_error": 27.0}, "19": {"train_error": 25},
         "11, BN": {"test_error": 29.6}, "13, BN": {"test_error": 28.7}, "16, BN": {"test_error": 27.0},
-        "19, BN": {"test_error": 27.3, "train_error": 20},
+        "19, BN": {"test_error": 27.3, "train_error": 20}, "13, BN, longer": {"train_error": 12},
+        "16, BN, longer": {"train_error": 11},
     },
     "batch-norm": {
         "plain, BN, high": {"train_error": 20}, "plain, BN, low": {"train_error": 30},

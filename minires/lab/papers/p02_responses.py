@@ -14,7 +14,7 @@ import numpy as np
 from minires.lab import draw
 from minires.lab.expect import Expect
 from minires.lab.lab import Lab, Numbers
-from minires.lab.papers.p01_degradation import Degradation
+from minires.lab.papers.p01_degradation import Degradation, networks
 from minires.lab.run import Run
 from minires.lab.scale import Case, Scale
 from minires.nn.responses import responses
@@ -54,7 +54,7 @@ class Responses(Lab):
 
     def cases(self, scale: Scale) -> dict[str, Case]:
         """Those of P1, which are not trained again."""
-        return Degradation().cases(scale)
+        return networks(scale)
 
     def measure(self, run: Run) -> dict[str, Any]:
         """The responses of the convolutions, in order, and their mean."""

@@ -32,7 +32,9 @@ class Cardinality(Lab):
     source = "Xie et al. 2016, arXiv:1611.05431, table 3"
     why = (
         "The paper's networks are of 50 layers on ImageNet. In so narrow ones C = 16 leaves a path two "
-        "channels in the first stage, and there is no room for C = 32."
+        "channels in the first stage, and there is no room for C = 32. Six seeds, since from three C = 8 "
+        "came out 1.6 points worse than C = 1, and C = 4 and C = 16 no different: luck does that to one row in "
+        "twenty."
     )
     expects = (
         Expect("C = 4 is better than C = 1", of=("C = 1", "test_error"), minus=("C = 4", "test_error"),
@@ -44,6 +46,7 @@ class Cardinality(Lab):
         Expect("in training, too: C = 8 fits better than C = 1", of=("C = 1", "train_error"),
                minus=("C = 8", "train_error"), above=0, paper="figure 5: lower training errors"),
     )  # fmt: skip
+    seeds = 6
     quick = QUICK.but(epochs=10, extra={"blocks": 2}, about="a quarter of an hour")  # fmt: skip
     hour = quick.but(name="hour", pictures=None, tests=None, epochs=8, about="")
     full = Scale(

@@ -33,8 +33,8 @@ class Cardinality(Lab):
     why = (
         "The paper's networks are of 50 layers on ImageNet. In so narrow ones C = 16 leaves a path two "
         "channels in the first stage, and there is no room for C = 32. Six seeds, since from three C = 8 "
-        "came out 1.6 points worse than C = 1, and C = 4 and C = 16 no different: luck does that to one row in "
-        "twenty."
+        "came out 1.6 points worse than C = 1, and C = 4 and C = 16 no different: luck does that to one row "
+        "in twenty."
     )
     expects = (
         Expect("C = 4 is better than C = 1", of=("C = 1", "test_error"), minus=("C = 4", "test_error"),

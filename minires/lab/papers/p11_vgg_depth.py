@@ -33,7 +33,7 @@ class VGGDepth(Lab):
         Expect("and 16 better than 13", of=("13, BN", "test_error"), minus=("16, BN", "test_error"),
                above=0, paper="28.7% - 27.0% = 1.7 (training scale 256 or 384: 28.1%, 27.3% with 16)",
                because="In training, too, the deeper ones are behind: they are slower to train, with batch "
-               "norm as well, and the training is short. Further questions ask what three times as long does."),
+               "norm as well, and the training is short. What three times as long does is asked below."),
         Expect("19 are about as good as 16", of=("19, BN", "test_error"), minus=("16, BN", "test_error"),
                above=-2, below=2, paper="27.3% - 27.0% = 0.3"),
         Expect("without batch norm 16 layers are better than 11", of=("11", "test_error"),

@@ -47,7 +47,7 @@ class Shortcuts(Lab):
         Expect(
             "C is better than B", of=("B", "test_error"), minus=("C", "test_error"), above=0, paper="0.33",
             because="C is behind in training, too, where more parameters should help: it learns slower, as "
-            "nothing passes its blocks unchanged. What three times as long a training does is asked here; "
+            "nothing passes its blocks unchanged. What three times as long a training does is asked below; "
             "1x1 convolutions on all shortcuts are a row of P5, too, and harmful in its paper.",
         ),
         Expect(

@@ -202,7 +202,8 @@ AS_THE_PAPER = {
     "weight-decay": {
         "none": {"norm": 60, "share": 1.0}, "weights": {"norm": 5, "share": 0.05},
         "weights and gammas": {"share": 0.01}, "weights, no BN": {"share": 0.1},
-        "none, no BN": {"share": 1.0},
+        "none, no BN": {"share": 1.0}, "weights x 10": {"share": 0.01},
+        "weights and gammas x 10": {"share": 0.001},
     },
     "blog": {
         "the exercise": {"test_accuracy": 86.67, "accuracy_batch": 89},

@@ -103,7 +103,8 @@ def _helpers(folder: str) -> Iterator[Path]:
     for name, module in list(sys.modules.items()):
         file = Path(getattr(module, "__file__", None) or "")
         is_ours = name.partition(".")[0] == "minires" or name.startswith(OWN) or "site-packages" in file.parts
-        if not is_ours and file.suffix == ".py" and file.resolve().is_relative_to(folder):
+        # Some modules (of PyTorch) name a file that there is not, relative to wherever the program runs.
+        if not is_ours and file.suffix == ".py" and file.is_file() and file.resolve().is_relative_to(folder):
             yield file
 
 

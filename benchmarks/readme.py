@@ -74,9 +74,8 @@ def headline() -> str:
     count = len(load("family")["models"])
     lines.append(f"| models of the papers; rows of their figures that hold | {count}; {hold} of {rows} |")
     verdicts = [one.verdict for one in lab_outcomes()]
-    counts = ", ".join(str(verdicts.count(verdict)) for verdict in VERDICTS)
     what = "claims of papers tried by `minires lab`; that agree, are too small to tell, differ"
-    lines.append(f"| {what} | {len(verdicts)}; {counts} |")
+    lines.append(f"| {what} | {len(verdicts)}; {_counts(verdicts)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -325,14 +324,18 @@ def lab() -> str:
     head = ("", "claim", "verdict", "agree, cannot be told, differ", "seeds", "of one core")
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for one in lab_outcomes():
-        verdicts = [judged.verdict for judged in one.judged]
-        counts = ", ".join(str(verdicts.count(verdict)) for verdict in VERDICTS)
+        counts = _counts([judged.verdict for judged in one.judged])
         link = f"../../benchmarks/results/lab/{one.folder.name}/report.md"
         lines.append(
             f"| {one.lab.number} | [{one.lab.title}]({link}) | **{one.verdict}** | {counts} "
             f"| {one.seeds} | {one.core_seconds / 60:.0f} min |"
         )
     return "\n".join(lines) + "\n\nThe time is that of all runs on one core; two take half as long.\n"
+
+
+def _counts(verdicts: list[str]) -> str:
+    """How many agree, cannot be told, differ."""
+    return ", ".join(str(verdicts.count(verdict)) for verdict in VERDICTS)
 
 
 def lab_outcomes() -> list[Outcome]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,8 +41,8 @@ behind its batch norm and before ReLU and addition, as in figure 7 of the ResNet
 
 The pictures are the test pictures of the first run, or those of --data, the same for all models. Models are
 in inference mode; the batch norms of fresh weights take their statistics from these pictures. --change is of
-the first one. --out draws
-the standard deviations in the order of the layers, and sorted by size, without dense layers."""
+the first one. --out draws the standard deviations in the order of the layers, and sorted by size, without
+dense layers."""
 PICTURES = 1000
 
 
@@ -79,7 +80,8 @@ def run(options: argparse.Namespace) -> int:
     device = devices.chosen(Solo(), options.device)
     backend.make_current(device)
     found: dict[str, list[Response]] = {}
-    changed: dict[str, list[str]] = {}
+    changes = {options.model: changes_of(options)}
+    changed: dict[str, Sequence[str]] = {}
     parts: dict[int, LabelledPart] = {}
     for name, (trained, side) in models.items():
         if side not in parts:
@@ -90,10 +92,10 @@ def run(options: argparse.Namespace) -> int:
             fresh = evaluation.recalibrated(trained.model, images, trained.normalize)
             with (
                 fresh if is_fresh(name) else nullcontext(),
-                intervene(trained.model, changes_of(options) if name == options.model else {}) as done,
+                intervene(trained.model, changes.get(name, {})) as done,
             ):
                 found[name] = responses_of(trained.model, images, trained.normalize)
-        changed |= {name: done.words} if done.words else {}
+        changed[name] = done.words
     if options.out is not None:
         draw_responses(options.out, found)
     part = parts[models[names[0]][1]]
@@ -101,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
         print_json(_plain(found, models, part, changed, options.out))
         return 0
     print(f"{counted(len(part.pictures), 'picture')} of {part.source}, {part.split}; standard deviations:\n")
-    print_changes(changed.get(options.model, []))
+    print_changes(changed[options.model])
     print("\n".join(_table(found)))
     if untrained := [name for name in names if is_fresh(name)]:
         print(f"\nFresh weights, with batch statistics of these pictures: {', '.join(untrained)}")
@@ -164,14 +166,14 @@ def _table(found: dict[str, list[Response]]) -> list[str]:
 
 def _plain(
     found: dict[str, list[Response]], models: dict[str, tuple[Trained, int]], part: LabelledPart,
-    changed: dict[str, list[str]], out: str | None,
+    changed: Mapping[str, Sequence[str]], out: str | None,
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "source": part.source, "split": part.split, "pictures": len(part.pictures), "out": out,
         "models": [
             {
                 "run": name, "model": models[name][0].name, "fresh": is_fresh(name),
-                "changes": changed.get(name, []),
+                "changes": changed[name],
                 "layers": [
                     {**one._asdict(), "shape": one.shape[1:]} for one in each
                 ],

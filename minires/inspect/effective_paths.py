@@ -206,9 +206,9 @@ def path_lengths(model: Module, x: Operand, y: Any, *, samples: int = 1, seed: i
 
     Rounding: what a single path carries is a product of n factors; below 1e-38 float32 has zero.
     Shapes: x (N, H, W, C), y (N,).
-    Raises: ConfigError if the model has no units, if these are not in a row, if joining its
-    parts is not what a unit gives, or if it has forward hooks or is changed by ``minires.intervene``;
-    ShapeError if x is no array of floats, or a unit's first axis is not that of pictures.
+    Raises: ConfigError if the model has no units, if these are not in a row, if joining its parts is not
+    what a unit gives, or if it has forward hooks or is changed by ``minires.intervene``; ShapeError if x is
+    no array of floats, or a unit's first axis is not that of pictures.
     Source: arXiv:1605.06431, section 5. Differs: there one path is drawn for a batch, and the norm is that of
     the gradient of the batch's loss.
 
@@ -265,11 +265,7 @@ def _copy(model: Module) -> Module:
     """The model in inference mode with frozen weights, which are the same arrays."""
     if not isinstance(model, Module):
         raise ConfigError(f"path_lengths takes a model, a minires.nn.Module, not a {type(model).__name__}")
-    if words := hooks.found(model):
-        raise ConfigError(
-            f"path_lengths: {words}, and the copy on which all is done would not know of it; take it away "
-            "first, or leave the `with` block"
-        )
+    hooks.refuse(model, "path_lengths", "and the copy on which all is done would not know of it")
     shared: dict[int, Any] = {}
     for parameter in model.parameters():
         shared[id(parameter)] = frozen = Parameter(parameter.data)

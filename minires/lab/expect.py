@@ -126,25 +126,25 @@ class Expect:
     @property
     def cases(self) -> tuple[str, ...]:
         """The names of the cases that it is of."""
-        places = [self.of] if self.minus is None else [self.of, self.minus]
-        return tuple(name for cases, _ in places for name in _names(cases))
+        return tuple(name for cases, _ in self._places for name in _names(cases))
 
     def figures(self, case: str) -> tuple[str, ...]:
         """What must be measured of a case."""
-        places = [self.of] if self.minus is None else [self.of, self.minus]
-        return tuple(what for cases, what in places if case in _names(cases))
+        return tuple(what for cases, what in self._places if case in _names(cases))
+
+    @property
+    def _places(self) -> tuple[tuple[Cases, str], ...]:
+        return (self.of,) if self.minus is None else (self.of, self.minus)
 
     def judge(self, numbers: Measured) -> Judged:
         """Hold it against what was measured; seeds of which a number is missing do not count.
 
         Raises: ConfigError if there is no such case.
         """
-        found = [_values(numbers, self.of)]
-        if self.minus:
-            found.append(_values(numbers, self.minus))
-            if self.is_closeness:
-                learnt = [_learnt(numbers, cases) for cases, _ in (self.of, self.minus)]
-                found[0] = [one if all(both) else None for one, *both in zip(found[0], *learnt, strict=True)]
+        found = [_values(numbers, place) for place in self._places]
+        if self.is_closeness:
+            learnt = [_learnt(numbers, cases) for cases, _ in self._places]
+            found[0] = [one if all(both) else None for one, *both in zip(found[0], *learnt, strict=True)]
         pairs = [[one for one in pair if one is not None] for pair in zip(*found, strict=True)]
         values = tuple(pair[0] - sum(pair[1:]) for pair in pairs if len(pair) == len(found))
         low, high = interval(values)

@@ -79,11 +79,7 @@ def fuse(model: Module, input: tuple[int, int, int] | None = None) -> Module:
       conv: Conv2d(3, 8, 3, relu=True)  weight (3, 3, 3, 8), bias (8,)  224
       bn: AddReLU(relu=False)
     """
-    if words := hooks.found(model):
-        raise ConfigError(
-            f"fuse: {words}, and the new model would not know of it; take it away first, or leave the "
-            "`with` block"
-        )
+    hooks.refuse(model, "fuse", "and the new model would not know of it")
     memo: dict[int, Any] = {}
     for conv, bn, adds in _pairs(model, input):
         memo |= {

@@ -244,6 +244,15 @@ def found(model: Any) -> str:
     return ""
 
 
+def refuse(model: Any, what: str, because: str) -> None:
+    """See that a model has no hooks and is not changed, ``because`` of which ``what`` cannot be done.
+
+    Raises: ConfigError if it has, or is.
+    """
+    if words := found(model):
+        raise ConfigError(f"{what}: {words}, {because}; take it away first, or leave the `with` block")
+
+
 def _said(path: str, module: Any) -> str:
     entries = entries_of(module)
     if not entries:

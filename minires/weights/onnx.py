@@ -75,11 +75,8 @@ def export_onnx(
     ShapeError if such a picture does not fit the model; MiniresError if the file cannot be written.
     """
     onnx = _onnx(opset)
-    if words := hooks.found(model.model if isinstance(model, Trained) else model):
-        raise ConfigError(
-            f"export_onnx: {words}, which is not of the model itself; take it away first, or leave the "
-            "`with` block"
-        )
+    of = model.model if isinstance(model, Trained) else model
+    hooks.refuse(of, "export_onnx", "which is not of the model itself")
     with_ending("path", path, ".onnx", "a file of ONNX")
     notes = {}
     if isinstance(model, Trained):

@@ -61,6 +61,14 @@ class Launcher:
         return [self.mpirun, *more, "-n", str(ranks), *program]
 
 
+def environment(**settings: str) -> dict[str, str]:
+    """What a job is started with: what is set here, and ``settings``; Open MPI may run as root where this does."""
+    root = {}
+    if hasattr(os, "geteuid") and os.geteuid() == 0:  # as where tests run in a container
+        root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return {**os.environ, **root, **settings}
+
+
 class Job:
     """A job that is under way; what it prints goes to ``log``, and its ranks leave notes in ``notes``."""
 
@@ -68,14 +76,11 @@ class Job:
         self.log, self.notes, self.status = log, notes, None
         notes.mkdir()
         path = os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
-        root = {}
-        if hasattr(os, "geteuid") and os.geteuid() == 0:  # as where tests run in a container
-            root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         self.began = time.monotonic()
         with open(log, "wb") as file:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
-                env={**os.environ, **root, "PYTHONPATH": path, "RANKS_NOTES": str(notes), **settings},
+                env=environment(**{"PYTHONPATH": path, "RANKS_NOTES": str(notes), **settings}),
             )  # fmt: skip
 
     def text(self) -> str:

@@ -58,7 +58,7 @@ sys.exit(max(one.wait() for one in started))
 
 @pytest.fixture(scope="module")
 def torture():
-    """ranks.py, and the launcher that belongs to mpi4py."""
+    """ranks.py, the launcher that belongs to mpi4py, and what a job is started with."""
     if sys.platform != "linux":
         pytest.skip("processes are watched as Linux lets one")
     if importlib.util.find_spec("mpi4py") is None:
@@ -70,7 +70,7 @@ def torture():
         launcher = rank_job.Launcher.found()
     except LookupError as error:
         pytest.skip(f"no MPI to start jobs with: {error}")
-    return ranks, launcher
+    return ranks, launcher, rank_job.environment
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +81,9 @@ def base(torture, tmp_path_factory):
 
 
 def test_a_rank_that_is_done_with_its_items_leaves_its_core_to_others(torture):
-    _, launcher = torture
-    done = subprocess.run(
-        launcher.command(2, sys.executable, "-c", WAITS), capture_output=True, text=True, timeout=60
-    )
+    _, launcher, environment = torture
+    command = launcher.command(2, sys.executable, "-c", WAITS)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())
     assert done.returncode == 0, done.stderr
     used = json.loads(done.stdout.partition("used ")[2])
     assert used[0] < 0.3  # of the three seconds for which it waits; else what the system gives it
@@ -92,7 +91,7 @@ def test_a_rank_that_is_done_with_its_items_leaves_its_core_to_others(torture):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_job_of_which_a_rank_fails_ends_soon_says_once_why_and_goes_on(torture, base, kind):
-    ranks, launcher = torture
+    ranks, launcher, _ = torture
     other = base / "mpiexec"
     other.write_text(OTHER_LAUNCHER.format(python=sys.executable, is_open_mpi=launcher.is_open_mpi))
     other.chmod(0o755)
@@ -108,7 +107,7 @@ def test_each_kind_is_tried(torture):
 
 def test_a_job_that_is_as_it_should_not_be_is_seen(torture, base):
     """The program finds what it is for: a job of which no rank fails."""
-    ranks, launcher = torture
+    ranks, launcher, _ = torture
     case = ranks.Case("seen", 0, base, launcher, 2)
     job = case.start("nothing")
     case.ends(job, "RANK has had enough", since=time.monotonic())

@@ -62,7 +62,7 @@ class Launcher:
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """What a job is started with: what is set here, and ``settings``; Open MPI may run as root where this does."""
+    """What a job is started with: what is set here, and ``settings``; as root, if that is who tests."""
     root = {}
     if hasattr(os, "geteuid") and os.geteuid() == 0:  # as where tests run in a container
         root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}

@@ -321,16 +321,16 @@ def _best_of_pytorch(median: dict[str, float]) -> float:
 
 def lab() -> str:
     """A line for each claim of a paper that was tried, then the verdicts on what it says in parts."""
-    head = ("", "claim", "verdict", "agree, cannot be told, differ", "seeds", "of one core")
+    head = ("", "claim", "verdict", "agree, cannot be told, differ", "seeds", "takes about")
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for one in lab_outcomes():
         counts = _counts([judged.verdict for judged in one.judged])
         link = f"../../benchmarks/results/lab/{one.folder.name}/report.md"
         lines.append(
             f"| {one.lab.number} | [{one.lab.title}]({link}) | **{one.verdict}** | {counts} "
-            f"| {one.seeds} | {one.core_seconds / 60:.0f} min |"
+            f"| {one.seeds} | {one.scale.about} |"
         )
-    return "\n".join(lines) + "\n\nThe time is that of all runs on one core; two take half as long.\n"
+    return "\n".join(lines) + "\n\nThe time is that of two cores.\n"
 
 
 def _counts(verdicts: list[str]) -> str:

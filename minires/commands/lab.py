@@ -115,7 +115,7 @@ def _tell(outcome: Outcome) -> None:
 def _plain(outcome: Outcome) -> dict[str, Any]:
     return {
         **_described(outcome.lab), "scale": outcome.scale.name, "seeds": outcome.seeds,
-        "verdict": outcome.verdict, "folder": str(outcome.folder), "core_seconds": outcome.core_seconds,
+        "verdict": outcome.verdict, "folder": str(outcome.folder),
         "judged": [_one(judged) for judged in outcome.judged],
         "besides": [_one(judged) for judged in outcome.further],
         "numbers": dict(outcome.numbers),

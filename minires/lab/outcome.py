@@ -17,8 +17,7 @@ class Outcome:
     """What a lab has found: the numbers, each expectation held against them, the further questions, too, and
     where all of it stands.
 
-    ``core_seconds`` are those of all runs, those of before included, times the threads of each; ``when`` are
-    the days on which they were.
+    ``when`` are the days on which its runs were.
     """
 
     lab: Lab
@@ -28,7 +27,6 @@ class Outcome:
     numbers: Numbers
     judged: tuple[Judged, ...]
     further: tuple[Judged, ...]
-    core_seconds: float
     when: str
     folder: Path
 
@@ -47,18 +45,6 @@ def outcome(
         tuple(one.judge(numbers) for one in which) for which in (lab.expects, lab.further)
     )
     seeds = len({row["seed"] for row in rows})
-    core_seconds = sum(row["seconds"] * row["threads"] for row in rows)
     days = sorted({row["date"] for row in rows})
     when = " to ".join(dict.fromkeys(days[:1] + days[-1:]))
-    return Outcome(lab, scale, seeds, cases, numbers, judged, further, core_seconds, when, folder)
-
-
-def in_words(seconds: float) -> str:
-    """A time that a person reads.
-
-    >>> in_words(4.2), in_words(80), in_words(4000)
-    ('4 s', '1.3 min', '1.1 h')
-    """
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+    return Outcome(lab, scale, seeds, cases, numbers, judged, further, when, folder)

@@ -19,7 +19,7 @@ from minires.files import atomic_write
 from minires.inspect.runs import spread
 from minires.lab.asked import drawn
 from minires.lab.expect import AGREES, DIFFERS, UNCLEAR, Judged
-from minires.lab.outcome import Outcome, in_words
+from minires.lab.outcome import Outcome
 from minires.lab.scale import Scale
 from minires.train import Config
 from minires.train.canvas import new_figure, save_figure
@@ -133,8 +133,7 @@ def report(outcome: Outcome) -> Iterator[Part]:
     yield Heading(2, "What was run")
     yield Paragraph(
         f"{counted(len(outcome.cases), 'case')}, {counted(outcome.seeds, 'seed')}, "
-        f"{in_words(outcome.core_seconds)} of one core, {outcome.when}; again: "
-        f"{again(outcome)}. The pictures: {known_as(scale)}."
+        f"{outcome.when}; again: {again(outcome)}. The pictures: {known_as(scale)}."
     )
     yield from _of_all(outcome)
     if guessing := [case for case in outcome.cases if _only_guesses(outcome.numbers[case])]:

@@ -32,15 +32,13 @@ from minires.interrupt import Interrupted, status
 from minires.lab import asked, report
 from minires.lab import run as runs
 from minires.lab.lab import Lab, checked
-from minires.lab.outcome import Outcome, in_words, outcome
+from minires.lab.outcome import Outcome, outcome
 from minires.lab.scale import Case, Scale
 from minires.train import run_folder
-from minires.train.fields import between, exactly, listing, real, record, table, text
+from minires.train.fields import between, exactly, listing, record, table, text
 
 RESULTS, MEASURED = "results.json", "measured"
-ROW = record(
-    case=text, seed=between(0), key=text, seconds=real, measured=table(), date=text, threads=between(1)
-)
+ROW = record(case=text, seed=between(0), key=text, measured=table(), date=text)
 KIND = record(
     kind=exactly("lab"), format=exactly(1), lab=text, scale=table(), runs=listing(ROW)
 )
@@ -123,26 +121,25 @@ def run_lab(
 
     def work(item: Item) -> dict[str, Any]:
         pictures(item.made)
-        before, began = 0.0, time.perf_counter()
+        began = time.perf_counter()
         bar = progress if comm.size == 1 else False
         place = runs.folder_of(run_folders, item.made, item.seed)
         run = runs.Run(item.case, item.made, item.seed, place, pictures)
+        begun = item.made.trained and not runs.has_ended(place)
         if item.made.trained:
-            begun = not runs.has_ended(place)
             try:
                 runs.train(run, device, bar)
             except Interrupted as stop:
                 raise Interrupted(f"{stop}; the same command goes on", status(stop) - 128) from stop
-            if begun:  # what it took before it was interrupted counts, too
-                before, began = float(run.summary.get("seconds") or 0.0), time.perf_counter()
         found = asked.measured(lab, run)
         row = {
             "case": item.case, "seed": item.seed, "key": item.key,
-            "date": datetime.date.today().isoformat(), "threads": backend.threads(),
-            "seconds": round(before + time.perf_counter() - began, 1), "measured": found,
+            "date": datetime.date.today().isoformat(), "measured": found,
         }  # fmt: skip
         _keep(folder, row)
-        clock.done(item, row)
+        # What it took before it was interrupted counts, too.
+        took = run.summary.get("seconds") if begun else None
+        clock.done(item, found, took or time.perf_counter() - began)
         return row
 
     for row in each(work, todo, comm):
@@ -205,6 +202,17 @@ def shared_out(items: Sequence[Any], costs: Sequence[float], ranks: int) -> list
     ]
 
 
+def in_words(seconds: float) -> str:
+    """A time that a person reads.
+
+    >>> in_words(4.2), in_words(80), in_words(4000)
+    ('4 s', '1.3 min', '1.1 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
 class _Clock:
     """Says how far a process is with its runs, and about how long the rest takes."""
 
@@ -217,19 +225,19 @@ class _Clock:
         if sum(self._left.values()):
             say(f"  about {in_words(self._rest())}")
 
-    def done(self, item: Item, row: Mapping[str, Any]) -> None:
-        """A run has come to its end."""
-        self._spent += row["seconds"]
+    def done(self, item: Item, measured: Mapping[str, Any], seconds: float) -> None:
+        """A run has come to its end, after so many seconds here."""
+        self._spent += seconds
         self._worked += self._left.pop(item.key, 0.0)
         if self._worked and self._spent:
             self._pace = self._worked / self._spent
-        figures = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in row["measured"].items()
+        figures = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in measured.items()
                    if isinstance(value, int | float) and not isinstance(value, bool)]  # fmt: skip
         rest = f"; about {in_words(self._rest())} left" if self._left and self._worked else ""
         place = self._all - len(self._left)
         said = f": {', '.join(figures[:3])}" if figures else ""
         self._say(
-            f"{place} of {self._all}  {item.case}, seed {item.seed}{said}  ({in_words(row['seconds'])}){rest}"
+            f"{place} of {self._all}  {item.case}, seed {item.seed}{said}  ({in_words(seconds)}){rest}"
         )
 
     def _rest(self) -> float:

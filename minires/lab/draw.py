@@ -9,7 +9,7 @@ import numpy as np
 
 from minires.errors import ConfigError, unknown
 from minires.lab.lab import Numbers
-from minires.train.canvas import GREY, plain_axes
+from minires.train.canvas import plain_axes
 
 # Told apart with any colour vision (Okabe and Ito 2008), and by their order.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
@@ -60,24 +60,20 @@ def curves(
         named(axes)
 
 
-def bars(axes: Any, numbers: Numbers, what: str) -> None:
-    """A bar for each case, the mean over the seeds, and a dot for each of these; the axis begins where there
-    is something to see.
+def dots(axes: Any, numbers: Numbers, what: str) -> None:
+    """A row for each case: a dot for each seed, and a stroke at their mean.
 
     Raises: ConfigError if nothing was measured under this name.
     """
     _see_that_it_was_measured(numbers, what)
-    found = [numbers.all(case, what) for case in numbers]
-    for at, values in enumerate(found):
+    for at, case in enumerate(numbers):
+        values = numbers.all(case, what)
         if len(values):
-            axes.barh(at, values.mean(), color=colour(at), alpha=0.55, height=0.65)
-            axes.plot(values, [at] * len(values), "o", color=GREY, markersize=3.5)
-    axes.set_yticks(range(len(found)), list(numbers), fontsize=8)
-    axes.invert_yaxis()
-    everything = np.concatenate(found)
-    if len(everything):
-        low, high = everything.min(), everything.max()
-        axes.set_xlim(low - 0.25 * (high - low) - 1e-9, high + 0.1 * (high - low) + 1e-9)
+            axes.plot(values, [at] * len(values), "o", color=colour(at), alpha=0.6, markersize=5)
+            axes.plot(values.mean(), at, "|", color=colour(at), markersize=18, markeredgewidth=2)
+    axes.set_yticks(range(len(numbers)), list(numbers), fontsize=8)
+    axes.set_ylim(len(numbers) - 0.5, -0.5)
+
 
 
 def against(

@@ -52,7 +52,7 @@ class Longer(Lab):
         return {"loss": run.epochs[-1]["train_loss"], **run.errors()}
 
     def figure(self, numbers, figure):
-        draw.bars(figure.subplots(), numbers, "loss")
+        draw.dots(figure.subplots(), numbers, "loss")
 '''
 
 
@@ -203,7 +203,7 @@ class Fresh(Lab):
         return {"size": float(np.abs(run.model.conv1.weight.data).mean()), "nan": float("nan")}
 
     def figure(self, numbers, figure):
-        draw.bars(figure.subplots(), numbers, "size")
+        draw.dots(figure.subplots(), numbers, "size")
 
 
 def test_a_smaller_set_is_used_whole_and_that_is_said(folder):
@@ -335,7 +335,7 @@ class Two(Fresh):
         return {"size": 5.0 + run.seed / 10 if run.case == "a" else 1.0}
 
     def figure(self, numbers, figure):
-        draw.bars(figure.subplots(), numbers, "size")
+        draw.dots(figure.subplots(), numbers, "size")
 
 
 def test_two_cases_of_the_same_settings_are_two(folder):

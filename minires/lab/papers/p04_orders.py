@@ -86,5 +86,5 @@ class Orders(Lab):
         left, right = figure.subplots(1, 2)
         draw.curves(left, numbers, "train_errors")
         draw.labelled(left, "epoch", "training error, %")
-        draw.bars(right, numbers, "test_error")
+        draw.dots(right, numbers, "test_error")
         draw.labelled(right, "test error, %", "")

@@ -81,7 +81,7 @@ class ShortcutKinds(Lab):
     def figure(self, numbers: Numbers, figure: Any) -> None:
         """The error of each kind; and against the share of the gradient that arrives."""
         left, right = figure.subplots(1, 2)
-        draw.bars(left, numbers, "test_error")
+        draw.dots(left, numbers, "test_error")
         draw.labelled(left, "test error, %", "")
         draw.against(right, numbers, "arrives", "test_error")
         draw.labelled(right, "share of the gradient that arrives over the shortcuts", "test error, %")

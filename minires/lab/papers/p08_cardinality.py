@@ -32,9 +32,9 @@ class Cardinality(Lab):
     source = "Xie et al. 2016, arXiv:1611.05431, table 3"
     why = (
         "The paper's networks are of 50 layers on ImageNet. In so narrow ones C = 16 leaves a path two "
-        "channels in the first stage, and there is no room for C = 32. Six seeds, since from three C = 8 "
-        "came out 1.6 points worse than C = 1, and C = 4 and C = 16 no different: luck does that to one row "
-        "in twenty."
+        "channels in the first stage, and there is no room for C = 32. Six seeds, since from the first "
+        "three C = 8 came out 1.6 points worse than C = 1, and C = 4 and C = 16 no different; from six "
+        "nothing is left of it: luck does that to one row in twenty."
     )
     expects = (
         Expect("C = 4 is better than C = 1", of=("C = 1", "test_error"), minus=("C = 4", "test_error"),

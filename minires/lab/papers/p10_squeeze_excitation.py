@@ -82,7 +82,7 @@ class Gates(Lab):
     def figure(self, numbers: Numbers, figure: Any) -> None:
         """The error of each, and how far the gates of one network differ between classes."""
         left, right = figure.subplots(1, 2)
-        draw.bars(left, numbers, "test_error")
+        draw.dots(left, numbers, "test_error")
         draw.labelled(left, "test error, %", "")
         draw.curves(right, numbers, "spreads", cases=["r = 4"])
         draw.labelled(right, "gate, from the first block to the last", "std of a gate between classes")

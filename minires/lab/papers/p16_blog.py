@@ -70,7 +70,7 @@ class Blog(Lab):
     def figure(self, numbers: Numbers, figure: Any) -> None:
         """The accuracy of each seed."""
         left, right = figure.subplots(1, 2)
-        draw.bars(left, numbers, "test_accuracy")
+        draw.dots(left, numbers, "test_accuracy")
         left.axvline(100 / 6, color="black", linestyle=":", linewidth=0.8)
         left.axvline(86.67, color="black", linestyle="--", linewidth=0.8)
         left.set_xlim(0, 100)

@@ -138,7 +138,7 @@ def report(outcome: Outcome) -> Iterator[Part]:
     yield from _of_all(outcome)
     if guessing := [case for case in outcome.cases if _only_guesses(outcome.numbers[case])]:
         yield Paragraph(
-            f"**Not five points better than guessing**, in training: {', '.join(guessing)}. What is seen "
+            f"**Not five points better than guessing**, in training: {'; '.join(guessing)}. What is seen "
             "there is not how well it learns, but that it has not begun to."
         )
     yield Heading(2, "What was scaled down, and why")

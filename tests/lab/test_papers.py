@@ -183,9 +183,7 @@ AS_THE_PAPER = {
         "11": {"test_error": 29.6}, "13": {}, "16": {"test_error": 27.0}, "19": {"train_error": 25},
         "11, BN": {"test_error": 29.6}, "13, BN": {"test_error": 28.7}, "16, BN": {"test_error": 27.0},
         "19, BN": {"test_error": 27.3, "train_error": 20}, "13, BN, longer": {"train_error": 12},
-        "16, BN, longer": {"train_error": 11}, "13, BN, longer, low rate": {"train_error": 15},
-        "16, BN, longer, low rate": {"train_error": 15}, "13, BN, high rate": {"train_error": 20},
-        "16, BN, high rate": {"train_error": 50},
+        "16, BN, longer": {"train_error": 11},
     },
     "batch-norm": {
         "plain, BN, high": {"train_error": 20}, "plain, BN, low": {"train_error": 30},

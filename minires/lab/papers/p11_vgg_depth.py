@@ -32,10 +32,10 @@ class VGGDepth(Lab):
                minus=("13, BN", "test_error"), above=0, paper="29.6% - 28.7% = 0.9"),
         Expect("and 16 better than 13", of=("13, BN", "test_error"), minus=("16, BN", "test_error"),
                above=0, paper="28.7% - 27.0% = 1.7 (training scale 256 or 384: 28.1%, 27.3% with 16)",
-               because="In training, too, 16 are behind: the deeper a network without shortcuts, the lower "
-               "the rate that it stands, with batch norm as well. At four times the rate the gap is many "
-               "times as large; a training three times as long makes it smaller, and at a quarter of the "
-               "rate there is no telling whether it is there."),
+               because="Trained three times as long, too, 16 are behind 13, and in training: they do not "
+               "overfit, and are not only slower, but harder to train. P1 shows it of other plain networks, "
+               "also with batch norm. The paper's remedy, to start deep ones from a trained network of 11 "
+               "layers, is not taken here."),
         Expect("19 are about as good as 16", of=("19, BN", "test_error"), minus=("16, BN", "test_error"),
                above=-2, below=2, paper="27.3% - 27.0% = 0.3"),
         Expect("without batch norm 16 layers are better than 11", of=("11", "test_error"),
@@ -48,38 +48,27 @@ class VGGDepth(Lab):
                minus=("13, BN", "train_error"), above=0),
         Expect("trained three times as long they are still behind", of=("16, BN, longer", "train_error"),
                minus=("13, BN, longer", "train_error"), above=0),
-        Expect("at a quarter of the rate, too, they are at most a point behind",
-               of=("16, BN, longer, low rate", "train_error"),
-               minus=("13, BN, longer, low rate", "train_error"), below=1),
-        Expect("at four times the rate they are more than ten points behind",
-               of=("16, BN, high rate", "train_error"), minus=("13, BN, high rate", "train_error"), above=10),
     )  # fmt: skip
     quick = Scale("quick", pictures=5_000, tests=2_000, size=32, epochs=12, batch_size=64,
                   settings={"optimizer": {"name": "sgd", "lr": 0.02, "momentum": 0.9, "weight_decay": 5e-4}},
-                  extra={"widths": [8, 16, 32, 64, 64]}, about="25 minutes")  # fmt: skip
+                  extra={"widths": [8, 16, 32, 64, 64]}, about="half an hour")  # fmt: skip
     hour = quick.but(name="hour", pictures=None, tests=None, epochs=8, about="")
     full = Scale("full", data="imagenet", size=224, epochs=74, batch_size=256, recipe="imagenet",
                  settings={"optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}},
                  extra={"widths": [64, 128, 256, 512, 512], "head": "dense"})  # fmt: skip
 
     def cases(self, scale: Scale) -> dict[str, Case]:
-        """Four depths with and without batch norm, and two of them for longer, and at other rates."""
+        """Four depths with and without batch norm, and two of them for three times as long."""
         base = {"widths": scale.extra["widths"], "head": scale.extra.get("head", "linear")}
 
-        def train(layers: int, bn: bool, times: int = 1, **changes: Any) -> Case:
+        def train(layers: int, bn: bool, times: int = 1) -> Case:
             variant = {**base, "configuration": LAYERS[layers], "bn": bn}
-            return scale.train("vgg16", variant=variant, epochs=times * scale.epochs, **changes)
-
-        rate = scale.settings["optimizer"]["lr"]
+            return scale.train("vgg16", variant=variant, epochs=times * scale.epochs)
 
         return {
             **{f"{layers}, BN" if bn else f"{layers}": train(layers, bn)
                for bn in (False, True) for layers in LAYERS},
             **{f"{layers}, BN, longer": train(layers, True, 3) for layers in (13, 16)},
-            **{f"{layers}, BN, longer, low rate": train(layers, True, 3, optimizer={"lr": rate / 4})
-               for layers in (13, 16)},
-            **{f"{layers}, BN, high rate": train(layers, True, optimizer={"lr": 4 * rate})
-               for layers in (13, 16)},
         }  # fmt: skip
 
     def figure(self, numbers: Numbers, figure: Any) -> None:
@@ -96,5 +85,5 @@ class VGGDepth(Lab):
         draw.named(left)
         left.set_xticks(list(LAYERS))
         draw.labelled(left, "layers", "test error, %")
-        draw.curves(right, numbers, "train_errors", cases=[case for case in numbers if case.count(",") < 2])
+        draw.curves(right, numbers, "train_errors", cases=[case for case in numbers if "longer" not in case])
         draw.labelled(right, "epoch", "training error, %")

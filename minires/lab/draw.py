@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,10 @@ from minires.errors import ConfigError, unknown
 from minires.lab.lab import Numbers
 from minires.train.canvas import plain_axes
 
-# Told apart with any colour vision (Okabe and Ito 2008), and by their order.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
+# Told apart with any colour vision (Okabe and Ito 2008, with grey and brown for yellow), and by their order.
+COLOURS = (
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000", "#8c510a",
+)  # fmt: skip
 
 
 def colour(at: int) -> str:
@@ -80,11 +83,14 @@ def against(
     axes: Any, numbers: Numbers, x: str | Mapping[str, float], what: str, *, names: bool = True
 ) -> None:  # fmt: skip
     """A point for each seed of each case: one measured number against another, or one given for the case.
+    With ``names`` the cases stand beside their means, none over another.
 
     Raises: ConfigError if nothing was measured under these names.
     """
     for name in (what, x) if isinstance(x, str) else (what,):
         _see_that_it_was_measured(numbers, name)
+    middles: dict[int, tuple[float, float]] = {}
+    heights: list[float] = []
     for at, case in enumerate(numbers):
         values = numbers.all(case, what)
         if isinstance(x, str):  # a run that diverged may have one of the two
@@ -93,11 +99,18 @@ def against(
         else:
             places = np.full(len(values), x[case])
         axes.plot(places, values, "o", color=colour(at), markersize=4.5)
-        if names and len(values):
-            axes.annotate(
-                case, (places.mean(), values.mean()), xytext=(6, 3), textcoords="offset points", fontsize=7.5,
-                color=colour(at),
-            )  # fmt: skip
+        heights += values.tolist()
+        if len(values):
+            middles[at] = places.mean(), values.mean()
+    line = 0.045 * (max(heights) - min(heights)) if heights else 0.0  # the height of a name
+    free, cases = -math.inf, list(numbers)
+    for at in sorted(middles, key=lambda at: middles[at][1]) if names else ():
+        place, height = middles[at]
+        free = max(height, free) + line
+        axes.annotate(
+            cases[at], (place, free - line), xytext=(7, -3), textcoords="offset points", fontsize=7.5,
+            color=colour(at),
+        )  # fmt: skip
 
 
 def _see_that_it_was_measured(numbers: Numbers, what: str) -> None:

@@ -78,7 +78,6 @@ def dots(axes: Any, numbers: Numbers, what: str) -> None:
     axes.set_ylim(len(numbers) - 0.5, -0.5)
 
 
-
 def against(
     axes: Any, numbers: Numbers, x: str | Mapping[str, float], what: str, *, names: bool = True
 ) -> None:  # fmt: skip
@@ -89,7 +88,7 @@ def against(
     """
     for name in (what, x) if isinstance(x, str) else (what,):
         _see_that_it_was_measured(numbers, name)
-    middles: dict[int, tuple[float, float]] = {}
+    middles: list[tuple[float, float, int]] = []
     heights: list[float] = []
     for at, case in enumerate(numbers):
         values = numbers.all(case, what)
@@ -99,18 +98,17 @@ def against(
         else:
             places = np.full(len(values), x[case])
         axes.plot(places, values, "o", color=colour(at), markersize=4.5)
-        heights += values.tolist()
-        if len(values):
-            middles[at] = places.mean(), values.mean()
-    line = 0.045 * (max(heights) - min(heights)) if heights else 0.0  # the height of a name
+        if names and len(values):
+            middles.append((values.mean(), places.mean(), at))
+            heights += values.tolist()
     free, cases = -math.inf, list(numbers)
-    for at in sorted(middles, key=lambda at: middles[at][1]) if names else ():
-        place, height = middles[at]
-        free = max(height, free) + line
+    for height, place, at in sorted(middles):
+        height = max(height, free)
         axes.annotate(
-            cases[at], (place, free - line), xytext=(7, -3), textcoords="offset points", fontsize=7.5,
+            cases[at], (place, height), xytext=(7, -3), textcoords="offset points", fontsize=7.5,
             color=colour(at),
         )  # fmt: skip
+        free = height + 0.045 * (max(heights) - min(heights))  # of a name
 
 
 def _see_that_it_was_measured(numbers: Numbers, what: str) -> None:

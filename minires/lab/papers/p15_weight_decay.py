@@ -54,7 +54,7 @@ class WeightDecay(Lab):
         Expect("a block comes near the identity: a share below 0.1", of=("weights", "share"), below=0.1,
                unit="", paper="0",
                because="Behind a batch norm the size of a kernel has no effect: decay makes the kernels "
-               "smaller, and the branches stay as strong as they are, also with ten times the decay. The "
+               "smaller, and the branches stay far from nothing, also with ten times the decay. The "
                "gammas are what has an effect, and most recipes leave them without decay."),
     )  # fmt: skip
     further = (

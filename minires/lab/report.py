@@ -109,7 +109,10 @@ def report(outcome: Outcome) -> Iterator[Part]:
     yield Picture(lab.title)
     if outcome.further:
         yield Heading(2, "Further questions")
-        yield Paragraph("They take apart or explain what was found, and do not decide on the verdict.")
+        yield Paragraph(
+            "They take apart or explain what was found, and do not decide on the verdict. Some were put, or "
+            "put anew, when the runs had been seen."
+        )
         yield _judged("question", outcome.further)
     explained = [one for one in (*outcome.judged, *outcome.further)
                  if one.verdict == DIFFERS and one.expect.because]  # fmt: skip

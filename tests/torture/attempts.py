@@ -39,12 +39,12 @@ def attempt(act: Callable[[], dict[str, str]], log: Path, *, show: bool = False)
     """Run ``act`` in a process of its own, under the limits. What it prints goes to ``log``."""
     give_memory_back()  # freed arrays that the heap keeps would hide what ``act`` takes: it would take them
     reader, writer = os.pipe()
-    began = time.monotonic()
+    base, began = memory(os.getpid()), time.monotonic()
     if not (pid := os.fork()):
         os.close(reader)
         _be_case(act, writer, log, show)
     os.close(writer)
-    base, answer, verdict, peak = held(os.getpid()), b"", "", 0  # what it has from this process
+    answer, verdict, peak, much = b"", "", 0, False
     while True:
         ready = select.select([reader], [], [], 0.05)[0]
         if ready:
@@ -53,11 +53,10 @@ def attempt(act: Callable[[], dict[str, str]], log: Path, *, show: bool = False)
             if not part:
                 break
             continue
-        now = memory(pid)
-        peak = max(peak, now - base)
-        verdict = (
-            "hang" if time.monotonic() - began > SECONDS else "memory" if now - base > 1.5 * BYTES else ""
-        )
+        now, before = memory(os.getpid()) - base, much
+        peak, much = max(peak, now), now > 1.5 * BYTES
+        # In two looks: a process that is about to start a program shares the memory of the one that starts it.
+        verdict = "hang" if time.monotonic() - began > SECONDS else "memory" if much and before else ""
         if verdict:
             break
     os.close(reader)
@@ -138,18 +137,18 @@ def descendants(pid: int) -> list[int]:
 
 
 def memory(pid: int) -> int:
-    """Bytes that a process and those below it hold. Pages of files do not count: the system takes them away
-    where memory is short, and a process that grows would seem to hold less than before."""
+    """Bytes that a process and those below it hold. A page that a fork shares counts once; pages of files do not
+    count: the system takes them away where memory is short, and a process that grows would seem to hold less."""
     return sum(held(one) for one in descendants(pid))
 
 
 def held(pid: int) -> int:
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0
     fields = dict(line.partition(":")[::2] for line in lines)
-    return 1024 * sum(int(fields.get(name, "0").split()[0]) for name in ("RssAnon", "RssShmem", "VmSwap"))
+    return 1024 * sum(int(fields.get(name, "0").split()[0]) for name in ("Pss_Anon", "Pss_Shmem", "SwapPss"))
 
 
 def end_all(pid: int) -> None:

@@ -157,6 +157,17 @@ def test_what_a_thread_has_started_counts(tmp_path):
     assert len(set(seen)) > 2  # this process, the case, and what its thread has started
 
 
+def test_what_a_case_shares_with_its_own_children_counts_once(tmp_path):
+    """A child that is no program of its own yet is a copy of all that the case has."""
+    before = b"y" * 700_000_000
+
+    def starts_slowly():
+        subprocess.run(["true"], preexec_fn=lambda: time.sleep(0.5), check=True)
+        return {"x": str(len(before))}
+
+    assert verdict_of_memory(starts_slowly, tmp_path) == "ok"
+
+
 def verdict_of_memory(act, tmp_path):
     attempts = attempts_module()
     attempts.BYTES = 100_000_000

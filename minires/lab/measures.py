@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from minires.nn.blocks import Residual
 from minires.nn.intervene import intervene
 from minires.nn.module import Module
+from minires.nn.squeeze_excitation import SqueezeExcitation
 from minires.ops.cross_entropy import cross_entropy
 from minires.tensor import Tensor, no_grad
 
@@ -57,6 +58,32 @@ def rank_correlation(x: Sequence[float] | NDArray[Any], y: Sequence[float] | NDA
     a, b = a - a.mean(), b - b.mean()
     size = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / size) if size else 0.0
+
+
+def gates_by_class(model: Module, x: NDArray[Any], labels: NDArray[Any]) -> list[NDArray[Any]]:
+    """Of each squeeze-and-excitation gate its mean value for the pictures of each class.
+
+    Shapes: x (N, H, W, C), labels (N,); for each gate, from the first to the last, (classes, channels).
+    """
+    gates: dict[str, NDArray[Any]] = {}
+
+    def note(path: str) -> Callable[[Module, tuple[Tensor, ...], Tensor], None]:
+        def keep(module: Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            gates[path] = 1 / (1 + np.exp(-output.numpy()))  # a sigmoid comes after this layer
+
+        return keep
+
+    hooks = [
+        one.expand.register_forward_hook(note(path))
+        for path, one in model.named_modules()
+        if isinstance(one, SqueezeExcitation)
+    ]
+    with no_grad():
+        model(Tensor(x))
+    for hook in hooks:
+        hook.remove()
+    classes = np.unique(labels)
+    return [np.array([gate[labels == one].mean(axis=0) for one in classes]) for gate in gates.values()]
 
 
 def _ranks(values: NDArray[Any]) -> NDArray[Any]:

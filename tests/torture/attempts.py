@@ -55,7 +55,7 @@ def attempt(act: Callable[[], dict[str, str]], log: Path, *, show: bool = False)
             continue
         now, before = memory(os.getpid()) - base, much
         peak, much = max(peak, now), now > 1.5 * BYTES
-        # In two looks: a process that is about to start a program shares the memory of the one that starts it.
+        # In two looks: a process that is about to start a program shares the memory of its parent.
         verdict = "hang" if time.monotonic() - began > SECONDS else "memory" if much and before else ""
         if verdict:
             break
@@ -137,8 +137,9 @@ def descendants(pid: int) -> list[int]:
 
 
 def memory(pid: int) -> int:
-    """Bytes that a process and those below it hold. A page that a fork shares counts once; pages of files do not
-    count: the system takes them away where memory is short, and a process that grows would seem to hold less."""
+    """Bytes that a process and those below it hold. A page that a fork shares counts once. Pages of files do
+    not count: the system takes them away where memory is short, and a process that grows would seem to hold
+    less."""
     return sum(held(one) for one in descendants(pid))
 
 

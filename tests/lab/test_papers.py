@@ -175,7 +175,7 @@ AS_THE_PAPER = {
         "none": {"test_error": 23.30}, "r = 2": {"test_error": 22.29},
         "r = 4": {"test_error": 22.25, "early_spread": 0.02, "late_spread": 0.2},
         "r = 8": {"test_error": 22.26}, "r = 16": {"test_error": 22.28}, "r = 4, pre": {"test_error": 22.23},
-        "r = 4, post": {"test_error": 22.78}, "r = 4, identity": {"test_error": 22.20},
+        "r = 4, post": {"test_error": 22.78}, "r = 4, identity": {"test_error": 22.20, "passed": 1},
         "r = 4, max": {"test_error": 22.57}, "r = 4, no squeeze": {"test_error": 22.93},
         "r = 4, longer": {"test_error": 22.28}, "r = 4, pre, longer": {"test_error": 22.23},
         "r = 4, identity, longer": {"test_error": 22.20},

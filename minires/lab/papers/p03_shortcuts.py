@@ -30,8 +30,8 @@ class Shortcuts(Lab):
     source = "He et al. 2015, arXiv:1512.03385, table 3"
     why = (
         "The paper's table is of 34 layers on ImageNet; here they are networks of 20 layers for CIFAR, where "
-        "C has 5% more parameters than A. Five seeds, since from the first three it could not be told whether "
-        "C with few blocks is within two points of B."
+        "C has 5% more parameters than A. Five seeds, since from the first three it could not be told "
+        "whether C with few blocks is within two points of B."
     )
     expects = (
         *(

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -365,6 +366,22 @@ def test_the_formula_of_an_own_optimizer_sees_clipped_and_decayed_gradients() ->
     before = w.data.copy()
     Plain([w], 0.5, weight_decay=0.1, decoupled=True).step()
     np.testing.assert_allclose(w.data, before * 0.95, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("registries_as_before")
+def test_a_schedule_may_have_an_option_called_begin():
+    @schedules.register("from_begin")
+    @dataclass
+    class FromBegin(schedules.Curve):
+        begin: float = 0.5
+        ranges = {"begin": (0, 1)}
+
+        def __call__(self, lr, step, steps):
+            return lr * self.begin
+
+    made = schedules.Schedule({"name": "from_begin", "begin": 0.25}, lr=1.0, total_steps=4)
+    assert made.lr(0) == 0.25
+    assert schedules.options_of("from_begin") == ["begin", "warmup", "warmup_start"]
 
 
 @pytest.mark.parametrize("register", [models.register, optim.register, schedules.register, data.register])

@@ -39,6 +39,7 @@ T = (
     1.7033, 1.7011, 1.6991, 1.6973,
 )  # fmt: skip
 NORMAL = 1.6449
+ROUNDING = 1e-9  # of the measured numbers: what is so close to a border lies on it
 
 Cases = str | tuple[str, ...]
 Measured = Mapping[str, Sequence[Mapping[str, Any]]]  # by case, what was measured from each seed
@@ -68,7 +69,8 @@ class Expect:
     ``says`` is the claim in words, ``paper`` the figure that the paper has for it; ``because`` explains, by
     what else was run, why it came out otherwise where it did, and is shown only then. ``of`` and ``minus``
     are each the name of a case, or of several whose mean is taken, and the name of what was measured there;
-    ``unit`` is that of the value.
+    ``unit`` is that of the value. A claim that two which have learnt nothing would fulfil, as they are equal,
+    is only of the seeds in which both have; ``learnt`` asks that of any other claim, too.
 
     Raises: ConfigError if no border is given, or none lies between them.
 
@@ -87,6 +89,7 @@ class Expect:
     unit: str = "points"
     paper: str = ""
     because: str = ""
+    learnt: bool = False
 
     def __post_init__(self) -> None:
         for name in ("of", "minus"):
@@ -112,16 +115,17 @@ class Expect:
         low, high = f"{self.above:g}", f"{self.below:g}"
         value = _named(self.of) + (f" - {_named(self.minus)}" if self.minus else "")
         if self.below == math.inf:
-            return f"{value} > {low} {self.unit}".rstrip()
-        if self.above == -math.inf:
-            return f"{value} < {high} {self.unit}".rstrip()
-        both = ", of the seeds in which both learnt" if self.is_closeness else ""
-        return f"{value} from {low} to {high} {self.unit}".rstrip() + both
+            where = f"> {low}"
+        else:
+            where = f"< {high}" if self.above == -math.inf else f"from {low} to {high}"
+        seeds = "both" if self.minus else "it"
+        learnt = f", of the seeds in which {seeds} learnt" if self.of_learnt else ""
+        return f"{value} {where} {self.unit}".rstrip() + learnt
 
     @property
-    def is_closeness(self) -> bool:
-        """Whether it says that two things lie close together."""
-        return self.minus is not None and math.isfinite(self.above) and math.isfinite(self.below)
+    def of_learnt(self) -> bool:
+        """Whether seeds count only in which all its cases have learnt something."""
+        return self.learnt or self.minus is not None and self.above < 0 < self.below
 
     @property
     def cases(self) -> tuple[str, ...]:
@@ -142,15 +146,17 @@ class Expect:
         Raises: ConfigError if there is no such case.
         """
         found = [_values(numbers, place) for place in self._places]
-        if self.is_closeness:
+        if self.of_learnt:
             learnt = [_learnt(numbers, cases) for cases, _ in self._places]
             found[0] = [one if all(both) else None for one, *both in zip(found[0], *learnt, strict=True)]
         pairs = [[one for one in pair if one is not None] for pair in zip(*found, strict=True)]
         values = tuple(pair[0] - sum(pair[1:]) for pair in pairs if len(pair) == len(found))
         low, high = interval(values)
-        if low > self.above and high < self.below:
+        # What rounding does to numbers that are the same for all seeds decides nothing.
+        least = ROUNDING * max((abs(one) for pair in pairs for one in pair), default=0.0)
+        if low > self.above + least and high < self.below - least:
             verdict = AGREES
-        elif high < self.above or low > self.below:
+        elif high < self.above - least or low > self.below + least:
             verdict = DIFFERS
         else:
             verdict = UNCLEAR

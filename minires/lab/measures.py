@@ -73,15 +73,11 @@ def gates_by_class(model: Module, x: NDArray[Any], labels: NDArray[Any]) -> list
 
         return keep
 
-    hooks = [
-        one.expand.register_forward_hook(note(path))
-        for path, one in model.named_modules()
-        if isinstance(one, SqueezeExcitation)
-    ]
-    with no_grad():
+    with no_grad(), contextlib.ExitStack() as hooks:
+        for path, one in model.named_modules():
+            if isinstance(one, SqueezeExcitation):
+                hooks.callback(one.expand.register_forward_hook(note(path)).remove)
         model(Tensor(x))
-    for hook in hooks:
-        hook.remove()
     classes = np.unique(labels)
     return [np.array([gate[labels == one].mean(axis=0) for one in classes]) for gate in gates.values()]
 

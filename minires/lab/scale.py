@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minires import models
-from minires.errors import mapping
+from minires.errors import ConfigError, mapping
 from minires.train import Config
 
 MERGED = ("optimizer", "schedule", "variant")  # what a case names of these is changed, and the rest stays
@@ -36,6 +36,10 @@ class Scale:
     variant: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)  # what only this lab knows: numbers of blocks, ...
     about: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name.replace("-", "").replace("_", "").isalnum():
+            raise ConfigError(f"the scale {self.name!r} names a folder; use letters, digits, - and _")
 
     def but(self, **changes: Any) -> Scale:
         """The same scale with some things changed."""

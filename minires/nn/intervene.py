@@ -471,7 +471,8 @@ def _skipped(model: Module, changes: Sequence[_Change]) -> Iterator[_Change]:
     if not places or any(id(module) in moved or hooks.is_moved(module) for module in chain[: last + 1]):
         return
     before = {id(module): module for module in chain[:last]}
-    if any(id(module) in before for module in chain[last:]):  # held twice, and the second time it runs
+    later = (module for one in chain[last:] for module in one.modules())
+    if any(id(module) in before for module in later):  # held twice, and the second time it runs
         return
     key = next(one.key for one in stores if one.module is chain[last])
     for first in before.values():

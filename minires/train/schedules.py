@@ -242,8 +242,8 @@ def options_of(name: Any) -> list[str]:
     >>> options_of("cosine")
     ['final', 'warmup', 'warmup_start', 'begin']
     """
-    own = (field.name for field in dataclasses.fields(SCHEDULES.find(name)) if field.init)
-    return [*own, *WARMUP, BEGIN]
+    own = [field.name for field in dataclasses.fields(SCHEDULES.find(name)) if field.init]
+    return list(dict.fromkeys([*own, *WARMUP, BEGIN]))
 
 
 class Begin:
@@ -331,14 +331,14 @@ class Schedule:
         for key, value in given.items():
             if key not in known:
                 raise ConfigError(unknown(f"option of the {name} schedule", key, known))
-            if key == BEGIN:
+            if key == BEGIN and BEGIN not in fields:
                 continue
             what, (least, most) = f"{key} of the {name} schedule", kind.ranges.get(key, (0, 1))
             in_steps = key in kind.in_steps or key == "warmup"
             given[key] = _checked(what, value, fields.get(key), least, math.inf if in_steps else most)
             if in_steps:
                 _shares_or_steps(what, given[key])
-        begin = given.pop(BEGIN, None)
+        begin = None if BEGIN in fields else given.pop(BEGIN, None)  # an option of somebody's own comes first
         self.begin = None if begin is None else _begin(name, begin)
         for field in fields.values():
             has_default = not (field.default is field.default_factory is dataclasses.MISSING)

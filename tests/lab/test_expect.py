@@ -106,6 +106,34 @@ def test_the_whole_agrees_if_all_do_and_differs_if_one_does():
     assert overall(["differs", "too small to tell"]) == "differs"
 
 
+def test_what_have_learnt_nothing_are_not_close():
+    """Neither where two borders say it nor where one does, nor where a rule asks for it."""
+    guess = {name: [{"x": 90.0 + at / 10, "learnt": 0} for at in range(3)] for name in "ab"}
+    learnt = {name: [{**one, "learnt": 1} for one in seeds] for name, seeds in guess.items()}
+    close = {"of": ("a", "x"), "minus": ("b", "x")}
+    for claim in (
+        Expect("", **close, above=-2, below=2),
+        Expect("", **close, below=2),
+        Expect("", **close, above=-2),
+        Expect("", of=("a", "x"), above=80, learnt=True),
+    ):
+        assert claim.judge(guess).verdict == "too small to tell" and claim.judge(guess).values == ()
+        assert claim.judge(learnt).verdict == "agrees"
+        assert "learnt" in claim.rule
+    assert Expect("", of=("a", "x"), above=80).judge(guess).verdict == "agrees"
+    assert not Expect("", **close, above=0).of_learnt
+
+
+def test_on_the_border_nothing_can_be_told_whatever_rounding_does():
+    same = {"a": [{"x": 0.1 + 0.2}] * 2, "b": [{"x": 0.3}] * 2}
+    assert Expect("", of=("a", "x"), minus=("b", "x"), above=0).judge(same).verdict == "too small to tell"
+    apart = {"a": [{"x": 0.3}] * 3, "b": [{"x": 0.1}] * 3}
+    assert Expect("", of=("a", "x"), minus=("b", "x"), above=0.2).judge(apart).verdict == "too small to tell"
+    assert Expect("", of=("a", "x"), minus=("b", "x"), above=0.19).judge(apart).verdict == "agrees"
+    tiny = {"a": [{"x": 3e-12}] * 3}
+    assert Expect("", of=("a", "x"), above=0).judge(tiny).verdict == "agrees"
+
+
 def test_what_is_no_rule_is_refused():
     with pytest.raises(ConfigError, match="give one border"):
         Expect("", of=("a", "x"))

@@ -65,7 +65,7 @@ def test_a_lab_runs_at_a_tiny_scale_and_writes_its_report(name, tmp_path):
     assert set(found.numbers) == set(found.cases) and all(len(seeds) == 1 for seeds in found.numbers.values())
     for one in (*found.judged, *found.further):
         ran = [found.numbers[case][0].get("learnt", 1) for case in one.expect.cases]
-        assert len(one.values) == (all(ran) or not one.expect.is_closeness), one.expect.says
+        assert len(one.values) == (all(ran) or not one.expect.of_learnt), one.expect.says
         assert all(map(math.isfinite, one.values)), one.expect.says
         assert one.verdict == "too small to tell"  # of one seed
     folder = tmp_path / f"{name}-tiny"

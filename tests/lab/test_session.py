@@ -449,6 +449,12 @@ def test_a_damaged_run_says_how_it_is_mended(folder):
     assert run_lab(lab, quick(lab), seeds=1, out="labs", say=str).verdict == "too small to tell"
 
 
+@pytest.mark.parametrize("name", ["", "q/../../evil", "..", "a b"])
+def test_the_name_of_a_scale_names_a_folder(name):
+    with pytest.raises(ConfigError, match="names a folder; use letters"):
+        Scale(name)
+
+
 def test_what_was_scaled_down_is_what_the_runs_had():
     lab = find("P1")
     rows = {name: (here, there) for name, here, there in scaled_down(lab.quick, lab.full)}

@@ -416,6 +416,22 @@ def test_a_stored_activation_of_another_shape_is_refused():
         assert model(x).dtype == np.float32
 
 
+def test_a_module_before_a_stored_one_still_runs_inside_a_later_one():
+    class Inner(nn.Module):
+        def __init__(self, held):
+            super().__init__()
+            self.held = held
+
+        def forward(self, x):
+            return self.held(x)
+
+    twice = nn.Linear(2, 2)
+    model = nn.Sequential(a=twice, b=nn.ReLU(), c=Inner(twice))
+    stored = np.ones((3, 2), np.float32)
+    with minires.intervene(model, {"b": stored}):
+        assert close(model(Tensor(np.zeros((3, 2), np.float32))), twice(Tensor(stored)))
+
+
 def test_a_module_held_twice_before_a_stored_one_still_runs():
     twice = nn.Linear(2, 2)
     model = nn.Sequential(a=twice, b=nn.Linear(2, 2), c=twice)

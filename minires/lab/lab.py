@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from minires.errors import ConfigError
 from minires.lab.expect import Expect
 from minires.lab.run import Run
-from minires.lab.scale import QUICK, Case, Scale
+from minires.lab.scale import QUICK, Case, Scale, see_that_it_names_a_folder
 
 
 class Numbers(dict[str, list[dict[str, Any]]]):
@@ -112,8 +112,7 @@ def checked(lab: Lab) -> Lab:
     missing = [one for one in ("name", "title", "claim", "source", "expects") if not getattr(lab, one)]
     if missing:
         raise ConfigError(f"{where} does not say its {', '.join(missing)}")
-    if not lab.name.replace("-", "").replace("_", "").isalnum():
-        raise ConfigError(f"{where}: its name {lab.name!r} names a folder; use letters, digits, - and _")
+    see_that_it_names_a_folder(f"{where}: its name", lab.name)
     for name, given in (("expects", lab.expects), ("further", lab.further)):
         if not isinstance(given, list | tuple) or not all(isinstance(one, Expect) for one in given):
             raise ConfigError(f"{where}: {name} is a list of minires.lab.Expect")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minires.nn.blocks import Residual
-from minires.nn.intervene import intervene
+from minires.nn.intervene import activations, intervene
 from minires.nn.module import Module
 from minires.nn.squeeze_excitation import SqueezeExcitation
 from minires.ops.cross_entropy import cross_entropy
@@ -65,21 +65,12 @@ def gates_by_class(model: Module, x: NDArray[Any], labels: NDArray[Any]) -> list
 
     Shapes: x (N, H, W, C), labels (N,); for each gate, from the first to the last, (classes, channels).
     """
-    gates: dict[str, NDArray[Any]] = {}
-
-    def note(path: str) -> Callable[[Module, tuple[Tensor, ...], Tensor], None]:
-        def keep(module: Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            gates[path] = 1 / (1 + np.exp(-output.numpy()))  # a sigmoid comes after this layer
-
-        return keep
-
-    with no_grad(), contextlib.ExitStack() as hooks:
-        for path, one in model.named_modules():
-            if isinstance(one, SqueezeExcitation):
-                hooks.callback(one.expand.register_forward_hook(note(path)).remove)
-        model(Tensor(x))
+    # A sigmoid comes after the second dense layer, which is called expand.
+    paths = [path for path, one in model.named_modules() if isinstance(one, SqueezeExcitation)]
+    before = activations(model, x, [f"{path}.expand" for path in paths])
+    gates = [1 / (1 + np.exp(-one)) for one in before.values()]
     classes = np.unique(labels)
-    return [np.array([gate[labels == one].mean(axis=0) for one in classes]) for gate in gates.values()]
+    return [np.array([gate[labels == one].mean(axis=0) for one in classes]) for gate in gates]
 
 
 def _ranks(values: NDArray[Any]) -> NDArray[Any]:

@@ -14,6 +14,12 @@ from minires.train import Config
 MERGED = ("optimizer", "schedule", "variant")  # what a case names of these is changed, and the rest stays
 
 
+def see_that_it_names_a_folder(what: str, name: str) -> None:
+    """Raises: ConfigError, which begins with ``what``, for a name of other than letters, digits, - and _."""
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise ConfigError(f"{what} {name!r} names a folder; use letters, digits, - and _")
+
+
 @dataclass(frozen=True)
 class Scale:
     """How much is done: the pictures, their size, and for how long. ``settings`` are further ones of every
@@ -38,8 +44,7 @@ class Scale:
     about: str = ""
 
     def __post_init__(self) -> None:
-        if not self.name.replace("-", "").replace("_", "").isalnum():
-            raise ConfigError(f"the scale {self.name!r} names a folder; use letters, digits, - and _")
+        see_that_it_names_a_folder("the scale", self.name)
 
     def but(self, **changes: Any) -> Scale:
         """The same scale with some things changed."""

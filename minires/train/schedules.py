@@ -328,17 +328,15 @@ class Schedule:
         name = given.pop("name", None)
         kind, known = SCHEDULES.find(name), options_of(name)
         fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+        begin = None if BEGIN in fields else given.pop(BEGIN, None)  # an option of somebody's own comes first
         for key, value in given.items():
             if key not in known:
                 raise ConfigError(unknown(f"option of the {name} schedule", key, known))
-            if key == BEGIN and BEGIN not in fields:
-                continue
             what, (least, most) = f"{key} of the {name} schedule", kind.ranges.get(key, (0, 1))
             in_steps = key in kind.in_steps or key == "warmup"
             given[key] = _checked(what, value, fields.get(key), least, math.inf if in_steps else most)
             if in_steps:
                 _shares_or_steps(what, given[key])
-        begin = None if BEGIN in fields else given.pop(BEGIN, None)  # an option of somebody's own comes first
         self.begin = None if begin is None else _begin(name, begin)
         for field in fields.values():
             has_default = not (field.default is field.default_factory is dataclasses.MISSING)

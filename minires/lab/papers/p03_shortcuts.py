@@ -51,7 +51,7 @@ class Shortcuts(Lab):
             "times as long a training. It has nothing that passes its blocks unchanged, and the more blocks, "
             "the more that hampers, as the sequel found with 110 layers (arXiv:1603.05027, table 1; a row of "
             "P5, too). With one block of each width, where C has one projection more than B, the two are "
-            "compared below.",
+            "compared in the further questions.",
         ),
         Expect(
             "but by little: between A and C lie less than two points",

@@ -22,9 +22,9 @@ OTHERS = {"r = 4, pre": {"placement": "pre"}, "r = 4, post": {"placement": "post
           "r = 4, identity": {"placement": "identity"}, "r = 4, max": {"squeeze": "max"},
           "r = 4, no squeeze": {"squeeze": "none"}}  # fmt: skip
 HALVED = (
-    "Each gate on a shortcut passes about half of what it is given, all together next to nothing, see below. "
-    "Halved shortcuts without gates cost as much in P5. Trained three times as long it stays behind; the "
-    "paper trains for 100 epochs of ImageNet."
+    "Each gate on a shortcut passes about half of what it is given, all together next to nothing (further "
+    "questions). Halved shortcuts without gates cost as much in P5. Trained three times as long it stays "
+    "behind; the paper trains for 100 epochs of ImageNet."
 )
 PLACES = (("before the branch", "pre", 22.23, ""), ("on the shortcut", "identity", 22.20, HALVED))
 
@@ -93,7 +93,7 @@ class Gates(Lab):
         return found
 
     def measure(self, run: Run) -> dict[str, Any]:
-        """Errors; of the network with r = 4 the mean of its gates by class, and how far classes differ."""
+        """Errors; of two networks with r = 4 the gates, how far they differ by class, and what all pass."""
         found: dict[str, Any] = run.errors()
         if run.case in ("r = 4", "r = 4, identity") and not run.diverged:
             labels = run.splits.test.labels

@@ -18,7 +18,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterator
+import tokenize
 from pathlib import Path
 
 from minires.errors import ConfigError, MiniresError
@@ -38,6 +38,7 @@ __all__ = [
 ]  # fmt: skip
 
 OWN = "minires_lab_of_"  # what the module of a file is called begins with this
+_helped: set[str] = set()  # modules that files of labs have imported from beside them
 
 
 def find(name: str) -> Lab:
@@ -72,45 +73,65 @@ def load_file(path: str | os.PathLike[str]) -> Lab:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where dataclasses look for the names in it
     beside = str(path.resolve().parent)
-    if beside not in sys.path:
-        sys.path.insert(0, beside)
+    sys.path[:] = [beside, *(one for one in sys.path if one != beside)]
+    for helper in _helped:  # it may have changed, or lie beside another lab
+        sys.modules.pop(helper, None)
+    before = set(sys.modules)
     try:
         spec.loader.exec_module(module)
+        found = [
+            one for one in vars(module).values()
+            if isinstance(one, type) and issubclass(one, Lab) and one.__module__ == name
+        ]  # fmt: skip
+        labs = [one() for one in found] if len(found) == 1 else []
     except MiniresError:
         raise
     except (Exception, SystemExit) as error:
         said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise MiniresError(f"{path} fails when it is run: {said}") from error
-    found = [
-        one for one in vars(module).values()
-        if isinstance(one, type) and issubclass(one, Lab) and one.__module__ == name
-    ]  # fmt: skip
-    if len(found) != 1:
+    if not labs:
         names = ", ".join(one.__name__ for one in found) or "none"
         raise ConfigError(f"{path} must have one subclass of minires.lab.Lab, and has {names}")
-    lab = checked(found[0]())
+    lab = checked(labs[0])
     if lab.name in LABS:
         raise ConfigError(f"{path}: a lab of minires is called {lab.name!r}; choose another name")
-    helpers = sorted(_helpers(beside))
-    texts = [path.read_text(encoding="utf-8"), *(one.read_text(encoding="utf-8") for one in helpers)]
+    helpers = _helpers(beside)
+    _helped.update(helpers.keys() - before)
+    texts = [_text(one) for one in (path, *sorted(set(helpers.values())))]
     lab.file, lab.version = str(path), digest(texts)
     lab.beside = digest([_without(texts[0], type(lab).__name__), *texts[1:]])
     return lab
 
 
-def _helpers(folder: str) -> Iterator[Path]:
-    """The files in a folder that were imported, of what is installed there apart."""
+def _text(path: Path) -> str:
+    """The text of a program, in the encoding that it names."""
+    with tokenize.open(path) as file:
+        return file.read()
+
+
+def _helpers(folder: str) -> dict[str, Path]:
+    """The modules that were imported from a folder and their files, of what is installed there apart."""
+    found = {}
     for name, module in list(sys.modules.items()):
         file = Path(getattr(module, "__file__", None) or "")
-        is_ours = name.partition(".")[0] == "minires" or name.startswith(OWN) or "site-packages" in file.parts
+        is_ours = name.partition(".")[0] in ("minires", "__main__") or name.startswith(OWN)
         # Some modules (of PyTorch) name a file that there is not, relative to wherever the program runs.
-        if not is_ours and file.suffix == ".py" and file.is_file() and file.resolve().is_relative_to(folder):
-            yield file
+        if is_ours or "site-packages" in file.parts or file.suffix != ".py" or not file.is_file():
+            continue
+        if file.resolve().is_relative_to(folder):
+            found[name] = file
+    return found
 
 
 def _without(text: str, name: str) -> str:
-    """What a program says beside a class and its own description; comments and layout do not count."""
+    """What a program says beside a class (but for classes in it, such as networks) and its own description;
+    comments and layout do not count."""
     tree = ast.parse(text)
     described = ast.get_docstring(tree) is not None
-    kept = [one for one in tree.body[described:] if not (isinstance(one, ast.ClassDef) and one.name == name)]
+    kept: list[ast.stmt] = []
+    for one in tree.body[described:]:
+        if isinstance(one, ast.ClassDef) and one.name == name:
+            kept += [inner for inner in one.body if isinstance(inner, ast.ClassDef)]
+        else:
+            kept.append(one)
     return "\n".join(map(ast.dump, kept))

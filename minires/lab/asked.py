@@ -7,7 +7,9 @@ says which lab, which method, of which run, and at which line of the file.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
+import hashlib
 import json
 import sys
 import traceback
@@ -23,6 +25,8 @@ from minires.lab.run import Pictures, Run, digest, key
 from minires.lab.scale import Case, Scale
 from minires.registry import added
 from minires.train import run_folder, state
+
+LONGEST = 2**20  # characters of JSON that are kept of a run
 
 
 def cases(lab: Lab, scale: Scale, pictures: Pictures) -> dict[str, Case]:
@@ -40,7 +44,18 @@ def cases(lab: Lab, scale: Scale, pictures: Pictures) -> dict[str, Case]:
                 f"{_named(lab)}: the case {name!r} is a {type(case).__name__}; make it with scale.train(...) "
                 "or scale.fresh(...)"
             )
-    found = {str(name): _with_what_decides(case, lab, pictures) for name, case in given.items()}
+        if not isinstance(name, str) or not name or name.startswith("_"):
+            raise ConfigError(
+                f"{_named(lab)}: the name of a case is a text that does not begin with _, not {name!r}"
+            )
+        try:
+            digest([plain(dict(case.settings)), plain(dict(case.extra))])
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{_named(lab)}: settings of the case {name!r} are numbers, texts, lists and dicts of them "
+                f"by name; {error}"
+            ) from error
+    found = {name: _with_what_decides(case, lab, pictures) for name, case in given.items()}
     same: dict[str, str] = {}
     for name, case in found.items():
         if case.trained and (other := same.setdefault(key(case, 0), name)) != name:
@@ -61,6 +76,8 @@ def _with_what_decides(case: Case, lab: Lab, pictures: Pictures) -> Case:
     decides: list[Any] = []
     if case.settings["data"] not in data.names():
         decides.append(state.fingerprint(pictures(dataclasses.replace(case, tests=None))))
+    if (start := Path(str(case.settings.get("start_from")))).is_file():
+        decides.append(hashlib.sha256(start.read_bytes()).hexdigest())
     if added() & set(_texts(case.settings)):
         decides.append(lab.beside or lab.version)
     settings = plain(dict(case.settings))
@@ -97,11 +114,16 @@ def measured(lab: Lab, run: Run) -> dict[str, Any]:
         )
     given: dict[str, Any] = _rounded(plain(dict(found)))
     try:
-        json.dumps(given)
+        length = len(json.dumps(given))
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"{_named(lab)}: {what} gives numbers, texts, lists and dicts of them by name; {error}"
         ) from error
+    if length > LONGEST:
+        raise ConfigError(
+            f"{_named(lab)}: {what} gives {length:,} characters of JSON, and at most {LONGEST:,} are kept of "
+            "a run; give means, or a part of it"
+        )
     if not run.diverged:
         for one in (*lab.expects, *lab.further):
             _see_that_it_is_there(lab, one, run.case, given)
@@ -121,9 +143,10 @@ def _see_that_it_is_there(lab: Lab, one: Expect, case: str, given: Mapping[str, 
 
 
 def drawn(lab: Lab, numbers: Numbers, figure: Any) -> None:
-    """Let a lab draw its figure. Raises: MiniresError if it fails."""
+    """Let a lab draw its figure, of a copy of the numbers. Raises: MiniresError if it fails."""
     with _of(lab, "figure()"):
-        lab.figure(numbers, figure)
+        lab.figure(copy.deepcopy(numbers), figure)
+        figure.draw_without_rendering()  # what matplotlib cannot set, such as half a formula in a name
 
 
 @contextlib.contextmanager
@@ -132,14 +155,14 @@ def _of(lab: Lab, what: str) -> Iterator[None]:
         yield
     except (CheckpointError, DataError):  # of a run folder, of pictures
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         kind = ConfigError if isinstance(error, ConfigError) else MiniresError
         said = [str(error)] if isinstance(error, MiniresError) else [type(error).__name__, str(error)]
         where = f"{what} fails, {_place(lab, error)}"
         raise kind(": ".join([_named(lab), where, *filter(None, said)])) from error
 
 
-def _place(lab: Lab, error: Exception) -> str:
+def _place(lab: Lab, error: BaseException) -> str:
     """Where in the file of the lab, which is not always where it was raised."""
     file = getattr(sys.modules.get(type(lab).__module__), "__file__", None)
     frames = traceback.extract_tb(error.__traceback__)
@@ -152,11 +175,13 @@ def _named(lab: Lab) -> str:
 
 
 def _rounded(value: Any) -> Any:
-    """Numbers of six digits, and None for what is not finite, which JSON does not hold."""
+    """Numbers of six digits, and None for what is not finite, or beyond it, which JSON does not hold."""
     if isinstance(value, dict):
         return {str(name): _rounded(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [_rounded(one) for one in value]
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        return None
     if isinstance(value, float):
         return run_folder.finite(float(f"{value:.6g}"))
     return value

@@ -70,9 +70,10 @@ class Expect:
     what else was run, why it came out otherwise where it did, and is shown only then. ``of`` and ``minus``
     are each the name of a case, or of several whose mean is taken, and the name of what was measured there;
     ``unit`` is that of the value. A claim that two which have learnt nothing would fulfil, as they are equal,
-    is only of the seeds in which both have; ``learnt`` asks that of any other claim, too.
+    is only of the seeds in which both have; ``learnt`` asks that of any other claim, too. ``added`` says that
+    the rule was put, or put anew, when runs had been seen: reports say so.
 
-    Raises: ConfigError if no border is given, or none lies between them.
+    Raises: ConfigError if no border is given, or none lies between them, or what is said is no text.
 
     >>> claim = Expect("deep is worse", of=("deep", "error"), minus=("shallow", "error"), above=0)
     >>> numbers = {"deep": [{"error": 9.0}, {"error": 8.5}], "shallow": [{"error": 7.0}, {"error": 6.75}]}
@@ -90,11 +91,15 @@ class Expect:
     paper: str = ""
     because: str = ""
     learnt: bool = False
+    added: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("says", "unit", "paper", "because"):
+            if not isinstance(given := getattr(self, name), str):
+                raise ConfigError(f"the expectation {self.says!r}: {name} is a text, not {given!r}")
         for name in ("of", "minus"):
             place = getattr(self, name)
-            if place is not None and not (isinstance(place, tuple) and len(place) == 2):
+            if not (_is_place(place) or name == "minus" and place is None):
                 raise ConfigError(
                     f"the expectation {self.says!r}: {name} is the name of a case and of what was measured "
                     f'there, such as ("plain-20", "test_error"), not {place!r}'
@@ -195,6 +200,13 @@ def overall(verdicts: Sequence[str]) -> str:
 
 def _names(cases: Cases) -> tuple[str, ...]:
     return (cases,) if isinstance(cases, str) else cases
+
+
+def _is_place(place: Any) -> bool:
+    if not isinstance(place, tuple) or len(place) != 2 or not isinstance(place[0], str | tuple):
+        return False
+    texts = (*_names(place[0]), place[1])
+    return len(texts) > 1 and all(isinstance(one, str) and one for one in texts)
 
 
 def _named(place: tuple[Cases, str]) -> str:

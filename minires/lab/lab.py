@@ -64,10 +64,12 @@ class Lab:
     ``full`` are its scales: minutes, about an hour for each seed on two cores, and the paper's own setting.
     ``why`` says what stands in the place of the paper's experiment and why. ``expects`` is what the claim
     says, and decides on the verdict; ``further`` are questions besides, judged by the same rule, which
-    explain or take apart what was found. ``seeds`` are as many starts as it asks for. What was measured is
-    found again as long as ``version`` is the same: raise it when ``measure`` measures something else, or a
-    network of your own is another. Of a lab in a file of your own that is seen: ``version`` is the whole
-    file, ``beside`` what stands in it beside the lab, where its networks are, and ``file`` its path.
+    explain or take apart what was found. ``means`` says in a few words what each measured number is, those of
+    ``run.errors()`` apart, and what the names in ``extra`` of its scales are: the report has it. ``seeds``
+    are as many starts as it asks for. What was measured is found again as long as ``version`` is the same:
+    raise it when ``measure`` measures something else, or a network of your own is another. Of a lab that
+    ``load_file`` reads from a file that is seen: ``version`` is the whole file, ``beside`` what stands in it
+    beside the lab, where its networks are, and ``file`` its path.
     """
 
     number: ClassVar[str] = ""
@@ -78,6 +80,7 @@ class Lab:
     why: ClassVar[str] = ""
     expects: ClassVar[Sequence[Expect]] = ()
     further: ClassVar[Sequence[Expect]] = ()
+    means: ClassVar[Mapping[str, str]] = {}
     seeds: ClassVar[int] = 3
     version: int | str = 1
     beside: str = ""
@@ -88,7 +91,7 @@ class Lab:
 
     def cases(self, scale: Scale) -> Mapping[str, Case]:
         """What is compared, by name."""
-        raise ConfigError("a lab defines cases(self, scale), and this one does not")
+        raise NotImplementedError
 
     def measure(self, run: Run) -> Mapping[str, Any]:
         """What is measured of one run: numbers, and lists of numbers, by name."""
@@ -96,7 +99,7 @@ class Lab:
 
     def figure(self, numbers: Numbers, figure: Any) -> None:
         """Draw what was measured into a figure of matplotlib."""
-        raise ConfigError("a lab defines figure(self, numbers, figure), and this one does not")
+        raise NotImplementedError
 
     def scale(self, name: str) -> Scale:
         """The scale of this name. Raises: ConfigError if there is none."""
@@ -108,14 +111,24 @@ class Lab:
 
 def checked(lab: Lab) -> Lab:
     """See that a lab says what it must. Raises: ConfigError that names what is missing."""
-    where = f"the lab {type(lab).__name__}"
+    where, kind = f"the lab {type(lab).__name__}", type(lab)
     missing = [one for one in ("name", "title", "claim", "source", "expects") if not getattr(lab, one)]
     if missing:
         raise ConfigError(f"{where} does not say its {', '.join(missing)}")
+    for name in ("number", "name", "title", "claim", "source", "why"):
+        if not isinstance(given := getattr(lab, name), str):
+            raise ConfigError(f"{where}: {name} is a text, not {given!r}")
+    if kind.cases is Lab.cases or kind.figure is Lab.figure:
+        missing = ["cases(self, scale)"] * (kind.cases is Lab.cases)
+        missing += ["figure(self, numbers, figure)"] * (kind.figure is Lab.figure)
+        raise ConfigError(f"{where} does not define {' and '.join(missing)}")
     see_that_it_names_a_folder(f"{where}: its name", lab.name)
     for name, given in (("expects", lab.expects), ("further", lab.further)):
         if not isinstance(given, list | tuple) or not all(isinstance(one, Expect) for one in given):
             raise ConfigError(f"{where}: {name} is a list of minires.lab.Expect")
+    says = [one.says for one in (*lab.expects, *lab.further)]
+    if double := next((one for one in says if says.count(one) > 1), None):
+        raise ConfigError(f"{where}: two rules say {double!r}; give each its own words")
     for name in ("quick", "hour", "full"):
         if not isinstance(getattr(lab, name), Scale):
             raise ConfigError(f"{where}: {name} is a minires.lab.Scale")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minires.errors import ConfigError
 from minires.nn.blocks import Residual
 from minires.nn.intervene import activations, intervene
 from minires.nn.module import Module
@@ -73,6 +74,24 @@ def gates_by_class(model: Module, x: NDArray[Any], labels: NDArray[Any]) -> list
     return [np.array([gate[labels == one].mean(axis=0) for one in classes]) for gate in gates]
 
 
+def weights_read(
+    weights: Mapping[str, NDArray[Any]], block: str, growth: int
+) -> list[list[float]]:
+    """Who reads whom in a dense block: for each of its layers the mean size of its weights for the block's
+    input, and for what each layer before has added.
+
+    Shapes: kernels (KH, KW, C, O) by path; of layer i a list of 1 + i numbers.
+    """
+    rows: list[list[float]] = []
+    for path, kernel in weights.items():
+        if path.startswith(f"{block}.layer") and path.endswith("conv1.weight"):
+            by_channel = np.abs(kernel).mean(axis=(0, 1, 3))
+            first = len(by_channel) - len(rows) * growth
+            edges = [0, *(first + at * growth for at in range(len(rows) + 1))]
+            rows.append([float(by_channel[a:b].mean()) for a, b in zip(edges, edges[1:], strict=False)])
+    return rows
+
+
 def _ranks(values: NDArray[Any]) -> NDArray[Any]:
     return np.array([((values < one).sum() + (values <= one).sum() + 1) / 2 for one in values])
 
@@ -108,9 +127,14 @@ class Changed:
 
     def swapped(self, count: int, rng: np.random.Generator) -> tuple[int, list[str]]:
         """Another order after ``count`` swaps of two blocks of one stage: how many pairs of blocks stand the
-        other way round (Kendall's distance), and the order."""
+        other way round (Kendall's distance), and the order.
+
+        Raises: ConfigError if no stage has two blocks.
+        """
         stages = [list(range(len(stage))) for stage in self.stages.values()]
         sizes = np.array([len(stage) * (len(stage) - 1) for stage in stages], dtype=float)
+        if not sizes.any():
+            raise ConfigError("there is no stage with two blocks of one shape, so none can be swapped")
         for _ in range(count):
             stage = stages[rng.choice(len(stages), p=sizes / sizes.sum())]
             a, b = rng.choice(len(stage), 2, replace=False)

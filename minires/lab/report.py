@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from minires.inspect.runs import spread
 from minires.lab.asked import drawn
 from minires.lab.expect import AGREES, DIFFERS, UNCLEAR, Judged
 from minires.lab.outcome import Outcome
-from minires.lab.scale import Scale
+from minires.lab.run import MEANS
+from minires.lab.scale import Case, Scale
 from minires.train import Config
 from minires.train.canvas import new_figure, save_figure
 
@@ -110,8 +112,7 @@ def report(outcome: Outcome) -> Iterator[Part]:
     if outcome.further:
         yield Heading(2, "Further questions")
         yield Paragraph(
-            "They take apart or explain what was found, and do not decide on the verdict. Some were put, or "
-            "put anew, when the runs had been seen."
+            "They take apart or explain what was found, and do not decide on the verdict."
         )
         yield _judged("question", outcome.further)
     explained = [one for one in (*outcome.judged, *outcome.further)
@@ -120,34 +121,44 @@ def report(outcome: Outcome) -> Iterator[Part]:
         yield Heading(2, "What differs, and why")
         for one in explained:
             yield Paragraph(f"**{one.expect.says}**: {one.expect.because}")
-    yield Heading(2, "The rule, stated before the runs")
+    yield Heading(2, "The rules")
     yield Paragraph(
         "Each seed gives one value. A claim agrees if the whole 90% interval of their mean (Student's t) "
         "lies where the claim says, differs if it lies elsewhere, and is too small to tell else. One seed is "
-        "never enough. Measured is the mean, and half of that interval."
+        "never enough. Measured is the mean, and behind ± half of that interval. A rule that was put, or put "
+        "anew, when runs had been seen says less than one that was there before."
     )
     yield Table(
-        ("claim", "rule", "each seed"),
+        ("claim", "rule", "each seed", "put"),
         [
-            (one.expect.says, one.expect.rule, ", ".join(f"{value:.3g}" for value in one.values) or "-")
+            (one.expect.says, one.expect.rule, ", ".join(f"{value:.3g}" for value in one.values) or "-",
+             "runs seen" if one.expect.added else "before the runs")
             for one in (*outcome.judged, *outcome.further)
         ],
-    )
+    )  # fmt: skip
     yield Heading(2, "What was run")
+    trained = any(one.trained for one in outcome.cases.values())
     yield Paragraph(
         f"{counted(len(outcome.cases), 'case')}, {counted(outcome.seeds, 'seed')}, "
-        f"{outcome.when}; again: {again(outcome)}. The pictures: {known_as(scale)}."
+        f"{outcome.when}; again: {again(outcome)}. The pictures: {known_as(scale, trained=trained)}."
     )
-    yield from _of_all(outcome)
-    if guessing := [case for case in outcome.cases if _only_guesses(outcome.numbers[case])]:
+    if scale.data not in (usual := {one.data for one in (lab.quick, lab.hour, lab.full)}):
         yield Paragraph(
-            f"**Not five points better than guessing**, in training: {'; '.join(guessing)}. What is seen "
-            "there is not how well it learns, but that it has not begun to."
+            f"**These are other pictures** than those of the lab ({', '.join(sorted(usual))}): numbers in "
+            "its claim and its rules are not of them."
+        )
+    yield from _made(outcome.cases)
+    yield from _of_all(outcome)
+    if idle := [f"{case} ({lost} of {len(outcome.numbers[case])} seeds)" for case in outcome.cases
+                if (lost := sum(one.get("learnt") == 0 for one in outcome.numbers[case]))]:  # fmt: skip
+        yield Paragraph(
+            f"**Not five points better than guessing**, in training: {'; '.join(idle)}. What is seen there "
+            "is not how well it learns, but that it has not begun to."
         )
     yield Heading(2, "What was scaled down, and why")
     if lab.why:
         yield Paragraph(lab.why)
-    rows = list(scaled_down(scale, lab.full, trained=any(one.trained for one in outcome.cases.values())))
+    rows = [(lab.means.get(name, name), *both) for name, *both in scaled_down(scale, lab.full, outcome.cases)]
     if rows:
         yield Table(("setting", "here", "with `--scale full`"), rows)
     else:
@@ -176,7 +187,8 @@ def shown(judged: Judged) -> str:
 
 
 def _of_all(outcome: Outcome) -> Iterator[Part]:
-    """A table of the single numbers, first those of the rules: mean and standard deviation over the seeds."""
+    """A table of the single numbers, first those of the rules: mean and standard deviation over the seeds;
+    and what they are."""
     rules = [one.expect for one in (*outcome.judged, *outcome.further)]
     names = dict.fromkeys(name for one in rules for case in one.cases for name in one.figures(case))
     for seeds in outcome.numbers.values():
@@ -189,41 +201,68 @@ def _of_all(outcome: Outcome) -> Iterator[Part]:
         return
     yield Table(
         ("case", *(name.replace("_", " ") for name in chosen)),
-        [(case, *(_spread(outcome.numbers.all(case, name).tolist()) for name in chosen))
-         for case in outcome.numbers],
-    )  # fmt: skip
+        [(case, *(_spread(outcome.numbers[case], name) for name in chosen)) for case in outcome.numbers],
+    )
     more = f" All others stand in `{TABLE}`." if len(names) > MOST else ""
-    yield Paragraph(f"Mean ± standard deviation over the seeds.{more}")
+    yield Paragraph(f"Mean, and in brackets standard deviation, over the seeds.{more}")
+    means = MEANS | dict(outcome.lab.means)
+    if told := [(name.replace("_", " "), means[name]) for name in chosen if name in means]:
+        yield Table(("measured", "what it is"), told)
 
 
-def _spread(values: Sequence[float]) -> str:
+def _spread(seeds: Sequence[Mapping[str, Any]], name: str) -> str:
+    values = [one[name] for one in seeds if isinstance(one.get(name), int | float)]
     measured = spread(values)
     if measured is None:
         return "-"
     mean, deviation = measured
-    return f"{mean:.4g}" + ("" if deviation is None else f" ± {deviation:.2g}")
+    if all(isinstance(one, int) for one in values) and len(set(values)) == 1:
+        return f"{values[0]:,}"
+    return f"{mean:#.4g}" + ("" if deviation is None else f" ({deviation:.2g})")
 
 
-def _only_guesses(seeds: Sequence[Mapping[str, Any]]) -> bool:
-    return bool(seeds) and all(one.get("learnt") == 0 for one in seeds)
+def _made(cases: Mapping[str, Case]) -> Iterator[Part]:
+    """A table of what the cases are: the model of each with its options, and what is not the same in all."""
+    settings = {name: dict(_flat(dict(case.settings))) for name, case in cases.items()}
+    paths = dict.fromkeys(path for one in settings.values() for path in one)
+    differ = [
+        path for path in paths
+        if path.startswith("variant.") or len({str(one.get(path)) for one in settings.values()}) > 1
+    ]  # fmt: skip
+    rows = []
+    for name, found in settings.items():
+        told = [f"`{found['model']}`"] if found.get("model") else []
+        # Lists have a path for each place: together again.
+        parts: dict[str, list[str]] = {}
+        for path in differ:
+            if path != "model" and found.get(path) is not None:
+                parts.setdefault(re.sub(r"(\.\d+)+$", "", path), []).append(f"{found[path]}")
+        told += [f"{path.rpartition('.')[2].replace('_', ' ')} {', '.join(values)}"
+                 for path, values in parts.items()]  # fmt: skip
+        rows.append((name, "; ".join(told)))
+    if any(told for _, told in rows):
+        yield Table(("case", "what it is"), rows)
 
 
-def known_as(scale: Scale) -> str:
+def known_as(scale: Scale, *, trained: bool = True) -> str:
     """The pictures of a scale in words.
 
     >>> known_as(Scale("quick", pictures=5_000, size=16))
     '`cifar10`, 5,000 to learn from, 16x16'
     """
     count = "all of them" if scale.pictures is None else f"{scale.pictures:,}"
-    return f"`{scale.data}`, {count} to learn from" + (f", {scale.size}x{scale.size}" if scale.size else "")
+    size = f", {scale.size}x{scale.size}" if scale.size else ""
+    return f"`{scale.data}`, {count}{' to learn from' * trained}{size}"
 
 
-def scaled_down(scale: Scale, full: Scale, *, trained: bool = True) -> Iterator[tuple[str, str, str]]:
-    """What differs from the scale ``full``; where nothing is trained, without the settings of training."""
+def scaled_down(scale: Scale, full: Scale, cases: Mapping[str, Case]) -> Iterator[tuple[str, str, str]]:
+    """What differs from the scale ``full``, but for what each of the cases sets by itself; where nothing is
+    trained, without the settings of training."""
+    trained = [one.settings for one in cases.values() if one.trained]
     names = {"data": "data", "pictures": "training pictures", "size": "side of the pictures"}
     if trained:
         names |= {"epochs": "epochs", "batch_size": "pictures in a step"}
-    names["tests"] = "validation pictures; test pictures"
+    names["tests"] = "validation pictures, and test pictures, at most"
     for field, words in names.items():
         here, there = getattr(scale, field), getattr(full, field)
         if here != there:
@@ -233,12 +272,24 @@ def scaled_down(scale: Scale, full: Scale, *, trained: bool = True) -> Iterator[
             yield "recipe", scale.recipe, full.recipe
         ours, theirs = (Config.settings_of(one.recipe, **one.settings) for one in (scale, full))
         for name in {**scale.settings, **full.settings}:
-            if ours[name] != theirs[name]:
-                yield name.replace("_", " "), _listed(ours[name]), _listed(theirs[name])
-    for name in {**scale.extra, **full.extra}:
-        if scale.extra.get(name) != full.extra.get(name):
-            here, there = (_listed(one.extra[name]) if name in one.extra else "-" for one in (scale, full))
-            yield name, here, there
+            here, there = (_left(one[name], name, trained) for one in (ours, theirs))
+            if here != there:
+                yield name.replace("_", " "), _listed(here), _listed(there)
+    for mine, of_full in ((scale.variant, full.variant), (scale.extra, full.extra)):
+        for name in {**mine, **of_full}:
+            if mine.get(name) != of_full.get(name):
+                here, there = (_listed(one[name]) if name in one else "-" for one in (mine, of_full))
+                yield name, here, there
+
+
+def _left(setting: Any, name: str, trained: Sequence[Mapping[str, Any]]) -> Any:
+    """A setting of a scale without those of its parts that differ between the cases, which say them."""
+    if not isinstance(setting, Mapping):
+        return setting
+    return {
+        part: value for part, value in setting.items()
+        if len({str((one.get(name) or {}).get(part)) for one in trained}) == 1
+    }  # fmt: skip
 
 
 def _said(value: Any) -> str:
@@ -257,7 +308,8 @@ def again(outcome: Outcome) -> str:
     """How to have the same once more: the command, if it can ask for this scale."""
     lab, scale, name = outcome.lab, outcome.scale, shlex.quote(outcome.lab.file or outcome.lab.name)
     for which, one in (("quick", lab.quick), ("hour", lab.hour), ("full", lab.full)):
-        if one.name == scale.name:
+        # All pictures are used of another set that has fewer.
+        if scale in (one.but(data=scale.data), one.but(data=scale.data, pictures=None)):
             data = "" if scale.data == one.data else f" --data {shlex.quote(scale.data)}"
             return f"`minires lab {name} --scale {which} --seeds {outcome.seeds}{data}`"
     return f"`run_lab` with this scale and `seeds={outcome.seeds}`"

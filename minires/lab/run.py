@@ -16,13 +16,20 @@ from numpy.typing import NDArray
 from minires import data, models
 from minires.data import Normalize, Splits
 from minires.distributed import Solo
-from minires.errors import CheckpointError, MiniresError, plain
+from minires.errors import CheckpointError, ConfigError, MiniresError, plain
 from minires.inspect.runs import read_run
 from minires.lab.scale import Case
 from minires.nn.module import Module
 from minires.train import Config, Trainer, continuing, layer_figures, load_model, run_folder, state
 
 LEARNT = 5.0  # points of training error below guessing
+MEANS = {
+    "train_error": "percent of the training pictures that were wrong in the last epoch, as they came",
+    "val_error": "percent of the validation pictures that were wrong after the last epoch",
+    "test_error": "percent of the test pictures that were wrong",
+    "diverged": "1 if a loss was not finite (then errors are those of guessing), else 0",
+    "learnt": f"1 if the training error is at least {LEARNT:g} points below that of guessing, else 0",
+}
 
 
 class Pictures:
@@ -49,9 +56,8 @@ class Run:
     """A run, as ``measure`` of a lab sees it.
 
     ``case`` is its name, ``settings`` what it was made with, ``extra`` what else the scale says, ``seed`` its
-    seed. ``diverged`` says that its
-    loss was not finite, so that there is no model. ``epochs`` are the rows of its metrics.csv, and ``folder``
-    is where they stand; a case that is not trained has none.
+    seed. ``diverged`` says that its loss was not finite, so that there is no model. ``epochs`` are the rows
+    of its metrics.csv, and ``folder`` is where they stand; a case that is not trained has none.
     """
 
     def __init__(self, case: str, made: Case, seed: int, folder: Path, pictures: Pictures) -> None:
@@ -85,7 +91,17 @@ class Run:
 
     @functools.cached_property
     def model(self) -> Module:
-        """The trained network, for inference; where nothing is trained a fresh one, as it is made."""
+        """The trained network, for inference; where nothing is trained a fresh one, as it is made.
+
+        Raises: ConfigError if there is none: its loss was not finite, or its case names no model.
+        """
+        if self.diverged:
+            raise ConfigError(
+                f"{self.case!r}, seed {self.seed}: its loss was not finite, so there is no model; see "
+                "run.diverged before"
+            )
+        if not self.settings.get("model"):
+            raise ConfigError(f"the case {self.case!r} has no model: give one, scale.fresh(model=...)")
         if self.trained:
             return load_model(self.folder).model
         name, variant = self.settings["model"], dict(self.settings.get("variant", {}))
@@ -147,7 +163,14 @@ class Run:
         ``val_error``; on the test pictures ``test_error``; and epoch by epoch ``train_errors``,
         ``val_errors``, ``train_losses``. After a loss that was not finite they are those of guessing.
         ``learnt`` is 1 if the training error is at least five points below that of guessing, else 0.
+
+        Raises: ConfigError for a case that is not trained.
         """
+        if not self.trained:
+            raise ConfigError(
+                f"the case {self.case!r} is not trained, so it has no errors of training; define "
+                "measure(self, run) for what is to be measured of it"
+            )
         guess, rows = 100 * (1 - 1 / self.classes), self.epochs
         lost = self.config.epochs - len(rows) if self.diverged else 0  # patience may have ended it, too
 
@@ -167,12 +190,15 @@ class Run:
 
 
 def key(case: Case, seed: int) -> str:
-    """What a run is found again by: those of its settings that decide its result and are not the usual ones.
+    """What a run is found again by: those of its settings that decide its result and are not the usual ones
+    of a training; of what is not trained all of them.
 
     >>> key(Case({"model": "resnet18", "device": "cpu"}), 0) == key(Case({"model": "resnet18"}), 0)
     True
     """
-    usual, free = Config().to_dict(), {*state.FREE, "seed", "recipe"} - {"keep"}  # which says what is tested
+    usual, free = {}, set[str]()
+    if case.trained:
+        usual, free = Config().to_dict(), {*state.FREE, "seed", "recipe"} - {"keep"}  # it says what is tested
     if case.decides and case.settings["data"] not in data.names():
         free.add("data")  # known by content, not by path
     deciding = {

@@ -14,7 +14,7 @@ import datetime
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ from minires.train import run_folder
 from minires.train.fields import between, exactly, listing, record, table, text
 
 RESULTS, MEASURED = "results.json", "measured"
+LONGEST = 2**28  # bytes of results.json: what is kept of a run (see asked.py), many times over
 ROW = record(case=text, seed=between(0), key=text, measured=table(), date=text)
 KIND = record(
     kind=exactly("lab"), format=exactly(1), lab=text, scale=table(), runs=listing(ROW)
@@ -82,8 +83,7 @@ def run_lab(
     checked(lab)
     backend.to_device(np.empty(0), backend.choose_device(device))  # refuses what is none
     comm = comm or Solo()
-    scale = lab.scale(scale) if isinstance(scale, str) else scale
-    usual, scale = scale.data, scale if data is None else scale.but(data=data)
+    scale, usual = _at(lab, scale, data)
     if scale.data not in known_data.names() and not known_data.is_there(scale.data):
         raise ConfigError(
             f"the scale {scale.name} of lab {lab.name} is of {scale.data}, which is no known data set and "
@@ -144,21 +144,27 @@ def run_lab(
 
     for row in each(work, todo, comm):
         known[row["key"]] = row
-    rows = [known.pop(item.key) for item in items]
-    comm.first(lambda: _write(folder, lab, scale, rows, known.values()), "results")
+    rows = [known[item.key] for item in items]
+    comm.first(lambda: _write(folder, lab, scale, rows), "results")
     found = outcome(lab, scale, cases, rows, folder)
     comm.first(lambda: report.write(found), "report")
     return found
 
 
-def recalled(lab: Lab, scale: Scale | str = "quick", out: str | os.PathLike[str] = "labs") -> Outcome:
-    """What a lab has found before, from its results.json in ``out``; nothing is run.
+def recalled(
+    lab: Lab, scale: Scale | str = "quick", out: str | os.PathLike[str] = "labs", *, data: str | None = None
+) -> Outcome:
+    """What a lab has found before, from its results.json in ``out``; nothing is run. ``data`` are the
+    pictures that took the place of its own.
 
     Raises: CheckpointError if there are no results, or they are of other runs than the lab asks for now.
     """
-    scale = lab.scale(scale) if isinstance(scale, str) else scale
-    folder = _folder(lab, scale, out, scale.data)
-    cases, rows = asked.cases(lab, scale, runs.Pictures()), read(folder)["runs"]
+    scale, usual = _at(lab, scale, data)
+    folder = _folder(lab, scale, out, usual)
+    content = read(folder)
+    if data is not None and content["scale"].get("pictures") is None:  # there were fewer than it asks for
+        scale = scale.but(pictures=None)
+    cases, rows = asked.cases(lab, scale, runs.Pictures()), content["runs"]
     seeds = range(1 + max((row["seed"] for row in rows), default=0))
     wanted = [
         (name, seed, asked.measure_key(lab, name, case, seed))
@@ -167,9 +173,15 @@ def recalled(lab: Lab, scale: Scale | str = "quick", out: str | os.PathLike[str]
     if wanted != [(row["case"], row["seed"], row["key"]) for row in rows]:
         raise CheckpointError(
             f"{folder / RESULTS} has other runs, of other settings or another measure, than the lab has now; "
-            f"run it anew: minires lab {lab.name} --scale {scale.name} --out {out}"
+            f"run it anew: minires lab {lab.file or lab.name} --scale {scale.name} --out {out}"
         )
     return outcome(lab, scale, cases, rows, folder)
+
+
+def _at(lab: Lab, scale: Scale | str, data: str | None) -> tuple[Scale, str]:
+    """The scale, of these pictures if any are given, and those that are usual there."""
+    scale = lab.scale(scale) if isinstance(scale, str) else scale
+    return (scale if data is None else scale.but(data=data)), scale.data
 
 
 def begins(lab: Lab, scale: Scale, items: int, todo: int) -> list[str]:
@@ -311,19 +323,19 @@ def read(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises: CheckpointError if there is no such file or it is damaged; ConfigError if it says something else.
     """
-    content = run_folder.read_json(Path(folder) / RESULTS)
+    content = run_folder.read_json(Path(folder) / RESULTS, longest=LONGEST)
     KIND(str(Path(folder) / RESULTS), content)
     return content
 
 
-def _write(
-    folder: Path, lab: Lab, scale: Scale, rows: list[dict[str, Any]], others: Iterable[Mapping[str, Any]]
-) -> None:
-    """Write the results; ``others`` were measured before, and are not asked for now."""
+def _write(folder: Path, lab: Lab, scale: Scale, rows: list[dict[str, Any]]) -> None:
+    """Write the results. What else was measured, before or by another process, stays beside them."""
     said = {name: value for name, value in vars(scale).items() if name != "about"}
     content = {"kind": "lab", "format": 1, "lab": lab.name, "scale": plain(said), "runs": rows}
-    for row in others:
-        _keep(folder, row)
+    ours = {row["key"] for row in rows}
+    for key, row in _known(folder).items():
+        if key not in ours:
+            _keep(folder, row)
     run_folder.write_json(folder / RESULTS, content)
     for row in rows:
         (folder / MEASURED / f"{row['key']}.json").unlink(missing_ok=True)

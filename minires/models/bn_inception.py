@@ -169,7 +169,7 @@ def bn_inception(
     classes: int,
     rng: np.random.Generator,
     se: bool = False,
-    reduction: int = 16,
+    reduction: int | None = 16,
     gate_bias: bool = True,
     squeeze: str = "avg",
     bias: bool = False,
@@ -180,17 +180,20 @@ def bn_inception(
     """The network of the table; with ``se`` every module ends in squeeze and excitation.
 
     ``reduction``, ``gate_bias`` and ``squeeze`` are those of
-    :class:`~minires.nn.squeeze_excitation.SqueezeExcitation`; ``bias`` is that of every convolution.
+    :class:`~minires.nn.squeeze_excitation.SqueezeExcitation`, and with the ``reduction`` None there are no
+    gates; ``bias`` is that of every convolution.
 
     Shapes: pictures (N, 224, 224, 3) -> logits (N, classes); also with other multiples of 32 from 64 on.
     Raises: ConfigError as SqueezeExcitation does.
     """
     norm = {"convention": "torch", "momentum": bn_momentum, "eps": bn_eps}
     convolution = partial(_conv_bn, bias=bias, initializer=initializer, norm=norm, rng=rng)
-    gate = partial(
-        SqueezeExcitation, reduction=reduction, squeeze=squeeze, bias=gate_bias, initializer=initializer,
-        rng=rng,
-    )  # fmt: skip
+    gate = None
+    if se and reduction is not None:
+        gate = partial(
+            SqueezeExcitation, reduction=reduction, squeeze=squeeze, bias=gate_bias, initializer=initializer,
+            rng=rng,
+        )  # fmt: skip
     layers: dict[str, Module] = {
         **convolution("1", 3, Conv(64, 7, 2)),
         "pool1": MaxPool2d(3, stride=2, padding="ceil"),
@@ -200,7 +203,7 @@ def bn_inception(
     }
     channels = 192
     for name, row in MODULES.items():
-        module = InceptionModule(channels, row, convolution=convolution, gate=gate if se else None)
+        module = InceptionModule(channels, row, convolution=convolution, gate=gate)
         layers[f"inception_{name}"] = module
         channels = module.out_channels
     return Sequential(**layers, **stem_and_head.head(channels, classes, initializer=initializer, rng=rng))

@@ -102,6 +102,8 @@ def se_resnet(
     norm: dict[str, Any] = {"convention": "torch", "momentum": bn_momentum, "eps": bn_eps}
     options: dict[str, Any] = {"initializer": initializer, "norm": norm, "rng": rng}
     gate = _gate(reduction, gate_bias, squeeze, initializer, rng)
+    if reduction is None and placement != "standard":
+        raise ConfigError(f"reduction=None leaves out the gates, so there is no placement {placement!r}")
 
     def block(channels: int, n: int, *, stage: int, block: str, stride: int) -> ResidualBlock:
         if kind == "basic":
@@ -222,6 +224,8 @@ def _gate(
     reduction: int | None, gate_bias: bool, squeeze: str, initializer: str, rng: np.random.Generator
 ) -> Callable[[int], SqueezeExcitation | None]:
     """What makes a gate for so many channels; none where there is no reduction."""
+    if reduction is None and squeeze != "avg":
+        raise ConfigError(f"reduction=None leaves out the gates, so there is no squeeze {squeeze!r}")
     if reduction is None:
         return lambda channels: None
     return partial(

@@ -329,6 +329,10 @@ class _Reader:
                 kind, _through(value, place.key), f"{what} goes through {name}", f"{chinese}经过函数 {name}"
             )
         if isinstance(value, Tensor) or is_array(value):
+            if value.dtype.kind in "OSUcMm":
+                raise ConfigError(
+                    f"intervene: {place.key}: what is stored in its place is real numbers, not {value.dtype}"
+                )
             if place.channels is not None:
                 raise ConfigError(f"intervene: {place.key}: channels are scaled by a number, not stored")
             return self._stored(place, value, change)
@@ -449,6 +453,10 @@ def _through(function: Callable[[Tensor], Any], key: str) -> Callable[[Any], Ten
         new = function(y)
         if not isinstance(new, Tensor):
             raise ConfigError(f"the function for {key} must return a tensor, not {type(new).__name__}")
+        if new.shape != y.shape:
+            raise ConfigError(
+                f"the function for {key} must return the shape that it is given, {y.shape}, not {new.shape}"
+            )
         return new
 
     return act

@@ -65,10 +65,11 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
         file.write(text.encode(errors="backslashreplace"))
 
 
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a JSON file of a run folder. Raises: CheckpointError if it is missing or no JSON object."""
-    if Path(path).exists() and (size := regular_file(path, CheckpointError)) > LONGEST_JSON:
-        raise CheckpointError(f"{path}: {size:,} bytes; no JSON file of a run has over {LONGEST_JSON:,}")
+def read_json(path: str | os.PathLike[str], longest: int = LONGEST_JSON) -> dict[str, Any]:
+    """Read a JSON file of a run folder, of so many bytes at most. Raises: CheckpointError if it is missing,
+    longer, or no JSON object."""
+    if Path(path).exists() and (size := regular_file(path, CheckpointError)) > longest:
+        raise CheckpointError(f"{path}: {size:,} bytes; no JSON file of a run has over {longest:,}")
     try:
         content = parsed(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

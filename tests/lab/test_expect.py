@@ -124,6 +124,13 @@ def test_what_have_learnt_nothing_are_not_close():
     assert not Expect("", **close, above=0).of_learnt
 
 
+def test_of_several_cases_all_must_have_learnt():
+    close = Expect("", of=(("a", "b"), "x"), minus=("c", "x"), above=-2, below=2)
+    learnt, idle = {"x": 1.0, "learnt": 1}, {"x": 1.0, "learnt": 0}
+    found = close.judge({"a": [learnt] * 3, "b": [learnt, idle, learnt], "c": [learnt, learnt, idle]})
+    assert found.values == (0.0,)
+
+
 def test_on_the_border_nothing_can_be_told_whatever_rounding_does():
     same = {"a": [{"x": 0.1 + 0.2}] * 2, "b": [{"x": 0.3}] * 2}
     assert Expect("", of=("a", "x"), minus=("b", "x"), above=0).judge(same).verdict == "too small to tell"
@@ -139,6 +146,11 @@ def test_what_is_no_rule_is_refused():
         Expect("", of=("a", "x"))
     with pytest.raises(ConfigError, match="above 2 and below 1"):
         Expect("", of=("a", "x"), above=2, below=1)
+    for of in ("a", ("a",), ((), "x"), (("a", 1), "x"), ("", "x"), ("a", ""), (1, "x"), ["a", "x"]):
+        with pytest.raises(ConfigError, match="of is the name of a case and of what was measured there"):
+            Expect("", of=of, above=0)
+    with pytest.raises(ConfigError, match="paper is a text, not 7"):
+        Expect("", of=("a", "x"), above=0, paper=7)
     with pytest.raises(ConfigError, match="there is no case 'deep'; there are a"):
         DEEPER.judge({"a": [{"error": 1.0}]})
 

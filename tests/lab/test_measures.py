@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from minires import nn
-from minires.errors import ShapeError
-from minires.lab.measures import gates_by_class
+from minires.errors import ConfigError, ShapeError
+from minires.lab.measures import Changed, gates_by_class, weights_read
+from minires.models import build
 from minires.nn import hooks
 from minires.tensor import Tensor
 
@@ -32,3 +33,18 @@ def test_no_hook_stays_if_the_model_fails():
     with pytest.raises(ShapeError):
         gates_by_class(nn.Sequential(gate), np.ones((2, 3, 3, 5), np.float32), np.array([0, 1]))
     assert hooks.entries_of(gate.expand) == ()
+
+
+def test_who_reads_whom_in_a_dense_block():
+    first = np.stack([np.full((3, 3, 5), value) for value in (1, -1, 1, 1)], axis=2)  # 4 channels come in
+    second = np.concatenate([2 * first, 7 * np.ones((3, 3, 2, 5))], axis=2)  # the first layer added 2
+    weights = {"block1.layer1.conv1.weight": first, "block1.layer1.conv2.weight": second,
+               "block1.layer2.conv1.weight": second, "block2.layer1.conv1.weight": first}  # fmt: skip
+    assert weights_read(weights, "block1", growth=2) == [[1.0], [2.0, 7.0]]
+
+
+def test_where_no_stage_has_two_blocks_none_can_be_swapped():
+    model = build("resnet20_cifar", repeats=(1, 1, 1), seed=0)
+    changed = Changed(model, np.zeros((1, 8, 8, 3), np.float32), np.zeros(1, np.int64))
+    with pytest.raises(ConfigError, match="no stage with two blocks"):
+        changed.swapped(1, np.random.default_rng(0))

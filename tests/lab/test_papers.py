@@ -15,7 +15,7 @@ from minires.data import Dataset, Splits
 from minires.lab import LABS, Scale, asked, find, run_lab
 from minires.lab.lab import Numbers
 from minires.lab.outcome import outcome
-from minires.lab.run import Pictures, Run
+from minires.lab.run import MEANS, Pictures, Run
 from minires.train.canvas import new_figure
 
 CLASSES = ("a", "b", "c")
@@ -104,6 +104,11 @@ def test_a_lab_is_a_short_file_that_says_what_it_must(name):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 120
     assert path.name.startswith(f"p{int(lab.number[1:]):02}_")
     assert lab.why and lab.quick.about and find(lab.number) is lab and find(name) is lab
+    # What its rules are of is explained, and what else its scales say.
+    figures = {figure for one in (*lab.expects, *lab.further) for case in one.cases
+               for figure in one.figures(case)}  # fmt: skip
+    extras = {name for scale in (lab.quick, lab.hour, lab.full) for name in scale.extra}
+    assert figures | extras <= {*lab.means, *MEANS}
     for scale in (lab.quick, lab.hour, lab.full):
         cases = lab.cases(scale)
         # Each expectation is of cases that there are, at each scale.
@@ -145,10 +150,12 @@ AS_THE_PAPER = {
         "full, no last norm": {"test_error": 9.0},
     },
     "shortcut-kinds": {
-        "identity": {"test_error": 6.61}, "0.5 on the shortcut": {"test_error": 20},
+        "identity": {"test_error": 6.61}, "0.5 on the shortcut": {"test_error": 20, "arrives": 0.0002},
         "0.5 and 0.5": {"test_error": 12.35}, "no shortcut": {"test_error": 25},
-        "exclusive gating": {"test_error": 8.7}, "gated, half open": {"test_error": 12.86},
-        "gated, nearly open": {"test_error": 6.91}, "1x1 convolution": {"test_error": 12.22},
+        "exclusive gating": {"test_error": 8.7},
+        "gated, half open": {"test_error": 12.86, "arrives": 0.0003},
+        "gated, nearly open": {"test_error": 6.91, "arrives": 0.9},
+        "1x1 convolution": {"test_error": 12.22, "arrives": 2.0},
         "dropout 0.5": {"test_error": 21},
     },
     "warm-up": {
@@ -166,7 +173,7 @@ AS_THE_PAPER = {
         "C = 16": {"test_error": 22.2},
     },
     "densenet": {
-        "k = 6": {"test_error": 8}, "k = 12": {"test_error": 5.24, "early_use": 0.9},
+        "k = 6": {"test_error": 8}, "k = 12": {"test_error": 5.24, "early_use": 0.9, "early_change": 0.9},
         "k = 24": {"test_error": 4.5}, "k = 12, B": {}, "k = 12, C": {},
         "k = 12, BC": {"test_error": 5.5, "parameters": 170},
         "ResNet-20": {"test_error": 8.75, "parameters": 270}, "ResNet-32": {},
@@ -181,16 +188,17 @@ AS_THE_PAPER = {
         "r = 4, identity, longer": {"test_error": 22.20},
     },
     "vgg-depth": {
-        "11": {"test_error": 29.6}, "13": {}, "16": {"test_error": 27.0}, "19": {"train_error": 25},
+        "11": {"test_error": 29.6}, "13": {}, "16": {"test_error": 27.0}, "19": {"train_error": 90},
+        "19, Glorot": {"train_error": 90},
         "11, BN": {"test_error": 29.6}, "13, BN": {"test_error": 28.7}, "16, BN": {"test_error": 27.0},
         "19, BN": {"test_error": 27.3, "train_error": 20}, "13, BN, longer": {"train_error": 12},
         "16, BN, longer": {"train_error": 11},
     },
     "batch-norm": {
-        "plain, BN, high": {"train_error": 20}, "plain, BN, low": {"train_error": 30},
-        "plain, none, high": {"train_error": 90}, "plain, none, low": {},
+        "plain, BN, high": {"train_error": 20, "growth": 0.0}, "plain, BN, low": {"train_error": 30},
+        "plain, none, high": {"train_error": 90}, "plain, none, low": {"train_error": 40},
         "resnet, BN, high": {"train_error": 18, "growth": 0.1}, "resnet, BN, low": {"train_error": 28},
-        "resnet, none, high": {"train_error": 90, "growth": 2.0}, "resnet, none, low": {},
+        "resnet, none, high": {"train_error": 90, "growth": 2.0}, "resnet, none, low": {"train_error": 40},
     },
     "shattered": {
         "plain, BN": {"deepest": 0.0, "shallowest": 0.9}, "plain, no BN": {"deepest": 0.1},

@@ -16,13 +16,17 @@ from quick_runs import dark_and_light
 import minires.lab
 from minires import distributed
 from minires.errors import CheckpointError, ConfigError, DataError, MiniresError
-from minires.lab import Case, Expect, Lab, Scale, draw, find, load_file, recalled, run_lab
+from minires.lab import Case, Expect, Lab, Numbers, Scale, asked, draw, find, load_file, recalled, run_lab
 from minires.lab import run as lab_run
-from minires.lab.report import scaled_down
+from minires.lab.report import markdown, report, scaled_down
+from minires.lab.run import LEARNT, Pictures, Run
 from minires.train import Interrupted, continuing
+from minires.train.canvas import new_figure
 
 OWN = '''
 """Is a second epoch of use?"""
+
+import sys
 
 from minires.lab import Expect, Lab, draw
 from minires.models import register
@@ -237,6 +241,13 @@ def test_what_is_not_trained_is_made_from_each_seed(folder):
         (OWN.replace('of=("one", "loss")', 'of="loss"'), "of is the name of a case and of what was measured"),
         (OWN.replace("expects = [", "quick = 'fast'\n    expects = ["), "quick is a minires.lab.Scale"),
         ("raise SystemExit(0)", "fails when it is run: SystemExit: 0"),
+        (OWN.replace("    def figure", "    def figures"), "does not define figure(self, numbers, figure)"),
+        (OWN.replace("    def cases", "    def case"), "does not define cases(self, scale)"),
+        (OWN.replace('"longer", "Two epochs are better than one"', '"longer", 7'), "title is a text, not 7"),
+        (OWN.replace("    def measure", "    def __init__(self):\n        1 / 0\n\n    def measure"),
+         "fails when it is run: ZeroDivisionError"),
+        (OWN.replace("    def cases", "    further = expects\n\n    def cases"),
+         "two rules say 'two are better'"),
     ],
 )
 def test_a_file_that_is_no_lab_is_refused(folder, capsys, content, words):
@@ -280,8 +291,6 @@ def test_an_own_network_that_changes_is_trained_anew_and_nothing_else_is(folder,
     def run(text):
         before = len(done)
         (folder / "longer.py").write_text(text)
-        for name in ("parts_of_it", "minires_lab_of_longer"):
-            monkeypatch.delitem(sys.modules, name, raising=False)
         lab = find("./longer.py")
         found = run_lab(lab, quick(lab), seeds=1, out="labs", say=str)
         return len(done) - before, found
@@ -298,7 +307,9 @@ def test_an_own_network_that_changes_is_trained_anew_and_nothing_else_is(folder,
     assert [run(one)[0] for one in others] == [0, 0, 0]
     assert run(ours.replace("relu=True", "relu=False"))[0] == 2
     (folder / "parts_of_it.py").write_text("CHANNELS = 5  # one more\n")
-    assert run(ours)[0] == 2
+    changed = run(ours)
+    assert changed[0] == 2 and "own_net_of_a_lab" in str(next(iter(changed[1].cases.values())).settings)
+    assert sys.modules["parts_of_it"].CHANNELS == 5  # in the same process
 
 
 def test_pictures_are_known_by_what_they_are_and_not_by_where(folder, monkeypatch):
@@ -381,17 +392,22 @@ def test_results_of_which_a_run_is_missing_are_not_recalled(folder):
         ('of=("one", "loss")', 'of=("ones", "loss")', "the rule 'two are better': unknown case 'ones'. Did"),
         ('of=("one", "loss")', 'of=("one", "los")', "'one': unknown number 'los'. Did you mean 'loss'"),
         ('of=("one", "loss")', 'of=("one", "val_errors")', "of 'val_errors', which is no number, but a list"),
-        ("run.epochs[-1]", "run.epochs[7]", "of 'one', seed 0 fails, longer.py, line 29: IndexError"),
+        ("run.epochs[-1]", "run.epochs[7]", "of 'one', seed 0 fails, longer.py, line 31: IndexError"),
         ('{"loss": run', "{1} or {'loss': run", "gives a dict of numbers by name, not a set"),
         ('{"loss"', '{"all": {1}, "loss"', "Object of type set is not JSON serializable"),
-        ("**run.errors()", "**run.model(run.batch(2))", "of 'one', seed 0 fails, longer.py, line 29"),
-        ('numbers, "loss")', 'numbers, "loss") + 1', "figure() fails, longer.py, line 32: TypeError"),
-        ('numbers, "loss")', 'numbers, "los")', "longer.py, line 32: unknown number 'los'"),
+        ("**run.errors()", "**run.model(run.batch(2))", "of 'one', seed 0 fails, longer.py, line 31"),
+        ('numbers, "loss")', 'numbers, "loss") + 1', "figure() fails, longer.py, line 34: TypeError"),
+        ('numbers, "loss")', 'numbers, "los")', "longer.py, line 34: unknown number 'los'"),
         ("return {\n            name: scale", "{\n            name: scale", "cases() gives a dict"),
         ('scale.train("own_net_of_a_lab", epochs=epochs)', "{}", "the case 'one' is a dict; make it with"),
         ("epochs=epochs", "epochs=1", "'one' and 'two' are one and the same training"),
         ("scale.train(", "scale.trains(", "cases() fails, longer.py, line 2"),
-        ("def cases", "def case", "cases() fails, lab.py, line"),
+        ('{"loss": run', 'sys.exit() or {"loss": run', "of 'one', seed 0 fails, longer.py, line 31: Sys"),
+        ('{"loss"', '{"all": [0.123] * 200_000, "loss"', "characters of JSON, and at most"),
+        ('train("own_net_of_a_lab", epochs=epochs)', 'fresh(of={epochs})', "settings of the case 'one' are"),
+        ("name: scale.train", "epochs: scale.train", "the name of a case is a text"),
+        ("name: scale.train", "'_' + name: scale.train", "does not begin with _"),
+        ('numbers, "loss")', "numbers, 'loss', figure.suptitle(r'$\\frac$'))", "figure() fails"),
     ],
 )
 def test_what_is_wrong_in_an_own_lab_is_said_with_its_place(folder, old, new, words):
@@ -455,13 +471,22 @@ def test_the_name_of_a_scale_names_a_folder(name):
         Scale(name)
 
 
+def scaled(lab, **changes):
+    scale = lab.quick.but(**changes)
+    return {name: both for name, *both in scaled_down(scale, lab.full, lab.cases(scale))}
+
+
 def test_what_was_scaled_down_is_what_the_runs_had():
-    lab = find("P1")
-    rows = {name: (here, there) for name, here, there in scaled_down(lab.quick, lab.full)}
+    rows = scaled(find("P1"))
     assert rows["optimizer"][1] == "sgd, lr 0.1, momentum 0.9, weight_decay 0.0001"
-    assert rows["training pictures"] == ("5000", "all") and rows["epochs"] == ("12", "182")
-    rows = {name: (here, there) for name, here, there in scaled_down(find("P3").quick, find("P3").full)}
-    assert rows["model"] == ("-", "resnet34") and rows["recipe"] == ("cifar", "imagenet")
+    assert rows["training pictures"] == ["5000", "all"] and rows["epochs"] == ["12", "182"]
+    rows = scaled(find("P3"))
+    assert rows["model"] == ["-", "resnet34"] and rows["recipe"] == ["cifar", "imagenet"]
+    assert scaled(find("P3"), variant={"bn": False})["bn"] == ["False", "-"]
+    # What each of the cases sets by itself is said of them, not of all.
+    rows = scaled(find("P15"))
+    assert "optimizer" not in rows and rows["schedule"][0] == "cosine"
+    assert "epochs" not in scaled(find("P14"))  # nothing is trained
 
 
 def test_the_list_names_all_labs(capsys):
@@ -472,11 +497,206 @@ def test_the_list_names_all_labs(capsys):
 
 
 def test_the_name_of_a_setting_changes_nothing_and_its_value_does():
-    settings = {"model": "resnet20_cifar", "epochs": 3}
+    settings = {"model": "resnet20_cifar", "epochs": 3, "data": "cifar10"}
     key = lab_run.key(Case(settings), 0)
     assert key == lab_run.key(Case({**settings, "device": "cuda", "recipe": "cifar", "batch_size": 32}), 0)
     others = [
         lab_run.key(Case({**settings, "epochs": 4}), 0), lab_run.key(Case(settings), 1),
         lab_run.key(Case(settings, trained=False), 0),
     ]  # fmt: skip
-    assert len({key, *others}) == 4
+    others += [
+        lab_run.key(Case(settings, tests=5), 0), lab_run.key(Case({**settings, "watch": True}), 0),
+        lab_run.key(Case(settings, decides="pictures"), 0),
+    ]  # fmt: skip
+    assert len({key, *others}) == 7
+    # Settings of what is not trained are for measure(): the usual ones of a training, too.
+    fresh = Case({"model": "resnet20_cifar", "data": "cifar10"}, trained=False)
+    assert lab_run.key(fresh, 0) != lab_run.key(Case({**fresh.settings, "batch_size": 32}, trained=False), 0)
+    # A measurement is another one where the scale says something else, too.
+    cases = (Case(settings, extra=extra) for extra in ({"blocks": 2}, {}))
+    assert len({asked.measure_key(find("P1"), "a", case, 0) for case in cases}) == 2
+
+
+@pytest.mark.parametrize("head", [b"\xef\xbb\xbf", b"# -*- coding: latin-1 -*-\n# \xe9\n"])
+def test_a_file_is_read_in_its_own_encoding(folder, head):
+    (folder / "longer.py").write_bytes(head + OWN.encode())
+    lab = find("./longer.py")
+    assert lab.name == "longer" and lab.beside and lab.version != lab.beside
+
+
+def test_a_network_inside_of_the_class_is_seen_to_change(folder):
+    inside = "    class Net:\n        channels = 4\n\n    def measure"
+    (folder / "longer.py").write_text(OWN.replace("    def measure", inside))
+    before = find("./longer.py").beside
+    (folder / "longer.py").write_text(OWN.replace("    def measure", inside.replace("4", "5")))
+    assert find("./longer.py").beside != before
+
+
+def test_helpers_of_one_name_in_two_folders_are_two(folder, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name, epochs in (("left", 1), ("right", 3)):
+        (folder / name).mkdir()
+        (folder / name / "helper.py").write_text(f"EPOCHS = {epochs}\n")
+        text = OWN.replace("import sys", "from helper import EPOCHS")
+        (folder / name / "longer.py").write_text(text.replace("=epochs)", "=EPOCHS + epochs)"))
+    for name, epochs in (("left", 2), ("right", 4)):
+        lab = find(f"{name}/longer.py")
+        assert lab.cases(lab.quick)["one"].settings["epochs"] == epochs
+
+
+class Starts(Diverges):
+    name = "starts"
+
+    def cases(self, scale):
+        return {"fast": scale.train("resnet20_cifar", start_from="weights.npz")}
+
+
+def test_weights_to_start_from_are_known_by_what_is_in_the_file(folder):
+    keys = set()
+    for content in (b"1", b"2"):
+        Path("weights.npz").write_bytes(content)
+        case = asked.cases(Starts(), quick(Starts()), Pictures())["fast"]
+        keys.add(lab_run.key(case, 0))
+    assert len(keys) == 2
+
+
+class Odd(Two):
+    """Measures what it is told to."""
+
+    name = "odd"
+    found: dict = {}
+
+    def measure(self, run):
+        return {"size": run.seed / 7, **self.found.get(run.case, {})}
+
+    def figure(self, numbers, figure):
+        numbers["a"][0]["size"] = 1e9  # of a copy
+        draw.dots(figure.subplots(), numbers, "size")
+
+
+def test_numbers_of_two_kinds_too_large_ones_and_a_figure_that_changes_them(folder, monkeypatch):
+    monkeypatch.setattr(Odd, "found", {"a": {"x": 5, "big": 10**400}, "b": {"x": [1, 2], "text": "so"}})
+    found = run_lab(Odd(), quick(Odd()), seeds=2, out="labs", say=str)
+    text = Path("labs/odd-tiny/report.md").read_text()
+    assert found.numbers["a"][0]["big"] is None and found.numbers["a"][0]["size"] == 0
+    assert "| a | 0.07143 (0.1) | 5 |" in text and "| b | 0.07143 (0.1) | - |" in text
+
+
+def test_more_of_a_run_than_is_kept_is_refused_and_what_is_kept_can_be_read(folder, monkeypatch):
+    monkeypatch.setattr(Odd, "found", {"a": {"x": [0.123456] * 100_000}})
+    run_lab(Odd(), quick(Odd()), seeds=20, out="labs", say=str)
+    assert (Path("labs/odd-tiny/results.json")).stat().st_size > 2**24
+    assert len(recalled(Odd(), quick(Odd()), "labs").numbers["a"]) == 20
+
+
+class Untold(Fresh):
+    name = "untold"
+    measure = Lab.measure
+
+
+class NoModel(Fresh):
+    name = "no-model"
+
+    def cases(self, scale):
+        return {"net": scale.fresh()}
+
+
+def test_what_a_run_does_not_have_is_said(folder):
+    with pytest.raises(ConfigError, match="'net' is not trained, so it has no errors.*define measure"):
+        run_lab(Untold(), quick(Untold()), seeds=1, out="labs", say=str)
+    with pytest.raises(ConfigError, match="'net' has no model: give one, scale.fresh"):
+        run_lab(NoModel(), quick(NoModel()), seeds=1, out="labs", say=str)
+    run = Run("fast", Case({"model": "resnet20_cifar", "data": "pictures"}), 3, folder, Pictures())
+    run.summary = {"diverged": True, "test_accuracy": None}
+    with pytest.raises(ConfigError, match="'fast', seed 3: its loss was not finite, so there is no model"):
+        run.model  # noqa: B018
+
+
+def test_learnt_is_five_points_below_guessing(folder):
+    case = Case({"model": "resnet20_cifar", "data": "pictures", "epochs": 1})
+    run = Run("one", case, 0, folder, Pictures())
+    run.summary = {"diverged": False, "test_accuracy": 0.5}
+    for error, learnt in ((50 - LEARNT, 1), (50 - LEARNT + 0.5, 0)):
+        row = {"train_accuracy": 1 - error / 100, "val_accuracy": 0.5, "train_loss": 1.0}
+        run.epochs = [row]
+        assert run.errors()["learnt"] == learnt
+
+
+def test_a_run_has_ended_with_a_model_or_a_loss_that_is_not_finite(folder):
+    for summary, ended in (
+        ({"test_accuracy": None}, False), ({"test_accuracy": 0.0}, True), ({"diverged": True}, True)
+    ):  # fmt: skip
+        (folder / continuing.SUMMARY).write_text(json.dumps(summary))
+        assert lab_run.has_ended(folder) == ended
+    (folder / continuing.SUMMARY).unlink()
+    assert not lab_run.has_ended(folder)
+
+
+def test_what_another_process_measured_beyond_this_one_stays(folder, monkeypatch):
+    def measure(self, run):
+        if run.case == "b":  # another one, of more seeds, ends before this one
+            monkeypatch.setattr(Two, "measure", real)
+            run_lab(Two(), quick(Two()), seeds=3, out="labs", say=str)
+        return real(self, run)
+
+    real = Two.measure
+    monkeypatch.setattr(Two, "measure", measure)
+    run_lab(Two(), quick(Two()), seeds=1, out="labs", say=str)
+    monkeypatch.setattr(Two, "measure", lambda self, run: pytest.fail("measured again"))
+    assert run_lab(Two(), quick(Two()), seeds=3, out="labs", say=str).verdict == "agrees"
+
+
+class Told(Two):
+    """One rule of each kind, one of them put when runs had been seen."""
+
+    name = "told"
+    expects = (
+        Expect("more", of=("a", "size"), minus=("b", "size"), above=0, unit="", because="it agrees"),
+        Expect("less", of=("b", "size"), minus=("a", "size"), above=0, unit="", because="it differs",
+               added=True),
+    )  # fmt: skip
+    means = {"size": "how large it is"}  # noqa: RUF012
+
+    def measure(self, run):
+        return {"size": 5.0 + run.seed / 10 if run.case == "a" else 1.0, "learnt": int(run.seed != 1)}
+
+
+def test_a_report_says_why_what_and_when(folder):
+    found = run_lab(Told(), quick(Told()), seeds=3, out="labs", say=str)
+    text = markdown(report(found))
+    assert "**less**: it differs" in text and "it agrees" not in text
+    assert text.count("| runs seen |") == 1 and text.count("| before the runs |") == 1
+    assert "a (1 of 3 seeds); b (1 of 3 seeds)" in text
+    assert "| size | how large it is |" in text and "other pictures" in text and "cifar10" in text
+    assert "to learn from" not in text  # nothing is trained
+    assert "`run_lab` with this scale and `seeds=3`" in text
+    other = quick(Told()).but(name="quick")  # of the name of a scale of the lab, and another one
+    assert "`run_lab` with this scale" in markdown(
+        report(run_lab(Told(), other, seeds=3, out="labs", say=str))
+    )
+    there = run_lab(Two(), "quick", seeds=2, out="labs", data="pictures", say=str)
+    assert "`minires lab two --scale quick --seeds 2 --data pictures`" in markdown(report(there))
+    assert recalled(Two(), "quick", "labs", data="pictures").judged == there.judged
+
+
+def test_a_report_says_what_each_case_is():
+    lab = find("P15")
+    found = types.SimpleNamespace(
+        lab=lab, scale=lab.quick, seeds=0, cases=lab.cases(lab.quick), numbers=Numbers(), judged=(),
+        further=(), when="", folder=Path("nowhere"), verdict="agrees",
+    )  # fmt: skip
+    found.numbers.update({name: [] for name in found.cases})
+    text = markdown(report(found))
+    assert "| weights | `resnet20_cifar`; lr 0.05; weight decay 0.001 |" in text
+    rows = (line for line in text.splitlines() if line.startswith("| none, no BN | `resnet20_cifar`"))
+    assert {"bn False", "initializer glorot_uniform", "lr 0.03"} < set(next(rows).split(" |")[1].split("; "))
+
+
+def test_names_beside_points_do_not_cover_each_other(folder):
+    numbers = Numbers({f"case {at}": [{"x": float(at), "y": 1.0 + at / 1000}] for at in range(4)})
+    numbers["far"] = [{"x": 0.0, "y": 2.0}]
+    figure = new_figure(6, 4)
+    axes = figure.subplots()
+    draw.against(axes, numbers, "x", "y")
+    heights = sorted(one.xy[1] for one in axes.texts)
+    assert len(heights) == 5 and min(np.diff(heights)) > 0.04

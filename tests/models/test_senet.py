@@ -426,3 +426,13 @@ def test_dropout_of_senet154():
 def test_bad_options(name, options, message):
     with pytest.raises(ConfigError, match=message):
         build(name, initializer="zeros", **options)
+
+
+def test_without_gates_there_is_nothing_to_squeeze_or_to_place():
+    for option in ({"placement": "pre"}, {"squeeze": "max"}):
+        with pytest.raises(ConfigError, match="reduction=None leaves out the gates, so there is no"):
+            build("se_resnet56_cifar", reduction=None, **option)
+    bare, gated = (build("se_bn_inception", reduction=one) for one in (None, 16))
+    count = sum(one.size for one in bare.parameters())
+    assert count == sum(one.size for one in build("bn_inception").parameters())
+    assert count < sum(one.size for one in gated.parameters())

@@ -935,3 +935,14 @@ def test_weights_that_are_saved_inside_are_those_of_the_model(tmp_path):
     with minires.intervene(model, {block: "drop", "swap": ("res2b", "res2c")}):
         ours = packed(model.state_dict())
     assert ours.keys() == right.keys() and all(np.array_equal(ours[n], right[n]) for n in right)
+
+
+def test_a_function_keeps_the_shape_and_what_is_stored_are_numbers():
+    model = nn.Sequential(a=nn.Linear(3, 4), b=nn.Linear(4, 4)).eval()
+    said = r"the function for a must return the shape that it is given, \(2, 4\), not \(1, 4\)"
+    with minires.intervene(model, {"a": lambda y: y[:1]}), pytest.raises(ConfigError, match=said):
+        model(Tensor(np.ones((2, 3), np.float32)))
+    for value in (np.array([["a"] * 4] * 2), np.array([[None] * 4] * 2), np.ones((2, 4), complex)):
+        with pytest.raises(ConfigError, match="a: what is stored in its place is real numbers, not"):
+            with minires.intervene(model, {"a": value}):
+                pass

@@ -30,7 +30,11 @@ class Responses(Lab):
         "network the smaller they are: each layer changes the signal less"
     )
     source = "He et al. 2015, arXiv:1512.03385, section 4.2 and figure 7"
-    why = "The networks are those of P1, trained as far as there; the pictures are test pictures."
+    why = (
+        "The networks are those of P1, trained as far as there; the pictures are test pictures. What "
+        "networks answer that have learnt nothing says little of the claim, which is of trained ones."
+    )
+    means = {"response": "standard deviation of what a convolution hands on, mean over the convolutions"}
     expects = (
         Expect(
             "of 20 layers, the plain network's responses are larger",
@@ -58,11 +62,12 @@ class Responses(Lab):
 
     def measure(self, run: Run) -> dict[str, Any]:
         """The responses of the convolutions, in order, and their mean."""
+        learnt = {"learnt": run.errors()["learnt"]}
         if run.diverged:
-            return {"response": None, "responses": []}
+            return {"response": None, "responses": [], **learnt}
         x, _ = run.batch(self.pictures)
         found = [one.std for one in responses(run.model, x) if len(one.shape) == 4]
-        return {"response": float(np.mean(found)), "responses": found}
+        return {"response": float(np.mean(found)), "responses": found, **learnt}
 
     def figure(self, numbers: Numbers, figure: Any) -> None:
         """Both panels of figure 7: in the order of the layers, and sorted."""

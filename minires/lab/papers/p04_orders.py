@@ -64,6 +64,7 @@ class Orders(Lab):
             minus=("full", "test_error"), above=0,
         ),
     )  # fmt: skip
+    means = {"units": "units of each width"}
     quick = QUICK.but(epochs=8, extra={"units": 4}, about="20 minutes")  # fmt: skip
     hour = Scale("hour", size=16, epochs=6, extra={"units": 6})
     full = Scale("full", epochs=182, extra={"units": 18})

@@ -48,14 +48,22 @@ class ShortcutKinds(Lab):
         "12 units in the place of 54: a factor of a half is taken 12 times, not 54, so what the paper "
         "reports to fail may here only be worse."
     )
-    expects = tuple(
-        Expect(
-            f"the identity is better than: {kind}", of=(kind, "test_error"),
-            minus=("identity", "test_error"), above=0, paper=f"{error}, identity 6.61%",
-        )
-        for kind, (_, error) in KINDS.items()
-        if kind != "identity"
+    expects = (
+        *(Expect(f"the identity is better than: {kind}", of=(kind, "test_error"),
+                 minus=("identity", "test_error"), above=0, paper=f"{error}, identity 6.61%")
+          for kind, (_, error) in KINDS.items() if kind != "identity"),
+        *(Expect(f"less than a hundredth of a gradient arrives over: {kind}", of=(kind, "arrives"),
+                 below=0.01, unit="", added=True, paper="equation 6: the product of the factors")
+          for kind in ("0.5 on the shortcut", "gated, half open")),
     )  # fmt: skip
+    further = (
+        Expect("over 1x1 convolutions more arrives, not less: how much is not what harms there",
+               of=("1x1 convolution", "arrives"), above=1, unit="", added=True),
+        Expect("gates that are nearly open harm, though nearly all of it arrives",
+               of=("gated, nearly open", "arrives"), above=0.8, unit="", added=True),
+    )  # fmt: skip
+    means = {"arrives": "mean size of a gradient that came back over all shortcuts of the fresh network, of "
+             "what comes over identities", "units": "units of each width"}  # fmt: skip
     quick = QUICK.but(epochs=8, extra={"units": 4}, about="half an hour")  # fmt: skip
     hour = Scale("hour", size=16, epochs=5, extra={"units": 6})
     full = Scale("full", epochs=182, extra={"units": 18})

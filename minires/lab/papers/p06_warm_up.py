@@ -29,8 +29,8 @@ class WarmUp(Lab):
     source = "He et al. 2015, arXiv:1512.03385, section 4.2"
     why = (
         "The paper says that with 0.1 from the first step it starts converging after several epochs, and "
-        "reaches about the same accuracy. Only the first 400 steps are looked at here: in two of the three "
-        "seeds what was learnt at the low rate was lost again when the rate rose."
+        "reaches about the same accuracy. Only the first 400 steps are looked at here. In the figure: what "
+        "was learnt at the low rate can be lost again when the rate rises."
     )
     expects = (
         Expect(
@@ -49,6 +49,7 @@ class WarmUp(Lab):
             minus=(NORM, "train_error"), above=0,
         ),
     )  # fmt: skip
+    means = {"units": "units of each width", "rate": "usual rate"}
     # 400 steps, in four parts, so that there are four errors to look at.
     quick = Scale(
         "quick", pictures=6_400, tests=2_000, size=16, epochs=4, batch_size=64,

@@ -53,7 +53,7 @@ class Sigmoid(Lab):
         Expect("ReLU, He: about 1", of=("ReLU, He", "factor"), above=0.9, below=1.1, unit="",
                paper="He et al. 2015, arXiv:1502.01852: 1"),
         Expect("ReLU, Glorot: it does not vanish either", of=("ReLU, Glorot", "factor"), above=0.9, unit="",
-               paper="none",
+               paper="none", added=True,
                because="Half of the numbers are zero behind a ReLU, so weights need twice Glorot's variance: "
                "with his each layer leaves the square root of a half, about 0.71, and with He's about 1. "
                "It is the activation and the weights together."),
@@ -64,10 +64,12 @@ class Sigmoid(Lab):
         Expect("He's weights alone multiply by about the square root of 2", of=("linear, He", "factor"),
                above=1.3, below=1.42, unit=""),
         Expect("Glorot's with ReLU by about the square root of a half", of=("ReLU, Glorot", "factor"),
-               above=0.64, below=0.75, unit="", paper="He et al. 2015: 0.71"),
+               above=0.64, below=0.75, unit="", paper="He et al. 2015: 0.71", added=True),
         Expect("with ReLU and shortcuts it grows", of=("ReLU, Glorot, shortcuts", "factor"), above=1.1,
-               unit=""),
+               unit="", added=True),
     )  # fmt: skip
+    means = {"factor": "what a layer multiplies the norm of the gradient by, mean over the layers",
+             "layers": "layers", "batch": "pictures in the batch"}  # fmt: skip
     quick = Scale("quick", size=16, pictures=500, extra={"layers": 20, "batch": 32}, about="one minute")
     hour = quick.but(name="hour", extra={"layers": 50, "batch": 64})
     full = hour.but(name="full", size=32)

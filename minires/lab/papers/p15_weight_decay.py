@@ -39,8 +39,8 @@ class WeightDecay(Lab):
     source = "tutorials on residual networks (with deeplearning.ai's course, week 2, as their source)"
     why = (
         "A decay of 0.001, ten times the usual, so that a short training shows it. Without batch norm the "
-        "weights start from Glorot's, half as large in variance, and the rate is 0.03: from He's the signal "
-        "grows in each block (P12), and of three networks two learnt nothing at a rate of 0.01."
+        "weights start from Glorot's, half as large in variance, and the rate is 0.03, both chosen when runs "
+        "had been seen: from He's the signal grows in each block (P12), and most learnt nothing."
     )
     expects = (
         Expect("the weights get smaller", of=("none", "norm"), minus=("weights", "norm"), above=0, unit="",
@@ -50,7 +50,7 @@ class WeightDecay(Lab):
         Expect("the gammas' decay makes it smaller", of=("weights", "share"),
                minus=("weights and gammas", "share"), above=0, unit=""),
         Expect("without batch norm the weights' decay makes it smaller", of=("none, no BN", "share"),
-               minus=("weights, no BN", "share"), above=0, unit=""),
+               minus=("weights, no BN", "share"), above=0, unit="", added=True),
         Expect("a block comes near the identity: a share below 0.1", of=("weights", "share"), below=0.1,
                unit="", paper="0",
                because="Behind a batch norm the size of a kernel has no effect: decay makes the kernels "
@@ -59,10 +59,14 @@ class WeightDecay(Lab):
     )  # fmt: skip
     further = (
         Expect("ten times the decay of the weights leaves it far from it", of=("weights x 10", "share"),
-               above=0.5, unit=""),
+               above=0.5, unit="", added=True),
         Expect("ten times that of the gammas, too, brings it nearer", of=("weights x 10", "share"),
-               minus=("weights and gammas x 10", "share"), above=0, unit=""),
+               minus=("weights and gammas x 10", "share"), above=0, unit="", added=True),
     )  # fmt: skip
+    means = {
+        "share": "standard deviation of a block's branch over that of its shortcut, mean over the blocks",
+        "norm": "norm of all kernels of the blocks at the end (without batch norm of the biases, too)",
+    }  # fmt: skip
     quick = QUICK.but(about="20 minutes",
                   settings={**QUICK.settings, "schedule": {"name": "cosine"}, "watch": True})  # fmt: skip
     hour = quick.but(name="hour", pictures=None, tests=None, epochs=15, about="")

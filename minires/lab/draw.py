@@ -33,9 +33,9 @@ def labelled(axes: Any, x: str, y: str, title: str = "") -> Any:
 
 
 def named(axes: Any) -> None:
-    """The names of what is drawn, if there is anything."""
+    """The names of what is drawn, if there is anything, on a ground through which curves are seen faintly."""
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, framealpha=0.8, edgecolor="none", borderpad=0.2)
 
 
 def curves(
@@ -82,7 +82,7 @@ def against(
     axes: Any, numbers: Numbers, x: str | Mapping[str, float], what: str, *, names: bool = True
 ) -> None:  # fmt: skip
     """A point for each seed of each case: one measured number against another, or one given for the case.
-    With ``names`` the cases stand beside their means, none over another.
+    With ``names`` the cases stand beside their means, none over another; else :func:`named` tells them.
 
     Raises: ConfigError if nothing was measured under these names.
     """
@@ -97,7 +97,8 @@ def against(
             values, places = (np.array([one[name] for one in whole], dtype=float) for name in (what, x))
         else:
             places = np.full(len(values), x[case])
-        axes.plot(places, values, "o", color=colour(at), markersize=4.5)
+        label = None if names else case
+        axes.plot(places, values, "o", color=colour(at), markersize=4.5, label=label)
         if names and len(values):
             middles.append((values.mean(), places.mean(), at))
             heights += values.tolist()

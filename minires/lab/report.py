@@ -109,6 +109,7 @@ def report(outcome: Outcome) -> Iterator[Part]:
     yield Paragraph(f"**Verdict: {outcome.verdict}.** {WORDS[outcome.verdict]}")
     yield _judged("claim", outcome.judged)
     yield Picture(lab.title)
+    yield Paragraph("A dot is a seed; a line is their mean, a band reaches from the least to the greatest.")
     if outcome.further:
         yield Heading(2, "Further questions")
         yield Paragraph(

@@ -90,5 +90,4 @@ class Degradation(Lab):
             draw.curves(one, numbers, "train_errors", cases=cases, dashed=True, legend=False)
             draw.curves(one, numbers, "val_errors", cases=cases)
             draw.labelled(one, "epoch", "error, %" if kind == "plain" else "", kind)
-        figure.suptitle("dashed: training; solid: validation; bands: from the least to the greatest seed",
-                        fontsize=9)  # fmt: skip
+        figure.suptitle("dashed: training; solid: validation", fontsize=9)

@@ -29,6 +29,7 @@ class Responses(Lab):
         "Layers of residual networks have smaller responses than those of plain ones, and the deeper the "
         "network the smaller they are: each layer changes the signal less"
     )
+    version = 2
     source = "He et al. 2015, arXiv:1512.03385, section 4.2 and figure 7"
     why = (
         "The networks are those of P1, trained as far as there; the pictures are test pictures. What "

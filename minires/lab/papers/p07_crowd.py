@@ -1,8 +1,8 @@
 """P7: a residual network as a crowd of shallow ones. Blocks are deleted and swapped, and paths counted.
 
-A pre-activation network of 54 units, which is the paper's, and at a depth at which plain networks learn, too,
-a residual and a plain one of 9. Deleting a block is its shortcut + 0 x its branch; in a plain network it is
-not called. The two blocks that change the shape stay. All is measured on test pictures.
+A pre-activation network of 54 units, the paper's, and at a depth at which plain networks learn, too, two of 9.
+Deleting a block is its shortcut + 0 x its branch; in a plain network it is not called. The two blocks that
+change the shape stay. All is measured on test pictures.
 """
 
 from __future__ import annotations
@@ -110,11 +110,12 @@ class Crowd(Lab):
             one.plot(np.linspace(0, 1, single.shape[1]), single.mean(axis=0), color=colour, label=case)
             counts, deleted = numbers.mean(case, "counts"), numbers.all(case, "deleted")
             several.plot(counts, deleted.mean(axis=(0, 2)), ".-", color=colour)
-            swap.plot(*numbers.all(case, "swaps").reshape(-1, 2).T, ".", color=colour, markersize=3)
-        if np.ndim(shares := numbers.mean(DEEP, "lengths")):
-            length.bar(range(len(shares)), shares, color=draw.colour(0), alpha=0.6)
+            pairs, cost = numbers.all(case, "swaps").reshape(-1, 2).T
+            swap.plot(pairs / pairs.max(), cost, ".", color=colour, markersize=3)
+        shares = np.atleast_1d(numbers.mean(DEEP, "lengths"))
+        length.bar(range(len(shares)), shares, color=draw.colour(0), alpha=0.6)
         draw.named(one)
         draw.labelled(one, "share of the blocks, sorted", "more error, points", "one block deleted")
         draw.labelled(several, "blocks deleted", "more error, points")
-        draw.labelled(swap, "pairs of blocks in another order", "more error, points")
+        draw.labelled(swap, "pairs in another order, of the most tried", "more error, points")
         draw.labelled(length, "blocks on a path", "share of the gradient", DEEP)

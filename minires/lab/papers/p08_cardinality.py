@@ -89,6 +89,7 @@ class Cardinality(Lab):
         places = [float(case[4:]) for case in numbers]
         means = [numbers.mean(case, "test_error") for case in numbers]
         left.plot(places, means, color="black", linewidth=0.8)
+        left.set_xticks(places, [f"{place:g}" for place in places])
         draw.labelled(left, "cardinality C", "test error, %")
         draw.curves(right, numbers, "train_errors")
         draw.labelled(right, "epoch", "training error, %")

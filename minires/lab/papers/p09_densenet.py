@@ -29,11 +29,11 @@ class Dense(Lab):
         "A DenseNet reaches the error of a residual network with a fraction of its parameters, gets better "
         "with the growth rate, and its layers read features of all layers before, the first ones included"
     )
+    version = 2
     source = "Huang et al. 2017, arXiv:1608.06993, table 2, figures 4 and 5"
     why = (
         "Six layers in a block in the place of 12 and 16; the paper trains for 300 epochs. A fresh network "
-        "reads all features alike (1.0), and after a few epochs its weights have hardly left their start: "
-        "the figure shows what training has changed."
+        "reads all alike (1.0), and a short training hardly changes that: the figure shows what it changed."
     )
     expects = (
         Expect("with fewer parameters it is better than a ResNet-20", of=("ResNet-20", "test_error"),
@@ -57,8 +57,7 @@ class Dense(Lab):
     means = {
         "early_use": "mean size of the weights for a block's first features, over that for its layers",
         "early_change": "the same of what training has changed in the weights",
-        "parameters": "numbers that are learnt", "layers": "layers in a block",
-    }  # fmt: skip
+        "parameters": "numbers that are learnt", "layers": "layers in a block"}
     quick = QUICK.but(epochs=6, extra={"layers": 6},
                   settings={"optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True,
                                           "weight_decay": 1e-4}}, about="half an hour")  # fmt: skip
@@ -84,9 +83,10 @@ class Dense(Lab):
     def measure(self, run: Run) -> dict[str, Any]:
         """Errors, parameters, and of a basic DenseNet the mean absolute weight by target and source layer."""
         found: dict[str, Any] = run.errors()
-        if not run.diverged:
-            found["parameters"] = sum(one.size for one in run.model.parameters())
-        if run.case == SHOWN and not run.diverged:
+        if run.diverged:
+            return found
+        found["parameters"] = sum(one.size for one in run.model.parameters())
+        if run.case == SHOWN:
             fresh = build(run.config.model, classes=run.classes, seed=run.seed, **run.config.variant)
             before, after = (dict(one.named_parameters()) for one in (fresh, run.model))
             for name, less in (("use", 0), ("change", 1)):
@@ -100,21 +100,22 @@ class Dense(Lab):
     def figure(self, numbers: Numbers, figure: Any) -> None:
         """Error against parameters; and of each block what training has changed in who reads whom."""
         axes = figure.subplots(1, 4, width_ratios=(3, 1, 1, 1))
-        draw.against(axes[0], numbers, "parameters", "test_error")
+        draw.against(axes[0], numbers, "parameters", "test_error", names=False)
         axes[0].set_xscale("log")
+        draw.named(axes[0])
         draw.labelled(axes[0], "parameters", "test error, %")
         for block, (one, maps) in enumerate(zip(axes[1:], _mean_maps(numbers), strict=True), 1):
-            shown = one.imshow(maps, cmap="viridis", aspect="auto")
-            figure.colorbar(shown, ax=one, orientation="horizontal", pad=0.2).ax.tick_params(labelsize=6)
+            shown = one.imshow(maps, cmap="viridis", aspect="auto", vmin=0, vmax=2)
             one.set(title=f"block {block}", xlabel="source", ylabel="reader" * (block == 1))
+        figure.colorbar(shown, ax=axes[-1], label="change of weights, of the row's mean")
 
 
 def _mean_maps(numbers: Numbers) -> list[np.ndarray[Any, Any]]:
-    """The maps of the three blocks, seeds averaged, NaN where nothing is read."""
+    """The maps of the three blocks, seeds averaged, each row of its mean, NaN where nothing is read."""
     seeds = [one["change"] for one in numbers[SHOWN] if "change" in one] or [[[[np.nan]]] * 3]
     maps = []
     for block in range(3):
         rows = [np.mean([seed[block][at] for seed in seeds], axis=0) for at in range(len(seeds[0][block]))]
         wide = max(map(len, rows))
-        maps.append(np.array([[*row, *[np.nan] * (wide - len(row))] for row in rows]))
+        maps.append(np.array([[*row / row.mean(), *[np.nan] * (wide - len(row))] for row in rows]))
     return maps

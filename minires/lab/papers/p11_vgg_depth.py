@@ -83,14 +83,14 @@ class VGGDepth(Lab):
     def figure(self, numbers: Numbers, figure: Any) -> None:
         """Error by depth, and training error by epoch of the deepest."""
         left, right = figure.subplots(1, 2)
-        for at, ending in enumerate(("", ", BN")):
-            cases = [f"{layers}{ending}" for layers in LAYERS]
-            for case, layers in zip(cases, LAYERS, strict=True):
-                values = numbers.all(case, "test_error")
+        endings = {"": "none", ", BN": "batch norm", ", BN, longer": "batch norm, three times as long"}
+        for at, (ending, label) in enumerate(endings.items()):
+            depths = [layers for layers in LAYERS if f"{layers}{ending}" in numbers]
+            for layers in depths:
+                values = numbers.all(f"{layers}{ending}", "test_error")
                 left.plot([layers] * len(values), values, "o", color=draw.colour(at), markersize=3.5)
-            label = "batch norm" if ending else "none"
-            means = [numbers.mean(case, "test_error") for case in cases]
-            left.plot(list(LAYERS), means, color=draw.colour(at), label=label)
+            means = [numbers.mean(f"{layers}{ending}", "test_error") for layers in depths]
+            left.plot(depths, means, color=draw.colour(at), label=label)
         draw.named(left)
         left.set_xticks(list(LAYERS))
         draw.labelled(left, "layers", "test error, %")

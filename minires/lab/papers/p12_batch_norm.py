@@ -30,6 +30,7 @@ class BatchNorm(Lab):
         "Without batch norm the usual rate is too high; with it training stands it and is faster for it, and "
         "the size of the signal stays about the same from block to block"
     )
+    version = 2
     source = "Ioffe and Szegedy 2015, arXiv:1502.03167, sections 3.3 and 4.2; He et al. 2015, section 3.4"
     why = (
         "The paper's own figure is of Inception on ImageNet, where 5 and 30 times the usual rate are tried. "

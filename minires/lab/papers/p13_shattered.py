@@ -33,6 +33,7 @@ class Shattered(Lab):
         "In deep plain networks the gradient is as good as white noise; in residual networks with batch norm "
         "its direction decays far more slowly with depth"
     )
+    version = 2
     source = "Balduzzi et al. 2017, arXiv:1702.08591, sections 1 and 2"
     why = (
         "The paper looks at gradients of inputs, in theory and on small networks; training follows those of "

@@ -330,7 +330,8 @@ def lab() -> str:
             f"| {one.lab.number} | [{one.lab.title}]({link}) | **{one.verdict}** | {counts} "
             f"| {one.seeds} | {one.scale.about} |"
         )
-    return "\n".join(lines) + "\n\nThe time is that of two cores.\n"
+    timed = "The time is that of two cores of 2021 (AMD EPYC, Zen 3), added up from single runs."
+    return "\n".join(lines) + f"\n\n{timed}\n"
 
 
 def _counts(verdicts: list[str]) -> str:

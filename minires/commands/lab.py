@@ -46,6 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from minires import backend, lab
     from minires.distributed import world
+    from minires.interrupt import Interrupted
     from minires.train import team
 
     if options.name is None:
@@ -58,10 +59,13 @@ def run(options: argparse.Namespace) -> int:
     said = speaker(sys.stderr if options.json else sys.stdout)
     say = said if comm.is_first else _silent
     with backend.before_compiling(say):
-        outcome = lab.run_lab(
-            chosen, options.scale, seeds=options.seeds, out=options.out, data=options.data,
-            device=options.device, comm=comm, progress=None, say=say,
-        )  # fmt: skip
+        try:
+            outcome = lab.run_lab(
+                chosen, options.scale, seeds=options.seeds, out=options.out, data=options.data,
+                device=options.device, comm=comm, progress=None, say=say,
+            )  # fmt: skip
+        except KeyboardInterrupt:  # while it reads pictures, or measures
+            raise Interrupted("stopped; what is done is kept, and the same command goes on", 2) from None
     if not comm.is_first:
         return 0
     if options.json:

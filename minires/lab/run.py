@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from minires import data, models
 from minires.data import Normalize, Splits
 from minires.distributed import Solo
-from minires.errors import CheckpointError, ConfigError, MiniresError, plain
+from minires.errors import CheckpointError, ConfigError, DataError, MiniresError, plain
 from minires.inspect.runs import read_run
 from minires.lab.scale import Case
 from minires.nn.module import Module
 from minires.train import Config, Trainer, continuing, layer_figures, load_model, run_folder, state
 
+DRAWN = "hands"  # pictures that need no download
 LEARNT = 5.0  # points of training error below guessing
 MEANS = {
     "train_error": "percent of the training pictures that were wrong in the last epoch, as they came",
@@ -39,7 +40,12 @@ class Pictures:
         def read(name: str, size: int | None) -> Splits:
             if say is not None:
                 say(f"  reads the pictures of {name}" + (f", {size}x{size}" if size else ""))
-            return data.load(name, size=size)
+            try:
+                return data.load(name, size=size)
+            except DataError as error:
+                if name not in data.names():  # a path, which was there
+                    raise
+                raise DataError(f"{error}; or take others, say --data {DRAWN} (data={DRAWN!r})") from error
 
         self._read = functools.lru_cache(maxsize=2)(read)
 

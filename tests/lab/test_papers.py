@@ -184,8 +184,7 @@ AS_THE_PAPER = {
         "r = 8": {"test_error": 22.26}, "r = 16": {"test_error": 22.28}, "r = 4, pre": {"test_error": 22.23},
         "r = 4, post": {"test_error": 22.78}, "r = 4, identity": {"test_error": 22.20, "passed": 1},
         "r = 4, max": {"test_error": 22.57}, "r = 4, no squeeze": {"test_error": 22.93},
-        "r = 4, longer": {"test_error": 22.28}, "r = 4, pre, longer": {"test_error": 22.23},
-        "r = 4, identity, longer": {"test_error": 22.20},
+        "r = 4, longer": {"test_error": 22.28}, "r = 4, identity, longer": {"test_error": 22.20},
     },
     "vgg-depth": {
         "11": {"test_error": 29.6}, "13": {}, "16": {"test_error": 27.0}, "19": {"train_error": 90},

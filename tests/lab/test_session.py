@@ -274,6 +274,22 @@ def test_unknown_names_and_missing_pictures_are_refused(folder, capsys):
         run_lab(lab, quick(lab), out=folder / "longer.py", say=str)
 
 
+def test_where_there_are_no_pictures_others_are_named(folder, capsys, monkeypatch):
+    monkeypatch.setenv("MINIRES_DATA", str(folder))
+    for lab in ("shortcuts", "sigmoid"):
+        assert "'cifar10' not found" in (said := refused(capsys, 1, "lab", lab, "--seeds", "1"))
+        assert "or take others, say --data hands" in said
+
+
+def test_a_stop_while_it_measures_says_how_to_go_on(folder, capsys, monkeypatch):
+    def stops(self, run):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(find("sigmoid")), "measure", stops)
+    status, _, err = call(capsys, "lab", "sigmoid", "--data", "pictures", "--seeds", "1")
+    assert status == 130 and "the same command goes on" in err
+
+
 def test_damaged_results_are_done_again(folder):
     lab = find("./longer.py")
     whole = run_lab(lab, quick(lab), seeds=1, out="labs", say=str)

@@ -72,7 +72,7 @@ class Degradation(Lab):
             minus=("resnet-20, gamma 1/4", "train_error"), below=0, added=True,
         ),
     )  # fmt: skip
-    quick = QUICK.but(about="a quarter of an hour")  # fmt: skip
+    quick = QUICK.but(about="half an hour")  # fmt: skip
 
     def cases(self, scale: Scale) -> dict[str, Case]:
         """Four networks under one recipe, and the residual ones with another start."""

@@ -76,7 +76,7 @@ class Shortcuts(Lab):
     )  # fmt: skip
     means = {"model": "network", "few": "blocks of each width in the shorter ones"}
     seeds = 5
-    quick = QUICK.but(about="a quarter of an hour")
+    quick = QUICK.but(about="an hour")
     full = Scale(
         "full", data="imagenet", size=224, epochs=120, batch_size=256, recipe="imagenet",
         extra={"model": "resnet34", "few": (1, 1, 1, 1)},

@@ -64,7 +64,7 @@ class ShortcutKinds(Lab):
     )  # fmt: skip
     means = {"arrives": "mean size of a gradient that came back over all shortcuts of the fresh network, of "
              "what comes over identities", "units": "units of each width"}  # fmt: skip
-    quick = QUICK.but(epochs=8, extra={"units": 4}, about="half an hour")  # fmt: skip
+    quick = QUICK.but(epochs=8, extra={"units": 4}, about="40 minutes")  # fmt: skip
     hour = Scale("hour", size=16, epochs=5, extra={"units": 6})
     full = Scale("full", epochs=182, extra={"units": 18})
 

@@ -1,8 +1,8 @@
 """P7: a residual network as a crowd of shallow ones. Blocks are deleted and swapped, and paths counted.
 
-A pre-activation network of 54 units, the paper's, and at a depth at which plain networks learn, too, two of 9.
-Deleting a block is its shortcut + 0 x its branch; in a plain network it is not called. The two blocks that
-change the shape stay. All is measured on test pictures.
+A pre-activation network of 54 units, the paper's, and two of 9, at which plain ones learn, too. Deleting a
+block is its shortcut + 0 x its branch; in a plain network it is not called. The two blocks that change the
+shape stay. All is measured on test pictures.
 """
 
 from __future__ import annotations
@@ -60,8 +60,7 @@ class Crowd(Lab):
         "delete_correlation": "rank correlation: deleted blocks, error", "swap_correlation": "swaps, error",
         "effective_share": "mean length of a path, weighed by its gradient, of all blocks",
         "units": "blocks of a width, deep", "small": "others", "tests": "pictures of the deleting"}
-    quick = QUICK.but(epochs=10, about="half an hour",
-                  extra={"units": 18, "small": 3, "tests": 500})  # fmt: skip
+    quick = QUICK.but(epochs=10, extra={"units": 18, "small": 3, "tests": 500}, about="40 minutes")
     hour = quick.but(name="hour", pictures=None, tests=None, epochs=4, about="")
     full = Scale("full", epochs=182, extra={"units": 18, "small": 3, "tests": 10_000})
 

@@ -58,7 +58,7 @@ class Cardinality(Lab):
     )  # fmt: skip
     means = {"parameters": "numbers that are learnt", "blocks": "blocks in each stage", "model": "network"}
     seeds = 6
-    quick = QUICK.but(epochs=10, extra={"blocks": 2}, about="a quarter of an hour")  # fmt: skip
+    quick = QUICK.but(epochs=10, extra={"blocks": 2}, about="35 minutes")  # fmt: skip
     hour = quick.but(name="hour", pictures=None, tests=None, epochs=8, about="")
     full = Scale(
         "full", data="imagenet", size=224, epochs=90, batch_size=256, recipe="imagenet",

@@ -32,7 +32,7 @@ class Dense(Lab):
     version = 2
     source = "Huang et al. 2017, arXiv:1608.06993, table 2, figures 4 and 5"
     why = (
-        "Six layers in a block in the place of 12 and 16; the paper trains for 300 epochs. A fresh network "
+        "Six layers in a block, not 12 or 16, and 6 epochs, not 300, by the DenseNet's recipe. A fresh one "
         "reads all alike (1.0), and a short training hardly changes that: the figure shows what it changed."
     )
     expects = (
@@ -55,12 +55,11 @@ class Dense(Lab):
                of=(SHOWN, "early_change"), above=0.5, unit="", added=True),
     )  # fmt: skip
     means = {
-        "early_use": "mean size of the weights for a block's first features, over that for its layers",
-        "early_change": "the same of what training has changed in the weights",
+        "early_use": "mean weight for a block's first features, of that for its layers",
+        "early_change": "the same of what training has changed",
         "parameters": "numbers that are learnt", "layers": "layers in a block"}
-    quick = QUICK.but(epochs=6, extra={"layers": 6},
-                  settings={"optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True,
-                                          "weight_decay": 1e-4}}, about="half an hour")  # fmt: skip
+    quick = QUICK.but(epochs=6, extra={"layers": 6}, about="half an hour", settings={"optimizer": {
+        "name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}})  # fmt: skip
     hour = quick.but(name="hour", pictures=None, tests=None, epochs=5, about="")
     full = hour.but(name="full", size=32, epochs=300, extra={"layers": 12}, about="")
 
@@ -104,9 +103,9 @@ class Dense(Lab):
         axes[0].set_xscale("log")
         draw.named(axes[0])
         draw.labelled(axes[0], "parameters", "test error, %")
-        for block, (one, maps) in enumerate(zip(axes[1:], _mean_maps(numbers), strict=True), 1):
-            shown = one.imshow(maps, cmap="viridis", aspect="auto", vmin=0, vmax=2)
-            one.set(title=f"block {block}", xlabel="source", ylabel="reader" * (block == 1))
+        for block, maps in enumerate(_mean_maps(numbers), 1):
+            shown = axes[block].imshow(maps, cmap="viridis", aspect="auto", vmin=0, vmax=2)
+            axes[block].set(title=f"block {block}", xlabel="source", ylabel="reader" * (block == 1))
         figure.colorbar(shown, ax=axes[-1], label="change of weights, of the row's mean")
 
 

@@ -59,7 +59,7 @@ class VGGDepth(Lab):
     means = {"widths": "channels of the five stages", "head": "head"}
     quick = Scale("quick", pictures=5_000, tests=2_000, size=32, epochs=12, batch_size=64,
                   settings={"optimizer": {"name": "sgd", "lr": 0.02, "momentum": 0.9, "weight_decay": 5e-4}},
-                  extra={"widths": [8, 16, 32, 64, 64]}, about="half an hour")  # fmt: skip
+                  extra={"widths": [8, 16, 32, 64, 64]}, about="40 minutes")  # fmt: skip
     hour = quick.but(name="hour", pictures=None, tests=None, epochs=8, about="")
     full = Scale("full", data="imagenet", size=224, epochs=74, batch_size=256, recipe="imagenet",
                  settings={"optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}},

@@ -73,7 +73,7 @@ class Shattered(Lab):
         "blocks": "blocks of each width", "batch": "pictures in the batch",
     }  # fmt: skip
     quick = Scale("quick", size=16, pictures=1_000, extra={"blocks": [1, 2, 3, 5, 7, 9], "batch": 32},
-                  about="two minutes")  # fmt: skip
+                  about="a minute")  # fmt: skip
     hour = quick.but(name="hour", extra={"blocks": [1, 3, 5, 9, 12, 18], "batch": 128})
     full = hour.but(name="full", size=32)
 

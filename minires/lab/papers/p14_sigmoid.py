@@ -70,7 +70,7 @@ class Sigmoid(Lab):
     )  # fmt: skip
     means = {"factor": "what a layer multiplies the norm of the gradient by, mean over the layers",
              "layers": "layers", "batch": "pictures in the batch"}  # fmt: skip
-    quick = Scale("quick", size=16, pictures=500, extra={"layers": 20, "batch": 32}, about="one minute")
+    quick = Scale("quick", size=16, pictures=500, extra={"layers": 20, "batch": 32}, about="half a minute")
     hour = quick.but(name="hour", extra={"layers": 50, "batch": 64})
     full = hour.but(name="full", size=32)
 

@@ -123,6 +123,7 @@ class Intervention:
             raise MiniresError("intervene: these changes are made already; call intervene(...) once more")
         changes = [*self._changes, *_skipped(self._model, self._changes)]
         _check(changes)
+        _see_that_they_run(changes)
         for one in changes:
             self._on.append(one.module)
             hooks.attach(one.module, [one.entry(self)])
@@ -492,6 +493,21 @@ def _skipped(model: Module, changes: Sequence[_Change]) -> Iterator[_Change]:
                     "stored; leave one of them out"
                 )
         yield _Change(key, first, "skip", "skip", lambda module, inputs, options: inputs[0], "", "")
+
+
+def _see_that_they_run(changes: Sequence[_Change]) -> None:
+    """Raises: ConfigError for a change inside a module whose output is stored or left out: it never runs."""
+    for outer in changes:
+        of_block = isinstance(outer.module, Residual) and outer.kind == "drop"  # its shortcut runs
+        if outer.part != "source" or of_block:
+            continue
+        inside = {id(module) for module in outer.module.modules()} - {id(outer.module)}
+        for one in changes:
+            if id(one.module) in inside and one.kind != "look" and one.part != "skip":
+                raise ConfigError(
+                    f"intervene: {one.key} is not run, since {outer.key}, which holds it, is not: "
+                    f"{outer.english}; leave one of them out"
+                )
 
 
 def _check(changes: Sequence[_Change]) -> None:

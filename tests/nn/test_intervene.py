@@ -946,3 +946,20 @@ def test_a_function_keeps_the_shape_and_what_is_stored_are_numbers():
         with pytest.raises(ConfigError, match="a: what is stored in its place is real numbers, not"):
             with minires.intervene(model, {"a": value}):
                 pass
+
+
+def test_a_change_inside_of_what_does_not_run_is_refused():
+    inner = nn.Sequential(a=nn.Linear(3, 3), b=nn.Linear(3, 3))
+    model = nn.Sequential(inner=inner, last=nn.Linear(3, 3)).eval()
+    x = Tensor(np.ones((2, 3), np.float32))
+    for value in (np.ones((2, 3), np.float32), "drop"):
+        with pytest.raises(ConfigError, match="inner.a is not run, since inner, which holds it, is not"):
+            with minires.intervene(model, {"inner": value, "inner.a": 0.5}):
+                model(x)
+    with minires.intervene(model, {"inner": 2.0, "inner.a": 0.5}):  # here both have an effect
+        both = model(x).numpy()
+    with minires.intervene(model, {"inner": 2.0}):
+        assert not np.array_equal(both, model(x).numpy())
+    block = build("resnet20_cifar", repeats=(1, 1, 1), shortcut="C", seed=0).eval()
+    with minires.intervene(block, {"res3a": "drop", "res3a_branch1": 0.5}):  # its shortcut runs
+        block(Tensor(np.ones((1, 8, 8, 3), np.float32)))

@@ -186,15 +186,16 @@ def learnt(model: str, side: int) -> Learnt:
 
 
 def is_as_trained(model: str, splits: Splits) -> bool:
-    """Whether the parts of the data set that a run was trained on are as they were; warns if they are not."""
+    """Whether the parts of the data set that a run has learnt from are as they were; warns if they are not.
+    Of the others it may have had fewer, as the runs of a lab have."""
     from minires.train import continuing, report, run_folder
 
     try:
         before = run_folder.read_json(folder_of(model) / continuing.SUMMARY).get("parts")
     except MiniresError:  # there is none, or none that can be read
         return True
-    now = report.parts(splits)
-    if not isinstance(before, dict) or before == now:
+    now, learnt = report.parts(splits), config_of_run(model).train_on.split("+")
+    if not isinstance(before, dict) or all(before.get(name) == now.get(name) for name in learnt):
         return True
     warnings.warn(
         f"the pictures are others than when {model} was trained ({_counts(before)}; now {_counts(now)}), and "

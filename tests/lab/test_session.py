@@ -716,3 +716,11 @@ def test_names_beside_points_do_not_cover_each_other(folder):
     draw.against(axes, numbers, "x", "y")
     heights = sorted(one.xy[1] for one in axes.texts)
     assert len(heights) == 5 and min(np.diff(heights)) > 0.04
+
+
+def test_a_run_of_a_lab_is_looked_at_as_any_other(folder, capsys):
+    lab = find("./longer.py")
+    run_lab(lab, quick(lab).but(tests=1), seeds=1, out="labs", say=str)
+    run = sorted(Path("labs/runs").iterdir())[0]
+    status, out, err = call(capsys, "evaluate", run)
+    assert status == 0 and "others than" not in err and "accuracy" in out

@@ -18,6 +18,7 @@ import importlib.util
 import os
 import re
 import sys
+import sysconfig
 import tokenize
 from pathlib import Path
 
@@ -38,7 +39,7 @@ __all__ = [
 ]  # fmt: skip
 
 OWN = "minires_lab_of_"  # what the module of a file is called begins with this
-_helped: set[str] = set()  # modules that files of labs have imported from beside them
+_ours: set[str] = set()  # modules that no one but files of labs has imported from beside them
 
 
 def find(name: str) -> Lab:
@@ -74,9 +75,8 @@ def load_file(path: str | os.PathLike[str]) -> Lab:
     sys.modules[name] = module  # where dataclasses look for the names in it
     beside = str(path.resolve().parent)
     sys.path[:] = [beside, *(one for one in sys.path if one != beside)]
-    for helper in _helped:  # it may have changed, or lie beside another lab
-        sys.modules.pop(helper, None)
-    before = set(sys.modules)
+    # Helpers are read anew: they may have changed, or lie beside another lab. Who imported one keeps it.
+    theirs = {name: sys.modules.pop(name) for name in {*_ours, *_beside(beside)} if name in sys.modules}
     try:
         spec.loader.exec_module(module)
         found = [
@@ -89,15 +89,17 @@ def load_file(path: str | os.PathLike[str]) -> Lab:
     except (Exception, SystemExit) as error:
         said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise MiniresError(f"{path} fails when it is run: {said}") from error
+    finally:
+        helpers = _beside(beside)
+        sys.modules.update({name: one for name, one in theirs.items() if name not in _ours})
+        _ours.update(helpers.keys() - theirs.keys())
     if not labs:
         names = ", ".join(one.__name__ for one in found) or "none"
         raise ConfigError(f"{path} must have one subclass of minires.lab.Lab, and has {names}")
     lab = checked(labs[0])
     if lab.name in LABS:
         raise ConfigError(f"{path}: a lab of minires is called {lab.name!r}; choose another name")
-    helpers = _helpers(beside)
-    _helped.update(helpers.keys() - before)
-    texts = [_text(one) for one in (path, *sorted(set(helpers.values())))]
+    texts = [_text(one) for one in (path, *sorted({one for one in helpers.values() if one.is_file()}))]
     lab.file, lab.version = str(path), digest(texts)
     lab.beside = digest([_without(texts[0], type(lab).__name__), *texts[1:]])
     return lab
@@ -109,16 +111,19 @@ def _text(path: Path) -> str:
         return file.read()
 
 
-def _helpers(folder: str) -> dict[str, Path]:
-    """The modules that were imported from a folder and their files, of what is installed there apart."""
-    found = {}
+def _beside(folder: str) -> dict[str, Path]:
+    """The modules that were imported from a folder and their files, of what is installed there apart; of a
+    package without a file its folder."""
+    found, installed = {}, Path(sysconfig.get_path("stdlib")).resolve()
     for name, module in list(sys.modules.items()):
-        file = Path(getattr(module, "__file__", None) or "")
-        is_ours = name.partition(".")[0] in ("minires", "__main__") or name.startswith(OWN)
-        # Some modules (of PyTorch) name a file that there is not, relative to wherever the program runs.
-        if is_ours or "site-packages" in file.parts or file.suffix != ".py" or not file.is_file():
+        place = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
+        if place is None or name.partition(".")[0] in ("minires", "__main__") or name.startswith(OWN):
             continue
-        if file.resolve().is_relative_to(folder):
+        file = Path(place).resolve()
+        # Some modules (of PyTorch) name a file that there is not, relative to wherever the program runs.
+        if "site-packages" in file.parts or file.is_relative_to(installed) or not Path(place).is_absolute():
+            continue
+        if file.is_relative_to(folder) and (file.is_dir() or file.suffix == ".py" and file.is_file()):
             found[name] = file
     return found
 

@@ -27,6 +27,7 @@ from minires.registry import added
 from minires.train import run_folder, state
 
 LONGEST = 2**20  # characters of JSON that are kept of a run
+MOST = 1e100  # how large a number is: its square, and sums of these, can be computed with
 
 
 def cases(lab: Lab, scale: Scale, pictures: Pictures) -> dict[str, Case]:
@@ -76,8 +77,9 @@ def _with_what_decides(case: Case, lab: Lab, pictures: Pictures) -> Case:
     decides: list[Any] = []
     if case.settings["data"] not in data.names():
         decides.append(state.fingerprint(pictures(dataclasses.replace(case, tests=None))))
-    if (start := Path(str(case.settings.get("start_from")))).is_file():
-        decides.append(hashlib.sha256(start.read_bytes()).hexdigest())
+    start = case.settings.get("start_from")
+    if isinstance(start, str) and Path(start).is_file():
+        decides.append(hashlib.sha256(Path(start).read_bytes()).hexdigest())
     if added() & set(_texts(case.settings)):
         decides.append(lab.beside or lab.version)
     settings = plain(dict(case.settings))
@@ -112,10 +114,10 @@ def measured(lab: Lab, run: Run) -> dict[str, Any]:
         raise ConfigError(
             f"{_named(lab)}: {what} gives a dict of numbers by name, not a {type(found).__name__}"
         )
-    given: dict[str, Any] = _rounded(plain(dict(found)))
     try:
+        given: dict[str, Any] = _rounded(plain(dict(found)))
         length = len(json.dumps(given))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{_named(lab)}: {what} gives numbers, texts, lists and dicts of them by name; {error}"
         ) from error
@@ -175,12 +177,12 @@ def _named(lab: Lab) -> str:
 
 
 def _rounded(value: Any) -> Any:
-    """Numbers of six digits, and None for what is not finite, or beyond it, which JSON does not hold."""
+    """Numbers of six digits, and None for what is not finite, or as good as that: JSON does not hold it."""
     if isinstance(value, dict):
         return {str(name): _rounded(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [_rounded(one) for one in value]
-    if isinstance(value, int) and abs(value) > sys.float_info.max:
+    if isinstance(value, int | float) and abs(value) > MOST:
         return None
     if isinstance(value, float):
         return run_folder.finite(float(f"{value:.6g}"))

@@ -126,6 +126,8 @@ def checked(lab: Lab) -> Lab:
     for name, given in (("expects", lab.expects), ("further", lab.further)):
         if not isinstance(given, list | tuple) or not all(isinstance(one, Expect) for one in given):
             raise ConfigError(f"{where}: {name} is a list of minires.lab.Expect")
+    if not isinstance(lab.means, Mapping) or not all(isinstance(one, str) for one in lab.means.values()):
+        raise ConfigError(f"{where}: means is a dict that says in words what each number is")
     says = [one.says for one in (*lab.expects, *lab.further)]
     if double := next((one for one in says if says.count(one) > 1), None):
         raise ConfigError(f"{where}: two rules say {double!r}; give each its own words")

@@ -31,6 +31,14 @@ class Outcome:
     folder: Path
 
     @property
+    def alike(self) -> list[str]:
+        """The cases of which all seeds, if they are several, gave the same numbers."""
+        return [
+            case for case, seeds in self.numbers.items()
+            if len(seeds) > 1 and seeds.count(seeds[0]) == len(seeds)
+        ]  # fmt: skip
+
+    @property
     def verdict(self) -> str:
         """The verdict on the whole claim."""
         return overall([one.verdict for one in self.judged])

@@ -20,6 +20,7 @@ from minires.files import atomic_write
 from minires.inspect.runs import spread
 from minires.lab.asked import drawn
 from minires.lab.expect import AGREES, DIFFERS, UNCLEAR, Judged
+from minires.lab.lab import Lab, Numbers
 from minires.lab.outcome import Outcome
 from minires.lab.run import MEANS
 from minires.lab.scale import Case, Scale
@@ -29,6 +30,8 @@ from minires.train.canvas import new_figure, save_figure
 FIGURE, TABLE, REPORT = "figure", "table.csv", "report"
 WIDTH, HEIGHT = 9.0, 4.2  # of a figure, in inches
 MOST = 8  # columns of the table of all cases
+RECIPE = ("epochs", "batch_size", "optimizer", "schedule", "label_smoothing", "augment", "clip")  # settings
+ALIKE = "The same numbers from all seeds (does the network draw its weights from its seed?)"
 WORDS = {
     AGREES: "What was measured here agrees with the claim.",
     UNCLEAR: "What was measured here is too small, or varies too much with the seed, to tell.",
@@ -107,15 +110,18 @@ def report(outcome: Outcome) -> Iterator[Part]:
     yield Heading(1, f"{lab.number} {lab.title}".strip())
     yield Paragraph(f"**Claim.** {lab.claim} ({lab.source})")
     yield Paragraph(f"**Verdict: {outcome.verdict}.** {WORDS[outcome.verdict]}")
-    yield _judged("claim", outcome.judged)
+    yield _judged("claim", outcome.judged, outcome.numbers)
     yield Picture(lab.title)
-    yield Paragraph("A dot is a seed; a line is their mean, a band reaches from the least to the greatest.")
+    yield Paragraph(
+        "Where nothing else is said, a dot is a seed, a line the mean of the seeds, and a band reaches from "
+        "the least to the greatest."
+    )
     if outcome.further:
         yield Heading(2, "Further questions")
         yield Paragraph(
             "They take apart or explain what was found, and do not decide on the verdict."
         )
-        yield _judged("question", outcome.further)
+        yield _judged("question", outcome.further, outcome.numbers)
     explained = [one for one in (*outcome.judged, *outcome.further)
                  if one.verdict == DIFFERS and one.expect.because]  # fmt: skip
     if explained:
@@ -126,14 +132,14 @@ def report(outcome: Outcome) -> Iterator[Part]:
     yield Paragraph(
         "Each seed gives one value. A claim agrees if the whole 90% interval of their mean (Student's t) "
         "lies where the claim says, differs if it lies elsewhere, and is too small to tell else. One seed is "
-        "never enough. Measured is the mean, and behind ± half of that interval. A rule that was put, or put "
-        "anew, when runs had been seen says less than one that was there before."
+        "never enough. Measured is the mean, and behind ± half of that interval. Marked is a rule of which "
+        "its author says that it was put, or put anew, when runs had been seen: it says less than others."
     )
     yield Table(
-        ("claim", "rule", "each seed", "put"),
+        ("claim", "rule", "each seed", "put later"),
         [
             (one.expect.says, one.expect.rule, ", ".join(f"{value:.3g}" for value in one.values) or "-",
-             "runs seen" if one.expect.added else "before the runs")
+             "runs seen" if one.expect.added else "")
             for one in (*outcome.judged, *outcome.further)
         ],
     )  # fmt: skip
@@ -143,7 +149,9 @@ def report(outcome: Outcome) -> Iterator[Part]:
         f"{counted(len(outcome.cases), 'case')}, {counted(outcome.seeds, 'seed')}, "
         f"{outcome.when}; again: {again(outcome)}. The pictures: {known_as(scale, trained=trained)}."
     )
-    if scale.data not in (usual := {one.data for one in (lab.quick, lab.hour, lab.full)}):
+    scales = (lab.quick, lab.hour, lab.full)
+    usual = {one.data for one in scales if one.name == scale.name} or {lab.quick.data}
+    if scale.data not in usual:
         yield Paragraph(
             f"**These are other pictures** than those of the lab ({', '.join(sorted(usual))}): numbers in "
             "its claim and its rules are not of them."
@@ -153,24 +161,29 @@ def report(outcome: Outcome) -> Iterator[Part]:
     if idle := [f"{case} ({lost} of {len(outcome.numbers[case])} seeds)" for case in outcome.cases
                 if (lost := sum(one.get("learnt") == 0 for one in outcome.numbers[case]))]:  # fmt: skip
         yield Paragraph(
-            f"**Not five points better than guessing**, in training: {'; '.join(idle)}. What is seen there "
-            "is not how well it learns, but that it has not begun to."
+            f"**Not five points better than guessing** in the end, in training: {'; '.join(idle)}. What is "
+            "seen there is not how well it learns."
         )
+    if alike := outcome.alike:
+        yield Paragraph(f"**{ALIKE}**: {'; '.join(alike)}.")
     yield Heading(2, "What was scaled down, and why")
     if lab.why:
         yield Paragraph(lab.why)
-    rows = [(lab.means.get(name, name), *both) for name, *both in scaled_down(scale, lab.full, outcome.cases)]
-    if rows:
+    if not lab.number and type(lab).full is Lab.full:  # an own lab, which says nothing of a larger scale
+        return
+    if rows := list(scaled_down(lab, scale, outcome.cases)):
         yield Table(("setting", "here", "with `--scale full`"), rows)
     else:
         yield Paragraph("The settings are those of `--scale full`.")
 
 
-def _judged(what: str, judged: Sequence[Judged]) -> Table:
-    return Table(
-        (what, "the paper's figure", "measured", "verdict"),
-        [(one.expect.says, one.expect.paper or "-", shown(one), one.verdict) for one in judged],
-    )
+def _judged(what: str, judged: Sequence[Judged], numbers: Numbers) -> Table:
+    rows = []
+    for one in judged:
+        idle = [case for case in one.expect.cases if any(seed.get("learnt") == 0 for seed in numbers[case])]
+        mark = f" ({', '.join(idle)}: not learnt in all seeds)" if idle and not one.expect.of_learnt else ""
+        rows.append((one.expect.says, one.expect.paper or "-", shown(one), one.verdict + mark))
+    return Table((what, "the paper's figure", "measured", "verdict"), rows)
 
 
 def shown(judged: Judged) -> str:
@@ -179,10 +192,10 @@ def shown(judged: Judged) -> str:
     >>> from minires.lab.expect import Expect
     >>> claim = Expect("", of=("a", "error"), above=0)
     >>> shown(claim.judge({"a": [{"error": 2.0}, {"error": 2.2}]})), shown(claim.judge({"a": []}))
-    ('2.1 ± 0.63 points', 'nothing')
+    ('2.1 ± 0.63 points', 'no seed counts')
     """
     if judged.mean is None:
-        return "nothing"
+        return "no seed counts"
     around = "" if judged.margin is None else f" ± {judged.margin:.2g}"
     return f"{judged.mean:.3g}{around} {judged.expect.unit}".rstrip()
 
@@ -206,8 +219,8 @@ def _of_all(outcome: Outcome) -> Iterator[Part]:
     )
     more = f" All others stand in `{TABLE}`." if len(names) > MOST else ""
     yield Paragraph(f"Mean, and in brackets standard deviation, over the seeds.{more}")
-    means = MEANS | dict(outcome.lab.means)
-    if told := [(name.replace("_", " "), means[name]) for name in chosen if name in means]:
+    means = {**outcome.lab.means, **{name: MEANS[name] for name in MEANS if name not in outcome.lab.means}}
+    if told := [(name.replace("_", " "), means[name]) for name in means if name in chosen]:
         yield Table(("measured", "what it is"), told)
 
 
@@ -224,7 +237,10 @@ def _spread(seeds: Sequence[Mapping[str, Any]], name: str) -> str:
 
 def _made(cases: Mapping[str, Case]) -> Iterator[Part]:
     """A table of what the cases are: the model of each with its options, and what is not the same in all."""
-    settings = {name: dict(_flat(dict(case.settings))) for name, case in cases.items()}
+    settings = {
+        name: dict(_flat({**case.settings, "tests": case.tests, "extra": dict(case.extra)}))
+        for name, case in cases.items()
+    }
     paths = dict.fromkeys(path for one in settings.values() for path in one)
     differ = [
         path for path in paths
@@ -236,13 +252,29 @@ def _made(cases: Mapping[str, Case]) -> Iterator[Part]:
         # Lists have a path for each place: together again.
         parts: dict[str, list[str]] = {}
         for path in differ:
-            if path != "model" and found.get(path) is not None:
+            if path != "model" and path in found:
                 parts.setdefault(re.sub(r"(\.\d+)+$", "", path), []).append(f"{found[path]}")
-        told += [f"{path.rpartition('.')[2].replace('_', ' ')} {', '.join(values)}"
-                 for path, values in parts.items()]  # fmt: skip
+        told += [f"{_worded(path)} {', '.join(values)}" for path, values in parts.items()]
         rows.append((name, "; ".join(told)))
     if any(told for _, told in rows):
         yield Table(("case", "what it is"), rows)
+    trained = [settings[name] for name, case in cases.items() if case.trained]
+    common = {
+        _worded(path): str(trained[0][path]) for path in paths
+        if trained and path.startswith(RECIPE) and path not in differ and trained[0].get(path)
+    }  # fmt: skip
+    if common:
+        yield Paragraph(f"In all of them: {'; '.join(map(' '.join, common.items()))}.")
+
+
+def _worded(path: str) -> str:
+    """A setting in words.
+
+    >>> [_worded(one) for one in ("optimizer.weight_decay", "schedule.name", "schedule.begin.lr")]
+    ['weight decay', 'schedule', 'schedule begin lr']
+    """
+    short = re.sub(r"^(optimizer|variant|extra)\.(?!name$)|\.name$", "", path)
+    return short.replace(".", " ").replace("_", " ")
 
 
 def known_as(scale: Scale, *, trained: bool = True) -> str:
@@ -256,41 +288,47 @@ def known_as(scale: Scale, *, trained: bool = True) -> str:
     return f"`{scale.data}`, {count}{' to learn from' * trained}{size}"
 
 
-def scaled_down(scale: Scale, full: Scale, cases: Mapping[str, Case]) -> Iterator[tuple[str, str, str]]:
-    """What differs from the scale ``full``, but for what each of the cases sets by itself; where nothing is
-    trained, without the settings of training."""
-    trained = [one.settings for one in cases.values() if one.trained]
+def scaled_down(lab: Lab, scale: Scale, cases: Mapping[str, Case]) -> Iterator[tuple[str, str, str]]:
+    """What differs from the lab's scale ``full``, but for what each of the cases sets by itself; where
+    nothing is trained, without the settings of training."""
+    full, trained = lab.full, [one.settings for one in cases.values() if one.trained]
     names = {"data": "data", "pictures": "training pictures", "size": "side of the pictures"}
     if trained:
         names |= {"epochs": "epochs", "batch_size": "pictures in a step"}
     names["tests"] = "validation pictures, and test pictures, at most"
     for field, words in names.items():
         here, there = getattr(scale, field), getattr(full, field)
-        if here != there:
+        by_case = field != "tests" and bool(trained) and not any(one.get(field) == here for one in trained)
+        if here != there and not by_case:
             yield words, _said(here), _said(there)
     if trained:
         if scale.recipe != full.recipe:
             yield "recipe", scale.recipe, full.recipe
         ours, theirs = (Config.settings_of(one.recipe, **one.settings) for one in (scale, full))
         for name in {**scale.settings, **full.settings}:
-            here, there = (_left(one[name], name, trained) for one in (ours, theirs))
+            own = _by_case(ours[name], [one.get(name) for one in trained])
+            here, there = (_without(one[name], own) for one in (ours, theirs))
             if here != there:
                 yield name.replace("_", " "), _listed(here), _listed(there)
     for mine, of_full in ((scale.variant, full.variant), (scale.extra, full.extra)):
         for name in {**mine, **of_full}:
             if mine.get(name) != of_full.get(name):
                 here, there = (_listed(one[name]) if name in one else "-" for one in (mine, of_full))
-                yield name, here, there
+                yield lab.means.get(name, name), here, there
 
 
-def _left(setting: Any, name: str, trained: Sequence[Mapping[str, Any]]) -> Any:
-    """A setting of a scale without those of its parts that differ between the cases, which say them."""
+def _by_case(setting: Any, given: Sequence[Any]) -> set[str]:
+    """The parts of a setting of a scale that all cases set to something else."""
+    if not isinstance(setting, Mapping):
+        return set()
+    cases = [one for one in given if isinstance(one, Mapping)]
+    return {part for part, value in setting.items() if not any(one.get(part) == value for one in cases)}
+
+
+def _without(setting: Any, parts: set[str]) -> Any:
     if not isinstance(setting, Mapping):
         return setting
-    return {
-        part: value for part, value in setting.items()
-        if len({str((one.get(name) or {}).get(part)) for one in trained}) == 1
-    }  # fmt: skip
+    return {part: value for part, value in setting.items() if part not in parts}
 
 
 def _said(value: Any) -> str:
@@ -309,8 +347,8 @@ def again(outcome: Outcome) -> str:
     """How to have the same once more: the command, if it can ask for this scale."""
     lab, scale, name = outcome.lab, outcome.scale, shlex.quote(outcome.lab.file or outcome.lab.name)
     for which, one in (("quick", lab.quick), ("hour", lab.hour), ("full", lab.full)):
-        # All pictures are used of another set that has fewer.
-        if scale in (one.but(data=scale.data), one.but(data=scale.data, pictures=None)):
+        fewer = one.but(data=scale.data, pictures=None)  # of another set that has not so many all are used
+        if scale == one.but(data=scale.data) or scale.data != one.data and scale == fewer:
             data = "" if scale.data == one.data else f" --data {shlex.quote(scale.data)}"
             return f"`minires lab {name} --scale {which} --seeds {outcome.seeds}{data}`"
     return f"`run_lab` with this scale and `seeds={outcome.seeds}`"

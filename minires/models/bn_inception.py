@@ -47,7 +47,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minires.errors import ShapeError
+from minires.errors import ConfigError, ShapeError
 from minires.models import stem_and_head
 from minires.models.registry import Entry, Paper
 from minires.models.senet import PAPER as SENET
@@ -189,6 +189,8 @@ def bn_inception(
     norm = {"convention": "torch", "momentum": bn_momentum, "eps": bn_eps}
     convolution = partial(_conv_bn, bias=bias, initializer=initializer, norm=norm, rng=rng)
     gate = None
+    if se and reduction is None and squeeze != "avg":
+        raise ConfigError(f"reduction=None leaves out the gates, so there is no squeeze {squeeze!r}")
     if se and reduction is not None:
         gate = partial(
             SqueezeExcitation, reduction=reduction, squeeze=squeeze, bias=gate_bias, initializer=initializer,

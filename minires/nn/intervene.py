@@ -330,7 +330,7 @@ class _Reader:
                 kind, _through(value, place.key), f"{what} goes through {name}", f"{chinese}经过函数 {name}"
             )
         if isinstance(value, Tensor) or is_array(value):
-            if value.dtype.kind in "OSUcMm":
+            if value.dtype.kind in "OSUcMm" or value.dtype.names:
                 raise ConfigError(
                     f"intervene: {place.key}: what is stored in its place is real numbers, not {value.dtype}"
                 )

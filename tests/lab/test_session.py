@@ -1,6 +1,7 @@
 """All runs of a lab: found again, gone on with, spread over ranks; a lab of one's own; what is refused."""
 
 import csv
+import importlib
 import json
 import re
 import shutil
@@ -153,7 +154,7 @@ def test_a_change_of_measure_measures_again_and_trains_nothing(folder, monkeypat
     other = find("./longer.py")
     assert run_lab(other, quick(other), seeds=1, out="labs", say=str).numbers["two"][0]["more"] == 7
     assert not done
-    with pytest.raises(CheckpointError, match="another measure.*run it anew: minires lab longer"):
+    with pytest.raises(CheckpointError, match=r"another measure.*run it anew: minires lab longer\.py "):
         recalled(lab, quick(lab), "labs")
     assert recalled(other, quick(other), "labs").numbers["one"][0]["more"] == 7
 
@@ -231,6 +232,8 @@ def test_what_is_not_trained_is_made_from_each_seed(folder):
     [
         ("x = 1", "must have one subclass of minires.lab.Lab, and has none"),
         ("1 / 0", "fails when it is run: ZeroDivisionError"),
+        *((OWN.replace("    def cases", f"    means = {means}\n\n    def cases"), "means is a dict that says")
+          for means in ("None", "['size']", "{'size': 3}")),
         ("def", "fails when it is run: SyntaxError"),
         (OWN + "\nclass Second(Longer):\n    pass\n", "has Longer, Second"),
         (OWN.replace("claim, source", "claims, source"), "does not say its claim"),
@@ -489,7 +492,7 @@ def test_the_name_of_a_scale_names_a_folder(name):
 
 def scaled(lab, **changes):
     scale = lab.quick.but(**changes)
-    return {name: both for name, *both in scaled_down(scale, lab.full, lab.cases(scale))}
+    return {name: both for name, *both in scaled_down(lab, scale, lab.cases(scale))}
 
 
 def test_what_was_scaled_down_is_what_the_runs_had():
@@ -497,11 +500,11 @@ def test_what_was_scaled_down_is_what_the_runs_had():
     assert rows["optimizer"][1] == "sgd, lr 0.1, momentum 0.9, weight_decay 0.0001"
     assert rows["training pictures"] == ["5000", "all"] and rows["epochs"] == ["12", "182"]
     rows = scaled(find("P3"))
-    assert rows["model"] == ["-", "resnet34"] and rows["recipe"] == ["cifar", "imagenet"]
+    assert rows["network"] == ["-", "resnet34"] and rows["recipe"] == ["cifar", "imagenet"]
     assert scaled(find("P3"), variant={"bn": False})["bn"] == ["False", "-"]
     # What each of the cases sets by itself is said of them, not of all.
     rows = scaled(find("P15"))
-    assert "optimizer" not in rows and rows["schedule"][0] == "cosine"
+    assert rows["optimizer"] == ["sgd, lr 0.05, momentum 0.9", "sgd, lr 0.1, momentum 0.9"]
     assert "epochs" not in scaled(find("P14"))  # nothing is trained
 
 
@@ -555,9 +558,37 @@ def test_helpers_of_one_name_in_two_folders_are_two(folder, monkeypatch):
         (folder / name / "helper.py").write_text(f"EPOCHS = {epochs}\n")
         text = OWN.replace("import sys", "from helper import EPOCHS")
         (folder / name / "longer.py").write_text(text.replace("=epochs)", "=EPOCHS + epochs)"))
-    for name, epochs in (("left", 2), ("right", 4)):
+    for name, epochs in (("left", 2), ("right", 4), ("left", 2)):
         lab = find(f"{name}/longer.py")
         assert lab.cases(lab.quick)["one"].settings["epochs"] == epochs
+
+
+def test_a_helper_that_was_imported_before_is_read_anew_and_stays_that_of_others(folder, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    (folder / "parts_too").mkdir()  # a package without an __init__.py
+    text = OWN.replace("import sys", "import hh\nfrom parts_too import net as parts")
+    (folder / "longer.py").write_text(text.replace("=epochs)", "=hh.K * parts.K + epochs)"))
+    (folder / "hh.py").write_text("K = 1\n")
+    mine, versions = importlib.import_module("hh"), set()
+    for k in (1, 3, 5):
+        (folder / "hh.py").write_text(f"K = {k}\n")
+        for more in (1, 7):
+            (folder / "parts_too" / "net.py").write_text(f"K = {more}\n")
+            importlib.invalidate_caches()
+            lab = find("./longer.py")
+            assert lab.cases(lab.quick)["one"].settings["epochs"] == k * more + 1
+            versions.add(lab.version)
+    assert len(versions) == 6 and sys.modules["hh"] is mine and mine.K == 1
+    import colorsys  # noqa: F401  (of the standard library: nothing to do with the lab)
+
+    assert find("./longer.py").version == lab.version
+
+
+def test_a_file_of_the_name_of_nothing_decides_on_nothing(folder):
+    lab = find("./longer.py")
+    before = {name: case.decides for name, case in asked.cases(lab, quick(lab), Pictures()).items()}
+    (folder / "None").write_text("x")
+    assert before == {name: case.decides for name, case in asked.cases(lab, quick(lab), Pictures()).items()}
 
 
 class Starts(Diverges):
@@ -596,6 +627,16 @@ def test_numbers_of_two_kinds_too_large_ones_and_a_figure_that_changes_them(fold
     text = Path("labs/odd-tiny/report.md").read_text()
     assert found.numbers["a"][0]["big"] is None and found.numbers["a"][0]["size"] == 0
     assert "| a | 0.07143 (0.1) | 5 |" in text and "| b | 0.07143 (0.1) | - |" in text
+    around: list = []
+    around.append(around)
+    for odd in (np.linalg.slogdet(np.eye(2)), around, {1j}):
+        monkeypatch.setattr(Odd, "found", {"a": {"x": odd}})
+        with pytest.raises(MiniresError, match="measure.. of 'a', seed 2 gives numbers, texts, lists"):
+            run_lab(Odd(), quick(Odd()), seeds=3, out="labs", say=str)
+    monkeypatch.setattr(Odd, "found", {name: {"size": 1.7e308, "x": -1.7e308} for name in "ab"})
+    assert run_lab(Odd(), quick(Odd()), seeds=2, out="large", say=str).judged[0].values == ()
+    text = Path("large/odd-tiny/report.md").read_text()
+    assert "no seed counts" in text and "The same numbers from all seeds" in text and "a; b." in text
 
 
 def test_more_of_a_run_than_is_kept_is_refused_and_what_is_kept_can_be_read(folder, monkeypatch):
@@ -681,11 +722,14 @@ def test_a_report_says_why_what_and_when(folder):
     found = run_lab(Told(), quick(Told()), seeds=3, out="labs", say=str)
     text = markdown(report(found))
     assert "**less**: it differs" in text and "it agrees" not in text
-    assert text.count("| runs seen |") == 1 and text.count("| before the runs |") == 1
+    assert text.count("| runs seen |") == 1
+    assert "| more | -" in text and "| differs (b, a: not learnt in all seeds) |" in text
     assert "a (1 of 3 seeds); b (1 of 3 seeds)" in text
     assert "| size | how large it is |" in text and "other pictures" in text and "cifar10" in text
     assert "to learn from" not in text  # nothing is trained
     assert "`run_lab` with this scale and `seeds=3`" in text
+    whole = run_lab(Told(), Told().quick.but(pictures=None), seeds=1, out="whole", say=str)
+    assert "`run_lab` with this scale" in markdown(report(whole))  # of 5,000 pictures is another
     other = quick(Told()).but(name="quick")  # of the name of a scale of the lab, and another one
     assert "`run_lab` with this scale" in markdown(
         report(run_lab(Told(), other, seeds=3, out="labs", say=str))
@@ -699,21 +743,34 @@ def test_a_report_says_what_each_case_is():
     lab = find("P15")
     found = types.SimpleNamespace(
         lab=lab, scale=lab.quick, seeds=0, cases=lab.cases(lab.quick), numbers=Numbers(), judged=(),
-        further=(), when="", folder=Path("nowhere"), verdict="agrees",
+        further=(), when="", folder=Path("nowhere"), verdict="agrees", alike=[],
     )  # fmt: skip
     found.numbers.update({name: [] for name in found.cases})
     text = markdown(report(found))
     assert "| weights | `resnet20_cifar`; lr 0.05; weight decay 0.001 |" in text
     rows = (line for line in text.splitlines() if line.startswith("| none, no BN | `resnet20_cifar`"))
     assert {"bn False", "initializer glorot_uniform", "lr 0.03"} < set(next(rows).split(" |")[1].split("; "))
+    assert "In all of them: epochs 12; batch size 64; optimizer sgd; momentum 0.9" in text
+    assert "other pictures" not in text
+
+    lab = find("P10")
+    found.lab, found.scale, found.cases = lab, lab.quick, lab.cases(lab.quick)
+    found.numbers = Numbers({name: [] for name in found.cases})
+    text = markdown(report(found))
+    assert "`se_resnet56_cifar`; gate bias False; repeats 3, 3, 3; reduction None;" in text
+    assert "`se_resnet56_cifar`; gate bias False; repeats 3, 3, 3; reduction 4;" in text
 
 
 def test_names_beside_points_do_not_cover_each_other(folder):
     numbers = Numbers({f"case {at}": [{"x": float(at), "y": 1.0 + at / 1000}] for at in range(4)})
     numbers["far"] = [{"x": 0.0, "y": 2.0}]
     figure = new_figure(6, 4)
-    axes = figure.subplots()
+    axes, other = figure.subplots(1, 2)
     draw.against(axes, numbers, "x", "y")
+    draw.against(other, numbers, "x", "y", names=False)
+    draw.named(other)
+    assert [one.get_text() for one in other.get_legend().get_texts()] == list(numbers)
+    assert not other.texts and axes.get_legend() is None
     heights = sorted(one.xy[1] for one in axes.texts)
     assert len(heights) == 5 and min(np.diff(heights)) > 0.04
 

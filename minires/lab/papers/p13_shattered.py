@@ -53,7 +53,7 @@ class Shattered(Lab):
                paper="decays exponentially, batch norm or not"),
         Expect("in the residual network of its depth most of it is", of=("residual, BN", "deepest"),
                above=0.5, unit="", paper="decays as 1/sqrt(L)"),
-        Expect("at that depth residual keeps more than plain", of=("residual, BN", "deepest"),
+        Expect("there residual keeps more than plain, both with batch norm", of=("residual, BN", "deepest"),
                minus=("plain, BN", "deepest"), above=0.3, unit=""),
     )  # fmt: skip
     further = (
@@ -68,7 +68,8 @@ class Shattered(Lab):
                minus=("residual, BN", "deepest"), above=0, unit=""),
     )  # fmt: skip
     means = {
-        "deepest": "cosine in the deepest network", "shallowest": "in the shallowest one",
+        "deepest": "cosine in the network with the most blocks (9 of each width: 56 layers)",
+        "shallowest": "in the one with the fewest (1: 8 layers)",
         "noisier": "in the deepest one, with 10% of noise",
         "blocks": "blocks of each width", "batch": "pictures in the batch",
     }  # fmt: skip

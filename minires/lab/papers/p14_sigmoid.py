@@ -40,7 +40,10 @@ class Sigmoid(Lab):
         "layer and vanishes in deep networks; with ReLU, or with shortcuts, it does not"
     )
     source = "widespread in tutorials; Hochreiter 1991; Glorot and Bengio 2010, section 3.2"
-    why = "Nothing is trained: the claim is one about fresh networks."
+    why = (
+        "Nothing is trained: the claim is one about fresh networks. They are chains of convolutions of 3x3 "
+        "with 16 channels, each with its activation."
+    )
     expects = (
         Expect("sigmoid, Glorot: a factor of about 0.25 in each layer", of=("sigmoid, Glorot", "factor"),
                above=0.2, below=0.3, unit="", paper="0.25"),

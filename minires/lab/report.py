@@ -158,8 +158,7 @@ def report(outcome: Outcome) -> Iterator[Part]:
         )
     yield from _made(outcome.cases)
     yield from _of_all(outcome)
-    if idle := [f"{case} ({lost} of {len(outcome.numbers[case])} seeds)" for case in outcome.cases
-                if (lost := sum(one.get("learnt") == 0 for one in outcome.numbers[case]))]:  # fmt: skip
+    if idle := [told for case in outcome.cases if (told := _idle(case, outcome.numbers[case]))]:
         yield Paragraph(
             f"**Not five points better than guessing** in the end, in training: {'; '.join(idle)}. What is "
             "seen there is not how well it learns."
@@ -180,10 +179,16 @@ def report(outcome: Outcome) -> Iterator[Part]:
 def _judged(what: str, judged: Sequence[Judged], numbers: Numbers) -> Table:
     rows = []
     for one in judged:
-        idle = [case for case in one.expect.cases if any(seed.get("learnt") == 0 for seed in numbers[case])]
-        mark = f" ({', '.join(idle)}: not learnt in all seeds)" if idle and not one.expect.of_learnt else ""
-        rows.append((one.expect.says, one.expect.paper or "-", shown(one), one.verdict + mark))
+        told = [_idle(case, numbers[case]) for case in one.expect.cases if not one.expect.of_learnt]
+        marks = "".join(f"; {idle} learnt nothing" for idle in told if idle)
+        rows.append((one.expect.says, one.expect.paper or "-", shown(one), one.verdict + marks))
     return Table((what, "the paper's figure", "measured", "verdict"), rows)
+
+
+def _idle(case: str, seeds: Sequence[Mapping[str, Any]]) -> str:
+    """A case with how many of its seeds have learnt nothing, if any."""
+    lost = sum(one.get("learnt") == 0 for one in seeds)
+    return f"{case} ({lost} of {counted(len(seeds), 'seed')})" if lost else ""
 
 
 def shown(judged: Judged) -> str:
@@ -237,10 +242,12 @@ def _spread(seeds: Sequence[Mapping[str, Any]], name: str) -> str:
 
 def _made(cases: Mapping[str, Case]) -> Iterator[Part]:
     """A table of what the cases are: the model of each with its options, and what is not the same in all."""
-    settings = {
-        name: dict(_flat({**case.settings, "tests": case.tests, "extra": dict(case.extra)}))
-        for name, case in cases.items()
-    }
+    settings = {}
+    for name, case in cases.items():
+        more = {"tests": case.tests, "extra": dict(case.extra), "augment": case.settings.get("augment")}
+        if more["augment"]:
+            more["augment"] = _listed(more["augment"])
+        settings[name] = dict(_flat({**case.settings, **more}))
     paths = dict.fromkeys(path for one in settings.values() for path in one)
     differ = [
         path for path in paths
@@ -249,22 +256,25 @@ def _made(cases: Mapping[str, Case]) -> Iterator[Part]:
     rows = []
     for name, found in settings.items():
         told = [f"`{found['model']}`"] if found.get("model") else []
-        # Lists have a path for each place: together again.
-        parts: dict[str, list[str]] = {}
-        for path in differ:
-            if path != "model" and path in found:
-                parts.setdefault(re.sub(r"(\.\d+)+$", "", path), []).append(f"{found[path]}")
-        told += [f"{_worded(path)} {', '.join(values)}" for path, values in parts.items()]
+        told += _in_words({path: found[path] for path in differ if path != "model" and path in found})
         rows.append((name, "; ".join(told)))
     if any(told for _, told in rows):
         yield Table(("case", "what it is"), rows)
     trained = [settings[name] for name, case in cases.items() if case.trained]
     common = {
-        _worded(path): str(trained[0][path]) for path in paths
+        path: trained[0][path] for path in paths
         if trained and path.startswith(RECIPE) and path not in differ and trained[0].get(path)
     }  # fmt: skip
     if common:
-        yield Paragraph(f"In all of them: {'; '.join(map(' '.join, common.items()))}.")
+        yield Paragraph(f"In all of them: {'; '.join(_in_words(common))}.")
+
+
+def _in_words(settings: Mapping[str, Any]) -> list[str]:
+    """Settings by path in words; lists, which have a path for each place, are together again."""
+    parts: dict[str, list[str]] = {}
+    for path, value in settings.items():
+        parts.setdefault(re.sub(r"(\.\d+)+$", "", path), []).append(f"{value}")
+    return [f"{_worded(path)} {', '.join(values)}" for path, values in parts.items()]
 
 
 def _worded(path: str) -> str:

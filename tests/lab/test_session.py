@@ -723,7 +723,7 @@ def test_a_report_says_why_what_and_when(folder):
     text = markdown(report(found))
     assert "**less**: it differs" in text and "it agrees" not in text
     assert text.count("| runs seen |") == 1
-    assert "| more | -" in text and "| differs (b, a: not learnt in all seeds) |" in text
+    assert "differs; b (1 of 3 seeds) learnt nothing; a (1 of 3 seeds) learnt nothing |" in text
     assert "a (1 of 3 seeds); b (1 of 3 seeds)" in text
     assert "| size | how large it is |" in text and "other pictures" in text and "cifar10" in text
     assert "to learn from" not in text  # nothing is trained
@@ -751,12 +751,14 @@ def test_a_report_says_what_each_case_is():
     rows = (line for line in text.splitlines() if line.startswith("| none, no BN | `resnet20_cifar`"))
     assert {"bn False", "initializer glorot_uniform", "lr 0.03"} < set(next(rows).split(" |")[1].split("; "))
     assert "In all of them: epochs 12; batch size 64; optimizer sgd; momentum 0.9" in text
+    assert "augment shift, pixels 4, mode constant, flip." in text
     assert "other pictures" not in text
 
     lab = find("P10")
     found.lab, found.scale, found.cases = lab, lab.quick, lab.cases(lab.quick)
     found.numbers = Numbers({name: [] for name in found.cases})
     text = markdown(report(found))
+    assert "schedule step; schedule at 0.5, 0.75; schedule factor 0.1; augment shift" in text
     assert "`se_resnet56_cifar`; gate bias False; repeats 3, 3, 3; reduction None;" in text
     assert "`se_resnet56_cifar`; gate bias False; repeats 3, 3, 3; reduction 4;" in text
 

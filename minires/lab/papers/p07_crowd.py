@@ -55,7 +55,7 @@ class Crowd(Lab):
     )  # fmt: skip
     version = 2
     further = (Expect("but the first block costs more than ten points", of=(DEEP, "first"), above=10,
-                      learnt=True, added=True, paper="figure 3: no block does"),)  # fmt: skip
+                      learnt=True, added=True, paper="figure 3: only changes of shape do"),)  # fmt: skip
     means = {
         "one_less": "points that deleting a block costs, median", "harmless": "share of blocks that cost < 5",
         "first": "points that the first one costs (of 54 the 52 that keep the shape are deleted)",

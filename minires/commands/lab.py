@@ -103,7 +103,7 @@ def _described(lab: Lab) -> dict[str, Any]:
 
 
 def _tell(outcome: Outcome) -> None:
-    from minires.lab.report import shown
+    from minires.lab.report import ALIKE, shown
 
     print()
     wide = max(len(one.expect.says) for one in (*outcome.judged, *outcome.further))
@@ -113,6 +113,8 @@ def _tell(outcome: Outcome) -> None:
         print("besides")
     for one in outcome.further:
         print(f"  {one.expect.says:<{wide}}  {shown(one):>20}  {one.verdict}")
+    if outcome.alike:
+        print(f"\n{ALIKE}: {'; '.join(outcome.alike)}")
     print(f"\nVerdict: {outcome.verdict}. The report: {Path(outcome.folder) / 'report.html'}")
 
 

@@ -19,7 +19,7 @@ from minires import distributed
 from minires.errors import CheckpointError, ConfigError, DataError, MiniresError
 from minires.lab import Case, Expect, Lab, Numbers, Scale, asked, draw, find, load_file, recalled, run_lab
 from minires.lab import run as lab_run
-from minires.lab.report import markdown, report, scaled_down
+from minires.lab.report import again, markdown, report, scaled_down
 from minires.lab.run import LEARNT, Pictures, Run
 from minires.train import Interrupted, continuing
 from minires.train.canvas import new_figure
@@ -728,8 +728,9 @@ def test_a_report_says_why_what_and_when(folder):
     assert "| size | how large it is |" in text and "other pictures" in text and "cifar10" in text
     assert "to learn from" not in text  # nothing is trained
     assert "`run_lab` with this scale and `seeds=3`" in text
-    whole = run_lab(Told(), Told().quick.but(pictures=None), seeds=1, out="whole", say=str)
-    assert "`run_lab` with this scale" in markdown(report(whole))  # of 5,000 pictures is another
+    degradation = find("P1")
+    whole = types.SimpleNamespace(lab=degradation, scale=degradation.quick.but(pictures=None), seeds=3)
+    assert again(whole) == "`run_lab` with this scale and `seeds=3`"  # that of 5,000 pictures is another
     other = quick(Told()).but(name="quick")  # of the name of a scale of the lab, and another one
     assert "`run_lab` with this scale" in markdown(
         report(run_lab(Told(), other, seeds=3, out="labs", say=str))

@@ -165,10 +165,12 @@ def report(outcome: Outcome) -> Iterator[Part]:
         )
     if alike := outcome.alike:
         yield Paragraph(f"**{ALIKE}**: {'; '.join(alike)}.")
-    yield Heading(2, "What was scaled down, and why")
+    says_no_full = not lab.number and type(lab).full is Lab.full  # an own lab, which has no larger scale
+    if lab.why or not says_no_full:
+        yield Heading(2, "What was scaled down, and why")
     if lab.why:
         yield Paragraph(lab.why)
-    if not lab.number and type(lab).full is Lab.full:  # an own lab, which says nothing of a larger scale
+    if says_no_full:
         return
     if rows := list(scaled_down(lab, scale, outcome.cases)):
         yield Table(("setting", "here", "with `--scale full`"), rows)

@@ -100,6 +100,7 @@ def test_a_lab_of_ones_own_runs_from_the_command_line_and_what_is_done_is_not_do
     assert out.index("rule") < out.index("1 of 4") < out.index("4 of 4") < out.index("Verdict")
     report = Path("mine/longer-quick-pictures/report.md").read_text()
     assert "everybody" in report and "two are better | 0.1 |" in report
+    assert "scaled down" not in report  # it says nothing of a larger scale
     again = "`minires lab longer.py --scale quick --seeds 2 --data pictures`"
     assert again in report
     status, out, _ = call(capsys, *arguments)

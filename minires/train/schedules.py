@@ -345,7 +345,8 @@ class Schedule:
         warmup, self.warmup_start = (float(given.pop(key, default)) for key, default in WARMUP.items())
         if self.begin and warmup:
             raise ConfigError(
-                f"the {name} schedule has both warmup and begin, and each is a beginning; give one of them"
+                f"the {name} schedule has both warmup and begin, and each is a beginning; give one of them "
+                "(warmup=0 leaves that out)"
             )
         self.curve = kind(**given)
         self.peak_lr = number("lr of a schedule", lr, least=0)

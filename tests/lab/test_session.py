@@ -583,6 +583,8 @@ def test_a_helper_that_was_imported_before_is_read_anew_and_stays_that_of_others
     import colorsys  # noqa: F401  (of the standard library: nothing to do with the lab)
 
     assert find("./longer.py").version == lab.version
+    above = str(Path(json.__file__).parents[1])  # a lab's folder may hold the Python that runs it
+    assert "json" not in minires.lab._beside(above)
 
 
 def test_a_file_of_the_name_of_nothing_decides_on_nothing(folder):
@@ -615,7 +617,7 @@ class Odd(Two):
     found: dict = {}
 
     def measure(self, run):
-        return {"size": run.seed / 7, **self.found.get(run.case, {})}
+        return {"size": run.seed / 7, "half": run.seed / 1, **self.found.get(run.case, {})}
 
     def figure(self, numbers, figure):
         numbers["a"][0]["size"] = 1e9  # of a copy
@@ -626,15 +628,16 @@ def test_numbers_of_two_kinds_too_large_ones_and_a_figure_that_changes_them(fold
     monkeypatch.setattr(Odd, "found", {"a": {"x": 5, "big": 10**400}, "b": {"x": [1, 2], "text": "so"}})
     found = run_lab(Odd(), quick(Odd()), seeds=2, out="labs", say=str)
     text = Path("labs/odd-tiny/report.md").read_text()
+    assert "| a | 0.07143 (0.1) | 0.5000 (0.71) | 5 |" in text  # as many digits of each
     assert found.numbers["a"][0]["big"] is None and found.numbers["a"][0]["size"] == 0
-    assert "| a | 0.07143 (0.1) | 5 |" in text and "| b | 0.07143 (0.1) | - |" in text
+    assert "| b | 0.07143 (0.1) | 0.5000 (0.71) | - |" in text
     around: list = []
     around.append(around)
     for odd in (np.linalg.slogdet(np.eye(2)), around, {1j}):
         monkeypatch.setattr(Odd, "found", {"a": {"x": odd}})
         with pytest.raises(MiniresError, match="measure.. of 'a', seed 2 gives numbers, texts, lists"):
             run_lab(Odd(), quick(Odd()), seeds=3, out="labs", say=str)
-    monkeypatch.setattr(Odd, "found", {name: {"size": 1.7e308, "x": -1.7e308} for name in "ab"})
+    monkeypatch.setattr(Odd, "found", {name: {"size": 1.7e308, "half": 0.5} for name in "ab"})
     assert run_lab(Odd(), quick(Odd()), seeds=2, out="large", say=str).judged[0].values == ()
     text = Path("large/odd-tiny/report.md").read_text()
     assert "no seed counts" in text and "The same numbers from all seeds" in text and "a; b." in text

@@ -283,6 +283,9 @@ def test_where_there_are_no_pictures_others_are_named(folder, capsys, monkeypatc
     for lab in ("shortcuts", "sigmoid"):
         assert "'cifar10' not found" in (said := refused(capsys, 1, "lab", lab, "--seeds", "1"))
         assert "or take others, say --data hands" in said
+    (folder / "empty").mkdir()
+    said = refused(capsys, 1, "lab", "sigmoid", "--data", "empty", "--seeds", "1")
+    assert "empty" in said and "take others" not in said  # whoever names a folder means it
 
 
 def test_a_stop_while_it_measures_says_how_to_go_on(folder, capsys, monkeypatch):
@@ -673,13 +676,14 @@ def test_what_a_run_does_not_have_is_said(folder):
         run.model  # noqa: B018
 
 
-def test_learnt_is_five_points_below_guessing(folder):
+def test_learnt_is_five_points_below_guessing(folder, monkeypatch):
+    assert LEARNT == 5
+    monkeypatch.setattr(lab_run, "LEARNT", 25.0)  # which a float holds: of two classes 50% guess right
     case = Case({"model": "resnet20_cifar", "data": "pictures", "epochs": 1})
     run = Run("one", case, 0, folder, Pictures())
     run.summary = {"diverged": False, "test_accuracy": 0.5}
-    for error, learnt in ((50 - LEARNT, 1), (50 - LEARNT + 0.5, 0)):
-        row = {"train_accuracy": 1 - error / 100, "val_accuracy": 0.5, "train_loss": 1.0}
-        run.epochs = [row]
+    for right, learnt in ((0.8, 1), (0.75, 1), (0.7, 0)):
+        run.epochs = [{"train_accuracy": right, "val_accuracy": 0.5, "train_loss": 1.0}]
         assert run.errors()["learnt"] == learnt
 
 

@@ -47,14 +47,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minires.errors import ConfigError, ShapeError
+from minires.errors import ShapeError
 from minires.models import stem_and_head
 from minires.models.registry import Entry, Paper
 from minires.models.senet import PAPER as SENET
+from minires.models.senet import gates
 from minires.nn.blocks import Conv
 from minires.nn.layers import AvgPool2d, BatchNorm2d, Conv2d, MaxPool2d, Sequential
 from minires.nn.module import Module
-from minires.nn.squeeze_excitation import SqueezeExcitation
 from minires.ops.concat import concat
 from minires.tensor import Tensor
 
@@ -112,7 +112,7 @@ class InceptionModule(Module):
         row: Inception,
         *,
         convolution: Callable[[str, int, Conv], dict[str, Module]],
-        gate: Callable[[int], Module] | None = None,
+        gate: Callable[[int], Module | None] | None = None,
     ) -> None:
         super().__init__()
 
@@ -188,14 +188,7 @@ def bn_inception(
     """
     norm = {"convention": "torch", "momentum": bn_momentum, "eps": bn_eps}
     convolution = partial(_conv_bn, bias=bias, initializer=initializer, norm=norm, rng=rng)
-    gate = None
-    if se and reduction is None and squeeze != "avg":
-        raise ConfigError(f"reduction=None leaves out the gates, so there is no squeeze {squeeze!r}")
-    if se and reduction is not None:
-        gate = partial(
-            SqueezeExcitation, reduction=reduction, squeeze=squeeze, bias=gate_bias, initializer=initializer,
-            rng=rng,
-        )  # fmt: skip
+    gate = gates(reduction, gate_bias, squeeze, initializer, rng) if se else None
     layers: dict[str, Module] = {
         **convolution("1", 3, Conv(64, 7, 2)),
         "pool1": MaxPool2d(3, stride=2, padding="ceil"),

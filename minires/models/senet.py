@@ -101,7 +101,7 @@ def se_resnet(
     one_of("pool_padding", pool_padding, (1, "ceil"))
     norm: dict[str, Any] = {"convention": "torch", "momentum": bn_momentum, "eps": bn_eps}
     options: dict[str, Any] = {"initializer": initializer, "norm": norm, "rng": rng}
-    gate = _gate(reduction, gate_bias, squeeze, initializer, rng)
+    gate = gates(reduction, gate_bias, squeeze, initializer, rng)
     if reduction is None and placement != "standard":
         raise ConfigError(f"reduction=None leaves out the gates, so there is no placement {placement!r}")
 
@@ -151,7 +151,7 @@ def senet154(
     one_of("pool_padding", pool_padding, (1, "ceil"))
     norm: dict[str, Any] = {"convention": "torch", "momentum": bn_momentum, "eps": bn_eps}
     options: dict[str, Any] = {"initializer": initializer, "norm": norm, "rng": rng}
-    gate = _gate(reduction, gate_bias, squeeze, initializer, rng)
+    gate = gates(reduction, gate_bias, squeeze, initializer, rng)
 
     def block(channels: int, n: int, *, stage: int, block: str, stride: int) -> ResidualBlock:
         inner = _grouped(n, cardinality, width)
@@ -210,7 +210,7 @@ def se_vgg(
         head=head, hidden=hidden, dropout=dropout, initializer=initializer, bn_momentum=bn_momentum,
         bn_eps=bn_eps,
     )  # fmt: skip
-    gate = _gate(reduction, gate_bias, squeeze, initializer, rng)
+    gate = gates(reduction, gate_bias, squeeze, initializer, rng)
     layers: dict[str, Module] = {}
     for name, layer in plain.children():
         layers[name] = layer
@@ -220,10 +220,13 @@ def se_vgg(
     return Sequential(**layers)
 
 
-def _gate(
+def gates(
     reduction: int | None, gate_bias: bool, squeeze: str, initializer: str, rng: np.random.Generator
 ) -> Callable[[int], SqueezeExcitation | None]:
-    """What makes a gate for so many channels; none where there is no reduction."""
+    """What makes a gate for so many channels; none where there is no reduction.
+
+    Raises: ConfigError for a squeeze of gates that are left out.
+    """
     if reduction is None and squeeze != "avg":
         raise ConfigError(f"reduction=None leaves out the gates, so there is no squeeze {squeeze!r}")
     if reduction is None:
